@@ -1,0 +1,40 @@
+"""Encode images and class prompts with CLIP once, then adapt thousands of times on the cached tensors."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "open_store": "onceclip.stores",
+    "make_task": "onceclip.pipeline.tasks",
+    "extract": "onceclip.pipeline.extract",
+    "fit": "onceclip.pipeline.fit",
+    "evaluate": "onceclip.pipeline.evaluate",
+    "load_classifier": "onceclip.adapters",
+    "ZeroShot": "onceclip.adapters",
+    "LinearProbe": "onceclip.adapters",
+    "ClipAdapter": "onceclip.adapters",
+    "TipAdapter": "onceclip.adapters",
+    "TipAdapterF": "onceclip.adapters",
+    "GDA": "onceclip.adapters",
+}
+
+__all__ = ["OnceclipError", "__version__", *_PUBLIC]
+
+
+class OnceclipError(Exception):
+    """A failure that the user can mend: one line that says what, where and how."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import onceclip` needs neither torch nor zarr."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'onceclip' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
