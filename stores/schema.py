@@ -1,0 +1,69 @@
+"""What schema 1 of a store looks like. `docs/store-format.md` says the same in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, VLenUTF8Codec
+
+SCHEMA = 1
+ATTRIBUTE = "onceclip"
+KIND = "features"
+UNIT_ROWS = 4096
+TABLE_ROWS = 65536  # rows per chunk of the columns that are always read whole
+
+TODO, STORED, BAD, REMOVED = -1, 0, 1, 2
+STATES = {"stored": STORED, "bad": BAD, "removed": REMOVED}
+SPLITS = ("train", "val", "test")
+NO_SPLIT = NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array with a row per image: its type, its fill value ("not there") and its further dimensions."""
+
+    dtype: str
+    fill: Any
+    per_unit: bool
+    shape: tuple[int, ...] = ()
+    dimensions: tuple[str, ...] = ()
+
+
+COLUMNS = {
+    "key": Column("str", "", per_unit=False),
+    "label": Column("int32", NO_LABEL, per_unit=False),
+    "split": Column("int8", NO_SPLIT, per_unit=False),
+    "digest": Column("uint8", 0, per_unit=True, shape=(16,), dimensions=("byte",)),
+    "reason": Column("str", "", per_unit=True),
+    "state": Column("int8", TODO, per_unit=True),
+}
+
+
+def create_array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str,
+                 fill: Any, dimensions: tuple[str, ...]) -> zarr.Array:
+    """Create an array without compression, with a CRC-32C behind every chunk and named dimensions.
+
+    Embeddings do not compress (8 % at best), and plain chunks can be read at the speed of a flat file.
+    """
+    serializer = VLenUTF8Codec() if dtype == "str" else BytesCodec()
+    return group.create_array(name, shape=shape, chunks=tuple(max(1, size) for size in chunks), dtype=dtype,
+                              fill_value=fill, filters=None, serializer=serializer, compressors=[Crc32cCodec()],
+                              dimension_names=dimensions, overwrite=True)
+
+
+def get_array(group: zarr.Group, name: str) -> zarr.Array:
+    """The array of a group by its path."""
+    node = group[name]
+    if not isinstance(node, zarr.Array):
+        raise ValueError(f"{name} is not an array")
+    return node
+
+
+def put_array(group: zarr.Group, name: str, values: np.ndarray, fill: Any, dimensions: tuple[str, ...]) -> None:
+    """Create an array and fill it with values, in chunks of `UNIT_ROWS` rows."""
+    dtype = "str" if values.dtype.kind in "OTU" else str(values.dtype)
+    chunks = (min(max(len(values), 1), UNIT_ROWS), *values.shape[1:]) if values.ndim else ()
+    create_array(group, name, values.shape, chunks, dtype, fill, dimensions)[...] = values

@@ -1,0 +1,86 @@
+"""A text set: the raw embeddings of every prompt of every class, and what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zarr
+
+from onceclip.stores.errors import StoreMismatch
+from onceclip.stores.fingerprint import digest, fingerprint
+from onceclip.stores.schema import ATTRIBUTE, get_array, put_array
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Prompt embeddings of all classes under one name; classes may have different numbers of prompts.
+
+    embedding: (prompts, dim) float32, raw. classes: one name per class.
+    class_ptr: (classes + 1,) int64; the prompts of class c are rows class_ptr[c] to class_ptr[c + 1].
+    template_id: (prompts,) int32, which template made the prompt, or -1. prompts: the sentences.
+    source: JSON values that say what made them. encoder: fingerprint of the encoder.
+    """
+
+    embedding: np.ndarray
+    classes: tuple[str, ...]
+    class_ptr: np.ndarray
+    template_id: np.ndarray
+    prompts: tuple[str, ...]
+    encoder: str
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the set: its sentences, their classes, and the encoder; with imported ones, the numbers."""
+        values: dict[str, Any] = {"classes": list(self.classes), "class_ptr": self.class_ptr.tolist(),
+                                  "prompts": list(self.prompts), "encoder": self.encoder}
+        if not any(self.prompts):
+            values["embedding"] = digest(np.ascontiguousarray(self.embedding).tobytes()).hex()
+        return fingerprint(values)
+
+    @property
+    def class_index(self) -> np.ndarray:
+        """Position of each prompt's class: (prompts,) int64."""
+        return np.repeat(np.arange(len(self.classes)), np.diff(self.class_ptr))
+
+    def of_classes(self, names: Sequence[str]) -> TextSet:
+        """The same prompts for some classes, in the order given; joined by name.
+
+        Raises StoreMismatch if a class has no prompts.
+        """
+        place = {name: index for index, name in enumerate(self.classes)}
+        missing = [name for name in names if name not in place]
+        if missing:
+            raise StoreMismatch(f"the text set has no prompts for {_listing(missing)}; it has "
+                                f"{_listing(self.classes)}: run `onceclip extract` again to embed those of all classes")
+        pieces = [np.arange(self.class_ptr[place[name]], self.class_ptr[place[name] + 1]) for name in names]
+        rows = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+        pointer = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces], dtype=np.int64)]).astype(np.int64)
+        return TextSet(self.embedding[rows], tuple(names), pointer, self.template_id[rows],
+                       tuple(self.prompts[row] for row in rows), self.encoder, self.source)
+
+    def write(self, group: zarr.Group) -> None:
+        """Store the set as one group; its attributes, written last, make it count."""
+        put_array(group, "embedding", self.embedding.astype(np.float32), np.nan, ("prompt", "dim"))
+        put_array(group, "class_ptr", self.class_ptr.astype(np.int64), -1, ("class_end",))
+        put_array(group, "template_id", self.template_id.astype(np.int32), -1, ("prompt",))
+        put_array(group, "prompt", np.array(self.prompts, dtype=object), "", ("prompt",))
+        group.attrs[ATTRIBUTE] = {"classes": list(self.classes), "encoder": self.encoder, "source": self.source,
+                                  "fingerprint": self.fingerprint}
+
+    @classmethod
+    def read(cls, group: zarr.Group) -> TextSet:
+        """Read the set that `write` stored."""
+        attributes: Any = group.attrs[ATTRIBUTE]
+        columns = {name: np.asarray(get_array(group, name)[...])
+                   for name in ("embedding", "class_ptr", "template_id", "prompt")}
+        return cls(columns["embedding"], tuple(attributes["classes"]), columns["class_ptr"], columns["template_id"],
+                   tuple(map(str, columns["prompt"])), attributes["encoder"], attributes["source"])
+
+
+def _listing(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
