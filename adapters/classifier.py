@@ -1,0 +1,114 @@
+"""A fitted classifier: raw embeddings in, logits out; saved as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from onceclip.adapters.errors import AdapterFileError, MethodError
+from onceclip.adapters.heads import Head, pack, unpack
+from onceclip.adapters.task import unit
+from onceclip.adapters.threads import threads_for
+
+FORMAT = 1
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_ELEMENTS = 2**25  # of the largest intermediate tensor: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What fitting a method gives; the logits of a row never depend on other rows.
+
+    head: the mathematics, on unit rows.
+    class_names: one name per logit column.
+    dim: width of the embeddings that it takes.
+    method, hyperparameters: what was fitted, and with which values.
+    provenance: JSON values such as the encoder, the text set, the draw; written into the saved folder.
+    """
+
+    head: Head
+    class_names: tuple[str, ...]
+    dim: int
+    method: str
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def logits(self, embeddings: Tensor | np.ndarray) -> Tensor:
+        """Score raw embeddings (rows, dim): float32 logits (rows, classes).
+
+        Raises MethodError for another width, or for rows with NaN or infinity.
+        """
+        rows = torch.as_tensor(embeddings)
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise MethodError(f"embeddings have shape {tuple(rows.shape)}, this classifier takes (rows, {self.dim}): "
+                              "use embeddings of the encoder that it was fitted on")
+        width = max(self.head.width, self.dim)
+        with threads_for(len(rows) * self.dim * width):
+            pieces = [self.head(self._unit(piece)).float() for piece in rows.split(max(1, _ELEMENTS // width))]
+        return torch.cat(pieces) if pieces else torch.empty(0, len(self.class_names))
+
+    def probabilities(self, embeddings: Tensor | np.ndarray) -> Tensor:
+        """Softmax of the logits: (rows, classes)."""
+        return self.logits(embeddings).softmax(dim=1)
+
+    def predict(self, embeddings: Tensor | np.ndarray) -> list[str]:
+        """Name of the most likely class of each raw embedding (rows, dim)."""
+        return [self.class_names[index] for index in self.logits(embeddings).argmax(dim=1).tolist()]
+
+    @staticmethod
+    def _unit(rows: Tensor) -> Tensor:
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        if not torch.isfinite(rows).all():
+            raise MethodError("embeddings hold NaN or infinity: leave out the rows of bad images")
+        return unit(rows)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        description, tensors = pack(self.head)
+        config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
+                  "class_names": list(self.class_names), "head": description, "provenance": self.provenance}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / "README.md").write_text(self._card(), encoding="utf-8")
+        # The configuration comes last: a folder that has it is complete.
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def _card(self) -> str:
+        values = "\n".join(f"| {name} | {value} |" for name, value in self.hyperparameters.items())
+        encoder = self.provenance.get("encoder", {}).get("name", "unknown")
+        return (f"---\nlibrary_name: onceclip\ntags: [clip, few-shot, {self.method}]\n---\n\n"
+                f"# {self.method}\n\nA few-shot classifier of {len(self.class_names)} classes on embeddings of "
+                f"`{encoder}` ({self.dim} dimensions).\n\n| hyperparameter | value |\n| --- | --- |\n{values}\n\n"
+                "Use it with `onceclip predict THIS_FOLDER IMAGES...`.\n")
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """Read a classifier that `Classifier.save` wrote.
+
+    Raises AdapterFileError if the folder holds none, or one of a newer format.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise AdapterFileError(f"{folder} is not a saved adapter (no {CONFIG} in it): give the folder that "
+                               "`onceclip fit --out` wrote")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["format"] > FORMAT:
+            raise AdapterFileError(f"{folder} has adapter format {config['format']}, this version reads up to "
+                                   f"{FORMAT}: install a newer onceclip")
+        head = unpack(config["head"], load_file(folder / WEIGHTS))
+        return Classifier(head, tuple(config["class_names"]), config["dim"], config["method"],
+                          config["hyperparameters"], config["provenance"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise AdapterFileError(f"{folder} holds a damaged adapter ({error}): fit it again") from error

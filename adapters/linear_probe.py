@@ -1,0 +1,45 @@
+"""Linear probe: multinomial logistic regression on the image embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.heads import Head, Linear
+from onceclip.adapters.method import Hyperparameter, Method
+from onceclip.adapters.task import Task
+
+
+class LinearProbe(Method):
+    """Logistic regression on unit embeddings, solved to convergence by L-BFGS; it never sees the text.
+
+    Minimises `mean cross-entropy + l2 / 2 |W|^2` with a free bias. The problem is convex, so neither seed nor
+    start matters. scikit-learn's C is `1 / (l2 rows)`. The bias is trained at the mean of the rows: the same
+    problem, but embeddings share a large common part, and away from it the solver needs far fewer steps.
+
+    Source: CLIP (Radford et al., 2021), appendix A.3: L-BFGS, strength of the decay chosen on validation rows.
+    """
+
+    name = "linear-probe"
+    summary = "logistic regression, decay chosen on validation rows"
+    family = "linear"
+    source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, A.3"
+    equation = "logits = x.W' + b,  min mean CE + l2/2 |W|^2"
+    hyperparameters = {
+        "l2": Hyperparameter(1e-5, "strength of the decay", search=tuple(10.0**-power for power in range(1, 9)),
+                             high=1e6, retrain=True),
+    }
+    select = "val"
+    trained = True
+    solver = "lbfgs"
+
+    def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
+        like = prepared.support.embedding
+        return {"weight": like.new_zeros(prepared.classes, prepared.dim), "bias": like.new_zeros(prepared.classes)}
+
+    def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
+        centre = prepared.support.unit.mean(dim=0)
+        return Linear(parameters["weight"], parameters["bias"] - parameters["weight"] @ centre)
+
+    def penalty(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
+        return self.l2 / 2 * parameters["weight"].square().sum()

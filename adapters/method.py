@@ -1,0 +1,182 @@
+"""The one interface of every method. A new method is one file with one subclass, named in `METHODS`.
+
+A training-free method writes `head`, or `terms` where its logits are `A + weight * B`. A trained one adds
+`initial`, which gives the start values of its parameters; the engine does the rest. All tensors that a
+method sees are the task's.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.errors import MethodError, UnknownName
+from onceclip.adapters.heads import Head, Linear, Sum
+from onceclip.adapters.task import Task
+
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One named setting of a method.
+
+    default: used where nothing is chosen; must work without a validation set.
+    meaning: one line for `onceclip methods NAME`.
+    search: the values tried when it is chosen on validation rows; empty if it never is.
+    low, high: allowed range of a number (both ends included).
+    choices: allowed values of a text.
+    retrain: whether another value needs another training.
+    """
+
+    default: Value
+    meaning: str
+    search: tuple[Value, ...] = ()
+    low: float = 0.0
+    high: float = float("inf")
+    choices: tuple[str, ...] = ()
+    retrain: bool = False
+
+    def parse(self, name: str, value: Value) -> Value:
+        """Turn a number, or a text from the command line, into a valid value.
+
+        Raises MethodError if it is not one.
+        """
+        kind = type(self.default)
+        try:
+            if kind is bool:
+                parsed: Value = _BOOLEANS[str(value).lower()]
+            elif kind is int and float(value) != int(float(value)):
+                raise ValueError
+            else:
+                parsed = int(float(value)) if kind is int else kind(value)
+        except (KeyError, ValueError, OverflowError):
+            raise MethodError(f"{name}={value!r} is not {_KINDS[kind]}: {self.meaning}") from None
+        if self.choices and parsed not in self.choices:
+            raise MethodError(f"{name}={value!r} is not one of {', '.join(self.choices)}: {self.meaning}")
+        if kind in (int, float) and not self.low <= float(parsed) <= self.high:
+            raise MethodError(f"{name}={value!r} is not between {self.low:g} and {self.high:g}: {self.meaning}")
+        return parsed
+
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+class Method:
+    """An algorithm that turns a task into a classifier.
+
+    name, summary, family, source, equation: what `onceclip methods` prints.
+    hyperparameters: its settings. mixing: the one that weighs B where the logits are `A + weight * B`.
+    select: the policy by which hyperparameters are chosen where the user names none.
+    trained, solver: whether there are parameters to train, and by what: "adamw" or "lbfgs".
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    family: ClassVar[str]
+    source: ClassVar[str]
+    equation: ClassVar[str]
+    hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
+    mixing: ClassVar[str | None] = None
+    select: ClassVar[str] = "fixed"
+    trained: ClassVar[bool] = False
+    solver: ClassVar[str] = "adamw"
+    needs_support: ClassVar[bool] = True
+
+    def __init__(self, **values: Value) -> None:
+        for name in values:
+            if name not in self.hyperparameters:
+                raise UnknownName(unknown("hyperparameter", name, self.hyperparameters, f" of {self.name}"))
+        self.values = {name: setting.parse(name, values.get(name, setting.default))
+                       for name, setting in self.hyperparameters.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        """Hyperparameters read as attributes: `self.beta`."""
+        values = self.__dict__.get("values", {})
+        if name in values:
+            return values[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def with_values(self, **values: Any) -> Self:
+        """Copy with some hyperparameters replaced."""
+        other = copy.copy(self)
+        other.values = {**self.values, **values}
+        return other
+
+    def prepare(self, task: Task) -> Any:
+        """Work that no hyperparameter changes, done once for a task; handed to all methods below."""
+        return task
+
+    def initial(self, prepared: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """Start values of the trained parameters; none for a training-free method."""
+        return {}
+
+    def head(self, prepared: Any, parameters: dict[str, Tensor]) -> Head:
+        """The classifier's head for given parameters; differentiable in them."""
+        if self.mixing is None:
+            raise NotImplementedError(f"{type(self).__name__} defines neither head nor terms")
+        first, second = self.terms(prepared, parameters)
+        return Sum((first, second), (1.0, float(self.values[self.mixing])))
+
+    def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
+        """The two heads A and B where the logits are `A + weight * B`."""
+        raise NotImplementedError
+
+    def penalty(self, prepared: Any, parameters: dict[str, Tensor]) -> Tensor | float:
+        """What training adds to the mean cross-entropy."""
+        return 0.0
+
+    def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
+        """Logits A and B (rows, classes) of each support image, as if that image were not in the support.
+
+        Raises MethodError where that has no closed form.
+        """
+        raise MethodError(f"{self.name} has no leave-one-image-out form: use --select val or fixed")
+
+    def fit(self, task: Task, seed: int = 0, progress: Callable[[float], None] | None = None) -> Classifier:
+        """Fit with the present hyperparameters; `fit_selected` chooses them first.
+
+        seed: of the start values and of the batch order of a trained method. progress: gets the fraction done.
+        """
+        from onceclip.adapters.engine import Run, no_progress, train
+
+        self.check(task)
+        prepared = self.prepare(task)
+        parameters = train([Run(self, task, prepared, seed)], progress or no_progress)[0]
+        return self.classifier(task, prepared, parameters)
+
+    def classifier(self, task: Task, prepared: Any, parameters: dict[str, Tensor]) -> Classifier:
+        """Wrap the head of fitted parameters."""
+        with torch.no_grad():
+            head = self.head(prepared, parameters)
+        return Classifier(head, task.text.class_names, task.dim, self.name, dict(self.values))
+
+    def check(self, task: Task) -> None:
+        """Raise MethodError if the task lacks what the method needs."""
+        if self.needs_support and not len(task.support):
+            raise MethodError(f"{self.name} needs labelled training rows and the task has none: "
+                              "use a store with a train split, or --method zero-shot")
+
+
+def zero_shot_head(task: Task) -> Linear:
+    """Zero-shot logits `s x . w_c + b`, the first term of most methods."""
+    weights = task.text.class_weights
+    bias = weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None
+    return Linear(task.logit_scale * weights, bias)
+
+
+def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
+    """One line that names the nearest known name and lists all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    listing = ", ".join(known) if known else "none"
+    return f"no {what} {name!r}{where}: {hint}there are: {listing}"

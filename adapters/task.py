@@ -1,0 +1,160 @@
+"""What one run may look at: text, support rows, validation rows. Test rows have no place in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from onceclip.adapters.errors import MethodError
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale vectors (..., dim) to length one."""
+    return normalize(vectors, dim=-1)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Raw embeddings of every prompt of every class; classes may have different numbers of prompts.
+
+    embedding: (prompts, dim), raw.
+    class_index: (prompts,) int64, the position of each prompt's class in `class_names`.
+    class_names: one name per class.
+    """
+
+    embedding: Tensor
+    class_index: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.class_index, minlength=len(self.class_names))
+        if len(counts) > len(self.class_names) or len(self.class_index) != len(self.embedding):
+            raise MethodError(f"text has {len(self.embedding)} prompts that do not match its "
+                              f"{len(self.class_names)} classes: give every prompt the index of its class")
+        if len(self.class_names) < 2:
+            raise MethodError(f"a classifier needs at least two classes, the text has {len(self.class_names)}: "
+                              "add images and prompts of another class")
+        if (counts == 0).any():
+            missing = self.class_names[int(torch.nonzero(counts == 0)[0])]
+            raise MethodError(f"class {missing!r} has no prompt: add one to the text set")
+
+    def mean_of(self, vectors: Tensor) -> Tensor:
+        """Average prompt vectors (prompts, dim) within each class: (classes, dim)."""
+        total = vectors.new_zeros(len(self.class_names), vectors.shape[1])
+        total.index_add_(0, self.class_index, vectors)
+        return total / torch.bincount(self.class_index, minlength=len(total)).unsqueeze(1)
+
+    @cached_property
+    def class_weights(self) -> Tensor:
+        """Unit class vectors (classes, dim): mean of the unit prompt vectors, scaled to unit length.
+
+        Source: CLIP (Radford et al., 2021), prompt ensembling in embedding space.
+        """
+        return unit(self.mean_of(unit(self.embedding)))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled image embeddings.
+
+    embedding: (rows, dim), raw.
+    label: (rows,) int64, positions in the task's class names.
+    views: (rows, views, dim), raw augmented versions of the same images, or None.
+    """
+
+    embedding: Tensor
+    label: Tensor
+    views: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """Unit embeddings (rows, dim) of the plain images."""
+        return unit(self.embedding)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """One unit key per image (rows, dim): the mean of its raw views, then unit length.
+
+        Source: Tip-Adapter (Zhang et al., 2022), construction of the cache model.
+        """
+        return self.unit if self.views is None else unit(self.views.mean(dim=1))
+
+    @cached_property
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Every view as a unit row of its own: (rows x views, dim) and their labels."""
+        if self.views is None:
+            return self.unit, self.label
+        return unit(self.views).flatten(0, 1), self.label.repeat_interleave(self.views.shape[1])
+
+    def epoch(self, number: int) -> Tensor:
+        """Unit rows (rows, dim) that training sees in one epoch: the views take turns."""
+        return self.unit if self.views is None else unit(self.views[:, number % self.views.shape[1]])
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that one run may look at.
+
+    text: prompt embeddings of all classes.
+    support: the labelled training rows (the shots).
+    val: labelled rows for choosing hyperparameters, or None.
+    unlabelled: (rows, dim) raw embeddings without labels, or None.
+    logit_scale: the encoder's multiplier of cosines (100 for OpenAI CLIP).
+    logit_bias: the encoder's additive term (SigLIP), or 0.
+    """
+
+    text: Text
+    support: Rows
+    val: Rows | None = None
+    unlabelled: Tensor | None = None
+    logit_scale: float = 100.0
+    logit_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, rows in (("support", self.support), ("val", self.val)):
+            if rows is None:
+                continue
+            if rows.embedding.shape[-1] != self.dim:
+                raise MethodError(f"{name} rows have {rows.embedding.shape[-1]} dimensions and the text has "
+                                  f"{self.dim}: both must come from one encoder")
+            if len(rows) and not (int(rows.label.min()) >= 0 and int(rows.label.max()) < self.classes):
+                raise MethodError(f"{name} labels go from {int(rows.label.min())} to {int(rows.label.max())}, the "
+                                  f"text has {self.classes} classes: label rows by their position in class_names")
+            if not torch.isfinite(rows.embedding).all():
+                raise MethodError(f"{name} rows hold NaN or infinity: leave bad images out of the task")
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self.text.embedding.shape[1]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.text.class_names)
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of one pass of the support over the classes."""
+        return len(self.support) * self.dim * self.classes
+
+    def to(self, where: torch.device | torch.dtype | str) -> Task:
+        """Copy with all floating tensors on another device or in another precision."""
+
+        def move(value: Tensor) -> Tensor:
+            return value if isinstance(where, torch.dtype) and not value.is_floating_point() else value.to(where)
+
+        def rows(value: Rows) -> Rows:
+            views = None if value.views is None else move(value.views)
+            return replace(value, embedding=move(value.embedding), label=move(value.label), views=views)
+
+        text = replace(self.text, embedding=move(self.text.embedding), class_index=move(self.text.class_index))
+        return replace(self, text=text, support=rows(self.support), val=None if self.val is None else rows(self.val),
+                       unlabelled=None if self.unlabelled is None else move(self.unlabelled))
