@@ -1,0 +1,1 @@
+"""The demonstration and the small CLIP model that it uses."""

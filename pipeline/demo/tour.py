@@ -1,0 +1,63 @@
+"""The demonstration: the whole promise once, on real scans, with the model that the project ships."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onceclip.adapters import METHODS
+from onceclip.pipeline.demo.digits import TEMPLATE, write_digits
+from onceclip.pipeline.encoder import DEMO, EncoderSpec
+from onceclip.pipeline.extract import Extraction, ExtractOptions, extract
+from onceclip.pipeline.picture import learning_curve
+from onceclip.pipeline.results import NAME, Mean, summarise
+from onceclip.pipeline.sweep import grid, sweep
+from onceclip.stores import open_store
+
+SHOTS = (1, 2, 4, 8, 16)
+SEEDS = (1, 2, 3, 4, 5)
+BASELINE = "zero-shot"
+SELECT = "val"
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What the demonstration made. summary: mean accuracy per method and shots. seconds: of all runs."""
+
+    images: Path
+    store: Path
+    results: Path
+    picture: Path
+    extraction: Extraction
+    summary: dict[str, dict[int, Mean]]
+    runs: int
+    seconds: float
+
+
+def run_tour(out: Path, say: Callable[[str], None], progress: bool = True) -> Tour:
+    """Write the digits, extract them, fit every method at every number of shots with every seed, draw the picture.
+
+    out: folder for everything; what an earlier tour left there is reused. say: gets one line per step.
+    """
+    images, store, results = out / "digits", out / "digits.zarr", out / "results"
+    count = write_digits(images)
+    say(f"1. {count:,} handwritten digits as an image folder: {images}")
+    extraction = extract(images, store, EncoderSpec(DEMO), ExtractOptions(templates=(TEMPLATE,), progress=progress))
+    say(f"2. encoded {extraction.encoded:,} of {extraction.images:,} images and "
+        f"{extraction.text['encoded']} prompts in {extraction.seconds:.1f} s: {store}")
+    specs = grid(list(METHODS), SHOTS, SEEDS, SELECT)
+    begun = time.perf_counter()
+    rows = sweep(open_store(str(store)), specs, results, progress)
+    seconds = time.perf_counter() - begun
+    say(f"3. {len(specs)} runs ({len(METHODS)} methods x {len(SHOTS)} shots x {len(SEEDS)} seeds) in {seconds:.1f} s:"
+        f" {results / NAME}")
+    summary = summarise(rows)
+    picture = out / "learning-curve.png"
+    test = extraction.splits["test"]
+    learning_curve(summary, SHOTS, BASELINE, f"Handwritten digits, {test} test images, onceclip's demo CLIP\n"
+                   f"(mean and 95 % interval of {len(SEEDS)} seeds, hyperparameters chosen on validation shots)",
+                   picture)
+    say(f"4. learning curves: {picture}")
+    return Tour(images, store, results, picture, extraction, summary, len(specs), seconds)

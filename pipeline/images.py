@@ -1,0 +1,66 @@
+"""Reading and decoding one image; whatever is wrong with it becomes one reason."""
+
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from onceclip.pipeline.errors import BadImage
+
+_EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file.
+
+    Raises BadImage if it cannot be read, is not a regular file, or is empty.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadImage("not a regular file")
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot be read ({error.strerror or error})") from error
+    if not content:
+        raise BadImage("empty file")
+    return content
+
+
+def decode(content: bytes) -> Image.Image:
+    """Decode the bytes of an image file whole.
+
+    Pixels of 16 bits are scaled to 8, which Pillow's own conversion would clip to white.
+    Raises BadImage if they are not an image, are cut short, or would need more memory than Pillow allows.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        if image.mode.startswith("I;16"):
+            return image.point([value // 256 for value in range(65536)], "L")
+        if image.mode in _EIGHT_BIT:
+            return image
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image that Pillow can read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"too large ({error})") from error
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
+        raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
+    raise BadImage(f"unsupported pixel format {image.mode}")
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Make Pillow's warning about decompression bombs an error, and its remarks on odd files silent.
+
+    Warning filters belong to the whole process, so this is entered once, around all threads that decode.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\..*")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield

@@ -1,0 +1,141 @@
+"""Features made elsewhere: an .npz file, or a folder of .npy files with the same names, into a store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onceclip.pipeline import splits
+from onceclip.pipeline.embed import NAME
+from onceclip.pipeline.errors import ArrayError
+from onceclip.stores import StoreWriter, Table, TextSet
+from onceclip.stores.fingerprint import digest, fingerprint
+from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, STORED, UNIT_ROWS
+
+KNOWN = ("embedding", "label", "split", "key", "view", "text", "class_names", "logit_scale", "logit_bias")
+_LAYOUT = "embedding (n, d), label (n,), split (n,), and optionally key, view, text, class_names, logit_scale"
+
+
+def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None,
+                  unit_rows: int = UNIT_ROWS) -> dict[str, Any]:
+    """Make a store from arrays.
+
+    source: holds `embedding` (n, d); `label` (n,) int, -1 for none; `split` (n,) text; optionally `key` (n,),
+        `view` (n, v, d), `text` (c, d) or (c, p, d), `class_names` (c,), `logit_scale`.
+    encoder: name of what made them. Without one, only arrays of equal content count as the same encoder's.
+    Raises ArrayError if the arrays do not fit together.
+    """
+    begun = time.perf_counter()
+    arrays = _load(Path(source))
+    embedding, label, names = _checked(arrays, Path(source))
+    n, dim = embedding.shape
+    texts = arrays.get("text")
+    identity = {"imported": encoder, "dim": dim}
+    if encoder is None:
+        identity["content"] = digest(np.ascontiguousarray(embedding).tobytes()).hex()
+    info = {"name": encoder or "unknown", "fingerprint": fingerprint(identity), "imported": True, "dim": dim,
+            "output": "projected", "logit_scale": float(arrays.get("logit_scale", 100.0)),
+            "logit_bias": float(arrays["logit_bias"]) if "logit_bias" in arrays else None}
+
+    finite = np.isfinite(embedding).all(axis=1)
+    if not finite.all():
+        raise ArrayError(f"{source}: {int((~finite).sum())} rows of embedding hold NaN or infinity, the first is row "
+                         f"{int(np.argmin(finite))}: leave them out")
+    key = np.array([str(each) for each in arrays["key"]] if "key" in arrays else
+                   [f"{row:0{len(str(n))}d}" for row in range(n)], dtype=object)
+    if len(set(key)) != n:
+        raise ArrayError(f"{source}: key has {n - len(set(key))} repeated entries: give every row its own")
+    content = np.stack([np.frombuffer(digest(row.tobytes()), np.uint8) for row in embedding])
+    split = _splits(arrays, n, source)
+    table = Table(key, label.astype(np.int32), split, np.full(n, -1, np.int8), content, np.full(n, "", object))
+
+    writer = StoreWriter.create(str(store), info, dim, str(embedding.dtype), unit_rows)
+    writer.plan(table, names)
+    for number in range(-(-n // unit_rows)):
+        rows = slice(number * unit_rows, min((number + 1) * unit_rows, n))
+        count = rows.stop - rows.start
+        writer.commit(number, embedding[rows], content[rows], table.reason[rows], np.full(count, STORED, np.int8))
+    if "view" in arrays:
+        writer.put_views(arrays["view"])
+    if texts is not None:
+        writer.put_text(NAME, _text(texts, names, info["fingerprint"]))
+    state = np.full(n, STORED, np.int8)
+    drawn = split if "split" in arrays else splits.draw_splits(table.label, split, state, content)
+    finished = writer.finish(drawn, split_source={"how": "imported" if "split" in arrays else "drawn"})
+    return {"store": str(store), "images": n, "dim": dim, "classes": len(names), "text": texts is not None,
+            "splits": {name: len(finished.rows(name)) for name in SPLITS}, "encoder": info,
+            "seconds": time.perf_counter() - begun}
+
+
+def _load(source: Path) -> dict[str, np.ndarray]:
+    try:
+        if source.is_dir():
+            arrays = {path.stem: np.load(path, allow_pickle=False) for path in sorted(source.glob("*.npy"))}
+        else:
+            with np.load(source, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ArrayError(f"{source} cannot be read as .npz or a folder of .npy files ({error}): it needs "
+                         f"{_LAYOUT}") from error
+    unknown = sorted(set(arrays) - set(KNOWN))
+    if "embedding" not in arrays:
+        raise ArrayError(f"{source} has no array `embedding` (it has: {', '.join(unknown) or 'nothing'}): it needs "
+                         f"{_LAYOUT}")
+    if unknown:
+        raise ArrayError(f"{source} has arrays that mean nothing here: {', '.join(unknown)}; known are "
+                         f"{', '.join(KNOWN)}: remove or rename them")
+    return arrays
+
+
+def _checked(arrays: dict[str, np.ndarray], source: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Embeddings in a type that stores hold, labels, and class names; whatever does not fit is an ArrayError."""
+    embedding = arrays["embedding"]
+    if embedding.ndim != 2 or embedding.dtype.kind != "f" or not len(embedding):
+        raise ArrayError(f"{source}: embedding has shape {embedding.shape} and type {embedding.dtype}: give (n, d) "
+                         "floating-point numbers")
+    n, dim = embedding.shape
+    embedding = embedding if embedding.dtype == np.float16 else embedding.astype(np.float32)
+    label = arrays.get("label", np.full(n, NO_LABEL))
+    lengths: list[tuple[str, Callable[[tuple[int, ...]], bool]]] = [
+        ("label", lambda shape: shape == (n,)), ("split", lambda shape: shape == (n,)),
+        ("key", lambda shape: shape == (n,)),
+        ("view", lambda shape: len(shape) == 3 and (shape[0], shape[2]) == (n, dim)),
+        ("text", lambda shape: len(shape) in (2, 3) and shape[-1] == dim)]
+    for name, fits in lengths:
+        if name in arrays and not fits(arrays[name].shape):
+            raise ArrayError(f"{source}: {name} has shape {arrays[name].shape}, which does not fit embedding "
+                             f"{embedding.shape}: {_LAYOUT}")
+    if label.dtype.kind not in "iu" or label.min() < NO_LABEL:
+        raise ArrayError(f"{source}: label must hold whole numbers from 0 up, or -1 for none")
+    classes = max(int(label.max()) + 1, len(arrays.get("text", ())), len(arrays.get("class_names", ())))
+    names = [str(name) for name in arrays.get("class_names", range(classes))]
+    if len(names) != classes or len(arrays.get("text", names)) != classes:
+        raise ArrayError(f"{source}: labels go up to {int(label.max())}, text has {len(arrays.get('text', ()))} and "
+                         f"class_names {len(names)} entries: they must name the same classes")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ArrayError(f"{source}: class_names holds {twice!r} twice: classes are joined by name, give each its own")
+    return embedding, label, names
+
+
+def _splits(arrays: dict[str, np.ndarray], n: int, source: str | Path) -> np.ndarray:
+    split = np.full(n, NO_SPLIT, np.int8)
+    for number, name in enumerate(SPLITS):
+        if "split" in arrays:
+            split[arrays["split"].astype(str) == name] = number
+    if "split" in arrays and (split == NO_SPLIT).any():
+        odd = sorted(set(arrays["split"].astype(str)) - set(SPLITS))
+        raise ArrayError(f"{source}: split holds {', '.join(map(repr, odd[:4]))}: the splits are {', '.join(SPLITS)}")
+    return split
+
+
+def _text(text: np.ndarray, names: list[str], encoder: str) -> TextSet:
+    per_class = 1 if text.ndim == 2 else text.shape[1]
+    pointer = np.arange(len(names) + 1, dtype=np.int64) * per_class
+    template = np.tile(np.arange(per_class, dtype=np.int32), len(names))
+    return TextSet(text.reshape(-1, text.shape[-1]).astype(np.float32), tuple(names), pointer, template,
+                   ("",) * (len(names) * per_class), encoder, {"imported": True})

@@ -1,0 +1,112 @@
+"""What a path holds: a store or a saved adapter, finished or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import onceclip
+from onceclip.adapters import load_classifier
+from onceclip.adapters.classifier import CONFIG
+from onceclip.stores import Store, open_store
+from onceclip.stores.schema import BAD, NO_LABEL, REMOVED, SCHEMA, SPLITS, STORED, TODO
+
+_SAMPLE = 4096
+_LISTED = 20
+
+
+def info(path: str) -> dict[str, Any]:
+    """Describe a store or an adapter folder as JSON values.
+
+    Raises NotAStore if the path is neither.
+    """
+    if (Path(path) / CONFIG).is_file():
+        classifier = load_classifier(path)
+        return {"kind": "adapter", "path": path, "method": classifier.method, "dim": classifier.dim,
+                "hyperparameters": classifier.hyperparameters, "classes": list(classifier.class_names),
+                "provenance": classifier.provenance}
+    return _store(open_store(path))
+
+
+def _store(store: Store) -> dict[str, Any]:
+    table, array = store.table, store.array("embedding")
+    stored = np.flatnonzero(table.state == STORED)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in store.classes}
+    for label, split in zip(table.label[stored], table.split[stored], strict=True):
+        if label != NO_LABEL:
+            counts[store.classes[label]][SPLITS[split] if split >= 0 else "none"] += 1
+    bad = np.flatnonzero(table.state == BAD)
+    return {
+        "kind": "store", "path": store.path, "schema": store.attributes.get("schema", SCHEMA),
+        "version": onceclip.__version__, "complete": store.complete, "fingerprint": store.fingerprint,
+        "encoder": store.encoder,
+        "images": {"stored": len(stored), "bad": len(bad), "removed": int((table.state == REMOVED).sum()),
+                   "to do": int((table.state == TODO).sum())},
+        "bad_images": {str(table.key[row]): str(table.reason[row]) for row in bad},
+        "splits": {name: int((table.split[stored] == number).sum()) for number, name in enumerate(SPLITS)},
+        "split_source": store.attributes.get("split_source"),
+        "classes": {name: {split: number for split in (*SPLITS, "none") if (number := counts[name][split])}
+                    for name in store.classes},
+        "embedding": {"dim": store.dim, "dtype": str(array.dtype), "unit_rows": store.attributes["unit_rows"],
+                      "bytes": int(len(table) * store.dim * array.dtype.itemsize), "views": store.has_views,
+                      "norm": _norms(store, stored)},
+        "texts": {name: _text(store, name) for name in store.texts},
+    }
+
+
+def _norms(store: Store, stored: np.ndarray) -> dict[str, float] | None:
+    """Lengths of the raw embeddings, from the first rows of the store: 1 means that they were normalised before."""
+    if not len(stored):
+        return None
+    norm = np.linalg.norm(store.embeddings(stored[:_SAMPLE]).astype(np.float32), axis=1)
+    return {"minimum": float(norm.min()), "median": float(np.median(norm)), "maximum": float(norm.max())}
+
+
+def _text(store: Store, name: str) -> dict[str, Any]:
+    text = store.text(name)
+    return {"prompts": len(text.prompts), "classes": len(text.classes), "fingerprint": text.fingerprint,
+            "first": next((prompt for prompt in text.prompts if prompt), None), "source": text.source}
+
+
+def lines(values: dict[str, Any]) -> list[str]:
+    """The same for people to read."""
+    if values["kind"] == "adapter":
+        source = values["provenance"]
+        return [
+            f"{values['path']}: adapter {values['method']}, {len(values['classes'])} classes, {values['dim']} "
+            "dimensions",
+            f"  hyperparameters  {', '.join(f'{name}={value}' for name, value in values['hyperparameters'].items())}",
+            f"  fitted with      {source.get('shots')} shots, seed {source.get('seed')}, {source.get('select')}",
+            f"  encoder          {_encoder(source.get('encoder', {}))}",
+        ]
+    images, embedding, source = values["images"], values["embedding"], values["split_source"] or {}
+    result = [
+        f"{values['path']}: {'complete' if values['complete'] else 'UNFINISHED'} store, schema {values['schema']}",
+        f"  images           {', '.join(f'{number:,} {name}' for name, number in images.items() if number) or 'none'}",
+        f"  splits           {', '.join(f'{name} {number:,}' for name, number in values['splits'].items())} "
+        f"({source.get('how', 'not yet drawn')})",
+        f"  embeddings       {embedding['dim']} x {embedding['dtype']}, {embedding['bytes'] / 1e6:.1f} MB, units of "
+        f"{embedding['unit_rows']} rows" + (", with views" if embedding["views"] else ""),
+        f"  encoder          {_encoder(values['encoder'])}",
+        f"  fingerprint      {values['fingerprint']}",
+    ]
+    if embedding["norm"]:
+        norm = "{minimum:.3g} to {maximum:.3g}, median {median:.3g}".format(**embedding["norm"])
+        result.append(f"  length           {norm}")
+    for name, text in values["texts"].items():
+        example = f", e.g. {text['first']!r}" if text["first"] else ""
+        result.append(f"  text {name!r}   {text['prompts']} prompts{example}")
+    result.append(f"  classes          {len(values['classes'])}")
+    result += [f"    {name}: {', '.join(f'{split} {number}' for split, number in counts.items()) or 'no image'}"
+               for name, counts in list(values["classes"].items())[:_LISTED]]
+    if len(values["classes"]) > _LISTED:
+        result.append(f"    and {len(values['classes']) - _LISTED} more (--json lists all)")
+    return result + [f"  bad: {key}: {reason}" for key, reason in values["bad_images"].items()]
+
+
+def _encoder(encoder: dict[str, Any]) -> str:
+    weights = f" / {encoder['pretrained']}" if encoder.get("pretrained") else ""
+    return f"{encoder.get('name', 'unknown')}{weights}, fingerprint {encoder.get('fingerprint', 'unknown')}"

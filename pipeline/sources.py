@@ -1,0 +1,87 @@
+"""Where images come from: one record per image, whatever the source."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from onceclip.pipeline.errors import SourceError
+from onceclip.stores.keys import encode_key
+
+SUFFIXES = frozenset([
+    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+])
+SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+                 "test": "test", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a source.
+
+    key: path relative to the root, as stored. path: the file. label: class name, or None.
+    split: "train", "val" or "test" where the source says so.
+    """
+
+    key: str
+    path: Path
+    label: str | None = None
+    split: str | None = None
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Sorting key that puts folder 2 before folder 10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
+
+
+def list_images(root: Path) -> list[Record]:
+    """List the images of a folder, `CLASS/...` or `SPLIT/CLASS/...`, in natural order of their keys.
+
+    Hidden files and folders are passed over; links are followed, each folder once.
+    Raises SourceError if the folder does not exist, is empty or has no images.
+    """
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise SourceError(f"{root} {what}: give a folder with one sub-folder of images per class")
+    found = sorted(_walk(root), key=natural_order)
+    if not found:
+        others = sum(len(files) for _, _, files in os.walk(root))
+        what = f"has no images ({others} other files)" if others else "is empty"
+        raise SourceError(f"{root} {what}: give a folder with one sub-folder of images per class; images end in "
+                          f"{', '.join(sorted(SUFFIXES))}")
+    parts = [name.split(os.sep) for name in found]
+    split_folders = all(len(path) > 1 and path[0].lower() in SPLIT_FOLDERS for path in parts)
+    records = []
+    for name, path in zip(found, parts, strict=True):
+        split = SPLIT_FOLDERS[path[0].lower()] if split_folders else None
+        folders = path[1:-1] if split_folders else path[:-1]
+        records.append(Record(encode_key(name), root / name, encode_key(folders[0]) if folders else None, split))
+    return records
+
+
+def _walk(root: Path) -> Iterator[str]:
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not _hidden(name)]
+        relative = os.path.relpath(folder, root)
+        for name in files:
+            if not _hidden(name) and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield name if relative == os.curdir else os.path.join(relative, name)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def class_names(records: list[Record]) -> list[str]:
+    """Names of all classes, in natural order: folder 2 comes before folder 10."""
+    return sorted({record.label for record in records if record.label is not None}, key=natural_order)
