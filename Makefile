@@ -1,0 +1,47 @@
+# `make demo` and `make test` set everything up by themselves; they need Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread per test process: several processes share the cores.
+TEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1
+
+.PHONY: demo test lint test-wheel install install-test clean
+
+demo: install
+	$(BIN)/onceclip demo
+
+test: install-test lint
+	$(TEST) $(BIN)/python -m pytest -n auto
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p onceclip
+
+# The tests again, on the wheel that users get, from another folder.
+test-wheel: install-test
+	rm -rf build/wheel && mkdir -p build/wheel/site
+	$(BIN)/python -m build --wheel --outdir build/wheel . >build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; false)
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/onceclip-*.whl
+	cp -r tests setup.cfg README.md build/wheel
+	cd build/wheel && $(TEST) PYTHONPATH=site ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout"
+
+install: .venv/installed
+install-test: .venv/installed-test .types/onceclip
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onceclip needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+# Type checkers cannot look through an editable install of a mapped package.
+.types/onceclip:
+	mkdir -p .types && ln -sfn .. $@
+
+clean:
+	rm -rf .venv .types build dist *.egg-info
