@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: several processes share the cores.
 TEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1
 
-.PHONY: demo test lint test-wheel install install-test clean
+.PHONY: demo test lint test-wheel docs install install-test clean
 
 demo: install
 	$(BIN)/onceclip demo
@@ -23,6 +23,9 @@ test-wheel: install-test
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/onceclip-*.whl
 	cp -r tests setup.cfg README.md build/wheel
 	cd build/wheel && $(TEST) PYTHONPATH=site ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout"
+
+docs: install
+	$(BIN)/python docs/command_page.py > docs/commands.md
 
 install: .venv/installed
 install-test: .venv/installed-test .types/onceclip

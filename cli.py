@@ -14,7 +14,6 @@ from onceclip import OnceclipError, __version__
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoder import EncoderSpec
-    from onceclip.pipeline.extract import Extraction
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -109,11 +108,12 @@ def _encoder(model: str, pretrained: str | None, preprocess: str | None, device:
 def extract(folder: Path, store: str, model: str, pretrained: str | None, preprocess: str | None, device: str,
             templates: str | None, class_names: Path | None, precision: str, dtype: str, batch_size: int, workers: int,
             unit_rows: int, cache_dir: str | None, allow_random: bool, strict: bool, as_json: bool) -> None:
-    """Encode the images of FOLDER and its class prompts into STORE, once.
+    """Encode a folder of images and its class prompts, once.
 
-    FOLDER holds one folder of images per class, or train/, val/ and test/ with such folders in them; without those,
-    a stratified split (50 % train, 20 % val, 30 % test) is drawn and recorded. Run it again when images were added,
-    changed, moved or removed: only new content is encoded. Bad images are recorded with their reason and left out.
+    Reads FOLDER, writes STORE. FOLDER holds one folder of images per class, or train/, val/ and test/ with such
+    folders in them; without those, a stratified split (50 % train, 20 % val, 30 % test) is drawn and recorded. Run it
+    again when images were added, changed, moved or removed: only new content is encoded. Bad images are recorded with
+    their reason and left out.
 
     \b
     Example:
@@ -122,31 +122,18 @@ def extract(folder: Path, store: str, model: str, pretrained: str | None, prepro
     from onceclip.pipeline.extract import ExtractOptions
     from onceclip.pipeline.extract import extract as run
     from onceclip.pipeline.prompts import load_phrases, load_templates
+    from onceclip.pipeline.wording import extraction_lines
 
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
                              batch_size, workers, dtype, unit_rows, progress=True)
     done = run(folder, store, _encoder(model, pretrained, preprocess, device, precision, allow_random, cache_dir),
                options)
-    if as_json:
-        _print_json(vars(done))
-    else:
-        _print_extraction(done)
-    if strict and done.bad:
-        raise click.ClickException(f"{done.bad} of {done.images} images are bad (--strict)")
-
-
-def _print_extraction(done: Extraction) -> None:
-    rate = f", {done.encoded / done.seconds:.0f} images/s" if done.encoded else ""
-    click.echo(f"{done.store}: {done.images - done.bad:,} images of {len(done.classes)} classes "
-               f"({', '.join(f'{name} {number:,}' for name, number in done.splits.items())})")
-    click.echo(f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
-               f"bad {done.bad:,}; {done.text['prompts']} prompts; {done.seconds:.1f} s{rate}")
-    for key, reason in done.bad_images.items():
-        click.echo(f"  bad: {key}: {reason}")
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    click.echo(f"Next: onceclip fit {done.store} --method tip-adapter --shots 16")
+    _print(as_json, vars(done), lambda: extraction_lines(done))
+    if strict and done.bad:
+        raise click.ClickException(f"{done.bad} of {done.images} images are bad (--strict)")
 
 
 @main.command("import")
@@ -155,7 +142,7 @@ def _print_extraction(done: Extraction) -> None:
 @click.option("--encoder", metavar="NAME", help="Name of the encoder that made them, e.g. ViT-B-32/openai.")
 @json_option
 def import_(arrays: Path, store: str, encoder: str | None, as_json: bool) -> None:
-    """Make STORE from features that were made elsewhere.
+    """Make a store from features made elsewhere.
 
     ARRAYS is an .npz file, or a folder of .npy files, with embedding (n, d), label (n,) and split (n,); optionally
     key (n,), view (n, v, d), text (c, d) or (c, p, d), class_names (c,), logit_scale.
@@ -165,15 +152,10 @@ def import_(arrays: Path, store: str, encoder: str | None, as_json: bool) -> Non
         onceclip import features.npz imagenet.zarr --encoder ViT-B-32/openai
     """
     from onceclip.pipeline.importing import import_arrays
+    from onceclip.pipeline.wording import import_lines
 
     done = import_arrays(arrays, store, encoder)
-    if as_json:
-        _print_json(done)
-    else:
-        click.echo(f"{store}: {done['images']:,} rows of {done['dim']} dimensions, {done['classes']} classes "
-                   f"({', '.join(f'{name} {number:,}' for name, number in done['splits'].items())}), "
-                   f"{'with' if done['text'] else 'without'} text")
-        click.echo(f"Next: onceclip fit {store} --method tip-adapter --shots 4")
+    _print(as_json, done, lambda: import_lines(done))
 
 
 class Shots(click.ParamType):
@@ -204,7 +186,7 @@ class Shots(click.ParamType):
 @json_option
 def fit(store: str, method: str, shots: int, seed: int, settings: tuple[str, ...], text: str, select: str | None,
         out: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Fit a few-shot classifier on STORE and score it on the test split.
+    """Fit a few-shot classifier on a store and score it.
 
     Hyperparameters given by --set are never searched. Test images are not reachable while fitting.
 
@@ -217,6 +199,7 @@ def fit(store: str, method: str, shots: int, seed: int, settings: tuple[str, ...
     from onceclip.pipeline.fit import fit as run
     from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.results import append_row
+    from onceclip.pipeline.wording import fit_lines
     from onceclip.stores import open_store
 
     if out and (out / CONFIG).exists() and not overwrite:
@@ -229,21 +212,7 @@ def fit(store: str, method: str, shots: int, seed: int, settings: tuple[str, ...
     if out:
         fitted.classifier.save(out)
         append_row(out, fitted.row)
-    if as_json:
-        _print_json(fitted.row)
-        return
-    row = fitted.row
-    values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-                       for name, value in row["hyperparameters"].items())
-    click.echo(f"{method}, {row['shots']} shots, seed {seed}: {row['n_support']:,} training images of {row['classes']} "
-               f"classes, {row['seconds']:.2f} s")
-    click.echo(f"  test accuracy    {_percent(row['accuracy'])} ({row['n_test']:,} images), macro recall "
-               f"{_percent(row['macro_recall'])}")
-    click.echo(f"  hyperparameters  {values or 'none'} ({row['select']}"
-               + (f", {_percent(row['accuracy_val'])} on the rows that chose them)" if row["accuracy_val"] is not None
-                  else ")"))
-    if out:
-        click.echo(f"Saved in {out}. Next: onceclip predict {out} IMAGES...")
+    _print(as_json, fitted.row, lambda: fit_lines(fitted.row, out))
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -253,17 +222,15 @@ def _setting(text: str) -> tuple[str, str]:
     return name.strip().replace("-", "_"), value.strip()
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
 @main.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("store")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @json_option
 def evaluate(adapter: Path, store: str, split: str, as_json: bool) -> None:
-    """Score a saved ADAPTER on a split of STORE, which the same encoder must have made.
+    """Score a saved adapter on a split of a store.
+
+    The same encoder must have made both; classes are joined by name.
 
     \b
     Example:
@@ -271,17 +238,11 @@ def evaluate(adapter: Path, store: str, split: str, as_json: bool) -> None:
     """
     from onceclip.adapters import load_classifier
     from onceclip.pipeline.evaluate import evaluate as run
+    from onceclip.pipeline.wording import evaluation_lines
     from onceclip.stores import open_store
 
     scores = run(load_classifier(adapter), open_store(store), split)
-    if as_json:
-        _print_json({"adapter": str(adapter), **scores})
-    else:
-        nll, ece = (("-" if scores[name] is None else f"{scores[name]:.4f}") for name in ("nll", "ece"))
-        click.echo(f"{adapter} ({scores['method']}) on {store}, {split} split: {scores['n']:,} images of "
-                   f"{scores['classes']} classes")
-        click.echo(f"  accuracy {_percent(scores['accuracy'])}, macro recall {_percent(scores['macro_recall'])}, "
-                   f"NLL {nll}, ECE {ece}")
+    _print(as_json, {"adapter": str(adapter), **scores}, lambda: evaluation_lines(adapter, scores))
 
 
 @main.command()
@@ -295,7 +256,7 @@ def evaluate(adapter: Path, store: str, split: str, as_json: bool) -> None:
 @json_option
 def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: int, logits: Path | None,
             model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
-    """Label images with a saved ADAPTER: files, folders, or the rows of a store.
+    """Label images, folders or a store with a saved adapter.
 
     Prints a line per image: name, class and probability, separated by tabs. Bad images keep their line, with the
     reason. The encoder is the adapter's own; --model says where it is if the adapter cannot.
@@ -329,7 +290,7 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
             shown = [f"{name}\t{probability:.4f}" for name, probability in answer.top] or [f"bad\t{answer.reason}"]
             click.echo("\t".join([answer.image, *shown]))
     if as_json:
-        _print_json({"adapter": str(adapter), "n": total, "bad": bad, "predictions": kept})
+        click.echo(json.dumps({"adapter": str(adapter), "n": total, "bad": bad, "predictions": kept}))
     if total == bad:
         raise click.ClickException(f"none of the {total} images could be read")
 
@@ -338,53 +299,47 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
 @click.argument("path")
 @json_option
 def info(path: str, as_json: bool) -> None:
-    """Show what PATH holds: a store, finished or not, or a saved adapter."""
+    """Show what a store or a saved adapter holds."""
     from onceclip.pipeline.info import info as describe
     from onceclip.pipeline.info import lines
 
     values = describe(path)
-    if as_json:
-        _print_json(values)
-    else:
-        click.echo("\n".join(lines(values)))
+    _print(as_json, values, lambda: lines(values))
 
 
 @main.command()
 @click.argument("name", required=False)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:
-    """List the methods, or show one: its equation, hyperparameters and source."""
+    """List the methods, or explain one.
+
+    With a NAME: its equation, hyperparameters and source."""
     from onceclip.pipeline.catalogue import describe, lines
 
     values = describe(name)
-    if as_json:
-        _print_json(values)
-    else:
-        click.echo("\n".join(lines(values)))
+    _print(as_json, values, lambda: lines(values))
 
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="onceclip-demo", show_default=True,
               metavar="FOLDER", help="Where everything is written.")
 def demo(out: Path) -> None:
-    """Run the whole promise once, on 1,797 handwritten digits and a small CLIP that ships with onceclip.
+    """Run everything once, on real images that come along.
 
+    Uses 1,797 handwritten digits and a small CLIP model that ships with onceclip.
     Writes the digits as an image folder, encodes them, fits every method with 1 to 16 labelled images per class and
     5 seeds, prints the table of accuracies and draws the learning curves. Takes a minute or two.
     """
-    from onceclip.pipeline.demo.tour import SHOTS, run_tour
-    from onceclip.pipeline.results import table
+    from onceclip.pipeline.demo.tour import run_tour
+    from onceclip.pipeline.wording import tour_lines
 
     tour = run_tour(out, click.echo)
-    click.echo(f"\nTest accuracy in per cent, mean ± 95 % interval of 5 seeds; {tour.extraction.seconds:.1f} s for "
-               f"extraction, {tour.seconds:.1f} s for {tour.runs} runs\n\n{table(tour.summary, SHOTS)}\n")
-    click.echo("Try next, on a folder of your own with one sub-folder of images per class:\n"
-               "    onceclip extract FOLDER my.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k\n"
-               "    onceclip fit my.zarr --method tip-adapter --shots 16 --out my-adapter")
+    click.echo("\n".join(tour_lines(tour)))
 
 
-def _print_json(values: Any) -> None:
-    click.echo(json.dumps(values, allow_nan=False))
+def _print(as_json: bool, values: Any, lines: Callable[[], list[str]]) -> None:
+    """One JSON object for scripts, or lines for people."""
+    click.echo(json.dumps(values, allow_nan=False) if as_json else "\n".join(lines()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""What the commands tell people; scripts read `--json` instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onceclip.pipeline.demo.tour import SEEDS, SHOTS, Tour
+from onceclip.pipeline.extract import Extraction
+from onceclip.pipeline.results import table
+
+
+def percent(value: float | None) -> str:
+    """A fraction as per cent, or a dash."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def extraction_lines(done: Extraction) -> list[str]:
+    """What `extract` did, every bad image by name, and the next command."""
+    rate = f", {done.encoded / done.seconds:.0f} images/s" if done.encoded else ""
+    return [
+        f"{done.store}: {done.images - done.bad:,} images of {len(done.classes)} classes ({_splits(done.splits)})",
+        f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
+        f"bad {done.bad:,}; {done.text['prompts']} prompts; {done.seconds:.1f} s{rate}",
+        *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
+        f"Next: onceclip fit {done.store} --method tip-adapter --shots 16",
+    ]
+
+
+def import_lines(done: Mapping[str, Any]) -> list[str]:
+    """What `import` did, and the next command."""
+    return [
+        f"{done['store']}: {done['images']:,} rows of {done['dim']} dimensions, {done['classes']} classes "
+        f"({_splits(done['splits'])}), {'with' if done['text'] else 'without'} text",
+        f"Next: onceclip fit {done['store']} --method tip-adapter --shots 4",
+    ]
+
+
+def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
+    """What a run reached and with which hyperparameters."""
+    values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                       for name, value in row["hyperparameters"].items())
+    chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
+    return [
+        f"{row['method']}, {row['shots']} shots, seed {row['seed']}: {row['n_support']:,} training images of "
+        f"{row['classes']} classes, {row['seconds']:.2f} s",
+        f"  test accuracy    {percent(row['accuracy'])} ({row['n_test']:,} images), macro recall "
+        f"{percent(row['macro_recall'])}",
+        f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
+        *([f"Saved in {out}. Next: onceclip predict {out} IMAGES..."] if out else []),
+    ]
+
+
+def evaluation_lines(adapter: Path, scores: Mapping[str, Any]) -> list[str]:
+    """What an adapter reached on a split."""
+    nll, ece = ("-" if scores[name] is None else f"{scores[name]:.4f}" for name in ("nll", "ece"))
+    return [
+        f"{adapter} ({scores['method']}) on {scores['store']}, {scores['split']} split: {scores['n']:,} images of "
+        f"{scores['classes']} classes",
+        f"  accuracy {percent(scores['accuracy'])}, macro recall {percent(scores['macro_recall'])}, NLL {nll}, ECE {ece}",
+    ]
+
+
+def tour_lines(tour: Tour) -> list[str]:
+    """The demonstration's table and what to do next."""
+    return [
+        "", f"Test accuracy in per cent, mean ± 95 % interval of {len(SEEDS)} seeds; {tour.extraction.seconds:.1f} s for "
+        f"extraction, {tour.seconds:.1f} s for {tour.runs} runs",
+        "", table(tour.summary, SHOTS), "",
+        "Try next, on a folder of your own with one sub-folder of images per class:",
+        "    onceclip extract FOLDER my.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k",
+        "    onceclip fit my.zarr --method tip-adapter --shots 16 --out my-adapter",
+    ]
+
+
+def _splits(splits: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in splits.items())
