@@ -54,7 +54,7 @@ def main() -> None:
     \b
     Your own images, one folder per class:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
-        onceclip fit pets.zarr --method tip-adapter --shots 16 --out pets-adapter
+        onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
         onceclip predict pets-adapter new-photos/
     """
 

@@ -58,11 +58,11 @@ class Hyperparameter:
             else:
                 parsed = int(float(value)) if kind is int else kind(value)
         except (KeyError, ValueError, OverflowError):
-            raise MethodError(f"{name}={value!r} is not {_KINDS[kind]}: {self.meaning}") from None
+            raise MethodError(f"{name}={value} is not {_KINDS[kind]}: {self.meaning}") from None
         if self.choices and parsed not in self.choices:
-            raise MethodError(f"{name}={value!r} is not one of {', '.join(self.choices)}: {self.meaning}")
+            raise MethodError(f"{name}={value} is not one of {', '.join(self.choices)}: {self.meaning}")
         if kind in (int, float) and not self.low <= float(parsed) <= self.high:
-            raise MethodError(f"{name}={value!r} is not between {self.low:g} and {self.high:g}: {self.meaning}")
+            raise MethodError(f"{name}={value} is not between {self.low:g} and {self.high:g}: {self.meaning}")
         return parsed
 
 
@@ -176,7 +176,8 @@ def zero_shot_head(task: Task) -> Linear:
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
     """One line that names the nearest known name and lists all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    spelled = {each.lower(): each for each in reversed(known)}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.4)
+    hint = f"did you mean {spelled[near[0]]!r}? " if near else ""
     listing = ", ".join(known) if known else "none"
     return f"no {what} {name!r}{where}: {hint}there are: {listing}"

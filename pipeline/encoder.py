@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,8 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
     precision = spec.precision if spec.precision != "auto" else ("fp16" if device.type == "cuda" else "fp32")
     name = f"local-dir:{files('onceclip.pipeline.demo') / 'model'}" if spec.model == DEMO else spec.model
     try:
+        # The hub's client reports every one of its retries; the error below says it once.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             torch.manual_seed(0)  # random weights, where they are allowed, are the same in every process

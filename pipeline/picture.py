@@ -38,5 +38,5 @@ def learning_curve(summary: Mapping[str, Mapping[int, Mean]], shots: Sequence[in
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=(len(methods) + 2) // 2, frameon=False, fontsize=9)
     figure.savefig(path)

@@ -50,9 +50,9 @@ def list_images(root: Path) -> list[Record]:
     found = sorted(_walk(root), key=natural_order)
     if not found:
         others = sum(len(files) for _, _, files in os.walk(root))
-        what = f"has no images ({others} other files)" if others else "is empty"
-        raise SourceError(f"{root} {what}: give a folder with one sub-folder of images per class; images end in "
-                          f"{', '.join(sorted(SUFFIXES))}")
+        what = (f"has no images ({others} other files; images end in {', '.join(sorted(SUFFIXES))})" if others
+                else "is empty")
+        raise SourceError(f"{root} {what}: give a folder with one sub-folder of images per class")
     parts = [name.split(os.sep) for name in found]
     split_folders = all(len(path) > 1 and path[0].lower() in SPLIT_FOLDERS for path in parts)
     records = []

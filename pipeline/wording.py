@@ -24,7 +24,7 @@ def extraction_lines(done: Extraction) -> list[str]:
         f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
         f"bad {done.bad:,}; {done.text['prompts']} prompts; {done.seconds:.1f} s{rate}",
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        f"Next: onceclip fit {done.store} --method tip-adapter --shots 16",
+        f"Next: onceclip fit {done.store} --method tip-adapter --shots 16 --select val",
     ]
 
 
@@ -33,7 +33,7 @@ def import_lines(done: Mapping[str, Any]) -> list[str]:
     return [
         f"{done['store']}: {done['images']:,} rows of {done['dim']} dimensions, {done['classes']} classes "
         f"({_splits(done['splits'])}), {'with' if done['text'] else 'without'} text",
-        f"Next: onceclip fit {done['store']} --method tip-adapter --shots 4",
+        f"Next: onceclip fit {done['store']} --method tip-adapter --shots 4 --select val",
     ]
 
 
@@ -58,19 +58,20 @@ def evaluation_lines(adapter: Path, scores: Mapping[str, Any]) -> list[str]:
     return [
         f"{adapter} ({scores['method']}) on {scores['store']}, {scores['split']} split: {scores['n']:,} images of "
         f"{scores['classes']} classes",
-        f"  accuracy {percent(scores['accuracy'])}, macro recall {percent(scores['macro_recall'])}, NLL {nll}, ECE {ece}",
+        f"  accuracy {percent(scores['accuracy'])}, macro recall {percent(scores['macro_recall'])}, NLL {nll}, "
+        f"ECE {ece}",
     ]
 
 
 def tour_lines(tour: Tour) -> list[str]:
     """The demonstration's table and what to do next."""
     return [
-        "", f"Test accuracy in per cent, mean ± 95 % interval of {len(SEEDS)} seeds; {tour.extraction.seconds:.1f} s for "
-        f"extraction, {tour.seconds:.1f} s for {tour.runs} runs",
+        "", f"Test accuracy in per cent, mean ± 95 % interval of {len(SEEDS)} seeds; "
+        f"{tour.extraction.seconds:.1f} s for extraction, {tour.seconds:.1f} s for {tour.runs} runs",
         "", table(tour.summary, SHOTS), "",
         "Try next, on a folder of your own with one sub-folder of images per class:",
         "    onceclip extract FOLDER my.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k",
-        "    onceclip fit my.zarr --method tip-adapter --shots 16 --out my-adapter",
+        "    onceclip fit my.zarr --method tip-adapter --shots 16 --select val --out my-adapter",
     ]
 
 
