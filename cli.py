@@ -166,7 +166,7 @@ class Shots(click.ParamType):
     def convert(self, value: Any, param: Any, context: Any) -> int:
         if str(value).lower() == "all":
             return 0
-        if str(value).isdigit() and int(value) > 0:
+        if str(value).isdecimal() and int(value) > 0:
             return int(value)
         self.fail(f"{value!r} is not a whole number from 1 up, or all", param, context)
 

@@ -48,7 +48,9 @@ class Classifier:
 
         Raises MethodError for another width, or for rows with NaN or infinity.
         """
-        rows = torch.as_tensor(embeddings)
+        if isinstance(embeddings, np.ndarray):
+            embeddings = torch.from_numpy(np.require(embeddings, requirements="W"))
+        rows = embeddings
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise MethodError(f"embeddings have shape {tuple(rows.shape)}, this classifier takes (rows, {self.dim}): "
                               "use embeddings of the encoder that it was fitted on")
@@ -65,9 +67,8 @@ class Classifier:
         """Name of the most likely class of each raw embedding (rows, dim)."""
         return [self.class_names[index] for index in self.logits(embeddings).argmax(dim=1).tolist()]
 
-    @staticmethod
-    def _unit(rows: Tensor) -> Tensor:
-        rows = rows if rows.dtype == torch.float64 else rows.float()
+    def _unit(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.head.dtype)
         if not torch.isfinite(rows).all():
             raise MethodError("embeddings hold NaN or infinity: leave out the rows of bad images")
         return unit(rows)
@@ -76,20 +77,22 @@ class Classifier:
         """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # The configuration goes first and comes last: a folder that has it is whole, and of one adapter.
+        (folder / CONFIG).unlink(missing_ok=True)
         description, tensors = pack(self.head)
         config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
                   "class_names": list(self.class_names), "head": description, "provenance": self.provenance}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "README.md").write_text(self._card(), encoding="utf-8")
-        # The configuration comes last: a folder that has it is complete.
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _card(self) -> str:
         values = "\n".join(f"| {name} | {value} |" for name, value in self.hyperparameters.items())
-        encoder = self.provenance.get("encoder", {}).get("name", "unknown")
+        encoder = self.provenance.get("encoder")
+        name = encoder.get("name", "unknown") if isinstance(encoder, dict) else "unknown"
         return (f"---\nlibrary_name: onceclip\ntags: [clip, few-shot, {self.method}]\n---\n\n"
                 f"# {self.method}\n\nA few-shot classifier of {len(self.class_names)} classes on embeddings of "
-                f"`{encoder}` ({self.dim} dimensions).\n\n| hyperparameter | value |\n| --- | --- |\n{values}\n\n"
+                f"`{name}` ({self.dim} dimensions).\n\n| hyperparameter | value |\n| --- | --- |\n{values}\n\n"
                 "Use it with `onceclip predict THIS_FOLDER IMAGES...`.\n")
 
 

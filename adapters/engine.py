@@ -61,7 +61,7 @@ def _train_one(run: Run, progress: Progress) -> Parameters:
 
 
 def _loss(run: Run, parameters: Parameters, rows: Tensor, label: Tensor) -> Tensor:
-    logits = run.method.head(run.prepared, parameters)(rows)
+    logits = run.method.training_head(run.prepared, parameters)(rows)
     return cross_entropy(logits, label) + run.method.penalty(run.prepared, parameters)
 
 

@@ -13,6 +13,7 @@ from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
 from onceclip.adapters.task import Task
 
+_NOTHING = 1e-9  # mean squared distance of unit rows below which they are copies of each other, but for rounding
 _ROWS = 1024  # per piece of leave-one-image-out, which needs a few (rows, classes) matrices
 
 
@@ -45,8 +46,8 @@ class GDA(Method):
     `P = N (S + t I)^-1`, `W_c = P mu_c`, `b_c = -1/2 mu_c^T P mu_c`, uniform prior, means not scaled to unit
     length. The published precision is D (S + t I)^-1, which shrinks with the number of rows and makes the
     useful alpha grow with shots and classes; here `alpha` multiplies the rescaled logits, so that one value
-    serves all shots (published alpha = alpha N / D). With one row per class S is zero, which the published
-    pseudo-inverse turns silently into zero-shot; here the total scatter stands in for it.
+    serves all shots (published alpha = alpha N / D). With one row per class, or copies of it, S is zero, which
+    the published pseudo-inverse turns silently into zero-shot; here the total scatter stands in for it.
 
     Source: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation (Wang et al., ICLR 2024), eq. 5 to 8.
     """
@@ -66,7 +67,7 @@ class GDA(Method):
         total = rows.new_zeros(task.classes, task.dim).index_add_(0, label, rows)
         mean = total / count.clamp(min=1).unsqueeze(1)
         scatter = rows.T @ rows - (mean * count.unsqueeze(1)).T @ mean
-        if (count <= 1).all():
+        if scatter.trace() < _NOTHING * len(rows):
             centred = rows - rows.mean(dim=0)
             scatter = centred.T @ centred
         # A class without a support image stands where its prompts are.
@@ -116,6 +117,6 @@ def _precision(scatter: Tensor, rows: int) -> Tensor:
     """Shrunk inverse `N (S + t I)^-1` of a scatter matrix (dim, dim) of N rows."""
     shrinkage = scatter.diagonal().sum() / max(rows - 1, 1)
     identity = torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)
-    if shrinkage <= 0:
+    if shrinkage * rows < _NOTHING:
         return identity * len(scatter)
     return rows * torch.linalg.inv(scatter + shrinkage * identity)

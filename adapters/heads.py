@@ -27,6 +27,11 @@ class Head:
         """Number of columns of the largest intermediate tensor: evaluation sizes its pieces by it."""
         raise NotImplementedError
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type that it computes in."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Linear(Head):
@@ -45,6 +50,10 @@ class Linear(Head):
     @property
     def width(self) -> int:
         return self.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,10 @@ class Kernel(Head):
     def width(self) -> int:
         return max(len(self.keys), self.classes)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys.dtype
+
 
 @dataclass(frozen=True)
 class Bottleneck(Head):
@@ -89,6 +102,10 @@ class Bottleneck(Head):
     @property
     def width(self) -> int:
         return max(self.head.width, *self.down.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.down.dtype
 
 
 def blend(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor) -> Tensor:
@@ -114,6 +131,10 @@ class Sum(Head):
     def width(self) -> int:
         return max(head.width for head in self.heads)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.heads[0].dtype
+
 
 HEADS: dict[str, type[Head]] = {"linear": Linear, "kernel": Kernel, "bottleneck": Bottleneck, "sum": Sum}
 _NAMES = {kind: name for name, kind in HEADS.items()}
@@ -130,7 +151,8 @@ def pack(head: Head, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor
             tensors.update(more)
             return inner
         if isinstance(value, Tensor):
-            tensors[prefix + name] = value.detach().contiguous().cpu()
+            # A copy, because safetensors refuses two names for one memory.
+            tensors[prefix + name] = value.detach().cpu().contiguous().clone()
             return {"tensor": prefix + name}
         if isinstance(value, tuple):
             return [put(f"{name}.{index}", item) for index, item in enumerate(value)]

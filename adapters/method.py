@@ -57,7 +57,7 @@ class Hyperparameter:
                 raise ValueError
             else:
                 parsed = int(float(value)) if kind is int else kind(value)
-        except (KeyError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise MethodError(f"{name}={value} is not {_KINDS[kind]}: {self.meaning}") from None
         if self.choices and parsed not in self.choices:
             raise MethodError(f"{name}={value} is not one of {', '.join(self.choices)}: {self.meaning}")
@@ -125,6 +125,10 @@ class Method:
             raise NotImplementedError(f"{type(self).__name__} defines neither head nor terms")
         first, second = self.terms(prepared, parameters)
         return Sum((first, second), (1.0, float(self.values[self.mixing])))
+
+    def training_head(self, prepared: Any, parameters: dict[str, Tensor]) -> Head:
+        """The head that training sees, where it is not the one that predicts."""
+        return self.head(prepared, parameters)
 
     def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         """The two heads A and B where the logits are `A + weight * B`."""

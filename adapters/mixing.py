@@ -46,5 +46,6 @@ def best_weight(first: Tensor, second: Tensor, label: Tensor, high: float, low: 
     count = begun - ended
     width = torch.where(count == count.max(), ends.diff(), -infinity)
     best = int(width.argmax())
-    interval = float(ends[best]), float(ends[best + 1])
-    return Mixing(sum(interval) / 2, float(count[best]) / len(label), *interval)
+    begin, finish = float(ends[best]), float(ends[best + 1])
+    middle = (begin + finish) / 2 if finish < float("inf") else 2 * begin + 1
+    return Mixing(middle, float(count[best]) / len(label), begin, finish)

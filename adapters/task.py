@@ -31,10 +31,14 @@ class Text:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        counts = torch.bincount(self.class_index, minlength=len(self.class_names))
-        if len(counts) > len(self.class_names) or len(self.class_index) != len(self.embedding):
-            raise MethodError(f"text has {len(self.embedding)} prompts that do not match its "
-                              f"{len(self.class_names)} classes: give every prompt the index of its class")
+        index, classes = self.class_index, len(self.class_names)
+        inside = index.ndim == 1 and bool(((index >= 0) & (index < classes)).all())
+        if not inside or self.embedding.ndim != 2 or len(index) != len(self.embedding):
+            raise MethodError(f"text has {len(self.embedding)} prompts that do not match its {classes} classes: give "
+                              "every prompt the index of its class")
+        if not torch.isfinite(self.embedding).all():
+            raise MethodError("text holds NaN or infinity: embed the prompts again")
+        counts = torch.bincount(index, minlength=classes)
         if len(self.class_names) < 2:
             raise MethodError(f"a classifier needs at least two classes, the text has {len(self.class_names)}: "
                               "add images and prompts of another class")
@@ -72,6 +76,23 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def check(self, name: str, dim: int, classes: int) -> None:
+        """Raise MethodError, which names the rows, unless they fit together and a text of this width and number."""
+        shape, rows = tuple(self.embedding.shape), len(self.embedding)
+        if shape != (rows, dim):
+            raise MethodError(f"{name} rows of shape {shape} have {shape[-1]} dimensions and the text has {dim}: give "
+                              "(rows, dim), both from one encoder")
+        if self.label.shape != (rows,) or self.label.is_floating_point():
+            raise MethodError(f"{name} rows have {rows} embeddings and a label of shape {tuple(self.label.shape)}: "
+                              "give a whole number per row")
+        if ((self.label < 0) | (self.label >= classes)).any():
+            raise MethodError(f"{name} labels go from {int(self.label.min())} to {int(self.label.max())}, the text has "
+                              f"{classes} classes: label rows by their position in class_names")
+        if self.views is not None and (self.views.ndim != 3 or self.views.shape[::2] != (rows, dim)):
+            raise MethodError(f"{name} views have shape {tuple(self.views.shape)}: give ({rows}, views, {dim})")
+        if not all(torch.isfinite(each).all() for each in (self.embedding, self.views) if each is not None):
+            raise MethodError(f"{name} rows hold NaN or infinity: leave bad images out of the task")
 
     @cached_property
     def unit(self) -> Tensor:
@@ -119,16 +140,8 @@ class Task:
 
     def __post_init__(self) -> None:
         for name, rows in (("support", self.support), ("val", self.val)):
-            if rows is None:
-                continue
-            if rows.embedding.shape[-1] != self.dim:
-                raise MethodError(f"{name} rows have {rows.embedding.shape[-1]} dimensions and the text has "
-                                  f"{self.dim}: both must come from one encoder")
-            if len(rows) and not (int(rows.label.min()) >= 0 and int(rows.label.max()) < self.classes):
-                raise MethodError(f"{name} labels go from {int(rows.label.min())} to {int(rows.label.max())}, the "
-                                  f"text has {self.classes} classes: label rows by their position in class_names")
-            if not torch.isfinite(rows.embedding).all():
-                raise MethodError(f"{name} rows hold NaN or infinity: leave bad images out of the task")
+            if rows is not None:
+                rows.check(name, self.dim, self.classes)
 
     @property
     def dim(self) -> int:

@@ -43,3 +43,6 @@ class TipAdapterF(Method):
     def terms(self, prepared: Task, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         cache = Kernel(parameters["keys"], prepared.support.label, prepared.classes, self.beta)
         return zero_shot_head(prepared), cache
+
+    def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
+        return self.with_values(alpha=self.train_alpha, beta=self.train_beta).head(prepared, parameters)

@@ -167,6 +167,10 @@ def check_spec(spec: EncoderSpec) -> None:
 def _device(choice: str) -> str:
     if choice == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(choice)
+    except RuntimeError as error:
+        raise EncoderError(f"--device {choice}: torch knows no such device: use cpu, cuda, cuda:1 or mps") from error
     if choice.startswith("cuda") and not torch.cuda.is_available():
         raise EncoderError(f"--device {choice}: no CUDA device is visible here: use --device cpu")
     return choice
@@ -207,9 +211,9 @@ def _describe(model: torch.nn.Module, spec: EncoderSpec, precision: str) -> dict
     }
     scale: Any = model.logit_scale
     bias: Any = model.logit_bias
-    local = spec.model.startswith("local-dir:")
+    folder = spec.model.removeprefix("local-dir:")
     return {
-        "name": f"local-dir:{Path(spec.model).name}" if local else spec.model,
+        "name": spec.model if folder == spec.model else f"local-dir:{Path(folder).resolve().name}",
         "pretrained": Path(spec.pretrained).name if spec.pretrained else None,
         "fingerprint": fingerprint(identity), **identity,
         "dim": int(config["embed_dim"]),

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 from onceclip.pipeline import splits
 from onceclip.pipeline.embed import embed_prompts
-from onceclip.pipeline.encoder import Encoder, EncoderSpec, open_encoder
-from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.images import decode, decoding, read_bytes
+from onceclip.pipeline.encode import encode_images
+from onceclip.pipeline.encoder import EncoderSpec, open_encoder
+from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.inventory import Inventory, take_inventory
 from onceclip.pipeline.prompts import class_phrases
-from onceclip.pipeline.sources import class_names, list_images
-from onceclip.stores import NotAStore, StoreWriter, open_store
-from onceclip.stores.fingerprint import digest
-from onceclip.stores.schema import BAD, SPLITS, STORED, TODO, UNIT_ROWS
-
-FLUSH_SECONDS = 30.0  # at most this much encoding is lost when the process is killed
+from onceclip.pipeline.sources import Record, class_names, list_images
+from onceclip.stores import NotAStore, Store, StoreWriter, open_store, write_lock
+from onceclip.stores.reader import occupied
+from onceclip.stores.schema import BAD, SPLITS, STORED, UNIT_ROWS
 
 
 @dataclass(frozen=True)
@@ -83,147 +73,56 @@ def extract(folder: str | Path, store: str | Path, encoder: EncoderSpec,
         raise SourceError(f"{folder} has {what}: put the images of each class into a folder of its own, "
                           "FOLDER/CLASS/image.jpg or FOLDER/train/CLASS/image.jpg; a classifier needs two classes")
     class_phrases(classes, options.phrases)  # complains before anything is loaded or written
-    existing = _existing(str(store))
+    known = _exists(str(store))
     model = open_encoder(encoder)
-    writer = (StoreWriter.open(str(store), model.info) if existing
-              else StoreWriter.create(str(store), model.info, model.dim, options.dtype, options.unit_rows))
-
-    inventory = take_inventory(records, classes, writer.store, options.progress)
-    unchanged = writer.store.complete and not inventory.changed and tuple(classes) == writer.store.classes
-    if not unchanged:
-        writer.plan(inventory.table, classes)
-    text = embed_prompts(writer, model, classes, options.phrases, options.templates)
-    encoded = _encode(writer, model, inventory, options)
-
-    table = open_store(str(store)).table
-    here = inventory.present
-    if not (table.state[here] == STORED).any():
-        reasons = Counter(table.reason[here]).most_common(1)
-        raise SourceError(f"none of the {len(here)} images in {folder} could be read (most often: {reasons[0][0]}): "
-                          "look at the files, or give another folder")
-    given = any(record.split for record in records)
-    split = table.split if given else splits.draw_splits(table.label, table.split, table.state, table.digest)
-    source = {"how": "folders"} if given else {"how": "drawn", "method": splits.METHOD, "seed": splits.SEED,
-                                               "shares": splits.SHARES}
-    finished = open_store(str(store)) if unchanged else writer.finish(split, split_source=source)
-    stored = finished.rows(labelled=False)
-    counts = Counter(classes[label] for label in finished.table.label[stored] if label >= 0)
-    bad = {str(table.key[row]): str(table.reason[row]) for row in here if table.state[row] == BAD}
-    return Extraction(
-        store=str(store), images=len(records), encoded=encoded, reused=inventory.reused, moved=inventory.moved,
-        removed=inventory.removed, bad=len(bad), bad_images=bad,
-        classes={name: counts[name] for name in classes},
-        splits={name: len(finished.rows(name)) for name in SPLITS},
-        encoder=model.info, text=text, seconds=time.perf_counter() - begun,
-        warnings=[f"class {name!r} has no readable image" for name in classes if not counts[name]],
-    )
+    with write_lock(str(store)):
+        writer = (StoreWriter.open(str(store), model.info) if known or _exists(str(store))
+                  else StoreWriter.create(str(store), model.info, model.dim, options.dtype, options.unit_rows))
+        inventory = take_inventory(records, classes, writer.store, options.progress)
+        unchanged = writer.store.complete and not inventory.changed and tuple(classes) == writer.store.classes
+        if not unchanged:
+            writer.plan(inventory.table, classes)
+        text = embed_prompts(writer, model, classes, options.phrases, options.templates)
+        encoded = encode_images(writer, model, inventory, options.batch_size, options.workers, options.progress)
+        finished = open_store(str(store)) if unchanged else _finish(writer, records, inventory, Path(folder))
+    return _report(finished, records, inventory, text, encoded, time.perf_counter() - begun)
 
 
-def _existing(store: str) -> bool:
+def _exists(store: str) -> bool:
+    """Whether there is a store to go on with; whatever else stands at the path is an error."""
     try:
         open_store(store)
     except NotAStore:
-        if Path(store).exists() and (not Path(store).is_dir() or any(Path(store).iterdir())):
+        if occupied(store):
             raise
         return False
     return True
 
 
-def _encode(writer: StoreWriter, model: Encoder, inventory: Inventory, options: ExtractOptions) -> int:
-    """Fill every unit that has rows to do; gives the number of rows encoded."""
-    todo = np.flatnonzero(inventory.table.state == TODO)
-    encoded = 0
-    workers = options.workers or os.cpu_count() or 1
-    with decoding(), ThreadPoolExecutor(workers) as pool, tqdm(
-            total=len(inventory.table), initial=len(inventory.table) - len(todo), unit="image", desc="encode",
-            disable=None if options.progress and len(todo) else True) as bar:
-        prepared = _prepared(pool, model, inventory, todo, 2 * workers + options.batch_size)
-        for number in np.unique(todo // writer.unit_rows):
-            unit = _Unit(writer, int(number))
-            rows = todo[todo // writer.unit_rows == number]
-            try:
-                for batch in _batches(islice(prepared, len(rows)), options.batch_size):
-                    encoded += unit.fill(batch, model)
-                    bar.update(len(batch))
-                    bar.set_postfix(bad=unit.bad)
-            finally:
-                # Also on Ctrl-C: what was encoded is kept, the next run goes on behind it.
-                unit.commit()
-    return encoded
+def _finish(writer: StoreWriter, records: list[Record], inventory: Inventory, folder: Path) -> Store:
+    """Draw the splits that the folders do not give, and declare the store complete."""
+    table, here = open_store(writer.store.path).table, inventory.present
+    if not (table.state[here] == STORED).any():
+        reasons = Counter(table.reason[here]).most_common(1)
+        raise SourceError(f"none of the {len(here)} images in {folder} could be read (most often: {reasons[0][0]}): "
+                          "look at the files, or give another folder")
+    if any(record.split for record in records):
+        return writer.finish(table.split, split_source={"how": "folders"})
+    drawn = splits.draw_splits(table.label, table.split, table.state, table.digest)
+    return writer.finish(drawn, split_source={"how": "drawn", "method": splits.METHOD, "seed": splits.SEED,
+                                              "shares": splits.SHARES})
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    row: int
-    digest: bytes
-    pixels: torch.Tensor | None
-    reason: str
-
-
-def _prepared(pool: ThreadPoolExecutor, model: Encoder, inventory: Inventory, rows: np.ndarray,
-              ahead: int) -> Iterator[_Prepared]:
-    """Read and decode in threads, in order, at most `ahead` images before they are taken."""
-
-    def prepare(row: int) -> _Prepared:
-        content = b""
-        try:
-            content = read_bytes(inventory.paths[row])
-            return _Prepared(row, digest(content), model.preprocess(decode(content)), "")
-        except BadImage as error:
-            return _Prepared(row, digest(content), None, str(error))
-
-    waiting: list[Future[_Prepared]] = []
-    upcoming = iter(rows.tolist())
-    try:
-        waiting.extend(pool.submit(prepare, row) for row in islice(upcoming, ahead))
-        while waiting:
-            first = waiting.pop(0)
-            waiting.extend(pool.submit(prepare, row) for row in islice(upcoming, 1))
-            yield first.result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _batches(items: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-class _Unit:
-    """One unit in memory while it fills."""
-
-    def __init__(self, writer: StoreWriter, number: int) -> None:
-        self.writer, self.number = writer, number
-        self.where, self.embedding = writer.unit(number)
-        table = writer.store.table
-        self.digest, self.reason, self.state = (column[self.where].copy() for column in
-                                                (table.digest, table.reason, table.state))
-        self.written = time.monotonic()
-        self.bad = 0
-
-    def fill(self, batch: Sequence[_Prepared], model: Encoder) -> int:
-        """Encode a batch into the unit; gives the number of embeddings."""
-        good = [item.pixels for item in batch if item.pixels is not None]
-        vectors = iter(model.encode_images(torch.stack(good)) if good else ())
-        limit = np.finfo(self.embedding.dtype).max
-        stored = 0
-        for item in batch:
-            place = item.row - self.where.start
-            self.digest[place] = np.frombuffer(item.digest, np.uint8)
-            vector = next(vectors) if item.pixels is not None else None
-            reason = item.reason
-            if vector is not None and not (np.abs(vector) <= limit).all():
-                vector, reason = None, f"the encoder gave values that {self.embedding.dtype} cannot hold"
-            self.reason[place] = reason
-            self.state[place] = BAD if vector is None else STORED
-            self.embedding[place] = np.nan if vector is None else vector
-            stored += vector is not None
-            self.bad += vector is None
-        if time.monotonic() - self.written > FLUSH_SECONDS:
-            self.commit()
-        return stored
-
-    def commit(self) -> None:
-        self.writer.commit(self.number, self.embedding, self.digest, self.reason, self.state)
-        self.written = time.monotonic()
+def _report(store: Store, records: list[Record], inventory: Inventory, text: dict[str, Any], encoded: int,
+            seconds: float) -> Extraction:
+    table = store.table
+    counts = Counter(store.classes[label] for label in table.label[store.rows()])
+    bad = {str(table.key[row]): str(table.reason[row]) for row in inventory.present if table.state[row] == BAD}
+    return Extraction(
+        store=store.path, images=len(records), encoded=encoded, reused=inventory.reused, moved=inventory.moved,
+        removed=inventory.removed, bad=len(bad), bad_images=bad,
+        classes={name: counts[name] for name in store.classes},
+        splits={name: len(store.rows(name)) for name in SPLITS},
+        encoder=store.encoder, text=text, seconds=seconds,
+        warnings=[f"class {name!r} has no readable image" for name in store.classes if not counts[name]],
+    )

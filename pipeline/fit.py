@@ -89,7 +89,7 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         "macro_recall": scores["macro_recall"], "nll": scores["nll"], "ece": scores["ece"],
         "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
         "classes": task.classes, "encoder": store.encoder["name"], "text": spec.text, "store": store.path,
-        "settings_tried": selection.tried, "mixing_interval": selection.interval,
+        "settings_tried": selection.tried, "mixing_interval": selection.interval and list(selection.interval),
         "fingerprints": {"encoder": store.encoder["fingerprint"], "store": store.fingerprint,
                          "text": drawn.text.fingerprint, "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint},

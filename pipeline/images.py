@@ -42,11 +42,11 @@ def decode(content: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(content))
         image.load()
         if image.mode.startswith("I;16"):
-            return image.point([value // 256 for value in range(65536)], "L")
+            return image.convert("I").point([value // 256 for value in range(65536)], "L")
         if image.mode in _EIGHT_BIT:
             return image
     except UnidentifiedImageError as error:
-        raise BadImage("not an image that Pillow can read") from error
+        raise BadImage("not an image, or too damaged to tell which kind") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too large ({error})") from error
     except Exception as error:  # Pillow's decoders raise many types for damaged files

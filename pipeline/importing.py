@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from onceclip.pipeline import splits
 from onceclip.pipeline.embed import NAME
 from onceclip.pipeline.errors import ArrayError
-from onceclip.stores import StoreWriter, Table, TextSet
+from onceclip.stores import StoreWriter, Table, TextSet, write_lock
 from onceclip.stores.fingerprint import digest, fingerprint
 from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, STORED, UNIT_ROWS
 
@@ -38,34 +40,39 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     if encoder is None:
         identity["content"] = digest(np.ascontiguousarray(embedding).tobytes()).hex()
     info = {"name": encoder or "unknown", "fingerprint": fingerprint(identity), "imported": True, "dim": dim,
-            "output": "projected", "logit_scale": float(arrays.get("logit_scale", 100.0)),
-            "logit_bias": float(arrays["logit_bias"]) if "logit_bias" in arrays else None}
+            "output": "projected", "logit_scale": _number(arrays, "logit_scale", source) or 100.0,
+            "logit_bias": _number(arrays, "logit_bias", source)}
 
     finite = np.isfinite(embedding).all(axis=1)
     if not finite.all():
         raise ArrayError(f"{source}: {int((~finite).sum())} rows of embedding hold NaN or infinity, the first is row "
                          f"{int(np.argmin(finite))}: leave them out")
-    key = np.array([str(each) for each in arrays["key"]] if "key" in arrays else
+    key = np.array(_texts(arrays["key"]) if "key" in arrays else
                    [f"{row:0{len(str(n))}d}" for row in range(n)], dtype=object)
     if len(set(key)) != n:
         raise ArrayError(f"{source}: key has {n - len(set(key))} repeated entries: give every row its own")
     content = np.stack([np.frombuffer(digest(row.tobytes()), np.uint8) for row in embedding])
     split = _splits(arrays, n, source)
+    for name, used in (("view", arrays.get("view", embedding)[split == 0]), ("text", arrays.get("text", embedding))):
+        if used.dtype.kind != "f" or not np.isfinite(used).all():
+            raise ArrayError(f"{source}: {name} must hold finite floating-point numbers"
+                             f"{' for every train row' if name == 'view' else ''}")
     table = Table(key, label.astype(np.int32), split, np.full(n, -1, np.int8), content, np.full(n, "", object))
 
-    writer = StoreWriter.create(str(store), info, dim, str(embedding.dtype), unit_rows)
-    writer.plan(table, names)
-    for number in range(-(-n // unit_rows)):
-        rows = slice(number * unit_rows, min((number + 1) * unit_rows, n))
-        count = rows.stop - rows.start
-        writer.commit(number, embedding[rows], content[rows], table.reason[rows], np.full(count, STORED, np.int8))
-    if "view" in arrays:
-        writer.put_views(arrays["view"])
-    if texts is not None:
-        writer.put_text(NAME, _text(texts, names, info["fingerprint"]))
-    state = np.full(n, STORED, np.int8)
-    drawn = split if "split" in arrays else splits.draw_splits(table.label, split, state, content)
-    finished = writer.finish(drawn, split_source={"how": "imported" if "split" in arrays else "drawn"})
+    with write_lock(str(store)):
+        writer = StoreWriter.create(str(store), info, dim, str(embedding.dtype), unit_rows)
+        writer.plan(table, names)
+        for number in range(-(-n // unit_rows)):
+            rows = slice(number * unit_rows, min((number + 1) * unit_rows, n))
+            count = rows.stop - rows.start
+            writer.commit(number, embedding[rows], content[rows], table.reason[rows], np.full(count, STORED, np.int8))
+        if "view" in arrays:
+            writer.put_views(arrays["view"])
+        if texts is not None:
+            writer.put_text(NAME, _text(texts, names, info["fingerprint"]))
+        state = np.full(n, STORED, np.int8)
+        drawn = split if "split" in arrays else splits.draw_splits(table.label, split, state, content)
+        finished = writer.finish(drawn, split_source={"how": "imported" if "split" in arrays else "drawn"})
     return {"store": str(store), "images": n, "dim": dim, "classes": len(names), "text": texts is not None,
             "splits": {name: len(finished.rows(name)) for name in SPLITS}, "encoder": info,
             "seconds": time.perf_counter() - begun}
@@ -76,14 +83,14 @@ def _load(source: Path) -> dict[str, np.ndarray]:
         if source.is_dir():
             arrays = {path.stem: np.load(path, allow_pickle=False) for path in sorted(source.glob("*.npy"))}
         else:
-            with np.load(source, allow_pickle=False) as file:
+            with source.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         raise ArrayError(f"{source} cannot be read as .npz or a folder of .npy files ({error}): it needs "
                          f"{_LAYOUT}") from error
     unknown = sorted(set(arrays) - set(KNOWN))
     if "embedding" not in arrays:
-        raise ArrayError(f"{source} has no array `embedding` (it has: {', '.join(unknown) or 'nothing'}): it needs "
+        raise ArrayError(f"{source} has no array `embedding` (it has: {', '.join(arrays) or 'nothing'}): it needs "
                          f"{_LAYOUT}")
     if unknown:
         raise ArrayError(f"{source} has arrays that mean nothing here: {', '.join(unknown)}; known are "
@@ -112,7 +119,7 @@ def _checked(arrays: dict[str, np.ndarray], source: Path) -> tuple[np.ndarray, n
     if label.dtype.kind not in "iu" or label.min() < NO_LABEL:
         raise ArrayError(f"{source}: label must hold whole numbers from 0 up, or -1 for none")
     classes = max(int(label.max()) + 1, len(arrays.get("text", ())), len(arrays.get("class_names", ())))
-    names = [str(name) for name in arrays.get("class_names", range(classes))]
+    names = _texts(arrays["class_names"]) if "class_names" in arrays else [str(number) for number in range(classes)]
     if len(names) != classes or len(arrays.get("text", names)) != classes:
         raise ArrayError(f"{source}: labels go up to {int(label.max())}, text has {len(arrays.get('text', ()))} and "
                          f"class_names {len(names)} entries: they must name the same classes")
@@ -122,13 +129,28 @@ def _checked(arrays: dict[str, np.ndarray], source: Path) -> tuple[np.ndarray, n
     return embedding, label, names
 
 
+def _texts(values: np.ndarray) -> list[str]:
+    """Texts of an array of str, bytes or numbers."""
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
+
+
+def _number(arrays: dict[str, np.ndarray], name: str, source: str | Path) -> float | None:
+    values = arrays.get(name)
+    if values is None:
+        return None
+    if values.size != 1 or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise ArrayError(f"{source}: {name} has shape {values.shape} and is not one finite number: give a scalar")
+    return float(values.reshape(()))
+
+
 def _splits(arrays: dict[str, np.ndarray], n: int, source: str | Path) -> np.ndarray:
     split = np.full(n, NO_SPLIT, np.int8)
+    given = np.array(_texts(arrays["split"])) if "split" in arrays else None
     for number, name in enumerate(SPLITS):
-        if "split" in arrays:
-            split[arrays["split"].astype(str) == name] = number
-    if "split" in arrays and (split == NO_SPLIT).any():
-        odd = sorted(set(arrays["split"].astype(str)) - set(SPLITS))
+        if given is not None:
+            split[given == name] = number
+    if given is not None and (split == NO_SPLIT).any():
+        odd = sorted(set(given.tolist()) - set(SPLITS))
         raise ArrayError(f"{source}: split holds {', '.join(map(repr, odd[:4]))}: the splits are {', '.join(SPLITS)}")
     return split
 

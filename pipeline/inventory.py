@@ -48,7 +48,9 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     old = store.table
     done = {int(row): bytes(old.digest[row]) for row in np.flatnonzero((old.state == STORED) | (old.state == BAD))}
     contents = _digests(records, progress) if done else [b""] * len(records)
-    by_key = {str(key): row for row, key in enumerate(old.key)}
+    # A removed row has its old key still; a row that is there goes before it.
+    order = np.argsort(old.state != REMOVED, kind="stable")
+    by_key = {str(old.key[row]): int(row) for row in order}
     by_content = defaultdict(list)
     for row, content in done.items():
         by_content[content].append(row)

@@ -56,7 +56,11 @@ def predict_images(classifier: Classifier, paths: Sequence[Path], encoder: Encod
                    top_k: int = 1) -> Iterator[Prediction]:
     """Label image files, in the order given; a folder stands for the images in it."""
     mine, adapters = encoder.info["fingerprint"], classifier.provenance.get("encoder", {})
-    if adapters.get("fingerprint") not in (None, mine):
+    if adapters.get("imported"):
+        if encoder.dim != classifier.dim:
+            raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {encoder.info['name']} gives "
+                                f"{encoder.dim}: name the encoder that made the imported features")
+    elif adapters.get("fingerprint") not in (None, mine):
         raise StoreMismatch(f"the adapter was fitted on embeddings of {adapters['name']} ({adapters['fingerprint']}), "
                             f"this encoder is {encoder.info['name']} ({mine}): name the right one with --model and "
                             "--pretrained")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ def append_row(folder: Path, row: Mapping[str, Any]) -> Path:
     """Append one row to the folder's `results.jsonl`, and give the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    # One write call per row: rows of two processes never mix, and a killed one leaves whole lines.
-    with path.open("a", encoding="ascii") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+    with path.open("a+b") as file:
+        # A process that was killed in the middle of a line must not spoil the next one.
+        cut = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if cut else b"") + json.dumps(row, allow_nan=False).encode("ascii") + b"\n")
     return path
 
 

@@ -35,7 +35,8 @@ class Record:
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sorting key that puts folder 2 before folder 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
+    parts = re.split(r"([0-9]+)", name)  # every second one is a number
+    return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts) if part]
 
 
 def list_images(root: Path) -> list[Record]:
@@ -54,10 +55,11 @@ def list_images(root: Path) -> list[Record]:
                 else "is empty")
         raise SourceError(f"{root} {what}: give a folder with one sub-folder of images per class")
     parts = [name.split(os.sep) for name in found]
-    split_folders = all(len(path) > 1 and path[0].lower() in SPLIT_FOLDERS for path in parts)
+    tops = {path[0].lower() for path in parts if len(path) > 1}
+    split_folders = bool(tops) and tops <= set(SPLIT_FOLDERS)
     records = []
     for name, path in zip(found, parts, strict=True):
-        split = SPLIT_FOLDERS[path[0].lower()] if split_folders else None
+        split = SPLIT_FOLDERS[path[0].lower()] if split_folders and len(path) > 1 else None
         folders = path[1:-1] if split_folders else path[:-1]
         records.append(Record(encode_key(name), root / name, encode_key(folders[0]) if folders else None, split))
     return records

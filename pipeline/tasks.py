@@ -40,6 +40,7 @@ def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
 def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
               select: str = "fixed") -> Drawn:
     """Draw a task and tell how; arguments and failures as for `make_task`."""
+    store.require_complete()
     if len(store.classes) < 2:
         raise TaskError(f"{store.path} has {len(store.classes)} class: a classifier needs two; extract a folder with "
                         "one sub-folder per class")

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.errors import GroupNotFoundError
+from zarr.errors import ContainsArrayError, GroupNotFoundError
 
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
 from onceclip.stores.fingerprint import fingerprint
-from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TODO, get_array
+from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TODO, get_array, read_whole
 from onceclip.stores.text import TextSet
 
 
@@ -67,9 +67,14 @@ class Store:
     def table(self) -> Table:
         """All columns but the embeddings."""
         with damage(self.path):
-            columns = {name: np.asarray(self.array(name)[...]) for name in Table.__dataclass_fields__}
+            read = read_whole if self.complete else lambda array: np.asarray(array[...])
+            columns = {name: read(self.array(name)) for name in Table.__dataclass_fields__}
         # While a store grows its columns are resized one after the other; only rows that all of them have count.
-        rows = min(len(column) for column in columns.values())
+        lengths = [len(column) for column in columns.values()]
+        rows = min(lengths)
+        if self.complete and (rows < max(lengths) or (columns["state"] == TODO).any()):
+            raise StoreDamaged(f"{self.path} says that it is complete, but its columns differ in length or have rows "
+                               "still to be encoded: take it from a copy, or delete it and extract again")
         return Table(**{name: column[:rows] for name, column in columns.items()})
 
     @cached_property
@@ -101,10 +106,12 @@ class Store:
     def embeddings(self, rows: np.ndarray | None = None, name: str = "embedding") -> np.ndarray:
         """Raw embeddings of some rows (all stored ones by default), in the order given: (n, dim), stored dtype.
 
+        rows: positions, or a mask over all rows.
         name: "embedding", or "view" for (n, views, dim).
         Raises StoreDamaged if bytes are missing, do not match their checksum, or are not finite.
         """
         array, rows = self.array(name), self.rows(labelled=False) if rows is None else np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         result = np.empty((len(rows), *array.shape[1:]), array.dtype)
         height = array.chunks[0]
         # Whole chunks, indexed in memory: a chunk's checksum can only be checked on the whole of it.
@@ -169,19 +176,31 @@ def open_store(path: str) -> Store:
     Raises NotAStore if there is none, StoreError if a newer version wrote it.
     """
     group = open_group(path)
-    attributes = group.attrs.get(ATTRIBUTE)
+    attributes: Any = group.attrs.get(ATTRIBUTE)
     if not isinstance(attributes, dict) or attributes.get("kind") != KIND:
         raise NotAStore(f"{path} is a Zarr group but not a onceclip store: make one with `onceclip extract` or "
                         "`onceclip import`")
-    if attributes["schema"] > SCHEMA:
-        raise StoreError(f"{path} has schema {attributes['schema']}, this version reads up to {SCHEMA}: "
-                         "install a newer onceclip")
-    return Store(str(path), group)
+    with damage(str(path), "its description"):
+        if attributes["schema"] > SCHEMA:
+            raise StoreError(f"{path} has schema {attributes['schema']}, this version reads up to {SCHEMA}: "
+                             "install a newer onceclip")
+        return Store(str(path), group)
 
 
 def looks_like_store(path: str) -> bool:
     """Whether a path is a Zarr group or a URL rather than images; says nothing about its soundness."""
     return "://" in path or os.path.isfile(os.path.join(path, "zarr.json"))
+
+
+def occupied(path: str) -> bool:
+    """Whether anything but an empty folder stands at a path or URL."""
+    if "://" not in path:
+        return os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path))
+    try:
+        open_group(path)
+    except NotAStore:
+        return False
+    return True
 
 
 def open_group(path: str, mode: Any = "r") -> zarr.Group:
@@ -191,9 +210,12 @@ def open_group(path: str, mode: Any = "r") -> zarr.Group:
     """
     try:
         return zarr.open_group(str(path), mode=mode, zarr_format=3)
-    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError) as error:
+    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, ContainsArrayError) as error:
         raise NotAStore(f"{path} is not a store (no Zarr group there): make one with `onceclip extract FOLDER "
                         f"{path} --model NAME` or give the path of one") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreDamaged(f"{path} has a zarr.json that cannot be read ({error}): the store is damaged; take it from "
+                           "a copy, or delete it and extract again") from error
 
 
 @contextmanager
@@ -201,9 +223,9 @@ def damage(path: str, where: str = "image") -> Iterator[None]:
     """Turn what Zarr raises for bad bytes into StoreDamaged."""
     try:
         yield
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        if isinstance(error, StoreError):
-            raise
+    except StoreError:
+        raise
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:
         raise StoreDamaged(f"{path}: {where} cannot be read ({error}): the store is damaged; take it from a copy, or "
                            "delete it and extract again") from error
 

@@ -51,15 +51,31 @@ def create_array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: t
     serializer = VLenUTF8Codec() if dtype == "str" else BytesCodec()
     return group.create_array(name, shape=shape, chunks=tuple(max(1, size) for size in chunks), dtype=dtype,
                               fill_value=fill, filters=None, serializer=serializer, compressors=[Crc32cCodec()],
-                              dimension_names=dimensions, overwrite=True)
+                              dimension_names=dimensions, overwrite=True,
+                              # Chunks of nothing but the fill value are written too: a missing one is then damage.
+                              config={"write_empty_chunks": True})
 
 
 def get_array(group: zarr.Group, name: str) -> zarr.Array:
-    """The array of a group by its path."""
+    """The array of a group by its path.
+
+    Raises KeyError if there is none.
+    """
     node = group[name]
     if not isinstance(node, zarr.Array):
-        raise ValueError(f"{name} is not an array")
-    return node
+        raise KeyError(f"{name} is not an array")
+    return node.with_config({"write_empty_chunks": True})
+
+
+def read_whole(array: zarr.Array) -> np.ndarray:
+    """Read all of an array.
+
+    Raises ValueError if a chunk is missing, which Zarr itself would read as fill values.
+    """
+    if array.nchunks_initialized != array.nchunks:
+        raise ValueError(f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of {array.path} are "
+                         "missing")
+    return np.asarray(array[...])
 
 
 def put_array(group: zarr.Group, name: str, values: np.ndarray, fill: Any, dimensions: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import zarr
 
 from onceclip.stores.errors import StoreMismatch
 from onceclip.stores.fingerprint import digest, fingerprint
-from onceclip.stores.schema import ATTRIBUTE, get_array, put_array
+from onceclip.stores.schema import ATTRIBUTE, get_array, put_array, read_whole
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TextSet:
     def read(cls, group: zarr.Group) -> TextSet:
         """Read the set that `write` stored."""
         attributes: Any = group.attrs[ATTRIBUTE]
-        columns = {name: np.asarray(get_array(group, name)[...])
+        columns = {name: read_whole(get_array(group, name))
                    for name in ("embedding", "class_ptr", "template_id", "prompt")}
         return cls(columns["embedding"], tuple(attributes["classes"]), columns["class_ptr"], columns["template_id"],
                    tuple(map(str, columns["prompt"])), attributes["encoder"], attributes["source"])

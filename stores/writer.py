@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
+import zarr
 
 from onceclip.stores.errors import StoreError, StoreMismatch
-from onceclip.stores.reader import Store, Table, damage, open_group, open_store
+from onceclip.stores.reader import Store, Table, damage, occupied, open_group, open_store
 from onceclip.stores.schema import (
     ATTRIBUTE,
     COLUMNS,
@@ -42,20 +43,31 @@ class StoreWriter:
         encoder: JSON values with `name` and `fingerprint`. dtype: of the stored embeddings.
         Raises StoreError if something is there already.
         """
-        group = open_group(path, mode="a")
-        if ATTRIBUTE in group.attrs or any(True for _ in group.members()):
+        if occupied(path):
             raise StoreError(f"{path} exists already: give another path, or delete it first")
+        attributes = {"schema": SCHEMA, "kind": KIND, "encoder": encoder, "classes": [], "complete": False,
+                      "unit_rows": unit_rows, "dim": dim, "dtype": dtype}
+        # The description goes with the group in one write, so that a store killed right here can be gone on with.
+        group = zarr.create_group(str(path), zarr_format=3, attributes={ATTRIBUTE: attributes})
+        return cls(Store(str(path), group))._with_arrays()
+
+    def _with_arrays(self) -> Self:
+        """Create the arrays that are not there yet."""
+        attributes, group = self.store.attributes, self.group
+        dim, unit_rows = attributes["dim"], attributes["unit_rows"]
         for name, column in COLUMNS.items():
-            height = unit_rows if column.per_unit else TABLE_ROWS
-            create_array(group, f"image/{name}", (0, *column.shape), (height, *column.shape), column.dtype, column.fill,
-                         ("image", *column.dimensions))
-        create_array(group, "image/embedding", (0, dim), (unit_rows, dim), dtype, np.nan, ("image", "dim"))
+            if f"image/{name}" not in group:
+                height = unit_rows if column.per_unit else TABLE_ROWS
+                create_array(group, f"image/{name}", (0, *column.shape), (height, *column.shape), column.dtype,
+                             column.fill, ("image", *column.dimensions))
+        if "image/embedding" not in group:
+            create_array(group, "image/embedding", (0, dim), (unit_rows, dim), attributes["dtype"], np.nan,
+                         ("image", "dim"))
         for name in ("logit_scale", "logit_bias"):
-            if encoder.get(name) is not None:
-                put_array(group, f"encoder/{name}", np.array(encoder[name], np.float64), np.nan, ())
-        group.attrs[ATTRIBUTE] = {"schema": SCHEMA, "kind": KIND, "encoder": encoder, "classes": [],
-                                  "complete": False, "unit_rows": unit_rows}
-        return cls(Store(str(path), group))
+            value = attributes["encoder"].get(name)
+            if value is not None and f"encoder/{name}" not in group:
+                put_array(group, f"encoder/{name}", np.array(value, np.float64), np.nan, ())
+        return self
 
     @classmethod
     def open(cls, path: str, encoder: dict[str, Any]) -> Self:
@@ -71,7 +83,7 @@ class StoreWriter:
             raise StoreMismatch(f"{path} was made by encoder {mine['name']} ({mine['fingerprint']}), not by "
                                 f"{encoder['name']} ({encoder['fingerprint']}); they differ in {', '.join(differing)}: "
                                 "extract into another store, or name the encoder that made this one")
-        return cls(Store(store.path, open_group(path, mode="r+")))
+        return cls(Store(store.path, open_group(path, mode="r+")))._with_arrays()
 
     def plan(self, table: Table, classes: list[str]) -> None:
         """Say which rows the store is to have; those of state TODO are to be filled.
