@@ -1,0 +1,143 @@
+"""The interface of methods: names, hyperparameters, and a method of one's own."""
+
+import pytest
+import torch
+
+from onceclip.adapters import (
+    METHODS,
+    ClipAdapter,
+    Hyperparameter,
+    Method,
+    MethodError,
+    TipAdapter,
+    UnknownName,
+    ZeroShot,
+    fit_selected,
+    load_classifier,
+    method_class,
+)
+from onceclip.adapters.heads import Linear
+from onceclip.adapters.method import zero_shot_head
+
+
+class NearestMean(Method):
+    """Zero-shot plus cosine with the class means of the support: all that a new method needs."""
+
+    name = "nearest-mean"
+    summary = "cosine with class means"
+    family = "closed form"
+    source = "this test"
+    equation = "logits = s x.W' + alpha x.M'"
+    hyperparameters = {"alpha": Hyperparameter(20.0, "weight of the means")}
+    mixing = "alpha"
+
+    def terms(self, prepared, parameters):
+        support = prepared.support
+        total = support.unit.new_zeros(prepared.classes, prepared.dim).index_add(0, support.label, support.unit)
+        return zero_shot_head(prepared), Linear(torch.nn.functional.normalize(total, dim=1))
+
+
+class OneHeadTwice(ZeroShot):
+    """Reuses one tensor in both terms."""
+
+    name = "one-head-twice"
+    mixing = "alpha"
+    hyperparameters = {"alpha": Hyperparameter(1.0, "weight", high=5.0)}
+    head = Method.head
+
+    def terms(self, prepared, parameters):
+        head = zero_shot_head(prepared)
+        return head, head
+
+
+@pytest.mark.parametrize("policy", ["fixed", "val"])
+def test_a_method_in_one_class_can_be_fitted_chosen_saved_and_loaded(make_task, make_rows, tmp_path, policy):
+    task, queries = make_task((3, 4, 2), val=6, noise=0.3), make_rows((6, 6, 6), 10, noise=0.3, seed=80)
+    classifier = fit_selected(NearestMean(), task, policy).classifier
+    classifier.save(tmp_path)
+    loaded = load_classifier(tmp_path)
+    logits = loaded.logits(queries.embedding)
+    assert torch.equal(logits, classifier.logits(queries.embedding))
+    assert loaded.method == "nearest-mean"
+    assert 0 < loaded.hyperparameters["alpha"] < float("inf")
+    assert (logits.argmax(dim=1) == queries.label).float().mean() > 0.8
+    assert loaded.predict(queries.embedding)[0] == task.text.class_names[int(logits[0].argmax())]
+
+
+def test_a_method_may_use_one_tensor_twice(make_task, make_rows, tmp_path):
+    queries = make_rows((2, 2, 2), 10, seed=80).embedding
+    classifier = OneHeadTwice().fit(make_task())
+    classifier.save(tmp_path)
+    assert torch.equal(load_classifier(tmp_path).logits(queries), classifier.logits(queries))
+
+
+def test_a_method_without_mathematics_says_what_is_missing(make_task):
+    class Empty(Method):
+        name = "empty"
+
+    with pytest.raises(NotImplementedError, match="Empty defines neither head nor terms"):
+        Empty().fit(make_task())
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_every_method_describes_itself(method):
+    for text in (method.name, method.summary, method.family, method.source, method.equation, method.__doc__):
+        assert text.strip()
+    assert method.summary.count("\n") == method.equation.count("\n") == 0
+    assert method_class(method.name) is method
+    assert "Source:" in method.__doc__
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_defaults_and_searched_values_of_every_hyperparameter_are_valid(method):
+    for name, setting in method.hyperparameters.items():
+        for value in (setting.default, *setting.search):
+            parsed = setting.parse(name, str(value))
+            assert parsed == value
+            assert type(parsed) is type(setting.default)
+        assert setting.meaning
+    assert method().values == {name: setting.default for name, setting in method.hyperparameters.items()}
+    assert method.mixing is None or method.hyperparameters[method.mixing].high < float("inf")
+
+
+@pytest.mark.parametrize(("typed", "near"), [("tip_adaptor", "tip-adapter"), ("GDA", "gda"), ("zeroshot", "zero-shot"),
+                                             ("linear", "linear-probe"), ("clip_adapter", "clip-adapter")])
+def test_an_unknown_method_suggests_the_nearest(typed, near):
+    with pytest.raises(UnknownName, match=f"no method '{typed}': did you mean '{near}'"):
+        method_class(typed)
+
+
+def test_an_unknown_hyperparameter_suggests_the_nearest_and_lists_all():
+    with pytest.raises(UnknownName, match="no hyperparameter 'betta' of tip-adapter: did you mean 'beta'") as caught:
+        TipAdapter(betta=2.0)
+    assert str(caught.value).endswith("there are: alpha, beta")
+    with pytest.raises(UnknownName, match="there are: none"):
+        ZeroShot(beta=2.0)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("ratio", 1.5), ("ratio", -0.1), ("ratio", "much"), ("ratio", float("nan")), ("ratio", None), ("ratio", [0.2]),
+    ("reduction", 0), ("reduction", 2.5), ("reduction", "inf"), ("reduction", None), ("epochs", -1), ("epochs", "1e9"),
+    ("learn_ratio", "maybe"), ("learn_ratio", 2), ("branch", "audio"), ("branch", 3), ("branch", "")])
+def test_an_invalid_value_is_refused_with_the_name_of_the_hyperparameter(name, value):
+    with pytest.raises(MethodError, match=f"^{name}=") as caught:
+        ClipAdapter(**{name: value})
+    assert "\n" not in str(caught.value)
+    assert ClipAdapter.hyperparameters[name].meaning in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text", "value"), [
+    ("learn_ratio", "true", True), ("learn_ratio", "No", False), ("learn_ratio", "1", True), ("reduction", "4", 4),
+    ("epochs", "1e2", 100), ("learning_rate", "1e-3", 1e-3), ("ratio", "1", 1.0), ("branch", "both", "both")])
+def test_values_from_the_command_line_are_parsed_to_their_type(name, text, value):
+    parsed = ClipAdapter(**{name: text}).values[name]
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_hyperparameters_read_as_attributes_and_copies_leave_the_original_alone():
+    first = TipAdapter(beta=2)
+    second = first.with_values(beta=9.0)
+    assert (first.beta, second.beta, first.alpha, second.alpha) == (2.0, 9.0, 1.0, 1.0)
+    with pytest.raises(AttributeError, match="gamma"):
+        first.gamma  # noqa: B018

@@ -1,0 +1,83 @@
+"""What the tests of the pipeline share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onceclip.stores import Store, open_store
+from onceclip.stores.fingerprint import digest
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of images of every pass through the encoder."""
+    from onceclip.pipeline.encoder import Encoder
+
+    sizes: list[int] = []
+    encode = Encoder.encode_images
+
+    def counting(self: Encoder, pixels: Any) -> np.ndarray:
+        sizes.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Encoder, "encode_images", counting)
+    return sizes
+
+
+@pytest.fixture(scope="session")
+def consistent() -> Callable[[Path, Path], Store]:
+    """Check that every PNG file of a folder has one stored row with its content and class, and nothing else has one."""
+
+    def check(path: Path, root: Path) -> Store:
+        store = open_store(str(path))
+        rows = store.rows()
+        found = {str(store.table.key[row]): (bytes(store.table.digest[row]), store.classes[store.table.label[row]])
+                 for row in rows}
+        assert len(found) == len(rows)
+        assert found == {str(file.relative_to(root)): (digest(file.read_bytes()), file.parent.name)
+                         for file in root.rglob("*.png")}
+        assert len(store.embeddings(rows)) == len(rows)
+        return store
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def arrays() -> dict[str, np.ndarray]:
+    """Features made elsewhere: 4 classes of 50 rows that overlap, split 30/8/12, with text."""
+    random = np.random.default_rng(7)
+    centres = random.normal(size=(4, 16))
+    label = np.repeat(np.arange(4), 50)
+    return {
+        "embedding": (centres[label] + 1.5 * random.normal(size=(200, 16))).astype(np.float32),
+        "label": label,
+        "split": np.tile(np.repeat(["train", "val", "test"], [30, 8, 12]), 4),
+        "key": np.array([f"{name}/{number:02d}.png" for name in "abcd" for number in range(50)]),
+        "text": (centres + random.normal(size=(4, 16))).astype(np.float32),
+        "class_names": np.array(["ant", "bee", "cow", "dog"]),
+        "logit_scale": np.float64(20.0),
+    }
+
+
+@pytest.fixture
+def import_of(tmp_path: Path) -> Callable[..., Store]:
+    """Make a store of arrays: import_of(arrays, "name", encoder=...)."""
+    from onceclip.pipeline.importing import import_arrays
+
+    def make(arrays: dict[str, np.ndarray], name: str = "imported", **options: Any) -> Store:
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        import_arrays(tmp_path / f"{name}.npz", tmp_path / f"{name}.zarr", **options)
+        return open_store(str(tmp_path / f"{name}.zarr"))
+
+    return make
+
+
+@pytest.fixture
+def imported(arrays: dict[str, np.ndarray], import_of: Callable[..., Store]) -> Store:
+    """A store of `arrays`."""
+    return import_of(arrays)

@@ -1,0 +1,90 @@
+"""Pictures of every mode: the pixels that the encoder's own preprocessing would see, without a warning."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from onceclip.stores import open_store
+
+Extract = Callable[..., Any]
+FolderOf = Callable[..., Path]
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    pixels = np.random.default_rng(3).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def saved(image: Image.Image, suffix: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, suffix, **options)
+    return file.getvalue()
+
+
+def palette_with_transparency() -> bytes:
+    image = picture("P")
+    return saved(image, "png", transparency=bytes(range(256)))
+
+
+def sixteen_bits() -> bytes:
+    return saved(Image.fromarray(np.linspace(0, 65535, 1200).reshape(30, 40).astype(np.uint16)), "png")
+
+
+ODD_FILES = {
+    "one.png": lambda: saved(picture(size=(1, 1)), "png"),
+    "long.png": lambda: saved(picture(size=(300, 2)), "png"),
+    "grey.png": lambda: saved(picture("L"), "png"),
+    "greyalpha.png": lambda: saved(picture("LA"), "png"),
+    "alpha.png": lambda: saved(picture("RGBA"), "png"),
+    "bits.png": lambda: saved(picture("1"), "png"),
+    "cmyk.jpg": lambda: saved(picture("CMYK"), "jpeg"),
+    "palette.png": palette_with_transparency,
+    "sixteen.png": sixteen_bits,
+    "film.gif": lambda: saved(picture("P"), "gif", save_all=True, append_images=[Image.new("P", (40, 30))] * 3),
+    "really-a-png.jpg": lambda: saved(picture(), "png"),
+}
+
+
+@pytest.fixture
+def root(folder_of: FolderOf) -> Path:
+    return folder_of({"disc": 6, "ring": 6})
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_an_odd_image_is_encoded_as_by_the_encoders_own_preprocessing(root: Path, tmp_path: Path, extract_demo: Extract,
+                                                                      encoder: Any, name: str) -> None:
+    """Modes that Pillow converts with a warning; 16 bits, which it clips to white (lessons.md, part E)."""
+    content = ODD_FILES[name]()
+    (root / "disc" / name).write_bytes(content)
+    done = extract_demo(root, tmp_path / "s.zarr")
+    assert (done.bad_images, done.encoded) == ({}, 13)
+    plain: Image.Image = Image.open(io.BytesIO(content))
+    if name == "sixteen.png":
+        plain = Image.fromarray((np.asarray(plain) // 256).astype(np.uint8))
+    with warnings.catch_warnings(action="ignore"):
+        expected = encoder.encode_images(torch.stack([encoder.preprocess(plain)]))
+    store = open_store(str(tmp_path / "s.zarr"))
+    row = np.flatnonzero(store.table.key == f"disc/{name}")
+    np.testing.assert_allclose(store.embeddings(row), expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_the_cameras_orientation_is_left_alone_like_the_encoders_own_preprocessing(root: Path, tmp_path: Path,
+                                                                                   extract_demo: Extract) -> None:
+    """vision#7977: papers' pipelines ignore EXIF; turning images here would silently differ from them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (root / "disc" / "plain.png").write_bytes(saved(picture(), "png"))
+    (root / "disc" / "turned.png").write_bytes(saved(picture(), "png", exif=exif))
+    extract_demo(root, tmp_path / "s.zarr")
+    store = open_store(str(tmp_path / "s.zarr"))
+    rows = [int(np.flatnonzero(store.table.key == f"disc/{name}.png")[0]) for name in ("plain", "turned")]
+    np.testing.assert_array_equal(*store.embeddings(np.array(rows)))

@@ -1,0 +1,154 @@
+"""Result rows: what they say, that they are true, and that none is lost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
+
+import onceclip
+from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.metrics import metrics
+from onceclip.pipeline.results import NAME, append_row, mean_interval, read_rows, summarise
+from onceclip.pipeline.sweep import grid, sweep
+from onceclip.stores import Store
+
+FIELDS = {"method", "shots", "seed", "hyperparameters", "select", "accuracy", "accuracy_val", "n_support", "n_test",
+          "classes", "encoder", "text", "store", "seconds", "version"}
+
+
+def test_a_result_row_has_every_field_and_survives_json(imported: Store) -> None:
+    fitted = fit(imported, RunSpec("tip-adapter", 4, seed=3, values={"beta": 3}, select="val"))
+    row = fitted.row
+    assert set(row) >= FIELDS
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert (row["method"], row["shots"], row["seed"], row["select"]) == ("tip-adapter", 4, 3, "val")
+    assert (row["n_support"], row["n_test"], row["classes"], row["n_val"]) == (16, 48, 4, 16)
+    assert (row["store"], row["version"], row["text"]) == (imported.path, onceclip.__version__, "default")
+    assert row["hyperparameters"]["beta"] == 3
+    assert 0 < row["accuracy"] < 1
+    assert 0 < row["accuracy_val"] < 1
+
+
+def test_a_draw_is_written_with_the_result(imported: Store) -> None:
+    """CoOp#45, PLOT#3: which images were they? As keys, not as pickled objects with absolute paths."""
+    fitted = fit(imported, RunSpec("tip-adapter", 2, seed=3))
+    support = fitted.classifier.provenance["support"]
+    assert len(support["keys"]) == 8
+    assert set(support["keys"]) <= set(map(str, imported.table.key[imported.rows("train")]))
+    assert support["fingerprint"] == fitted.row["fingerprints"]["support"]
+
+
+def test_scores_equal_those_of_scikit_learn(imported: Store) -> None:
+    fitted = fit(imported, RunSpec("tip-adapter", 4))
+    rows = imported.rows("test")
+    probability = fitted.classifier.probabilities(imported.embeddings(rows)).double().numpy()
+    label = imported.table.label[rows]
+    assert fitted.row["accuracy"] == pytest.approx(accuracy_score(label, probability.argmax(1)), abs=1e-9)
+    assert fitted.row["macro_recall"] == pytest.approx(balanced_accuracy_score(label, probability.argmax(1)), abs=1e-9)
+    probability /= probability.sum(1, keepdims=True)
+    assert fitted.row["nll"] == pytest.approx(log_loss(label, probability, labels=range(4)), rel=1e-5)
+
+
+def test_macro_recall_counts_classes_and_not_rows() -> None:
+    logits = torch.eye(3)[[0, 0, 0, 0, 0, 1]] * 9
+    found = metrics(logits, torch.tensor([0, 0, 0, 0, 1, 1]))
+    assert found["accuracy"] == pytest.approx(5 / 6)
+    assert found["macro_recall"] == pytest.approx((1 + 0.5) / 2)  # class 2 has no rows
+
+
+def test_calibration_error_of_an_example_worked_out_by_hand() -> None:
+    confidence = [0.9, 0.9, 0.9, 0.9, 0.61, 0.61]
+    right = [True, True, True, False, True, False]
+    logits = torch.tensor([[math.log(each), math.log(1 - each)] for each in confidence], dtype=torch.float64)
+    label = torch.tensor([0 if each else 1 for each in right])
+    expected = (abs(4 * 0.9 - 3) + abs(2 * 0.61 - 1)) / 6
+    assert metrics(logits, label)["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_rows_have_no_scores() -> None:
+    assert set(metrics(torch.empty(0, 3), torch.empty(0, dtype=torch.int64)).values()) == {None}
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    mean = mean_interval([0.5, 0.6, 0.7])
+    assert (mean.value, mean.runs) == (pytest.approx(0.6), 3)
+    assert mean.half_width == pytest.approx(4.302652729911275 * 0.1 / math.sqrt(3))
+    assert mean_interval([0.4]).half_width is None
+
+
+def test_results_are_summarised_by_method_and_shots() -> None:
+    rows = [{"method": "a", "shots": 1, "accuracy": 0.5}, {"method": "a", "shots": 1, "accuracy": 0.7},
+            {"method": "a", "shots": "all", "accuracy": 0.9}, {"method": "b", "shots": 1, "accuracy": 0.1}]
+    summary = summarise(rows)
+    assert {name: {shots: mean.value for shots, mean in cells.items()} for name, cells in summary.items()} == {
+        "a": {1: pytest.approx(0.6), "all": 0.9}, "b": {1: 0.1}}
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """The runs that a sweep carries out."""
+    done: list[RunSpec] = []
+
+    def recording(store: Store, spec: RunSpec) -> object:
+        done.append(spec)
+        return fit(store, spec)
+
+    monkeypatch.setattr("onceclip.pipeline.sweep.fit", recording)
+    return done
+
+
+SPECS = grid(["zero-shot", "tip-adapter"], [1, 2], [1, 2])
+
+
+def test_a_sweep_gives_a_row_per_run_equal_to_the_runs_one_by_one(imported: Store, tmp_path: Path) -> None:
+    rows = sweep(imported, SPECS, tmp_path)
+    assert [(row["method"], row["shots"], row["seed"]) for row in rows] == [
+        (spec.method, spec.shots, spec.seed) for spec in SPECS]
+    assert [row["accuracy"] for row in rows] == [fit(imported, spec).row["accuracy"] for spec in SPECS]
+    assert read_rows(tmp_path) == rows
+
+
+def test_a_sweep_repeats_nothing_that_it_has(imported: Store, tmp_path: Path, fits: list[RunSpec]) -> None:
+    first = sweep(imported, SPECS, tmp_path)
+    before = (tmp_path / NAME).read_bytes()
+    assert sweep(imported, SPECS, tmp_path) == first
+    assert len(fits) == len(SPECS)
+    assert (tmp_path / NAME).read_bytes() == before
+    sweep(imported, grid(["tip-adapter"], [1, 4], [2]), tmp_path)
+    assert fits[len(SPECS):] == [RunSpec("tip-adapter", 4, 2)]
+
+
+def test_rows_of_other_content_do_not_count_as_done(imported: Store, arrays: dict[str, np.ndarray], tmp_path: Path,
+                                                    import_of: Callable[..., Store], fits: list[RunSpec]) -> None:
+    """Tip-Adapter's cache is named by data set and shots alone: another model's features are reused (lessons, C)."""
+    sweep(imported, SPECS[:2], tmp_path)
+    other = import_of({**arrays, "embedding": arrays["embedding"] + 1}, "other")
+    sweep(other, SPECS[:2], tmp_path)
+    assert len(fits) == 4
+
+
+@pytest.mark.parametrize("cut", [1, 30])
+def test_a_sweep_killed_in_the_middle_of_a_line_goes_on(imported: Store, tmp_path: Path, fits: list[RunSpec],
+                                                        cut: int) -> None:
+    rows = sweep(imported, SPECS[:4], tmp_path)
+    path = tmp_path / NAME
+    path.write_bytes(path.read_bytes()[:-cut])
+    sweep(imported, SPECS, tmp_path)
+    assert len(fits) <= 4 + 1 + 4
+    kept = {row["run"] for row in read_rows(tmp_path)}
+    assert {row["run"] for row in rows} <= kept
+    assert len(kept) == len(SPECS)
+
+
+def test_lines_of_a_results_file_are_whole_json_objects(tmp_path: Path) -> None:
+    for number in range(3):
+        append_row(tmp_path / "new" / "folder", {"method": "é\n", "number": number})
+    lines = (tmp_path / "new" / "folder" / NAME).read_text("ascii").splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1, 2]

@@ -1,0 +1,117 @@
+"""The commands as scripts and people meet them: words for people, one object with --json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onceclip.cli import main
+
+Run = Callable[..., Any]
+COMMANDS = ("extract", "import", "fit", "evaluate", "predict", "info", "methods", "demo")
+
+
+def test_json_prints_one_object_and_nothing_else(place: Path, run_json: Run) -> None:
+    np.savez(place / "a.npz", embedding=np.eye(12, 5, dtype=np.float32) + 1, label=np.arange(12) % 2,
+             text=np.eye(2, 5, dtype=np.float32))
+    (place / "good" / "disc" / "bad.png").write_bytes(b"no image")
+    done = run_json("extract", "good", "new.zarr", "--model", "demo")
+    assert (done["images"], done["encoded"], list(done["bad_images"])) == (5, 4, ["disc/bad.png"])
+    assert run_json("import", "a.npz", "imported.zarr")["images"] == 12
+    row = run_json("fit", "store.zarr", "--method", "tip-adapter", "--shots", "2", "--out", "mine")
+    assert [row] == [json.loads(line) for line in Path("mine/results.jsonl").read_text().splitlines()]
+    assert run_json("evaluate", "mine", "store.zarr")["accuracy"] == row["accuracy"]
+    found = run_json("predict", "mine", "good", "--top-k", "2", "--logits", "logits")
+    assert (found["n"], found["bad"]) == (5, 1)
+    assert [each["state"] for each in found["predictions"]] == ["ok", "ok", "bad", "ok", "ok"]
+    logits = np.load("logits")
+    assert logits.shape == (5, 4)
+    assert [bool(each) for each in np.isnan(logits).all(1)] == [False, False, True, False, False]
+    first = found["predictions"][0]
+    assert run_json("info", "mine")["classes"][logits[0].argmax()] == first["class"] == first["top"][0]["class"]
+    assert run_json("info", "store.zarr")["images"] == {"stored": 60, "bad": 0, "removed": 0, "to do": 0}
+    assert {each["name"] for each in run_json("methods")["methods"]} >= {"zero-shot", "tip-adapter"}
+    assert run_json("methods", "tip-adapter")["hyperparameters"]["beta"]["default"] > 0
+
+
+def test_every_command_is_known_here() -> None:
+    assert set(main.commands) >= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_help_of_every_command_has_a_sentence_and_works(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    text = main.commands[command].help or ""
+    assert text.split("\n")[0].strip().endswith((".", ":")) or ". " in text
+    assert "Example:" in text or command in ("info", "methods", "demo")
+
+
+def test_output_for_people_shows_rows_reasons_and_the_next_step(place: Path, run: Run) -> None:
+    (place / "good" / "disc" / "bad.png").write_bytes(b"no image")
+    result = run("extract", "good", "new.zarr", "--model", "demo", "--strict")
+    assert result.exit_code == 1
+    assert "1 of 5 images are bad" in result.stderr
+    assert "disc/bad.png: not an image" in result.stdout
+    assert "onceclip fit new.zarr" in result.stdout
+    result = run("predict", "adapter", "good", "--top-k", "2")
+    lines = [line.split("\t") for line in result.stdout.splitlines()]
+    assert [len(line) for line in lines] == [5, 5, 3, 5, 5]
+    assert lines[2][:2] == ["disc/bad.png", "bad"]
+
+
+def test_an_adapter_is_not_overwritten_unless_asked(place: Path, run: Run) -> None:
+    shutil.copytree(place / "adapter", place / "mine")
+    before = (place / "mine" / "adapter_config.json").read_bytes()
+    command = ("fit", "store.zarr", "--method", "zero-shot", "--out", "mine")
+    assert run(*command).exit_code == 1
+    assert (place / "mine" / "adapter_config.json").read_bytes() == before
+    assert run(*command, "--overwrite").exit_code == 0
+    assert json.loads((place / "mine" / "adapter_config.json").read_text())["method"] == "zero-shot"
+
+
+def test_info_shows_what_a_store_holds_and_what_made_it(place: Path, run: Run) -> None:
+    """datacomp#69, clip-retrieval#290: prompts, encoder and norms are printed, not remembered."""
+    text = run("info", "store.zarr").stdout
+    assert all(part in text for part in ("complete store, schema 1", "60 stored", "demo", "a photo of a bar.", "median",
+                                         "cross: "))
+
+
+@pytest.mark.parametrize("cut", ["before the first image", "half-way"])
+def test_info_of_a_half_made_store_says_unfinished(place: Path, run: Run, run_json: Run, store_copy: Path,
+                                                   cut: str) -> None:
+    from onceclip.stores import Store, StoreWriter
+    from onceclip.stores.reader import open_group
+
+    writer = StoreWriter(Store(str(store_copy), open_group(str(store_copy), mode="r+")))
+    if cut == "half-way":
+        writer.update(complete=False)
+        writer.store.array("state")[16:32] = -1
+    else:
+        store_copy = place / "new.zarr"
+        StoreWriter.create(str(store_copy), writer.store.encoder, 64)
+    result = run("info", store_copy)
+    assert result.exit_code == 0, result.stderr
+    assert "UNFINISHED" in result.stdout
+    values = run_json("info", store_copy)
+    assert (values["complete"], values["images"]["to do"]) == (False, 16 if cut == "half-way" else 0)
+    assert "unfinished" in run("fit", store_copy, "--method", "zero-shot").stderr
+
+
+def test_the_whole_path_works_in_processes_of_its_own_from_elsewhere(image_folder: Path, elsewhere: Path,
+                                                                     run_process: Run) -> None:
+    """CoOp#57: how do I use my own folder? Without code."""
+    for command, text in ((("extract", image_folder, "s.zarr", "--model", "demo"), "60 images of 4 classes"),
+                          (("fit", "s.zarr", "--method", "tip-adapter", "--shots", "4", "--out", "a"), "Saved in a"),
+                          (("evaluate", "a", "s.zarr"), "accuracy"),
+                          (("predict", "a", image_folder / "disc"), "disc-0.jpg\t")):
+        done = run_process(*command)
+        assert (done.returncode, done.stderr.strip()) == (0, ""), done.stderr
+        assert text in done.stdout
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["a", "s.zarr"]

@@ -1,0 +1,34 @@
+"""The demonstration that the project opens with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from onceclip.adapters import METHODS
+from onceclip.pipeline.demo.tour import BASELINE, SEEDS, SHOTS
+from onceclip.pipeline.results import read_rows, summarise
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_demo_keeps_its_promise_and_repeats_nothing(tmp_path: Path, run: Callable[..., Any]) -> None:
+    first = run("demo", "--out", tmp_path / "demo")
+    assert first.exit_code == 0, first.stderr
+    rows = read_rows(tmp_path / "demo" / "results")
+    assert len(rows) == len(METHODS) * len(SHOTS) * len(SEEDS) == 150
+    with Image.open(tmp_path / "demo" / "learning-curve.png") as picture:
+        assert picture.format == "PNG"
+        picture.load()
+    means = {name: cells[16].value for name, cells in summarise(rows).items()}
+    assert {name: mean for name, mean in means.items() if name != BASELINE and mean <= means[BASELINE]} == {}
+
+    content = (tmp_path / "demo" / "results" / "results.jsonl").read_bytes()
+    second = run("demo", "--out", tmp_path / "demo")
+    assert second.exit_code == 0, second.stderr
+    assert "encoded 0 of 1,797 images and 0 prompts" in second.stdout
+    assert (tmp_path / "demo" / "results" / "results.jsonl").read_bytes() == content
