@@ -48,15 +48,14 @@ class Classifier:
 
         Raises MethodError for another width, or for rows with NaN or infinity.
         """
-        if isinstance(embeddings, np.ndarray):
-            embeddings = torch.from_numpy(np.require(embeddings, requirements="W"))
-        rows = embeddings
+        rows = embeddings if isinstance(embeddings, Tensor) else np.asarray(embeddings)
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise MethodError(f"embeddings have shape {tuple(rows.shape)}, this classifier takes (rows, {self.dim}): "
                               "use embeddings of the encoder that it was fitted on")
         width = max(self.head.width, self.dim)
+        step = max(1, _ELEMENTS // width)
         with threads_for(len(rows) * self.dim * width):
-            pieces = [self.head(self._unit(piece)).float() for piece in rows.split(max(1, _ELEMENTS // width))]
+            pieces = [self.head(self._unit(rows[start:start + step])).float() for start in range(0, len(rows), step)]
         return torch.cat(pieces) if pieces else torch.empty(0, len(self.class_names))
 
     def probabilities(self, embeddings: Tensor | np.ndarray) -> Tensor:
@@ -67,7 +66,10 @@ class Classifier:
         """Name of the most likely class of each raw embedding (rows, dim)."""
         return [self.class_names[index] for index in self.logits(embeddings).argmax(dim=1).tolist()]
 
-    def _unit(self, rows: Tensor) -> Tensor:
+    def _unit(self, rows: Tensor | np.ndarray) -> Tensor:
+        if isinstance(rows, np.ndarray):
+            native = rows.dtype.newbyteorder("=")
+            rows = torch.from_numpy(np.require(rows, native, ["C", "W"]))  # what torch can share without a copy
         rows = rows.to(self.head.dtype)
         if not torch.isfinite(rows).all():
             raise MethodError("embeddings hold NaN or infinity: leave out the rows of bad images")

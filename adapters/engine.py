@@ -55,8 +55,8 @@ def _train_one(run: Run, progress: Progress) -> Parameters:
         _SOLVERS[run.method.solver](run, parameters, progress)
     progress(1.0)
     if not all(torch.isfinite(value).all() for value in parameters.values()):
-        raise MethodError(f"training of {run.method.name} diverged (its parameters are no longer finite): "
-                          "lower --set learning_rate")
+        remedy = "lower --set learning_rate" if "learning_rate" in run.method.values else "choose other hyperparameters"
+        raise MethodError(f"training of {run.method.name} diverged (its parameters are no longer finite): {remedy}")
     return {name: value.detach() for name, value in parameters.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -86,7 +86,21 @@ class GDA(Method):
             raise MethodError("leave-one-image-out of gda needs 2 shots or more and no stored views: use --select val")
         pieces = [_without(prepared, *piece) for piece in
                   zip(support.unit.double().split(_ROWS), support.label.split(_ROWS), strict=True)]
-        return prepared.zero_shot(support.unit), torch.cat(pieces).to(support.unit)
+        second = torch.cat(pieces)
+        for row in torch.nonzero(_left_scatter(prepared) < _NOTHING * len(support))[:, 0].tolist():
+            # This image was all the scatter there was: what a fit without it falls back to has no short form.
+            others = torch.arange(len(support), device=support.label.device) != row
+            rest = replace(support, embedding=support.embedding[others], label=support.label[others])
+            without = self.prepare(replace(prepared.task, support=rest))
+            second[row] = self.terms(without, {})[1](support.unit[row:row + 1])[0]
+        return prepared.zero_shot(support.unit), second.to(support.unit)
+
+
+def _left_scatter(prepared: Statistics) -> Tensor:
+    """Trace of the scatter (rows,) that is left without each support row."""
+    rows, own = prepared.task.support.unit.double(), prepared.task.support.label
+    factor = prepared.count[own] / (prepared.count[own] - 1)
+    return prepared.scatter.trace() - factor * (rows - prepared.mean[own]).square().sum(1)
 
 
 def _without(prepared: Statistics, rows: Tensor, own: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.engine import Progress, Run, no_progress, train
-from onceclip.adapters.errors import MethodError
+from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.heads import Head
-from onceclip.adapters.method import Method, Value
+from onceclip.adapters.method import Method, Value, unknown
 from onceclip.adapters.mixing import best_weight
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.threads import threads_for
@@ -57,6 +57,9 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
     """
     if policy not in POLICIES:
         raise MethodError(f"no selection policy {policy!r}: there are: {', '.join(POLICIES)}")
+    for name in held:
+        if name not in method.hyperparameters:
+            raise UnknownName(unknown("hyperparameter", name, method.hyperparameters, f" of {method.name}"))
     method.check(task)
     free = {name: setting.search for name, setting in method.hyperparameters.items()
             if setting.search and name not in held}

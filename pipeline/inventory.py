@@ -63,11 +63,9 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
             place[index] = known
             kept.add(known)
     moved = 0
-    here = {record.key for record in records}
     for index in (each for each in range(len(records)) if each not in place):
-        # A twin whose own file is still there is copied by encoding, not taken away from it.
-        candidates = [row for row in by_content.get(contents[index], ()) if row not in kept
-                      and str(old.key[row]) not in here]
+        # A row whose own file still has its content stays with it; a copy of that file is encoded.
+        candidates = [row for row in by_content.get(contents[index], ()) if row not in kept]
         if candidates:
             place[index] = candidates[0]
             kept.add(candidates[0])
@@ -93,8 +91,8 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
             table.state[row], table.reason[row], table.digest[row] = TODO, "", 0
         if record.split is not None:
             table.split[row] = SPLITS.index(record.split)
-        elif row not in kept or not drawn:
-            table.split[row] = NO_SPLIT
+        elif row >= len(old) or not drawn:
+            table.split[row] = NO_SPLIT  # else an image stays in its split, also when it is encoded again
     gone = np.array([row for row in range(len(old)) if row not in taken], dtype=np.int64)
     removed = int((table.state[gone] != REMOVED).sum())
     table.state[gone], table.label[gone], table.split[gone] = REMOVED, NO_LABEL, NO_SPLIT

@@ -9,6 +9,7 @@ from typing import Any
 from onceclip.pipeline.demo.tour import SEEDS, SHOTS, Tour
 from onceclip.pipeline.extract import Extraction
 from onceclip.pipeline.results import table
+from onceclip.stores.verify import Verification
 
 
 def percent(value: float | None) -> str:
@@ -60,6 +61,16 @@ def evaluation_lines(adapter: Path, scores: Mapping[str, Any]) -> list[str]:
         f"{scores['classes']} classes",
         f"  accuracy {percent(scores['accuracy'])}, macro recall {percent(scores['macro_recall'])}, NLL {nll}, "
         f"ECE {ece}",
+    ]
+
+
+def verification_lines(found: Verification) -> list[str]:
+    """What is wrong with a store, or that nothing is."""
+    state = f"{len(found.faults)} faults" if found.faults else "no fault"
+    return [
+        f"{found.store}: {found.images:,} images, {found.chunks:,} chunks read, {state}",
+        *(f"  fault: {each.where} {each.what}" for each in found.faults),
+        *(f"  note: {each.where} {each.what}" for each in found.remarks),
     ]
 
 

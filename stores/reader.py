@@ -15,7 +15,7 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
 from onceclip.stores.fingerprint import fingerprint
-from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TODO, get_array, read_whole
+from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TODO, get_array, read_whole, unseal
 from onceclip.stores.text import TextSet
 
 
@@ -49,7 +49,7 @@ class Store:
     def __init__(self, path: str, group: zarr.Group) -> None:
         self.path = path
         self.group = group
-        self.attributes: dict[str, Any] = dict(group.attrs[ATTRIBUTE])  # type: ignore[arg-type]
+        self.attributes: dict[str, Any] = unseal(group.attrs[ATTRIBUTE])
         self.encoder: dict[str, Any] = self.attributes["encoder"]
         self.classes: tuple[str, ...] = tuple(self.attributes["classes"])
         self.complete: bool = self.attributes["complete"]
@@ -121,8 +121,9 @@ class Store:
                 chunk = np.asarray(array[unit * height:(unit + 1) * height])
             result[members] = chunk[rows[members] - unit * height]
         if not np.isfinite(result).all():
-            raise StoreDamaged(f"{self.path}: image/{name} lacks values of rows that are marked as stored: "
-                               "run the same `onceclip extract` again after deleting the store")
+            row = rows[np.argmin(np.isfinite(result).reshape(len(rows), -1).all(axis=1))]
+            raise StoreDamaged(f"{self.path}: image/{name} has no values for row {row} ({self.table.key[row]}): bad "
+                               f"images have none; for others, `onceclip verify {self.path}` says more")
         return result
 
     @property
@@ -159,8 +160,10 @@ class Store:
         """Raise StoreIncomplete if rows are still to be encoded."""
         if not self.complete:
             missing = int((self.table.state == TODO).sum())
+            remedy = ("delete it and run `onceclip import` again" if self.encoder.get("imported") else
+                      "run the same `onceclip extract` command again to finish it")
             raise StoreIncomplete(f"{self.path} is unfinished ({missing} of {len(self.table)} images are still to be "
-                                  "encoded): run the same `onceclip extract` command again to finish it")
+                                  f"stored): {remedy}")
 
     def require_encoder(self, other: str, what: str) -> None:
         """Raise StoreMismatch unless something (`what`) was made by this store's encoder (fingerprint `other`)."""

@@ -9,6 +9,8 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, VLenUTF8Codec
 
+from onceclip.stores.fingerprint import fingerprint
+
 SCHEMA = 1
 ATTRIBUTE = "onceclip"
 KIND = "features"
@@ -54,6 +56,22 @@ def create_array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: t
                               dimension_names=dimensions, overwrite=True,
                               # Chunks of nothing but the fill value are written too: a missing one is then damage.
                               config={"write_empty_chunks": True})
+
+
+def seal(values: dict[str, Any]) -> dict[str, Any]:
+    """Attributes with a checksum of their own: Zarr protects chunks, but not its JSON."""
+    plain = {name: value for name, value in values.items() if name != "checksum"}
+    return {**plain, "checksum": fingerprint(plain)}
+
+
+def unseal(values: Any) -> dict[str, Any]:
+    """Attributes that `seal` made.
+
+    Raises ValueError if they are not as they were written.
+    """
+    if not isinstance(values, dict) or seal(values) != values:
+        raise ValueError("its attributes do not match their checksum")
+    return values
 
 
 def get_array(group: zarr.Group, name: str) -> zarr.Array:

@@ -11,7 +11,7 @@ import zarr
 
 from onceclip.stores.errors import StoreMismatch
 from onceclip.stores.fingerprint import digest, fingerprint
-from onceclip.stores.schema import ATTRIBUTE, get_array, put_array, read_whole
+from onceclip.stores.schema import ATTRIBUTE, get_array, put_array, read_whole, seal, unseal
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class TextSet:
         put_array(group, "class_ptr", self.class_ptr.astype(np.int64), -1, ("class_end",))
         put_array(group, "template_id", self.template_id.astype(np.int32), -1, ("prompt",))
         put_array(group, "prompt", np.array(self.prompts, dtype=object), "", ("prompt",))
-        group.attrs[ATTRIBUTE] = {"classes": list(self.classes), "encoder": self.encoder, "source": self.source,
-                                  "fingerprint": self.fingerprint}
+        group.attrs[ATTRIBUTE] = seal({"classes": list(self.classes), "encoder": self.encoder, "source": self.source,
+                                       "fingerprint": self.fingerprint})
 
     @classmethod
     def read(cls, group: zarr.Group) -> TextSet:
         """Read the set that `write` stored."""
-        attributes: Any = group.attrs[ATTRIBUTE]
+        attributes = unseal(group.attrs[ATTRIBUTE])
         columns = {name: read_whole(get_array(group, name))
                    for name in ("embedding", "class_ptr", "template_id", "prompt")}
         return cls(columns["embedding"], tuple(attributes["classes"]), columns["class_ptr"], columns["template_id"],

@@ -19,6 +19,7 @@ from onceclip.stores.schema import (
     UNIT_ROWS,
     create_array,
     put_array,
+    seal,
 )
 from onceclip.stores.text import TextSet
 
@@ -48,7 +49,7 @@ class StoreWriter:
         attributes = {"schema": SCHEMA, "kind": KIND, "encoder": encoder, "classes": [], "complete": False,
                       "unit_rows": unit_rows, "dim": dim, "dtype": dtype}
         # The description goes with the group in one write, so that a store killed right here can be gone on with.
-        group = zarr.create_group(str(path), zarr_format=3, attributes={ATTRIBUTE: attributes})
+        group = zarr.create_group(str(path), zarr_format=3, attributes={ATTRIBUTE: seal(attributes)})
         return cls(Store(str(path), group))._with_arrays()
 
     def _with_arrays(self) -> Self:
@@ -147,6 +148,5 @@ class StoreWriter:
 
     def update(self, **attributes: Any) -> None:
         """Change some of the group's attributes."""
-        values: Any = {**self.store.attributes, **attributes}
-        self.group.attrs[ATTRIBUTE] = values
+        self.group.attrs[ATTRIBUTE] = seal({**self.store.attributes, **attributes})
         self.store = Store(self.store.path, self.group)

@@ -100,6 +100,16 @@ def test_gda_keeps_its_logits_small_when_all_shots_of_a_class_are_copies(make_ta
     assert logits.abs().max() < 1e4
 
 
+@pytest.mark.parametrize("label", [(0, 0), (0, 0, 1, 1, 2, 2)], ids=["alone", "beside copies"])
+def test_leave_one_out_of_gda_stays_small_when_the_image_left_out_was_all_the_scatter(make_task, label):
+    """Two images of one class differ, all others are copies: without one of the two nothing varies."""
+    task = make_task((2, 1, 1), 8)
+    support = Rows(task.support.embedding[[0, 1, 2, 2, 3, 3][:len(label)]], torch.tensor(label))
+    method = GDA()
+    _, second = method.leave_one_out(method.prepare(replace(task, support=support)))
+    assert second.abs().max() < 1e4
+
+
 @SHAPES
 @pytest.mark.parametrize("views", [0, 3])
 def test_leave_one_out_of_tip_adapter_equals_refitting_without_each_image(make_task, shots, dim, views):

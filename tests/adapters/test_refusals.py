@@ -84,6 +84,13 @@ def test_a_classifier_takes_read_only_arrays_such_as_memory_maps_without_a_warni
     assert torch.equal(classifier.logits(queries), classifier.logits(torch.ones(2, 4)))
 
 
+def test_a_classifier_takes_reversed_and_strided_arrays(classifier):
+    queries = np.arange(24, dtype=np.float32).reshape(6, 4)
+    expected = classifier.logits(torch.from_numpy(queries))
+    assert torch.equal(classifier.logits(queries[::-1]), expected.flip(0))
+    assert torch.equal(classifier.logits(queries[::2]), expected[::2])
+
+
 def test_a_classifier_gives_no_rows_for_no_rows(classifier):
     assert classifier.logits(torch.empty(0, 4)).shape == (0, 3)
     assert classifier.predict(torch.empty(0, 4)) == []

@@ -21,7 +21,7 @@ from onceclip.stores import (
     StoreWriter,
     open_store,
 )
-from onceclip.stores.schema import SPLITS
+from onceclip.stores.schema import SPLITS, seal
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_an_unfinished_store_refuses_its_rows_and_says_what_is_missing(store_cop
     writer = StoreWriter(Store(str(store_copy), zarr.open_group(str(store_copy), mode="r+")))
     writer.update(complete=False)
     writer.store.array("state")[:7] = -1
-    with pytest.raises(StoreIncomplete, match=r"unfinished \(7 of 60 images are still to be encoded\).*run the same"):
+    with pytest.raises(StoreIncomplete, match=r"unfinished \(7 of 60 images are still to be stored\).*run the same"):
         open_store(str(store_copy)).rows()
 
 
@@ -118,7 +118,7 @@ def test_another_encoder_is_refused_with_what_differs(store_path: Path, store: S
 def test_a_text_set_of_another_encoder_is_refused(store_copy: Path) -> None:
     path = store_copy / "text" / "default" / "zarr.json"
     values = json.loads(path.read_text())
-    values["attributes"]["onceclip"]["encoder"] = "0" * 32
+    values["attributes"]["onceclip"] = seal({**values["attributes"]["onceclip"], "encoder": "0" * 32})
     path.write_text(json.dumps(values))
     with pytest.raises(StoreMismatch, match="text set 'default' was made by encoder"):
         open_store(str(store_copy)).text()
