@@ -42,6 +42,7 @@ def inside(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
     files = code_files(ROOT / room)
@@ -51,15 +52,18 @@ def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
     assert found == []
 
 
+@pytest.mark.checkout
 def test_nothing_but_the_main_module_imports_the_command_line() -> None:
     found = [path.name for path in code_files() for name in imports_of(path) if inside(name, "onceclip.cli")]
     assert found == ["__main__.py"]
 
 
+@pytest.mark.checkout
 def test_the_root_holds_three_python_files_because_all_of_them_ship() -> None:
     assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
 
 
+@pytest.mark.checkout
 def test_every_package_folder_is_listed_in_setup_cfg() -> None:
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
@@ -68,17 +72,20 @@ def test_every_package_folder_is_listed_in_setup_cfg() -> None:
     assert sorted(listed) == sorted(".".join(["onceclip", *folder.parts]) for folder in folders)
 
 
+@pytest.mark.checkout
 def test_every_folder_with_code_is_a_package() -> None:
     bare = {str(path.parent) for path in code_files() if not (path.parent / "__init__.py").is_file()}
     assert bare == set()
 
 
+@pytest.mark.checkout
 def test_no_file_is_longer_than_400_lines() -> None:
     long = [str(path) for path in [*code_files(), *(ROOT / "tests").rglob("*.py")]
             if len(path.read_text(encoding="utf-8").splitlines()) > 400]
     assert long == []
 
 
+@pytest.mark.checkout
 def test_every_module_and_public_name_has_a_docstring() -> None:
     bare = []
     for path in code_files():
@@ -118,6 +125,7 @@ def test_fit_and_evaluate_never_import_open_clip(process: Callable[..., Any], st
     assert (done.returncode, done.stdout.strip()) == (0, "False False"), done.stderr
 
 
+@pytest.mark.checkout
 @pytest.mark.slow
 def test_the_wheel_puts_one_name_into_site_packages(process: Callable[..., Any], tmp_path: Path) -> None:
     """There is a well-known package called `adapters`: a second top-level name would overwrite it."""
