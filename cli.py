@@ -20,6 +20,15 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 
+class LocalPath(click.Path):
+    """A path on this machine: of what is not a store, a URL would become a folder of an odd name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value} is a URL; only stores can be: give a path on this machine", param, context)
+        return super().convert(value, param, context)
+
+
 class Commands(click.Group):
     """Turns every failure that the user can mend into one line and exit code 1."""
 
@@ -87,12 +96,12 @@ def _encoder(model: str, pretrained: str | None, preprocess: str | None, device:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=LocalPath(path_type=Path))
 @click.argument("store")
 @encoder_options(required=True)
 @click.option("--templates", metavar="NAME|FILE", help="Prompt templates: photo, imagenet, imagenet-7, a file with one "
               "a line, or a sentence with {}.  [default: those of the store, else \"a photo of a {}.\"]")
-@click.option("--class-names", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--class-names", type=LocalPath(path_type=Path), metavar="FILE",
               help="What prompts call a class folder: CSV lines folder,name or a JSON object.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
               help="auto: fp32 on a CPU, fp16 on a GPU.")
@@ -138,7 +147,7 @@ def extract(folder: Path, store: str, model: str, pretrained: str | None, prepro
 
 
 @main.command("import")
-@click.argument("arrays", type=click.Path(path_type=Path, exists=True))
+@click.argument("arrays", type=LocalPath(path_type=Path, exists=True))
 @click.argument("store")
 @click.option("--encoder", metavar="NAME", help="Name of the encoder that made them, e.g. ViT-B-32/openai.")
 @json_option
@@ -182,7 +191,7 @@ class Shots(click.ParamType):
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]),
               help="How hyperparameters are chosen: not at all, on min(shots, 4) validation images per class, on the "
               "whole val split, or by leave-one-image-out.  [default: fixed; val for linear-probe]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Save the adapter and its result row.")
+@click.option("--out", type=LocalPath(path_type=Path), metavar="FOLDER", help="Save the adapter and its result row.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
 @json_option
 def fit(store: str, method: str, shots: int, seed: int, settings: tuple[str, ...], text: str, select: str | None,
@@ -224,7 +233,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 @main.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("adapter", type=LocalPath(path_type=Path))
 @click.argument("store")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @json_option
@@ -247,11 +256,11 @@ def evaluate(adapter: Path, store: str, split: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("adapter", type=LocalPath(path_type=Path))
 @click.argument("inputs", nargs=-1, required=True, metavar="(IMAGES... | FOLDER | STORE)")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this split of a store.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Classes per image.")
-@click.option("--logits", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npy",
+@click.option("--logits", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.npy",
               help="Also write all logits, a row per image in the order printed.")
 @encoder_options(required=False)
 @json_option
@@ -352,7 +361,7 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="onceclip-demo", show_default=True,
+@click.option("--out", type=LocalPath(path_type=Path, file_okay=False), default="onceclip-demo", show_default=True,
               metavar="FOLDER", help="Where everything is written.")
 def demo(out: Path) -> None:
     """Run everything once, on real images that come along.

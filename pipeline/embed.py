@@ -21,10 +21,11 @@ def embed_prompts(writer: StoreWriter, encoder: Encoder, classes: Sequence[str],
     Gives what was done, as JSON values.
     """
     present = writer.store.text(NAME) if NAME in writer.store.texts else None
+    before = writer.store.attributes["texts"].get(NAME, {}).get("source", {})  # also of a set that was cut short
     if templates is None:
-        templates = present.source["templates"] if present else DEFAULT_TEMPLATES
-    if phrases is None and present:
-        phrases = {name: phrase for name, phrase in present.source["phrases"].items() if name in classes}
+        templates = before.get("templates", DEFAULT_TEMPLATES)
+    if phrases is None:
+        phrases = {name: phrase for name, phrase in before.get("phrases", {}).items() if name in classes}
     spoken = class_phrases(classes, phrases)
     prompts = build_prompts(spoken, templates)
     source = {"templates": list(templates), "phrases": spoken}

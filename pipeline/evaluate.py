@@ -12,8 +12,6 @@ from onceclip.adapters import Classifier
 from onceclip.pipeline.metrics import metrics
 from onceclip.stores import Store, StoreMismatch
 
-_ROWS = 65536
-
 
 def evaluate(classifier: Classifier, store: Store, split: str = "test") -> dict[str, Any]:
     """Score a classifier on the labelled rows of one split: accuracy, macro recall, NLL, ECE and counts.
@@ -33,7 +31,7 @@ def evaluate(classifier: Classifier, store: Store, split: str = "test") -> dict[
                             "evaluate on a store with the adapter's class names")
     join = np.array([place.get(name, -1) for name in store.classes], dtype=np.int64)
     label = torch.from_numpy(join[store.table.label[rows]])
-    logits = [classifier.logits(store.embeddings(rows[start:start + _ROWS])) for start in range(0, len(rows), _ROWS)]
+    logits = [classifier.logits(embeddings) for _, embeddings in store.pieces(rows)]
     scores = metrics(torch.cat(logits) if logits else torch.empty(0, len(place)), label)
     return {**scores, "split": split, "n": len(rows), "classes": len(used), "method": classifier.method,
             "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],

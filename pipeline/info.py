@@ -32,7 +32,7 @@ def info(path: str) -> dict[str, Any]:
 
 
 def _store(store: Store) -> dict[str, Any]:
-    table, array = store.table, store.array("embedding")
+    table, dtype = store.table, np.dtype(store.attributes["dtype"])
     stored = np.flatnonzero(table.state == STORED)
     counts: dict[str, Counter[str]] = {name: Counter() for name in store.classes}
     for label, split in zip(table.label[stored], table.split[stored], strict=True):
@@ -50,8 +50,8 @@ def _store(store: Store) -> dict[str, Any]:
         "split_source": store.attributes.get("split_source"),
         "classes": {name: {split: number for split in (*SPLITS, "none") if (number := counts[name][split])}
                     for name in store.classes},
-        "embedding": {"dim": store.dim, "dtype": str(array.dtype), "unit_rows": store.attributes["unit_rows"],
-                      "bytes": int(len(table) * store.dim * array.dtype.itemsize), "views": store.has_views,
+        "embedding": {"dim": store.dim, "dtype": str(dtype), "unit_rows": store.attributes["unit_rows"],
+                      "bytes": int(len(table) * store.dim * dtype.itemsize), "views": store.has_views,
                       "norm": _norms(store, stored)},
         "texts": {name: _text(store, name) for name in store.texts},
     }

@@ -23,7 +23,6 @@ from onceclip.pipeline.sources import list_images
 from onceclip.stores import Store, StoreMismatch
 from onceclip.stores.keys import encode_key
 
-_ROWS = 65536
 _IMAGES = 64
 
 
@@ -45,11 +44,9 @@ def predict_store(classifier: Classifier, store: Store, split: str | None = None
                   top_k: int = 1) -> Iterator[Prediction]:
     """Label the stored rows of a split, or of all, in stored order."""
     check_encoder(classifier, store)
-    rows = store.rows(split, labelled=False)
-    for start in range(0, len(rows), _ROWS):
-        piece = rows[start:start + _ROWS]
-        logits = classifier.logits(store.embeddings(piece))
-        yield from _answers(classifier, [str(key) for key in store.table.key[piece]], logits, top_k)
+    for rows, embeddings in store.pieces(store.rows(split, labelled=False)):
+        names = [str(key) for key in store.column("key")[rows]]
+        yield from _answers(classifier, names, classifier.logits(embeddings), top_k)
 
 
 def predict_images(classifier: Classifier, paths: Sequence[Path], encoder: Encoder,

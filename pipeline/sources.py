@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,18 +67,27 @@ def list_images(root: Path) -> list[Record]:
 
 
 def _walk(root: Path) -> Iterator[str]:
+    """Paths of image files relative to the root. Links to folders come after all folders, each folder once."""
     seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not _hidden(name)]
-        relative = os.path.relpath(folder, root)
-        for name in files:
-            if not _hidden(name) and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield name if relative == os.curdir else os.path.join(relative, name)
+    waiting = deque([os.fspath(root)])
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"{error.filename} cannot be read ({error.strerror}): allow reading it, or move it out of "
+                          f"{root}")
+
+    while waiting:
+        for folder, folders, files in os.walk(waiting.popleft(), onerror=refuse):
+            real = os.path.realpath(folder)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not _hidden(name))
+            waiting.extend(path for name in folders if os.path.islink(path := os.path.join(folder, name)))
+            relative = os.path.relpath(folder, root)
+            for name in files:
+                if not _hidden(name) and os.path.splitext(name)[1].lower() in SUFFIXES:
+                    yield name if relative == os.curdir else os.path.join(relative, name)
 
 
 def _hidden(name: str) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from onceclip.stores.errors import StoreError
+from onceclip.stores.remote import is_remote, local_path
 
 try:
     import fcntl
@@ -22,7 +23,8 @@ def write_lock(path: str) -> Iterator[None]:
     have no such lock.
     Raises StoreError if another process is writing.
     """
-    if "://" in path or fcntl is None:
+    path = local_path(path)
+    if is_remote(path) or fcntl is None:
         yield
         return
     name = path.rstrip(os.sep) + ".lock"
@@ -51,7 +53,8 @@ def _acquire(name: str, path: str) -> int:
         except FileNotFoundError:
             current = False
         if current:
-            os.truncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode("ascii"))
+            with suppress(OSError):  # on a full disk; the number is for people, the lock holds without it
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode("ascii"))
             return handle
         os.close(handle)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +17,14 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
 from onceclip.stores.fingerprint import fingerprint
-from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TODO, get_array, read_whole, unseal
+from onceclip.stores.flat import FlatArray
+from onceclip.stores.remote import holds_anything, is_remote, local_path, open_remote
+from onceclip.stores.schema import ATTRIBUTE, COLUMNS, KIND, SCHEMA, SPLITS, STORED, TODO, get_array, read_whole, unseal
 from onceclip.stores.text import TextSet
+from onceclip.stores.values import read_rows
+
+PIECE_ROWS = 16384
+PARTIAL = ".partial"  # ending of a file that Zarr was writing when its process was killed
 
 
 @dataclass(frozen=True)
@@ -53,33 +61,66 @@ class Store:
         self.encoder: dict[str, Any] = self.attributes["encoder"]
         self.classes: tuple[str, ...] = tuple(self.attributes["classes"])
         self.complete: bool = self.attributes["complete"]
+        self._columns: dict[str, np.ndarray] = {}
+        self._flats: dict[str, FlatArray | None] = {}
 
     @property
     def dim(self) -> int:
         """Width of the embeddings."""
-        return int(self.array("embedding").shape[1])
+        return int(self.attributes["dim"])
 
     def array(self, name: str) -> zarr.Array:
         """One of the arrays under `image/`."""
         return get_array(self.group, f"image/{name}")
 
+    def column(self, name: str) -> np.ndarray:
+        """One of the columns of the table, read when it is first asked for; also "checksum", one per embedding.
+
+        Raises StoreDamaged if a chunk of it is missing or damaged.
+        """
+        if name not in self._columns:
+            with damage(self.path, f"image/{name}"):
+                array = self.array(name) if self._height or self.complete else None
+                if array is None:
+                    column = np.empty((0, *COLUMNS[name].shape), COLUMNS[name].dtype)
+                else:
+                    column = read_whole(array) if self.complete else np.asarray(array[...])
+            if self.complete and name == "state" and (column == TODO).any():
+                raise StoreDamaged(f"{self.path} says that it is complete but has rows still to be encoded: take it "
+                                   "from a copy, or delete it and extract again")
+            self._columns[name] = column[:self._height]
+        return self._columns[name]
+
+    @cached_property
+    def _height(self) -> int:
+        """Number of rows that all columns have: while a store grows they are resized one after the other."""
+        names = [f"image/{name}" for name in (*COLUMNS, "embedding")]
+        if not self.complete and not all(name in self.group for name in names):
+            return 0  # killed while the arrays were being made
+        with damage(self.path):
+            lengths = {get_array(self.group, name).shape[0] for name in names}
+        if self.complete and len(lengths) > 1:
+            raise StoreDamaged(f"{self.path} says that it is complete, but its columns differ in length: take it from "
+                               "a copy, or delete it and extract again")
+        return min(lengths)
+
     @cached_property
     def table(self) -> Table:
-        """All columns but the embeddings."""
-        with damage(self.path):
-            read = read_whole if self.complete else lambda array: np.asarray(array[...])
-            columns = {name: read(self.array(name)) for name in Table.__dataclass_fields__}
-        # While a store grows its columns are resized one after the other; only rows that all of them have count.
-        lengths = [len(column) for column in columns.values()]
-        rows = min(lengths)
-        if self.complete and (rows < max(lengths) or (columns["state"] == TODO).any()):
-            raise StoreDamaged(f"{self.path} says that it is complete, but its columns differ in length or have rows "
-                               "still to be encoded: take it from a copy, or delete it and extract again")
-        return Table(**{name: column[:rows] for name, column in columns.items()})
+        """All columns that say what the rows are."""
+        return Table(**{name: self.column(name) for name in Table.__dataclass_fields__})
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the content: the encoder, and key, digest, class and split of every stored row."""
+        """Identity of the content: the encoder, and key, digest, class and split of every stored row.
+
+        It is kept in the attributes of a complete store.
+        """
+        if self.complete:
+            return str(self.attributes["fingerprint"])
+        return self.content_fingerprint()
+
+    def content_fingerprint(self) -> str:
+        """The fingerprint, made anew from the columns."""
         table = self.table
         rows = np.flatnonzero(table.state == STORED)
         order = rows[np.argsort(table.key[rows])]
@@ -94,13 +135,13 @@ class Store:
         Raises StoreIncomplete if the extraction has not finished.
         """
         self.require_complete()
-        chosen = self.table.state == STORED
+        chosen = self.column("state") == STORED
         if split is not None:
             if split not in SPLITS:
                 raise StoreError(f"no split {split!r}: there are: {', '.join(SPLITS)}")
-            chosen &= self.table.split == SPLITS.index(split)
+            chosen &= self.column("split") == SPLITS.index(split)
         if labelled:
-            chosen &= self.table.label >= 0
+            chosen &= self.column("label") >= 0
         return np.flatnonzero(chosen)
 
     def embeddings(self, rows: np.ndarray | None = None, name: str = "embedding") -> np.ndarray:
@@ -112,19 +153,34 @@ class Store:
         """
         array, rows = self.array(name), self.rows(labelled=False) if rows is None else np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        result = np.empty((len(rows), *array.shape[1:]), array.dtype)
-        height = array.chunks[0]
-        # Whole chunks, indexed in memory: a chunk's checksum can only be checked on the whole of it.
-        order = np.argsort(rows, kind="stable")
-        for unit, members in _runs(rows[order] // height, order):
-            with damage(self.path, f"image/{name}, unit {unit}"):
-                chunk = np.asarray(array[unit * height:(unit + 1) * height])
-            result[members] = chunk[rows[members] - unit * height]
-        if not np.isfinite(result).all():
-            row = rows[np.argmin(np.isfinite(result).reshape(len(rows), -1).all(axis=1))]
-            raise StoreDamaged(f"{self.path}: image/{name} has no values for row {row} ({self.table.key[row]}): bad "
-                               f"images have none; for others, `onceclip verify {self.path}` says more")
+        with damage(self.path, f"image/{name}"):
+            checksums = (lambda: self.column("checksum")) if name == "embedding" else None
+            result = read_rows(array, self._flat(name), rows, checksums)
+        # A chunk that is missing where Zarr reads it gives rows of fill values: NaN from the first number on.
+        first: Any = (slice(None), *(0,) * (result.ndim - 1))
+        absent = (self.column("state")[rows] != STORED) | ~np.isfinite(result[first])
+        if absent.any():
+            row = rows[np.argmax(absent)]
+            raise StoreDamaged(f"{self.path}: image/{name} has no values for row {row} ({self.column('key')[row]}): "
+                               f"bad images have none; for others, `onceclip verify {self.path}` says more")
         return result
+
+    def _flat(self, name: str) -> FlatArray | None:
+        if name not in self._flats:
+            self._flats[name] = FlatArray.of(self.array(name))
+        return self._flats[name]
+
+    def pieces(self, rows: np.ndarray, size: int = PIECE_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Go through the embeddings of some rows in bounded memory: (rows, embeddings) of `size` rows at a time.
+
+        The next piece is read while the present one is used.
+        """
+        pieces = [rows[start:start + size] for start in range(0, len(rows), size)]
+        with ThreadPoolExecutor(1) as reader:
+            ahead = deque(reader.submit(self.embeddings, piece) for piece in pieces[:1])
+            for number, piece in enumerate(pieces):
+                ahead.extend(reader.submit(self.embeddings, each) for each in pieces[number + 1:number + 2])
+                yield piece, ahead.popleft().result()
 
     @property
     def has_views(self) -> bool:
@@ -134,11 +190,7 @@ class Store:
     @property
     def texts(self) -> list[str]:
         """Names of the text sets."""
-        if "text" not in self.group:
-            return []
-        group = self.group["text"]
-        assert isinstance(group, zarr.Group)
-        return sorted(name for name, child in group.groups() if ATTRIBUTE in child.attrs)
+        return sorted(name for name, entry in self.attributes["texts"].items() if entry["fingerprint"])
 
     def text(self, name: str = "default") -> TextSet:
         """One text set by name.
@@ -154,15 +206,18 @@ class Store:
         if text.encoder != self.encoder["fingerprint"]:
             raise StoreMismatch(f"{self.path}: text set {name!r} was made by encoder {text.encoder}, the images by "
                                 f"{self.encoder['fingerprint']}: embed the prompts again with the store's encoder")
+        if text.fingerprint != self.attributes["texts"][name]["fingerprint"]:
+            raise StoreDamaged(f"{self.path}: text/{name} is not the set that the store's attributes name: take the "
+                               "store from a copy, or delete it and extract again")
         return text
 
     def require_complete(self) -> None:
         """Raise StoreIncomplete if rows are still to be encoded."""
         if not self.complete:
-            missing = int((self.table.state == TODO).sum())
+            missing = int((self.column("state") == TODO).sum())
             remedy = ("delete it and run `onceclip import` again" if self.encoder.get("imported") else
                       "run the same `onceclip extract` command again to finish it")
-            raise StoreIncomplete(f"{self.path} is unfinished ({missing} of {len(self.table)} images are still to be "
+            raise StoreIncomplete(f"{self.path} is unfinished ({missing} of {self._height} images are still to be "
                                   f"stored): {remedy}")
 
     def require_encoder(self, other: str, what: str) -> None:
@@ -192,27 +247,29 @@ def open_store(path: str) -> Store:
 
 def looks_like_store(path: str) -> bool:
     """Whether a path is a Zarr group or a URL rather than images; says nothing about its soundness."""
-    return "://" in path or os.path.isfile(os.path.join(path, "zarr.json"))
+    return is_remote(path) or os.path.isfile(os.path.join(local_path(path), "zarr.json"))
 
 
 def occupied(path: str) -> bool:
     """Whether anything but an empty folder stands at a path or URL."""
-    if "://" not in path:
-        return os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path))
-    try:
-        open_group(path)
-    except NotAStore:
-        return False
-    return True
+    if is_remote(path):
+        return holds_anything(path)
+    path = local_path(path)
+    if os.path.isdir(path):
+        return any(not name.endswith(PARTIAL) for name in os.listdir(path))
+    return os.path.lexists(path)
 
 
 def open_group(path: str, mode: Any = "r") -> zarr.Group:
     """Open the Zarr group at a path or URL.
 
-    Raises NotAStore if there is none.
+    Raises NotAStore if there is none, StoreError if its storage cannot be reached.
     """
+    path = str(path)
     try:
-        return zarr.open_group(str(path), mode=mode, zarr_format=3)
+        if is_remote(path):
+            return open_remote(path, mode)
+        return zarr.open_group(local_path(path), mode=mode, zarr_format=3)
     except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, ContainsArrayError) as error:
         raise NotAStore(f"{path} is not a store (no Zarr group there): make one with `onceclip extract FOLDER "
                         f"{path} --model NAME` or give the path of one") from error
@@ -231,11 +288,3 @@ def damage(path: str, where: str = "image") -> Iterator[None]:
     except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:
         raise StoreDamaged(f"{path}: {where} cannot be read ({error}): the store is damaged; take it from a copy, or "
                            "delete it and extract again") from error
-
-
-def _runs(unit: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Group positions by their unit; both arrays are sorted by unit."""
-    edges = np.flatnonzero(np.diff(unit)) + 1
-    for members, first in zip(np.split(order, edges), np.split(unit, edges), strict=True):
-        if len(members):
-            yield int(first[0]), members

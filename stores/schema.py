@@ -40,6 +40,7 @@ COLUMNS = {
     "split": Column("int8", NO_SPLIT, per_unit=False),
     "digest": Column("uint8", 0, per_unit=True, shape=(16,), dimensions=("byte",)),
     "reason": Column("str", "", per_unit=True),
+    "checksum": Column("uint32", 0, per_unit=True),
     "state": Column("int8", TODO, per_unit=True),
 }
 

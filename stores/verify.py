@@ -16,6 +16,7 @@ from zarr.errors import ZarrUserWarning
 
 from onceclip.stores.errors import StoreError
 from onceclip.stores.fingerprint import DIGEST_BYTES
+from onceclip.stores.flat import row_checksums
 from onceclip.stores.lock import write_lock
 from onceclip.stores.reader import Store, damage, open_store
 from onceclip.stores.schema import COLUMNS, SPLITS, STORED, TODO
@@ -107,6 +108,8 @@ def _chunk(array: zarr.Array, place: tuple[int, ...]) -> list[Problem]:
         if not _exists(array, key):
             return [Problem(where, "is missing", unit)]
         array.blocks[place] if place else array[...]
+    except StoreError:
+        raise  # a connection that was lost says nothing about the chunk
     except Exception as error:  # what a decoder raises for damaged bytes is of many types
         return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
     return []
@@ -126,6 +129,8 @@ def _rows(store: Store) -> Iterator[Problem]:
         yield Problem("image/state", f"the extraction is unfinished, {todo} of {len(table)} images are to be done",
                       int(np.argmax(table.state == TODO)) // height if todo else 0)
     stored = table.state == STORED
+    if store.complete and store.content_fingerprint() != store.fingerprint:
+        yield Problem("image", "does not have the content that the store's fingerprint says")
     keys = table.key[stored]
     if len(set(keys)) != len(keys):
         yield Problem("image/key", f"{len(keys) - len(set(keys))} stored rows have the key of another")
@@ -133,7 +138,10 @@ def _rows(store: Store) -> Iterator[Problem]:
         yield Problem("image/label", "names a class that the store does not have")
     for unit in range(-(-len(table) // height)):
         rows = slice(unit * height, (unit + 1) * height)
-        empty = stored[rows] & ~np.isfinite(np.asarray(embedding[rows])).all(axis=1)
+        values = np.asarray(embedding[rows])
+        empty = stored[rows] & ~np.isfinite(values).all(axis=1)
+        if not np.array_equal(row_checksums(values)[stored[rows]], store.column("checksum")[rows][stored[rows]]):
+            yield Problem(f"image/checksum, unit {unit}", "does not match the embeddings", unit)
         if empty.any():
             what = f"{int(empty.sum())} stored rows have no finite values"
             yield Problem(f"image/embedding, unit {unit}", what, unit)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import zarr
 
 from onceclip.stores.errors import StoreError, StoreMismatch
-from onceclip.stores.reader import Store, Table, damage, occupied, open_group, open_store
+from onceclip.stores.flat import row_checksums
+from onceclip.stores.reader import PARTIAL, Store, Table, damage, occupied, open_group, open_store
+from onceclip.stores.remote import is_remote, local_path, storage
 from onceclip.stores.schema import (
     ATTRIBUTE,
     COLUMNS,
@@ -47,13 +50,14 @@ class StoreWriter:
         if occupied(path):
             raise StoreError(f"{path} exists already: give another path, or delete it first")
         attributes = {"schema": SCHEMA, "kind": KIND, "encoder": encoder, "classes": [], "complete": False,
-                      "unit_rows": unit_rows, "dim": dim, "dtype": dtype}
+                      "unit_rows": unit_rows, "dim": dim, "dtype": dtype, "texts": {}}
         # The description goes with the group in one write, so that a store killed right here can be gone on with.
-        group = zarr.create_group(str(path), zarr_format=3, attributes={ATTRIBUTE: seal(attributes)})
+        group = zarr.create_group(storage(str(path), read_only=False), zarr_format=3,
+                                  attributes={ATTRIBUTE: seal(attributes)})
         return cls(Store(str(path), group))._with_arrays()
 
     def _with_arrays(self) -> Self:
-        """Create the arrays that are not there yet."""
+        """Create the arrays that are not there yet, after a process that was killed while it made them."""
         attributes, group = self.store.attributes, self.group
         dim, unit_rows = attributes["dim"], attributes["unit_rows"]
         for name, column in COLUMNS.items():
@@ -66,7 +70,7 @@ class StoreWriter:
                          ("image", "dim"))
         for name in ("logit_scale", "logit_bias"):
             value = attributes["encoder"].get(name)
-            if value is not None and f"encoder/{name}" not in group:
+            if value is not None and not self.store.complete:
                 put_array(group, f"encoder/{name}", np.array(value, np.float64), np.nan, ())
         return self
 
@@ -84,6 +88,9 @@ class StoreWriter:
             raise StoreMismatch(f"{path} was made by encoder {mine['name']} ({mine['fingerprint']}), not by "
                                 f"{encoder['name']} ({encoder['fingerprint']}); they differ in {', '.join(differing)}: "
                                 "extract into another store, or name the encoder that made this one")
+        if not is_remote(path):
+            for leftover in Path(local_path(path)).rglob(f"*{PARTIAL}"):
+                leftover.unlink(missing_ok=True)
         return cls(Store(store.path, open_group(path, mode="r+")))._with_arrays()
 
     def plan(self, table: Table, classes: list[str]) -> None:
@@ -96,6 +103,7 @@ class StoreWriter:
         self._resize("state", len(table))
         self.store.array("state")[...] = table.state
         self._resize("embedding", len(table))
+        self._resize("checksum", len(table))
         for name in ("key", "label", "split", "digest", "reason"):
             self._resize(name, len(table))
             self.store.array(name)[...] = getattr(table, name)
@@ -122,7 +130,10 @@ class StoreWriter:
         where = slice(number * self.unit_rows, min((number + 1) * self.unit_rows, self.store.array("state").shape[0]))
         if len(state) != where.stop - where.start:
             raise StoreError(f"unit {number} has {where.stop - where.start} rows, {len(state)} were given")
-        self.store.array("embedding")[where] = embedding
+        array = self.store.array("embedding")
+        values = np.asarray(embedding, array.dtype)
+        array[where] = values
+        self.store.array("checksum")[where] = row_checksums(values)
         self.store.array("digest")[where] = digest
         self.store.array("reason")[where] = reason
         self.store.array("state")[where] = state
@@ -134,8 +145,14 @@ class StoreWriter:
         array[...] = views
 
     def put_text(self, name: str, text: TextSet) -> None:
-        """Store a text set under a name, in place of one that has it."""
+        """Store a text set under a name, in place of one that has it.
+
+        The store's attributes say which set counts, and keep what it is made from while it is being written.
+        """
+        texts = self.store.attributes["texts"]
+        self.update(texts={**texts, name: {"source": text.source, "fingerprint": None}})
         text.write(self.group.create_group(f"text/{name}", overwrite=True))
+        self.update(texts={**texts, name: {"source": text.source, "fingerprint": text.fingerprint}})
 
     def finish(self, split: np.ndarray, **attributes: Any) -> Store:
         """Record the splits (rows,) and declare the store complete."""
@@ -143,7 +160,8 @@ class StoreWriter:
         if (state == TODO).any():
             raise StoreError(f"{int((state == TODO).sum())} rows are still to be encoded")
         self.store.array("split")[...] = split
-        self.update(complete=True, **attributes)
+        self.update(**attributes)
+        self.update(complete=True, fingerprint=self.store.content_fingerprint())
         return open_store(self.store.path)
 
     def update(self, **attributes: Any) -> None:

@@ -148,7 +148,7 @@ def test_names_that_are_not_utf_8_keep_their_rows(folder_of: FolderOf, glyph: Ca
     done = extract_demo(root, tmp_path / "s.zarr")
     assert list(done.classes) == ["caf%E9", "disc"]
     assert set(by_key(open_store(str(tmp_path / "s.zarr")))) == {"caf%E9/00.png", "caf%E9/01.png", "disc/00.png",
-                                                                 "disc/50%25\n.png"}
+                                                                 "disc/50%25%0A.png"}
 
 
 def test_hidden_files_and_folders_are_passed_over(folder_of: FolderOf) -> None:

@@ -27,6 +27,7 @@ def flip(path: Path, position: int = 10) -> None:
 def use_everything(path: Path) -> None:
     """What a fit looks at, and more."""
     store = open_store(str(path))
+    assert len(store.table) == len(store.column("checksum")) == 60
     assert len(store.embeddings(store.rows())) == 60, "rows went missing without a word"
     assert sum(len(store.rows(split)) for split in SPLITS) == 60, "rows went missing without a word"
     store.text()
