@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from onceclip.pipeline.encoder import Encoder
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.images import decode, decoding, read_bytes
+from onceclip.pipeline.images import decoding, prepare, read_bytes
 from onceclip.pipeline.inventory import Inventory
 from onceclip.stores import StoreWriter
 from onceclip.stores.fingerprint import digest
@@ -63,21 +63,21 @@ def _prepared(pool: ThreadPoolExecutor, model: Encoder, inventory: Inventory, ro
               ahead: int) -> Iterator[_Prepared]:
     """Read and decode in threads, in order, at most `ahead` images before they are taken."""
 
-    def prepare(row: int) -> _Prepared:
+    def one(row: int) -> _Prepared:
         content = b""
         try:
             content = read_bytes(inventory.paths[row])
-            return _Prepared(row, digest(content), model.preprocess(decode(content)), "")
+            return _Prepared(row, digest(content), prepare(content, model.preprocess), "")
         except BadImage as error:
             return _Prepared(row, digest(content), None, str(error))
 
     waiting: list[Future[_Prepared]] = []
     upcoming = iter(rows.tolist())
     try:
-        waiting.extend(pool.submit(prepare, row) for row in islice(upcoming, ahead))
+        waiting.extend(pool.submit(one, row) for row in islice(upcoming, ahead))
         while waiting:
             first = waiting.pop(0)
-            waiting.extend(pool.submit(prepare, row) for row in islice(upcoming, 1))
+            waiting.extend(pool.submit(one, row) for row in islice(upcoming, 1))
             yield first.result()
     finally:
         for future in waiting:

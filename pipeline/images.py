@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -52,6 +53,18 @@ def decode(content: bytes) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
     raise BadImage(f"unsupported pixel format {image.mode}")
+
+
+def prepare(content: bytes, preprocess: Callable[[Image.Image], Any]) -> Any:
+    """Decode the bytes of an image file and hand the picture to an encoder's preprocessing.
+
+    Raises BadImage if either cannot be done.
+    """
+    image = decode(content)
+    try:
+        return preprocess(image)
+    except Exception as error:  # of shapes that no resize can take, among others
+        raise BadImage(f"cannot be prepared for the encoder ({str(error) or type(error).__name__})") from error
 
 
 @contextmanager

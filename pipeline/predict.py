@@ -18,7 +18,7 @@ from onceclip.adapters import Classifier
 from onceclip.pipeline.encoder import Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.evaluate import check_encoder
-from onceclip.pipeline.images import decode, decoding, read_bytes
+from onceclip.pipeline.images import decoding, prepare, read_bytes
 from onceclip.pipeline.sources import list_images
 from onceclip.stores import Store, StoreMismatch
 from onceclip.stores.keys import encode_key
@@ -64,19 +64,21 @@ def predict_images(classifier: Classifier, paths: Sequence[Path], encoder: Encod
     with decoding(), ThreadPoolExecutor(os.cpu_count()) as pool:
         files = _files(paths)
         while batch := list(islice(files, _IMAGES)):
-            def prepare(item: tuple[str, Path]) -> Tensor | str:
-                try:
-                    return encoder.preprocess(decode(read_bytes(item[1])))
-                except BadImage as error:
-                    return str(error)
-
-            ready = list(pool.map(prepare, batch))
+            ready = list(pool.map(lambda item: _pixels(item[1], encoder), batch))
             pixels = [item for item in ready if isinstance(item, Tensor)]
             names = [name for (name, _), item in zip(batch, ready, strict=True) if isinstance(item, Tensor)]
             logits = classifier.logits(encoder.encode_images(torch.stack(pixels))) if pixels else torch.empty(0)
             good = _answers(classifier, names, logits, top_k)
             for (name, _), item in zip(batch, ready, strict=True):
                 yield next(good) if isinstance(item, Tensor) else Prediction(name, reason=item)
+
+
+def _pixels(path: Path, encoder: Encoder) -> Tensor | str:
+    """An image for the encoder, or why there is none."""
+    try:
+        return prepare(read_bytes(path), encoder.preprocess)
+    except BadImage as error:
+        return str(error)
 
 
 def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device: str = "auto") -> Encoder:

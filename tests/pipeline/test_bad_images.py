@@ -160,3 +160,16 @@ def test_values_that_are_no_numbers_never_reach_the_store(root: Path, tmp_path: 
     assert (done.encoded, done.bad) == (9, 3)
     assert all("float16 cannot hold" in reason for reason in done.bad_images.values())
     assert np.isfinite(open_store(str(tmp_path / "s.zarr")).embeddings()).all()
+
+
+def test_an_image_that_no_preprocessing_takes_is_bad_and_not_the_end() -> None:
+    """yolo-scout#63: what fails behind the decoder must not take the batch with it."""
+    from onceclip.pipeline.errors import BadImage
+    from onceclip.pipeline.images import prepare
+
+    def refuse(image: Image.Image) -> None:
+        raise ValueError("height and width must be > 0")
+
+    with pytest.raises(BadImage, match="cannot be prepared for the encoder .*height and width"):
+        prepare(saved(picture(), "png"), refuse)
+    assert prepare(saved(picture(), "png"), lambda image: image.size) == (40, 30)
