@@ -170,6 +170,6 @@ def test_an_image_that_no_preprocessing_takes_is_bad_and_not_the_end() -> None:
     def refuse(image: Image.Image) -> None:
         raise ValueError("height and width must be > 0")
 
-    with pytest.raises(BadImage, match="cannot be prepared for the encoder .*height and width"):
+    with pytest.raises(BadImage, match=r"cannot be prepared for the encoder .*height and width"):
         prepare(saved(picture(), "png"), refuse)
     assert prepare(saved(picture(), "png"), lambda image: image.size) == (40, 30)
