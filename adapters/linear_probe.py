@@ -38,8 +38,8 @@ class LinearProbe(Method):
         return {"weight": like.new_zeros(prepared.classes, prepared.dim), "bias": like.new_zeros(prepared.classes)}
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        centre = prepared.support.unit.mean(dim=0)
-        return Linear(parameters["weight"], parameters["bias"] - parameters["weight"] @ centre)
+        weight = parameters["weight"]
+        return Linear(weight, parameters["bias"] - weight @ prepared.support.centre)
 
     def penalty(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
         return self.l2 / 2 * parameters["weight"].square().sum()

@@ -172,9 +172,8 @@ class Method:
 
 def zero_shot_head(task: Task) -> Linear:
     """Zero-shot logits `s x . w_c + b`, the first term of most methods."""
-    weights = task.text.class_weights
-    bias = weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None
-    return Linear(task.logit_scale * weights, bias)
+    weights = task.zero_shot_weights
+    return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
 
 
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:

@@ -100,6 +100,11 @@ class Rows:
         return unit(self.embedding)
 
     @cached_property
+    def centre(self) -> Tensor:
+        """Mean of the unit embeddings (dim,)."""
+        return self.unit.mean(dim=0)
+
+    @cached_property
     def keys(self) -> Tensor:
         """One unit key per image (rows, dim): the mean of its raw views, then unit length.
 
@@ -152,6 +157,11 @@ class Task:
     def classes(self) -> int:
         """Number of classes."""
         return len(self.text.class_names)
+
+    @cached_property
+    def zero_shot_weights(self) -> Tensor:
+        """Unit class vectors times the logit scale: (classes, dim)."""
+        return self.logit_scale * self.text.class_weights
 
     @property
     def work(self) -> int:

@@ -14,8 +14,8 @@ _SMALL = 2**26  # multiply-adds of one pass
 def threads_for(multiply_adds: int) -> Iterator[None]:
     """Give a small computation one thread.
 
-    Threads that wait for each other at every small product were measured up to 50 times slower than one, on a
-    machine whose other core was busy.
+    Threads that wait for each other at every small product can be many times slower than one, most of all on a
+    machine whose other cores are busy.
     """
     before = torch.get_num_threads()
     if multiply_adds < _SMALL:

@@ -124,7 +124,7 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
             torch.manual_seed(0)  # random weights, where they are allowed, are the same in every process
             model, _, preprocess = open_clip.create_model_and_transforms(
                 name, spec.pretrained, precision=precision, device=device, cache_dir=spec.cache_dir,
-                **_preprocess_arguments(spec.preprocess))
+                require_pretrained=not spec.allow_random, **_preprocess_arguments(spec.preprocess))
             tokenizer = open_clip.get_tokenizer(name, cache_dir=spec.cache_dir)
     except UserWarning as error:
         raise EncoderError(f"{spec.model} with {spec.pretrained}: {error}; the embeddings would be wrong: use model "
@@ -135,9 +135,6 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
         raise EncoderError(f"cannot load {spec.model}{f' with {spec.pretrained}' if spec.pretrained else ''} "
                            f"({_first_line(error)}): check the name; without a network use local-dir:FOLDER or a "
                            "weights file for --pretrained") from error
-    if spec.model.startswith("local-dir:") and not _weights_in(Path(spec.model.removeprefix("local-dir:"))) \
-            and not spec.allow_random:
-        raise EncoderError(f"{spec.model} has a configuration but no weights: put open_clip_model.safetensors into it")
     info = _describe(model, spec, precision)
     return Encoder(model.eval().requires_grad_(False), tokenizer, preprocess, device, precision, info)
 
@@ -188,10 +185,6 @@ def _preprocess_arguments(choice: str | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise EncoderError(f"--preprocess {choice}: {error}: give `openai` or a JSON file such as "
                            '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}') from error
-
-
-def _weights_in(folder: Path) -> bool:
-    return any(path.suffix in (".safetensors", ".bin", ".pt", ".pth") for path in folder.iterdir())
 
 
 def _describe(model: torch.nn.Module, spec: EncoderSpec, precision: str) -> dict[str, Any]:

@@ -23,14 +23,15 @@ def evaluate(classifier: Classifier, store: Store, split: str = "test") -> dict[
     begun = time.perf_counter()
     rows = store.rows(split)
     place = {name: index for index, name in enumerate(classifier.class_names)}
-    used = np.unique(store.table.label[rows])
+    labels = store.column("label")[rows]
+    used = np.unique(labels)
     unknown = [store.classes[number] for number in used if store.classes[number] not in place]
     if unknown:
         raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {', '.join(unknown[:8])}; it "
                             f"knows {', '.join(classifier.class_names[:8])}{' ...' if len(place) > 8 else ''}: "
                             "evaluate on a store with the adapter's class names")
     join = np.array([place.get(name, -1) for name in store.classes], dtype=np.int64)
-    label = torch.from_numpy(join[store.table.label[rows]])
+    label = torch.from_numpy(join[labels])
     logits = [classifier.logits(embeddings) for _, embeddings in store.pieces(rows)]
     scores = metrics(torch.cat(logits) if logits else torch.empty(0, len(place)), label)
     return {**scores, "split": split, "n": len(rows), "classes": len(used), "method": classifier.method,

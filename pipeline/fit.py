@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -94,8 +93,3 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
                          "text": drawn.text.fingerprint, "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint},
     }
-
-
-def as_json(value: Any) -> str:
-    """One line of JSON in ASCII, so that any file name survives."""
-    return json.dumps(value, allow_nan=False)

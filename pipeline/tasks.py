@@ -81,7 +81,7 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
 
 
 def _contents(store: Store, split: str) -> set[bytes]:
-    digests = store.table.digest[store.rows(split)]
+    digests = store.column("digest")[store.rows(split)]
     return {bytes(each) for each in digests if each.any()}
 
 
@@ -90,5 +90,5 @@ def _rows(store: Store, drawn: Draw, with_views: bool = False) -> Rows:
         return torch.from_numpy(values.astype(np.float32))
 
     views = tensor(store.embeddings(drawn.rows, "view")) if with_views else None
-    label = torch.from_numpy(store.table.label[drawn.rows].astype(np.int64))
+    label = torch.from_numpy(store.column("label")[drawn.rows].astype(np.int64))
     return Rows(tensor(store.embeddings(drawn.rows)), label, views)

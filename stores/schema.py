@@ -18,7 +18,6 @@ UNIT_ROWS = 4096
 TABLE_ROWS = 65536  # rows per chunk of the columns that are always read whole
 
 TODO, STORED, BAD, REMOVED = -1, 0, 1, 2
-STATES = {"stored": STORED, "bad": BAD, "removed": REMOVED}
 SPLITS = ("train", "val", "test")
 NO_SPLIT = NO_LABEL = -1
 
@@ -49,7 +48,7 @@ def create_array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: t
                  fill: Any, dimensions: tuple[str, ...]) -> zarr.Array:
     """Create an array without compression, with a CRC-32C behind every chunk and named dimensions.
 
-    Embeddings do not compress (8 % at best), and plain chunks can be read at the speed of a flat file.
+    Embeddings hardly compress, and plain chunks can be read like a flat file.
     """
     serializer = VLenUTF8Codec() if dtype == "str" else BytesCodec()
     return group.create_array(name, shape=shape, chunks=tuple(max(1, size) for size in chunks), dtype=dtype,

@@ -19,10 +19,9 @@ def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
               checksums: Callable[[], np.ndarray] | None = None) -> np.ndarray:
     """Read rows of an array (all, ...) in the order given: (n, ...).
 
-    flat: the array's flat view, or None if it has none.
-
     Where chunks are flat files, whole chunks are read straight into place and few rows of a chunk one by one, each
     against its own checksum; elsewhere Zarr reads whole chunks.
+    flat: the array's flat view, or None if it has none.
     checksums: gives the CRC-32C of every row (all,), asked for only if rows are read one by one; None if there are
         none, so that only whole chunks can be checked.
     Raises what reading damaged or missing bytes raises, ValueError and OSError among them.

@@ -25,11 +25,16 @@ from onceclip.stores.writer import StoreWriter
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault. where: array and chunk, or the rows' keys. what: the fault. unit: the unit that it spoils, or None."""
+    """One fault.
+
+    where: array and chunk, or the rows' keys. what: the fault. unit: the unit that it spoils, or None.
+    unfinished: whether the next extraction mends it as it is.
+    """
 
     where: str
     what: str
     unit: int | None = None
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,12 @@ def repair(path: str, found: Verification) -> int:
 
     Gives the number of units. Raises StoreError for faults that no extraction mends.
     """
-    beyond = [problem for problem in found.faults if problem.unit is None]
+    faults = [problem for problem in found.faults if not problem.unfinished]
+    beyond = [problem for problem in faults if problem.unit is None]
     if beyond:
         raise StoreError(f"{path}: {beyond[0].where} {beyond[0].what}; encoding again cannot mend this: take the store "
                          "from a copy, or delete it and extract again")
-    units = sorted({problem.unit for problem in found.faults if problem.unit is not None})
+    units = sorted({problem.unit for problem in faults if problem.unit is not None})
     if not units:
         return 0
     with write_lock(path):
@@ -127,7 +133,7 @@ def _rows(store: Store) -> Iterator[Problem]:
     todo = int((table.state == TODO).sum())
     if todo or not store.complete:
         yield Problem("image/state", f"the extraction is unfinished, {todo} of {len(table)} images are to be done",
-                      int(np.argmax(table.state == TODO)) // height if todo else 0)
+                      unfinished=True)
     stored = table.state == STORED
     if store.complete and store.content_fingerprint() != store.fingerprint:
         yield Problem("image", "does not have the content that the store's fingerprint says")

@@ -113,10 +113,13 @@ class StoreWriter:
         if array.shape[0] != rows:
             array.resize((rows, *array.shape[1:]))
 
+    def _where(self, number: int, array: zarr.Array) -> slice:
+        return slice(number * self.unit_rows, min((number + 1) * self.unit_rows, array.shape[0]))
+
     def unit(self, number: int) -> tuple[slice, np.ndarray]:
         """The rows of a unit, and their present embeddings (NaN where there are none)."""
         array = self.store.array("embedding")
-        where = slice(number * self.unit_rows, min((number + 1) * self.unit_rows, array.shape[0]))
+        where = self._where(number, array)
         with damage(self.store.path, f"image/embedding, unit {number}"):
             return where, np.asarray(array[where])
 
@@ -127,10 +130,10 @@ class StoreWriter:
         embedding: (rows of the unit, dim), NaN where the state is not STORED. digest: (rows, 16).
         reason: (rows,) text. state: (rows,).
         """
-        where = slice(number * self.unit_rows, min((number + 1) * self.unit_rows, self.store.array("state").shape[0]))
+        array = self.store.array("embedding")
+        where = self._where(number, array)
         if len(state) != where.stop - where.start:
             raise StoreError(f"unit {number} has {where.stop - where.start} rows, {len(state)} were given")
-        array = self.store.array("embedding")
         values = np.asarray(embedding, array.dtype)
         array[where] = values
         self.store.array("checksum")[where] = row_checksums(values)

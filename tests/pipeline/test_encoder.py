@@ -151,3 +151,12 @@ def test_an_overflow_in_half_precision_is_encoded_again_in_full(monkeypatch: pyt
     found = half.encode_images(pixels)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
     assert np.isfinite(found).all()
+
+
+def test_a_folder_with_a_configuration_and_no_weights_is_an_error(model_copy: Callable[[str], Path]) -> None:
+    """open_clip#204: without weights the code happily chugs away on an empty model; hub names go the same way."""
+    folder = model_copy("empty")
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(EncoderError, match="cannot load"):
+        open_encoder(EncoderSpec(f"local-dir:{folder}"))
+    assert open_encoder(EncoderSpec(f"local-dir:{folder}", allow_random=True)).dim == 64

@@ -126,3 +126,15 @@ def test_two_writers_never_meet(image_folder: Path, tmp_path: Path, extract_demo
     assert "is being written by another process" in done.stderr
     assert extract_demo(image_folder, tmp_path / "s.zarr").encoded == 60
     assert not (tmp_path / "s.zarr.lock").exists()
+
+
+def test_repair_of_an_unfinished_store_keeps_what_it_has(store_copy: Path) -> None:
+    from onceclip.stores import StoreWriter
+
+    writer = StoreWriter.open(str(store_copy), open_store(str(store_copy)).encoder)
+    state = writer.store.column("state").copy()
+    state[3] = -1
+    writer.update(complete=False)
+    writer.store.array("state")[...] = state
+    assert repair(str(store_copy), verify(str(store_copy))) == 0
+    assert open_store(str(store_copy)).column("state").tolist() == state.tolist()
