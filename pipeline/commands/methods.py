@@ -1,0 +1,20 @@
+"""`onceclip methods`: the methods listed or explained."""
+
+from __future__ import annotations
+
+import click
+
+from onceclip.pipeline.commands.options import json_option, show
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def methods(name: str | None, as_json: bool) -> None:
+    """List the methods, or explain one.
+
+    With a NAME: its equation, hyperparameters and source."""
+    from onceclip.pipeline.catalogue import describe, lines
+
+    values = describe(name)
+    show(as_json, values, lambda: lines(values))

@@ -1,0 +1,39 @@
+"""`onceclip verify`: a whole store checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from onceclip.pipeline.commands.options import json_option, show
+
+
+@click.command()
+@click.argument("store")
+@click.option("--repair", is_flag=True, help="Mark what is damaged as to be encoded again by the next extract.")
+@json_option
+def verify(store: str, repair: bool, as_json: bool) -> None:
+    """Read a whole store and check it.
+
+    Checks every chunk of STORE against its checksum, rows, columns and text sets against each other, and looks for
+    equal pictures in different splits. Exit code 1 if anything is wrong.
+
+    \b
+    Example:
+        onceclip verify pets.zarr
+    """
+    from onceclip.pipeline.progress import percentage
+    from onceclip.pipeline.wording import verification_lines
+    from onceclip.stores.verify import repair as mend
+    from onceclip.stores.verify import verify as run
+
+    with percentage("verify") as progress:
+        found = run(store, progress)
+    show(as_json, asdict(found), lambda: verification_lines(found))
+    if repair and found.faults:
+        click.echo(f"{mend(store, found)} units are marked: run the `onceclip extract` command of this store again",
+                   err=True)
+    elif found.faults:
+        raise click.ClickException(f"{store} has {len(found.faults)} faults: add --repair to have the next extract "
+                                   "mend them, or take the store from a copy")
