@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from onceclip.pipeline.encoder import Encoder
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.images import decoding, prepare, read_bytes
+from onceclip.pipeline.images import decoding, prepare
 from onceclip.pipeline.inventory import Inventory
 from onceclip.stores import StoreWriter
 from onceclip.stores.fingerprint import digest
@@ -66,7 +66,7 @@ def _prepared(pool: ThreadPoolExecutor, model: Encoder, inventory: Inventory, ro
     def one(row: int) -> _Prepared:
         content = b""
         try:
-            content = read_bytes(inventory.paths[row])
+            content = inventory.contents[row].read()
             return _Prepared(row, digest(content), prepare(content, model.preprocess), "")
         except BadImage as error:
             return _Prepared(row, digest(content), None, str(error))

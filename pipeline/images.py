@@ -1,13 +1,11 @@
-"""Reading and decoding one image; whatever is wrong with it becomes one reason."""
+"""Decoding one image; whatever is wrong with it becomes one reason."""
 
 from __future__ import annotations
 
 import io
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -15,22 +13,6 @@ from PIL import Image, UnidentifiedImageError
 from onceclip.pipeline.errors import BadImage
 
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file.
-
-    Raises BadImage if it cannot be read, is not a regular file, or is empty.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadImage("not a regular file")
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror or error})") from error
-    if not content:
-        raise BadImage("empty file")
-    return content
 
 
 def decode(content: bytes) -> Image.Image:

@@ -6,14 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.images import read_bytes
-from onceclip.pipeline.sources import Record
+from onceclip.pipeline.sources import Content, Record
 from onceclip.stores import Store, Table
 from onceclip.stores.fingerprint import DIGEST_BYTES, digest
 from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO
@@ -23,14 +21,14 @@ from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STO
 class Inventory:
     """The rows that a store is to have, and the files behind them.
 
-    table: columns of all rows; those of state TODO are to be encoded. paths: row to file.
+    table: columns of all rows; those of state TODO are to be encoded. contents: row to image file.
     changed: whether the table differs from the store's.
     present: rows of the files that are there now. reused, moved, removed: numbers of rows.
     """
 
     table: Table
     changed: bool
-    paths: dict[int, Path]
+    contents: dict[int, Content]
     present: np.ndarray
     reused: int
     moved: int
@@ -97,14 +95,14 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     removed = int((table.state[gone] != REMOVED).sum())
     table.state[gone], table.label[gone], table.split[gone] = REMOVED, NO_LABEL, NO_SPLIT
     changed = any(not np.array_equal(getattr(table, name), getattr(old, name)) for name in Table.__dataclass_fields__)
-    return Inventory(table, changed, {row: records[index].path for index, row in place.items()},
+    return Inventory(table, changed, {row: records[index].content for index, row in place.items()},
                      np.array(sorted(place.values()), dtype=np.int64), len(kept), moved, removed)
 
 
 def _digests(records: Sequence[Record], progress: bool) -> list[bytes]:
     def one(record: Record) -> bytes:
         try:
-            return digest(read_bytes(record.path))
+            return digest(record.content.read())
         except BadImage:
             return digest(b"")  # as the row of an unreadable file has it
 

@@ -18,8 +18,8 @@ from onceclip.adapters import Classifier
 from onceclip.pipeline.encoder import Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.evaluate import check_encoder
-from onceclip.pipeline.images import decoding, prepare, read_bytes
-from onceclip.pipeline.sources import list_images
+from onceclip.pipeline.images import decoding, prepare
+from onceclip.pipeline.sources import Content, LocalFile, list_images
 from onceclip.stores import Store, StoreMismatch
 from onceclip.stores.keys import encode_key
 
@@ -73,10 +73,10 @@ def predict_images(classifier: Classifier, paths: Sequence[Path], encoder: Encod
                 yield next(good) if isinstance(item, Tensor) else Prediction(name, reason=item)
 
 
-def _pixels(path: Path, encoder: Encoder) -> Tensor | str:
+def _pixels(content: Content, encoder: Encoder) -> Tensor | str:
     """An image for the encoder, or why there is none."""
     try:
-        return prepare(read_bytes(path), encoder.preprocess)
+        return prepare(content.read(), encoder.preprocess)
     except BadImage as error:
         return str(error)
 
@@ -95,12 +95,12 @@ def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device:
     return open_encoder(replace(given, precision=info.get("precision", given.precision)))
 
 
-def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Content]]:
     for path in paths:
         if path.is_dir():
-            yield from ((record.key, record.path) for record in list_images(path))
+            yield from ((record.key, record.content) for record in list_images(path))
         else:
-            yield encode_key(str(path)), path
+            yield encode_key(str(path)), LocalFile(path)
 
 
 def _answers(classifier: Classifier, names: Sequence[str], logits: Tensor, top_k: int) -> Iterator[Prediction]:

@@ -1,15 +1,14 @@
-"""Where images come from: one record per image, whatever the source."""
+"""A folder of class folders on this machine."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.sources.record import LocalFile, Record, natural_order
 from onceclip.stores.keys import encode_key
 
 SUFFIXES = frozenset([
@@ -18,26 +17,6 @@ SUFFIXES = frozenset([
 ])
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                  "test": "test", "testing": "test"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image of a source.
-
-    key: path relative to the root, as stored. path: the file. label: class name, or None.
-    split: "train", "val" or "test" where the source says so.
-    """
-
-    key: str
-    path: Path
-    label: str | None = None
-    split: str | None = None
-
-
-def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Sorting key that puts folder 2 before folder 10."""
-    parts = re.split(r"([0-9]+)", name)  # every second one is a number
-    return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts) if part]
 
 
 def list_images(root: Path) -> list[Record]:
@@ -62,7 +41,8 @@ def list_images(root: Path) -> list[Record]:
     for name, path in zip(found, parts, strict=True):
         split = SPLIT_FOLDERS[path[0].lower()] if split_folders and len(path) > 1 else None
         folders = path[1:-1] if split_folders else path[:-1]
-        records.append(Record(encode_key(name), root / name, encode_key(folders[0]) if folders else None, split))
+        label = encode_key(folders[0]) if folders else None
+        records.append(Record(encode_key(name), LocalFile(root / name), label, split))
     return records
 
 
@@ -92,8 +72,3 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
-
-
-def class_names(records: list[Record]) -> list[str]:
-    """Names of all classes, in natural order: folder 2 comes before folder 10."""
-    return sorted({record.label for record in records if record.label is not None}, key=natural_order)
