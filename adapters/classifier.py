@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, pack, unpack
-from onceclip.adapters.task import unit
+from onceclip.adapters.task import EMBEDDING, unit
 from onceclip.adapters.threads import threads_for
 
 FORMAT = 1
@@ -30,9 +30,11 @@ class Classifier:
 
     head: the mathematics, on unit rows.
     class_names: one name per logit column.
-    dim: width of the embeddings that it takes.
+    dim: width of the rows that it takes.
     method, hyperparameters: what was fitted, and with which values.
     provenance: JSON values such as the encoder, the text set, the draw; written into the saved folder.
+    inputs: the encoder's outputs that a row is made of, side by side.
+    parameters: the trained tensors, of a method whose parameters serve other classes too.
     """
 
     head: Head
@@ -41,6 +43,8 @@ class Classifier:
     method: str
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = (EMBEDDING,)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor | np.ndarray) -> Tensor:
@@ -73,7 +77,7 @@ class Classifier:
         rows = rows.to(self.head.dtype)
         if not torch.isfinite(rows).all():
             raise MethodError("embeddings hold NaN or infinity: leave out the rows of bad images")
-        return unit(rows)
+        return unit(rows) if self.inputs == (EMBEDDING,) else rows
 
     def save(self, folder: str | Path) -> None:
         """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card."""
@@ -83,7 +87,10 @@ class Classifier:
         (folder / CONFIG).unlink(missing_ok=True)
         description, tensors = pack(self.head)
         config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
-                  "class_names": list(self.class_names), "head": description, "provenance": self.provenance}
+                  "class_names": list(self.class_names), "head": description, "provenance": self.provenance,
+                  "inputs": list(self.inputs), "parameters": sorted(self.parameters)}
+        tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
+                    for name, value in self.parameters.items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "README.md").write_text(self._card(), encoding="utf-8")
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -112,8 +119,10 @@ def load_classifier(folder: str | Path) -> Classifier:
         if config["format"] > FORMAT:
             raise AdapterFileError(f"{folder} has adapter format {config['format']}, this version reads up to "
                                    f"{FORMAT}: install a newer onceclip")
-        head = unpack(config["head"], load_file(folder / WEIGHTS))
-        return Classifier(head, tuple(config["class_names"]), config["dim"], config["method"],
-                          config["hyperparameters"], config["provenance"])
+        tensors = load_file(folder / WEIGHTS)
+        parameters = {name: tensors[f"parameters.{name}"] for name in config.get("parameters", ())}
+        return Classifier(unpack(config["head"], tensors), tuple(config["class_names"]), config["dim"],
+                          config["method"], config["hyperparameters"], config["provenance"],
+                          tuple(config.get("inputs", (EMBEDDING,))), parameters)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterFileError(f"{folder} holds a damaged adapter ({error}): fit it again") from error

@@ -1,25 +1,29 @@
 """The one place that trains: a list of runs in, their fitted parameters out.
 
-A method writes its mathematics for one run; how a list is executed is decided here alone.
+A method writes its mathematics for one run. Here alone is decided which runs are trained together, and how.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from onceclip.adapters.best import Best
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.groups import group_size
 from onceclip.adapters.method import Method
+from onceclip.adapters.optimiser import Optimiser, rate_and_decay
+from onceclip.adapters.schedule import Moment
+from onceclip.adapters.stack import Parameters, Stack
 from onceclip.adapters.task import Task
 from onceclip.adapters.threads import threads_for
 
-Parameters = dict[str, Tensor]
 Progress = Callable[[float], None]
+_ORDER, _NOISE = 2**32, 2**33  # start values, batch order and noise come from streams of their own
 
 
 @dataclass(frozen=True)
@@ -39,69 +43,140 @@ def no_progress(fraction: float) -> None:
 def train(runs: Sequence[Run], progress: Progress = no_progress) -> list[Parameters]:
     """Train every run and give its parameters, in order.
 
+    Runs on one task with one seed that differ only in numbers are trained together where that is faster; the
+    result is that of the runs one by one. Equal runs are trained once.
     progress: called now and then with the fraction that is done.
-    Raises MethodError if a training diverges.
     """
-    return [_train_one(run, lambda part, done=index: progress((done + part) / len(runs)))  # type: ignore[misc]
-            for index, run in enumerate(runs)]
+    results: list[Parameters] = [{} for _ in runs]
+    together: dict[Any, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, run in enumerate(runs):
+        together[_common(run)][_own(run)].append(place)
+    done = 0.0
+    for members in together.values():
+        places = sorted(members.values(), key=lambda equal: rate_and_decay(runs[equal[0]].method))
+        group = [runs[equal[0]] for equal in places]
+        share = sum(map(len, places)) / len(runs)
+        trained = _train_group(group, _part(progress, done, share))
+        for equal, parameters in zip(places, trained, strict=True):
+            for place in equal:
+                results[place] = parameters
+        done += share
+    if any(results):
+        progress(1.0)
+    return results
 
 
-def _train_one(run: Run, progress: Progress) -> Parameters:
-    start = run.method.initial(run.prepared, torch.Generator().manual_seed(run.seed))
-    if not start:
-        return {}
+def _part(progress: Progress, start: float, share: float) -> Progress:
+    return lambda fraction: progress(start + fraction * share)
+
+
+def finite(parameters: Parameters) -> bool:
+    """Whether a training went well."""
+    return all(bool(torch.isfinite(value).all()) for value in parameters.values())
+
+
+def require_finite(method: Method, parameters: Parameters) -> None:
+    """Raise MethodError if the training of a run diverged."""
+    if not finite(parameters):
+        remedy = "lower --set learning_rate" if "learning_rate" in method.values else "choose other hyperparameters"
+        raise MethodError(f"training of {method.name} diverged (its parameters are no longer finite): {remedy}")
+
+
+def _retrain(method: Method) -> dict[str, Any]:
+    return {name: value for name, value in method.values.items() if method.hyperparameters[name].retrain}
+
+
+def _calculated(method: Method) -> set[str]:
+    """Names of the numbers that may differ within a group."""
+    fixed = {"epsilon", "momentum"}
+    return {name for name, value in _retrain(method).items() if isinstance(value, float) and name not in fixed}
+
+
+def _common(run: Run) -> Any:
+    """What runs must have in common to be trained together."""
+    method, free = run.method, _calculated(run.method)
+    alone = method.solver != "gradient" or type(method).loss is not Method.loss
+    return (type(method), id(run.task), id(run.prepared), run.seed, _own(run) if alone else None,
+            tuple((name, value) for name, value in _retrain(method).items() if name not in free))
+
+
+def _own(run: Run) -> Any:
+    return tuple(_retrain(run.method).items())
+
+
+def _train_group(runs: Sequence[Run], progress: Progress) -> list[Parameters]:
+    first = runs[0]
+    starts = [run.method.initial(run.prepared, torch.Generator().manual_seed(run.seed)) for run in runs]
+    if not starts[0]:
+        return starts
+    if first.method.solver == "lbfgs":
+        return [_lbfgs(first, starts[0])]
+    steps = first.method.epochs * len(_batches(first, 0))
+    size = group_size(lambda count: Training(runs[:count], starts[:count]), len(runs), steps,
+                      first.method, first.task)
+    results: list[Parameters] = []
+    for start in range(0, len(runs), size):
+        piece = slice(start, start + size)
+        with threads_for(first.task.work * len(runs[piece])):
+            training = Training(runs[piece], starts[piece])
+            results += training.run(_part(progress, start / len(runs), len(runs[piece]) / len(runs)))
+    return results
+
+
+def _batches(run: Run, epoch: int, order: torch.Generator | None = None) -> Sequence[torch.Tensor | slice]:
+    _, label = run.method.training_rows(run.task, run.prepared, epoch)
+    return run.method.batches(len(label), order or torch.Generator().manual_seed(0))
+
+
+class Training:
+    """Some runs on their way from start values to fitted parameters."""
+
+    def __init__(self, runs: Sequence[Run], starts: Sequence[Parameters]) -> None:
+        self.first, methods = runs[0], [run.method for run in runs]
+        self.stack = Stack(methods, self.first.task, self.first.prepared)
+        self.parameters = {name: value.requires_grad_() for name, value in self.stack.join(starts).items()}
+        self.optimiser = Optimiser(methods, self.parameters)
+        self.order = torch.Generator().manual_seed(self.first.seed + _ORDER)
+        self.noise = torch.Generator().manual_seed(self.first.seed + _NOISE)
+
+    def run(self, progress: Progress = no_progress) -> list[Parameters]:
+        """Carry out all epochs and give the parameters of every run: the last, or the best on validation rows."""
+        method, task = self.first.method, self.first.task
+        best = Best(self.stack, method, task)
+        for epoch in range(method.epochs):
+            self.epoch(epoch)
+            progress((epoch + 1) / method.epochs)
+            if best.seen(self.parameters, epoch):
+                break
+        return self.stack.split(best.chosen(self.parameters))
+
+    def epoch(self, number: int, most: int | None = None) -> None:
+        """Carry out one epoch, or the first `most` steps of it."""
+        method = self.first.method
+        rows, label = method.training_rows(self.first.task, self.first.prepared, number)
+        pieces = method.batches(len(label), self.order)
+        for place, piece in enumerate(pieces[:most]):
+            with torch.enable_grad():
+                loss = self.stack.loss(self.parameters, rows[piece], label[piece], self.noise)
+                gradients = torch.autograd.grad(loss.sum(), list(self.parameters.values()))
+            at = Moment(number * len(pieces) + place, method.epochs * len(pieces), number, method.epochs)
+            self.optimiser.step(gradients, at)
+
+
+def _lbfgs(run: Run, start: Parameters) -> Parameters:
+    """Solve a convex problem to convergence."""
     parameters = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    with torch.enable_grad(), threads_for(run.task.work):
-        _SOLVERS[run.method.solver](run, parameters, progress)
-    progress(1.0)
-    if not all(torch.isfinite(value).all() for value in parameters.values()):
-        remedy = "lower --set learning_rate" if "learning_rate" in run.method.values else "choose other hyperparameters"
-        raise MethodError(f"training of {run.method.name} diverged (its parameters are no longer finite): {remedy}")
-    return {name: value.detach() for name, value in parameters.items()}
-
-
-def _loss(run: Run, parameters: Parameters, rows: Tensor, label: Tensor) -> Tensor:
-    logits = run.method.training_head(run.prepared, parameters)(rows)
-    return cross_entropy(logits, label) + run.method.penalty(run.prepared, parameters)
-
-
-def _adamw(run: Run, parameters: Parameters, progress: Progress) -> None:
-    method, support = run.method, run.task.support
-    optimiser = torch.optim.AdamW(parameters.values(), lr=method.learning_rate, eps=method.epsilon,
-                                  weight_decay=method.weight_decay)
-    batch = method.batch_size or len(support)
-    steps = method.epochs * -(-len(support) // batch)
-    if not steps:
-        return
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    # Start values and batch order come from two streams, so that one never shifts the other.
-    order = torch.Generator().manual_seed(run.seed + 2**32)
-    for epoch in range(method.epochs):
-        rows, label = support.epoch(epoch), support.label
-        if batch >= len(support):
-            pieces: Sequence[Tensor | slice] = [slice(None)]
-        else:
-            pieces = torch.randperm(len(support), generator=order).to(label.device).split(batch)
-        for piece in pieces:
-            optimiser.zero_grad()
-            _loss(run, parameters, rows[piece], label[piece]).backward()
-            optimiser.step()
-            schedule.step()
-        progress((epoch + 1) / method.epochs)
-
-
-def _lbfgs(run: Run, parameters: Parameters, progress: Progress) -> None:
-    rows, label = run.task.support.stacked
+    rows, label = run.method.training_rows(run.task, run.prepared, 0)
+    noise = torch.Generator().manual_seed(run.seed + _NOISE)
     optimiser = torch.optim.LBFGS(parameters.values(), max_iter=1000, history_size=20, tolerance_grad=1e-6,
                                   tolerance_change=1e-9, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
+    def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        loss = _loss(run, parameters, rows, label)
+        loss = run.method.loss(run.prepared, parameters, rows, label, noise)
         loss.backward()
         return loss
 
-    optimiser.step(closure)
-
-
-_SOLVERS: dict[str, Callable[[Run, Parameters, Progress], None]] = {"adamw": _adamw, "lbfgs": _lbfgs}
+    with torch.enable_grad(), threads_for(run.task.work):
+        optimiser.step(closure)
+    return {name: value.detach() for name, value in parameters.items()}

@@ -1,6 +1,7 @@
 """The few pieces that every fitted classifier is a sum of: unit image rows in, logits out.
 
-A head is pure and row-independent, differentiable in its tensors, and saved by its fields alone.
+A head is pure and row-independent, differentiable in its tensors, and saved by its fields alone. While many runs are
+trained together its tensors, numbers too, have a leading axis of runs; `product` and `per_run` see to it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, relu
+from torch.nn.functional import relu
 
 from onceclip.adapters.errors import AdapterFileError
+from onceclip.adapters.run_axis import per_run, product
 from onceclip.adapters.task import unit
 
 
@@ -45,11 +47,12 @@ class Linear(Head):
     bias: Tensor | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return linear(rows, self.weight, self.bias)
+        logits = product(rows, self.weight)
+        return logits if self.bias is None else logits + self.bias.unsqueeze(-2)
 
     @property
     def width(self) -> int:
-        return self.weight.shape[0]
+        return self.weight.shape[-2]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,12 +75,12 @@ class Kernel(Head):
     beta: float | Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        affinity = torch.exp(self.beta * (rows @ self.keys.T - 1))
-        return affinity.new_zeros(len(rows), self.classes).index_add(1, self.label, affinity)
+        affinity = torch.exp(per_run(self.beta) * (product(rows, self.keys) - 1))
+        return sum_by_class(affinity, self.label, self.classes)
 
     @property
     def width(self) -> int:
-        return max(len(self.keys), self.classes)
+        return max(self.keys.shape[-2], self.classes)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,9 +111,18 @@ class Bottleneck(Head):
         return self.down.dtype
 
 
+def sum_by_class(values: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Add up the columns of values (..., keys) that have the same label (keys,): (..., classes)."""
+    each, rest = divmod(len(label), classes)
+    if not rest and torch.equal(label, torch.arange(classes, device=label.device).repeat_interleave(each)):
+        return values.unflatten(-1, (classes, each)).sum(-1)  # equal shots, class by class: many times faster
+    return values.new_zeros(*values.shape[:-1], classes).index_add(-1, label, values)
+
+
 def blend(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor) -> Tensor:
     """Mix rows (n, dim) with their two-layer map and scale to unit length."""
-    return unit(ratio * relu(linear(relu(linear(rows, down)), up)) + (1 - ratio) * rows)
+    share = per_run(ratio)
+    return unit(share * relu(product(relu(product(rows, down)), up)) + (1 - share) * rows)
 
 
 @dataclass(frozen=True)
@@ -121,10 +133,10 @@ class Sum(Head):
     """
 
     heads: tuple[Head, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | Tensor, ...]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return sum((weight * head(rows) for weight, head in zip(self.weights, self.heads, strict=True)),
+        return sum((per_run(weight) * head(rows) for weight, head in zip(self.weights, self.heads, strict=True)),
                    start=rows.new_zeros(()))
 
     @property
@@ -140,19 +152,19 @@ HEADS: dict[str, type[Head]] = {"linear": Linear, "kernel": Kernel, "bottleneck"
 _NAMES = {kind: name for name, kind in HEADS.items()}
 
 
-def pack(head: Head, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Split a head into a JSON description and its named tensors."""
+def pack(head: Head, prefix: str = "", copy: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Split a head into a JSON description and its named tensors; copies of them, unless told otherwise."""
     description: dict[str, Any] = {"type": _NAMES[type(head)]}
     tensors: dict[str, Tensor] = {}
 
     def put(name: str, value: Any) -> Any:
         if isinstance(value, Head):
-            inner, more = pack(value, f"{prefix}{name}.")
+            inner, more = pack(value, f"{prefix}{name}.", copy)
             tensors.update(more)
             return inner
         if isinstance(value, Tensor):
             # A copy, because safetensors refuses two names for one memory.
-            tensors[prefix + name] = value.detach().cpu().contiguous().clone()
+            tensors[prefix + name] = value.detach().cpu().contiguous().clone() if copy else value
             return {"tensor": prefix + name}
         if isinstance(value, tuple):
             return [put(f"{name}.{index}", item) for index, item in enumerate(value)]

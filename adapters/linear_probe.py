@@ -37,6 +37,9 @@ class LinearProbe(Method):
         like = prepared.support.embedding
         return {"weight": like.new_zeros(prepared.classes, prepared.dim), "bias": like.new_zeros(prepared.classes)}
 
+    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
+        return task.support.stacked
+
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         weight = parameters["weight"]
         return Linear(weight, parameters["bias"] - weight @ prepared.support.centre)

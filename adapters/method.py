@@ -2,24 +2,26 @@
 
 A training-free method writes `head`, or `terms` where its logits are `A + weight * B`. A trained one adds
 `initial`, which gives the start values of its parameters; the engine does the rest. All tensors that a
-method sees are the task's.
+method sees are the task's. Hyperparameters that are not whole are only calculated with, never branched on, where a
+head or a penalty is made: the engine may put those of many runs in one tensor.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.heads import Head, Linear, Sum
-from onceclip.adapters.task import Task
+from onceclip.adapters.task import EMBEDDING, Rows, Task
 
 Value = float | int | str | bool
 
@@ -74,9 +76,12 @@ class Method:
     """An algorithm that turns a task into a classifier.
 
     name, summary, family, source, equation: what `onceclip methods` prints.
-    hyperparameters: its settings. mixing: the one that weighs B where the logits are `A + weight * B`.
+    hyperparameters: its settings. presets: named sets of values for them, such as those of a paper's code.
+    mixing: the hyperparameter that weighs B where the logits are `A + weight * B`.
     select: the policy by which hyperparameters are chosen where the user names none.
-    trained, solver: whether there are parameters to train, and by what: "adamw" or "lbfgs".
+    trained, solver: whether there are parameters to train, and by what: "gradient" or "lbfgs".
+    inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
+    needs: what else a task must have, in words for people. transfers: whether its parameters serve other classes.
     """
 
     name: ClassVar[str]
@@ -85,16 +90,29 @@ class Method:
     source: ClassVar[str]
     equation: ClassVar[str]
     hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
     mixing: ClassVar[str | None] = None
     select: ClassVar[str] = "fixed"
     trained: ClassVar[bool] = False
-    solver: ClassVar[str] = "adamw"
+    solver: ClassVar[str] = "gradient"
     needs_support: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
+    needs: ClassVar[str] = ""
+    transfers: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if cls.presets and "preset" not in cls.hyperparameters:
+            preset = Hyperparameter("none", "named values for the others; those given by hand win",
+                                    choices=("none", *cls.presets))
+            cls.hyperparameters = {"preset": preset, **cls.hyperparameters}
 
     def __init__(self, **values: Value) -> None:
         for name in values:
             if name not in self.hyperparameters:
                 raise UnknownName(unknown("hyperparameter", name, self.hyperparameters, f" of {self.name}"))
+        if self.presets:
+            preset = str(self.hyperparameters["preset"].parse("preset", values.get("preset", "none")))
+            values = {**self.presets.get(preset, {}), **values}
         self.values = {name: setting.parse(name, values.get(name, setting.default))
                        for name, setting in self.hyperparameters.items()}
 
@@ -124,7 +142,7 @@ class Method:
         if self.mixing is None:
             raise NotImplementedError(f"{type(self).__name__} defines neither head nor terms")
         first, second = self.terms(prepared, parameters)
-        return Sum((first, second), (1.0, float(self.values[self.mixing])))
+        return Sum((first, second), (1.0, getattr(self, self.mixing)))
 
     def training_head(self, prepared: Any, parameters: dict[str, Tensor]) -> Head:
         """The head that training sees, where it is not the one that predicts."""
@@ -138,6 +156,27 @@ class Method:
         """What training adds to the mean cross-entropy."""
         return 0.0
 
+    def loss(self, prepared: Any, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
+             generator: torch.Generator) -> Tensor:
+        """What a training step lowers; write it anew only where it is no mean cross-entropy plus `penalty`.
+
+        rows: (n, width) input of the training head. label: (n,). generator: for noise such as dropout.
+        """
+        return cross_entropy(self.training_head(prepared, parameters)(rows), label) + self.penalty(prepared, parameters)
+
+    def training_rows(self, task: Task, prepared: Any, epoch: int) -> tuple[Tensor, Tensor]:
+        """The rows (n, width) that one epoch is made of, and their labels (n,)."""
+        return task.support.epoch(epoch), task.support.label
+
+    def rows_of(self, rows: Rows) -> Tensor:
+        """What its heads take of some rows: unit embeddings, or other outputs as they are."""
+        return rows.unit if self.inputs == (EMBEDDING,) else rows.input(self.inputs)
+
+    def batches(self, count: int, order: torch.Generator) -> Sequence[Tensor | slice]:
+        """Positions among `count` training rows for every step of one epoch; equally many in all epochs."""
+        size = int(self.values.get("batch_size", 0)) or count
+        return [slice(None)] if size >= count else torch.randperm(count, generator=order).split(size)
+
     def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
         """Logits A and B (rows, classes) of each support image, as if that image were not in the support.
 
@@ -150,18 +189,20 @@ class Method:
 
         seed: of the start values and of the batch order of a trained method. progress: gets the fraction done.
         """
-        from onceclip.adapters.engine import Run, no_progress, train
+        from onceclip.adapters.engine import Run, no_progress, require_finite, train
 
         self.check(task)
         prepared = self.prepare(task)
         parameters = train([Run(self, task, prepared, seed)], progress or no_progress)[0]
+        require_finite(self, parameters)
         return self.classifier(task, prepared, parameters)
 
     def classifier(self, task: Task, prepared: Any, parameters: dict[str, Tensor]) -> Classifier:
         """Wrap the head of fitted parameters."""
         with torch.no_grad():
             head = self.head(prepared, parameters)
-        return Classifier(head, task.text.class_names, task.dim, self.name, dict(self.values))
+        return Classifier(head, task.text.class_names, task.width(self.inputs), self.name, dict(self.values),
+                          inputs=self.inputs, parameters=parameters if self.transfers else {})
 
     def check(self, task: Task) -> None:
         """Raise MethodError if the task lacks what the method needs."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.engine import Progress, Run, no_progress, train
+from onceclip.adapters.engine import Progress, Run, finite, no_progress, require_finite, train
 from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.heads import Head
 from onceclip.adapters.method import Method, Value, unknown
@@ -43,7 +43,7 @@ class _Trial:
     accuracy: float
     loss: float
     interval: tuple[float, float] | None
-    head: Head | None  # None where the fitted head is still to be made (leave-one-out)
+    fitted: Classifier | None  # None where it is still to be made (leave-one-out)
 
 
 def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = frozenset(), seed: int = 0,
@@ -74,10 +74,7 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
         else:
             raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
     best = max(trials, key=lambda trial: (trial.accuracy, -trial.loss))
-    if best.head is None:
-        classifier = best.method.fit(task, seed, progress)
-    else:
-        classifier = Classifier(best.head, task.text.class_names, task.dim, method.name, dict(best.method.values))
+    classifier = best.method.fit(task, seed, progress) if best.fitted is None else best.fitted
     return Selection(classifier, best.accuracy, len(trials), best.interval)
 
 
@@ -94,8 +91,10 @@ def _validated(method: Method, task: Task, rows: Rows, free: dict[str, tuple[Val
     rest = {name: values for name, values in free.items() if name not in retrain}
     outer = [method.with_values(**values) for values in _grid(retrain)]
     trained = train([Run(each, task, prepared, seed) for each in outer], progress)
+    if not any(map(finite, trained)):
+        require_finite(outer[0], trained[0])
     for each, parameters in zip(outer, trained, strict=True):
-        for values in _grid(rest):
+        for values in _grid(rest) if finite(parameters) else ():
             yield _trial(each.with_values(**values), task, prepared, parameters, rows, mixing)
 
 
@@ -104,13 +103,13 @@ def _trial(method: Method, task: Task, prepared: Any, parameters: dict[str, Tens
            mixing: str | None) -> _Trial:
     interval = None
     if mixing is not None:
-        first, second = (_logits(head, task, rows) for head in method.terms(prepared, parameters))
+        first, second = (_logits(method, head, task, rows) for head in method.terms(prepared, parameters))
         method, weight, interval = _mixed(method, mixing, first, second, rows.label)
         logits = first + weight * second
-    head = method.head(prepared, parameters)
+    fitted = method.classifier(task, prepared, parameters)
     if mixing is None:
-        logits = _logits(head, task, rows)
-    return _Trial(method, *_score(logits, rows.label), interval, head)
+        logits = fitted.logits(rows.input(method.inputs))
+    return _Trial(method, *_score(logits, rows.label), interval, fitted)
 
 
 def _leave_one_out(method: Method, task: Task, free: dict[str, tuple[Value, ...]],
@@ -137,5 +136,6 @@ def _score(logits: Tensor, label: Tensor) -> tuple[float, float]:
     return float(accuracy), float(cross_entropy(logits, label))
 
 
-def _logits(head: Head, task: Task, rows: Rows) -> Tensor:
-    return Classifier(head, task.text.class_names, task.dim, "").logits(rows.embedding)
+def _logits(method: Method, head: Head, task: Task, rows: Rows) -> Tensor:
+    values = rows.input(method.inputs)
+    return Classifier(head, task.text.class_names, values.shape[1], "", inputs=method.inputs).logits(values)

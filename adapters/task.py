@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from onceclip.adapters.errors import MethodError
+
+EMBEDDING = "embedding"
+OPTIONS = {"token": "tokens"}  # what `extract` calls an output where it is not its name
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -68,11 +72,13 @@ class Rows:
     embedding: (rows, dim), raw.
     label: (rows,) int64, positions in the task's class names.
     views: (rows, views, dim), raw augmented versions of the same images, or None.
+    others: further outputs of the encoder by name, such as "preproj" (rows, width) or "token" (rows, tokens, dim).
     """
 
     embedding: Tensor
     label: Tensor
     views: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -91,8 +97,26 @@ class Rows:
                               f"{classes} classes: label rows by their position in class_names")
         if self.views is not None and (self.views.ndim != 3 or self.views.shape[::2] != (rows, dim)):
             raise MethodError(f"{name} views have shape {tuple(self.views.shape)}: give ({rows}, views, {dim})")
-        if not all(torch.isfinite(each).all() for each in (self.embedding, self.views) if each is not None):
+        for output, values in self.others.items():
+            if len(values) != rows:
+                raise MethodError(f"{name} rows are {rows} and have {len(values)} of {output}: give one of every row")
+        if not all(torch.isfinite(each).all() for each in (self.embedding, self.views, *self.others.values())
+                   if each is not None):
             raise MethodError(f"{name} rows hold NaN or infinity: leave bad images out of the task")
+
+    def input(self, names: Sequence[str] = (EMBEDDING,)) -> Tensor:
+        """What a classifier with these inputs takes: the named outputs side by side, raw (rows, width).
+
+        Raises MethodError if an output is missing.
+        """
+        if tuple(names) == (EMBEDDING,):
+            return self.embedding
+        known = {EMBEDDING: self.embedding, **self.others}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise MethodError(f"the method needs the output {missing[0]!r} of every image, and the store has none: "
+                              f"extract again with --{OPTIONS.get(missing[0], missing[0])}")
+        return torch.cat([known[name].flatten(1) for name in names], dim=1)
 
     @cached_property
     def unit(self) -> Tensor:
@@ -158,6 +182,10 @@ class Task:
         """Number of classes."""
         return len(self.text.class_names)
 
+    def width(self, names: Sequence[str]) -> int:
+        """Width of the rows that a classifier with these inputs takes."""
+        return self.dim if tuple(names) == (EMBEDDING,) else self.support.input(names).shape[1]
+
     @cached_property
     def zero_shot_weights(self) -> Tensor:
         """Unit class vectors times the logit scale: (classes, dim)."""
@@ -176,7 +204,8 @@ class Task:
 
         def rows(value: Rows) -> Rows:
             views = None if value.views is None else move(value.views)
-            return replace(value, embedding=move(value.embedding), label=move(value.label), views=views)
+            others = {name: move(each) for name, each in value.others.items()}
+            return replace(value, embedding=move(value.embedding), label=move(value.label), views=views, others=others)
 
         text = replace(self.text, embedding=move(self.text.embedding), class_index=move(self.text.class_index))
         return replace(self, text=text, support=rows(self.support), val=None if self.val is None else rows(self.val),

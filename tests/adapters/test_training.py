@@ -1,19 +1,21 @@
 """What training does, by whichever solver: repeatable, contained, and moved by what claims to move it."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from onceclip.adapters import METHODS, ClipAdapter, MethodError, Rows, TipAdapterF
+from onceclip.adapters import METHODS, ClipAdapter, MethodError, Rows, TipAdapterF, engine
 from onceclip.adapters.engine import Run, train
+from onceclip.adapters.schedule import SCHEDULES, Moment, step_size
 
 
 def another(setting, value):
     """A valid value other than the present one."""
     if setting.choices:
-        return next(choice for choice in setting.choices if choice != value)
+        return next(choice for choice in reversed(setting.choices) if choice != value)
     if isinstance(value, bool):
         return not value
     return value // 2 or 4 if isinstance(value, int) else min(setting.high, 3 * value + 0.01)
@@ -32,9 +34,10 @@ def test_only_hyperparameters_marked_retrain_change_what_is_trained(case, make_t
     if not base.trained:
         assert base.initial(base.prepare(task), torch.Generator()) == {}
         return
-    before = train([Run(base, task, base.prepare(task), 0)])[0]
     for name, setting in base.hyperparameters.items():
-        changed = base.with_values(**{name: another(setting, base.values[name])})
+        like = make_method(case, **{"momentum": {"optimiser": "sgd"}, "warmup": {"schedule": "warmup"}}.get(name, {}))
+        before = train([Run(like, task, like.prepare(task), 0)])[0]
+        changed = like.with_values(**{name: another(setting, like.values[name])})
         after = train([Run(changed, task, changed.prepare(task), 0)])[0]
         equal = before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
         assert equal != setting.retrain, name
@@ -96,3 +99,79 @@ def test_the_step_size_follows_a_cosine_over_all_batches(make_task):
     keys = train([Run(method, task, task, 0)])[0]["keys"]
     left = math.prod(1 - 0.1 * (1 + math.cos(math.pi * step / 12)) for step in range(12))
     torch.testing.assert_close(keys, left * task.support.keys)
+
+
+def test_runs_trained_together_are_those_trained_one_by_one(case, make_task, make_method, monkeypatch):
+    """Different step sizes, decays and numbers of the method in one stack, with and without shuffled batches.
+
+    In double precision to the last digits. In single precision Adam's first steps depend on the sign of gradients
+    that are all but zero, so there a larger epsilon is taken.
+    """
+    base = make_method(case)
+    if not base.trained or base.solver != "gradient":
+        return
+    numbers = {name: (setting.default, another(setting, setting.default))
+               for name, setting in base.hyperparameters.items()
+               if setting.retrain and isinstance(setting.default, float) and name not in ("epsilon", "momentum")}
+    for optimiser, batch, kind, tolerance in (("adamw", 5, torch.float32, 1e-5), ("adamw", 5, torch.float64, 1e-12),
+                                              ("adam", 0, torch.float64, 1e-12), ("sgd", 5, torch.float64, 1e-12)):
+        task = make_task((6, 6, 6), views=2, dtype=kind)
+        fixed = {"batch_size": batch, "optimiser": optimiser, "epsilon": 1e-3 if kind == torch.float32 else 1e-8}
+        methods = [make_method(case, **fixed, **dict(zip(numbers, values, strict=True)))
+                   for values in itertools.product(*numbers.values())]
+        sizes = []
+        monkeypatch.setattr(engine, "group_size", lambda make, count, *rest, sizes=sizes: sizes.append(count) or count)
+        together = train([Run(method, task, task, 7) for method in methods])
+        alone = [train([Run(method, task, task, 7)])[0] for method in methods]
+        assert sizes[0] == len(methods) >= 4
+        for one, other in zip(together, alone, strict=True):
+            for name, value in one.items():
+                torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance)
+
+
+def test_equal_runs_are_trained_once(make_task, monkeypatch):
+    task, calls = make_task(), []
+    initial = ClipAdapter.initial
+    monkeypatch.setattr(ClipAdapter, "initial", lambda *given: calls.append(1) or initial(*given))
+    first, second, other = train([Run(ClipAdapter(epochs=2, ratio=ratio), task, task, 0) for ratio in (0.3, 0.3, 0.4)])
+    assert len(calls) == 2
+    assert torch.equal(first["image_up"], second["image_up"])
+    assert not torch.equal(first["image_up"], other["image_up"])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_step_sizes_of_every_schedule(name):
+    """Ten steps in five epochs from a rate of 0.2, three of warm-up: the values of the formulas."""
+    sizes = [step_size(name, 0.2, Moment(step, 10, step // 2, 5), warmup=3) for step in range(10)]
+    cosine = [0.1 * (1 + math.cos(math.pi * part)) for part in torch.linspace(0, 1, 11)[:10].tolist()]
+    per_epoch = [1e-5, *(0.1 * (1 + math.cos(math.pi * part)) for part in (0, 0.2, 0.4, 0.6))]
+    rising = [0.2 / 3, 0.4 / 3, 0.2, *(0.1 * (1 + math.cos(math.pi * step / 7)) for step in range(7))]
+    expected = {"cosine": cosine, "constant": [0.2] * 10, "dassl": [size for size in per_epoch for _ in range(2)],
+                "warmup": rising}[name]
+    assert sizes == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch", [0, 7])
+def test_training_is_that_of_a_plain_loop_of_torch(make_task, batch):
+    """Written out with torch's own optimiser, schedule and shuffling."""
+    task = make_task((6, 6, 6), dtype=torch.float64)
+    method = ClipAdapter(epochs=6, batch_size=batch, learning_rate=0.01, ratio=0.4)
+    down, up = (value.clone().requires_grad_() for value in
+                method.initial(task, torch.Generator().manual_seed(3)).values())
+    optimiser = torch.optim.AdamW([down, up], lr=0.01, weight_decay=0.01, fused=False, foreach=False)
+    rows, label, size = task.support.unit, task.support.label, batch or len(task.support)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 6 * math.ceil(len(label) / size))
+    order = torch.Generator().manual_seed(3 + 2**32)
+    for _ in range(6):
+        places = torch.randperm(len(label), generator=order) if batch else torch.arange(len(label))
+        for piece in places.split(size):
+            adapted = torch.relu(torch.relu(rows[piece] @ down.T) @ up.T)
+            mixed = torch.nn.functional.normalize(0.4 * adapted + 0.6 * rows[piece], dim=1)
+            loss = torch.nn.functional.cross_entropy(mixed @ task.zero_shot_weights.T, label[piece])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    trained = train([Run(method, task, task, 3)])[0]
+    torch.testing.assert_close(trained["image_down"], down.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(trained["image_up"], up.detach(), rtol=0, atol=1e-12)

@@ -1,0 +1,84 @@
+"""Runs that are trained together: one tensor per parameter with a leading axis of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn.functional import cross_entropy, log_softmax
+
+from onceclip.adapters.heads import Head, pack, unpack
+from onceclip.adapters.method import Method
+from onceclip.adapters.task import Task
+
+Parameters = dict[str, Tensor]
+
+
+class Stack:
+    """The loss of several runs of one method on one task, as a function of their stacked parameters.
+
+    methods: one per run; they differ in numbers that are only calculated with. task, prepared: what they share.
+    A single run has no leading axis, and pays for none.
+    """
+
+    def __init__(self, methods: Sequence[Method], task: Task, prepared: Any) -> None:
+        self.method, self.prepared, self.runs = methods[0], prepared, len(methods)
+        self.differing = {name: task.text.embedding.new_tensor([float(method.values[name]) for method in methods])
+                          for name, value in self.method.values.items()
+                          if any(method.values[name] != value for method in methods)}
+        self._penalised = type(self.method).penalty is not Method.penalty
+
+    def join(self, parameters: Sequence[Parameters]) -> Parameters:
+        """Stack the parameters of all runs."""
+        if self.runs == 1:
+            return {name: value.detach().clone() for name, value in parameters[0].items()}
+        return {name: torch.stack([each[name].detach() for each in parameters]) for name in parameters[0]}
+
+    def split(self, parameters: Parameters) -> list[Parameters]:
+        """The parameters of every run."""
+        if self.runs == 1:
+            return [{name: value.detach() for name, value in parameters.items()}]
+        return [{name: value[run].detach().clone() for name, value in parameters.items()} for run in range(self.runs)]
+
+    def loss(self, parameters: Parameters, rows: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of every run (runs,), or of the single one ()."""
+        if self.runs == 1:
+            return self.method.loss(self.prepared, parameters, rows, label, generator)
+        logits = self.head(parameters)(rows)
+        wanted = label.view(1, -1, 1).expand(len(logits), -1, 1)
+        loss = -log_softmax(logits, dim=-1).gather(-1, wanted).mean(dim=(1, 2))
+        if self._penalised:
+            loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
+                                    parameters)
+        return loss
+
+    def head(self, parameters: Parameters) -> Head:
+        """The head that training sees, of all runs."""
+        if self.runs == 1:
+            return self.method.training_head(self.prepared, parameters)
+        description: dict[str, Any] = {}
+
+        def make(method: Method, each: Parameters) -> Parameters:
+            values, tensors = pack(method.training_head(self.prepared, each), copy=False)
+            description.update(values)
+            return tensors
+
+        tensors = self._map(make, parameters)
+        # What all runs share comes back repeated, without memory of its own.
+        return unpack(description, {name: value[0] if value.stride(0) == 0 else value
+                                    for name, value in tensors.items()})
+
+    def _map(self, function: Callable[[Method, Parameters], Any], parameters: Parameters) -> Any:
+        return vmap(lambda each, values: function(self.method.with_values(**values), each))(parameters, self.differing)
+
+    @torch.no_grad()
+    def scores(self, parameters: Parameters, rows: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Accuracy and mean cross-entropy of every run (runs,) on some rows."""
+        logits = self.head(parameters)(rows)
+        logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
+        accuracy = (logits.argmax(-1) == label).double().mean(dim=1)
+        loss = torch.stack([cross_entropy(each, label) for each in logits])
+        return accuracy, loss
