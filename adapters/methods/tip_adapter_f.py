@@ -7,9 +7,9 @@ from torch import Tensor
 
 from onceclip.adapters.heads import Head, Kernel
 from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.methods.tip_adapter import SHARPNESS
 from onceclip.adapters.recipe import recipe
 from onceclip.adapters.task import Task
-from onceclip.adapters.tip_adapter import SHARPNESS
 
 
 class TipAdapterF(Method):

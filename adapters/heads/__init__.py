@@ -1,0 +1,14 @@
+"""The few pieces that every fitted classifier is a sum of: unit image rows in, logits out.
+
+A head is pure and row-independent, differentiable in its tensors, and saved by its fields alone. While many runs are
+trained together its tensors, numbers too, have a leading axis of runs; `product` and `per_run` see to it.
+"""
+
+from onceclip.adapters.heads.bottleneck import Bottleneck, blend
+from onceclip.adapters.heads.head import Head
+from onceclip.adapters.heads.kernel import Kernel, sum_by_class
+from onceclip.adapters.heads.linear import Linear
+from onceclip.adapters.heads.packing import HEADS, pack, unpack
+from onceclip.adapters.heads.weighted import Sum
+
+__all__ = ["HEADS", "Bottleneck", "Head", "Kernel", "Linear", "Sum", "blend", "pack", "sum_by_class", "unpack"]

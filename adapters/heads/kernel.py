@@ -1,0 +1,47 @@
+"""A head that compares rows with keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.heads.head import Head
+from onceclip.adapters.run_axis import per_run, product
+
+
+@dataclass(frozen=True)
+class Kernel(Head):
+    """Logits `sum_i exp(-beta (1 - x . key_i)) value_i`, where value_i is the one-hot label of key i.
+
+    keys: (keys, dim).
+    label: (keys,) int64; a sum per class, so that no (keys, classes) matrix is ever built.
+    classes: number of classes, also of those without a key.
+    beta: sharpness.
+    """
+
+    keys: Tensor
+    label: Tensor
+    classes: int
+    beta: float | Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        affinity = torch.exp(per_run(self.beta) * (product(rows, self.keys) - 1))
+        return sum_by_class(affinity, self.label, self.classes)
+
+    @property
+    def width(self) -> int:
+        return max(self.keys.shape[-2], self.classes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys.dtype
+
+
+def sum_by_class(values: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Add up the columns of values (..., keys) that have the same label (keys,): (..., classes)."""
+    each, rest = divmod(len(label), classes)
+    if not rest and torch.equal(label, torch.arange(classes, device=label.device).repeat_interleave(each)):
+        return values.unflatten(-1, (classes, each)).sum(-1)  # equal shots, class by class: many times faster
+    return values.new_zeros(*values.shape[:-1], classes).index_add(-1, label, values)
