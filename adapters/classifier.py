@@ -15,8 +15,9 @@ from torch import Tensor
 
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, pack, unpack
-from onceclip.adapters.task import EMBEDDING, unit
+from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.threads import threads_for
+from onceclip.adapters.unit import unit
 
 FORMAT = 1
 CONFIG = "adapter_config.json"

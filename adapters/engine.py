@@ -17,6 +17,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.groups import group_size
 from onceclip.adapters.method import Method
 from onceclip.adapters.optimiser import Optimiser, rate_and_decay
+from onceclip.adapters.run_axis import reduced_products
 from onceclip.adapters.schedule import Moment
 from onceclip.adapters.stack import Parameters, Stack
 from onceclip.adapters.task import Task
@@ -40,12 +41,13 @@ def no_progress(fraction: float) -> None:
     """Watch nothing."""
 
 
-def train(runs: Sequence[Run], progress: Progress = no_progress) -> list[Parameters]:
+def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = False) -> list[Parameters]:
     """Train every run and give its parameters, in order.
 
     Runs on one task with one seed that differ only in numbers are trained together where that is faster; the
     result is that of the runs one by one. Equal runs are trained once.
-    progress: called now and then with the fraction that is done.
+    progress: called now and then with the fraction that is done. narrow: multiply matrices in bfloat16, for a search
+    whose winners are trained again; parameters and sums stay as they are.
     """
     results: list[Parameters] = [{} for _ in runs]
     together: dict[Any, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -56,7 +58,8 @@ def train(runs: Sequence[Run], progress: Progress = no_progress) -> list[Paramet
         places = sorted(members.values(), key=lambda equal: rate_and_decay(runs[equal[0]].method))
         group = [runs[equal[0]] for equal in places]
         share = sum(map(len, places)) / len(runs)
-        trained = _train_group(group, _part(progress, done, share))
+        with reduced_products(torch.bfloat16 if narrow else None):
+            trained = _train_group(group, _part(progress, done, share))
         for equal, parameters in zip(places, trained, strict=True):
             for place in equal:
                 results[place] = parameters
@@ -157,10 +160,14 @@ class Training:
         pieces = method.batches(len(label), self.order)
         for place, piece in enumerate(pieces[:most]):
             with torch.enable_grad():
-                loss = self.stack.loss(self.parameters, rows[piece], label[piece], self.noise)
+                loss = self.stack.loss(self.parameters, _at(rows, piece), _at(label, piece), self.noise)
                 gradients = torch.autograd.grad(loss.sum(), list(self.parameters.values()))
             at = Moment(number * len(pieces) + place, method.epochs * len(pieces), number, method.epochs)
             self.optimiser.step(gradients, at)
+
+
+def _at(values: torch.Tensor, piece: torch.Tensor | slice) -> torch.Tensor:
+    return values[piece] if isinstance(piece, slice) else values.index_select(0, piece.to(values.device))
 
 
 def _lbfgs(run: Run, start: Parameters) -> Parameters:

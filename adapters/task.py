@@ -8,61 +8,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.text import Text
+from onceclip.adapters.unit import unit
 
 EMBEDDING = "embedding"
 OPTIONS = {"token": "tokens"}  # what `extract` calls an output where it is not its name
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """Scale vectors (..., dim) to length one."""
-    return normalize(vectors, dim=-1)
-
-
-@dataclass(frozen=True)
-class Text:
-    """Raw embeddings of every prompt of every class; classes may have different numbers of prompts.
-
-    embedding: (prompts, dim), raw.
-    class_index: (prompts,) int64, the position of each prompt's class in `class_names`.
-    class_names: one name per class.
-    """
-
-    embedding: Tensor
-    class_index: Tensor
-    class_names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        index, classes = self.class_index, len(self.class_names)
-        inside = index.ndim == 1 and bool(((index >= 0) & (index < classes)).all())
-        if not inside or self.embedding.ndim != 2 or len(index) != len(self.embedding):
-            raise MethodError(f"text has {len(self.embedding)} prompts that do not match its {classes} classes: give "
-                              "every prompt the index of its class")
-        if not torch.isfinite(self.embedding).all():
-            raise MethodError("text holds NaN or infinity: embed the prompts again")
-        counts = torch.bincount(index, minlength=classes)
-        if len(self.class_names) < 2:
-            raise MethodError(f"a classifier needs at least two classes, the text has {len(self.class_names)}: "
-                              "add images and prompts of another class")
-        if (counts == 0).any():
-            missing = self.class_names[int(torch.nonzero(counts == 0)[0])]
-            raise MethodError(f"class {missing!r} has no prompt: add one to the text set")
-
-    def mean_of(self, vectors: Tensor) -> Tensor:
-        """Average prompt vectors (prompts, dim) within each class: (classes, dim)."""
-        total = vectors.new_zeros(len(self.class_names), vectors.shape[1])
-        total.index_add_(0, self.class_index, vectors)
-        return total / torch.bincount(self.class_index, minlength=len(total)).unsqueeze(1)
-
-    @cached_property
-    def class_weights(self) -> Tensor:
-        """Unit class vectors (classes, dim): mean of the unit prompt vectors, scaled to unit length.
-
-        Source: CLIP (Radford et al., 2021), prompt ensembling in embedding space.
-        """
-        return unit(self.mean_of(unit(self.embedding)))
 
 
 @dataclass(frozen=True)
@@ -188,7 +140,7 @@ class Task:
 
     @cached_property
     def zero_shot_weights(self) -> Tensor:
-        """Unit class vectors times the logit scale: (classes, dim)."""
+        """Class vectors times the logit scale: (classes, dim)."""
         return self.logit_scale * self.text.class_weights
 
     @property
@@ -207,6 +159,6 @@ class Task:
             others = {name: move(each) for name, each in value.others.items()}
             return replace(value, embedding=move(value.embedding), label=move(value.label), views=views, others=others)
 
-        text = replace(self.text, embedding=move(self.text.embedding), class_index=move(self.text.class_index))
-        return replace(self, text=text, support=rows(self.support), val=None if self.val is None else rows(self.val),
+        val = None if self.val is None else rows(self.val)
+        return replace(self, text=self.text.to(where), support=rows(self.support), val=val,
                        unlabelled=None if self.unlabelled is None else move(self.unlabelled))

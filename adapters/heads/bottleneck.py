@@ -10,7 +10,7 @@ from torch.nn.functional import relu
 
 from onceclip.adapters.heads.head import Head
 from onceclip.adapters.run_axis import per_run, product
-from onceclip.adapters.task import unit
+from onceclip.adapters.unit import unit
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,18 @@ class Bottleneck(Head):
     """A residual two-layer map in front of another head: `head(unit(r relu(U relu(D x)) + (1 - r) x))`.
 
     down: (hidden, dim). up: (dim, hidden). ratio: r, between 0 and 1.
+    renormalise: False leaves out the scaling to unit length, as the cross-modal adapter does.
     """
 
     down: Tensor
     up: Tensor
     ratio: float | Tensor
     head: Head
+    renormalise: bool = True
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return self.head(blend(rows, self.down, self.up, self.ratio))
+        mixed = _mixed(rows, self.down, self.up, self.ratio)
+        return self.head(unit(mixed) if self.renormalise else mixed)
 
     @property
     def width(self) -> int:
@@ -39,5 +42,9 @@ class Bottleneck(Head):
 
 def blend(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor) -> Tensor:
     """Mix rows (n, dim) with their two-layer map and scale to unit length."""
-    share = per_run(ratio)
-    return unit(share * relu(product(relu(product(rows, down)), up)) + (1 - share) * rows)
+    return unit(_mixed(rows, down, up, ratio))
+
+
+def _mixed(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor) -> Tensor:
+    adapted = relu(product(relu(product(rows, down)), up))
+    return torch.lerp(rows, adapted, per_run(ratio))
