@@ -2,19 +2,34 @@
 
 from onceclip.adapters.classifier import Classifier, load_classifier
 from onceclip.adapters.errors import AdapterFileError, MethodError, UnknownName
-from onceclip.adapters.method import Hyperparameter, Method, unknown
+from onceclip.adapters.merging import best_merge, merge
+from onceclip.adapters.method import Hyperparameter, Method
 from onceclip.adapters.methods import METHODS, method_class
+from onceclip.adapters.methods.clap import CLAP
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
+from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
+from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
 from onceclip.adapters.methods.gda import GDA
+from onceclip.adapters.methods.gda_em import GDAEM
 from onceclip.adapters.methods.linear_probe import LinearProbe
+from onceclip.adapters.methods.linear_probe_adamw import LinearProbeAdamW
+from onceclip.adapters.methods.lpclip import LpClip
+from onceclip.adapters.methods.proker import ProKeR
+from onceclip.adapters.methods.rla import RLA
+from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.tip_adapter import TipAdapter
 from onceclip.adapters.methods.tip_adapter_f import TipAdapterF
+from onceclip.adapters.methods.tip_x import TipX
+from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
-from onceclip.adapters.selection import POLICIES, Selection, fit_selected
+from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
+from onceclip.adapters.selection import POLICIES, Selection, fit_all, fit_selected
 from onceclip.adapters.task import Rows, Task, Text
 
 __all__ = [
-    "GDA", "METHODS", "POLICIES", "AdapterFileError", "Classifier", "ClipAdapter", "Hyperparameter", "LinearProbe",
-    "Method", "MethodError", "Rows", "Selection", "Task", "Text", "TipAdapter", "TipAdapterF", "UnknownName",
-    "ZeroShot", "fit_selected", "load_classifier", "method_class",
+    "CLAP", "GDA", "GDAEM", "METHODS", "POLICIES", "RLA", "AdapterFileError", "Classifier", "ClipAdapter",
+    "CrossModalAdapter", "CrossModalLinearProbe", "Hyperparameter", "LinearProbe", "LinearProbeAdamW", "LpClip",
+    "Method", "MethodError", "ProKeR", "Rows", "Selection", "Task", "TaskRes", "Text", "TipAdapter", "TipAdapterF",
+    "TipX", "UnknownName", "WiseFT", "ZeroShot", "ZeroShotLinearProbe", "best_merge", "fit_all", "fit_selected",
+    "load_classifier", "merge", "method_class",
 ]

@@ -17,12 +17,12 @@ from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, pack, unpack
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.threads import threads_for
+from onceclip.adapters.together import logits_together
 from onceclip.adapters.unit import unit
 
 FORMAT = 1
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_ELEMENTS = 2**25  # of the largest intermediate tensor: 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,9 @@ class Classifier:
 
         Raises MethodError for another width, or for rows with NaN or infinity.
         """
-        rows = embeddings if isinstance(embeddings, Tensor) else np.asarray(embeddings)
-        if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise MethodError(f"embeddings have shape {tuple(rows.shape)}, this classifier takes (rows, {self.dim}): "
-                              "use embeddings of the encoder that it was fitted on")
-        width = max(self.head.width, self.dim)
-        step = max(1, _ELEMENTS // width)
-        with threads_for(len(rows) * self.dim * width):
-            pieces = [self.head(self._unit(rows[start:start + step])).float() for start in range(0, len(rows), step)]
-        return torch.cat(pieces) if pieces else torch.empty(0, len(self.class_names))
+        rows = self.prepared(embeddings)
+        with threads_for(len(rows) * self.dim * max(self.head.width, self.dim)):
+            return next(logits_together([self.head], rows)).cpu()
 
     def probabilities(self, embeddings: Tensor | np.ndarray) -> Tensor:
         """Softmax of the logits: (rows, classes)."""
@@ -71,7 +65,15 @@ class Classifier:
         """Name of the most likely class of each raw embedding (rows, dim)."""
         return [self.class_names[index] for index in self.logits(embeddings).argmax(dim=1).tolist()]
 
-    def _unit(self, rows: Tensor | np.ndarray) -> Tensor:
+    def prepared(self, embeddings: Tensor | np.ndarray) -> Tensor:
+        """What the head takes of raw embeddings (rows, dim): unit rows, or other outputs as they are.
+
+        Raises MethodError for another width, or for rows with NaN or infinity.
+        """
+        rows = embeddings if isinstance(embeddings, Tensor) else np.asarray(embeddings)
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise MethodError(f"embeddings have shape {tuple(rows.shape)}, this classifier takes (rows, {self.dim}): "
+                              "use embeddings of the encoder that it was fitted on")
         if isinstance(rows, np.ndarray):
             native = rows.dtype.newbyteorder("=")
             rows = torch.from_numpy(np.require(rows, native, ["C", "W"]))  # what torch can share without a copy

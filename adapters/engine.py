@@ -114,6 +114,9 @@ def _train_group(runs: Sequence[Run], progress: Progress) -> list[Parameters]:
         return starts
     if first.method.solver == "lbfgs":
         return [_lbfgs(first, starts[0])]
+    if first.method.solver == "own":
+        with threads_for(first.task.work):
+            return [first.method.solve(first.prepared, starts[0], progress)]
     steps = first.method.epochs * len(_batches(first, 0))
     size = group_size(lambda count: Training(runs[:count], starts[:count]), len(runs), steps,
                       first.method, first.task)

@@ -79,7 +79,8 @@ class Method:
     hyperparameters: its settings. presets: named sets of values for them, such as those of a paper's code.
     mixing: the hyperparameter that weighs B where the logits are `A + weight * B`.
     select: the policy by which hyperparameters are chosen where the user names none.
-    trained, solver: whether there are parameters to train, and by what: "gradient" or "lbfgs".
+    trained, solver: whether there are parameters to train, and by what: "gradient", "lbfgs"
+        or "own", which is `solve`.
     inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
     needs: what else a task must have, in words for people. transfers: whether its parameters serve other classes.
     """
@@ -176,6 +177,10 @@ class Method:
         """Positions among `count` training rows for every step of one epoch; equally many in all epochs."""
         size = int(self.values.get("batch_size", 0)) or count
         return [slice(None)] if size >= count else torch.randperm(count, generator=order).split(size)
+
+    def solve(self, prepared: Any, start: dict[str, Tensor], progress: Callable[[float], None]) -> dict[str, Tensor]:
+        """Fitted parameters from the start values, of a method whose `solver` is "own"."""
+        raise NotImplementedError(f"{type(self).__name__} has a solver of its own and does not define it")
 
     def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
         """Logits A and B (rows, classes) of each support image, as if that image were not in the support.

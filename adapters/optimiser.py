@@ -15,8 +15,6 @@ from torch.optim.sgd import sgd
 from onceclip.adapters.method import Method
 from onceclip.adapters.schedule import Moment, step_size
 
-_BETAS = {"beta1": 0.9, "beta2": 0.999}
-
 
 @dataclass
 class _Share:
@@ -62,8 +60,9 @@ class Optimiser:
             share.moments = [[torch.zeros_like(value) for value in share.values] for _ in range(2)]
             share.steps = [torch.zeros((), device=value.device) for value in share.values]
         function = adamw if self.method.optimiser == "adamw" else adam
-        function(share.values, gradients, *share.moments, [], share.steps, lr=rate, eps=self.method.epsilon,
-                 weight_decay=share.weight_decay, amsgrad=False, maximize=False, **_BETAS,
+        first, second = share.moments
+        function(share.values, gradients, first, second, [], share.steps, lr=rate, eps=self.method.epsilon,
+                 weight_decay=share.weight_decay, amsgrad=False, maximize=False, beta1=0.9, beta2=0.999,
                  fused=share.values[0].device.type in ("cpu", "cuda"), foreach=False)
 
     @torch.no_grad()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +13,17 @@ from torch.nn.functional import cross_entropy
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.engine import Progress, Run, finite, no_progress, require_finite, train
 from onceclip.adapters.errors import MethodError, UnknownName
-from onceclip.adapters.heads import Head
 from onceclip.adapters.method import Method, Value, unknown
 from onceclip.adapters.mixing import best_weight
+from onceclip.adapters.search import GRID, SURVIVORS, Search
+from onceclip.adapters.stack import Parameters
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.threads import threads_for
+from onceclip.adapters.together import logits_together
 
 POLICIES = ("fixed", "val", "val-full", "loo")
+Fitted = tuple[Method, Parameters]  # a method with its values, and what was trained with them
+Scored = tuple[Method, Parameters, float, float, tuple[float, float] | None]  # with accuracy, loss, best interval
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,24 @@ class Selection:
 @dataclass(frozen=True)
 class _Trial:
     method: Method
+    parameters: Parameters
     accuracy: float
     loss: float
     interval: tuple[float, float] | None
-    fitted: Classifier | None  # None where it is still to be made (leave-one-out)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        return self.accuracy, -self.loss
 
 
 def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = frozenset(), seed: int = 0,
-                 progress: Progress = no_progress) -> Selection:
+                 progress: Progress = no_progress, search: Search = GRID) -> Selection:
     """Choose the free hyperparameters by a policy and fit.
 
     policy: "fixed" takes the present values; "val" and "val-full" use the task's validation rows; "loo" uses
-        leave-one-image-out on the support. held: names that keep their present values.
-    Ties in accuracy go to the lower cross-entropy, then to the value that was tried first.
+        leave-one-image-out on the support. held: names that keep their present values. search: what is tried.
+    Ties in accuracy go to the lower cross-entropy, then to the value that was tried first. A training that diverges
+    is no candidate.
     Raises MethodError if the policy needs rows that the task does not have.
     """
     if policy not in POLICIES:
@@ -67,61 +75,121 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
     if policy == "fixed" or not (free or mixing):
         return Selection(method.fit(task, seed, progress))
     with threads_for(task.work):
+        prepared = method.prepare(task)
         if policy == "loo":
-            trials = list(_leave_one_out(method, task, free, mixing))
-        elif task.val is not None and len(task.val):
-            trials = list(_validated(method, task, task.val, free, mixing, seed, progress))
-        else:
+            settings = search.settings(free, seed)
+            trials = list(_leave_one_out(method, task, prepared, settings, mixing))
+            best = max(trials, key=lambda trial: trial.rank)
+            return Selection(best.method.fit(task, seed, progress), best.accuracy, len(trials), best.interval)
+        if task.val is None or not len(task.val):
             raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
-    best = max(trials, key=lambda trial: (trial.accuracy, -trial.loss))
-    classifier = best.method.fit(task, seed, progress) if best.fitted is None else best.fitted
-    return Selection(classifier, best.accuracy, len(trials), best.interval)
+        settings = search.settings(free, seed)
+        best = _validated([method.with_values(**values) for values in settings], task, prepared, task.val, mixing, seed,
+                          progress, search)
+        return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, len(settings),
+                         best.interval)
 
 
-def _grid(values: dict[str, tuple[Value, ...]]) -> Iterator[dict[str, Value]]:
-    for combination in itertools.product(*values.values()):
-        yield dict(zip(values, combination, strict=True))
+def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
+            progress: Progress = no_progress) -> list[Selection | MethodError]:
+    """Fit one method with several sets of values, as they are; trained together where that is faster.
+
+    Each gets its accuracy on the task's validation rows, if it has any, or the failure of its training.
+    """
+    methods[0].check(task)
+    shared: dict[Any, Any] = {}
+    with threads_for(task.work):
+        for method in methods:
+            if _firm(method) not in shared:
+                shared[_firm(method)] = method.prepare(task)
+        prepared = [shared[_firm(method)] for method in methods]
+        runs = [Run(method, task, each, seed) for method, each in zip(methods, prepared, strict=True)]
+        trained = train(runs, progress)
+        results: list[Selection | MethodError] = []
+        for method, each, parameters in zip(methods, prepared, trained, strict=True):
+            try:
+                require_finite(method, parameters)
+                results.append(Selection(method.classifier(task, each, parameters)))
+            except MethodError as error:
+                results.append(error)
+        good = [place for place, each in enumerate(results) if isinstance(each, Selection)]
+        if task.val is not None and len(task.val) and good:
+            heads = [results[place].classifier.head for place in good]  # type: ignore[union-attr]
+            for place, logits in zip(good, logits_together(heads, methods[0].rows_of(task.val)), strict=True):
+                results[place] = replace(results[place], accuracy=_score(logits, task.val.label)[0])  # type: ignore[type-var]
+    return results
 
 
-def _validated(method: Method, task: Task, rows: Rows, free: dict[str, tuple[Value, ...]], mixing: str | None,
-               seed: int, progress: Progress) -> Iterator[_Trial]:
-    """Compare settings on validation rows; settings that share a training are trained once."""
-    prepared = method.prepare(task)
-    retrain = {name: values for name, values in free.items() if method.hyperparameters[name].retrain}
-    rest = {name: values for name, values in free.items() if name not in retrain}
-    outer = [method.with_values(**values) for values in _grid(retrain)]
-    trained = train([Run(each, task, prepared, seed) for each in outer], progress)
+def _firm(method: Method) -> tuple[Any, ...]:
+    """Values on which `Method.prepare` may depend: of what is neither searched nor only calculated with."""
+    return tuple((name, value) for name, value in method.values.items()
+                 if not (isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing))
+
+
+def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,
+               progress: Progress, search: Search) -> _Trial:
+    """The best of some settings on validation rows."""
+    trained = methods[0].trained and "epochs" in methods[0].values
+    rungs = search.rungs(len(methods), int(methods[0].values["epochs"])) if trained else [0]
+    going: list[Method] = list(methods)
+    for number, epochs in enumerate(rungs):
+        shortened = [method.with_values(epochs=epochs) for method in going] if trained else going
+        last = number == len(rungs) - 1
+        trials = _trials(shortened, task, prepared, rows, mixing, seed, search.narrow,
+                         lambda part, number=number: progress((number + part) / len(rungs)))  # type: ignore[misc]
+        order = sorted(range(len(trials)), key=lambda place: trials[place].rank, reverse=True)
+        if not last:
+            going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
+    best = trials[order[0]]
+    if search.narrow and trained:
+        best, = _trials([best.method], task, prepared, rows, mixing, seed, False, no_progress)
+    return best
+
+
+def _trials(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,
+            narrow: bool, progress: Progress) -> list[_Trial]:
+    trained = train([Run(each, task, prepared, seed) for each in methods], progress, narrow)
     if not any(map(finite, trained)):
-        require_finite(outer[0], trained[0])
-    for each, parameters in zip(outer, trained, strict=True):
-        for values in _grid(rest) if finite(parameters) else ():
-            yield _trial(each.with_values(**values), task, prepared, parameters, rows, mixing)
+        require_finite(methods[0], trained[0])
+    return list(_scored(list(zip(methods, trained, strict=True)), prepared, rows, mixing))
 
 
 @torch.no_grad()
-def _trial(method: Method, task: Task, prepared: Any, parameters: dict[str, Tensor], rows: Rows,
-           mixing: str | None) -> _Trial:
-    interval = None
-    if mixing is not None:
-        first, second = (_logits(method, head, task, rows) for head in method.terms(prepared, parameters))
-        method, weight, interval = _mixed(method, mixing, first, second, rows.label)
-        logits = first + weight * second
-    fitted = method.classifier(task, prepared, parameters)
-    if mixing is None:
-        logits = fitted.logits(rows.input(method.inputs))
-    return _Trial(method, *_score(logits, rows.label), interval, fitted)
+def _scored(fitted: Sequence[Fitted], prepared: Any, rows: Rows, mixing: str | None) -> Iterator[_Trial]:
+    """Score fitted settings; one that diverged gets the worst score there is."""
+    good = [each for each in fitted if finite(each[1])]
+    values, label = good[0][0].rows_of(rows), rows.label
+    scored = (_as_they_are(good, prepared, values, label) if mixing is None else
+              _mixed_all(good, prepared, values, label, mixing))
+    for method, parameters in fitted:
+        yield _Trial(*next(scored)) if finite(parameters) else _Trial(method, parameters, -1.0, float("inf"), None)
 
 
-def _leave_one_out(method: Method, task: Task, free: dict[str, tuple[Value, ...]],
+def _as_they_are(fitted: Sequence[Fitted], prepared: Any, values: Tensor, label: Tensor) -> Iterator[Scored]:
+    heads = [method.head(prepared, parameters) for method, parameters in fitted]
+    for each, logits in zip(fitted, logits_together(heads, values), strict=True):
+        yield (*each, *_score(logits, label), None)
+
+
+def _mixed_all(fitted: Sequence[Fitted], prepared: Any, values: Tensor, label: Tensor, mixing: str) -> Iterator[Scored]:
+    """With the best mixing weight of each."""
+    terms = [method.terms(prepared, parameters) for method, parameters in fitted]
+    firsts, seconds = (logits_together([each[place] for each in terms], values) for place in (0, 1))
+    for (method, parameters), first, second in zip(fitted, firsts, seconds, strict=True):
+        chosen, weight, interval = _mixed(method, mixing, first, second, label)
+        yield chosen, parameters, *_score(first + weight * second, label), interval
+
+
+def _leave_one_out(method: Method, task: Task, prepared: Any, settings: Sequence[dict[str, Value]],
                    mixing: str | None) -> Iterator[_Trial]:
-    prepared, label = method.prepare(task), task.support.label
-    for values in _grid(free):
+    label = task.support.label
+    for values in settings:
         each, interval = method.with_values(**values), None
         first, second = each.leave_one_out(prepared)
         weight = float(each.values[each.mixing]) if each.mixing else 0.0
         if mixing is not None:
             each, weight, interval = _mixed(each, mixing, first, second, label)
-        yield _Trial(each, *_score(first + weight * second, label), interval, None)
+        yield _Trial(each, {}, *_score(first + weight * second, label), interval)
 
 
 def _mixed(method: Method, mixing: str, first: Tensor, second: Tensor,
@@ -134,8 +202,3 @@ def _mixed(method: Method, mixing: str, first: Tensor, second: Tensor,
 def _score(logits: Tensor, label: Tensor) -> tuple[float, float]:
     accuracy = (logits.argmax(dim=1) == label).double().mean()
     return float(accuracy), float(cross_entropy(logits, label))
-
-
-def _logits(method: Method, head: Head, task: Task, rows: Rows) -> Tensor:
-    values = rows.input(method.inputs)
-    return Classifier(head, task.text.class_names, values.shape[1], "", inputs=method.inputs).logits(values)

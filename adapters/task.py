@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +111,8 @@ class Task:
     unlabelled: (rows, dim) raw embeddings without labels, or None.
     logit_scale: the encoder's multiplier of cosines (100 for OpenAI CLIP).
     logit_bias: the encoder's additive term (SigLIP), or 0.
+    projection: (width, dim), what the encoder multiplies its output "preproj" with to give the embedding, or None.
+    projection_bias: (dim,), what it adds to that, or None.
     """
 
     text: Text
@@ -118,6 +121,8 @@ class Task:
     unlabelled: Tensor | None = None
     logit_scale: float = 100.0
     logit_bias: float = 0.0
+    projection: Tensor | None = None
+    projection_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, rows in (("support", self.support), ("val", self.val)):
@@ -151,14 +156,17 @@ class Task:
     def to(self, where: torch.device | torch.dtype | str) -> Task:
         """Copy with all floating tensors on another device or in another precision."""
 
-        def move(value: Tensor) -> Tensor:
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
             return value if isinstance(where, torch.dtype) and not value.is_floating_point() else value.to(where)
 
         def rows(value: Rows) -> Rows:
-            views = None if value.views is None else move(value.views)
             others = {name: move(each) for name, each in value.others.items()}
-            return replace(value, embedding=move(value.embedding), label=move(value.label), views=views, others=others)
+            return replace(value, embedding=move(value.embedding), label=move(value.label), views=move(value.views),
+                           others=others)
 
         val = None if self.val is None else rows(self.val)
         return replace(self, text=self.text.to(where), support=rows(self.support), val=val,
-                       unlabelled=None if self.unlabelled is None else move(self.unlabelled))
+                       unlabelled=move(self.unlabelled), projection=move(self.projection),
+                       projection_bias=move(self.projection_bias))

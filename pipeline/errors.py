@@ -13,6 +13,10 @@ class BadImage(Exception):  # noqa: N818 - not a failure of the run: the row rec
     """One file is not a readable image; the text says why."""
 
 
+class DecoderError(OnceclipError):
+    """The processes that read and decode images cannot do their work."""
+
+
 class EncoderError(OnceclipError):
     """An encoder cannot be found, loaded or trusted."""
 
@@ -27,3 +31,11 @@ class TaskError(OnceclipError):
 
 class ArrayError(OnceclipError):
     """Arrays made elsewhere cannot be imported."""
+
+
+class WorkerError(OnceclipError):
+    """A process that carries out runs has died."""
+
+
+class ResultError(OnceclipError):
+    """A result row cannot be used as asked."""

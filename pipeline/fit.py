@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import onceclip
-from onceclip.adapters import Classifier, Selection, fit_selected, method_class
+from onceclip.adapters import Classifier, MethodError, Selection, fit_all, fit_selected, method_class
 from onceclip.adapters.engine import no_progress
+from onceclip.adapters.products import fast_products
+from onceclip.adapters.search import Search
 from onceclip.pipeline.draws import GENERATOR, Draw
-from onceclip.pipeline.evaluate import evaluate
+from onceclip.pipeline.evaluate import evaluate_together
+from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.tasks import Drawn, draw_task
 from onceclip.stores import Store
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """One run: a method, hyperparameters set by the user, shots (None for all), seed, text set, selection policy.
-
-    select: None takes the method's own policy, as far as the store has the rows for it.
-    """
-
-    method: str
-    shots: int | None = None
-    seed: int = 1
-    values: Mapping[str, Any] | None = None
-    text: str = "default"
-    select: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,21 +33,60 @@ def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_prog
 
     Raises MethodError, TaskError or StoreError, each with one line that says how to mend it.
     """
+    fitted, = fit_group(store, [spec], progress)
+    if isinstance(fitted, MethodError):
+        raise fitted
+    return fitted
+
+
+def fit_group(store: Store, specs: Sequence[RunSpec],
+              progress: Callable[[float], None] = no_progress) -> list[Fitted | MethodError]:
+    """Carry out runs that differ in hyperparameter values alone: drawn once, trained and scored together.
+
+    A run whose training diverges gives its failure; the others go on.
+    Raises MethodError, TaskError or StoreError for what concerns all of them.
+    """
     begun = time.perf_counter()
-    method = method_class(spec.method)(**(spec.values or {}))
-    policy = spec.select or method.select
-    drawn = draw_task(store, spec.shots, spec.seed, spec.text, policy)
-    if spec.select is None and policy != "fixed" and drawn.task.val is None:
+    first, products = specs[0], fast_products()
+    methods = [method_class(spec.method)(**spec.values) for spec in specs]
+    policy = first.select or methods[0].select
+    drawn = draw_task(store, first.shots, first.seed, first.text,
+                      "val" if first.validated and policy == "fixed" else policy, first.class_weights,
+                      methods[0].inputs)
+    if first.select is None and policy != "fixed" and drawn.task.val is None:
         drawn.remarks.append(f"no validation rows in {store.path}: hyperparameters stay at their defaults")
         policy = "fixed"
     fitting = time.perf_counter()
-    selection = fit_selected(method, drawn.task, policy, frozenset(spec.values or {}), spec.seed, progress)
-    seconds = time.perf_counter() - fitting
-    classifier = replace(selection.classifier, provenance=_provenance(store, spec, drawn, policy))
-    scores = evaluate(classifier, store, "test")
-    row = _row(store, spec, drawn, policy, selection, scores)
-    row |= {"seconds": seconds, "seconds_total": time.perf_counter() - begun, "version": onceclip.__version__}
-    return Fitted(classifier, row, drawn.remarks)
+    selections: list[Selection | MethodError]
+    if policy == "fixed":
+        selections = fit_all(methods, drawn.task, first.seed, progress)
+    else:
+        search = Search.parse(first.search, first.narrow)
+        selections = [_selected(method, drawn, policy, spec, search, progress)
+                      for method, spec in zip(methods, specs, strict=True)]
+    seconds = (time.perf_counter() - fitting) / len(specs)
+    good = [replace(each.classifier, provenance=_provenance(store, spec, drawn, policy))
+            for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
+    scored = iter(zip(good, evaluate_together(good, store), strict=True) if good else ())
+    total = (time.perf_counter() - begun) / len(specs)
+    results: list[Fitted | MethodError] = []
+    for spec, selection in zip(specs, selections, strict=True):
+        if isinstance(selection, MethodError):
+            results.append(selection)
+            continue
+        classifier, scores = next(scored)
+        row = _row(store, spec, drawn, policy, selection, scores)
+        row |= {"seconds": seconds, "seconds_total": total, "products": products, "version": onceclip.__version__}
+        results.append(Fitted(classifier, row, drawn.remarks))
+    return results
+
+
+def _selected(method: Any, drawn: Drawn, policy: str, spec: RunSpec, search: Search,
+              progress: Callable[[float], None]) -> Selection | MethodError:
+    try:
+        return fit_selected(method, drawn.task, policy, frozenset(spec.values), spec.seed, progress, search)
+    except MethodError as error:
+        return error
 
 
 def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[str, Any]:
@@ -67,7 +94,8 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "version": onceclip.__version__,
         "encoder": store.encoder,
         "store": store.fingerprint,
-        "text": {"name": spec.text, "fingerprint": drawn.text.fingerprint, **drawn.text.source},
+        "text": {"name": spec.text, "fingerprint": drawn.text.fingerprint, "class_weights": spec.class_weights,
+                 **drawn.text.source},
         "shots": spec.shots or "all", "seed": spec.seed, "select": policy,
         "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
     }
@@ -87,9 +115,11 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         "accuracy": scores["accuracy"], "accuracy_val": selection.accuracy,
         "macro_recall": scores["macro_recall"], "nll": scores["nll"], "ece": scores["ece"],
         "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
-        "classes": task.classes, "encoder": store.encoder["name"], "text": spec.text, "store": store.path,
+        "classes": task.classes, "encoder": store.encoder["name"], "text": spec.text,
+        "class_weights": spec.class_weights, "store": store.path,
         "settings_tried": selection.tried, "mixing_interval": selection.interval and list(selection.interval),
         "fingerprints": {"encoder": store.encoder["fingerprint"], "store": store.fingerprint,
                          "text": drawn.text.fingerprint, "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint},
+        "run": spec.identity(store), "asked": spec.as_values(),
     }

@@ -28,12 +28,18 @@ class Mean:
 
 def append_row(folder: Path, row: Mapping[str, Any]) -> Path:
     """Append one row to the folder's `results.jsonl`, and give the file."""
+    return append_rows(folder, [row])
+
+
+def append_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Append rows to the folder's `results.jsonl` in one write, and give the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     with path.open("a+b") as file:
         # A process that was killed in the middle of a line must not spoil the next one.
         cut = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write((b"\n" if cut else b"") + json.dumps(row, allow_nan=False).encode("ascii") + b"\n")
+        lines = b"".join(json.dumps(row, allow_nan=False).encode("ascii") + b"\n" for row in rows)
+        file.write((b"\n" if cut else b"") + lines)
     return path
 
 

@@ -1,44 +1,77 @@
-"""Many runs on one store: each writes its row as it ends, and rows that exist are not run again."""
+"""Many runs: in groups, over processes, a row for each as soon as it is there; rows that exist are not made again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from onceclip.pipeline.fit import RunSpec, fit
-from onceclip.pipeline.results import append_row, read_rows
-from onceclip.stores import Store
-from onceclip.stores.fingerprint import fingerprint
+from onceclip.adapters import MethodError
+from onceclip.pipeline.fit import fit_group
+from onceclip.pipeline.plan import Group, Plan, make_plan
+from onceclip.pipeline.results import append_rows, read_rows
+from onceclip.pipeline.run import RunSpec
+from onceclip.pipeline.workers import work
+from onceclip.stores import Store, StoreMismatch, open_store
+
+MANY = 100  # runs from which starting further processes pays
 
 
-def grid(methods: Sequence[str], shots: Sequence[int], seeds: Sequence[int],
-         select: str | None = None) -> list[RunSpec]:
-    """Every method at every number of shots with every seed."""
-    return [RunSpec(method, number, seed, select=select) for method in methods for number in shots for seed in seeds]
+def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, workers: int = 0,
+          progress: bool = False) -> list[dict[str, Any]]:
+    """Carry out all runs on all stores and give their rows, in the order of the runs.
 
-
-def sweep(store: Store, specs: Sequence[RunSpec], folder: Path, progress: bool = False) -> list[dict[str, Any]]:
-    """Carry out all runs and give their rows, in the order of the runs.
-
-    folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this store, is not repeated.
+    folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
+    workers: processes of one thread each; 0 for one per core where there are many runs. A run whose training diverges
+    has a row too, with its `error` and without accuracy.
+    Raises WorkerError if a process dies; what was written stays, and the same call goes on.
     """
-    rows = {row.get("run"): row for row in read_rows(folder)}
-    names = [_name(store, spec) for spec in specs]
-    todo = [(name, spec) for name, spec in zip(names, specs, strict=True) if name not in rows]
-    with tqdm(todo, unit="run", desc="fit", disable=None if progress and todo else True) as bar:
-        for name, spec in bar:
-            bar.set_postfix_str(f"{spec.method}, {spec.shots or 'all'} shots")
-            row = {**fit(store, spec).row, "run": name}
-            append_row(folder, row)
-            rows[name] = row
-    return [rows[name] for name in names]
+    rows = known(folder)
+    plan = make_plan(stores, specs, rows)
+    opened = {store.path: store for store in stores}
+    with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
+              disable=None if progress and plan.todo else True) as bar:
+        for made in carry_out(plan, workers):
+            append_rows(folder, made)
+            rows |= {row["run"]: row for row in made}
+            bar.update(len(made))
+            bar.set_postfix_str(f"{made[0]['method']}, {made[0]['shots']} shots")
+    return [rows[spec.identity(opened[path])] for path, spec in plan.runs]
 
 
-def _name(store: Store, spec: RunSpec) -> str:
-    """Identity of a run: what was asked for, of which content."""
-    return fingerprint({"method": spec.method, "shots": spec.shots, "seed": spec.seed, "select": spec.select,
-                        "values": dict(spec.values or {}), "text": store.text(spec.text).fingerprint,
-                        "store": store.fingerprint})
+def known(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a results folder by the identity of their run."""
+    return {row["run"]: row for row in read_rows(folder) if "run" in row}
+
+
+def carry_out(plan: Plan, workers: int = 0) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each group of a plan, as they come. workers: as for `sweep`."""
+    number = workers or ((os.cpu_count() or 1) if plan.todo >= MANY else 1)
+    yield from work(run_group, plan.groups, min(number, max(len(plan.groups), 1)))
+
+
+def run_group(group: Group) -> list[dict[str, Any]]:
+    """Carry out a group and give its rows."""
+    store = _opened(group.store, group.fingerprint)
+    rows = []
+    for spec, fitted in zip(group.specs, fit_group(store, group.specs), strict=True):
+        if isinstance(fitted, MethodError):
+            rows.append({"method": spec.method, "shots": spec.shots or "all", "seed": spec.seed, "accuracy": None,
+                         "error": str(fitted), "store": store.path, "run": spec.identity(store),
+                         "asked": spec.as_values()})
+        else:
+            rows.append(fitted.row)
+    return rows
+
+
+@cache
+def _opened(path: str, fingerprint: str) -> Store:
+    """A store that this process has opened, with the columns that it has read."""
+    store = open_store(path)
+    if store.fingerprint != fingerprint:
+        raise StoreMismatch(f"{path} has changed since the sweep began: run the same command again")
+    return store

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from onceclip.adapters import METHODS
-from onceclip.pipeline.demo.tour import BASELINE, SEEDS, SHOTS
+from onceclip.pipeline.demo.tour import BASELINE, METHODS, SEEDS, SHOTS
 from onceclip.pipeline.results import read_rows, summarise
 
 pytestmark = pytest.mark.slow

@@ -10,20 +10,30 @@ from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, sh
 
 
 @click.command()
-@click.argument("store")
-@click.option("--method", required=True, metavar="M", help="Name of a method; `onceclip methods` lists them.")
+@click.argument("store", required=False)
+@click.option("--method", metavar="M", help="Name of a method; `onceclip methods` lists them.")
 @click.option("--shots", type=Shots(), default="all", show_default=True, help="Labelled training images per class.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the draw and of the training.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a hyperparameter (repeatable).")
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
+@click.option("--class-weights", type=click.Choice(["unit-mean", "raw-mean", "score-mean"]), default="unit-mean",
+              show_default=True, help="How a class vector is made of its prompts: the mean of unit vectors scaled to "
+              "unit length (CLIP, Tip-Adapter), the mean of raw ones (TaskRes, CLAP), or unscaled, so that scores are "
+              "averaged (DCLIP).")
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]),
               help="How hyperparameters are chosen: not at all, on min(shots, 4) validation images per class, on the "
               "whole val split, or by leave-one-image-out.  [default: fixed; val for linear-probe]")
+@click.option("--search", default="grid", show_default=True, metavar="S",
+              help="What a selection tries: grid, random:N, halving or halving:N.")
+@click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
+@click.option("--from-row", metavar="FILE:N",
+              help="Carry out again the run of a result row, by its number or its `run`, and compare.")
 @click.option("--out", type=LocalPath(path_type=Path), metavar="FOLDER", help="Save the adapter and its result row.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
 @json_option
-def fit(store: str, method: str, shots: int, seed: int, settings: tuple[str, ...], text: str, select: str | None,
-        out: Path | None, overwrite: bool, as_json: bool) -> None:
+def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
+        class_weights: str, select: str | None, search: str, narrow: bool, from_row: str | None, out: Path | None,
+        overwrite: bool, as_json: bool) -> None:
     """Fit a few-shot classifier on a store and score it.
 
     Hyperparameters given by --set are never searched. Test images are not reachable while fitting.
@@ -31,20 +41,30 @@ def fit(store: str, method: str, shots: int, seed: int, settings: tuple[str, ...
     \b
     Example:
         onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
+        onceclip fit --from-row results:17
     """
     from onceclip.adapters.classifier import CONFIG
-    from onceclip.pipeline.fit import RunSpec
     from onceclip.pipeline.fit import fit as run
     from onceclip.pipeline.progress import percentage
+    from onceclip.pipeline.replay import compare, read_row, spec_of
     from onceclip.pipeline.results import append_row
+    from onceclip.pipeline.run import RunSpec
     from onceclip.pipeline.wording import fit_lines
     from onceclip.stores import open_store
 
     if out and (out / CONFIG).exists() and not overwrite:
         raise click.ClickException(f"{out} holds an adapter already: give another --out, or add --overwrite")
-    spec = RunSpec(method, shots or None, seed, dict(map(_setting, settings)), text, select)
-    with percentage(f"fit {method}") as progress:
-        fitted = run(open_store(store), spec, progress)
+    row = read_row(from_row) if from_row else None
+    if row is None and not (store and method):
+        raise click.UsageError("give STORE and --method, or --from-row")
+    opened = open_store(store or str((row or {}).get("store")))
+    values = dict(map(_setting, settings))
+    spec = spec_of(row, opened) if row else RunSpec(
+        str(method), shots or None, seed, values, text, select, class_weights, search, narrow)
+    with percentage(f"fit {spec.method}") as progress:
+        fitted = run(opened, spec, progress)
+    if row:
+        click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
         click.echo(f"Note: {remark}", err=True)
     if out:

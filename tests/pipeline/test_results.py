@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
@@ -15,8 +13,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 import onceclip
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.pipeline.metrics import metrics
-from onceclip.pipeline.results import NAME, append_row, mean_interval, read_rows, summarise
-from onceclip.pipeline.sweep import grid, sweep
+from onceclip.pipeline.results import NAME, append_row, mean_interval, summarise
 from onceclip.stores import Store
 
 FIELDS = {"method", "shots", "seed", "hyperparameters", "select", "accuracy", "accuracy_val", "n_support", "n_test",
@@ -89,62 +86,6 @@ def test_results_are_summarised_by_method_and_shots() -> None:
     summary = summarise(rows)
     assert {name: {shots: mean.value for shots, mean in cells.items()} for name, cells in summary.items()} == {
         "a": {1: pytest.approx(0.6), "all": 0.9}, "b": {1: 0.1}}
-
-
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
-    """The runs that a sweep carries out."""
-    done: list[RunSpec] = []
-
-    def recording(store: Store, spec: RunSpec) -> object:
-        done.append(spec)
-        return fit(store, spec)
-
-    monkeypatch.setattr("onceclip.pipeline.sweep.fit", recording)
-    return done
-
-
-SPECS = grid(["zero-shot", "tip-adapter"], [1, 2], [1, 2])
-
-
-def test_a_sweep_gives_a_row_per_run_equal_to_the_runs_one_by_one(imported: Store, tmp_path: Path) -> None:
-    rows = sweep(imported, SPECS, tmp_path)
-    assert [(row["method"], row["shots"], row["seed"]) for row in rows] == [
-        (spec.method, spec.shots, spec.seed) for spec in SPECS]
-    assert [row["accuracy"] for row in rows] == [fit(imported, spec).row["accuracy"] for spec in SPECS]
-    assert read_rows(tmp_path) == rows
-
-
-def test_a_sweep_repeats_nothing_that_it_has(imported: Store, tmp_path: Path, fits: list[RunSpec]) -> None:
-    first = sweep(imported, SPECS, tmp_path)
-    before = (tmp_path / NAME).read_bytes()
-    assert sweep(imported, SPECS, tmp_path) == first
-    assert len(fits) == len(SPECS)
-    assert (tmp_path / NAME).read_bytes() == before
-    sweep(imported, grid(["tip-adapter"], [1, 4], [2]), tmp_path)
-    assert fits[len(SPECS):] == [RunSpec("tip-adapter", 4, 2)]
-
-
-def test_rows_of_other_content_do_not_count_as_done(imported: Store, arrays: dict[str, np.ndarray], tmp_path: Path,
-                                                    import_of: Callable[..., Store], fits: list[RunSpec]) -> None:
-    """Tip-Adapter's cache is named by data set and shots alone: another model's features are reused (lessons, C)."""
-    sweep(imported, SPECS[:2], tmp_path)
-    other = import_of({**arrays, "embedding": arrays["embedding"] + 1}, "other")
-    sweep(other, SPECS[:2], tmp_path)
-    assert len(fits) == 4
-
-
-@pytest.mark.parametrize("cut", [1, 30])
-def test_a_sweep_killed_in_the_middle_of_a_line_goes_on(imported: Store, tmp_path: Path, fits: list[RunSpec],
-                                                        cut: int) -> None:
-    rows = sweep(imported, SPECS[:4], tmp_path)
-    path = tmp_path / NAME
-    path.write_bytes(path.read_bytes()[:-cut])
-    sweep(imported, SPECS, tmp_path)
-    assert len(fits) <= 4 + 1 + 4
-    kept = {row["run"] for row in read_rows(tmp_path)}
-    assert {row["run"] for row in rows} <= kept
-    assert len(kept) == len(SPECS)
 
 
 def test_lines_of_a_results_file_are_whole_json_objects(tmp_path: Path) -> None:

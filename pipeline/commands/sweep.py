@@ -1,0 +1,106 @@
+"""`onceclip sweep`: many runs on one or more stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, show
+
+DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
+
+
+class Numbers(click.ParamType):
+    """Whole numbers and ranges: 1,2,5-8."""
+
+    name = "1,2,5-8"
+
+    def convert(self, value: Any, param: Any, context: Any) -> list[int]:
+        try:
+            ends = [[int(end) for end in part.split("-")] for part in str(value).split(",")]
+            numbers = [number for first, *last in ends for number in range(first, (last or [first])[0] + 1)]
+        except ValueError:
+            numbers = []
+        if not numbers or min(numbers) < 0:
+            self.fail(f"{value!r} is no list of whole numbers such as 1,2,5-8", param, context)
+        return list(dict.fromkeys(numbers))
+
+
+class ShotList(click.ParamType):
+    """Numbers of shots, or all."""
+
+    name = "1,2,4,...,all"
+
+    def convert(self, value: Any, param: Any, context: Any) -> list[int | None]:
+        return [Shots().convert(part.strip(), param, context) or None for part in str(value).split(",")]
+
+
+@click.command()
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", help="Names, or all.  [default: six of them]")
+@click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True)
+@click.option("--seeds", type=Numbers(), default="1-5", show_default=True)
+@click.option("--grid", "grids", multiple=True, metavar="NAME=V1,V2|own",
+              help="A run for each value of a hyperparameter, METHOD.NAME=... for one method's; own: for each of the "
+              "methods' search values (repeatable).")
+@click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]), help="How each run chooses its "
+              "hyperparameters; with --grid each is fixed and scored on validation rows.  "
+              "[default: val; fixed with --grid]")
+@click.option("--search", default="grid", show_default=True, metavar="S",
+              help="What a selection tries: grid, random:N, halving or halving:N.")
+@click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
+@click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
+@click.option("--local-workers", type=click.IntRange(0), default=0, metavar="N", help="Processes of one thread each.  "
+              "[default: one per core for 100 runs or more]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and an estimate of its time, and run nothing else.")
+@click.option("--out", type=LocalPath(path_type=Path, file_okay=False), required=True, metavar="FOLDER",
+              help="Results folder; runs that have a row in it are not repeated.")
+@json_option
+def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
+          select: str | None, search: str, narrow: bool, text: str, local_workers: int, dry_run: bool, out: Path,
+          as_json: bool) -> None:
+    """Fit and score every method at every number of shots with every seed.
+
+    Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
+    what is missing. At the end comes a table of means over seeds with 95 % intervals, and of differences to zero-shot.
+
+    \b
+    Example:
+        onceclip sweep pets.zarr --methods zero-shot,tip-adapter,gda --shots 1,4,16 --seeds 1-10 --out results
+    """
+    from onceclip.adapters import METHODS
+    from onceclip.adapters.search import Search
+    from onceclip.pipeline.plan import OWN, estimate, make_plan, make_specs, shared
+    from onceclip.pipeline.summary import as_values, lines, tables
+    from onceclip.pipeline.sweep import known
+    from onceclip.pipeline.sweep import sweep as run
+    from onceclip.stores import open_store
+
+    Search.parse(search)
+    names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    axes = [_axis(grid) for grid in grids if grid != OWN]
+    policy = select or ("fixed" if grids else "val")
+    specs = make_specs(names, shots, seeds, axes, OWN in grids, text=text, select=policy, search=search, narrow=narrow,
+                       validated=bool(grids))
+    opened = [open_store(store) for store in stores]
+    if dry_run:
+        plan = make_plan(opened, specs, known(out))
+        seconds = estimate(plan)
+        values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups), "seconds": seconds}
+        show(as_json, values, lambda: [
+            f"{len(plan.runs):,} runs, {plan.todo:,} to be done in {len(plan.groups):,} groups", *shared(plan),
+            f"about {sum(seconds.values()):,.0f} s in one process (" +
+            ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"])
+        return
+    made = tables(run(opened, specs, out, local_workers, progress=True))
+    show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
+         lambda: [line for table in made for line in (*lines(table), "")])
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    name, mark, values = text.partition("=")
+    if not mark or not name or not values:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE,VALUE,... or own", param_hint="--grid")
+    return name.strip(), [value.strip() for value in values.split(",")]

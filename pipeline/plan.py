@@ -1,0 +1,127 @@
+"""Which runs a sweep makes, which of them go together, and about how long that takes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onceclip.adapters import method_class
+from onceclip.adapters.method import Method
+from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.fit import fit_group
+from onceclip.pipeline.run import RunSpec
+from onceclip.stores import Store, open_store
+
+OWN = "own"  # the grid of every method's own search values
+GROUP_RUNS = 64
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs on one store that one process draws, trains and scores together. fingerprint: the store's content."""
+
+    store: str
+    fingerprint: str
+    specs: tuple[RunSpec, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep. runs: (store, spec) in order. groups: of those that are still to be done."""
+
+    runs: tuple[tuple[str, RunSpec], ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def todo(self) -> int:
+        """Number of runs still to be done."""
+        return sum(len(group.specs) for group in self.groups)
+
+
+def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Sequence[int],
+               grids: Sequence[tuple[str, Sequence[str]]] = (), own: bool = False, **common: Any) -> list[RunSpec]:
+    """Every method at every number of shots with every seed and all combinations of its grids' values.
+
+    grids: (name, values), where the name may say for which method, as in `clip-adapter.ratio`. own: each method's own
+        search values, too, for hyperparameters without a grid. common: further fields of RunSpec.
+    Raises TaskError for a grid that no method has, UnknownName for a method that does not exist.
+    """
+    unused = {name for name, _ in grids}
+    specs = []
+    for name in methods:
+        method = method_class(name)
+        given: dict[str, Sequence[Any]] = {}
+        for target, values in grids:
+            for_method, _, hyperparameter = target.rpartition(".")
+            if for_method in ("", name) and hyperparameter in method.hyperparameters:
+                given[hyperparameter] = [method.hyperparameters[hyperparameter].parse(hyperparameter, value)
+                                         for value in values]
+                unused.discard(target)
+        if own:
+            given = {**{key: setting.search for key, setting in method.hyperparameters.items() if setting.search},
+                     **given}
+        for number, seed in itertools.product(shots, seeds):
+            for values in itertools.product(*given.values()):
+                specs.append(RunSpec(name, number, seed, dict(zip(given, values, strict=True)), **common))
+    if unused:
+        raise TaskError(f"--grid {min(unused)}: none of {', '.join(methods)} has such a hyperparameter; "
+                        "`onceclip methods NAME` lists them")
+    return specs
+
+
+def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any]) -> Plan:
+    """Group the runs that are not done yet. done: result rows by the identity of their run."""
+    specs = list(specs)
+    runs = [(store.path, spec) for store in stores for spec in specs]
+    opened = {store.path: store for store in stores}
+    together: dict[Any, list[RunSpec]] = defaultdict(list)
+    for path, spec in runs:
+        if spec.identity(opened[path]) not in done:
+            together[path, *spec.common].append(spec)
+    groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + GROUP_RUNS]))
+              for key, members in together.items() for start in range(0, len(members), GROUP_RUNS)]
+    return Plan(tuple(runs), tuple(groups))
+
+
+def estimate(plan: Plan) -> dict[str, float]:
+    """Seconds that the runs of each method need in one process, from one run of it with the fewest and the most shots.
+
+    What lies between is taken to grow evenly with the number of shots.
+    """
+    by_method: dict[str, list[Group]] = defaultdict(list)
+    for group in plan.groups:
+        by_method[group.specs[0].method].append(group)
+    seconds = {}
+    for name, groups in by_method.items():
+        ordered = sorted(groups, key=lambda group: group.specs[0].shots or 10**9)
+        ends = [_one(ordered[0]), _one(ordered[-1])]
+        seconds[name] = sum(len(group.specs) for group in groups) * sum(ends) / 2
+    return seconds
+
+
+def _one(group: Group) -> float:
+    begun = time.perf_counter()
+    fit_group(open_store(group.store), [replace(group.specs[0], validated=False)])
+    return time.perf_counter() - begun
+
+
+def shared(plan: Plan) -> list[str]:
+    """What the groups share, in words, one line per method."""
+    lines = []
+    for name in dict.fromkeys(group.specs[0].method for group in plan.groups):
+        groups = [group for group in plan.groups if group.specs[0].method == name]
+        runs = sum(len(group.specs) for group in groups)
+        lines.append(f"{name}: {runs:,} runs in {len(groups):,} groups; {_shared(method_class(name))}")
+    return lines
+
+
+def _shared(method: type[Method]) -> str:
+    if not method.trained:
+        return "a group is prepared once and scored in one pass"
+    if method.solver == "lbfgs":
+        return "a group is drawn once, solved run by run and scored in one pass"
+    return "a group is drawn once, trained in stacks where that is faster, and scored in one pass"

@@ -1,0 +1,56 @@
+"""What one run is: a value that a user can write down, repeat, and find again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onceclip.adapters import method_class
+from onceclip.adapters.text import RULES
+from onceclip.stores import Store
+from onceclip.stores.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run.
+
+    method: its name. shots: labelled rows per class, None for all. seed: of the draw and of the training.
+    values: hyperparameters set by the user, which no search changes. text: name of the text set.
+    select: the selection policy; None takes the method's own, as far as the store has the rows for it.
+    class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
+    search: "grid", "random:N", "halving" or "halving:N". narrow: search with products in bfloat16.
+    validated: score the run on validation rows too where the policy is "fixed", so that runs can be compared there.
+    """
+
+    method: str
+    shots: int | None = None
+    seed: int = 1
+    values: Mapping[str, Any] = field(default_factory=dict)
+    text: str = "default"
+    select: str | None = None
+    class_weights: str = RULES[0]
+    search: str = "grid"
+    narrow: bool = False
+    validated: bool = False
+
+    def __post_init__(self) -> None:
+        known = method_class(self.method).hyperparameters
+        values = {name: known[name].parse(name, value) if name in known else value
+                  for name, value in self.values.items()}
+        object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run
+
+    @property
+    def common(self) -> tuple[Any, ...]:
+        """What runs that differ in hyperparameter values alone have in common: they are carried out together."""
+        return (self.method, self.shots, self.seed, self.text, self.select, self.class_weights, self.search,
+                self.narrow, self.validated)
+
+    def as_values(self) -> dict[str, Any]:
+        """As JSON values, from which `RunSpec(**values)` makes it again."""
+        return {**asdict(self), "values": dict(self.values)}
+
+    def identity(self, store: Store) -> str:
+        """Name of the run: what was asked for, of which content."""
+        return fingerprint({**self.as_values(), "text": store.text(self.text).fingerprint, "store": store.fingerprint})

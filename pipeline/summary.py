@@ -1,0 +1,122 @@
+"""What many result rows say together: means with intervals, and differences between methods on the same draws."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onceclip.pipeline.results import Mean, mean_interval
+
+BASELINE = "zero-shot"
+Key = tuple[str, Any]  # name of a line, number of shots
+
+
+@dataclass(frozen=True)
+class Table:
+    """All runs on one store with one text and one policy.
+
+    title: which. names: lines in order of appearance. shots: columns. accuracy: means over seeds. to_baseline, to_best:
+    mean differences on the same seeds to zero-shot and to the best line of the column; None where there is none.
+    failed: number of runs whose training diverged.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    shots: tuple[Any, ...]
+    accuracy: dict[Key, Mean]
+    to_baseline: dict[Key, Mean]
+    to_best: dict[Key, Mean]
+    failed: int
+
+
+def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
+    """One table for each store, text and selection policy.
+
+    Of runs that differ in hyperparameter values alone and were scored on validation rows, the best there stands for its
+    seed; those that were not are lines of their own.
+    """
+    settings: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        asked = row.get("asked", {})
+        settings[f"{row['store']}, text {asked.get('text', row.get('text'))}, "
+                 f"selection {asked.get('select') or 'own'}"].append(row)
+    return [_table(title, members) for title, members in settings.items()]
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    by_seed: dict[Key, dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    failed = 0
+    for row in rows:
+        if row["accuracy"] is None:
+            failed += "error" in row
+            continue
+        by_seed[_name(row), row["shots"]][row["seed"]].append(row)
+    chosen = {key: {seed: max(members, key=lambda row: row["accuracy_val"] or 0.0)["accuracy"]
+                    for seed, members in seeds.items()} for key, seeds in by_seed.items()}
+    names = tuple(dict.fromkeys(name for name, _ in chosen))
+    shots = tuple(sorted({number for _, number in chosen}, key=lambda number: (isinstance(number, str), number)))
+    accuracy = {key: mean_interval(list(values.values())) for key, values in chosen.items()}
+    best = {number: max((name for name in names if (name, number) in accuracy),
+                        key=lambda name, number=number: accuracy[name, number].value) for number in shots}  # type: ignore[misc]
+    return Table(title, names, shots, accuracy,
+                 _differences(chosen, dict.fromkeys(shots, BASELINE)), _differences(chosen, best), failed)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The method, with the values that were set where nothing says which of them is best."""
+    values = row.get("asked", {}).get("values") or {}
+    if not values or row["accuracy_val"] is not None:
+        return str(row["method"])
+    return f"{row['method']} {' '.join(f'{name}={value}' for name, value in values.items())}"
+
+
+def _differences(chosen: Mapping[Key, Mapping[int, float]], to: Mapping[Any, str]) -> dict[Key, Mean]:
+    found = {}
+    for (name, number), values in chosen.items():
+        other = chosen.get((to[number], number), {})
+        pairs = [value - other[seed] for seed, value in values.items() if seed in other]
+        if pairs and name != to[number]:
+            found[name, number] = mean_interval(pairs)
+    return found
+
+
+def lines(table: Table) -> list[str]:
+    """A table as text: accuracies, then differences to zero-shot, in per cent."""
+    runs = max((mean.runs for mean in table.accuracy.values()), default=0)
+    parts = [f"{table.title}: test accuracy in per cent, mean ± 95 % interval of up to {runs} seeds",
+             *_grid(table, table.accuracy, signed=False)]
+    if table.to_baseline:
+        parts += ["", f"difference to {BASELINE} on the same seeds", *_grid(table, table.to_baseline, signed=True)]
+    if len(table.names) > 2:
+        parts += ["", "difference to the best of the column", *_grid(table, table.to_best, signed=True)]
+    if table.failed:
+        parts += ["", f"{table.failed} runs diverged and are left out; their rows say which"]
+    return parts
+
+
+def _grid(table: Table, cells: Mapping[Key, Mean], signed: bool) -> list[str]:
+    width = max(len("shots"), *map(len, table.names))
+    names = [name for name in table.names if any((name, number) in cells for number in table.shots)]
+    return [f"{'shots':<{width}}" + "".join(f"{number!s:>14}" for number in table.shots),
+            *(f"{name:<{width}}" + "".join(f"{_cell(cells.get((name, number)), signed):>14}" for number in table.shots)
+              for name in names)]
+
+
+def _cell(mean: Mean | None, signed: bool) -> str:
+    if mean is None:
+        return "-"
+    half = "" if mean.half_width is None else f" ± {100 * mean.half_width:.1f}"
+    return f"{100 * mean.value:{'+' if signed else ''}.1f}{half}"
+
+
+def as_values(table: Table) -> dict[str, Any]:
+    """A table as JSON values."""
+    def cell(mean: Mean | None) -> dict[str, Any] | None:
+        return None if mean is None else {"mean": mean.value, "half_width": mean.half_width, "runs": mean.runs}
+
+    return {"title": table.title, "failed": table.failed, "cells": [
+        {"method": name, "shots": number, "accuracy": cell(mean),
+         "to_baseline": cell(table.to_baseline.get((name, number))), "to_best": cell(table.to_best.get((name, number)))}
+        for (name, number), mean in table.accuracy.items()]}
