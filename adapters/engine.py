@@ -6,8 +6,9 @@ A method writes its mathematics for one run. Here alone is decided which runs ar
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from onceclip.adapters.optimiser import Optimiser, rate_and_decay
 from onceclip.adapters.run_axis import reduced_products
 from onceclip.adapters.schedule import Moment
 from onceclip.adapters.stack import Parameters, Stack
+from onceclip.adapters.stream import BLOCK, Stream
 from onceclip.adapters.task import Task
 from onceclip.adapters.threads import threads_for
 
@@ -117,7 +119,7 @@ def _train_group(runs: Sequence[Run], progress: Progress) -> list[Parameters]:
     if first.method.solver == "own":
         with threads_for(first.task.work):
             return [first.method.solve(first.prepared, starts[0], progress)]
-    steps = first.method.epochs * len(_batches(first, 0))
+    steps = first.method.epochs * steps_per_epoch(first)
     size = group_size(lambda count: Training(runs[:count], starts[:count]), len(runs), steps,
                       first.method, first.task)
     results: list[Parameters] = []
@@ -129,9 +131,15 @@ def _train_group(runs: Sequence[Run], progress: Progress) -> list[Parameters]:
     return results
 
 
-def _batches(run: Run, epoch: int, order: torch.Generator | None = None) -> Sequence[torch.Tensor | slice]:
-    _, label = run.method.training_rows(run.task, run.prepared, epoch)
-    return run.method.batches(len(label), order or torch.Generator().manual_seed(0))
+def steps_per_epoch(run: Run) -> int:
+    """Number of steps of a run's epochs."""
+    support, any_order = run.task.support, torch.Generator().manual_seed(0)
+    if isinstance(support, Stream):
+        whole, rest = divmod(len(support), BLOCK)
+        sizes = [(whole, BLOCK), (1, rest)]
+        return sum(count * len(run.method.batches(size, any_order)) for count, size in sizes if size)
+    _, label = run.method.training_rows(run.task, run.prepared, 0)
+    return len(run.method.batches(len(label), any_order))
 
 
 class Training:
@@ -142,6 +150,7 @@ class Training:
         self.stack = Stack(methods, self.first.task, self.first.prepared)
         self.parameters = {name: value.requires_grad_() for name, value in self.stack.join(starts).items()}
         self.optimiser = Optimiser(methods, self.parameters)
+        self.steps = steps_per_epoch(self.first)
         self.order = torch.Generator().manual_seed(self.first.seed + _ORDER)
         self.noise = torch.Generator().manual_seed(self.first.seed + _NOISE)
 
@@ -158,15 +167,21 @@ class Training:
 
     def epoch(self, number: int, most: int | None = None) -> None:
         """Carry out one epoch, or the first `most` steps of it."""
-        method = self.first.method
-        rows, label = method.training_rows(self.first.task, self.first.prepared, number)
-        pieces = method.batches(len(label), self.order)
-        for place, piece in enumerate(pieces[:most]):
+        method, steps = self.first.method, self.steps
+        for place, (rows, label) in enumerate(islice(self._batches(number), most)):
             with torch.enable_grad():
-                loss = self.stack.loss(self.parameters, _at(rows, piece), _at(label, piece), self.noise)
+                loss = self.stack.loss(self.parameters, rows, label, self.noise)
                 gradients = torch.autograd.grad(loss.sum(), list(self.parameters.values()))
-            at = Moment(number * len(pieces) + place, method.epochs * len(pieces), number, method.epochs)
-            self.optimiser.step(gradients, at)
+            self.optimiser.step(gradients, Moment(number * steps + place, method.epochs * steps, number, method.epochs))
+
+    def _batches(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Rows and labels of every step of an epoch."""
+        method, support = self.first.method, self.first.task.support
+        blocks = (support.blocks(self.order) if isinstance(support, Stream) else
+                  [method.training_rows(self.first.task, self.first.prepared, number)])
+        for rows, label in blocks:
+            for piece in method.batches(len(label), self.order):
+                yield _at(rows, piece), _at(label, piece)
 
 
 def _at(values: torch.Tensor, piece: torch.Tensor | slice) -> torch.Tensor:

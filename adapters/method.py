@@ -214,6 +214,9 @@ class Method:
         if self.needs_support and not len(task.support):
             raise MethodError(f"{self.name} needs labelled training rows and the task has none: "
                               "use a store with a train split, or --method zero-shot")
+        for rows in (task.support, task.val):
+            if rows is not None and self.inputs != (EMBEDDING,):
+                rows.input(self.inputs)  # complains if an output is missing
 
 
 def zero_shot_head(task: Task) -> Linear:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -71,6 +71,11 @@ class Rows:
                               f"extract again with --{OPTIONS.get(missing[0], missing[0])}")
         return torch.cat([known[name].flatten(1) for name in names], dim=1)
 
+    def to(self, move: Callable[[Any], Any]) -> Rows:
+        """Copy with all tensors moved by a function."""
+        return replace(self, embedding=move(self.embedding), label=move(self.label), views=move(self.views),
+                       others={name: move(each) for name, each in self.others.items()})
+
     @cached_property
     def unit(self) -> Tensor:
         """Unit embeddings (rows, dim) of the plain images."""
@@ -106,7 +111,7 @@ class Task:
     """Everything that one run may look at.
 
     text: prompt embeddings of all classes.
-    support: the labelled training rows (the shots).
+    support: the labelled training rows (the shots), or a stream of them where they do not fit into memory.
     val: labelled rows for choosing hyperparameters, or None.
     unlabelled: (rows, dim) raw embeddings without labels, or None.
     logit_scale: the encoder's multiplier of cosines (100 for OpenAI CLIP).
@@ -161,12 +166,7 @@ class Task:
                 return value
             return value if isinstance(where, torch.dtype) and not value.is_floating_point() else value.to(where)
 
-        def rows(value: Rows) -> Rows:
-            others = {name: move(each) for name, each in value.others.items()}
-            return replace(value, embedding=move(value.embedding), label=move(value.label), views=move(value.views),
-                           others=others)
-
-        val = None if self.val is None else rows(self.val)
-        return replace(self, text=self.text.to(where), support=rows(self.support), val=val,
+        val = None if self.val is None else self.val.to(move)
+        return replace(self, text=self.text.to(where), support=self.support.to(move), val=val,
                        unlabelled=move(self.unlabelled), projection=move(self.projection),
                        projection_bias=move(self.projection_bias))

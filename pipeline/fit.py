@@ -52,7 +52,7 @@ def fit_group(store: Store, specs: Sequence[RunSpec],
     policy = first.select or methods[0].select
     drawn = draw_task(store, first.shots, first.seed, first.text,
                       "val" if first.validated and policy == "fixed" else policy, first.class_weights,
-                      methods[0].inputs)
+                      methods[0].inputs, first.stream)
     if first.select is None and policy != "fixed" and drawn.task.val is None:
         drawn.remarks.append(f"no validation rows in {store.path}: hyperparameters stay at their defaults")
         policy = "fixed"

@@ -21,6 +21,7 @@ class RunSpec:
     select: the selection policy; None takes the method's own, as far as the store has the rows for it.
     class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
     search: "grid", "random:N", "halving" or "halving:N". narrow: search with products in bfloat16.
+    stream: read the support rows anew in every epoch instead of holding them in memory.
     validated: score the run on validation rows too where the policy is "fixed", so that runs can be compared there.
     """
 
@@ -34,6 +35,7 @@ class RunSpec:
     search: str = "grid"
     narrow: bool = False
     validated: bool = False
+    stream: bool = False
 
     def __post_init__(self) -> None:
         known = method_class(self.method).hyperparameters
@@ -45,7 +47,7 @@ class RunSpec:
     def common(self) -> tuple[Any, ...]:
         """What runs that differ in hyperparameter values alone have in common: they are carried out together."""
         return (self.method, self.shots, self.seed, self.text, self.select, self.class_weights, self.search,
-                self.narrow, self.validated)
+                self.narrow, self.validated, self.stream)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from onceclip.adapters import Rows, Task, Text
+from onceclip.adapters.stream import BLOCK, Stream
+from onceclip.adapters.task import EMBEDDING
+from onceclip.adapters.text import RULES
 from onceclip.pipeline.draws import Draw, draw
 from onceclip.pipeline.errors import TaskError
 from onceclip.stores import Store, TextSet
@@ -27,19 +31,25 @@ class Drawn:
 
 
 def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
-              select: str = "fixed") -> Task:
+              select: str = "fixed", class_weights: str = RULES[0]) -> Task:
     """Draw the task of one run.
 
     shots: labelled rows per class, None for all of the train split. text: name of the text set.
     select: "val" adds min(shots, 4) validation rows per class, "val-full" the whole validation split.
+    class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
     Raises TaskError if the store has too few classes, StoreIncomplete if it is unfinished.
     """
-    return draw_task(store, shots, seed, text, select).task
+    return draw_task(store, shots, seed, text, select, class_weights).task
 
 
 def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
-              select: str = "fixed") -> Drawn:
-    """Draw a task and tell how; arguments and failures as for `make_task`."""
+              select: str = "fixed", class_weights: str = RULES[0], outputs: Sequence[str] = (),
+              stream: bool = False) -> Drawn:
+    """Draw a task and tell how; arguments and failures as for `make_task`.
+
+    outputs: what else of every row a method wants, as far as the store has it. stream: read the support anew in every
+        epoch instead of holding it in memory.
+    """
     store.require_complete()
     if len(store.classes) < 2:
         raise TaskError(f"{store.path} has {len(store.classes)} class: a classifier needs two; extract a folder with "
@@ -48,26 +58,39 @@ def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
         raise TaskError(f"--shots {shots}: give a whole number from 1 up, or all")
     words = store.text(text).of_classes(store.classes)
     remarks: list[str] = []
-    # A picture that stands in a later split too is left out here: it would be known in advance there.
-    known = _contents(store, "test")
-    support = _draw(store, "train", shots, seed, known | _contents(store, "val"), remarks)
+    # What stands in a later split too is left out here, a picture or others of its group: it would be known in advance.
+    known = _tied(store, "test")
+    support = _draw(store, "train", shots, seed, known | _tied(store, "val"), remarks)
     val = None
     if select in ("val", "val-full"):
         most = None if select == "val-full" or shots is None else min(shots, VAL_SHOTS)
         val = _draw(store, "val", most, seed, known, remarks)
     task = Task(
-        Text(torch.from_numpy(words.embedding.astype(np.float32)), torch.from_numpy(words.class_index), words.classes),
-        _rows(store, support, store.has_views), None if val is None or not len(val.rows) else _rows(store, val),
-        logit_scale=store.encoder.get("logit_scale") or 100.0, logit_bias=store.encoder.get("logit_bias") or 0.0)
+        Text(torch.from_numpy(words.embedding.astype(np.float32)), torch.from_numpy(words.class_index), words.classes,
+             torch.from_numpy(words.template_id.astype(np.int64)), class_weights),
+        _stream(store, support) if stream else _rows(store, support, outputs, store.has_views),
+        None if val is None or not len(val.rows) else _rows(store, val, outputs),
+        logit_scale=store.encoder.get("logit_scale") or 100.0, logit_bias=store.encoder.get("logit_bias") or 0.0,
+        projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"))
     return Drawn(task, support, val, words, remarks)
 
 
-def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[bytes], remarks: list[str]) -> Draw:
+def _encoder_array(store: Store, name: str) -> torch.Tensor | None:
+    if f"encoder/{name}" not in store.group:
+        return None
+    return torch.from_numpy(store.encoder_array(name).astype(np.float32))
+
+
+def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[bytes | str],
+          remarks: list[str]) -> Draw:
     rows, table = store.rows(split), store.table
-    fresh = np.array([bytes(table.digest[row]) not in known for row in rows], dtype=bool)
-    if not fresh.all():
-        remarks.append(f"{int((~fresh).sum())} {split} images were left out: the same pictures stand in a later split")
-    rows = rows[fresh]
+    twin = np.array([bytes(table.digest[row]) in known for row in rows], dtype=bool)
+    kin = np.array([str(table.group[row]) in known for row in rows], dtype=bool) & ~twin
+    if twin.any():
+        remarks.append(f"{twin.sum()} {split} images were left out: the same pictures stand in a later split")
+    if kin.any():
+        remarks.append(f"{kin.sum()} {split} images were left out: others of their group stand in a later split")
+    rows = rows[~(twin | kin)]
     drawn = draw(rows, table.key[rows], table.label[rows], shots, seed, "support" if split == "train" else "val")
     if drawn.short:
         names = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
@@ -80,15 +103,29 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
     return drawn
 
 
-def _contents(store: Store, split: str) -> set[bytes]:
-    digests = store.column("digest")[store.rows(split)]
-    return {bytes(each) for each in digests if each.any()}
+def _tied(store: Store, split: str) -> set[bytes | str]:
+    """Digests and groups of the rows of a split."""
+    rows = store.rows(split)
+    digests = store.column("digest")[rows]
+    return {*(bytes(each) for each in digests if each.any()), *map(str, store.column("group")[rows])} - {""}
 
 
-def _rows(store: Store, drawn: Draw, with_views: bool = False) -> Rows:
+def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = False) -> Rows:
     def tensor(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.float32))
 
     views = tensor(store.embeddings(drawn.rows, "view")) if with_views else None
+    others = {name: tensor(store.embeddings(drawn.rows, name)) for name in outputs
+              if name != EMBEDDING and f"image/{name}" in store.group}
     label = torch.from_numpy(store.column("label")[drawn.rows].astype(np.int64))
-    return Rows(tensor(store.embeddings(drawn.rows)), label, views)
+    return Rows(tensor(store.embeddings(drawn.rows)), label, views, others)
+
+
+def _stream(store: Store, drawn: Draw) -> Stream:
+    rows = np.sort(drawn.rows)  # as they lie in the store
+    label = torch.from_numpy(store.column("label")[rows].astype(np.int64))
+
+    def read(places: np.ndarray) -> Iterator[np.ndarray]:
+        return (values for _, values in store.pieces(rows[places], BLOCK))
+
+    return Stream(label, read, torch.empty(0, dtype=torch.float32))

@@ -1,5 +1,6 @@
 """The commands, one file each: thin, and free of heavy imports, so that help is instant."""
 
+from onceclip.pipeline.commands.compact import compact
 from onceclip.pipeline.commands.demo import demo
 from onceclip.pipeline.commands.evaluate import evaluate
 from onceclip.pipeline.commands.extract import extract
@@ -8,6 +9,9 @@ from onceclip.pipeline.commands.importing import import_
 from onceclip.pipeline.commands.info import info
 from onceclip.pipeline.commands.methods import methods
 from onceclip.pipeline.commands.predict import predict
+from onceclip.pipeline.commands.sweep import sweep
+from onceclip.pipeline.commands.text import text
 from onceclip.pipeline.commands.verify import verify
 
-COMMANDS = (extract, import_, fit, evaluate, predict, info, verify, methods, demo)  # in the order of use
+COMMANDS = (extract, text, import_, fit, sweep, evaluate, predict, info, verify, compact, methods,
+            demo)  # in the order of use

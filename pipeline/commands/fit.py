@@ -25,6 +25,8 @@ from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, sh
               "whole val split, or by leave-one-image-out.  [default: fixed; val for linear-probe]")
 @click.option("--search", default="grid", show_default=True, metavar="S",
               help="What a selection tries: grid, random:N, halving or halving:N.")
+@click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
+              "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
 @click.option("--from-row", metavar="FILE:N",
               help="Carry out again the run of a result row, by its number or its `run`, and compare.")
@@ -32,8 +34,8 @@ from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, sh
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
-        class_weights: str, select: str | None, search: str, narrow: bool, from_row: str | None, out: Path | None,
-        overwrite: bool, as_json: bool) -> None:
+        class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, from_row: str | None,
+        out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Fit a few-shot classifier on a store and score it.
 
     Hyperparameters given by --set are never searched. Test images are not reachable while fitting.
@@ -60,7 +62,8 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     opened = open_store(store or str((row or {}).get("store")))
     values = dict(map(_setting, settings))
     spec = spec_of(row, opened) if row else RunSpec(
-        str(method), shots or None, seed, values, text, select, class_weights, search, narrow)
+        str(method), shots or None, seed, values, text, select, class_weights, search, narrow,
+        stream=stream)
     with percentage(f"fit {spec.method}") as progress:
         fitted = run(opened, spec, progress)
     if row:

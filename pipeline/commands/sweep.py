@@ -50,6 +50,8 @@ class ShotList(click.ParamType):
               "[default: val; fixed with --grid]")
 @click.option("--search", default="grid", show_default=True, metavar="S",
               help="What a selection tries: grid, random:N, halving or halving:N.")
+@click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
+              "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
 @click.option("--local-workers", type=click.IntRange(0), default=0, metavar="N", help="Processes of one thread each.  "
@@ -59,8 +61,8 @@ class ShotList(click.ParamType):
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          select: str | None, search: str, narrow: bool, text: str, local_workers: int, dry_run: bool, out: Path,
-          as_json: bool) -> None:
+          select: str | None, search: str, narrow: bool, stream: bool, text: str, local_workers: int, dry_run: bool,
+          out: Path, as_json: bool) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -83,7 +85,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     axes = [_axis(grid) for grid in grids if grid != OWN]
     policy = select or ("fixed" if grids else "val")
     specs = make_specs(names, shots, seeds, axes, OWN in grids, text=text, select=policy, search=search, narrow=narrow,
-                       validated=bool(grids))
+                       stream=stream, validated=bool(grids))
     opened = [open_store(store) for store in stores]
     if dry_run:
         plan = make_plan(opened, specs, known(out))

@@ -1,0 +1,64 @@
+"""Training on rows that are read anew in every epoch: the same rows, each once, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onceclip.adapters import MethodError
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.run import RunSpec
+from onceclip.pipeline.tasks import draw_task
+from onceclip.stores import Store
+
+QUICK = {"epochs": 4, "batch_size": 8}
+
+
+def test_a_store_of_one_block_gives_the_bits_of_training_in_memory(imported: Store) -> None:
+    order = np.argsort(draw_task(imported).support.rows)
+    assert (order == np.arange(len(order))).all()  # drawn class by class, as the rows lie
+    streamed, held = (fit(imported, RunSpec("clip-adapter", values=QUICK, stream=stream)) for stream in (True, False))
+    rows = imported.embeddings(imported.rows("test"))
+    assert torch.equal(streamed.classifier.logits(rows), held.classifier.logits(rows))
+    assert streamed.row["run"] != held.row["run"]
+
+
+def test_every_epoch_sees_each_row_once_with_its_label(imported: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("adapters.stream", "pipeline.tasks"):
+        monkeypatch.setattr(f"onceclip.{module}.BLOCK", 10)
+    held, streamed = (draw_task(imported, stream=stream).task.support for stream in (False, True))
+    order = torch.Generator().manual_seed(0)
+    known = {tuple(row.tolist()): int(label) for row, label in zip(held.unit, held.label, strict=True)}
+    epochs = []
+    for _ in range(2):
+        seen = [(tuple(row.tolist()), int(label)) for rows, labels in streamed.blocks(order)
+                for row, label in zip(rows, labels, strict=True)]
+        assert len(seen) == len(held)
+        assert dict(seen) == known
+        epochs.append(seen)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("method", ["clip-adapter", "zs-lp"])
+def test_blocks_in_random_order_learn_as_well(imported: Store, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    held = fit(imported, RunSpec(method, values=QUICK))
+    for module in ("adapters.stream", "pipeline.tasks", "adapters.engine"):
+        monkeypatch.setattr(f"onceclip.{module}.BLOCK", 16)
+    streamed = fit(imported, RunSpec(method, values=QUICK, stream=True))
+    assert streamed.row["n_support"] == held.row["n_support"]
+    assert streamed.row["accuracy"] == pytest.approx(held.row["accuracy"], abs=0.1)
+
+
+@pytest.mark.parametrize("method", ["gda", "tip-adapter", "linear-probe"])
+def test_a_method_that_needs_all_rows_says_so(imported: Store, method: str) -> None:
+    with pytest.raises(MethodError, match="needs all support rows in memory: leave out --stream"):
+        fit(imported, RunSpec(method, select="fixed", stream=True))
+
+
+def test_the_command_takes_it(imported: Store, run: Callable[..., Any]) -> None:
+    done = run("fit", imported.path, "--method", "clip-adapter", "--set", "epochs=2", "--stream", "--json")
+    assert done.exit_code == 0, done.stderr
