@@ -1,4 +1,4 @@
-"""Training adapters on cached features as the field's scripts do: one run at a time, a DataLoader, a log of every step."""
+"""Training adapters on cached features as the field does: one run at a time, a DataLoader, a log of every step."""
 
 from __future__ import annotations
 

@@ -1,0 +1,110 @@
+"""What a selection tries: grids, random draws, halving; and that narrow products only search."""
+
+import math
+
+import pytest
+import torch
+
+from onceclip.adapters import GDA, ClipAdapter, MethodError, TipAdapter, fit_selected
+from onceclip.adapters.engine import Run, train
+from onceclip.adapters.search import Search
+from onceclip.adapters.together import join, logits_together
+
+
+def test_a_grid_is_all_combinations_in_order():
+    settings = Search().settings({"a": (1.0, 2.0), "b": ("x", "y")}, seed=0)
+    assert settings == [{"a": 1.0, "b": "x"}, {"a": 1.0, "b": "y"}, {"a": 2.0, "b": "x"}, {"a": 2.0, "b": "y"}]
+
+
+def test_random_draws_span_the_range_on_a_logarithmic_scale_and_follow_the_seed():
+    free = {"l2": (1e-6, 1e-2), "share": (0.0, 1.0), "kind": ("x", "y"), "epochs": (5, 10)}
+    search = Search.parse("random:400")
+    draws = search.settings(free, seed=3)
+    assert draws == search.settings(free, seed=3) != search.settings(free, seed=4)
+    logarithms = [math.log10(draw["l2"]) for draw in draws]
+    assert min(logarithms) >= -6
+    assert max(logarithms) <= -2
+    assert sum(logarithm < -4 for logarithm in logarithms) == pytest.approx(200, abs=50)
+    assert sum(draw["share"] < 0.5 for draw in draws) == pytest.approx(200, abs=50)
+    assert {draw["kind"] for draw in draws} == {"x", "y"}
+    assert {draw["epochs"] for draw in draws} == {5, 10}
+
+
+@pytest.mark.parametrize("text", ["guess", "random", "random:x", "random:0", "halving:-1"])
+def test_a_search_that_does_not_exist_is_named(text):
+    with pytest.raises(MethodError, match="random:"):
+        Search.parse(text)
+
+
+def test_rungs_of_halving_end_with_whole_trainings():
+    assert Search("halving").rungs(27, 81) == [3, 9, 27, 81]
+    assert Search("halving").rungs(27, 4) == [1, 4]
+    assert Search("halving").rungs(2, 100) == [100]
+    assert Search().rungs(27, 81) == [81]
+
+
+def test_halving_finds_what_the_grid_finds_with_fewer_epochs(make_task, monkeypatch):
+    """Nine ratios, one of which alone can learn: the others keep zero-shot's answers."""
+    spent = {"halving": 0, "grid": 0}
+    epoch = "onceclip.adapters.engine.Training.epoch"
+    from onceclip.adapters.engine import Training
+
+    original = Training.epoch
+    found = {}
+    for kind in spent:
+        def counted(self, number, most=None, kind=kind):
+            spent[kind] += 0 if most else self.stack.runs
+            return original(self, number, most)
+
+        monkeypatch.setattr(epoch, counted)
+        task = make_task((8, 8, 8), val=8, noise=0.6)
+        method = ClipAdapter(epochs=27, learning_rate=0.01)
+        monkeypatch.setitem(ClipAdapter.hyperparameters, "ratio", with_search(ClipAdapter, "ratio", tuple(
+            number / 10 for number in range(1, 10))))
+        found[kind] = fit_selected(method, task, "val", search=Search(kind))
+    assert spent["halving"] < 0.5 * spent["grid"]
+    assert found["halving"].accuracy >= found["grid"].accuracy - 0.1
+    assert found["halving"].classifier.hyperparameters["epochs"] == 27
+
+
+def with_search(method, name, values):
+    """A hyperparameter of a method with other search values."""
+    from dataclasses import replace
+
+    return replace(method.hyperparameters[name], search=values)
+
+
+def test_a_narrow_search_ends_with_a_training_in_full_precision(make_task):
+    """The winner's parameters are those of its own training, to the bit."""
+    task = make_task((6, 6, 6), val=4, noise=0.6)
+    method = ClipAdapter(epochs=8, learning_rate=0.01)
+    chosen = fit_selected(method, task, "val", search=Search(narrow=True)).classifier
+    again = method.with_values(**chosen.hyperparameters).fit(task)
+    rows = task.val.embedding
+    assert torch.equal(chosen.logits(rows), again.logits(rows))
+    narrow = train([Run(method, task, task, 0)], narrow=True)[0]
+    full = train([Run(method, task, task, 0)])[0]
+    assert not torch.equal(narrow["image_up"], full["image_up"])
+    torch.testing.assert_close(narrow["image_up"], full["image_up"], rtol=0.2, atol=0.02)
+
+
+@pytest.mark.parametrize("heads", ["one product for all betas", "other keys", "other structures"])
+def test_heads_scored_together_give_the_logits_of_each_alone(make_task, make_rows, heads, monkeypatch):
+    task, rows = make_task((3, 3, 3)), make_rows((9, 9, 9), 10).unit
+    fitted = {"one product for all betas": [TipAdapter(beta=beta, alpha=beta / 3).fit(task) for beta in (1.0, 9.0)],
+              "other keys": [TipAdapter().fit(make_task((3, 3, 3), seed=seed)) for seed in (1, 2)],
+              "other structures": [TipAdapter().fit(task), GDA().fit(task)]}[heads]
+    assert (join([each.head for each in fitted]) is None) == (heads == "other structures")
+    for most in (2**24, 40):
+        monkeypatch.setattr("onceclip.adapters.together._ELEMENTS", most)
+        for classifier, logits in zip(fitted, logits_together([each.head for each in fitted], rows), strict=True):
+            torch.testing.assert_close(logits, classifier.logits(rows), rtol=1e-5, atol=1e-4)
+
+
+def test_what_heads_share_is_computed_once(make_task, make_rows):
+    task = make_task((3, 3, 3))
+    joined = join([TipAdapter(beta=beta).fit(task).head for beta in (1.0, 3.0)])
+    zero_shot, cache = joined.heads
+    assert zero_shot.weight.ndim == cache.keys.ndim == 2
+    assert cache.beta.shape == (2,)
+    assert joined(make_rows((2, 2, 2), 10).unit).shape == (2, 6, 3)
