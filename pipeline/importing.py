@@ -1,4 +1,4 @@
-"""Features made elsewhere: an .npz file, or a folder of .npy files with the same names, into a store."""
+"""Features made elsewhere, in an .npz file, in .npy files of the same names or as clip-retrieval's, into a store."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from onceclip.pipeline import splits
-from onceclip.pipeline.embed import NAME
+from onceclip.pipeline.clip_retrieval import import_folder, is_clip_retrieval
 from onceclip.pipeline.errors import ArrayError
-from onceclip.stores import StoreWriter, Table, TextSet, write_lock
+from onceclip.pipeline.imported import Features, make_store, summary
+from onceclip.stores import Output, TextSet
 from onceclip.stores.fingerprint import digest, fingerprint
-from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, STORED, UNIT_ROWS
+from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, UNIT_ROWS
 
 KNOWN = ("embedding", "label", "split", "key", "view", "text", "class_names", "logit_scale", "logit_bias")
 _LAYOUT = "embedding (n, d), label (n,), split (n,), and optionally key, view, text, class_names, logit_scale"
@@ -27,10 +27,13 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     """Make a store from arrays.
 
     source: holds `embedding` (n, d); `label` (n,) int, -1 for none; `split` (n,) text; optionally `key` (n,),
-        `view` (n, v, d), `text` (c, d) or (c, p, d), `class_names` (c,), `logit_scale`.
+        `view` (n, v, d), `text` (c, d) or (c, p, d), `class_names` (c,), `logit_scale`; or a folder that clip-retrieval
+        wrote.
     encoder: name of what made them. Without one, only arrays of equal content count as the same encoder's.
     Raises ArrayError if the arrays do not fit together.
     """
+    if is_clip_retrieval(Path(source)):
+        return import_folder(Path(source), str(store), encoder, unit_rows)
     begun = time.perf_counter()
     arrays = _load(Path(source))
     embedding, label, names = _checked(arrays, Path(source))
@@ -51,31 +54,21 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
                    [f"{row:0{len(str(n))}d}" for row in range(n)], dtype=object)
     if len(set(key)) != n:
         raise ArrayError(f"{source}: key has {n - len(set(key))} repeated entries: give every row its own")
-    content = np.stack([np.frombuffer(digest(row.tobytes()), np.uint8) for row in embedding])
     split = _splits(arrays, n, source)
     for name, used in (("view", arrays.get("view", embedding)[split == 0]), ("text", arrays.get("text", embedding))):
-        if used.dtype.kind != "f" or not np.isfinite(used).all():
+        with np.errstate(over="ignore"):
+            held = used.astype(embedding.dtype if name == "view" else used.dtype)
+        if used.dtype.kind != "f" or not np.isfinite(held).all():
             raise ArrayError(f"{source}: {name} must hold finite floating-point numbers"
                              f"{' for every train row' if name == 'view' else ''}")
-    table = Table(key, label.astype(np.int32), split, np.full(n, -1, np.int8), content, np.full(n, "", object))
-
-    with write_lock(str(store)):
-        writer = StoreWriter.create(str(store), info, dim, str(embedding.dtype), unit_rows)
-        writer.plan(table, names)
-        for number in range(-(-n // unit_rows)):
-            rows = slice(number * unit_rows, min((number + 1) * unit_rows, n))
-            count = rows.stop - rows.start
-            writer.commit(number, embedding[rows], content[rows], table.reason[rows], np.full(count, STORED, np.int8))
-        if "view" in arrays:
-            writer.put_views(arrays["view"])
-        if texts is not None:
-            writer.put_text(NAME, _text(texts, names, info["fingerprint"]))
-        state = np.full(n, STORED, np.int8)
-        drawn = split if "split" in arrays else splits.draw_splits(table.label, split, state, content)
-        finished = writer.finish(drawn, split_source={"how": "imported" if "split" in arrays else "drawn"})
-    return {"store": str(store), "images": n, "dim": dim, "classes": len(names), "text": texts is not None,
-            "splits": {name: len(finished.rows(name)) for name in SPLITS}, "encoder": info,
-            "seconds": time.perf_counter() - begun}
+    outputs = {name: Output(arrays[name].shape[1:], ("view", "dim"), {"imported": True})
+               for name in ("view",) if name in arrays}
+    features = Features(
+        info, str(embedding.dtype), key, label, split, names,
+        lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
+        drawn="split" not in arrays, outputs=outputs,
+        text=None if texts is None else _text(texts, names, info["fingerprint"]))
+    return summary(make_store(str(store), features, unit_rows), texts is not None, time.perf_counter() - begun, [])
 
 
 def _load(source: Path) -> dict[str, np.ndarray]:

@@ -11,11 +11,13 @@ import numpy as np
 import onceclip
 from onceclip.adapters import load_classifier
 from onceclip.adapters.classifier import CONFIG
+from onceclip.pipeline.prompts.class_names import class_phrases
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import BAD, NO_LABEL, REMOVED, SCHEMA, SPLITS, STORED, TODO
 
 _SAMPLE = 4096
 _LISTED = 20
+_TEMPLATES = 3
 
 
 def info(path: str) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def _store(store: Store) -> dict[str, Any]:
                     for name in store.classes},
         "embedding": {"dim": store.dim, "dtype": str(dtype), "unit_rows": store.attributes["unit_rows"],
                       "bytes": int(len(table) * store.dim * dtype.itemsize), "views": store.has_views,
+                      "chunk_rows": store.attributes.get("chunk_rows"),
+                      "outputs": {name: list(output.shape) for name, output in store.outputs.items()},
                       "norm": _norms(store, stored)},
         "texts": {name: _text(store, name) for name in store.texts},
     }
@@ -71,6 +75,26 @@ def _text(store: Store, name: str) -> dict[str, Any]:
             "first": next((prompt for prompt in text.prompts if prompt), None), "source": text.source}
 
 
+def _made_of(source: dict[str, Any]) -> list[str]:
+    """What made a text set, a line each."""
+    templates, file, waffle = source.get("templates", []), source.get("file"), source.get("waffle")
+    found = [f"templates: {', '.join(map(repr, templates[:_TEMPLATES]))}"
+             + (f" and {len(templates) - _TEMPLATES} more" if len(templates) > _TEMPLATES else "")] if templates else []
+    if waffle:
+        found.append(f"of these {waffle['pairs']} pairs of random words and characters, seed {waffle['seed']}")
+    if file:
+        found.append(f"file: {file['name']}, {file['form']}, digest {file['digest']}"
+                     + (f", {file['repeated']} repeated sentences left out" if file["repeated"] else ""))
+    renamed = {name: phrase for name, phrase in source.get("phrases", {}).items()
+               if phrase != class_phrases([name])[name]}
+    if renamed:
+        shown = ", ".join(f"{name!r} as {phrase!r}" for name, phrase in list(renamed.items())[:_TEMPLATES])
+        found.append(f"{len(renamed)} classes by other names: {shown}{' ...' if len(renamed) > _TEMPLATES else ''}")
+    if source.get("truncated"):
+        found.append(f"{source['truncated']} prompts were cut to the encoder's context")
+    return found
+
+
 def lines(values: dict[str, Any]) -> list[str]:
     """The same for people to read."""
     if values["kind"] == "adapter":
@@ -81,6 +105,7 @@ def lines(values: dict[str, Any]) -> list[str]:
             f"  hyperparameters  {', '.join(f'{name}={value}' for name, value in values['hyperparameters'].items())}",
             f"  fitted with      {source.get('shots')} shots, seed {source.get('seed')}, {source.get('select')}",
             f"  encoder          {_encoder(source.get('encoder', {}))}",
+            *_adapter_text(source.get("text")),
         ]
     images, embedding, source = values["images"], values["embedding"], values["split_source"] or {}
     result = [
@@ -89,7 +114,7 @@ def lines(values: dict[str, Any]) -> list[str]:
         f"  splits           {', '.join(f'{name} {number:,}' for name, number in values['splits'].items())} "
         f"({source.get('how', 'not yet drawn')})",
         f"  embeddings       {embedding['dim']} x {embedding['dtype']}, {embedding['bytes'] / 1e6:.1f} MB, units of "
-        f"{embedding['unit_rows']} rows" + (", with views" if embedding["views"] else ""),
+        f"{embedding['unit_rows']} rows" + _beside(embedding),
         f"  encoder          {_encoder(values['encoder'])}",
         f"  fingerprint      {values['fingerprint']}",
     ]
@@ -99,6 +124,7 @@ def lines(values: dict[str, Any]) -> list[str]:
     for name, text in values["texts"].items():
         example = f", e.g. {text['first']!r}" if text["first"] else ""
         result.append(f"  text {name!r}   {text['prompts']} prompts{example}")
+        result += [f"    {line}" for line in _made_of(text["source"])]
     result.append(f"  classes          {len(values['classes'])}")
     result += [f"    {name}: {', '.join(f'{split} {number}' for split, number in counts.items()) or 'no image'}"
                for name, counts in list(values["classes"].items())[:_LISTED]]
@@ -107,6 +133,23 @@ def lines(values: dict[str, Any]) -> list[str]:
     return result + [f"  bad: {key}: {reason}" for key, reason in values["bad_images"].items()]
 
 
+def _adapter_text(text: dict[str, Any] | None) -> list[str]:
+    if not text:
+        return []
+    rule = f", class weights {text['class_weights']}" if "class_weights" in text else ""
+    return [f"  text             {text['name']!r}{rule}", *(f"    {line}" for line in _made_of(text))]
+
+
+def _beside(embedding: dict[str, Any]) -> str:
+    """How the embeddings lie on disk if not plainly, and what there is beside them."""
+    outputs = [f"{name} ({' x '.join(map(str, shape))})" for name, shape in embedding["outputs"].items()]
+    if embedding["views"] and "view" not in embedding["outputs"]:
+        outputs.append("view")
+    shards = f", in shards of chunks of {embedding['chunk_rows']} rows" if embedding["chunk_rows"] else ""
+    return shards + (f", with {', '.join(outputs)}" if outputs else "")
+
+
 def _encoder(encoder: dict[str, Any]) -> str:
     weights = f" / {encoder['pretrained']}" if encoder.get("pretrained") else ""
-    return f"{encoder.get('name', 'unknown')}{weights}, fingerprint {encoder.get('fingerprint', 'unknown')}"
+    length = ", normalised" if encoder.get("normalized") else ""
+    return f"{encoder.get('name', 'unknown')}{weights}{length}, fingerprint {encoder.get('fingerprint', 'unknown')}"

@@ -1,7 +1,8 @@
-"""Uncompressed chunks on a local disk are flat files: read directly, with their checksums checked."""
+"""Uncompressed chunks on a local disk are flat files, alone or in shards: read directly, with checksums checked."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -10,17 +11,24 @@ from typing import Self
 import google_crc32c
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import LocalStore
 
-_CHECKSUM = np.dtype("<u4")
+CHECKSUM = np.dtype("<u4")
+ABSENT = np.iinfo(np.uint64).max  # offset and length of a chunk that a shard does not have
+_PLAIN = [BytesCodec, Crc32cCodec]
 _MOST_MAPS = 512  # far below the number of files that a process may have open
 
 
 def row_checksums(values: np.ndarray) -> np.ndarray:
     """CRC-32C of the little-endian bytes of each row (rows, ...): (rows,) uint32."""
-    rows = _frozen(np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
-    return np.fromiter(map(google_crc32c.value, rows), np.uint32, len(rows))
+    rows = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    return np.fromiter(map(google_crc32c.value, _frozen(rows)), np.uint32, len(rows))
+
+
+def checksum(values: np.ndarray | bytes) -> int:
+    """CRC-32C of some bytes."""
+    return int(google_crc32c.value(_frozen(values) if isinstance(values, np.ndarray) else values))
 
 
 def _frozen(values: np.ndarray) -> np.ndarray:
@@ -30,75 +38,108 @@ def _frozen(values: np.ndarray) -> np.ndarray:
     return view
 
 
-def _bytes(values: np.ndarray) -> memoryview:
-    return values.reshape(-1).view(np.uint8).data
+def shard_index(content: bytes | np.ndarray, chunks: int) -> np.ndarray:
+    """Offset and length of every chunk of a shard from the last bytes of its file: (chunks, 2) uint64.
+
+    Raises ValueError if they do not match their checksum.
+    """
+    size = 16 * chunks
+    tail = np.frombuffer(content, np.uint8)[-size - CHECKSUM.itemsize:]
+    if len(tail) != size + CHECKSUM.itemsize or checksum(tail[:size]) != int(tail[size:].view(CHECKSUM)[0]):
+        raise ValueError("the shard's index does not match its checksum")
+    return tail[:size].view("<u8").reshape(chunks, 2)
 
 
 class FlatArray:
-    """An array (rows, ...) whose chunks span whole rows and lie in files of their own; make one with `of`."""
+    """An array (rows, ...) whose chunks span whole rows and lie plainly in files; make one with `of`."""
 
     def __init__(self, array: zarr.Array, folder: Path) -> None:
         self.array, self.folder = array, folder
         self.height = array.chunks[0]
+        self.sharded = array.shards is not None
+        self.chunks_per_file = array.shards[0] // self.height if array.shards else 1
         self.dtype = np.dtype(array.dtype).newbyteorder("<")
         self.row_shape = array.shape[1:]
-        self._maps: dict[int, np.ndarray] = {}
         self.row_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
+        self._indices: dict[int, np.ndarray] = {}
+        self._maps: dict[int, mmap.mmap] = {}
+        self._rows: dict[int, np.ndarray] = {}
 
     @classmethod
     def of(cls, array: zarr.Array) -> Self | None:
         """The flat view of an array, or None where its bytes are not laid out so."""
-        store, metadata = array.store, array.metadata
-        codecs = [type(codec) for codec in getattr(metadata, "codecs", ())]
-        if not isinstance(store, LocalStore) or codecs != [BytesCodec, Crc32cCodec]:
+        store, codecs = array.store, list(getattr(array.metadata, "codecs", ()))
+        if not isinstance(store, LocalStore) or sys.byteorder != "little" or not hasattr(os, "preadv"):
             return None
-        if sys.byteorder != "little" or not hasattr(os, "readv"):
+        outer = array.shards or array.chunks
+        if not array.shape or not array.shape[0] or array.chunks[1:] != array.shape[1:] or outer[1:] != array.shape[1:]:
             return None
-        if array.chunks[1:] != array.shape[1:] or array.shards is not None or not array.shape[0]:
+        if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
+            shard = codecs[0]
+            if shard.index_location.value != "end" or [type(codec) for codec in shard.index_codecs] != _PLAIN:
+                return None
+            codecs = list(shard.codecs)
+        if [type(codec) for codec in codecs] != _PLAIN or np.dtype(array.dtype).kind not in "iuf":
+            return None
+        if np.dtype(array.dtype).itemsize > 1 and getattr(codecs[0].endian, "value", None) != "little":
             return None
         return cls(array, Path(store.root) / array.path)
 
-    def chunk(self, unit: int, out: np.ndarray | None = None) -> np.ndarray:
+    def chunk(self, number: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read one whole chunk: (height, ...), into `out` if given.
 
-        Raises ValueError if its file is cut short or does not match its checksum.
+        Raises OSError if it is missing, ValueError if it is cut short or does not match its checksum.
         """
         buffer = np.empty((self.height, *self.row_shape), self.dtype) if out is None else out
-        check = bytearray(_CHECKSUM.itemsize)
-        with open(self._path(unit), "rb", buffering=0) as file:
-            count = os.readv(file.fileno(), [_bytes(buffer), check])
-            if count != buffer.nbytes + len(check) or file.read(1):
-                raise ValueError(f"unit {unit} is not {buffer.nbytes + len(check)} bytes long")
-        if google_crc32c.value(_frozen(buffer)) != int(np.frombuffer(check, _CHECKSUM)[0]):
-            raise ValueError(f"unit {unit}: the checksum does not match")
+        check = bytearray(CHECKSUM.itemsize)
+        size = buffer.nbytes + len(check)
+        offset = self._offset(number)
+        with open(self._path(number), "rb", buffering=0) as file:
+            count = os.preadv(file.fileno(), [buffer.reshape(-1).view(np.uint8).data, check], offset)
+            if count != size or (not self.sharded and os.fstat(file.fileno()).st_size != size):
+                raise ValueError(f"chunk {number} is not {size} bytes long")
+        if checksum(buffer) != int(np.frombuffer(check, CHECKSUM)[0]):
+            raise ValueError(f"chunk {number}: the checksum does not match")
         return buffer
 
-    def gather(self, pieces: list[tuple[int, np.ndarray, np.ndarray]], out: np.ndarray, checksums: np.ndarray) -> None:
-        """Read single rows into `out` (n, ...).
+    def rows(self, number: int) -> np.ndarray:
+        """The rows of a chunk as a memory map of items of `row_bytes` bytes: (height,), none of them checked.
 
-        pieces: per chunk its number, its rows that are asked for, and their places in `out`. checksums: (n,), as
-        `row_checksums` makes them; places that no piece names are not looked at.
-        Raises ValueError if a row is cut short or does not match.
+        Maps are kept: opening a file takes longer than reading a few rows.
+        Raises OSError if it is missing, ValueError if it is cut short.
         """
-        for unit, rows, places in pieces:
-            out[places] = self._map(unit)[rows]
-        read = np.concatenate([places for _, _, places in pieces])
-        wrong = row_checksums(out if len(read) == len(out) else out[read]) != (
-            checksums if len(read) == len(out) else checksums[read])
-        if wrong.any():
-            raise ValueError(f"the checksums of {int(wrong.sum())} rows do not match")
+        if number not in self._rows:
+            file = number // self.chunks_per_file
+            offset = self._offset(number)
+            if file not in self._maps:
+                if len(self._maps) >= _MOST_MAPS:
+                    self._maps.clear()
+                    self._rows.clear()
+                with open(self._path(number), "rb") as handle:
+                    self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[file].madvise(mmap.MADV_RANDOM)  # else a cold disk is asked for many rows around each
+            if len(self._maps[file]) < offset + self.height * self.row_bytes:
+                raise ValueError(f"chunk {number} is cut short")
+            self._rows[number] = np.frombuffer(self._maps[file], f"V{self.row_bytes}", self.height, offset)
+        return self._rows[number]
 
-    def _map(self, unit: int) -> np.ndarray:
-        """A chunk as a memory map, which is kept: opening the file takes longer than reading a few rows."""
-        if unit not in self._maps:
-            if len(self._maps) >= _MOST_MAPS:
-                self._maps.clear()
-            path = self._path(unit)
-            if os.path.getsize(path) < self.height * self.row_bytes:
-                raise ValueError(f"unit {unit} is cut short")
-            self._maps[unit] = np.memmap(path, self.dtype, "r", shape=(self.height, *self.row_shape))
-        return self._maps[unit]
+    def _offset(self, number: int) -> int:
+        """Where a chunk begins in its file."""
+        if not self.sharded:
+            return 0
+        file, place = divmod(number, self.chunks_per_file)
+        if file not in self._indices:
+            size = 16 * self.chunks_per_file + CHECKSUM.itemsize
+            with open(self._path(number), "rb", buffering=0) as handle:
+                handle.seek(-min(size, os.fstat(handle.fileno()).st_size), os.SEEK_END)
+                self._indices[file] = shard_index(handle.read(size), self.chunks_per_file)
+        offset, length = self._indices[file][place].tolist()
+        if offset == ABSENT:
+            raise FileNotFoundError(f"chunk {number} is missing in its shard")
+        if length != self.height * self.row_bytes + CHECKSUM.itemsize:
+            raise ValueError(f"chunk {number} is not {self.height * self.row_bytes + CHECKSUM.itemsize} bytes long")
+        return int(offset)
 
-    def _path(self, unit: int) -> Path:
-        key = self.array.metadata.encode_chunk_key((unit,) + (0,) * len(self.row_shape))
-        return self.folder / key
+    def _path(self, number: int) -> Path:
+        place = (number // self.chunks_per_file, *(0,) * len(self.row_shape))
+        return self.folder / self.array.metadata.encode_chunk_key(place)

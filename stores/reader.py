@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.errors import ContainsArrayError, GroupNotFoundError
 
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
-from onceclip.stores.fingerprint import fingerprint
-from onceclip.stores.flat import FlatArray
-from onceclip.stores.remote import holds_anything, is_remote, local_path, open_remote
-from onceclip.stores.schema import ATTRIBUTE, COLUMNS, KIND, SCHEMA, SPLITS, STORED, TODO, get_array, read_whole, unseal
+from onceclip.stores.flat import FlatArray, row_checksums
+from onceclip.stores.place import damage, open_group
+from onceclip.stores.schema import (
+    ATTRIBUTE,
+    COLUMNS,
+    KIND,
+    SCHEMA,
+    SPLITS,
+    STORED,
+    TODO,
+    Column,
+    Output,
+    checksum_name,
+    get_array,
+    read_whole,
+    unseal,
+)
+from onceclip.stores.table import Table
 from onceclip.stores.text import TextSet
-from onceclip.stores.values import read_rows
+from onceclip.stores.values import fast_reads, faster_elsewhere, read_column, read_rows
 
 PIECE_ROWS = 16384
-PARTIAL = ".partial"  # ending of a file that Zarr was writing when its process was killed
-
-
-@dataclass(frozen=True)
-class Table:
-    """The columns that say what every row is; all have one entry per row, of whatever state.
-
-    key: paths relative to the root. label: (rows,) int32, position in `Store.classes`, or -1.
-    split: (rows,) int8, position in SPLITS, or -1. state: (rows,) int8. digest: (rows, 16) uint8.
-    reason: why a row is bad, else empty.
-    """
-
-    key: np.ndarray
-    label: np.ndarray
-    split: np.ndarray
-    state: np.ndarray
-    digest: np.ndarray
-    reason: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.state)
 
 
 class Store:
@@ -52,6 +42,7 @@ class Store:
 
     encoder: what made the embeddings (a dict with `name`, `fingerprint`, `dim`, ...).
     classes: names, in label order. complete: whether the extraction has finished.
+    outputs: what there is per image beside the embedding, by name.
     """
 
     def __init__(self, path: str, group: zarr.Group) -> None:
@@ -61,6 +52,8 @@ class Store:
         self.encoder: dict[str, Any] = self.attributes["encoder"]
         self.classes: tuple[str, ...] = tuple(self.attributes["classes"])
         self.complete: bool = self.attributes["complete"]
+        self.outputs = {name: Output.of(values) for name, values in self.attributes.get("outputs", {}).items()}
+        self._arrays: dict[str, zarr.Array] = {}
         self._columns: dict[str, np.ndarray] = {}
         self._flats: dict[str, FlatArray | None] = {}
 
@@ -70,35 +63,76 @@ class Store:
         return int(self.attributes["dim"])
 
     def array(self, name: str) -> zarr.Array:
-        """One of the arrays under `image/`."""
-        return get_array(self.group, f"image/{name}")
+        """One of the arrays under `image/`.
+
+        Raises KeyError if there is none.
+        """
+        if name not in self._arrays:
+            array = get_array(self.group, f"image/{name}")
+            if self.group.read_only and faster_elsewhere(array) and self.has(checksum_name(name)):
+                with fast_reads():
+                    array = get_array(self.group, f"image/{name}")
+            self._arrays[name] = array
+        return self._arrays[name]
+
+    def encoder_array(self, name: str) -> np.ndarray:
+        """One of the encoder's own arrays, such as "projection".
+
+        Raises StoreIncomplete if it was not stored.
+        """
+        try:
+            array = get_array(self.group, f"encoder/{name}")
+        except KeyError:
+            raise StoreIncomplete(f"{self.path} has no encoder/{name}: extract into a new store with the option that "
+                                  "stores it") from None
+        with damage(self.path, f"encoder/{name}"):
+            return read_whole(array)
 
     def column(self, name: str) -> np.ndarray:
-        """One of the columns of the table, read when it is first asked for; also "checksum", one per embedding.
+        """One of the columns of the table, or of the checksums of rows, read when it is first asked for.
 
         Raises StoreDamaged if a chunk of it is missing or damaged.
         """
         if name not in self._columns:
             with damage(self.path, f"image/{name}"):
-                array = self.array(name) if self._height or self.complete else None
-                if array is None:
-                    column = np.empty((0, *COLUMNS[name].shape), COLUMNS[name].dtype)
+                described = COLUMNS.get(name, COLUMNS["checksum"])
+                if not self._height and not self.complete:
+                    column = np.empty((0, *described.shape), described.dtype)
+                elif described.optional and not self.has(name):
+                    column = np.full(self._height, described.fill, object)
                 else:
-                    column = read_whole(array) if self.complete else np.asarray(array[...])
+                    array = self.array(name)
+                    column = read_column(array) if self.complete else np.asarray(array[...])
             if self.complete and name == "state" and (column == TODO).any():
                 raise StoreDamaged(f"{self.path} says that it is complete but has rows still to be encoded: take it "
                                    "from a copy, or delete it and extract again")
             self._columns[name] = column[:self._height]
         return self._columns[name]
 
+    def has(self, name: str) -> bool:
+        """Whether there is an array of a name under `image/`."""
+        with suppress(KeyError):
+            self.array(name)
+        return name in self._arrays
+
+    @property
+    def row_arrays(self) -> dict[str, Column]:
+        """What is under `image/` by name, every one with an entry per row."""
+        described = dict(COLUMNS)
+        for name, output in {"embedding": Output((self.dim,), ("dim",)), **self.outputs}.items():
+            described[name] = Column(self.attributes["dtype"], np.nan, True, output.shape, output.dimensions,
+                                     values=True)
+            described[checksum_name(name)] = COLUMNS["checksum"]
+        return described
+
     @cached_property
     def _height(self) -> int:
         """Number of rows that all columns have: while a store grows they are resized one after the other."""
-        names = [f"image/{name}" for name in (*COLUMNS, "embedding")]
-        if not self.complete and not all(name in self.group for name in names):
+        names = [name for name, described in self.row_arrays.items() if not described.optional or self.has(name)]
+        if not self.complete and not all(map(self.has, names)):
             return 0  # killed while the arrays were being made
         with damage(self.path):
-            lengths = {get_array(self.group, name).shape[0] for name in names}
+            lengths = {self.array(name).shape[0] for name in names}
         if self.complete and len(lengths) > 1:
             raise StoreDamaged(f"{self.path} says that it is complete, but its columns differ in length: take it from "
                                "a copy, or delete it and extract again")
@@ -121,12 +155,7 @@ class Store:
 
     def content_fingerprint(self) -> str:
         """The fingerprint, made anew from the columns."""
-        table = self.table
-        rows = np.flatnonzero(table.state == STORED)
-        order = rows[np.argsort(table.key[rows])]
-        entries = [[str(table.key[row]), table.digest[row].tobytes().hex(), int(table.split[row]),
-                    self.classes[table.label[row]] if table.label[row] >= 0 else None] for row in order]
-        return fingerprint({"encoder": self.encoder["fingerprint"], "rows": entries})
+        return self.table.fingerprint(self.encoder["fingerprint"], self.classes)
 
     def rows(self, split: str | None = None, labelled: bool = True) -> np.ndarray:
         """Positions of the stored rows, of one split or of all: (n,) int64.
@@ -148,22 +177,34 @@ class Store:
         """Raw embeddings of some rows (all stored ones by default), in the order given: (n, dim), stored dtype.
 
         rows: positions, or a mask over all rows.
-        name: "embedding", or "view" for (n, views, dim).
-        Raises StoreDamaged if bytes are missing, do not match their checksum, or are not finite.
+        name: "embedding", or one of the outputs, such as "view" for (n, views, dim).
+        Raises StoreIncomplete if there is no such output, StoreDamaged if bytes are missing, do not match their
+        checksum, or are not finite.
         """
+        if not self.has(name):
+            raise StoreIncomplete(f"{self.path} has no image/{name} (there are: embedding"
+                                  f"{''.join(f', {each}' for each in self.outputs)}): extract into a new store with "
+                                  "the option that stores it")
         array, rows = self.array(name), self.rows(labelled=False) if rows is None else np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         with damage(self.path, f"image/{name}"):
-            checksums = (lambda: self.column("checksum")) if name == "embedding" else None
-            result = read_rows(array, self._flat(name), rows, checksums)
-        # A chunk that is missing where Zarr reads it gives rows of fill values: NaN from the first number on.
-        first: Any = (slice(None), *(0,) * (result.ndim - 1))
-        absent = (self.column("state")[rows] != STORED) | ~np.isfinite(result[first])
-        if absent.any():
-            row = rows[np.argmax(absent)]
+            column = checksum_name(name)
+            checksums = (lambda: self.column(column)) if self.has(column) else None
+            result, whole = read_rows(array, self._flat(name), rows, checksums)
+        stored = self.column("state")[rows] == STORED
+        if not whole or not stored.all():
+            row = rows[np.argmin(stored & np.isfinite(result.reshape(len(rows), -1)[:, 0]))]
             raise StoreDamaged(f"{self.path}: image/{name} has no values for row {row} ({self.column('key')[row]}): "
                                f"bad images have none; for others, `onceclip verify {self.path}` says more")
         return result
+
+    def checksums(self, name: str, where: slice) -> np.ndarray:
+        """CRC-32C of consecutive rows of the embeddings or of an output: (rows,) uint32."""
+        column = checksum_name(name)
+        if self.has(column):
+            return self.column(column)[where]
+        with damage(self.path, f"image/{name}"):
+            return row_checksums(np.asarray(self.array(name)[where]))
 
     def _flat(self, name: str) -> FlatArray | None:
         if name not in self._flats:
@@ -185,7 +226,7 @@ class Store:
     @property
     def has_views(self) -> bool:
         """Whether augmented versions of the images are stored."""
-        return "image/view" in self.group
+        return self.has("view")
 
     @property
     def texts(self) -> list[str]:
@@ -215,8 +256,12 @@ class Store:
         """Raise StoreIncomplete if rows are still to be encoded."""
         if not self.complete:
             missing = int((self.column("state") == TODO).sum())
-            remedy = ("delete it and run `onceclip import` again" if self.encoder.get("imported") else
-                      "run the same `onceclip extract` command again to finish it")
+            if self.attributes.get("compaction"):
+                remedy = "run the same `onceclip compact` command again to finish it, or delete it"
+            elif self.encoder.get("imported"):
+                remedy = "run the same `onceclip import` command again to finish it"
+            else:
+                remedy = "run the same `onceclip extract` command again to finish it"
             raise StoreIncomplete(f"{self.path} is unfinished ({missing} of {self._height} images are still to be "
                                   f"stored): {remedy}")
 
@@ -243,48 +288,3 @@ def open_store(path: str) -> Store:
             raise StoreError(f"{path} has schema {attributes['schema']}, this version reads up to {SCHEMA}: "
                              "install a newer onceclip")
         return Store(str(path), group)
-
-
-def looks_like_store(path: str) -> bool:
-    """Whether a path is a Zarr group or a URL rather than images; says nothing about its soundness."""
-    return is_remote(path) or os.path.isfile(os.path.join(local_path(path), "zarr.json"))
-
-
-def occupied(path: str) -> bool:
-    """Whether anything but an empty folder stands at a path or URL."""
-    if is_remote(path):
-        return holds_anything(path)
-    path = local_path(path)
-    if os.path.isdir(path):
-        return any(not name.endswith(PARTIAL) for name in os.listdir(path))
-    return os.path.lexists(path)
-
-
-def open_group(path: str, mode: Any = "r") -> zarr.Group:
-    """Open the Zarr group at a path or URL.
-
-    Raises NotAStore if there is none, StoreError if its storage cannot be reached.
-    """
-    path = str(path)
-    try:
-        if is_remote(path):
-            return open_remote(path, mode)
-        return zarr.open_group(local_path(path), mode=mode, zarr_format=3)
-    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, ContainsArrayError) as error:
-        raise NotAStore(f"{path} is not a store (no Zarr group there): make one with `onceclip extract FOLDER "
-                        f"{path} --model NAME` or give the path of one") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreDamaged(f"{path} has a zarr.json that cannot be read ({error}): the store is damaged; take it from "
-                           "a copy, or delete it and extract again") from error
-
-
-@contextmanager
-def damage(path: str, where: str = "image") -> Iterator[None]:
-    """Turn what Zarr raises for bad bytes into StoreDamaged."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:
-        raise StoreDamaged(f"{path}: {where} cannot be read ({error}): the store is damaged; take it from a copy, or "
-                           "delete it and extract again") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import zarr
@@ -16,6 +17,8 @@ ATTRIBUTE = "onceclip"
 KIND = "features"
 UNIT_ROWS = 4096
 TABLE_ROWS = 65536  # rows per chunk of the columns that are always read whole
+CHUNK_BYTES = 8 << 20  # of embeddings and outputs, at most
+SHARD_BYTES = 512 << 20
 
 TODO, STORED, BAD, REMOVED = -1, 0, 1, 2
 SPLITS = ("train", "val", "test")
@@ -24,16 +27,22 @@ NO_SPLIT = NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Column:
-    """One array with a row per image: its type, its fill value ("not there") and its further dimensions."""
+    """One array with a row per image: its type, its fill value ("not there") and its further dimensions.
+
+    values: whether it is what the encoder gave, an embedding or another output. optional: older stores have none.
+    """
 
     dtype: str
     fill: Any
     per_unit: bool
     shape: tuple[int, ...] = ()
     dimensions: tuple[str, ...] = ()
+    values: bool = False
+    optional: bool = False
 
 
 COLUMNS = {
+    "group": Column("str", "", per_unit=False, optional=True),
     "key": Column("str", "", per_unit=False),
     "label": Column("int32", NO_LABEL, per_unit=False),
     "split": Column("int8", NO_SPLIT, per_unit=False),
@@ -44,16 +53,63 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class Output:
+    """One more array of the encoder's per image beside the embedding: augmented views, patch tokens, ...
+
+    shape: of one row. dimensions: the names of its axes. spec: JSON values that say what it is.
+    """
+
+    shape: tuple[int, ...]
+    dimensions: tuple[str, ...]
+    spec: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The output that `as_json` described."""
+        return cls(tuple(values["shape"]), tuple(values["dimensions"]), dict(values["spec"]))
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, as the store's attributes keep them."""
+        return {**asdict(self), "shape": list(self.shape), "dimensions": list(self.dimensions)}
+
+
+def heights(described: Column, unit_rows: int, chunk_rows: int | None) -> tuple[int, int | None]:
+    """Rows per chunk and per shard (None without shards) of an array that has a row per image.
+
+    A unit is as many of them as it takes for chunks small enough to be read for a few rows.
+    chunk_rows: at most in a chunk, of a store with shards.
+    """
+    if not described.per_unit:
+        return TABLE_ROWS, None
+    if not described.values:
+        return unit_rows, None
+    row_bytes = int(np.prod(described.shape)) * np.dtype(described.dtype).itemsize
+    chunk, shard = chunk_rows or unit_rows, unit_rows
+    while chunk % 2 == 0 and chunk * row_bytes > CHUNK_BYTES:
+        chunk //= 2
+    while shard % (2 * chunk) == 0 and shard * row_bytes > SHARD_BYTES:
+        shard //= 2
+    return chunk, shard if chunk_rows else None
+
+
+def checksum_name(name: str) -> str:
+    """Name of the column that holds the CRC-32C of every row of an array under `image/`."""
+    return "checksum" if name == "embedding" else f"{name}_checksum"
+
+
 def create_array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str,
-                 fill: Any, dimensions: tuple[str, ...]) -> zarr.Array:
+                 fill: Any, dimensions: tuple[str, ...], attributes: dict[str, Any] | None = None,
+                 shards: tuple[int, ...] | None = None) -> zarr.Array:
     """Create an array without compression, with a CRC-32C behind every chunk and named dimensions.
 
     Embeddings hardly compress, and plain chunks can be read like a flat file.
     """
     serializer = VLenUTF8Codec() if dtype == "str" else BytesCodec()
-    return group.create_array(name, shape=shape, chunks=tuple(max(1, size) for size in chunks), dtype=dtype,
-                              fill_value=fill, filters=None, serializer=serializer, compressors=[Crc32cCodec()],
-                              dimension_names=dimensions, overwrite=True,
+    return group.create_array(name, shape=shape, chunks=tuple(max(1, size) for size in chunks), shards=shards,
+                              dtype=dtype, fill_value=fill, filters=None, serializer=serializer,
+                              compressors=[Crc32cCodec()], dimension_names=dimensions, overwrite=True,
+                              attributes=attributes,
                               # Chunks of nothing but the fill value are written too: a missing one is then damage.
                               config={"write_empty_chunks": True})
 

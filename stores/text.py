@@ -55,7 +55,8 @@ class TextSet:
         missing = [name for name in names if name not in place]
         if missing:
             raise StoreMismatch(f"the text set has no prompts for {_listing(missing)}; it has "
-                                f"{_listing(self.classes)}: run `onceclip extract` again to embed those of all classes")
+                                f"{_listing(self.classes)}: embed those of all classes with `onceclip text` or by "
+                                "`onceclip extract` once more")
         pieces = [np.arange(self.class_ptr[place[name]], self.class_ptr[place[name] + 1]) for name in names]
         rows = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
         pointer = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces], dtype=np.int64)]).astype(np.int64)

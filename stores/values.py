@@ -3,61 +3,136 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore
 
-from onceclip.stores.flat import FlatArray
+from onceclip.stores.flat import FlatArray, row_checksums
+from onceclip.stores.schema import read_whole
 
-Piece = tuple[int, np.ndarray, np.ndarray]  # a chunk, its rows that are asked for, their places in the result
 _WHOLE = 0.25  # share of a chunk's rows from which reading all of it is faster than row by row
 
 
-def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
-              checksums: Callable[[], np.ndarray] | None = None) -> np.ndarray:
-    """Read rows of an array (all, ...) in the order given: (n, ...).
+Run = tuple[int, int, int]  # a chunk, and which of the rows in rising order lie in it: from, to
 
-    Where chunks are flat files, whole chunks are read straight into place and few rows of a chunk one by one, each
-    against its own checksum; elsewhere Zarr reads whole chunks.
+
+def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
+              checksums: Callable[[], np.ndarray] | None = None) -> tuple[np.ndarray, bool]:
+    """Read rows of an array (all, ...) in the order given: (n, ...), and whether all of them have values.
+
+    Where chunks lie plainly in files, whole chunks are read straight into place and few rows of a chunk one by one,
+    each against its own checksum; elsewhere Zarr reads whole chunks. A row has no value if its first number is NaN, as
+    in a chunk that is missing where Zarr reads it.
     flat: the array's flat view, or None if it has none.
-    checksums: gives the CRC-32C of every row (all,), asked for only if rows are read one by one; None if there are
-        none, so that only whole chunks can be checked.
+    checksums: gives the CRC-32C of every row (all,), asked for only if needed; None if there are none, so that only
+        whole chunks can be checked.
     Raises what reading damaged or missing bytes raises, ValueError and OSError among them.
     """
-    height = array.chunks[0]
-    result = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    height, total = array.chunks[0], array.shape[0]
     rising = bool((rows[1:] > rows[:-1]).all())
-    order = np.arange(len(rows)) if rising else np.argsort(rows, kind="stable")
-    few: list[Piece] = []
-    many: list[Piece] = []
-    for unit, places in _runs(rows[order] // height, order):
-        piece = (unit, rows[places] - unit * height, places)
-        sparse = flat is not None and checksums is not None and len(places) < _WHOLE * height
-        (few if sparse else many).append(piece)
+    order = None if rising else np.argsort(rows, kind="stable")
+    sorted_rows = rows if order is None else rows[order]
+    runs = _runs(sorted_rows, height)
+    result = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    first = result.reshape(len(rows), -1)[:, 0] if result.size else np.zeros(len(rows))
 
-    def one(piece: Piece) -> None:
-        unit, local, places = piece
-        if flat is None:
-            result[places] = np.asarray(array[unit * height:(unit + 1) * height])[local]
-        elif rising and len(local) == height:
-            flat.chunk(unit, result[places[0]:places[-1] + 1])
+    def one(run: Run) -> bool:
+        chunk, low, high = run
+        places = slice(low, high) if order is None else order[low:high]
+        if flat is not None and rising and high - low == height:
+            flat.chunk(chunk, result[places])
         else:
-            result[places] = flat.chunk(unit)[local]
+            values = np.asarray(array[chunk * height:(chunk + 1) * height]) if flat is None else flat.chunk(chunk)
+            values = values[sorted_rows[low:high] - chunk * height]
+            if flat is None and checksums is not None:
+                _check(values, checksums()[sorted_rows[low:high]])  # a pipeline may pass over the chunk's
+            result[places] = values
+        return bool(np.isfinite(first[places]).all())
 
-    if flat is not None and checksums is not None and few:
-        flat.gather(few, result, checksums()[rows])
-    if many:
+    whole = True
+    if flat is not None and checksums is not None:
+        few = [run for run in runs if run[2] - run[1] < _WHOLE * min(height, total - run[0] * height)]
+        if few:
+            whole = _gather(few, flat, sorted_rows, order, result, checksums())
+            runs = [] if len(few) == len(runs) else sorted({*runs} - {*few})
+    if len(runs) == 1:
+        return result, one(runs[0]) and whole
+    if runs:
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-            for _ in pool.map(one, many):
-                pass
+            whole = all(list(pool.map(one, runs))) and whole
+    return result, whole
+
+
+def faster_elsewhere(array: zarr.Array) -> bool:
+    """Whether values on a local disk are laid out so that zarrs, where it is installed, reads them fastest."""
+    return (isinstance(array.store, LocalStore) and np.dtype(array.dtype).kind == "f" and bool(array.size)
+            and FlatArray.of(array) is None and find_spec("zarrs") is not None)
+
+
+def fast_reads() -> AbstractContextManager[object]:
+    """Have arrays that are opened in this context read by zarrs.
+
+    Not for writing, as it writes files in place, nor for rows without checksums, as it checks only chunks that it
+    reads whole.
+    """
+    return zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+
+
+def read_column(array: zarr.Array) -> np.ndarray:
+    """Read all of a column, by its files where that is possible.
+
+    Raises what reading damaged or missing chunks raises, ValueError and OSError among them.
+    """
+    flat = FlatArray.of(array)
+    if flat is None:
+        return read_whole(array)
+    result = np.empty(array.shape, array.dtype)
+    for number in range(-(-len(result) // flat.height)):
+        place = result[number * flat.height:(number + 1) * flat.height]
+        if len(place) == flat.height:
+            flat.chunk(number, place)
+        else:
+            place[...] = flat.chunk(number)[:len(place)]
     return result
 
 
-def _runs(unit: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Group positions (`order`) by their unit; both arrays are sorted by unit."""
-    edges = np.flatnonzero(np.diff(unit)) + 1
-    for members, first in zip(np.split(order, edges), np.split(unit, edges), strict=True):
-        if len(members):
-            yield int(first[0]), members
+def _runs(rows: np.ndarray, height: int) -> list[Run]:
+    """Group rows in rising order by their chunk."""
+    if not len(rows):
+        return []
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    if stop - start == len(rows) and (rows[1:] > rows[:-1]).all():
+        chunks: list[int] = list(range(start // height, (stop - 1) // height + 1))
+        edges = [0, *(chunk * height - start for chunk in chunks[1:]), len(rows)]
+    else:
+        chunk = rows // height
+        edges = [0, *(np.flatnonzero(chunk[1:] != chunk[:-1]) + 1).tolist(), len(rows)]
+        chunks = chunk[edges[:-1]].tolist()
+    return list(zip(chunks, edges[:-1], edges[1:], strict=True))
+
+
+def _gather(runs: list[Run], flat: FlatArray, rows: np.ndarray, order: np.ndarray | None, result: np.ndarray,
+            checksums: np.ndarray) -> bool:
+    """Read single rows into their places of `result` (n, ...), each against its checksum; gives if all have values."""
+    plain = result.reshape(len(result), -1).view(np.uint8)
+    items, local = plain.view(f"V{flat.row_bytes}")[:, 0], rows % flat.height
+    for chunk, low, high in runs:
+        items[slice(low, high) if order is None else order[low:high]] = flat.rows(chunk)[local[low:high]]
+    if sum(high - low for _, low, high in runs) < len(rows):
+        taken = np.concatenate([np.arange(low, high) for _, low, high in runs])
+        rows, plain = rows[taken], plain[taken if order is None else order[taken]]
+    elif order is not None:
+        plain = plain[order]
+    _check(plain, checksums[rows])
+    return bool(np.isfinite(plain.view(flat.dtype)[:, 0]).all())
+
+
+def _check(values: np.ndarray, expected: np.ndarray) -> None:
+    wrong = int((row_checksums(values) != expected).sum())
+    if wrong:
+        raise ValueError(f"the checksums of {wrong} rows do not match")

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 
 from onceclip.stores.errors import StoreError
 from onceclip.stores.fingerprint import DIGEST_BYTES
-from onceclip.stores.flat import row_checksums
+from onceclip.stores.flat import FlatArray, row_checksums
 from onceclip.stores.lock import write_lock
-from onceclip.stores.reader import Store, damage, open_store
-from onceclip.stores.schema import COLUMNS, SPLITS, STORED, TODO
+from onceclip.stores.place import damage
+from onceclip.stores.reader import Store, open_store
+from onceclip.stores.schema import STORED, TODO, checksum_name
+from onceclip.stores.soundness import Problem, equal_content, finite_rows, row_faults, text_faults
 from onceclip.stores.writer import StoreWriter
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One fault.
-
-    where: array and chunk, or the rows' keys. what: the fault. unit: the unit that it spoils, or None.
-    unfinished: whether the next extraction mends it as it is.
-    """
-
-    where: str
-    what: str
-    unit: int | None = None
-    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,32 +38,45 @@ class Verification:
 
 def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
            workers: int | None = None) -> Verification:
-    """Read every chunk of a store in parallel and check it against its checksum and against the others.
+    """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
 
     Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
     extraction, text sets of another encoder or without a class. Remarks: equal content in two splits.
+    progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
     Raises NotAStore if there is no store.
     """
     store = open_store(path)
     with damage(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)  # foreign files are no concern of ours
         arrays = [node for _, node in store.group.members(max_depth=None) if isinstance(node, zarr.Array)]
-    chunks = [(array, place) for array in arrays for place in product(*map(range, array.cdata_shape))]
-    faults = []
-    with ThreadPoolExecutor(workers) as pool:
-        for number, found in enumerate(pool.map(lambda chunk: _chunk(*chunk), chunks)):
-            faults += found
-            progress((number + 1) / max(len(chunks), 1))
-    lengths = {name: store.array(name).shape[0] for name in (*COLUMNS, "embedding") if f"image/{name}" in store.group}
-    missing = [name for name in (*COLUMNS, "embedding") if name not in lengths]
+    values = {f"image/{name}" for name, described in store.row_arrays.items() if described.values} | {"image/view"}
+    reads = [partial(_chunk, store, array, place) for array in arrays if array.path not in values
+             for place in product(*map(range, array.cdata_shape))]
+    faults: list[Problem] = []
+    missing = [name for name, described in store.row_arrays.items() if not described.optional and not store.has(name)]
     faults += [Problem(f"image/{name}", "is missing") for name in missing]
+    lengths = {name: store.array(name).shape[0] for name in store.row_arrays if store.has(name)}
     if len(set(lengths.values())) > 1:
         faults.append(Problem("image", f"columns differ in length: {lengths}"))
+    of_values = [array for array in arrays if array.path in values]
+    total = len(reads) + sum(-(-array.shape[0] // array.chunks[0]) for array in of_values)
+    done = 0
+    with ThreadPoolExecutor(workers) as pool:
+        def run(reads: Iterable[Callable[[], list[Problem]]]) -> Iterator[Problem]:
+            nonlocal done
+            for found in pool.map(lambda read: read(), reads):
+                done += 1
+                progress(done / total)
+                yield from found
+
+        # The columns first: what they say is what the values are held against.
+        faults += run(reads)
+        faults += run([read for array in of_values for read in _value_reads(store, array, sound=not faults)])
     remarks: list[Problem] = []
     if not faults:
-        faults += [*_rows(store), *_texts(store)]
-        remarks += _twins(store)
-    return Verification(path, len(chunks), lengths.get("state", 0), faults, remarks)
+        faults += [*row_faults(store), *text_faults(store)]
+        remarks += equal_content(store)
+    return Verification(path, total, lengths.get("state", 0), faults, remarks)
 
 
 def repair(path: str, found: Verification) -> int:
@@ -98,20 +99,19 @@ def repair(path: str, found: Verification) -> int:
         for unit in units:
             size = min(writer.unit_rows, store.array("state").shape[0] - unit * writer.unit_rows)
             writer.commit(unit, np.full((size, store.dim), np.nan), np.zeros((size, DIGEST_BYTES), np.uint8),
-                          np.full(size, "", object), np.full(size, TODO, np.int8))
+                          np.full(size, "", object), np.full(size, TODO, np.int8),
+                          {name: np.full((size, *output.shape), np.nan) for name, output in store.outputs.items()})
     return len(units)
 
 
-def _chunk(array: zarr.Array, place: tuple[int, ...]) -> list[Problem]:
+def _chunk(store: Store, array: zarr.Array, place: tuple[int, ...]) -> list[Problem]:
     """Read one chunk. An array that is written per unit names the unit."""
     name = array.path
-    column = COLUMNS.get(name.removeprefix("image/"))
-    per_unit = name == "image/embedding" or (column is not None and column.per_unit)
-    unit = place[0] if per_unit else None
+    column = store.row_arrays.get(name.removeprefix("image/"))
+    unit = place[0] * array.chunks[0] // store.attributes["unit_rows"] if column and column.per_unit else None
     where = f"{name}, chunk {'/'.join(map(str, place))}" if place else name
     try:
-        key = array.metadata.encode_chunk_key(place)
-        if not _exists(array, key):
+        if not _exists(array, place):
             return [Problem(where, "is missing", unit)]
         array.blocks[place] if place else array[...]
     except StoreError:
@@ -121,56 +121,49 @@ def _chunk(array: zarr.Array, place: tuple[int, ...]) -> list[Problem]:
     return []
 
 
-def _exists(array: zarr.Array, key: str) -> bool:
-    from zarr.core.sync import sync
-
-    return sync((array.store_path / key).exists())
+def _exists(array: zarr.Array, place: tuple[int, ...]) -> bool:
+    return bool(sync((array.store_path / array.metadata.encode_chunk_key(place)).exists()))
 
 
-def _rows(store: Store) -> Iterator[Problem]:
-    """Whether states, keys, labels and values agree."""
-    table, embedding, height = store.table, store.array("embedding"), store.attributes["unit_rows"]
-    todo = int((table.state == TODO).sum())
-    if todo or not store.complete:
-        yield Problem("image/state", f"the extraction is unfinished, {todo} of {len(table)} images are to be done",
-                      unfinished=True)
-    stored = table.state == STORED
-    if store.complete and store.content_fingerprint() != store.fingerprint:
-        yield Problem("image", "does not have the content that the store's fingerprint says")
-    keys = table.key[stored]
-    if len(set(keys)) != len(keys):
-        yield Problem("image/key", f"{len(keys) - len(set(keys))} stored rows have the key of another")
-    if (table.label >= len(store.classes)).any():
-        yield Problem("image/label", "names a class that the store does not have")
-    for unit in range(-(-len(table) // height)):
-        rows = slice(unit * height, (unit + 1) * height)
-        values = np.asarray(embedding[rows])
-        empty = stored[rows] & ~np.isfinite(values).all(axis=1)
-        if not np.array_equal(row_checksums(values)[stored[rows]], store.column("checksum")[rows][stored[rows]]):
-            yield Problem(f"image/checksum, unit {unit}", "does not match the embeddings", unit)
-        if empty.any():
-            what = f"{int(empty.sum())} stored rows have no finite values"
-            yield Problem(f"image/embedding, unit {unit}", what, unit)
+def _value_reads(store: Store, array: zarr.Array, sound: bool) -> list[Callable[[], list[Problem]]]:
+    """What reads each chunk of embeddings or of another output, and checks its rows where the columns are sound."""
+    name, flat = array.path.removeprefix("image/"), FlatArray.of(array)
+    columns = None
+    if sound:
+        checksums = store.column(checksum_name(name)) if store.has(checksum_name(name)) else None
+        columns = store.column("state") == STORED, checksums
+    return [partial(_values, store, array, flat, number, columns)
+            for number in range(-(-array.shape[0] // array.chunks[0]))]
 
 
-def _texts(store: Store) -> Iterator[Problem]:
-    for name in store.texts:
-        try:
-            text = store.text(name).of_classes(store.classes)
-        except StoreError as error:
-            yield Problem(f"text/{name}", str(error))
-            continue
-        if not np.isfinite(text.embedding).all():
-            yield Problem(f"text/{name}", "holds values that are not finite")
-
-
-def _twins(store: Store) -> Iterator[Problem]:
-    """Equal content in two splits: draws leave such rows out, but a user should know."""
-    table = store.table
-    places: dict[bytes, dict[int, Any]] = defaultdict(dict)
-    for row in np.flatnonzero((table.state == STORED) & (table.split >= 0)):
-        places[bytes(table.digest[row])].setdefault(int(table.split[row]), table.key[row])
-    for splits in places.values():
-        if len(splits) > 1:
-            named = " and ".join(f"{key} ({SPLITS[split]})" for split, key in sorted(splits.items()))
-            yield Problem(named, "are the same picture in different splits")
+def _values(store: Store, array: zarr.Array, flat: FlatArray | None, number: int,
+            columns: tuple[np.ndarray, np.ndarray | None] | None) -> list[Problem]:
+    name, height = array.path, array.chunks[0]
+    rows = slice(number * height, min((number + 1) * height, array.shape[0]))
+    unit = rows.start // store.attributes["unit_rows"]
+    where = f"{name}, chunk {number}{'/0' * (array.ndim - 1)}"
+    try:
+        if flat:
+            values = flat.chunk(number)[:rows.stop - rows.start]
+        elif not _exists(array, (number * height // (array.shards or array.chunks)[0],) + (0,) * (array.ndim - 1)):
+            raise FileNotFoundError
+        else:
+            values = np.asarray(array[rows])
+    except StoreError:
+        raise
+    except FileNotFoundError:
+        return [Problem(where, "is missing", unit)]
+    except Exception as error:
+        return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
+    if columns is None:
+        return []
+    stored, checksums = columns[0][rows], columns[1]
+    faults = []
+    if checksums is not None and (row_checksums(values) != checksums[rows])[stored].any():
+        faults.append(Problem(where, f"does not match image/{checksum_name(name.removeprefix('image/'))}", unit))
+    finite = finite_rows(values)
+    # Other outputs may be missing for some rows, but not be there in part.
+    needed = stored if name == "image/embedding" else stored & np.isfinite(values.reshape(len(values), -1)[:, 0])
+    if (needed & ~finite).any():
+        faults.append(Problem(where, f"{int((needed & ~finite).sum())} stored rows have no finite values", unit))
+    return faults

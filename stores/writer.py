@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
 import zarr
 
-from onceclip.stores.errors import StoreError, StoreMismatch
+from onceclip.stores.errors import StoreDamaged, StoreError, StoreMismatch
 from onceclip.stores.flat import row_checksums
-from onceclip.stores.reader import PARTIAL, Store, Table, damage, occupied, open_group, open_store
+from onceclip.stores.place import PARTIAL, damage, occupied, open_group
+from onceclip.stores.reader import Store, open_store
 from onceclip.stores.remote import is_remote, local_path, storage
 from onceclip.stores.schema import (
     ATTRIBUTE,
@@ -20,11 +25,18 @@ from onceclip.stores.schema import (
     TABLE_ROWS,
     TODO,
     UNIT_ROWS,
+    Output,
+    checksum_name,
     create_array,
+    heights,
     put_array,
     seal,
 )
+from onceclip.stores.shards import copy_rows, put_rows
+from onceclip.stores.table import Table
 from onceclip.stores.text import TextSet
+
+_NAME = re.compile("[a-z][a-z0-9_]*")
 
 
 class StoreWriter:
@@ -34,23 +46,35 @@ class StoreWriter:
     states, and every write replaces a whole chunk.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, units: Collection[int] | None = None) -> None:
         self.store = store
         self.group = store.group
         self.unit_rows: int = store.attributes["unit_rows"]
+        self.units = units
+        self._busy: set[int] = set()
+        self._lock = Lock()
 
     @classmethod
     def create(cls, path: str, encoder: dict[str, Any], dim: int, dtype: str = "float16",
-               unit_rows: int = UNIT_ROWS) -> Self:
+               unit_rows: int = UNIT_ROWS, outputs: Mapping[str, Output] = {}, **attributes: Any) -> Self:
         """Make an empty store.
 
-        encoder: JSON values with `name` and `fingerprint`. dtype: of the stored embeddings.
+        encoder: JSON values with `name` and `fingerprint`. dtype: of the stored embeddings and outputs.
+        outputs: what there is to be per image beside the embedding. attributes: further ones; `chunk_rows` makes every
+        unit shards of chunks of at most that many rows.
         Raises StoreError if something is there already.
         """
+        taken = {*COLUMNS, "embedding"}
+        for name in outputs:
+            if not _NAME.fullmatch(name) or name in taken or name.endswith("_checksum"):
+                raise StoreError(f"{path}: an output cannot be called {name!r}: give it a name of small letters that "
+                                 "no column has")
         if occupied(path):
             raise StoreError(f"{path} exists already: give another path, or delete it first")
-        attributes = {"schema": SCHEMA, "kind": KIND, "encoder": encoder, "classes": [], "complete": False,
-                      "unit_rows": unit_rows, "dim": dim, "dtype": dtype, "texts": {}}
+        attributes |= {"schema": SCHEMA, "kind": KIND, "encoder": encoder, "classes": [], "complete": False,
+                       "unit_rows": unit_rows, "dim": dim, "dtype": dtype, "texts": {}}
+        if outputs:
+            attributes["outputs"] = {name: output.as_json() for name, output in outputs.items()}
         # The description goes with the group in one write, so that a store killed right here can be gone on with.
         group = zarr.create_group(storage(str(path), read_only=False), zarr_format=3,
                                   attributes={ATTRIBUTE: seal(attributes)})
@@ -58,26 +82,27 @@ class StoreWriter:
 
     def _with_arrays(self) -> Self:
         """Create the arrays that are not there yet, after a process that was killed while it made them."""
-        attributes, group = self.store.attributes, self.group
-        dim, unit_rows = attributes["dim"], attributes["unit_rows"]
-        for name, column in COLUMNS.items():
-            if f"image/{name}" not in group:
-                height = unit_rows if column.per_unit else TABLE_ROWS
-                create_array(group, f"image/{name}", (0, *column.shape), (height, *column.shape), column.dtype,
-                             column.fill, ("image", *column.dimensions))
-        if "image/embedding" not in group:
-            create_array(group, "image/embedding", (0, dim), (unit_rows, dim), attributes["dtype"], np.nan,
-                         ("image", "dim"))
+        store, new = self.store, not self.store.has("state")
+        for name, described in store.row_arrays.items():
+            if store.has(name) or (described.optional and not new):
+                continue
+            height, shard = heights(described, self.unit_rows, store.attributes.get("chunk_rows"))
+            create_array(self.group, f"image/{name}", (0, *described.shape), (height, *described.shape),
+                         described.dtype, described.fill, ("image", *described.dimensions),
+                         {"spec": store.outputs[name].spec} if name in store.outputs else None,
+                         (shard, *described.shape) if shard else None)
         for name in ("logit_scale", "logit_bias"):
-            value = attributes["encoder"].get(name)
-            if value is not None and not self.store.complete:
-                put_array(group, f"encoder/{name}", np.array(value, np.float64), np.nan, ())
+            value = store.encoder.get(name)
+            if value is not None and not store.complete:
+                self.put_encoder(name, np.array(value, np.float64), ())
         return self
 
     @classmethod
-    def open(cls, path: str, encoder: dict[str, Any]) -> Self:
+    def open(cls, path: str, encoder: dict[str, Any], units: Collection[int] | None = None) -> Self:
         """Open a store to go on with it.
 
+        units: the only ones that this writer may commit; others may then write the rest at the same time. None for
+        all, and for whatever else changes a store.
         Raises StoreMismatch if another encoder made it.
         """
         store = open_store(path)
@@ -88,6 +113,8 @@ class StoreWriter:
             raise StoreMismatch(f"{path} was made by encoder {mine['name']} ({mine['fingerprint']}), not by "
                                 f"{encoder['name']} ({encoder['fingerprint']}); they differ in {', '.join(differing)}: "
                                 "extract into another store, or name the encoder that made this one")
+        if units is not None:
+            return cls(Store(store.path, open_group(path, mode="r+")), frozenset(units))
         if not is_remote(path):
             for leftover in Path(local_path(path)).rglob(f"*{PARTIAL}"):
                 leftover.unlink(missing_ok=True)
@@ -100,52 +127,109 @@ class StoreWriter:
         about to change still counts as stored.
         """
         self.update(classes=classes, complete=False)
+        per_unit = [name for name, described in self.store.row_arrays.items() if described.per_unit]
         self._resize("state", len(table))
         self.store.array("state")[...] = table.state
-        self._resize("embedding", len(table))
-        self._resize("checksum", len(table))
-        for name in ("key", "label", "split", "digest", "reason"):
+        for name in sorted({*per_unit} - {"state"}):
             self._resize(name, len(table))
-            self.store.array(name)[...] = getattr(table, name)
+        if table.group.any() and not self.store.has("group"):
+            # A store from before there were groups; with its rows from the start, so that it never seems shorter.
+            column = COLUMNS["group"]
+            create_array(self.group, "image/group", (len(table),), (TABLE_ROWS,), column.dtype, column.fill, ("image",))
+        for name in Table.__dataclass_fields__:
+            if name != "state" and self.store.has(name):
+                self._resize(name, len(table))
+                self.store.array(name)[...] = getattr(table, name)
 
     def _resize(self, name: str, rows: int) -> None:
         array = self.store.array(name)
         if array.shape[0] != rows:
             array.resize((rows, *array.shape[1:]))
 
-    def _where(self, number: int, array: zarr.Array) -> slice:
-        return slice(number * self.unit_rows, min((number + 1) * self.unit_rows, array.shape[0]))
+    def _where(self, number: int) -> slice:
+        rows = self.store.array("embedding").shape[0]
+        if not 0 <= number * self.unit_rows < rows:
+            raise StoreError(f"{self.store.path} has no unit {number}: its {rows} rows are units of {self.unit_rows}")
+        return slice(number * self.unit_rows, min((number + 1) * self.unit_rows, rows))
 
-    def unit(self, number: int) -> tuple[slice, np.ndarray]:
-        """The rows of a unit, and their present embeddings (NaN where there are none)."""
-        array = self.store.array("embedding")
-        where = self._where(number, array)
-        with damage(self.store.path, f"image/embedding, unit {number}"):
-            return where, np.asarray(array[where])
+    def unit(self, number: int) -> tuple[slice, np.ndarray, dict[str, np.ndarray]]:
+        """The rows of a unit, their present embeddings and their present outputs (NaN where there are none)."""
+        where = self._where(number)
 
-    def commit(self, number: int, embedding: np.ndarray, digest: np.ndarray, reason: np.ndarray,
-               state: np.ndarray) -> None:
+        def read(name: str) -> np.ndarray:
+            with damage(self.store.path, f"image/{name}, unit {number}"):
+                return np.asarray(self.store.array(name)[where])
+
+        return where, read("embedding"), {name: read(name) for name in self.store.outputs}
+
+    def commit(self, number: int, embedding: np.ndarray, digest: np.ndarray, reason: np.ndarray, state: np.ndarray,
+               outputs: Mapping[str, np.ndarray] = {}) -> None:
         """Write one whole unit.
 
         embedding: (rows of the unit, dim), NaN where the state is not STORED. digest: (rows, 16).
-        reason: (rows,) text. state: (rows,).
+        reason: (rows,) text. state: (rows,). outputs: all that the store has, (rows, ...) each, NaN where a row has
+        no value.
+        Raises StoreError if the unit is not whole, not this writer's, or being written by another thread.
         """
-        array = self.store.array("embedding")
-        where = self._where(number, array)
-        if len(state) != where.stop - where.start:
-            raise StoreError(f"unit {number} has {where.stop - where.start} rows, {len(state)} were given")
-        values = np.asarray(embedding, array.dtype)
-        array[where] = values
-        self.store.array("checksum")[where] = row_checksums(values)
-        self.store.array("digest")[where] = digest
-        self.store.array("reason")[where] = reason
-        self.store.array("state")[where] = state
+        where = self._where(number)
+        if set(outputs) != set(self.store.outputs):
+            raise StoreError(f"unit {number} was given outputs {', '.join(outputs) or 'none'}; the store has "
+                             f"{', '.join(self.store.outputs) or 'none'}")
+        values = {"embedding": embedding, **outputs}
+        shapes = {name: (where.stop - where.start, *self.store.row_arrays[name].shape) for name in values}
+        for name, given in (*values.items(), ("state", state), ("digest", digest), ("reason", reason)):
+            expected = shapes.get(name, shapes["embedding"][:1])
+            if np.shape(given)[:len(expected)] != expected:
+                raise StoreError(f"unit {number} has {expected[0]} rows, {len(given)} were given" if
+                                 len(given) != expected[0] else
+                                 f"unit {number}: {name} has shape {np.shape(given)}, not {expected}")
+        with self._alone(number):
+            for name, given in values.items():
+                array = self.store.array(name)
+                stored = np.asarray(given, array.dtype)
+                put_rows(array, where, stored)
+                put_rows(self.store.array(checksum_name(name)), where, row_checksums(stored))
+            self._settle(where, digest, reason, state)
 
-    def put_views(self, views: np.ndarray) -> None:
-        """Store augmented versions of all images: (rows, views, dim), raw, NaN where a row has none."""
-        array = create_array(self.group, "image/view", views.shape, (self.unit_rows, *views.shape[1:]),
-                             str(views.dtype), np.nan, ("image", "view", "dim"))
-        array[...] = views
+    def adopt(self, number: int, source: Store) -> None:
+        """Write one unit as another store of the same rows has it; its chunks are copied as they are, once checked.
+
+        Raises StoreDamaged if they do not match their checksums.
+        """
+        where = self._where(number)
+        with self._alone(number):
+            for name in ("embedding", *self.store.outputs):
+                with damage(source.path, f"image/{name}, rows {where.start} to {where.stop - 1}"):
+                    copy_rows(source.array(name), self.store.array(name), where)
+                put_rows(self.store.array(checksum_name(name)), where, source.checksums(name, where))
+            self._settle(where, source.column("digest")[where], source.column("reason")[where],
+                         source.column("state")[where])
+
+    def _settle(self, where: slice, digest: np.ndarray, reason: np.ndarray, state: np.ndarray) -> None:
+        """What follows the values of a unit; its states make it count."""
+        for name, values in (("digest", digest), ("reason", reason), ("state", state)):
+            put_rows(self.store.array(name), where, values)
+
+    @contextmanager
+    def _alone(self, number: int) -> Iterator[None]:
+        """Have a unit for this thread."""
+        if self.units is not None and number not in self.units:
+            raise StoreError(f"unit {number} of {self.store.path} belongs to another writer: commit only what this one "
+                             "was opened for")
+        with self._lock:
+            if number in self._busy:
+                raise StoreError(f"unit {number} of {self.store.path} is being written by another thread: give every "
+                                 "unit to one")
+            self._busy.add(number)
+        try:
+            yield
+        finally:
+            self._busy.discard(number)
+
+    def put_encoder(self, name: str, values: np.ndarray, dimensions: tuple[str, ...] = ("width", "dim")) -> None:
+        """Store an array of the encoder's own, such as its projection matrix (width, dim)."""
+        self._require_all()
+        put_array(self.group, f"encoder/{name}", np.asarray(values), np.nan, dimensions)
 
     def put_text(self, name: str, text: TextSet) -> None:
         """Store a text set under a name, in place of one that has it.
@@ -157,17 +241,32 @@ class StoreWriter:
         text.write(self.group.create_group(f"text/{name}", overwrite=True))
         self.update(texts={**texts, name: {"source": text.source, "fingerprint": text.fingerprint}})
 
-    def finish(self, split: np.ndarray, **attributes: Any) -> Store:
-        """Record the splits (rows,) and declare the store complete."""
+    def finish(self, split: np.ndarray, expected: str | None = None, **attributes: Any) -> Store:
+        """Record the splits (rows,) and declare the store complete.
+
+        expected: the fingerprint that its content is to have, of a copy. attributes: further ones of the store.
+        Raises StoreError if rows are still to be encoded, StoreDamaged if the content is not what is expected.
+        """
         state = np.asarray(self.store.array("state")[...])
         if (state == TODO).any():
             raise StoreError(f"{int((state == TODO).sum())} rows are still to be encoded")
         self.store.array("split")[...] = split
         self.update(**attributes)
-        self.update(complete=True, fingerprint=self.store.content_fingerprint())
+        found = self.store.content_fingerprint()
+        if expected not in (None, found):
+            raise StoreDamaged(f"{self.store.path} has content {found} in place of {expected}: run `onceclip verify` "
+                               "on what it was copied from")
+        self.update(complete=True, fingerprint=found, compaction=None)
         return open_store(self.store.path)
 
     def update(self, **attributes: Any) -> None:
-        """Change some of the group's attributes."""
-        self.group.attrs[ATTRIBUTE] = seal({**self.store.attributes, **attributes})
+        """Change some of the group's attributes; None takes one away."""
+        self._require_all()
+        changed = {**self.store.attributes, **attributes}
+        self.group.attrs[ATTRIBUTE] = seal({name: value for name, value in changed.items() if value is not None})
         self.store = Store(self.store.path, self.group)
+
+    def _require_all(self) -> None:
+        if self.units is not None:
+            raise StoreError(f"{self.store.path} was opened to write some units only: leave the rest to one that was "
+                             "opened for all")

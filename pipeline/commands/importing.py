@@ -18,14 +18,19 @@ def import_(arrays: Path, store: str, encoder: str | None, as_json: bool) -> Non
     """Make a store from features made elsewhere.
 
     ARRAYS is an .npz file, or a folder of .npy files, with embedding (n, d), label (n,) and split (n,); optionally
-    key (n,), view (n, v, d), text (c, d) or (c, p, d), class_names (c,), logit_scale.
+    key (n,), view (n, v, d), text (c, d) or (c, p, d), class_names (c,), logit_scale. Or it is a folder that
+    clip-retrieval wrote, with img_emb/*.npy and metadata/*.parquet: classes and splits are then the folders of the
+    images. An import that was cut short is done anew by the same command.
 
     \b
-    Example:
+    Examples:
         onceclip import features.npz imagenet.zarr --encoder ViT-B-32/openai
+        onceclip import clip-retrieval-output pets.zarr --encoder ViT-B-32/openai
     """
     from onceclip.pipeline.importing import import_arrays
     from onceclip.pipeline.wording import import_lines
 
     done = import_arrays(arrays, store, encoder)
+    for remark in done["remarks"]:
+        click.echo(f"Note: {remark}", err=True)
     show(as_json, done, lambda: import_lines(done))

@@ -9,11 +9,24 @@ from onceclip.pipeline.commands.options import json_option, show
 
 @click.command()
 @click.argument("path")
+@click.option("--card", "with_card", is_flag=True, help="Also write README.md into the store, for those you share it "
+              "with; one that was changed by hand is left alone.")
 @json_option
-def info(path: str, as_json: bool) -> None:
-    """Show what a store or a saved adapter holds."""
+def info(path: str, with_card: bool, as_json: bool) -> None:
+    """Show what a store or a saved adapter holds.
+
+    \b
+    Example:
+        onceclip info pets.zarr --card
+    """
+    from onceclip.pipeline.card import card
     from onceclip.pipeline.info import info as describe
     from onceclip.pipeline.info import lines
+    from onceclip.stores.card import write_card
 
     values = describe(path)
+    if with_card:
+        if values["kind"] != "store":
+            raise click.ClickException(f"{path} is an adapter, only stores have a card: leave --card out")
+        write_card(path, card(values))
     show(as_json, values, lambda: lines(values))

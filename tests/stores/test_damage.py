@@ -56,7 +56,7 @@ def test_a_chunk_cut_short_is_an_error(store_copy: Path) -> None:
     """SciStudio#167: a crash leaves half a chunk."""
     path = chunk_files(store_copy, "image/embedding")[1]
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(StoreDamaged, match="unit 1"):
+    with pytest.raises(StoreDamaged, match="chunk 1"):
         use_everything(store_copy)
 
 

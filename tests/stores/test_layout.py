@@ -19,7 +19,7 @@ from onceclip.stores.schema import STORED
 DIMENSIONS = {
     "image/embedding": ("image", "dim"), "image/key": ("image",), "image/label": ("image",), "image/split": ("image",),
     "image/state": ("image",), "image/checksum": ("image",), "image/reason": ("image",),
-    "image/digest": ("image", "byte"),
+    "image/digest": ("image", "byte"), "image/group": ("image",),
     "text/default/embedding": ("prompt", "dim"), "text/default/class_ptr": ("class_end",),
     "text/default/template_id": ("prompt",), "text/default/prompt": ("prompt",), "encoder/logit_scale": (),
 }

@@ -81,7 +81,7 @@ def test_a_client_that_cannot_work_is_one_line(
 
 
 def test_s3fs_is_imported_for_s3_alone(process: Callable[..., Any], store_path: Path) -> None:
-    code = ("import sys; from onceclip import open_store; from onceclip.stores.reader import occupied\n"
+    code = ("import sys; from onceclip import open_store; from onceclip.stores.place import occupied\n"
             "open_store(sys.argv[1]).embeddings(); open_store('file://' + sys.argv[1]).embeddings()\n"
             "assert not occupied('memory://x.zarr'); print('s3fs' in sys.modules)")
     done = process("-c", code, store_path)

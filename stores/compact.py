@@ -1,0 +1,106 @@
+"""A copy of a store with few large files: finished chunks joined into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import zarr
+
+from onceclip.stores.errors import StoreError
+from onceclip.stores.lock import write_lock
+from onceclip.stores.place import damage, occupied
+from onceclip.stores.reader import Store, open_store
+from onceclip.stores.schema import SHARD_BYTES, TODO, Output, read_whole
+from onceclip.stores.writer import StoreWriter
+
+SHARD_ROWS = 262144
+_OWN = {"unit_rows", "chunk_rows", "complete", "fingerprint", "checksum", "texts", "outputs", "compaction"}
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What was done. units: shards of embeddings that were written now. reused: those that were there already."""
+
+    store: str
+    images: int
+    shard_rows: int
+    units: int
+    reused: int
+    bytes: int
+
+
+def compact(path: str, new: str, shard_rows: int | None = None,
+            progress: Callable[[float], None] = lambda fraction: None) -> Compaction:
+    """Copy a store and join its finished chunks into shards, each checked against its checksum on the way.
+
+    A copy that was cut short says that it is unfinished; the same call goes on with it.
+    shard_rows: rows per shard of embeddings, a multiple of the rows per chunk; None for 262,144, or fewer where rows
+        are large.
+    Raises StoreIncomplete if the store is unfinished, StoreDamaged if it is damaged, StoreError if something else
+    stands at `new`.
+    """
+    source = open_store(path)
+    source.require_complete()
+    if not source.has("embedding") or not len(source.table):
+        raise StoreError(f"{path} holds no images: there is nothing to compact")
+    outputs = dict(source.outputs)
+    if source.has("view") and "view" not in outputs:  # imported before outputs were described
+        outputs["view"] = Output(source.array("view").shape[1:], ("view", "dim"))
+    chunk_rows = int(source.attributes.get("chunk_rows", source.attributes["unit_rows"]))
+    row_bytes = sum(int(np.prod(source.array(name).shape[1:])) for name in ("embedding", *outputs))
+    row_bytes *= np.dtype(source.attributes["dtype"]).itemsize
+    unit_rows = shard_rows or _shard_rows(chunk_rows, row_bytes)
+    if unit_rows % chunk_rows:
+        raise StoreError(f"{path} has chunks of {chunk_rows} rows, which shards of {unit_rows} rows cannot hold whole: "
+                         f"give --shard-rows a multiple of {chunk_rows}")
+    made_of = {"fingerprint": source.fingerprint, "unit_rows": unit_rows, "chunk_rows": chunk_rows}
+    with write_lock(new):
+        writer = _target(source, new, made_of, outputs)
+        todo = np.unique(np.flatnonzero(writer.store.column("state") == TODO) // unit_rows)
+        for done, number in enumerate(todo.tolist()):
+            writer.adopt(number, source)
+            progress((done + 1) / len(todo))
+        for name, array in _encoder_arrays(source):
+            with damage(path, f"encoder/{name}"):
+                dimensions = getattr(array.metadata, "dimension_names", None) or ()
+                writer.put_encoder(name, read_whole(array), tuple(dimensions))
+        for name in source.texts:
+            writer.put_text(name, source.text(name))
+        others = {name: value for name, value in source.attributes.items() if name not in _OWN}
+        writer.update(**others)
+        writer.finish(source.column("split"), source.fingerprint)
+    units = -(-len(source.table) // unit_rows)
+    return Compaction(new, len(source.table), unit_rows, len(todo), units - len(todo), len(source.table) * row_bytes)
+
+
+def _shard_rows(chunk_rows: int, row_bytes: int) -> int:
+    rows = chunk_rows
+    while 2 * rows <= SHARD_ROWS and 2 * rows * row_bytes <= SHARD_BYTES:
+        rows *= 2
+    return rows
+
+
+def _target(source: Store, new: str, made_of: dict[str, Any], outputs: dict[str, Output]) -> StoreWriter:
+    """The copy, begun or gone on with; all its rows are planned, those that are not yet copied as to do."""
+    if occupied(new):
+        present = open_store(new)
+        if present.complete or present.attributes.get("compaction") != made_of:
+            raise StoreError(f"{new} exists already and is no unfinished copy of {source.path}: give another path, or "
+                             "delete it first")
+        writer = StoreWriter.open(new, source.encoder)
+    else:
+        writer = StoreWriter.create(new, source.encoder, source.dim, source.attributes["dtype"], made_of["unit_rows"],
+                                    outputs, chunk_rows=made_of["chunk_rows"], compaction=made_of)
+    before = open_store(new).column("state")
+    state = np.full(len(source.table), TODO, np.int8)
+    state[:len(before)] = before
+    writer.plan(replace(source.table, state=state), list(source.classes))
+    return writer
+
+
+def _encoder_arrays(source: Store) -> list[tuple[str, zarr.Array]]:
+    group = source.group.get("encoder")
+    return sorted(group.arrays()) if isinstance(group, zarr.Group) else []
