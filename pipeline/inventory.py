@@ -1,4 +1,4 @@
-"""What of a folder a store already has: decided by content, never by path or time."""
+"""What of a source a store already has: decided by content, never by path or time."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
         row = place[index]
         table.key[row] = record.key
         table.label[row] = number[record.label] if record.label is not None else NO_LABEL
+        table.group[row] = record.group
         if row not in kept:
             table.state[row], table.reason[row], table.digest[row] = TODO, "", 0
         if record.split is not None:
@@ -93,7 +94,7 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
             table.split[row] = NO_SPLIT  # else an image stays in its split, also when it is encoded again
     gone = np.array([row for row in range(len(old)) if row not in taken], dtype=np.int64)
     removed = int((table.state[gone] != REMOVED).sum())
-    table.state[gone], table.label[gone], table.split[gone] = REMOVED, NO_LABEL, NO_SPLIT
+    table.state[gone], table.label[gone], table.split[gone], table.group[gone] = REMOVED, NO_LABEL, NO_SPLIT, ""
     changed = any(not np.array_equal(getattr(table, name), getattr(old, name)) for name in Table.__dataclass_fields__)
     return Inventory(table, changed, {row: records[index].content for index, row in place.items()},
                      np.array(sorted(place.values()), dtype=np.int64), len(kept), moved, removed)
@@ -122,4 +123,5 @@ def _columns(old: Table, size: int) -> Table:
         state=np.concatenate([old.state, np.full(more, TODO, np.int8)]),
         digest=np.concatenate([old.digest, np.zeros((more, DIGEST_BYTES), np.uint8)]),
         reason=np.concatenate([old.reason.astype(object), text]),
+        group=np.concatenate([old.group.astype(object), text]),
     )

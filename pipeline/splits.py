@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from onceclip.stores.fingerprint import digest
 from onceclip.stores.schema import NO_SPLIT, SPLITS, STORED
@@ -15,27 +18,60 @@ METHOD = "blake2b of seed and content, largest deficit first"
 
 
 def draw_splits(label: np.ndarray, split: np.ndarray, state: np.ndarray, content: np.ndarray,
-                seed: int = SEED) -> np.ndarray:
+                group: np.ndarray | None = None, seed: int = SEED) -> np.ndarray:
     """Give every labelled stored row without a split one, so that each class keeps the shares.
 
     label, split, state: (rows,). content: (rows, 16) digests; rows of equal content go to one split.
+    group: (rows,) text; rows of one group go to one split too, empty is none.
     Rows that have a split keep it. The order within a class is a hash of seed and content, so the draw depends
     neither on paths nor on the order of rows.
     """
     result = split.copy()
-    usable = (state == STORED) & (label >= 0)
-    known = {bytes(content[row]): result[row] for row in np.flatnonzero(usable & (split != NO_SPLIT))}
-    twins: dict[bytes, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(usable & (split == NO_SPLIT)):
-        twins[bytes(content[row])].append(int(row))
-    order = sorted(twins, key=lambda each: digest(b"%d:" % seed + each))
-    counts = np.zeros((int(label.max(initial=0)) + 1, len(SPLITS)))
-    np.add.at(counts, (label[usable & (split != NO_SPLIT)], result[usable & (split != NO_SPLIT)]), 1)
-    shares = np.array([SHARES[name] for name in SPLITS])
-    for each in order:
-        rows = twins[each]
-        of_class = counts[label[rows[0]]]
-        chosen = known.get(each, np.argmax(shares * (of_class.sum() + 1) - of_class))
-        result[rows] = chosen
-        np.add.at(counts, (label[rows], chosen), 1)
+    usable = np.flatnonzero((state == STORED) & (label >= 0))
+    contents = [content[row].tobytes() for row in usable]
+    together = _together(contents, [""] * len(usable) if group is None else group[usable].tolist())
+    members: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # row, class and split of what is tied
+    names: dict[int, bytes] = {}
+    counts = [[0] * len(SPLITS) for _ in range(int(label.max(initial=0)) + 1)]
+    for row, number, given, own, each in zip(usable.tolist(), label[usable].tolist(), split[usable].tolist(), contents,
+                                             together.tolist(), strict=True):
+        members[each].append((row, number, given))
+        names[each] = min(names.get(each, own), own)
+        if given != NO_SPLIT:
+            counts[number][given] += 1
+    for each in sorted(members, key=lambda each: digest(b"%d:" % seed + names[each])):
+        known = Counter(given for _, _, given in members[each] if given != NO_SPLIT)
+        fresh = [(row, number) for row, number, given in members[each] if given == NO_SPLIT]
+        if not fresh:
+            continue
+        sizes = Counter(number for _, number in fresh)
+        chosen = min(known, key=lambda given: (-known[given], given)) if known else _neediest(counts, sizes)
+        for row, number in fresh:
+            result[row] = chosen
+            counts[number][chosen] += 1
     return result
+
+
+def _neediest(counts: Sequence[Sequence[int]], sizes: Mapping[int, int]) -> int:
+    """The split that lacks most rows of some classes, so many of each."""
+    missing = [0.0] * len(SPLITS)
+    for number, size in sorted(sizes.items()):
+        total = sum(counts[number]) + 1
+        for place, name in enumerate(SPLITS):
+            missing[place] += size * (SHARES[name] * total - counts[number][place])
+    return missing.index(max(missing))
+
+
+def _together(contents: Sequence[bytes], groups: Sequence[str]) -> np.ndarray:
+    """A number per row that rows share if equal content or groups tie them, directly or through others."""
+    count = len(contents)
+    number: dict[bytes | str, int] = {}
+    ties = [number.setdefault(each, count + len(number)) for each in contents]
+    rows = list(range(count))
+    for row, group in enumerate(groups):
+        if group:
+            rows.append(row)
+            ties.append(number.setdefault(group, count + len(number)))
+    size = count + len(number)
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, ties)), (size, size))
+    return connected_components(graph, directed=False)[1][:count]

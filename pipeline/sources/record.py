@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.errors import SourceError
 
 
 class Content(Protocol):
-    """Where the bytes of one image come from; a small value that can be sent to another process."""
+    """Where the bytes of one image come from; a small value that can be sent to another process.
+
+    It may have an attribute `reading`: "network" if it is worth reading many at once, "process" if other processes
+    cannot read it or would have to load much for it; else it is read, one by one, where it is decoded.
+    """
 
     def read(self) -> bytes:
         """The bytes of an image file.
 
         Raises BadImage if there are none.
         """
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A file on this machine's disks."""
-
-    path: Path
-
-    def read(self) -> bytes:
-        """The bytes of the file.
-
-        Raises BadImage if it cannot be read, is not a regular file, or is empty.
-        """
-        try:
-            if not stat.S_ISREG(self.path.stat().st_mode):
-                raise BadImage("not a regular file")
-            content = self.path.read_bytes()
-        except OSError as error:
-            raise BadImage(f"cannot be read ({error.strerror or error})") from error
-        if not content:
-            raise BadImage("empty file")
-        return content
 
 
 @dataclass(frozen=True)
@@ -60,10 +40,42 @@ class Record:
     group: str = ""
 
 
-def natural_order(name: str) -> list[tuple[int, int, str]]:
+@dataclass(frozen=True)
+class Listing:
+    """The images of a source, in the order of their rows, and what a user should know of them."""
+
+    records: list[Record]
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How to list a source.
+
+    root: folder or URL that the paths of a manifest or list are relative to; that of a torchvision data set.
+    every, frames: every n-th frame of a video, or n frames of it. download: whether torchvision may fetch a data set.
+    unlabelled: whether classes are left out.
+    """
+
+    root: str | None = None
+    every: int | None = None
+    frames: int | None = None
+    download: bool = False
+    unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every and self.frames:
+            raise SourceError("--every and --frames are two ways to choose the frames of a video: give one of them")
+
+
+def natural_order(name: str) -> str:
     """Sorting key that puts folder 2 before folder 10."""
-    parts = re.split(r"([0-9]+)", name)  # every second one is a number
-    return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts) if part]
+    return re.sub("[0-9]+", _number, name)
+
+
+def _number(found: re.Match[str]) -> str:
+    digits = found.group().lstrip("0")
+    return f"\0{len(digits):08x}{digits}"  # before any letter, and the longer the greater
 
 
 def class_names(records: Iterable[Record]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,49 @@ def test_equal_pictures_never_stand_on_both_sides_of_a_drawn_split(numbers: list
     found = split(np.arange(len(numbers)) % 2, contents(numbers))
     for number in set(numbers):
         assert len(set(found[np.array(numbers) == number])) == 1
+
+
+GROUPS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6), st.integers(0, 2)), min_size=1, max_size=60)
+
+
+@reproducible
+@given(GROUPS, st.randoms(use_true_random=False))
+def test_groups_and_equal_pictures_together_never_stand_on_both_sides(rows: list[tuple[int, int, int]],
+                                                                      random: Any) -> None:
+    """RemoteCLIP#13, webui#1: frames of one video were scattered over both sides."""
+    picture, group, label = (np.array(each) for each in zip(*rows, strict=True))
+    names = np.array([f"g{number}" if number else "" for number in group], object)
+
+    def splits_of(order: np.ndarray) -> np.ndarray:
+        unset = np.full(len(rows), NO_SPLIT, np.int8)
+        return draw_splits(label[order], unset, unset * 0, contents(picture.tolist())[order], names[order])
+
+    found = splits_of(np.arange(len(rows)))
+    for column in (picture, group):
+        for value in set(column) - ({0} if column is group else set()):
+            assert len(set(found[column == value])) == 1
+    order = np.array(random.sample(range(len(rows)), len(rows)))
+    np.testing.assert_array_equal(splits_of(order), found[order])
+
+
+def test_a_group_that_grows_stays_in_its_split() -> None:
+    group = np.array([f"g{number // 4}" for number in range(48)], object)
+    label, present = np.zeros(48, np.int64), np.full(48, NO_SPLIT, np.int8)
+    first = np.arange(48) % 4 < 2
+    state = np.zeros(48, np.int8)
+    present[first] = draw_splits(label[first], present[first], state[first], contents(range(48))[first], group[first])
+    found = draw_splits(label, present, state, contents(range(48)), group)
+    np.testing.assert_array_equal(found, np.repeat(found[::4], 4))
+    assert np.bincount(found[::4]).tolist() == [6, 2, 4]
+
+
+def test_groups_keep_the_shares_of_every_class_as_near_as_they_can() -> None:
+    label = np.repeat([0, 1], 200)
+    group = np.array([f"{number // 200}-{number // 5}" for number in range(400)], object)
+    found = draw_splits(label, np.full(400, NO_SPLIT, np.int8), np.zeros(400, np.int8), contents(range(400)), group)
+    for number in (0, 1):
+        counts = np.bincount(found[label == number], minlength=3)
+        assert all(abs(count - share * 200) <= 5 for count, share in zip(counts, SHARES.values(), strict=True))
 
 
 def test_bad_and_unlabelled_rows_get_no_split() -> None:

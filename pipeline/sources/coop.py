@@ -1,0 +1,54 @@
+"""CoOp's split files, `split_zhou_*.json`: images, class numbers and class names of train, val and test.
+
+Source: https://github.com/KaiyangZhou/CoOp, DATASETS.md.
+"""
+
+from __future__ import annotations
+
+import json
+
+from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.sources.manifest import Row, check_numbers, records_of
+from onceclip.pipeline.sources.places import parent, read_place, text_of
+from onceclip.pipeline.sources.record import Listing, SourceOptions
+from onceclip.pipeline.sources.suffixes import suffix
+
+USES = frozenset({"root", "every", "frames"})
+SPLITS = ("train", "val", "test")
+_FORM = 'give {"train": [["cat/1.jpg", 0, "cat"], ...], "val": [...], "test": [...]}, as CoOp\'s split_zhou_*.json are'
+
+
+def recognises(text: str) -> bool:
+    """Whether a source is a JSON file."""
+    return suffix(text) == ".json"
+
+
+def list_source(text: str, options: SourceOptions) -> Listing:
+    """List the images of a split file, in its order.
+
+    Raises SourceError if the file has another form, or its class numbers and class names disagree.
+    """
+    try:
+        values = json.loads(text_of(read_place(text)))
+    except ValueError as error:
+        raise SourceError(f"{text}: not JSON ({error}): {_FORM}") from error
+    if not isinstance(values, dict) or not values or not set(values) <= set(SPLITS):
+        raise SourceError(f"{text} is not a split file: {_FORM}, or a manifest as .csv or .jsonl")
+    rows, numbers = [], []
+    for split in (name for name in SPLITS if name in values):
+        if not isinstance(values[split], list):
+            raise SourceError(f"{text}: {split} is not a list: {_FORM}")
+        for place, item in enumerate(values[split]):
+            where = f"{split}[{place}]"
+            if not _is_item(item):
+                raise SourceError(f"{text} {where}: {json.dumps(item)[:60]} is not [path, number, name]: {_FORM}")
+            path, number, name = item
+            rows.append(Row(where, path, name, split))
+            numbers.append((where, number, name))
+    check_numbers(text, numbers)
+    return Listing(records_of(text, rows, options.root or parent(text)))
+
+
+def _is_item(item: object) -> bool:
+    return (isinstance(item, list) and len(item) == 3 and isinstance(item[1], int) and not isinstance(item[1], bool)
+            and all(isinstance(each, str) and each and "\0" not in each for each in (item[0], item[2])))

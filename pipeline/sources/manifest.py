@@ -1,0 +1,201 @@
+"""A table of images, `path,label[,split,group]`: CSV, TSV or JSON lines, on this machine or behind a URL."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.sources.contents import LocalFile
+from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
+from onceclip.pipeline.sources.places import file_at, is_url, key_of, parent, read_place, text_of
+from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
+from onceclip.pipeline.sources.suffixes import IMAGES, VIDEOS, suffix
+
+USES = frozenset({"root", "every", "frames"})
+COLUMNS = ("path", "label", "split", "group")
+_LINES = {".jsonl", ".ndjson"}
+_PROBES = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a manifest says of one image. where: such as "line 7"."""
+
+    where: str
+    path: str
+    label: str | None = None
+    split: str | None = None
+    group: str = ""
+
+
+def recognises(text: str) -> bool:
+    """Whether a source is a file of a table."""
+    return suffix(text) in {".csv", ".tsv", *_LINES}
+
+
+def list_source(text: str, options: SourceOptions) -> Listing:
+    """List the images of a manifest, in its order.
+
+    Raises SourceError if it cannot be read, or a line is wrong.
+    """
+    content = text_of(read_place(text))
+    remarks: list[str] = []
+    rows = _of_json_lines(text, content, remarks) if suffix(text) in _LINES else _of_table(text, content, remarks)
+    return Listing(records_of(text, list(rows), options.root or parent(text)), remarks)
+
+
+def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
+    """The records of some rows.
+
+    place: of the manifest. root: the folder that paths are relative to.
+    Raises SourceError if there are none, for a path twice, an unknown split, or a row without one where others have it.
+    """
+    if not rows:
+        raise SourceError(f"{place} lists no images: give lines path,label[,split,group]")
+    seen: dict[str, str] = {}
+    records = []
+    with_split = any(row.split for row in rows)
+    for row in rows:
+        try:
+            key, label, group = key_of(_relative(row.path, root)), key_of(row.label or "") or None, key_of(row.group)
+        except UnicodeEncodeError as error:
+            raise SourceError(f"{place} {row.where}: {error.object!r} is not text: correct it") from None
+        if key in seen:
+            raise SourceError(f"{place} {row.where}: {key} was in {seen[key]} already: leave one of them out")
+        seen[key] = row.where
+        if row.split and row.split.strip().lower() not in SPLIT_FOLDERS:
+            raise SourceError(f"{place} {row.where}: no split {row.split!r}: there are train, val and test")
+        if with_split and label and not row.split:
+            raise SourceError(f"{place} {row.where}: {key} has no split, though others have: give all images one, or "
+                              "none")
+        split = SPLIT_FOLDERS[row.split.strip().lower()] if row.split else None
+        records.append(Record(key, file_at(root, row.path), label, split, group))
+    _probe(place, rows, records, root)
+    return records
+
+
+def _relative(path: str, root: str) -> str:
+    """A path as it goes into the key: relative to the root where it lies under it."""
+    if is_url(path):
+        return path
+    path = posixpath.normpath(path)
+    if posixpath.isabs(path) and not is_url(root):
+        inner = os.path.relpath(path, os.path.abspath(root))
+        return path if inner.startswith(os.pardir) else inner
+    return path
+
+
+def _probe(place: str, rows: list[Row], records: list[Record], root: str) -> None:
+    """Refuse a manifest whose first files are all missing: its root is wrong."""
+    first = [record.content for record in records[:_PROBES]]
+    if all(isinstance(content, LocalFile) and not os.path.lexists(content.path) for content in first):
+        raise SourceError(f"{place} {rows[0].where}: there is no {records[0].key} in {root}, nor is there any of the "
+                          f"first {len(first)} images: name the folder that paths are relative to with --root")
+
+
+def _of_table(place: str, content: str, remarks: list[str]) -> Iterator[Row]:
+    comma = suffix(place) == ".csv"
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter="," if comma else "\t", skipinitialspace=comma,
+                        strict=True)
+    lines = _numbered(place, reader)
+    first = next(lines, None)
+    if first is None:
+        return
+    names = list(COLUMNS[:len(first[1])])
+    if "path" in (heads := [cell.strip().lower() for cell in first[1]]) and suffix(first[1][0]) not in IMAGES:
+        names = heads
+        _check_columns(place, names, remarks)
+    elif suffix(first[1][0]) in IMAGES | VIDEOS and len(first[1]) <= len(COLUMNS):
+        yield _row(place, first[0], dict(zip(names, first[1], strict=True)))
+    else:
+        raise SourceError(f"{place} {first[0]}: {','.join(first[1])[:80]!r} is neither a header with a column path nor "
+                          "an image, its label, split and group: begin with the line path,label (and split, group if "
+                          "there are)")
+    for where, cells in lines:
+        if len(cells) != len(names):
+            raise SourceError(f"{place} {where}: {len(cells)} cells, though the first line has {len(names)}: put names "
+                              "with separators in double quotes")
+        yield _row(place, where, dict(zip(names, cells, strict=True)))
+
+
+def _numbered(place: str, reader: Iterator[list[str]]) -> Iterator[tuple[str, list[str]]]:
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield f"line {line}", cells
+            line = reader.line_num + 1  # type: ignore[attr-defined]
+    except csv.Error as error:
+        raise SourceError(f"{place} line {line}: {error}: put names with separators or quotes in double quotes"
+                          ) from error
+
+
+def _of_json_lines(place: str, content: str, remarks: list[str]) -> Iterator[Row]:
+    names: dict[str, None] = {}
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise SourceError(f"{place} line {number}: not JSON ({error}): give one object a line") from error
+        if not isinstance(values, dict) or "path" not in values:
+            raise SourceError(f"{place} line {number}: not an object with a path: give lines such as "
+                              '{"path": "cat/1.jpg", "label": "cat"}')
+        names.update(dict.fromkeys(values))
+        yield _row(place, f"line {number}", {name: values[name] for name in COLUMNS if values.get(name) is not None})
+    _check_columns(place, list(names), remarks)
+
+
+def _check_columns(place: str, names: list[str], remarks: list[str]) -> None:
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise SourceError(f"{place}: there are two columns {doubled!r}: leave one of them out")
+    unknown = [name for name in names if name not in COLUMNS]
+    for name in unknown:
+        near = get_close_matches(name, [each for each in COLUMNS if each not in names], 1)
+        if near:
+            raise SourceError(f"{place}: no column {name!r}: did you mean {near[0]!r}? There are {', '.join(COLUMNS)}")
+    if unknown and "label" not in names:
+        raise SourceError(f"{place} has no column label, but {', '.join(map(repr, unknown))}: name the one with the "
+                          "class label")
+    if unknown:
+        remarks.append(f"columns of {place} that are not used: {', '.join(unknown)} (used are {', '.join(COLUMNS)})")
+
+
+def _row(place: str, where: str, values: dict[str, object]) -> Row:
+    cells: dict[str, str] = {}
+    for name in COLUMNS:
+        value = values.get(name, "")
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise SourceError(f"{place} {where}: {name} is {json.dumps(value)[:40]}: give text")
+        cells[name] = str(value)
+    if not cells["path"] or "\0" in cells["path"]:
+        raise SourceError(f"{place} {where}: there is no path: give the file name of an image")
+    return Row(where, cells["path"], cells["label"] or None, cells["split"].strip() or None, cells["group"])
+
+
+def check_numbers(place: str, names: Iterable[tuple[str, int, str]]) -> None:
+    """Check that class numbers and class names say the same.
+
+    names: (where, number, name).
+    Raises SourceError with the first place where a number has another name than before, or a name another number.
+    """
+    by_number: dict[int, tuple[str, str]] = {}
+    by_name: dict[str, tuple[int, str]] = {}
+    for where, number, name in names:
+        other, before = by_number.setdefault(number, (name, where))
+        if other != name:
+            raise SourceError(f"{place}: class {number} is {other!r} in {before} and {name!r} in {where}: correct the "
+                              "file")
+        same, before = by_name.setdefault(name, (number, where))
+        if same != number:
+            raise SourceError(f"{place}: class {name!r} has number {same} in {before} and {number} in {where}: correct "
+                              "the file")

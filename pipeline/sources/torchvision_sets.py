@@ -1,0 +1,216 @@
+"""torchvision's data sets by name, `torchvision:CIFAR10`: every class there whose items are (image, class number)."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from inspect import signature
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from onceclip.pipeline.errors import BadImage, SourceError
+from onceclip.pipeline.sources.contents import LocalFile, Pixels, pnm
+from onceclip.pipeline.sources.places import key_of
+from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions
+from onceclip.stores.keys import encode_key
+
+USES = frozenset({"root", "download"})
+PREFIX = "torchvision:"
+_SPLITS = {"train": "train", "train-standard": "train", "trainval": "train", "val": "val", "valid": "val",
+           "test": "test"}
+_FILES = ("_image_files", "_images", "samples", "_samples", "imgs", "image_files")
+_NUMBERS = ("targets", "_labels", "labels", "y", "samples", "_samples")
+_NAMES = ("classes", "categories")
+_PROBES = 8
+
+Arguments = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image of a data set that neither is a file nor lies in one array."""
+
+    name: str
+    arguments: Arguments
+    number: int
+    reading: ClassVar[str] = "process"
+
+    def read(self) -> bytes:
+        """The image as a PNM file, which holds the pixels as they are.
+
+        Raises BadImage if the data set cannot give it.
+        """
+        try:
+            return pnm(_pixels(_opened(self.name, self.arguments)[self.number][0]))
+        except Exception as error:  # whatever a data set's own code raises
+            raise BadImage(f"cannot be read ({str(error) or type(error).__name__})") from error
+
+
+def recognises(text: str) -> bool:
+    """Whether a source is the name of a data set."""
+    return text.startswith(PREFIX)
+
+
+def list_source(text: str, options: SourceOptions) -> Listing:
+    """List the images of a data set, split by split, in its order.
+
+    Raises SourceError if there is no such data set, it is not there, or its items are not images with class numbers.
+    """
+    from torchvision import datasets
+
+    name = text.removeprefix(PREFIX)
+    if name not in datasets.__all__:
+        near = get_close_matches(name, datasets.__all__, 1)
+        raise SourceError(f"{text}: torchvision has no data set {name!r}"
+                          + (f": did you mean {near[0]!r}?" if near else ": https://pytorch.org/vision has the list"))
+    records: list[Record] = []
+    root = options.root or "."
+    for split, folder, arguments in _parts(name, root, options.download):
+        dataset = _opened(name, arguments)
+        labels = _label_names(dataset)
+        numbers = _numbers(dataset, text)
+        contents = _files(dataset) or _arrays(dataset)
+        for number, label in enumerate(numbers):
+            content = contents[number] if contents else Item(name, arguments, number)
+            key = f"{folder}/{number:06d}"
+            if isinstance(content, LocalFile):
+                key = encode_key(os.path.relpath(content.path, root))
+            records.append(Record(key, content, labels.get(label, str(label)), split))
+    return Listing(records)
+
+
+def _parts(name: str, root: str, download: bool) -> list[tuple[str | None, str, Arguments]]:
+    """The splits that a data set has: each with its name here, its name there, and the arguments that open it."""
+    from torchvision import datasets
+
+    accepted = signature(getattr(datasets, name).__init__).parameters
+    plain: dict[str, Any] = {"root": root} if "root" in accepted else {}
+    if download and "download" not in accepted:
+        raise SourceError(f"{PREFIX}{name} cannot be downloaded by torchvision: fetch it by hand, and name its folder "
+                          "with --root")
+    if "download" in accepted:
+        plain["download"] = download
+    choices: list[tuple[str, str, dict[str, Any]]]
+    if "train" in accepted:
+        choices = [("train", "train", {"train": True}), ("test", "test", {"train": False})]
+    elif "split" in accepted:
+        choices = [(split, there, {"split": there}) for there, split in _SPLITS.items()]
+    else:
+        choices = [("", name, {})]
+    found: list[tuple[str | None, str, Arguments]] = []
+    refusal = ""
+    for split, there, own in choices:
+        if there == "trainval" and any(each == "train" for each, _, _ in found):
+            continue
+        arguments = tuple({**plain, **own}.items())
+        try:
+            _opened(name, arguments)
+        except ValueError as error:
+            refusal = str(error)
+            if "split" in own and "split" in refusal:
+                continue  # it has no split of this name
+            raise SourceError(f"{PREFIX}{name}: {_line(error)}: correct --root, {root!r} now") from error
+        except (RuntimeError, OSError, ImportError) as error:
+            mend = "" if download else ", or let torchvision fetch it with --download"
+            raise SourceError(f"{PREFIX}{name} cannot be opened in {root!r} ({_line(error)}): name its folder with "
+                              f"--root{mend}") from error
+        except TypeError as error:
+            raise SourceError(f"{PREFIX}{name} needs more than a folder ({_line(error)}): write its images as a "
+                              "manifest") from error
+        found.append((split or None, there, arguments))
+    if not found:
+        raise SourceError(f"{PREFIX}{name} has none of the splits {', '.join(_SPLITS)} ({refusal}): write its images "
+                          "as a manifest")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _opened(name: str, arguments: Arguments) -> Any:
+    from torchvision import datasets
+
+    return getattr(datasets, name)(**dict(arguments))
+
+
+def _line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]
+
+
+def _label_names(dataset: Any) -> dict[int, str]:
+    """Class names by number; equal names have their number behind them."""
+    given: Sequence[Any] = next((getattr(dataset, name) for name in _NAMES if hasattr(dataset, name)), [])
+    names = [", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name) for name in given]
+    counts = Counter(names)
+    return {number: key_of(f"{name} ({number})" if counts[name] > 1 else name) for number, name in enumerate(names)}
+
+
+def _numbers(dataset: Any, text: str) -> list[int]:
+    """The class number of every item: from the list that most data sets have, if that agrees with the items."""
+    probes = _probes(len(dataset))
+    try:
+        found = [int(dataset[each][1]) for each in probes]
+        for name in _NUMBERS:
+            numbers = _column(dataset, name, 1)
+            if numbers is not None and [int(numbers[each]) for each in probes] == found:
+                return [int(each) for each in numbers]
+        return [int(dataset[each][1]) for each in range(len(dataset))]
+    except (TypeError, ValueError, IndexError) as error:
+        raise SourceError(f"{text}: its items are not an image and a class number ({_line(error)}): write its images "
+                          "as a manifest") from error
+
+
+def _files(dataset: Any) -> Sequence[Content] | None:
+    """The files of its images, if it says which they are and they hold what its items show."""
+    for name in _FILES:
+        paths = _column(dataset, name, 0)
+        if paths is None or not all(isinstance(path, str | Path) for path in paths[:1]):
+            continue
+        try:
+            for each in _probes(len(dataset)):
+                shown = dataset[each][0]
+                with Image.open(paths[each]) as image:
+                    if not np.array_equal(np.asarray(image.convert(shown.mode)), np.asarray(shown)):
+                        raise ValueError
+        except (OSError, ValueError, AttributeError, TypeError):
+            continue
+        return [LocalFile(os.fspath(path)) for path in paths]
+    return None
+
+
+def _arrays(dataset: Any) -> Sequence[Content] | None:
+    """Its images, if they lie in one array that holds what its items show."""
+    data = getattr(dataset, "data", None)
+    if data is None or len(data) != len(dataset) or not hasattr(data, "ndim"):
+        return None
+    values = np.asarray(data)
+    for seen in (values, np.moveaxis(values, 1, -1) if values.ndim == 4 else None):
+        if seen is not None and seen.dtype == np.uint8 and seen.ndim in (3, 4) and all(
+                np.array_equal(_pixels(dataset[each][0]), seen[each]) for each in _probes(len(dataset))):
+            return [Pixels(each) for each in seen]
+    return None
+
+
+def _column(dataset: Any, name: str, part: int) -> Any:
+    """A list with an entry per item; of pairs (file, number) the one or the other."""
+    values = getattr(dataset, name, None)
+    if values is None or not hasattr(values, "__len__") or len(values) != len(dataset):
+        return None
+    return [pair[part] for pair in values] if isinstance(values[0], tuple | list) else values
+
+
+def _pixels(image: Any) -> np.ndarray:
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"{type(image).__name__} is not an image")
+    return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+
+
+def _probes(size: int) -> list[int]:
+    """Some items to compare: the first, the last, and others."""
+    return sorted({0, size - 1, *random.Random(size).sample(range(size), min(_PROBES, size))})

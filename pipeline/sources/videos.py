@@ -1,0 +1,171 @@
+"""Videos as rows: every record of a video becomes one record per chosen frame, grouped by the video."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from onceclip.pipeline.errors import BadImage, SourceError
+from onceclip.pipeline.sources.contents import File, pnm
+from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
+from onceclip.pipeline.sources.suffixes import VIDEOS, suffix
+
+_NAMED = 4
+_AT_ONCE = 4
+_last = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame of a video.
+
+    number: its place, from 0, in the order of showing. time: its time stamp, in the video's own unit, or None if the
+    video has none that tell its frames apart. keyframe: that of the last frame up to it that decodes alone.
+    """
+
+    file: File
+    number: int
+    time: int | None = None
+    keyframe: int = 0
+
+    def read(self) -> bytes:
+        """The frame as a PNM file.
+
+        Raises BadImage if it cannot be decoded.
+        """
+        import av
+
+        try:
+            # Where a seek went too far, the frame is looked for from the beginning.
+            frame = self._found(seek=self.time is not None) or (self._found(seek=False) if self.time else None)
+        except (av.FFmpegError, OSError) as error:
+            close_video()
+            raise BadImage(f"cannot be decoded ({error})") from error
+        if frame is None:
+            close_video()
+            raise BadImage("the video ends before this frame, or has lost it")
+        return pnm(frame.to_ndarray(format="rgb24"))
+
+    def _found(self, seek: bool) -> Any:
+        """The frame, or None. The last video read is read on if that is nearer than the key frame."""
+        here: _Reading | None = getattr(_last, "reading", None)
+        if here is None or here.file != self.file or here.position >= self._place or (
+                self.time is not None and self.keyframe > here.position) or (not seek and self.time is not None):
+            close_video()
+            here = _last.reading = _Reading(self.file, self.keyframe if seek else None)
+        for number, frame in here.frames:
+            place = number if self.time is None else frame.pts
+            if place is not None:
+                here.position = place
+                if place >= self._place:
+                    return frame if place == self._place else None
+        return None
+
+    @property
+    def _place(self) -> int:
+        return self.number if self.time is None else self.time
+
+
+class _Reading:
+    """A video that is being decoded. position: number or time of the last frame; frames: those that follow."""
+
+    def __init__(self, file: File, seek: int | None) -> None:
+        import av
+
+        self.file, self.position = file, -(1 << 63)
+        self.stream = file.stream()
+        self.container = av.open(self.stream, mode="r")
+        pictures = self.container.streams.video[0]
+        if seek is not None:
+            self.container.seek(seek, stream=pictures)
+        self.frames: Iterator[tuple[int, Any]] = enumerate(self.container.decode(pictures))
+
+    def close(self) -> None:
+        """Close the file."""
+        for each in ("container", "stream"):
+            if hasattr(self, each):
+                getattr(self, each).close()
+
+    __del__ = close  # also where the thread that reads comes to its end
+
+
+def close_video() -> None:
+    """Close the video that this thread read last."""
+    here: _Reading | None = getattr(_last, "reading", None)
+    if here is not None:
+        here.close()
+        _last.reading = None
+
+
+def with_frames(listing: Listing, options: SourceOptions) -> Listing:
+    """A listing in which every video's record is replaced by those of its frames.
+
+    Without a choice of frames, or the decoder for it, videos are left out with a remark that names them.
+    Raises SourceError if frames are asked for and no decoder is installed.
+    """
+    videos = [record for record in listing.records if suffix(record.key) in VIDEOS]
+    if not videos:
+        if options.every or options.frames:
+            raise SourceError("there are no videos: leave --every and --frames out")
+        return listing
+    if not (options.every or options.frames):
+        names = ", ".join(record.key for record in videos[:_NAMED]) + (" ..." if len(videos) > _NAMED else "")
+        remark = f"{len(videos)} videos were left out ({names}): take their frames with --every N or --frames N"
+        left = set(map(id, videos))
+        return Listing([record for record in listing.records if id(record) not in left], [*listing.remarks, remark])
+    try:
+        import av  # noqa: F401 - whether it is there
+    except ImportError:
+        raise SourceError("frames of videos need PyAV: pip install onceclip[video]") from None
+    records: list[Record] = []
+    remarks = list(listing.remarks)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = pool.map(lambda record: _frames(record, options), videos)
+        for record in listing.records:
+            if suffix(record.key) not in VIDEOS:
+                records.append(record)
+                continue
+            frames, trouble = next(found)
+            records += frames
+            if trouble:
+                remarks.append(f"{record.key}: {trouble}")
+    return Listing(records, remarks)
+
+
+def _frames(record: Record, options: SourceOptions) -> tuple[list[Record], str]:
+    """The records of a video's chosen frames, and what is wrong with it.
+
+    A video that cannot be read stays one record, whose content then is a bad image.
+    """
+    import av
+
+    file: Any = record.content
+    try:
+        with file.stream() as stream, av.open(stream) as container:
+            if not container.streams.video:
+                return [record], "has no pictures"
+            packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(container.streams.video[0])
+                       if packet.size and not packet.is_discard]
+    except (av.FFmpegError, OSError) as error:
+        return [record], f"cannot be read ({error})"
+    if not packets:
+        return [record], "has no frames"
+    times = sorted(time for time, _ in packets if time is not None)
+    keys = {time for time, alone in packets if alone}
+    timed = len(set(times)) == len(packets) and times[0] in keys
+    chosen = (range(0, len(packets), options.every) if options.every
+              else sorted({(2 * part + 1) * len(packets) // (2 * (options.frames or 1))
+                           for part in range(options.frames or 1)}))
+    keyframe, last, frames = 0, 0, []
+    for number in chosen:
+        if timed:
+            keyframe = next((times[each] for each in range(number, last - 1, -1) if times[each] in keys), keyframe)
+            last = number
+        content = Frame(file, number, times[number], keyframe) if timed else Frame(file, number)
+        frames.append(Record(f"{record.key}#frame={number:06d}", content, record.label, record.split,
+                             record.group or record.key))
+    return frames, ""
+
