@@ -1,0 +1,76 @@
+"""`onceclip text`: a further set of class prompts in a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
+
+
+@click.command()
+@click.argument("store")
+@click.option("--name", required=True, metavar="NAME", help="What to call the set; `extract` makes \"default\".")
+@click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="imagenet, imagenet-7, photo, a data "
+              "set such as oxford-pets or dtd, a file with one template a line, or a sentence with {} (repeatable).  "
+              "[default: \"a photo of a {}.\" unless --prompts or --waffle is given]")
+@click.option("--prompts", type=LocalPath(path_type=Path), metavar="FILE.json",
+              help="Sentences of every class: a JSON object {\"class\": [\"sentence\", ...]}.")
+@click.option("--prompts-form", type=click.Choice(["sentences", "descriptors"]), help="What the file holds: whole "
+              "sentences, or descriptors such as \"two legs\", which become \"a photo of a {}, which has two legs.\"  "
+              "[default: sentences, if they name their class]")
+@click.option("--waffle", type=click.IntRange(0), default=0, metavar="N", help="Add N pairs of templates with random "
+              "words and random characters (WaffleCLIP; 15 in the paper).")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of --waffle.")
+@click.option("--class-names", type=LocalPath(path_type=Path), metavar="FILE", help="What prompts call a class: CSV "
+              "lines folder,name or a JSON object.  [default: as in the store's default set]")
+@click.option("--truncate", is_flag=True, help="Cut prompts that are longer than the encoder reads.")
+@click.option("--overwrite", is_flag=True, help="Replace a set of this name that has other prompts.")
+@click.option("--dry-run", is_flag=True, help="Only print the sentences; needs no encoder.")
+@encoder_options(required=False)
+@json_option
+def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None, prompts_form: str | None,
+         waffle: int, seed: int, class_names: Path | None, truncate: bool, overwrite: bool, dry_run: bool,
+         model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
+    """Embed another set of class prompts, without touching the images.
+
+    Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
+    store's own; --model says where it is if the store cannot.
+
+    \b
+    Examples:
+        onceclip text pets.zarr --name ensemble --templates imagenet
+        onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
+    """
+    from onceclip.pipeline.embed import add_text, check_name, prompts_for
+    from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
+    from onceclip.pipeline.recorded_encoder import recorded_encoder
+    from onceclip.stores import open_store
+
+    if prompts_form and not prompts:
+        raise click.UsageError("--prompts-form says what --prompts holds: give a file")
+    check_name(name)
+    target = open_store(store)
+    sentences = prompts_for(target, tuple(each for choice in templates for each in load_templates(choice)),
+                            load_phrases(class_names) if class_names else None,
+                            load_descriptions(prompts, prompts_form) if prompts else None, waffle, seed)
+    made = sentences.source
+    if made["templates"] and all(phrase.isdecimal() for phrase in made["phrases"].values()):
+        click.echo("Warning: every class is a number in these prompts; --class-names says what they mean", err=True)
+    if dry_run:
+        values = {"store": store, "name": name, "prompts": {each: sentences.of_class(each)
+                                                            for each in sentences.classes}}
+        show(as_json, values, lambda: [f"{each}\t{sentence}" for each in sentences.classes
+                                       for sentence in sentences.of_class(each)])
+        return
+    given = encoder_spec(model, pretrained, preprocess, device) if model else None
+    encoder = recorded_encoder(target.encoder, store, given, device)
+    done = add_text(store, name, sentences, encoder, truncate, overwrite, progress=True)
+    if done["truncated"]:
+        click.echo(f"Warning: {done['truncated']} prompts are longer than {encoder.info['name']} reads and were cut",
+                   err=True)
+    show(as_json, done, lambda: [
+        f"{store}: text set {name!r} has {done['prompts']:,} prompts of {done['classes']:,} classes; encoded "
+        f"{done['encoded']:,} in {done['seconds']:.1f} s",
+        f"Next: onceclip fit {store} --method zero-shot --text {name}"])
