@@ -1,0 +1,76 @@
+"""From a specification to a loaded encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from onceclip.adapters.products import DEFAULT, fast_products, set_products
+from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
+from onceclip.pipeline.encoders.encoder import Encoder
+from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, check_spec, is_plugin
+from onceclip.pipeline.errors import EncoderError
+from onceclip.stores.fingerprint import fingerprint
+
+_SMALL = 10_000_000  # weights: below, attention is many tiny products, each of which oneDNN takes longer to begin
+
+
+def open_encoder(spec: EncoderSpec) -> Encoder:
+    """Load an encoder.
+
+    Raises EncoderError if it does not exist, has no weights, or would give other embeddings than its authors'.
+    """
+    check_spec(spec)
+    device = torch.device(_device(spec.device))
+    if spec.precision not in ("auto", *PRECISIONS):
+        raise EncoderError(f"--precision {spec.precision}: there are auto, {', '.join(PRECISIONS)}")
+    backend = _backend(spec, device)
+    # What is not the default enters the fingerprint only when it is chosen: fingerprints of older stores stay.
+    chosen: dict[str, Any] = {"decode": spec.decode} if spec.decode != "exact" else {}
+    if spec.exif:
+        chosen["exif"] = True
+    identity = {**backend.identity, **chosen}
+    info = {"name": backend.info["name"], "pretrained": backend.info.get("pretrained"),
+            "fingerprint": fingerprint(identity), **identity, **backend.info, "products": _products(backend, device),
+            "compiled": spec.compile}
+    if backend.model is not None:
+        # Where weights want no gradient, torch compiles attention into products of expanded copies of them: 4x slower.
+        backend.model.eval().requires_grad_(spec.compile)
+    return Encoder(backend, device, info, spec.compile)
+
+
+def _backend(spec: EncoderSpec, device: torch.device) -> Backend:
+    if is_plugin(spec.model):
+        from onceclip.pipeline.encoders.plugin import PluginBackend
+
+        return PluginBackend(spec, device)
+    if spec.model.startswith(TRANSFORMERS):
+        from onceclip.pipeline.encoders.transformers_models import TransformersBackend
+
+        return TransformersBackend(spec, device)
+    from onceclip.pipeline.encoders.open_clip_models import OpenClipBackend
+
+    return OpenClipBackend(spec, device)
+
+
+def _products(backend: Backend, device: torch.device) -> str:
+    """Set how float32 matrices are multiplied, and name it."""
+    if device.type != "cpu":
+        return DEFAULT
+    if backend.model is not None and sum(weights.numel() for weights in backend.model.parameters()) < _SMALL:
+        set_products(DEFAULT)
+        return DEFAULT
+    return fast_products()
+
+
+def _device(choice: str) -> str:
+    if choice == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(choice)
+    except RuntimeError as error:
+        raise EncoderError(f"--device {choice}: torch knows no such device: use cpu, cuda, cuda:1 or mps") from error
+    if choice.startswith("cuda") and not torch.cuda.is_available():
+        raise EncoderError(f"--device {choice}: no CUDA device is visible here: use --device cpu")
+    return choice

@@ -1,0 +1,75 @@
+"""What a user says about an encoder, and what is wrong with it before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onceclip.pipeline.errors import EncoderError
+from onceclip.pipeline.preparation import DECODES
+
+DEMO = "demo"
+OPEN_CLIP_SOURCES = ("hf-hub:", "local-dir:")
+TRANSFORMERS = "transformers:"
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What a user names: a model, its weights, and how to run it.
+
+    model: an open_clip name, `hf-hub:...`, `local-dir:...`, `transformers:...` (a folder or a hub name), "demo", or
+    `module:function`, an encoder of the user's own. pretrained: a tag or a weights file, for open_clip names.
+    precision: "auto" (float32 on a CPU, float16 on CUDA), "fp32", "fp16" or "bf16". device: "auto" or torch's name.
+    preprocess: "openai" or a JSON file, needed for a weights file, which does not say how it was trained.
+    decode: "exact", or "fast", which gives slightly other pixels. exif: whether images are turned as their cameras say.
+    compile: whether torch compiles the image tower, which takes a minute and then saves time.
+    """
+
+    model: str
+    pretrained: str | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    preprocess: str | None = None
+    allow_random: bool = False
+    cache_dir: str | None = None
+    decode: str = "exact"
+    exif: bool = False
+    compile: bool = False
+
+
+def is_plugin(model: str) -> bool:
+    """Whether a model's name is a Python path `module:function`."""
+    return ":" in model and not model.startswith((*OPEN_CLIP_SOURCES, TRANSFORMERS))
+
+
+def is_open_clip(model: str) -> bool:
+    """Whether open_clip knows how to find a model of this name."""
+    return not is_plugin(model) and not model.startswith(TRANSFORMERS)
+
+
+def findable(info: Mapping[str, Any]) -> bool:
+    """Whether an encoder can be opened again by the name in its `info` alone: not if that lies in a user's folder.
+
+    An encoder of a user's own is not opened by what a file says: opening it runs its code.
+    """
+    name = str(info.get("name", ""))
+    if info.get("imported") or "plugin" in info or not name or name.startswith("local-dir:"):
+        return False
+    return not name.startswith(TRANSFORMERS) or "/" in name
+
+
+def check_spec(spec: EncoderSpec) -> None:
+    """Raise EncoderError for what is wrong with a specification before anything is loaded."""
+    if spec.decode not in DECODES:
+        raise EncoderError(f"--decode {spec.decode}: there are {', '.join(DECODES)}")
+    if is_open_clip(spec.model):
+        from onceclip.pipeline.encoders.open_clip_models import check_names
+
+        check_names(spec)
+        return
+    for option, value in (("--pretrained", spec.pretrained), ("--preprocess", spec.preprocess),
+                          ("--allow-random", spec.allow_random)):
+        if value:
+            raise EncoderError(f"{option} is for models of open_clip; {spec.model} says by itself what it is: leave "
+                               "it away")

@@ -1,0 +1,175 @@
+"""CLIP and SigLIP models in the format of Hugging Face's `transformers`: a folder, or a name on the hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onceclip.pipeline.encoders.backend import (
+    EMBEDDING,
+    PRECISIONS,
+    PREPROJ,
+    TOKEN,
+    VALUE,
+    Backend,
+    default_precision,
+    preparation_values,
+    refuse,
+    weights_digest,
+)
+from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec
+from onceclip.pipeline.errors import EncoderError
+from onceclip.pipeline.preparation import Preparation
+from onceclip.stores.fingerprint import fingerprint
+
+_KINDS = ("clip", "siglip")
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+_ARCHITECTURE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+                 "layer_norm_eps", "image_size", "patch_size", "max_position_embeddings", "eos_token_id")
+_PROBE = "A photo of 2 cats, naïve."
+
+
+class TransformersBackend(Backend):
+    """A CLIPModel or SiglipModel.
+
+    Raises EncoderError if it cannot be loaded, is of another kind, lacks weights, or prepares images in a way that
+    `Preparation` cannot follow.
+    """
+
+    model: Any
+
+    def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
+        place = spec.model.removeprefix(TRANSFORMERS)
+        self.precision = default_precision(spec, device)
+        model, processor, tokenizer = _load(place, spec.cache_dir)
+        self.model = model.to(device=device, dtype=PRECISIONS[self.precision])
+        config = model.config
+        self.preparation = _preparation(processor, spec)
+        self.tokenizer = Tokenizer(tokenizer, int(config.text_config.max_position_embeddings))
+        self.identity = {
+            "architecture": fingerprint({"kind": config.model_type, **{
+                part: {name: getattr(getattr(config, part), name, None) for name in _ARCHITECTURE}
+                for part in ("vision_config", "text_config")}}),
+            "weights": weights_digest(model),
+            "preprocess": preparation_values(self.preparation),
+            "tokens": fingerprint(self.tokenizer([_PROBE])[0].tolist()),
+            "precision": self.precision,
+            "output": "projected" if self._projected else "pooled",
+        }
+        folder = Path(place)
+        self.info = {
+            "name": f"{TRANSFORMERS}{folder.resolve().name if folder.is_dir() else place}",
+            "dim": int(config.projection_dim if self._projected else config.vision_config.hidden_size),
+            "logit_scale": model.logit_scale.exp().item(),
+            "logit_bias": model.logit_bias.item() if hasattr(model, "logit_bias") else None,
+        }
+
+    @property
+    def _projected(self) -> bool:
+        return hasattr(self.model, "visual_projection")
+
+    def images(self, pixels: Tensor, outputs: tuple[str, ...], tokens: str) -> dict[str, Tensor]:
+        """Run the vision model once; see `Backend`."""
+        if not self._projected and outputs != (EMBEDDING,):
+            other = next(each for each in outputs if each != EMBEDDING)
+            raise refuse(self.info["name"], other, "SigLIP pools its patches by attention, without a projection")
+        vision = self.model.vision_model
+        found = vision(pixel_values=pixels, output_hidden_states=TOKEN in outputs)
+        if not self._projected:
+            return {EMBEDDING: found.pooler_output}
+        project = self.model.visual_projection
+        given = {EMBEDDING: project(found.pooler_output), PREPROJ: found.pooler_output}
+        if TOKEN in outputs:
+            last = found.last_hidden_state
+            if tokens == VALUE:  # as in `towers`
+                layer = vision.encoder.layers[-1]
+                last = layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(found.hidden_states[-2])))
+            given[TOKEN] = project(vision.post_layernorm(last[:, 1:]))
+        return {output: given[output] for output in outputs}
+
+    def text(self, tokens: Tensor) -> Tensor:
+        """Run the text model on token ids (n, context); see `Backend`."""
+        pooled = self.model.text_model(input_ids=tokens).pooler_output
+        return self.model.text_projection(pooled) if self._projected else pooled
+
+    def projection(self) -> tuple[Tensor | None, Tensor | None]:
+        """The visual projection of CLIP; see `Backend`."""
+        return (self.model.visual_projection.weight.T, None) if self._projected else (None, None)
+
+
+class Tokenizer:
+    """A tokenizer of `transformers` that fills every sentence up to the context, as CLIP and SigLIP were trained."""
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self._tokenizer, self.context_length = tokenizer, context_length
+
+    def __call__(self, sentences: Sequence[str], context_length: int | None = None) -> Tensor:
+        """Token ids (n, context_length); what is longer is cut."""
+        return self._tokenizer(list(sentences), padding="max_length", truncation=True, return_tensors="pt",
+                               max_length=context_length or self.context_length).input_ids
+
+
+def _load(place: str, cache_dir: str | None) -> tuple[Any, Any, Any]:
+    """Model, image processor and tokenizer."""
+    if place.startswith((".", "/", "~")) and not Path(place).is_dir():
+        raise EncoderError(f"{TRANSFORMERS}{place}: no such folder: give one that save_pretrained wrote into, or a "
+                           "name on the hub")
+    try:
+        import transformers
+    except ImportError as error:
+        raise EncoderError(f"{TRANSFORMERS}{place} needs the package transformers: pip install 'onceclip[transformers]'"
+                           ) from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every one of its retries
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        kind = transformers.AutoConfig.from_pretrained(place, cache_dir=cache_dir).model_type
+        if kind not in _KINDS:
+            raise EncoderError(f"{TRANSFORMERS}{place} is a model of type {kind!r}, not {' or '.join(_KINDS)}: use "
+                               "open_clip's version of it, or wrap it as an encoder of your own (docs/extending.md)")
+        model, loading = transformers.AutoModel.from_pretrained(place, cache_dir=cache_dir, dtype=torch.float32,
+                                                                output_loading_info=True)
+        if loading["missing_keys"]:
+            missing = sorted(loading["missing_keys"])
+            raise EncoderError(f"{TRANSFORMERS}{place} lacks {len(missing)} weights ({missing[0]}, ...), which would "
+                               "be random: take a complete copy")
+        return (model, transformers.AutoImageProcessor.from_pretrained(place, cache_dir=cache_dir),
+                transformers.AutoTokenizer.from_pretrained(place, cache_dir=cache_dir))
+    except EncoderError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EncoderError(f"cannot load {TRANSFORMERS}{place} ({reason}): give a folder that save_pretrained wrote "
+                           "model, tokenizer and image processor into, or a name on the hub") from error
+
+
+def _preparation(processor: Any, spec: EncoderSpec) -> Preparation:
+    """The values of an image processor; its Pillow version gives the same pixels, torchvision's rounds otherwise."""
+    def wrong(what: str) -> EncoderError:
+        return EncoderError(f"{spec.model} prepares images with {what}, which onceclip does not follow: use "
+                            "open_clip's version of it, or wrap it as an encoder of your own (docs/extending.md)")
+
+    size, crop = dict(processor.size or {}), dict(getattr(processor, "crop_size", None) or {})
+    size, crop = ({key: value for key, value in each.items() if value} for each in (size, crop))
+    if not processor.do_resize or not processor.do_rescale or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise wrong(f"do_resize={processor.do_resize}, do_rescale={processor.do_rescale}, "
+                    f"rescale_factor={processor.rescale_factor}")
+    if int(processor.resample) not in _INTERPOLATIONS:
+        raise wrong(f"resample={processor.resample}")
+    if set(size) == {"shortest_edge"} and processor.do_center_crop and {*crop.values()} == {*size.values()}:
+        mode, shape = "shortest", (crop["height"], crop["width"])
+    elif set(size) == {"height", "width"} and (not getattr(processor, "do_center_crop", None) or crop == size):
+        mode, shape = "squash", (size["height"], size["width"])
+    else:
+        raise wrong(f"size={size} and crop_size={crop}")
+    normalise = processor.do_normalize
+    return Preparation(
+        size=shape, interpolation=_INTERPOLATIONS[int(processor.resample)], resize_mode=mode,
+        mean=tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
+        decode=spec.decode, exif=spec.exif, style="transformers")
