@@ -5,7 +5,10 @@ from onceclip.adapters.errors import AdapterFileError, MethodError, UnknownName
 from onceclip.adapters.merging import best_merge, merge
 from onceclip.adapters.method import Hyperparameter, Method
 from onceclip.adapters.methods import METHODS, method_class
+from onceclip.adapters.methods.ape import APE
+from onceclip.adapters.methods.ape_t import APET
 from onceclip.adapters.methods.clap import CLAP
+from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
 from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
@@ -13,13 +16,20 @@ from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.gda_em import GDAEM
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.linear_probe_adamw import LinearProbeAdamW
+from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
+from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.lpclip import LpClip
+from onceclip.adapters.methods.meta_adapter import MetaAdapter
+from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
 from onceclip.adapters.methods.proker import ProKeR
+from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.rla import RLA
+from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.tip_adapter import TipAdapter
 from onceclip.adapters.methods.tip_adapter_f import TipAdapterF
 from onceclip.adapters.methods.tip_x import TipX
+from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
@@ -27,9 +37,10 @@ from onceclip.adapters.selection import POLICIES, Selection, fit_all, fit_select
 from onceclip.adapters.task import Rows, Task, Text
 
 __all__ = [
-    "CLAP", "GDA", "GDAEM", "METHODS", "POLICIES", "RLA", "AdapterFileError", "Classifier", "ClipAdapter",
-    "CrossModalAdapter", "CrossModalLinearProbe", "Hyperparameter", "LinearProbe", "LinearProbeAdamW", "LpClip",
-    "Method", "MethodError", "ProKeR", "Rows", "Selection", "Task", "TaskRes", "Text", "TipAdapter", "TipAdapterF",
-    "TipX", "UnknownName", "WiseFT", "ZeroShot", "ZeroShotLinearProbe", "best_merge", "fit_all", "fit_selected",
+    "APE", "APET", "CLAP", "GDA", "GDAEM", "METHODS", "POLICIES", "RLA", "AdapterFileError", "Classifier", "ClipASelf",
+    "ClipAdapter", "CrossModalAdapter", "CrossModalLinearProbe", "Hyperparameter", "LPPlusPlus", "LinearProbe",
+    "LinearProbeAdamW", "LinearProbePreproj", "LpClip", "MetaAdapter", "Method", "MethodError", "MultiModalAdapter",
+    "ProKeR", "ProLIP", "Rows", "Selection", "SgVA", "Task", "TaskRes", "Text", "TipAdapter", "TipAdapterF", "TipX",
+    "UnknownName", "VtClip", "WiseFT", "ZeroShot", "ZeroShotLinearProbe", "best_merge", "fit_all", "fit_selected",
     "load_classifier", "merge", "method_class",
 ]

@@ -23,6 +23,7 @@ class Best:
         self.accuracy = torch.full((stack.runs,), -1.0, dtype=torch.float64)
         self.loss = torch.full((stack.runs,), float("inf"))
         self.epoch = torch.zeros(stack.runs, dtype=torch.int64)
+        self.over = torch.zeros(stack.runs, dtype=torch.bool)
         self.kept: Parameters = {}
 
     def seen(self, parameters: Parameters, epoch: int) -> bool:
@@ -30,8 +31,7 @@ class Best:
         if self.rows is None or self.input is None:
             return False
         accuracy, loss = (each.cpu() for each in self.stack.scores(parameters, self.input, self.rows.label))
-        over = (epoch - self.epoch > self.patience) if self.patience else torch.zeros_like(self.epoch, dtype=torch.bool)
-        better = ~over & ((accuracy > self.accuracy) | ((accuracy == self.accuracy) & (loss < self.loss)))
+        better = ~self.over & ((accuracy > self.accuracy) | ((accuracy == self.accuracy) & (loss < self.loss)))
         for name, value in parameters.items():
             if name not in self.kept:
                 self.kept[name] = value.detach().clone()
@@ -43,7 +43,9 @@ class Best:
         self.accuracy = torch.where(better, accuracy, self.accuracy)
         self.loss = torch.where(better, loss.to(self.loss.dtype), self.loss)
         self.epoch = torch.where(better, epoch, self.epoch)
-        return bool(over.all())
+        if self.patience:
+            self.over |= epoch - self.epoch >= self.patience
+        return bool(self.over.all())
 
     def chosen(self, last: Parameters) -> Parameters:
         """The best parameters, or the last where nothing is watched."""

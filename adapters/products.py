@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +16,36 @@ DEFAULT, ONEDNN = "default", "onednn"
 _ROWS, _WIDTH = 384, 768  # a product as in a ViT-B
 _ROUNDS = 4
 _FASTER = 0.9  # of the default's time, so that noise alone never decides
+_LOCK = threading.Lock()
+_entered: list[str] = []  # the ways that blocks of code are in at the moment
 _ERROR = 4.0  # times the default's error: other orders of summation stay below, bfloat16 is thousands of times above
 
 
 def fast_products() -> str:
-    """Choose how this process multiplies float32 matrices on a CPU; gives the name for the record of a run.
+    """The name of the fastest exact way to multiply float32 matrices on this CPU, for `products` and for records.
 
     torch reaches oneDNN's kernels only where lower precision is allowed. On AMD these are about twice as fast as the
     default (MKL takes its AVX2 kernels there) and as exact; where the hardware has bfloat16 tiles they really round.
     So both are timed and compared with float64, once per process and in some 50 ms. Nothing changes on CUDA.
     """
-    choice = _probed()
-    _set(choice)
-    return choice
+    return _probed()
+
+
+@contextmanager
+def products(choice: str) -> Iterator[None]:
+    """Multiply float32 matrices on a CPU in one way, DEFAULT or ONEDNN, and afterwards as before.
+
+    The switch is the process's: threads that run at the same time have to take the same way.
+    """
+    with _LOCK:
+        _entered.append(choice)
+        set_products(choice)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _entered.remove(choice)
+            set_products(_entered[-1] if _entered else DEFAULT)
 
 
 @cache
@@ -36,7 +57,7 @@ def _probed() -> str:
     try:
         return _choose()
     finally:
-        _set(DEFAULT)
+        set_products(DEFAULT)
         torch.set_num_threads(threads)
 
 
@@ -48,7 +69,7 @@ def _choose() -> str:
     error = dict.fromkeys(seconds, 0.0)
     for number in range(_ROUNDS + 1):
         for name in seconds:
-            _set(name)
+            set_products(name)
             begun = time.perf_counter()
             product = left @ right
             if number:  # the first call also prepares
@@ -68,13 +89,18 @@ def _available() -> bool:
 
 
 def _own_switch() -> bool:
-    return hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")
+    return hasattr(_switch(), "fp32_precision")
 
 
-def _set(choice: str) -> None:
+def _switch() -> Any:
+    return getattr(torch.backends.mkldnn, "matmul", None)
+
+
+def set_products(choice: str) -> None:
+    """Multiply in one way from here on, DEFAULT or ONEDNN, exact or not; `products` is the way back, too."""
     if not _available():
         return
     if _own_switch():
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16" if choice == ONEDNN else "none"
+        _switch().fp32_precision = "bf16" if choice == ONEDNN else "none"
     else:
         torch.set_float32_matmul_precision("medium" if choice == ONEDNN else "highest")

@@ -25,3 +25,13 @@ def recipe(learning_rate: float, epochs: int, batch_size: int = 0, weight_decay:
         "momentum": Hyperparameter(momentum, "momentum of sgd", high=1.0, retrain=True),
         "warmup": Hyperparameter(warmup, "steps over which the schedule `warmup` rises", high=1e9, retrain=True),
     }
+
+
+def keeping(keep: str = "last", patience: int = 0) -> dict[str, Hyperparameter]:
+    """Which epoch's parameters are kept, as named hyperparameters; without validation rows it is the last."""
+    return {
+        "keep": Hyperparameter(keep, "the epoch whose parameters stay: the last, or the best on validation rows",
+                               choices=("last", "best"), retrain=True),
+        "patience": Hyperparameter(patience, "epochs without a better one after which training ends; 0 for never",
+                                   high=1e6, retrain=True),
+    }

@@ -58,7 +58,8 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
     """Choose the free hyperparameters by a policy and fit.
 
     policy: "fixed" takes the present values; "val" and "val-full" use the task's validation rows; "loo" uses
-        leave-one-image-out on the support. held: names that keep their present values. search: what is tried.
+        leave-one-image-out on the support. held: names that keep their present values, beside those that a
+        preset gives. search: what is tried.
     Ties in accuracy go to the lower cross-entropy, then to the value that was tried first. A training that diverges
     is no candidate.
     Raises MethodError if the policy needs rows that the task does not have.
@@ -68,6 +69,7 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
     for name in held:
         if name not in method.hyperparameters:
             raise UnknownName(unknown("hyperparameter", name, method.hyperparameters, f" of {method.name}"))
+    held = held | set(method.presets.get(str(method.values.get("preset")), ()))
     method.check(task)
     free = {name: setting.search for name, setting in method.hyperparameters.items()
             if setting.search and name not in held}

@@ -32,7 +32,7 @@ class Stream(Rows):
     like: Tensor
 
     @property
-    def embedding(self) -> NoReturn:  # type: ignore[override]
+    def embedding(self) -> NoReturn:
         """Not to be had.
 
         Raises MethodError.

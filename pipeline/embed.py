@@ -100,30 +100,25 @@ def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate:
 
 def put_prompts(writer: StoreWriter, encoder: Encoder, name: str, prompts: Prompts, truncate: bool = False,
                 progress: bool = False) -> dict[str, Any]:
-    """Embed prompts into a text set, but for those that the set of this name holds already.
+    """Embed prompts into a text set, unless the set of this name holds just these.
 
+    Otherwise all are embedded: the last bits of one depend on what shares its batch, and a set that was cut short
+    has to end as one that was not.
     Gives what was done, as JSON values.
     """
     planned = _planned(writer, name, prompts)
     present = writer.store.text(name) if name in writer.store.texts else None
     if present and _holds(present, planned):
         return {**_report(name, present), "encoded": 0}
-    known = {}
-    if present and "truncated" not in present.source:
-        known = {each: row for row, each in enumerate(present.prompts) if each}
-    new = [sentence for sentence in dict.fromkeys(prompts.sentences) if sentence not in known]
-    encoded = encode_sentences(encoder, new, truncate, progress)
-    vectors = dict(zip(new, encoded.embedding, strict=True))
-    if present:
-        vectors |= {sentence: present.embedding[row] for sentence, row in known.items()}
+    encoded = encode_sentences(encoder, prompts.sentences, truncate, progress)
     source = dict(planned.source)
     if encoded.cut:
         source["truncated"] = len(encoded.cut)
     if writer.store.encoder.get("imported"):
         source["encoder"] = {each: encoder.info.get(each) for each in ("name", "pretrained", "fingerprint")}
-    text = replace(planned, embedding=np.stack([vectors[sentence] for sentence in prompts.sentences]), source=source)
+    text = replace(planned, embedding=encoded.embedding, source=source)
     writer.put_text(name, text)
-    return {**_report(name, text), "encoded": len(new)}
+    return {**_report(name, text), "encoded": encoded.distinct}
 
 
 def check_name(name: str) -> None:

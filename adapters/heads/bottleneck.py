@@ -28,8 +28,7 @@ class Bottleneck(Head):
     renormalise: bool = True
 
     def __call__(self, rows: Tensor) -> Tensor:
-        mixed = _mixed(rows, self.down, self.up, self.ratio)
-        return self.head(unit(mixed) if self.renormalise else mixed)
+        return self.head(blend(rows, self.down, self.up, self.ratio, self.renormalise))
 
     @property
     def width(self) -> int:
@@ -40,11 +39,8 @@ class Bottleneck(Head):
         return self.down.dtype
 
 
-def blend(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor) -> Tensor:
+def blend(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor, renormalise: bool = True) -> Tensor:
     """Mix rows (n, dim) with their two-layer map and scale to unit length."""
-    return unit(_mixed(rows, down, up, ratio))
-
-
-def _mixed(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor) -> Tensor:
     adapted = relu(product(relu(product(rows, down)), up))
-    return torch.lerp(rows, adapted, per_run(ratio))
+    mixed = torch.lerp(rows, adapted, per_run(ratio))
+    return unit(mixed) if renormalise else mixed

@@ -13,21 +13,24 @@ from onceclip.adapters.run_axis import per_run, product
 
 @dataclass(frozen=True)
 class Kernel(Head):
-    """Logits `sum_i exp(-beta (1 - x . key_i)) value_i`, where value_i is the one-hot label of key i.
+    """Logits `sum_i exp(-beta (1 - x . key_i)) weight_i value_i`, where value_i is the one-hot label of key i.
 
     keys: (keys, dim).
     label: (keys,) int64; a sum per class, so that no (keys, classes) matrix is ever built.
     classes: number of classes, also of those without a key.
-    beta: sharpness.
+    beta: sharpness. weight: (keys,), how much each key counts; None for one.
     """
 
     keys: Tensor
     label: Tensor
     classes: int
     beta: float | Tensor
+    weight: Tensor | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
         affinity = torch.exp(per_run(self.beta) * (product(rows, self.keys) - 1))
+        if self.weight is not None:
+            affinity = affinity * self.weight.unsqueeze(-2)
         return sum_by_class(affinity, self.label, self.classes)
 
     @property

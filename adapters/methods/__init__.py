@@ -4,19 +4,46 @@ from __future__ import annotations
 
 from onceclip.adapters.errors import UnknownName
 from onceclip.adapters.method import Method, unknown
+from onceclip.adapters.methods.ape import APE
+from onceclip.adapters.methods.ape_t import APET
+from onceclip.adapters.methods.clap import CLAP
+from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
+from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
+from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
 from onceclip.adapters.methods.gda import GDA
+from onceclip.adapters.methods.gda_em import GDAEM
 from onceclip.adapters.methods.linear_probe import LinearProbe
+from onceclip.adapters.methods.linear_probe_adamw import LinearProbeAdamW
+from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
+from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
+from onceclip.adapters.methods.lpclip import LpClip
+from onceclip.adapters.methods.meta_adapter import MetaAdapter
+from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
+from onceclip.adapters.methods.proker import ProKeR
+from onceclip.adapters.methods.prolip import ProLIP
+from onceclip.adapters.methods.prompt_weights import PromptWeights
+from onceclip.adapters.methods.rla import RLA
+from onceclip.adapters.methods.sgva import SgVA
+from onceclip.adapters.methods.taskres import TaskRes
+from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
 from onceclip.adapters.methods.tip_adapter_f import TipAdapterF
+from onceclip.adapters.methods.tip_x import TipX
+from onceclip.adapters.methods.vt_clip import VtClip
+from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
+from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
-    ZeroShot,
-    LinearProbe,
-    ClipAdapter,
-    TipAdapter, TipAdapterF,
-    GDA,
+    ZeroShot, TemplateSelection, PromptWeights,
+    LinearProbe, LpClip, LinearProbePreproj, LinearProbeAdamW,
+    ZeroShotLinearProbe, CLAP, LPPlusPlus, CrossModalLinearProbe, WiseFT,
+    TaskRes,
+    ClipAdapter, CrossModalAdapter, RLA, ProLIP,
+    ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
+    TipAdapter, TipAdapterF, TipX, APE, APET,
+    GDA, GDAEM, ProKeR,
 )}
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from onceclip.adapters.heads import Bottleneck, Head, Linear, blend
 from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import recipe
+from onceclip.adapters.recipe import keeping, recipe
+from onceclip.adapters.starts import linear_start
 from onceclip.adapters.task import Task
 
 
@@ -19,6 +20,10 @@ class ClipAdapter(Method):
     `A(x) = relu(W2 relu(W1 x))`, `x' = unit(r A(x) + (1 - r) x)`, `logits = s x' W^T`; the text branch treats
     the unit class weights in the same way. Because the map has no bias and the result is scaled to unit
     length, raw and unit inputs give equal logits. The learnable ratio is `sigmoid(theta)`, started at `ratio`.
+
+    Published recipes contradict each other, so each is a preset; what its source leaves open stays at the default:
+    `paper` (its tables take the best ratio of each test set), `vdt` (VDT-Adapter's configurations), `lp++` (that
+    repository's baseline, which leaves the blend unscaled), `clap` (the baseline of that paper), `prolip` (likewise).
 
     Source: CLIP-Adapter (Gao et al., IJCV 2024), equations 3 to 6; the last relu is the authors' code's.
     """
@@ -35,7 +40,19 @@ class ClipAdapter(Method):
         "learn_ratio": Hyperparameter(False, "train the ratio too, from the value of `ratio`", retrain=True),
         "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
                                     retrain=True),
+        "renormalise": Hyperparameter(True, "scale the blend to unit length", retrain=True),
         **recipe(learning_rate=1e-3, epochs=300),
+        **keeping(),
+    }
+    presets = {
+        "paper": {"batch_size": 32, "learning_rate": 1e-5},
+        "vdt": {"optimiser": "sgd", "learning_rate": 2e-3, "weight_decay": 5e-4, "schedule": "dassl", "epochs": 200,
+                "batch_size": 32},
+        "lp++": {"ratio": 0.5, "renormalise": False, "optimiser": "sgd", "momentum": 0.0, "learning_rate": 1e-2,
+                 "weight_decay": 0.0, "schedule": "dassl", "epochs": 300, "batch_size": 32, "keep": "best"},
+        "clap": {"optimiser": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "schedule": "dassl", "epochs": 300,
+                 "batch_size": 256},
+        "prolip": {"optimiser": "adam", "epsilon": 1e-4, "weight_decay": 0.0, "epochs": 300, "batch_size": 0},
     }
     trained = True
 
@@ -44,29 +61,24 @@ class ClipAdapter(Method):
         parameters = {}
         for branch in ("image", "text"):
             if self.branch in (branch, "both"):
-                parameters[f"{branch}_down"] = _uniform((hidden, prepared.dim), generator, prepared)
-                parameters[f"{branch}_up"] = _uniform((prepared.dim, hidden), generator, prepared)
+                like = prepared.text.embedding
+                parameters[f"{branch}_down"] = linear_start((hidden, prepared.dim), generator, like)
+                parameters[f"{branch}_up"] = linear_start((prepared.dim, hidden), generator, like)
                 if self.learn_ratio:
                     inside = min(max(self.ratio, 1e-4), 1 - 1e-4)
                     theta = math.log(inside / (1 - inside))
-                    parameters[f"{branch}_theta"] = prepared.text.embedding.new_tensor(theta)
+                    parameters[f"{branch}_theta"] = like.new_tensor(theta)
         return parameters
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         head = zero_shot_head(prepared)
         if "text_down" in parameters:
-            adapted = blend(prepared.text.class_weights, *self._branch("text", parameters))
+            adapted = blend(prepared.text.class_weights, *self._branch("text", parameters), self.renormalise)
             head = Linear(prepared.logit_scale * adapted, head.bias)
         if "image_down" in parameters:
-            return Bottleneck(*self._branch("image", parameters), head)
+            return Bottleneck(*self._branch("image", parameters), head, self.renormalise)
         return head
 
     def _branch(self, branch: str, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, float | Tensor]:
         ratio = parameters[f"{branch}_theta"].sigmoid() if self.learn_ratio else self.ratio
         return parameters[f"{branch}_down"], parameters[f"{branch}_up"], ratio
-
-
-def _uniform(shape: tuple[int, int], generator: torch.Generator, task: Task) -> Tensor:
-    """Start values of a torch Linear layer: uniform within 1 / sqrt(inputs)."""
-    values = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
-    return (values / math.sqrt(shape[1])).to(task.text.embedding)

@@ -72,7 +72,7 @@ class GDA(Method):
             scatter = centred.T @ centred
         # A class without a support image stands where its prompts are.
         mean = torch.where(count.unsqueeze(1) > 0, mean, task.text.class_weights.double())
-        return Statistics(task, mean, count, scatter, _precision(scatter, len(rows)), zero_shot_head(task))
+        return Statistics(task, mean, count, scatter, precision_of(scatter, len(rows)), zero_shot_head(task))
 
     def terms(self, prepared: Statistics, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         weight = prepared.mean @ prepared.precision
@@ -127,7 +127,7 @@ def _without(prepared: Statistics, rows: Tensor, own: Tensor) -> Tensor:
     return others.scatter(1, own.unsqueeze(1), alone)
 
 
-def _precision(scatter: Tensor, rows: int) -> Tensor:
+def precision_of(scatter: Tensor, rows: int) -> Tensor:
     """Shrunk inverse `N (S + t I)^-1` of a scatter matrix (dim, dim) of N rows."""
     shrinkage = scatter.diagonal().sum() / max(rows - 1, 1)
     identity = torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)

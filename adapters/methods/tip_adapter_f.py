@@ -8,8 +8,11 @@ from torch import Tensor
 from onceclip.adapters.heads import Head, Kernel
 from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
 from onceclip.adapters.methods.tip_adapter import SHARPNESS
-from onceclip.adapters.recipe import recipe
+from onceclip.adapters.recipe import keeping, recipe
 from onceclip.adapters.task import Task
+
+_PUBLISHED = {"imagenet": 1.17, "caltech101": 3.0, "dtd": 2.0, "eurosat": 2.0, "fgvc": 5.0, "food101": 1.17,
+              "oxford-flowers": 10.0, "oxford-pets": 1.17, "stanford-cars": 3.0, "sun397": 1.17, "ucf101": 3.0}
 
 
 class TipAdapterF(Method):
@@ -17,7 +20,8 @@ class TipAdapterF(Method):
 
     Training runs with `train_alpha` and `train_beta`; afterwards `alpha` and `beta` may be chosen anew on
     validation rows. The keys are never scaled back to unit length, and the last epoch is kept: the published
-    script keeps the epoch that is best on the test set.
+    script keeps the epoch that is best on the test set, for which `keep=best` takes validation rows instead. The
+    presets are its recipe for each data set, with the weight of the cache that was set by hand for it.
 
     Source: Tip-Adapter (Zhang et al., ECCV 2022), section 3.2; optimiser and epsilon from the authors' code.
     """
@@ -33,7 +37,10 @@ class TipAdapterF(Method):
         "train_alpha": Hyperparameter(1.17, "weight of the cache in training", high=1000.0, retrain=True),
         "train_beta": Hyperparameter(1.0, "sharpness of the cache in training", high=1000.0, retrain=True),
         **recipe(learning_rate=1e-3, epochs=20, batch_size=256, epsilon=1e-4),
+        **keeping(),
     }
+    presets = {name: {"alpha": alpha, "train_alpha": alpha, "epochs": 100 if name == "eurosat" else 20, "keep": "best"}
+               for name, alpha in _PUBLISHED.items()}
     mixing = "alpha"
     trained = True
 

@@ -8,6 +8,9 @@ from onceclip.adapters import METHODS, Rows, Task, Text
 VARIANTS = [("clip-adapter", {"branch": "text"}), ("clip-adapter", {"branch": "both"}),
             ("clip-adapter", {"branch": "both", "learn_ratio": True})]
 QUICK = {"epochs": 15, "batch_size": 0, "l2": 0.03}  # a strong decay, so that the solver's tolerance does not show
+QUICK_OF = {"linear-probe-adamw": {"epochs": 60},  # starts from nothing, not from zero-shot
+            "ape-t": {"similarity": 0.6, "channels": 512},  # where its two criteria choose different channels
+            "multi-modal-adapter": {"bottleneck": 4, "head_width": 2}}
 
 
 def _centres(classes, dim):
@@ -26,7 +29,18 @@ def _rows(shots, dim, views=0, noise=0.3, seed=1, dtype=torch.float32):
         return (points * (0.5 + 9 * torch.rand(len(label), 1, generator=generator))).to(dtype)
 
     plain = draw()
-    return Rows(plain, label, torch.stack([draw() for _ in range(views)], dim=1) if views else None)
+    return Rows(plain, label, torch.stack([draw() for _ in range(views)], dim=1) if views else None, _others(plain))
+
+
+def _projection(dim):
+    """What turns the output before the projection, which is two wider, into the embedding."""
+    return torch.linalg.qr(torch.randn(dim + 2, dim, generator=torch.Generator().manual_seed(dim)))[0]
+
+
+def _others(embedding):
+    """Further outputs of an encoder that has this embedding: before its projection, and three tokens."""
+    tokens = torch.stack([embedding, embedding.roll(1, dims=1), 0.5 * embedding.flip(1)], dim=1)
+    return {"preproj": embedding @ _projection(embedding.shape[1]).T.to(embedding), "token": tokens}
 
 
 def _task(shots=(4, 4, 4), dim=10, views=0, val=0, noise=0.3, seed=1, dtype=torch.float32):
@@ -36,7 +50,7 @@ def _task(shots=(4, 4, 4), dim=10, views=0, val=0, noise=0.3, seed=1, dtype=torc
     prompts = _centres(classes, dim)[index] - 0.1 + 0.15 * torch.randn(len(index), dim, generator=generator)
     text = Text((3 * prompts).to(dtype), index, tuple(f"class {number}" for number in range(classes)))
     validation = _rows((val,) * classes, dim, noise=noise, seed=seed + 200, dtype=dtype) if val else None
-    return Task(text, _rows(shots, dim, views, noise, seed, dtype), validation)
+    return Task(text, _rows(shots, dim, views, noise, seed, dtype), validation, projection=_projection(dim).to(dtype))
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +68,7 @@ def make_task():
 def _build(case, **more):
     name, values = case
     quick = {key: value for key, value in QUICK.items() if key in METHODS[name].hyperparameters}
-    return METHODS[name](**{**quick, **values, **more})
+    return METHODS[name](**{**quick, **QUICK_OF.get(name, {}), **values, **more})
 
 
 @pytest.fixture(params=[(name, {}) for name in METHODS] + VARIANTS,
@@ -69,8 +83,10 @@ def method(case):
 
 
 @pytest.fixture
-def queries(make_rows):
-    return make_rows((7, 7, 7), 10, noise=0.3, seed=50).embedding
+def queries(request, make_rows):
+    """Rows to classify: embeddings, or what else the method of a test over all methods takes."""
+    name = request.getfixturevalue("case")[0] if "case" in request.fixturenames else "zero-shot"
+    return make_rows((7, 7, 7), 10, noise=0.3, seed=50).input(METHODS[name].inputs)
 
 
 @pytest.fixture(scope="session")

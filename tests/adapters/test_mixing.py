@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onceclip.adapters.mixing import best_weight
+from onceclip.adapters import mixing
+from onceclip.adapters.mixing import best_weight, intervals
 
 TRIED = [number / 64 for number in range(-128, 513)]  # dyadic: products with small whole numbers are exact
 
@@ -97,3 +98,42 @@ def test_an_unbounded_range_still_gives_a_usable_weight():
     """`Hyperparameter.high` is infinite unless a method says otherwise."""
     found = best_weight(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]), float("inf"))
     assert 1.0 < found.weight < float("inf")
+
+
+@pytest.mark.parametrize(("low", "high", "weight"), [
+    (float("-inf"), float("inf"), 0.0), (float("-inf"), 8.0, -1.0), (2.0, float("inf"), 5.0), (3.0, 3.0, 3.0)])
+def test_ranges_without_an_end_or_without_a_width_give_a_finite_weight_within(low, high, weight):
+    found = best_weight(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([0]), high, low)
+    assert (found.low, found.weight, found.high, found.accuracy) == (low, weight, high, 1.0)
+
+
+@pytest.mark.parametrize("second", [0.0, -0.0])
+def test_a_row_whose_label_is_level_with_another_class_at_every_weight_is_never_right(second):
+    found = intervals(torch.tensor([[1.0, 1.0], [1.0, 0.5]]), torch.tensor([[second, 0.0], [second, 0.0]]),
+                      torch.tensor([0, 0]))
+    assert found.accuracy(torch.tensor([-3.0, 0.0, 3.0])).tolist() == [0.5, 0.5, 0.5]
+
+
+def test_no_row_right_and_no_row_at_all_leave_the_middle_of_the_range():
+    wrong = best_weight(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 4.0)
+    assert (wrong.weight, wrong.accuracy) == (2.0, 0.0)
+    none = best_weight(torch.empty(0, 2), torch.empty(0, 2), torch.empty(0, dtype=torch.int64), 4.0)
+    assert (none.weight, none.accuracy) == (2.0, 0.0)
+
+
+def test_intervals_give_the_accuracy_at_every_weight_of_a_table():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(200, 7, generator=generator) for _ in range(2))
+    label, weights = torch.arange(200) % 7, torch.linspace(-2, 5, 60, dtype=torch.float64)
+    expected = [float(right_rows(first, second, label, float(weight)).double().mean()) for weight in weights]
+    assert intervals(first, second, label).accuracy(weights).tolist() == pytest.approx(expected)
+
+
+def test_pieces_of_any_size_give_the_same_intervals(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    first, second, label = *(torch.randn(50, 4, generator=generator) for _ in range(2)), torch.arange(50) % 4
+    whole = intervals(first, second, label)
+    monkeypatch.setattr(mixing, "_ELEMENTS", 10)
+    pieces = intervals(first, second, label)
+    assert torch.equal(pieces.start, whole.start)
+    assert torch.equal(pieces.end, whole.end)

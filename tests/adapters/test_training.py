@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onceclip.adapters import METHODS, ClipAdapter, MethodError, Rows, TipAdapterF, engine
+from onceclip.adapters import METHODS, ClipAdapter, Method, MethodError, Rows, TipAdapterF, engine
 from onceclip.adapters.engine import Run, train
 from onceclip.adapters.schedule import SCHEDULES, Moment, step_size
 
@@ -107,10 +107,10 @@ def test_runs_trained_together_are_those_trained_one_by_one(case, make_task, mak
     """Different step sizes, decays and numbers of the method in one stack, with and without shuffled batches.
 
     In double precision to the last digits. In single precision Adam's first steps depend on the sign of gradients
-    that are all but zero, so there a larger epsilon is taken.
+    that are all but zero, so there a larger epsilon is taken. A loss of a method's own is never stacked.
     """
     base = make_method(case)
-    if not base.trained or base.solver != "gradient":
+    if not base.trained or base.solver != "gradient" or type(base).loss is not Method.loss:
         return
     numbers = {name: (setting.default, another(setting, setting.default))
                for name, setting in base.hyperparameters.items()
@@ -178,3 +178,17 @@ def test_training_is_that_of_a_plain_loop_of_torch(make_task, batch):
     trained = train([Run(method, task, task, 3)])[0]
     torch.testing.assert_close(trained["image_down"], down.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(trained["image_up"], up.detach(), rtol=0, atol=1e-12)
+
+
+def test_start_values_of_any_layout_in_memory_train_alike(make_task):
+    """Fused optimiser steps take a parameter and its gradient for laid out in one way, and say nothing if not."""
+    class Transposed(ClipAdapter):
+        name = "transposed"
+
+        def initial(self, prepared, generator):
+            return {name: value.T.contiguous().T for name, value in super().initial(prepared, generator).items()}
+
+    task = make_task()
+    plain, turned = (train([Run(kind(epochs=3), task, task, 0)])[0] for kind in (ClipAdapter, Transposed))
+    for name, value in plain.items():
+        assert torch.equal(value, turned[name])

@@ -1,0 +1,95 @@
+"""Two classifiers averaged: WiSE-FT for whatever was fitted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.errors import MethodError
+from onceclip.adapters.heads import Head, Linear, Sum, pack, unpack
+from onceclip.adapters.mixing import Mixing, best_weight
+from onceclip.adapters.task import Rows
+
+
+def merge(fitted: Classifier, start: Classifier, weight: float = 0.5) -> Classifier:
+    """Average a fitted classifier with one that it started from, or with any other of the same classes.
+
+    weight: share of the fitted one, between 0 and 1. Heads of one form (two linear ones, two projections, ...) are
+    averaged in their weights; others in their logits, which for linear heads is the same.
+    Raises MethodError if the two do not belong together.
+
+    Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), equation 1.
+
+    Example: `merge(CLAP().fit(task), ZeroShot().fit(task), 0.5)`
+    """
+    _require_alike(fitted, start)
+    if not 0 <= weight <= 1:
+        raise MethodError(f"weight {weight} of a merge is not between 0 and 1")
+    return _merged(fitted, start, weight, average(start.head, fitted.head, weight))
+
+
+def best_merge(fitted: Classifier, start: Classifier, rows: Rows) -> tuple[Classifier, Mixing]:
+    """Average two classifiers with the weight that is best on labelled rows, found exactly; give it too.
+
+    The logits are averaged. rows: validation rows, never those that the number is reported on.
+    Raises MethodError if the two do not belong together, or there are no rows.
+    """
+    _require_alike(fitted, start)
+    if not len(rows):
+        raise MethodError("the best weight of a merge needs labelled rows and there are none: give `merge` a weight")
+    values = rows.input(fitted.inputs)
+    first = start.logits(values)
+    found = best_weight(first, fitted.logits(values) - first, rows.label, high=1.0)
+    if isinstance(fitted.head, Linear) and isinstance(start.head, Linear):
+        return _merged(fitted, start, found.weight, average(start.head, fitted.head, found.weight)), found
+    return _merged(fitted, start, found.weight, _sum(start.head, fitted.head, found.weight)), found
+
+
+def average(first: Head, second: Head, weight: float) -> Head:
+    """The head `(1 - weight) first + weight second`: of the weights where both have one form, else of the logits."""
+    if isinstance(first, Linear) and isinstance(second, Linear):
+        first, second = _with_bias(first, second), _with_bias(second, first)
+    form, one = pack(first)
+    other_form, other = pack(second)
+    if form != other_form or any(not _alike(one[name], other[name]) for name in one):
+        return _sum(first, second, weight)
+    return unpack(form, {name: torch.lerp(value, other[name], weight) if value.is_floating_point() else value
+                         for name, value in one.items()})
+
+
+def _sum(first: Head, second: Head, weight: float) -> Head:
+    return Sum((first, second), (1 - weight, weight))
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of heads may be averaged: numbers may differ, labels and positions may not."""
+    return first.shape == second.shape and (first.is_floating_point() or torch.equal(first, second))
+
+
+def _with_bias(head: Linear, like: Linear) -> Linear:
+    if head.bias is None and like.bias is not None:
+        return replace(head, bias=torch.zeros_like(like.bias))
+    return head
+
+
+def _require_alike(fitted: Classifier, start: Classifier) -> None:
+    for what, one, other in (("class names", fitted.class_names, start.class_names),
+                             ("inputs", fitted.inputs, start.inputs), ("widths", fitted.dim, start.dim),
+                             ("encoders", _encoder(fitted, start), _encoder(start, fitted))):
+        if one != other:
+            raise MethodError(f"two classifiers of different {what} do not merge: fit both on one task")
+
+
+def _encoder(classifier: Classifier, other: Classifier) -> Any:
+    """What the encoder is known by, where both say so."""
+    known = all(isinstance(each.provenance.get("encoder"), dict) for each in (classifier, other))
+    return classifier.provenance["encoder"].get("fingerprint") if known else None
+
+
+def _merged(fitted: Classifier, start: Classifier, weight: float, head: Head) -> Classifier:
+    values = {**fitted.hyperparameters, "merged_with": start.method, "merge_weight": weight}
+    return replace(fitted, head=head, hyperparameters=values, parameters={})

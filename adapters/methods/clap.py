@@ -1,0 +1,60 @@
+"""CLAP: ZS-LP held near its start, class by class, as far as zero-shot knows the support images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Hyperparameter
+from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
+from onceclip.adapters.prototypes import base_vectors, cosine_head
+from onceclip.adapters.task import Task
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A task and how strongly each class is held at its start: weight (classes,), between 0 and 1."""
+
+    task: Task
+    weight: Tensor
+
+
+class CLAP(ZeroShotLinearProbe):
+    """ZS-LP with the penalty `mean_c lambda_c |p_c - t_c|^2`, which needs no validation rows.
+
+    `lambda_c` is the mean probability that zero-shot gives to the true class of the support rows of class c; it stays
+    as it is. A class without a support row has 1: nothing is known against its text. The penalty is that of class
+    vectors of the given `length`; with `base=raw` it depends on the encoder's scale, as the paper's does.
+
+    Source: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models (Silva-Rodriguez et al., CVPR
+    2024); the penalty is a mean over classes in the authors' code.
+    """
+
+    name = "clap"
+    summary = "zs-lp held near its start as far as zero-shot is right"
+    equation = "as zs-lp, with the penalty mean_c lambda_c |p_c - t_c|^2,  lambda_c: mean zero-shot p(c) of class c"
+    hyperparameters = {
+        "strength": Hyperparameter(1.0, "factor of the penalty", search=(0.1, 1.0, 10.0), high=1e6, retrain=True),
+        **{name: value for name, value in ZeroShotLinearProbe.hyperparameters.items() if name != "preset"},
+    }
+
+    def prepare(self, task: Task) -> Constraint:
+        rows, label = task.support.stacked
+        head = cosine_head(task, base_vectors(task, self.base, 1.0))
+        true = head(rows).softmax(dim=1).gather(1, label.unsqueeze(1)).squeeze(1)
+        total = true.new_zeros(task.classes).index_add(0, label, true)
+        count = torch.bincount(label, minlength=task.classes)
+        return Constraint(task, torch.where(count > 0, total / count.clamp(min=1), 1.0))
+
+    def initial(self, prepared: Constraint, generator: torch.Generator) -> dict[str, Tensor]:  # type: ignore[override]
+        return super().initial(prepared.task, generator)
+
+    def head(self, prepared: Constraint, parameters: dict[str, Tensor]) -> Head:  # type: ignore[override]
+        return super().head(prepared.task, parameters)
+
+    def penalty(self, prepared: Constraint, parameters: dict[str, Tensor]) -> Tensor:
+        moved = parameters["prototype"] - base_vectors(prepared.task, self.base, self.length)
+        return self.strength * (prepared.weight * moved.square().sum(dim=1)).mean()

@@ -1,0 +1,42 @@
+"""The linear probe of the CLIP paper, on features before the projection."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.heads import Head, Linear, Projected
+from onceclip.adapters.methods.lpclip import LpClip
+from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.unit import unit
+
+
+class LinearProbePreproj(LpClip):
+    """The CLIP paper's linear probe: logistic regression on what a vision transformer gives before its projection.
+
+    As `lpclip`, on `preproj` instead of embeddings.
+
+    Source: CLIP (Radford et al., 2021), appendix A.3: features before the projection to the joint space, L-BFGS, C
+    chosen on validation rows.
+    """
+
+    name = "linear-probe-preproj"
+    summary = "the CLIP paper's probe, on features before the projection"
+    source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, A.3"
+    equation = "logits = v.W' + b,  min C sum CE + |W|^2 / 2"
+    inputs = ("preproj",)
+    needs = "features before the projection (extract --preproj)"
+
+    def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
+        like = self.raw(prepared.support)
+        return {"weight": like.new_zeros(prepared.classes, like.shape[1]), "bias": like.new_zeros(prepared.classes)}
+
+    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
+        return self.raw(task.support), task.support.label
+
+    def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
+        weight, centre = parameters["weight"], unit(self.raw(prepared.support)).mean(dim=0)
+        return Projected(Linear(weight, parameters["bias"] - weight @ centre))
+
+    def raw(self, rows: Rows) -> Tensor:
+        return rows.input(self.inputs)
