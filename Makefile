@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: several processes share the cores.
 TEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1
 
-.PHONY: demo test lint test-wheel docs install install-test clean
+.PHONY: demo test lint test-wheel docs methods-page install install-test clean
 
 demo: install
 	$(BIN)/onceclip demo
@@ -16,13 +16,20 @@ lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p onceclip
 
-# The tests again, on the wheel that users get, from another folder.
+# Tests again, on the wheel that users get, from another folder: of files and commands, not of the mathematics.
+WHEEL := tests/test_cli.py tests/test_cli_failures.py tests/test_house.py tests/stores tests/pipeline
 test-wheel: install-test
 	rm -rf build/wheel && mkdir -p build/wheel/site
 	$(BIN)/python -m build --wheel --outdir build/wheel . >build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; false)
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/onceclip-*.whl
 	cp -r tests setup.cfg README.md build/wheel
-	cd build/wheel && $(TEST) PYTHONPATH=site ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout"
+	cd build/wheel && $(TEST) PYTHONPATH=site ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout" $(WHEEL)
+
+# Hours of runs on stores of your own: make methods-page STORES="a.zarr b.zarr"; it goes on where it was.
+RUNS ?= build/methods
+methods-page: install
+	$(BIN)/python docs/methods_page.py $(STORES) --out $(RUNS) > docs/methods.md.new
+	mv docs/methods.md.new docs/methods.md
 
 docs: install
 	$(BIN)/python docs/command_page.py > docs/commands.md

@@ -44,7 +44,7 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
     """
     from onceclip.pipeline.embed import add_text, check_name, prompts_for
-    from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
+    from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates, numbered
     from onceclip.pipeline.recorded_encoder import recorded_encoder
     from onceclip.stores import open_store
 
@@ -56,8 +56,8 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
                             load_phrases(class_names) if class_names else None,
                             load_descriptions(prompts, prompts_form) if prompts else None, waffle, seed)
     made = sentences.source
-    if made["templates"] and all(phrase.isdecimal() for phrase in made["phrases"].values()):
-        click.echo("Warning: every class is a number in these prompts; --class-names says what they mean", err=True)
+    if made["templates"] and (warning := numbered(made["phrases"])):
+        click.echo(f"Warning: {warning}", err=True)
     if dry_run:
         values = {"store": store, "name": name, "prompts": {each: sentences.of_class(each)
                                                             for each in sentences.classes}}

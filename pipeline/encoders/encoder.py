@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onceclip.adapters.products import DEFAULT, products
 from onceclip.pipeline.encoders.backend import EMBEDDING, LAST, OUTPUTS, PRECISIONS, TOKENS, Backend, out_of_memory
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.preparation import Preparation
@@ -132,12 +133,14 @@ class Encoder:
         if not self.has_text:
             raise EncoderError(f"{self.info['name']} embeds images only: it has no text encoder for prompts")
         batch = tokens.to(self.device) if isinstance(tokens, Tensor) else tokens
-        return self._backend.text(batch).float().cpu().numpy()
+        with products(self.info.get("products", DEFAULT)):
+            return self._backend.text(batch).float().cpu().numpy()
 
     def _attempt(self, pixels: np.ndarray, outputs: tuple[str, ...], tokens: str) -> dict[str, np.ndarray] | None:
         """One pass, or None if it did not fit into memory."""
         try:
-            return self._encode(pixels, outputs, tokens)
+            with products(self.info.get("products", DEFAULT)):
+                return self._encode(pixels, outputs, tokens)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

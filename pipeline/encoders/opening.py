@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from onceclip.adapters.products import DEFAULT, fast_products, set_products
+from onceclip.adapters.products import DEFAULT, fast_products
 from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
 from onceclip.pipeline.encoders.encoder import Encoder
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, check_spec, is_plugin
@@ -55,11 +55,10 @@ def _backend(spec: EncoderSpec, device: torch.device) -> Backend:
 
 
 def _products(backend: Backend, device: torch.device) -> str:
-    """Set how float32 matrices are multiplied, and name it."""
+    """How float32 matrices are to be multiplied."""
     if device.type != "cpu":
         return DEFAULT
     if backend.model is not None and sum(weights.numel() for weights in backend.model.parameters()) < _SMALL:
-        set_products(DEFAULT)
         return DEFAULT
     return fast_products()
 

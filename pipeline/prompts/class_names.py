@@ -10,6 +10,7 @@ from typing import Any
 
 from onceclip.adapters.method import unknown
 from onceclip.pipeline.errors import PromptError
+from onceclip.stores.keys import decode_key
 
 
 def load_phrases(path: Path) -> dict[str, str]:
@@ -37,13 +38,27 @@ def load_phrases(path: Path) -> dict[str, str]:
 def class_phrases(classes: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a prompt calls each class: the given name, else the folder's with spaces for underscores.
 
+    A folder's name of other bytes than UTF-8 stays as its key spells it.
     Raises PromptError if a name is given for a class that does not exist.
     """
     given = given or {}
     extra = [name for name in given if name not in classes]
     if extra:
         raise PromptError(f"--class-names: {unknown('class folder', extra[0], classes)}")
-    return {name: given.get(name, name.replace("_", " ").strip() or name) for name in classes}
+    return {name: given.get(name, _spoken(name).replace("_", " ").strip() or name) for name in classes}
+
+
+def numbered(phrases: Mapping[str, str]) -> str:
+    """A warning if every class is called by a number, which says nothing to a text encoder, else empty."""
+    if not phrases or not all(phrase.isdecimal() for phrase in phrases.values()):
+        return ""
+    return ("the prompts call all classes by numbers, such as "
+            f"{next(iter(phrases.values()))!r}: say what they are with --class-names FILE (lines folder,name)")
+
+
+def _spoken(key: str) -> str:
+    name = decode_key(key)
+    return name if name.isprintable() else key
 
 
 def no_key_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

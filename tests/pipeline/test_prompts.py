@@ -127,3 +127,21 @@ def test_templates_that_do_not_work_are_a_named_error(tmp_path: Path, monkeypatc
     with pytest.raises(OnceclipError) as caught:
         load_templates(choice)
     assert text in str(caught.value)
+
+
+def test_class_folders_that_are_numbers_are_warned_about_once(folder_of: Callable[..., Path], tmp_path: Path,
+                                                              extract_demo: Callable[..., Any]) -> None:
+    """torchvision#714: is folder 2 the second class, or `100`? And "a photo of a 2." says nothing to CLIP."""
+    root = folder_of({"0": 2, "1": 2, "10": 2})
+    first, again = (extract_demo(root, tmp_path / "s.zarr") for _ in range(2))
+    assert [warning for warning in first.warnings if "--class-names" in warning and "numbers" in warning]
+    assert again.warnings == []
+    named = extract_demo(root, tmp_path / "n.zarr", phrases={"0": "zero", "1": "one", "10": "ten"})
+    assert named.warnings == []
+
+
+def test_prompts_speak_a_folders_own_name_and_not_its_escapes(folder_of: Callable[..., Path], tmp_path: Path,
+                                                              extract_demo: Callable[..., Any]) -> None:
+    extract_demo(folder_of({"50%_off": 2, "ring": 2}), tmp_path / "s.zarr", templates=("{}",))
+    text = open_store(str(tmp_path / "s.zarr")).text()
+    assert dict(zip(text.classes, text.prompts, strict=True)) == {"50%25_off": "50% off", "ring": "ring"}
