@@ -1,128 +1,80 @@
-"""Filling a store's units: images are read and decoded in threads, encoded in batches, written unit by unit."""
+"""Images into embeddings: decode processes and encoding lanes at work at the same time."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from onceclip.pipeline.encoder import Encoder
-from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.images import decoding, prepare
-from onceclip.pipeline.inventory import Inventory
-from onceclip.stores import StoreWriter
-from onceclip.stores.fingerprint import digest
-from onceclip.stores.schema import BAD, STORED, TODO
+from onceclip.pipeline.batches import Batch
+from onceclip.pipeline.decoders import Decoders
+from onceclip.pipeline.lanes import Lanes
+from onceclip.pipeline.profile import Samples
+from onceclip.pipeline.sources import Content
+from onceclip.pipeline.views import Views
 
-FLUSH_SECONDS = 30.0  # at most this much encoding is lost when the process is killed
-
-
-def encode_images(writer: StoreWriter, model: Encoder, inventory: Inventory, batch_size: int, workers: int = 0,
-                  progress: bool = False) -> int:
-    """Encode every row that is to be done into its unit; gives the number of embeddings made.
-
-    batch_size: images per pass. workers: decoding threads, 0 for one per core.
-    """
-    todo = np.flatnonzero(inventory.table.state == TODO)
-    encoded = 0
-    workers = workers or os.cpu_count() or 1
-    with decoding(), ThreadPoolExecutor(workers) as pool, tqdm(
-            total=len(inventory.table), initial=len(inventory.table) - len(todo), unit="image", desc="encode",
-            disable=None if progress and len(todo) else True) as bar:
-        prepared = _prepared(pool, model, inventory, todo, 2 * workers + batch_size)
-        for number in np.unique(todo // writer.unit_rows):
-            unit = _Unit(writer, int(number))
-            rows = todo[todo // writer.unit_rows == number]
-            try:
-                for batch in _batches(islice(prepared, len(rows)), batch_size):
-                    encoded += unit.fill(batch, model)
-                    bar.update(len(batch))
-                    bar.set_postfix(bad=unit.bad)
-            finally:
-                # Also on Ctrl-C: what was encoded is kept, the next run goes on behind it.
-                unit.commit()
-    return encoded
+EMBEDDING = "embedding"
+_SMALLEST = 8  # images per pass, however few there are
+_MARGIN = 3  # batches in memory beside those that the lanes have
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    row: int
-    digest: bytes
-    pixels: torch.Tensor | None
-    reason: str
+class Encoded:
+    """What became of some images.
+
+    rows: their numbers. digests: (images, 16). reasons: why one is bad, else empty. good: places of the others.
+    values: each output of the good ones, (good, ...) float32, or (good, views, ...).
+    """
+
+    rows: np.ndarray
+    digests: np.ndarray
+    reasons: list[str]
+    good: np.ndarray
+    values: dict[str, np.ndarray]
 
 
-def _prepared(pool: ThreadPoolExecutor, model: Encoder, inventory: Inventory, rows: np.ndarray,
-              ahead: int) -> Iterator[_Prepared]:
-    """Read and decode in threads, in order, at most `ahead` images before they are taken."""
+def encode(decoders: Decoders, lanes: Lanes, images: Iterable[tuple[int, Content]], count: int, batch_size: int = 0,
+           outputs: Sequence[str] = (EMBEDDING,), tokens: str = "last", views: Views | None = None,
+           samples: Samples | None = None) -> Generator[Encoded, None, None]:
+    """Read, decode and encode images, in their order.
 
-    def one(row: int) -> _Prepared:
-        content = b""
-        try:
-            content = inventory.contents[row].read()
-            return _Prepared(row, digest(content), prepare(content, model.preprocess), "")
-        except BadImage as error:
-            return _Prepared(row, digest(content), None, str(error))
+    images: numbers, which come back, and contents. count: how many. batch_size: images (or views) per pass, 0 for what
+    suits the encoder. outputs, tokens: as of `Encoder.encode_images`. views: these instead of the plain image.
+    """
+    encoder, pictures = lanes.encoder, views.drawn if views else 1
+    each = max(_SMALLEST, -(-count * pictures // lanes.number))  # so that every lane has some
+    size = max(1, (batch_size or min(encoder.batch_size, each)) // pictures)
 
-    waiting: list[Future[_Prepared]] = []
-    upcoming = iter(rows.tolist())
-    try:
-        waiting.extend(pool.submit(one, row) for row in islice(upcoming, ahead))
-        while waiting:
-            first = waiting.pop(0)
-            waiting.extend(pool.submit(one, row) for row in islice(upcoming, 1))
-            yield first.result()
-    finally:
-        for future in waiting:
-            future.cancel()
+    def one_pass(batch: Batch) -> Encoded:
+        good = batch.good
+        pixels = batch.pixels if len(good) == len(batch.rows) else batch.pixels[good]
+        values = {}
+        if len(good):
+            flat = pixels.reshape(-1, *encoder.preparation.shape)
+            if samples:
+                samples.add(flat, outputs, tokens)
+            values = encoder.encode_images(flat, outputs, tokens)
+            if views:
+                values = {name: given.reshape(len(good), pictures, *given.shape[1:])
+                          for name, given in values.items()}
+        return Encoded(np.array(batch.rows), batch.digests, batch.reasons, good, values)
 
+    under_way: deque[tuple[Batch, Future[Encoded]]] = deque()
 
-def _batches(items: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
-    while batch := list(islice(items, size)):
-        yield batch
+    def first() -> Encoded:
+        batch, future = under_way.popleft()
+        encoded = decoders.wait(future)
+        decoders.release(batch)
+        return encoded
 
-
-class _Unit:
-    """One unit in memory while it fills."""
-
-    def __init__(self, writer: StoreWriter, number: int) -> None:
-        self.writer, self.number = writer, number
-        self.where, self.embedding = writer.unit(number)
-        table = writer.store.table
-        self.digest, self.reason, self.state = (column[self.where].copy() for column in
-                                                (table.digest, table.reason, table.state))
-        self.written = time.monotonic()
-        self.bad = 0
-
-    def fill(self, batch: Sequence[_Prepared], model: Encoder) -> int:
-        """Encode a batch into the unit; gives the number of embeddings."""
-        good = [item.pixels for item in batch if item.pixels is not None]
-        vectors = iter(model.encode_images(torch.stack(good)) if good else ())
-        limit = np.finfo(self.embedding.dtype).max
-        stored = 0
-        for item in batch:
-            place = item.row - self.where.start
-            self.digest[place] = np.frombuffer(item.digest, np.uint8)
-            vector = next(vectors) if item.pixels is not None else None
-            reason = item.reason
-            if vector is not None and not (np.abs(vector) <= limit).all():
-                vector, reason = None, f"the encoder gave values that {self.embedding.dtype} cannot hold"
-            self.reason[place] = reason
-            self.state[place] = BAD if vector is None else STORED
-            self.embedding[place] = np.nan if vector is None else vector
-            stored += vector is not None
-            self.bad += vector is None
-        if time.monotonic() - self.written > FLUSH_SECONDS:
-            self.commit()
-        return stored
-
-    def commit(self) -> None:
-        self.writer.commit(self.number, self.embedding, self.digest, self.reason, self.state)
-        self.written = time.monotonic()
+    with closing(decoders.batches(images, encoder.preparation, size, lanes.number + _MARGIN, views)) as batches:
+        for batch in batches:
+            under_way.append((batch, lanes.submit(one_pass, batch)))
+            if len(under_way) > lanes.number:
+                yield first()
+        while under_way:
+            yield first()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,16 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier
-from onceclip.pipeline.encoder import Encoder, EncoderSpec, open_encoder
-from onceclip.pipeline.errors import BadImage, SourceError
+from onceclip.pipeline.decoders import Decoders
+from onceclip.pipeline.encode import EMBEDDING, encode
+from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.evaluate import check_encoder
-from onceclip.pipeline.images import decoding, prepare
-from onceclip.pipeline.sources import Content, LocalFile, list_images
+from onceclip.pipeline.lanes import Lanes
+from onceclip.pipeline.recorded_encoder import recorded_encoder
+from onceclip.pipeline.sources import Content, LocalFile
+from onceclip.pipeline.sources.folder import list_images
 from onceclip.stores import Store, StoreMismatch
 from onceclip.stores.keys import encode_key
-
-_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,16 @@ def predict_images(classifier: Classifier, paths: Sequence[Path], encoder: Encod
         raise StoreMismatch(f"the adapter was fitted on embeddings of {adapters['name']} ({adapters['fingerprint']}), "
                             f"this encoder is {encoder.info['name']} ({mine}): name the right one with --model and "
                             "--pretrained")
-    with decoding(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        files = _files(paths)
-        while batch := list(islice(files, _IMAGES)):
-            ready = list(pool.map(lambda item: _pixels(item[1], encoder), batch))
-            pixels = [item for item in ready if isinstance(item, Tensor)]
-            names = [name for (name, _), item in zip(batch, ready, strict=True) if isinstance(item, Tensor)]
-            logits = classifier.logits(encoder.encode_images(torch.stack(pixels))) if pixels else torch.empty(0)
-            good = _answers(classifier, names, logits, top_k)
-            for (name, _), item in zip(batch, ready, strict=True):
-                yield next(good) if isinstance(item, Tensor) else Prediction(name, reason=item)
-
-
-def _pixels(content: Content, encoder: Encoder) -> Tensor | str:
-    """An image for the encoder, or why there is none."""
-    try:
-        return prepare(content.read(), encoder.preprocess)
-    except BadImage as error:
-        return str(error)
+    files = list(_files(paths))
+    images = enumerate(content for _, content in files)
+    with Decoders(len(files)) as decoders, Lanes(encoder) as lanes, closing(
+            encode(decoders, lanes, images, len(files))) as pieces:
+        for piece in pieces:
+            names = [files[row][0] for row in piece.rows]
+            logits = classifier.logits(piece.values[EMBEDDING]) if len(piece.good) else torch.empty(0)
+            good = _answers(classifier, [names[place] for place in piece.good], logits, top_k)
+            for name, reason in zip(names, piece.reasons, strict=True):
+                yield Prediction(name, reason=reason) if reason else next(good)
 
 
 def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device: str = "auto") -> Encoder:
@@ -86,13 +77,8 @@ def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device:
 
     Raises SourceError if the adapter's embeddings were imported and nothing says which encoder made them.
     """
-    info = classifier.provenance.get("encoder", {})
-    if given is None:
-        if info.get("imported") or "name" not in info or info["name"].startswith("local-dir:"):
-            raise SourceError(f"the adapter does not say where its encoder ({info.get('name', 'unknown')}) is: name it "
-                              "with --model (and --pretrained), or predict on a store")
-        given = EncoderSpec(info["name"], info.get("pretrained"), device=device)
-    return open_encoder(replace(given, precision=info.get("precision", given.precision)))
+    return recorded_encoder(classifier.provenance.get("encoder", {}), "the adapter", given, device,
+                            ", or predict on a store")
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Content]]:

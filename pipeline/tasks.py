@@ -107,7 +107,8 @@ def _tied(store: Store, split: str) -> set[bytes | str]:
     """Digests and groups of the rows of a split."""
     rows = store.rows(split)
     digests = store.column("digest")[rows]
-    return {*(bytes(each) for each in digests if each.any()), *map(str, store.column("group")[rows])} - {""}
+    ties: set[bytes | str] = {bytes(each) for each in digests if each.any()}
+    return ties.union(str(group) for group in store.column("group")[rows] if group)
 
 
 def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = False) -> Rows:

@@ -20,12 +20,33 @@ def percent(value: float | None) -> str:
 def extraction_lines(done: Extraction) -> list[str]:
     """What `extract` did, every bad image by name, and the next command."""
     rate = f", {done.encoded / done.seconds:.0f} images/s" if done.encoded else ""
+    stored = [f"{name} {'x'.join(map(str, shape))}" for name, shape in done.outputs.items()]
+    if done.rounding["relative"]:
+        stored.append(f"rounding moved embeddings by {done.rounding['relative']:.1e} of their length at most "
+                      f"(1 - cosine {done.rounding['cosine']:.1e})")
     return [
         f"{done.store}: {done.images - done.bad:,} images of {len(done.classes)} classes ({_splits(done.splits)})",
         f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
         f"bad {done.bad:,}; {done.text['prompts']} prompts; {done.seconds:.1f} s{rate}",
+        *([f"  {'; '.join(stored)}"] if stored else []),
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
+        *(_profile_lines(done.profile) if done.profile else []),
         f"Next: onceclip fit {done.store} --method tip-adapter --shots 16 --select val",
+    ]
+
+
+def _profile_lines(found: Mapping[str, Any]) -> list[str]:
+    """Where the time went: everything ran at the same time, so the seconds do not add up."""
+    pictures, lanes = max(found["images"], 1), found["lanes"]
+    workers = {"read": "processes", "decode": "processes", "transform": "processes", "encode": "lanes", "write": ""}
+    rows = [f"    {name:<10}{found[name]:>9.2f}{1000 * found[name] / pictures:>12.3f}   "
+            f"{f'{found[of]} {of}' if of else '1 thread'}" for name, of in workers.items()]
+    share = f", {100 * found['share']:.0f} % of it" if found["share"] else ""
+    return [
+        "  where the time went     (of all together)",
+        f"    {'':<10}{'seconds':>9}{'ms/image':>12}", *rows,
+        f"  the encoder alone: {found['encoder_rate']:,.1f} images/s in {lanes} lanes; this run: "
+        f"{found['rate']:,.1f} images/s{share}",
     ]
 
 

@@ -76,7 +76,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def encoder() -> Any:
     """The demo encoder, loaded once."""
-    from onceclip.pipeline.encoder import EncoderSpec, open_encoder
+    from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 
     return open_encoder(EncoderSpec("demo"))
 
@@ -84,11 +84,11 @@ def encoder() -> Any:
 @pytest.fixture(scope="session")
 def extract_demo() -> Callable[..., Any]:
     """Extract a folder with the demo encoder: extract_demo(folder, store, model=..., unit_rows=..., ...)."""
-    from onceclip.pipeline.encoder import EncoderSpec
+    from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.extract import ExtractOptions, extract
 
     def run(folder: Path, store: Path | str, model: str = "demo", **options: Any) -> Any:
-        return extract(folder, store, EncoderSpec(model), ExtractOptions(**{"workers": 2, **options}))
+        return extract(folder, store, EncoderSpec(model), ExtractOptions(**{"workers": 1, **options}))
 
     return run
 

@@ -23,11 +23,12 @@ def test_the_python_example_of_the_readme_runs(store_path, tmp_path, monkeypatch
     assert names.startswith("[")
 
 
-def test_the_readme_names_only_commands_and_options_that_exist():
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/sources.md", marks=pytest.mark.checkout)])
+def test_a_page_names_only_commands_and_options_that_exist(page):
     from onceclip.cli import main
 
-    lines = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
-    commands = [line.split("#")[0].split() for line in lines if line.startswith("onceclip ")]
+    lines = [line for block in blocks(ROOT / page, "sh") for line in block.splitlines()]
+    commands = [line.split("#")[0].split("| ")[-1].split() for line in lines if "onceclip " in line]
     assert len(commands) >= 4
     for _, name, *words in commands:
         options = {option for parameter in main.commands[name].params for option in parameter.opts}
@@ -38,12 +39,25 @@ def test_the_readme_names_only_commands_and_options_that_exist():
 def test_the_method_of_the_extending_page_works(store_path):
     import onceclip
 
-    (example,) = blocks(ROOT / "docs" / "extending.md", "python")
+    example = next(each for each in blocks(ROOT / "docs" / "extending.md", "python") if "NearestMean" in each)
     names = {}
     exec(compile(example, "extending.md", "exec"), names)
     store = onceclip.open_store(str(store_path))
     method = names["NearestMean"](alpha=5)
     assert 0 <= onceclip.evaluate(method.fit(onceclip.make_task(store, shots=2)), store)["accuracy"] <= 1
+
+
+@pytest.mark.checkout
+def test_the_source_of_the_extending_page_works(tmp_path, monkeypatch):
+    from onceclip.pipeline.sources import SourceOptions, open_source
+
+    example = next(each for each in blocks(ROOT / "docs" / "extending.md", "python") if "my_source.py" in each)
+    (tmp_path / "my_source.py").write_text(example)
+    (tmp_path / "index.txt").write_text("p1 healthy a.png\np2 ill b.png\n")
+    monkeypatch.chdir(tmp_path)
+    records = open_source("my_source:scans", SourceOptions(root=str(tmp_path))).records
+    assert [(each.key, each.label, each.group) for each in records] == [("a.png", "healthy", "p1"),
+                                                                        ("b.png", "ill", "p2")]
 
 
 @pytest.mark.checkout

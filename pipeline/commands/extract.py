@@ -1,43 +1,68 @@
-"""`onceclip extract`: a folder of images into a store."""
+"""`onceclip extract`: images into a store."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
+from onceclip.pipeline.commands.options import BatchSize, LocalPath, encoder_options, encoder_spec, json_option, show
+from onceclip.pipeline.commands.outputs import output_options, outputs_of
+from onceclip.pipeline.commands.sources import source_options
 
 
 @click.command()
-@click.argument("folder", type=LocalPath(path_type=Path))
+@click.argument("source")
 @click.argument("store")
 @encoder_options(required=True)
+@source_options()
+@output_options()
 @click.option("--templates", metavar="NAME|FILE", help="Prompt templates: photo, imagenet, imagenet-7, a file with one "
               "a line, or a sentence with {}.  [default: those of the store, else \"a photo of a {}.\"]")
 @click.option("--class-names", type=LocalPath(path_type=Path), metavar="FILE",
               help="What prompts call a class folder: CSV lines folder,name or a JSON object.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
-              help="auto: fp32 on a CPU, fp16 on a GPU.")
+              help="auto: fp32 on a CPU (by its fastest way), fp16 on a GPU.")
+@click.option("--compile", is_flag=True, help="Have torch compile the encoder (docs/encoders.md: when that pays off).")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Type of the stored embeddings.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images per encoder pass.")
-@click.option("--workers", type=click.IntRange(0), default=0, help="Decoding threads.  [default: one per core]")
+@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, metavar="N|auto",
+              help="Images per encoder pass; auto: what suits the device, fewer if its memory does not hold as many.")
+@click.option("--decode", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
+              help="exact: the pixels of the encoder's own preprocessing; fast: JPEGs decoded at reduced size.")
+@click.option("--exif", is_flag=True, help="Turn images as their cameras say, which papers do not.")
+@click.option("--decode-timeout", type=click.FloatRange(0, min_open=True), default=60, show_default=True,
+              metavar="SECONDS", help="An image that takes longer to read and decode is bad.")
+@click.option("--workers", type=click.IntRange(0), default=0, help="Decode processes.  [default: one per core]")
 @click.option("--unit-rows", type=click.IntRange(1), default=4096, show_default=True,
               help="Images per unit of a new store.")
 @click.option("--cache-dir", metavar="DIR", help="Where downloaded weights are kept.")
 @click.option("--allow-random", is_flag=True, help="Accept a model without weights, for tests of speed.")
+@click.option("--profile", is_flag=True, help="Show where the time goes.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any image is bad.")
 @json_option
-def extract(folder: Path, store: str, model: str, pretrained: str | None, preprocess: str | None, device: str,
-            templates: str | None, class_names: Path | None, precision: str, dtype: str, batch_size: int, workers: int,
-            unit_rows: int, cache_dir: str | None, allow_random: bool, strict: bool, as_json: bool) -> None:
-    """Encode a folder of images and its class prompts, once.
+def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store: str, model: str,
+            pretrained: str | None, preprocess: str | None, device: str, templates: str | None,
+            class_names: Path | None, precision: str, compile: bool, dtype: str, batch_size: int, decode: str,
+            exif: bool, decode_timeout: float, workers: int, unit_rows: int, cache_dir: str | None, allow_random: bool,
+            profile: bool, strict: bool, as_json: bool) -> None:
+    """Encode images and the prompts of their classes, once.
 
-    Reads FOLDER, writes STORE. FOLDER holds one folder of images per class, or train/, val/ and test/ with such
+    Reads SOURCE, writes STORE. SOURCE holds one folder of images per class, or train/, val/ and test/ with such
     folders in them; without those, a stratified split (50 % train, 20 % val, 30 % test) is drawn and recorded. Run it
     again when images were added, changed, moved or removed: only new content is encoded. Bad images are recorded with
     their reason and left out.
+
+    \b
+    SOURCE is one of (docs/sources.md describes them):
+        FOLDER or its URL           pets, s3://bucket/pets
+        manifest                    pets.csv, .tsv or .jsonl: path,label[,split,group]
+        CoOp's split file           split_zhou_OxfordPets.json
+        tar archives                'pets-{000..009}.tar', 'pets-*.tar', s3://bucket/pets.tar
+        list of files               - (standard input: find pets -name '*.jpg' | ...)
+        torchvision's data sets     torchvision:CIFAR10
+        your own                    MODULE:FUNCTION
 
     \b
     Example:
@@ -46,13 +71,16 @@ def extract(folder: Path, store: str, model: str, pretrained: str | None, prepro
     from onceclip.pipeline.extract import ExtractOptions
     from onceclip.pipeline.extract import extract as run
     from onceclip.pipeline.prompts import load_phrases, load_templates
+    from onceclip.pipeline.sources import SourceOptions
     from onceclip.pipeline.wording import extraction_lines
 
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
-                             batch_size, workers, dtype, unit_rows, progress=True)
-    done = run(folder, store, encoder_spec(model, pretrained, preprocess, device, precision, allow_random, cache_dir),
-               options)
+                             batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
+                             outputs=outputs_of(outputs), decode_timeout=decode_timeout, profile=profile)
+    encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
+                           cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
+    done = run(source, store, encoder, options)
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
     show(as_json, vars(done), lambda: extraction_lines(done))

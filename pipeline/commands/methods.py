@@ -13,7 +13,8 @@ from onceclip.pipeline.commands.options import json_option, show
 def methods(name: str | None, as_json: bool) -> None:
     """List the methods, or explain one.
 
-    With a NAME: its equation, hyperparameters and source."""
+    The list has each method's family, what a fit costs, whether it serves classes that it was not fitted on, and what
+    it needs. With a NAME: equation, hyperparameters with what is tried, presets and source."""
     from onceclip.pipeline.catalogue import describe, lines
 
     values = describe(name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.encoder import EncoderSpec
+    from onceclip.pipeline.encoders import EncoderSpec
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -37,13 +37,27 @@ class Shots(click.ParamType):
         self.fail(f"{value!r} is not a whole number from 1 up, or all", param, context)
 
 
+class BatchSize(click.ParamType):
+    """A whole number from 1 up, or auto (0)."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int:
+        if str(value).lower() == "auto" or value == 0:
+            return 0
+        if str(value).isdecimal() and int(value) > 0:
+            return int(value)
+        self.fail(f"{value!r} is not a whole number from 1 up, or auto", param, context)
+
+
 def encoder_options(required: bool) -> Decorator:
     """Options that name an encoder."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         for option in reversed([
             click.option("--model", required=required, metavar="NAME",
-                         help="open_clip model, hf-hub:ORG/NAME, local-dir:FOLDER, or demo (ships with onceclip)."),
+                         help="open_clip model, hf-hub:ORG/NAME, local-dir:FOLDER, transformers:ORG/NAME|FOLDER, "
+                         "MODULE:FUNCTION (an encoder of your own), or demo (ships with onceclip)."),
             click.option("--pretrained", metavar="TAG|FILE", help="Weights of an open_clip model."),
             click.option("--preprocess", metavar="openai|FILE", help="How images are prepared for a weights FILE: "
                          "CLIP's way, or a JSON file with mean, std, interpolation, resize_mode."),
@@ -56,12 +70,12 @@ def encoder_options(required: bool) -> Decorator:
     return add
 
 
-def encoder_spec(model: str, pretrained: str | None, preprocess: str | None, device: str, precision: str = "auto",
-                 allow_random: bool = False, cache_dir: str | None = None) -> EncoderSpec:
-    """What `encoder_options` named."""
-    from onceclip.pipeline.encoder import EncoderSpec
+def encoder_spec(model: str, pretrained: str | None, preprocess: str | None, device: str,
+                 **further: Any) -> EncoderSpec:
+    """What `encoder_options` named; `further` are fields of EncoderSpec."""
+    from onceclip.pipeline.encoders import EncoderSpec
 
-    return EncoderSpec(model, pretrained, precision, device, preprocess, allow_random, cache_dir)
+    return EncoderSpec(model, pretrained, device=device, preprocess=preprocess, **further)
 
 
 def show(as_json: bool, values: Any, lines: Callable[[], list[str]]) -> None:

@@ -33,7 +33,7 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
     from onceclip.adapters import load_classifier
     from onceclip.pipeline.predict import as_values, encoder_of, predict_images, predict_store, write_logits
     from onceclip.stores import open_store
-    from onceclip.stores.reader import looks_like_store
+    from onceclip.stores.place import looks_like_store
 
     classifier = load_classifier(adapter)
     if len(inputs) == 1 and looks_like_store(inputs[0]):

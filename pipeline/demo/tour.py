@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from onceclip.adapters import METHODS
 from onceclip.pipeline.demo.digits import TEMPLATE, write_digits
-from onceclip.pipeline.encoder import DEMO, EncoderSpec
+from onceclip.pipeline.encoders import DEMO, EncoderSpec
 from onceclip.pipeline.extract import Extraction, ExtractOptions, extract
 from onceclip.pipeline.picture import learning_curve
+from onceclip.pipeline.plan import make_specs
 from onceclip.pipeline.results import NAME, Mean, summarise
-from onceclip.pipeline.sweep import grid, sweep
+from onceclip.pipeline.sweep import sweep
 from onceclip.stores import open_store
 
+METHODS = ("zero-shot", "linear-probe", "clip-adapter", "tip-adapter", "tip-adapter-f", "gda")
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (1, 2, 3, 4, 5)
 BASELINE = "zero-shot"
@@ -47,9 +48,9 @@ def run_tour(out: Path, say: Callable[[str], None], progress: bool = True) -> To
     extraction = extract(images, store, EncoderSpec(DEMO), ExtractOptions(templates=(TEMPLATE,), progress=progress))
     say(f"2. encoded {extraction.encoded:,} of {extraction.images:,} images and "
         f"{extraction.text['encoded']} prompts in {extraction.seconds:.1f} s: {store}")
-    specs = grid(list(METHODS), SHOTS, SEEDS, SELECT)
+    specs = make_specs(METHODS, SHOTS, SEEDS, select=SELECT)
     begun = time.perf_counter()
-    rows = sweep(open_store(str(store)), specs, results, progress)
+    rows = sweep([open_store(str(store))], specs, results, progress=progress)
     seconds = time.perf_counter() - begun
     say(f"3. {len(specs)} runs ({len(METHODS)} methods x {len(SHOTS)} shots x {len(SEEDS)} seeds) in {seconds:.1f} s:"
         f" {results / NAME}")

@@ -16,17 +16,26 @@ from onceclip.stores.fingerprint import digest
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of images of every pass through the encoder."""
-    from onceclip.pipeline.encoder import Encoder
+    from onceclip.pipeline.encoders import Encoder
 
     sizes: list[int] = []
     encode = Encoder.encode_images
 
-    def counting(self: Encoder, pixels: Any) -> np.ndarray:
+    def counting(self: Encoder, pixels: Any, *rest: Any, **options: Any) -> dict[str, np.ndarray]:
         sizes.append(len(pixels))
-        return encode(self, pixels)
+        return encode(self, pixels, *rest, **options)
 
     monkeypatch.setattr(Encoder, "encode_images", counting)
     return sizes
+
+
+@pytest.fixture(scope="session")
+def own_preprocess(encoder: Any) -> Callable[..., np.ndarray]:
+    """open_clip's own transform for the demo encoder, which onceclip does not use: an image to (1, 3, 32, 32)."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    transform = image_transform_v2(PreprocessCfg(**encoder.model.visual.preprocess_cfg), is_train=False)
+    return lambda image: transform(image).numpy()[None]
 
 
 @pytest.fixture(scope="session")

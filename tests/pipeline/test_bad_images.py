@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onceclip.pipeline.encoder import Encoder
+from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.errors import SourceError
 from onceclip.stores import StoreDamaged, open_store
 from onceclip.stores.schema import BAD, STORED
@@ -150,26 +150,14 @@ def test_values_that_are_no_numbers_never_reach_the_store(root: Path, tmp_path: 
     """openai/CLIP#198, #144: half precision gave NaN features on some cards, and they went into caches."""
     encode = Encoder.encode_images
 
-    def broken(self: Encoder, pixels: Any) -> np.ndarray:
-        vectors = encode(self, pixels)
+    def broken(self: Encoder, pixels: Any, *rest: Any, **options: Any) -> dict[str, np.ndarray]:
+        found = encode(self, pixels, *rest, **options)
+        vectors = found["embedding"]
         vectors[0], vectors[1, 3], vectors[2, 5] = np.nan, np.inf, 1e6  # the last is too large for float16
-        return vectors
+        return found
 
     monkeypatch.setattr(Encoder, "encode_images", broken)
-    done = extract_demo(root, tmp_path / "s.zarr")
+    done = extract_demo(root, tmp_path / "s.zarr", batch_size=12)
     assert (done.encoded, done.bad) == (9, 3)
     assert all("float16 cannot hold" in reason for reason in done.bad_images.values())
     assert np.isfinite(open_store(str(tmp_path / "s.zarr")).embeddings()).all()
-
-
-def test_an_image_that_no_preprocessing_takes_is_bad_and_not_the_end() -> None:
-    """yolo-scout#63: what fails behind the decoder must not take the batch with it."""
-    from onceclip.pipeline.errors import BadImage
-    from onceclip.pipeline.images import prepare
-
-    def refuse(image: Image.Image) -> None:
-        raise ValueError("height and width must be > 0")
-
-    with pytest.raises(BadImage, match=r"cannot be prepared for the encoder .*height and width"):
-        prepare(saved(picture(), "png"), refuse)
-    assert prepare(saved(picture(), "png"), lambda image: image.size) == (40, 30)

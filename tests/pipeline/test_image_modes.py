@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from onceclip.stores import open_store
@@ -60,8 +59,9 @@ def root(folder_of: FolderOf) -> Path:
 
 
 @pytest.mark.parametrize("name", ODD_FILES)
-def test_an_odd_image_is_encoded_as_by_the_encoders_own_preprocessing(root: Path, tmp_path: Path, extract_demo: Extract,
-                                                                      encoder: Any, name: str) -> None:
+def test_an_odd_image_is_encoded_as_by_the_encoders_own_preprocessing(
+        root: Path, tmp_path: Path, extract_demo: Extract, encoder: Any, name: str,
+        own_preprocess: Callable[..., np.ndarray]) -> None:
     """Modes that Pillow converts with a warning; 16 bits, which it clips to white (lessons.md, part E)."""
     content = ODD_FILES[name]()
     (root / "disc" / name).write_bytes(content)
@@ -71,7 +71,7 @@ def test_an_odd_image_is_encoded_as_by_the_encoders_own_preprocessing(root: Path
     if name == "sixteen.png":
         plain = Image.fromarray((np.asarray(plain) // 256).astype(np.uint8))
     with warnings.catch_warnings(action="ignore"):
-        expected = encoder.encode_images(torch.stack([encoder.preprocess(plain)]))
+        expected = encoder.encode_images(own_preprocess(plain))["embedding"]
     store = open_store(str(tmp_path / "s.zarr"))
     row = np.flatnonzero(store.table.key == f"disc/{name}")
     np.testing.assert_allclose(store.embeddings(row), expected, atol=1e-2 * np.abs(expected).max())
@@ -88,3 +88,43 @@ def test_the_cameras_orientation_is_left_alone_like_the_encoders_own_preprocessi
     store = open_store(str(tmp_path / "s.zarr"))
     rows = [int(np.flatnonzero(store.table.key == f"disc/{name}.png")[0]) for name in ("plain", "turned")]
     np.testing.assert_array_equal(*store.embeddings(np.array(rows)))
+
+
+def test_another_way_of_decoding_is_another_encoder_and_is_never_chosen_by_itself(root: Path, tmp_path: Path,
+                                                                                  run_json: Callable[..., Any],
+                                                                                  run: Callable[..., Any]) -> None:
+    """clip-retrieval#264: what made the pixels belongs to what identifies the embeddings."""
+    command = ("extract", root, tmp_path / "s.zarr", "--model", "demo")
+    plain = run_json(*command)["encoder"]
+    assert not {"decode", "exif"} & set(plain)
+    for options in (("--decode", "fast"), ("--exif",)):
+        refused = run(*command, *options)
+        assert refused.exit_code == 1
+        assert f"they differ in {options[0].strip('-')}" in refused.stderr
+        other = run_json("extract", root, tmp_path / f"{options[-1]}.zarr", "--model", "demo", *options)["encoder"]
+        assert other["fingerprint"] != plain["fingerprint"]
+
+
+def test_images_are_turned_as_their_cameras_say_where_that_is_asked_for(root: Path, tmp_path: Path,
+                                                                        run_json: Callable[..., Any]) -> None:
+    """vision#7977: photographs of phones lie on their side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (root / "disc" / "plain.png").write_bytes(saved(picture().transpose(Image.Transpose.ROTATE_270), "png"))
+    (root / "disc" / "turned.png").write_bytes(saved(picture(), "png", exif=exif))
+    run_json("extract", root, tmp_path / "s.zarr", "--model", "demo", "--exif", "--batch-size", 1)
+    store = open_store(str(tmp_path / "s.zarr"))
+    rows = [int(np.flatnonzero(store.table.key == f"disc/{name}.png")[0]) for name in ("plain", "turned")]
+    np.testing.assert_array_equal(*store.embeddings(np.array(rows)))
+
+
+def test_the_profile_says_where_the_time_went(root: Path, tmp_path: Path, run_json: Callable[..., Any],
+                                              run: Callable[..., Any]) -> None:
+    profile = run_json("extract", root, tmp_path / "s.zarr", "--model", "demo", "--views", 2, "--profile")["profile"]
+    assert profile["images"] == 12 + 6  # half of them have one more view
+    assert all(profile[name] > 0 for name in ("read", "decode", "transform", "encode", "write", "wall", "encoder_rate"))
+    assert profile["share"] == pytest.approx(profile["rate"] / profile["encoder_rate"])
+    shown = run("extract", root, tmp_path / "t.zarr", "--model", "demo", "--profile").stdout
+    assert "the encoder alone" in shown
+    again = run_json("extract", root, tmp_path / "t.zarr", "--model", "demo", "--profile")["profile"]
+    assert (again["images"], again["share"]) == (0, None)

@@ -26,9 +26,10 @@ from typing import Any
 import pytest
 
 from onceclip.stores import open_store
+from onceclip.stores.compact import compact
 
 pytestmark = pytest.mark.slow
-KILLS = 50  # of each of two kinds of extraction
+KILLS = 50  # of each of three kinds of extraction
 FILES = 18  # that get their name or are removed: those of a new store, or those around the writing of the text
 TEMPLATES = ("a drawing of a {}.", "a {}.")
 
@@ -45,13 +46,16 @@ def root(folder_of: Callable[..., Path]) -> Path:
     return path
 
 
-@pytest.fixture(params=["nothing", "a store that grows"])
+@pytest.fixture(params=["nothing", "a store that grows", "a compacted store that grows"])
 def start(request: pytest.FixtureRequest, root: Path, tmp_path: Path, glyph: Callable[..., Path],
           extract_demo: Callable[..., Any]) -> Path:
     """What stands at the store's path when the extraction that is to be killed begins."""
     path = tmp_path / "start.zarr"
     if request.param != "nothing":
-        extract_demo(root, path, unit_rows=3, batch_size=1, workers=1, templates=TEMPLATES)
+        plain = tmp_path / "plain.zarr" if "compacted" in request.param else path
+        extract_demo(root, plain, unit_rows=3, batch_size=1, workers=1, templates=TEMPLATES)
+        if plain != path:
+            compact(str(plain), str(path), 6)
         glyph(root / "cross" / "a.png", "cross", 1)
         glyph(root / "cross" / "b.png", "cross", 2)
         glyph(root / "disc" / "00-new.png", "disc", 3)
@@ -131,15 +135,15 @@ def main(root: Path, work: Path, moments: str) -> None:
     import torch
 
     import onceclip.pipeline.extract as module
-    from onceclip.pipeline import encode, fit, info  # noqa: F401 - so that no child has to import them
-    from onceclip.pipeline.encoder import EncoderSpec, open_encoder
+    from onceclip.pipeline import fit, info, units  # noqa: F401 - so that no child has to import them
+    from onceclip.pipeline.encoders import EncoderSpec, open_encoder
     from onceclip.stores.verify import verify
 
     torch.set_num_threads(1)
     spec = EncoderSpec("demo")
     encoder = open_encoder(spec)
     module.open_encoder = lambda spec: encoder
-    encode.FLUSH_SECONDS = 0.0  # so that there are as many writes as there can be
+    units.FLUSH_SECONDS = 0.0  # so that there are as many writes as there can be
     warnings.simplefilter("error")
     start, note = work / "start.zarr", work / "note"
 

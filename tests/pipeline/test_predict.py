@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import Classifier, load_classifier
-from onceclip.pipeline.encoder import EncoderSpec, open_encoder
+from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.evaluate import evaluate
 from onceclip.pipeline.fit import RunSpec, fit

@@ -30,14 +30,14 @@ def test_no_test_row_is_in_support_or_validation(imported: Store, shots: int | N
     assert not (seen[0] | seen[1]) & set(imported.rows("test"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.inputs == ("embedding",)])
 def test_test_rows_change_nothing_that_is_fitted(imported: Store, arrays: Arrays, import_of: Callable[..., Store],
                                                  method: str) -> None:
     """Tip-Adapter#11: the best epoch was picked on the test rows. "Sorry for this mistake"."""
     test = arrays["split"] == "test"
     noise = np.random.default_rng(0).normal(size=arrays["embedding"].shape).astype(np.float32)
     other = import_of({**arrays, "embedding": np.where(test[:, None], noise, arrays["embedding"])}, "noise")
-    spec = RunSpec(method, 2, select=None if method == "zero-shot" else "val", values=FEW_STEPS.get(method))
+    spec = RunSpec(method, 2, select=None if method == "zero-shot" else "val", values=FEW_STEPS.get(method, {}))
     first, second = (fit(store, spec) for store in (imported, other))
     assert first.row["accuracy"] != second.row["accuracy"]
     assert first.row["hyperparameters"] == second.row["hyperparameters"]

@@ -1,0 +1,182 @@
+"""One decode process: it reads, decodes and prepares images into memory that it shares with the process it serves.
+
+It imports neither torch nor open_clip. It ends with the process it serves, however that ends: its socket closes then.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from onceclip import OnceclipError
+from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.preparation import Preparation, decoding
+from onceclip.pipeline.sources.record import Content
+from onceclip.pipeline.views import Views
+from onceclip.stores.fingerprint import digest
+
+IDLE = -1
+_PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY, errno.ENFILE,
+            errno.EMFILE}
+_PAUSES = (0.1, 0.5, 2.0)  # seconds before reading again what may come back
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a decode process is told once.
+
+    cell: which of the shared int64 numbers says the place of the image in hand within its task, IDLE for none.
+    memory: bytes of the shared memory. timeout: seconds that one image may take. views: these instead of the plain
+    pixels.
+    """
+
+    preparation: Preparation
+    views: Views | None
+    cell: int
+    memory: int
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some images.
+
+    offsets: where in the shared memory the pixels of each go, in bytes. verdict: why they are bad, where that is known
+    and their digests alone are wanted.
+    """
+
+    number: int
+    contents: list[Content]
+    offsets: list[int]
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that were read already, or why there are none."""
+
+    content: bytes
+    reason: str = ""
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises BadImage if there are none.
+        """
+        if self.reason:
+            raise BadImage(self.reason)
+        return self.content
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a task's images, and the seconds spent on reading, decoding and transforming them.
+
+    digests: 16 bytes an image. reasons: why an image is bad, empty for a good one.
+    """
+
+    number: int
+    digests: list[bytes]
+    reasons: list[str]
+    seconds: tuple[float, float, float]
+
+
+def serve(handle: int, memory: int) -> None:
+    """Do the tasks that come over a socket until it closes. handle, memory: open file descriptors."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is served
+    with Connection(handle) as connection, decoding():
+        try:
+            _Worker(connection, memory).run()
+        except (EOFError, ConnectionError):
+            os._exit(0)  # without waiting for threads that read
+
+
+class _Worker:
+    def __init__(self, connection: Connection, memory: int) -> None:
+        self.connection, self.handle, self.readers = connection, memory, ThreadPoolExecutor(_READERS)
+        self.waiting: deque[tuple[Task, list[Callable[[], bytes]]]] = deque()
+
+    def run(self) -> None:
+        while True:
+            while not self.waiting or self.connection.poll():
+                message = self.connection.recv()
+                if isinstance(message, Job):
+                    self.job = message
+                    self.memory = mmap.mmap(self.handle, message.memory)
+                    self.cells = np.frombuffer(self.memory, np.int64, message.cell + 1)
+                else:
+                    self.waiting.append((message, [self._reader(content) for content in message.contents]))
+            try:
+                self.connection.send(self._do(*self.waiting.popleft()))
+            except OnceclipError as error:  # not the image's fault: a storage does not answer, for example
+                self.connection.send(error)
+
+    def _reader(self, content: Content) -> Callable[[], bytes]:
+        """How to get the bytes; of what comes over a network the reading begins here."""
+        if getattr(content, "reading", "disk") != "network":
+            return lambda: read(content)
+        future: Future[bytes] = self.readers.submit(read, content)
+        return future.result
+
+    def _do(self, task: Task, readers: list[Callable[[], bytes]]) -> Done:
+        digests, reasons, seconds = [], [], np.zeros(3)
+        for place, (reader, offset) in enumerate(zip(readers, task.offsets, strict=True)):
+            self.cells[self.job.cell] = place
+            # The kernel ends this process if the image takes longer, whatever its decoder is doing.
+            signal.setitimer(signal.ITIMER_REAL, self.job.timeout)
+            content, reason, times = b"", task.verdict, [time.perf_counter()]
+            try:
+                content = reader()
+                times.append(time.perf_counter())
+                if not task.verdict:
+                    self._prepare(content, offset, times)
+            except BadImage as error:
+                reason = task.verdict or str(error)
+            times += [time.perf_counter()] * (4 - len(times))
+            seconds += np.diff(times)
+            digests.append(digest(content))
+            reasons.append(reason)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.cells[self.job.cell] = IDLE
+        return Done(task.number, digests, reasons, (seconds[0], seconds[1], seconds[2]))
+
+    def _prepare(self, content: bytes, offset: int, times: list[float]) -> None:
+        preparation, views = self.job.preparation, self.job.views
+        if views is None:
+            opened = preparation.open(content)
+            times.append(time.perf_counter())
+            pixels = preparation.plain(opened)
+        else:
+            pixels = views.pixels(content, preparation)
+        np.ndarray(pixels.shape, pixels.dtype, self.memory, offset)[...] = pixels
+
+
+def read(content: Content) -> bytes:
+    """The bytes of an image; a failure that may pass is tried again a few times.
+
+    Raises BadImage if there are none.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return content.read()
+        except BadImage as error:
+            cause = error.__cause__
+            if pause is None or not isinstance(cause, OSError) or cause.errno not in _PASSING:
+                raise
+            time.sleep(pause)
+        except OnceclipError:
+            raise
+        except Exception as error:  # of a source's own library
+            raise BadImage(f"cannot be read ({str(error) or type(error).__name__})") from error
+    raise AssertionError

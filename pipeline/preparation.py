@@ -1,0 +1,210 @@
+"""How an encoder wants its images: the bytes of a file into pixels, by Pillow alone."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from onceclip.pipeline.errors import BadImage
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESIZE_MODES = ("shortest", "longest", "squash")
+DECODES = ("exact", "fast")
+REDUCED = 2  # `fast` decodes a JPEG no smaller than this many times its size after resizing
+_EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The values that decide an encoder's pixels; small, and the same in every process.
+
+    size: (height, width) in pixels. interpolation: "bicubic" or "bilinear". resize_mode: "shortest" (and crop),
+    "longest" (and pad with `fill`) or "squash". mean, std: of the three channels, applied by the encoder.
+    decode: "exact" gives the pixels of open_clip's own transform bit for bit; "fast" decodes JPEGs at reduced size
+    and resizes no more than is kept. exif: whether the camera's orientation is applied.
+    custom: "module:function" of a preprocessing of its own, from a Pillow image to floats (3, height, width).
+    style: "open_clip", or "transformers", which makes images RGB before they are resized and rounds margins down.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill: int = 0
+    decode: str = "exact"
+    exif: bool = False
+    custom: str | None = None
+    style: str = "open_clip"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image's pixels."""
+        return (3, *self.size) if self.custom else (*self.size, 3)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of pixels: uint8, or float32 from a preprocessing of its own, which normalises by itself."""
+        return np.dtype(np.float32 if self.custom else np.uint8)
+
+    def pixels(self, content: bytes) -> np.ndarray:
+        """The pixels of an image file: uint8 (height, width, 3), or float32 (3, height, width) from `custom`.
+
+        Raises BadImage if the bytes are not an image, are cut short, or cannot be brought to size.
+        """
+        return self.plain(self.open(content))
+
+    def open(self, content: bytes, whole: bool = False) -> Opened:
+        """Decode the bytes of an image file.
+
+        whole: at full size also where `decode` is "fast", as crops of it need it.
+        Pixels of 16 bits are scaled to 8, which Pillow's own conversion would clip to white.
+        Raises BadImage if they are not an image, are cut short, or would need more memory than Pillow allows.
+        """
+        try:
+            image: Image.Image = Image.open(io.BytesIO(content))
+            turned = self.exif and _orientation(image) >= 5
+            size = image.size[::-1] if turned else image.size
+            if self.decode == "fast" and not whole and not self.custom:
+                wanted = tuple(REDUCED * side for side in self.resized(*size))
+                image.draft(None, wanted[::-1] if turned else wanted)  # type: ignore[arg-type]
+            image.load()
+            if image.mode.startswith("I;16"):
+                image = image.convert("I").point([value // 256 for value in range(65536)], "L")
+            if image.mode in _EIGHT_BIT:
+                if self.style == "transformers":
+                    image = image.convert("RGB")
+                return Opened(_upright(image) if self.exif else image, size)
+        except UnidentifiedImageError as error:
+            raise BadImage("not an image, or too damaged to tell which kind") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise BadImage(f"too large ({error})") from error
+        except Exception as error:  # Pillow's decoders raise many types for damaged files
+            raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
+        raise BadImage(f"unsupported pixel format {image.mode}")
+
+    def plain(self, opened: Opened) -> np.ndarray:
+        """The pixels of a decoded image, as of `pixels`.
+
+        Raises BadImage if it cannot be brought to size.
+        """
+        try:
+            return self.array(opened.image if self.custom else self._fitted(opened))
+        except Exception as error:  # of shapes that no resize can take, among others
+            raise BadImage(f"cannot be prepared for the encoder ({str(error) or type(error).__name__})") from error
+
+    def array(self, image: Image.Image) -> np.ndarray:
+        """The pixels of an image that has the right size already, or that `custom` will bring to it."""
+        if not self.custom:
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        values = np.asarray(_function(self.custom)(image), self.dtype)
+        if values.shape != self.shape:
+            raise ValueError(f"{self.custom} gave an array of shape {values.shape}, not {self.shape}")
+        return values
+
+    def _fitted(self, opened: Opened) -> Image.Image:
+        """Resized, then cropped or padded, in the image's own mode (in the style of open_clip) or in RGB."""
+        image, filter = opened.image, self._filter()
+        height, width = self.size
+        wide, high = self.resized(*opened.size)
+        left, top = self._margin(wide - width), self._margin(high - height)
+        if self.decode == "fast" and wide >= width and high >= height:
+            across, down = image.width / wide, image.height / high
+            box = (left * across, top * down, min((left + width) * across, image.width),
+                   min((top + height) * down, image.height))
+            return image.resize((width, height), filter, box)
+        if (wide, high) != image.size:
+            image = image.resize((wide, high), filter)
+        if wide < width or high < height:
+            image = _padded(image, width, height, self.fill)
+            left, top = self._margin(image.width - width), self._margin(image.height - height)
+        if image.size == (width, height):
+            return image
+        return image.crop((left, top, left + width, top + height))
+
+    def _margin(self, spare: int) -> int:
+        return spare // 2 if self.style == "transformers" else round(spare / 2)
+
+    def _filter(self) -> Image.Resampling:
+        # open_clip resizes to a size that is not square with bicubic, whatever is asked for.
+        oblong = self.resize_mode == "shortest" and self.size[0] != self.size[1]
+        return FILTERS["bicubic" if oblong else self.interpolation]
+
+    def resized(self, wide: int, high: int) -> tuple[int, int]:
+        """Width and height after resizing, before cropping or padding, with open_clip's and torchvision's rounding."""
+        height, width = self.size
+        if self.resize_mode == "squash":
+            return width, height
+        if self.resize_mode == "shortest" and height == width:
+            side = int(height * max(wide, high) / min(wide, high))
+            return (height, side) if wide <= high else (side, height)
+        ratio = (max if self.resize_mode == "longest" else min)(high / height, wide / width)
+        return round(wide / ratio), round(high / ratio)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A decoded image, and the (width, height) that the file has at full size, upright if that was asked for."""
+
+    image: Image.Image
+    size: tuple[int, int]
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing; the picture may be whole
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _padded(image: Image.Image, width: int, height: int, fill: int) -> Image.Image:
+    """At least width x height, with borders of `fill` in every channel; the larger half is on the right and below."""
+    across, down = max(width - image.width, 0), max(height - image.height, 0)
+    border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
+    bands = len(image.getbands())
+    padded = ImageOps.expand(image, border, fill if bands == 1 else (fill,) * bands)
+    if image.mode == "P":
+        palette = image.getpalette()
+        assert palette is not None
+        padded.putpalette(palette)
+    return padded
+
+
+@cache
+def _function(name: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the user's own module may lie where they work
+    module, _, path = name.partition(":")
+    value: Any = importlib.import_module(module)
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Make Pillow's warning about decompression bombs an error, and its remarks on odd files silent.
+
+    Warning filters belong to the whole process, so this is entered once, around all threads that decode.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\..*")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield

@@ -1,0 +1,51 @@
+"""What `onceclip methods` tells of every registered method."""
+
+import json
+
+import pytest
+
+from onceclip.adapters import METHODS
+from onceclip.pipeline.catalogue import describe, lines
+
+
+def test_the_list_has_a_line_for_every_method_with_family_cost_transfer_and_needs():
+    values = describe()
+    text = lines(values)
+    json.dumps(values, allow_nan=False)
+    for each, line in zip(values["methods"], text[1:], strict=False):
+        name, family, cost, transfers = line.split("  ")[0], each["family"], each["cost"], each["transfers"]
+        assert name.strip() == each["name"]
+        assert family in line
+        assert cost in line
+        assert ("  yes  " in line) == transfers
+        assert ("(needs " in line) == bool(each["needs"])
+    assert [each["name"] for each in values["methods"]] == list(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_page_of_a_method_has_its_equation_every_setting_every_preset_and_its_source(name):
+    method, text = METHODS[name], "\n".join(lines(describe(name)))
+    assert method.equation in text
+    assert method.source in text
+    for setting in method.hyperparameters:
+        assert f"\n  {setting} " in text
+    for preset in method.presets:
+        assert f"\n  {preset} " in text
+    assert ("found exactly" in text) == (method.mixing is not None)
+
+
+@pytest.mark.parametrize(("name", "cost", "compared"), [
+    ("zero-shot", "no fit", 1), ("tip-adapter", "no fit", 16), ("gda", "one solve", 1), ("proker", "one solve", 30),
+    ("linear-probe", "L-BFGS to convergence", 8), ("tip-adapter-f", "20 epochs", 1)])
+def test_the_cost_of_a_method_follows_from_what_it_does(name, cost, compared):
+    """`--select val` of tip-adapter-f trains once: the sharpness is chosen afterwards."""
+    values = describe(name)
+    assert (values["cost"], values["trainings_of_val"]) == (cost, compared)
+
+
+def test_what_is_tried_is_told_with_its_default_and_limits():
+    beta = describe("tip-adapter")["hyperparameters"]["beta"]
+    assert beta["default"] == 5.5
+    assert beta["high"] == 1000.0
+    assert 8.0 in beta["search"]
+    assert describe("tip-x")["presets"]["reference"]["sums"] is True
