@@ -16,7 +16,7 @@ from onceclip.adapters.threads import threads_for
 
 _RESULTS = 2**26  # numbers in the logits that are held at a time: 256 MiB in float32
 _BLOCK = 2**25  # numbers in one product of rows and keys
-_CACHED = 2**16  # of them that one core works on at a time: what its cache holds, twice
+_CACHED = 2**17  # of them that one core works on at a time: what its cache holds, twice
 _FACTORS = 32  # exponentials that are multiplied up before the next one is computed afresh
 _CLOSE = 1e-9
 _TINY = 1e-30

@@ -24,8 +24,8 @@ class Mixing:
 class Intervals:
     """The weights at which each row is right: those strictly between start and end, none unless start < end.
 
-    start, end: (rows,) float64, minus and plus infinity where there is no bound; start is plus infinity or NaN where
-        the row is never right.
+    start, end: (rows,) float64, minus and plus infinity where there is no bound. Where the row is never right, start is
+        plus infinity or both are NaN.
     """
 
     start: Tensor
@@ -58,13 +58,14 @@ def intervals(first: Tensor, second: Tensor, label: Tensor) -> Intervals:
 def _intervals(first: Tensor, second: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     column = label.unsqueeze(1)
     lead = first - first.gather(1, column)  # of the other classes at weight 0
-    gain = second.gather(1, column) - second + 0.0  # of the label over them; adding 0 makes every zero positive
+    gain = (second.gather(1, column) - second).add_(0.0)  # of the label over them; adding 0 makes every zero positive
     # The label itself bounds nothing: its lead of -1 over a gain of 0 is minus infinity. A class that leads and that
     # no weight can catch gives plus infinity, one that is level with the label for ever NaN: never right.
     crossing = lead.scatter_(1, column, -1.0).div_(gain)
-    start = crossing.masked_fill(gain < 0, -torch.inf).amax(dim=1)
-    end = crossing.masked_fill_(gain >= 0, torch.inf).amin(dim=1)
-    return start, end
+    # Infinity with the sign of the gain leaves a crossing alone on its side and takes it away on the other: many times
+    # faster than a mask.
+    aside = torch.copysign(gain.new_tensor(torch.inf), gain)
+    return torch.minimum(crossing, aside).amax(dim=1), torch.maximum(crossing, aside).amin(dim=1)
 
 
 def best_weight(first: Tensor, second: Tensor, label: Tensor, high: float, low: float = 0.0) -> Mixing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import numpy as np
@@ -47,12 +48,20 @@ class Stream(Rows):
                               "class_names")
 
     def blocks(self, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows once, as unit rows (n, dim) with their labels (n,): blocks in random order, a short one last."""
+        """All rows once, as unit rows (n, dim) with their labels (n,): blocks in random order, a short one last.
+
+        The next block is made ready while the present one is used.
+        """
         whole, rest = divmod(len(self), BLOCK)
         numbers = [*torch.randperm(whole, generator=order).tolist(), *([whole] if rest else [])]
         positions = [torch.arange(number * BLOCK, min((number + 1) * BLOCK, len(self))) for number in numbers]
-        for places, values in zip(positions, self.reader(torch.cat(positions).numpy()), strict=True):
-            yield unit(torch.from_numpy(values).to(self.like)), self.label[places].to(self.like.device)
+        ready = ((unit(torch.from_numpy(values).to(self.like)), self.label[places].to(self.like.device))
+                 for places, values in zip(positions, self.reader(torch.cat(positions).numpy()), strict=True))
+        with ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(next, ready, None)
+            while (block := upcoming.result()) is not None:
+                upcoming = ahead.submit(next, ready, None)
+                yield block
 
     def to(self, move: Callable[[Any], Any]) -> Stream:
         """Copy whose rows come in the type and on the device that `move` gives a tensor."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onceclip.adapters.affinity import caches_together, same_cache
 from onceclip.adapters.heads import Head, pack, unpack
 
 _ELEMENTS = 2**24  # of the largest intermediate tensor
@@ -69,6 +70,9 @@ def logits_together(heads: Sequence[Head], rows: Tensor) -> Iterator[Tensor]:
 
     rows: as the heads take them, unit embeddings mostly.
     """
+    if len(heads) > 1 and same_cache(heads):
+        yield from caches_together(heads, rows)  # type: ignore[arg-type]
+        return
     width = max(max(head.width for head in heads), rows.shape[1])
     most = max(1, _ELEMENTS // (width * max(len(rows), 1)))
     for start in range(0, len(heads), most):

@@ -27,8 +27,7 @@ class ClipAdapter(nn.Module):
         dim = weights.shape[1]
         self.net = nn.Sequential(nn.Linear(dim, dim // 4, bias=False), nn.ReLU(inplace=True),
                                  nn.Linear(dim // 4, dim, bias=False), nn.ReLU(inplace=True))
-        self.register_buffer("weights", weights)
-        self.ratio = ratio
+        self.weights, self.ratio = weights, ratio
 
     def forward(self, rows: Tensor) -> Tensor:
         mixed = self.ratio * self.net(rows) + (1 - self.ratio) * rows
@@ -42,8 +41,7 @@ class TipAdapterF(nn.Module):
         super().__init__()
         self.adapter = nn.Linear(keys.shape[1], keys.shape[0], bias=False)
         self.adapter.weight = nn.Parameter(keys.clone())
-        self.register_buffer("weights", weights)
-        self.register_buffer("values", one_hot(label, len(weights)).float())
+        self.weights, self.values = weights, one_hot(label, len(weights)).float()
 
     def forward(self, rows: Tensor) -> Tensor:
         cache = (-(1 - self.adapter(rows))).exp() @ self.values

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -24,7 +25,8 @@ NAMES = {"linear": "linear-probe-adamw", "clip-adapter": "clip-adapter", "tip-ad
 def ours(task: Task, name: str, runs: int, epochs: int, narrow: bool) -> Callable[[], object]:
     """Train runs that differ in learning rate and decay."""
     cls = METHODS[NAMES[name]]
-    values = {"epochs": epochs, "batch_size": 256, "optimiser": "adamw", "schedule": "cosine", "epsilon": 1e-4}
+    values: dict[str, Any] = {"epochs": epochs, "batch_size": 256, "optimiser": "adamw", "schedule": "cosine",
+                              "epsilon": 1e-4}
     methods = [cls(**values, learning_rate=1e-3 * (1 + number / runs), weight_decay=0.01) for number in range(runs)]
     prepared = methods[0].prepare(task)
     return lambda: train([Run(method, task, prepared, 0) for method in methods], narrow=narrow)

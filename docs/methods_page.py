@@ -127,7 +127,7 @@ def cell(store: Store, rows: Rows, name: str, policy: str, shots: int, seeds: in
     if len(common) > 1:
         difference = mean_interval([100 * (own[seed] - base[seed]) for seed in common])
         text += " ▼" if difference.value + (difference.half_width or 0) < 0 else ""
-    return text + (f" ({len(own)} seeds)" if len(own) < seeds else "")
+    return text + (f" ({len(own)} seed{'s' * (len(own) > 1)})" if len(own) < seeds else "")
 
 
 def accuracies(store: Store, rows: Rows, name: str, policy: str, shots: int, seeds: int) -> dict[int, float]:

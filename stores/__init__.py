@@ -1,14 +1,35 @@
-"""What is on disk: schema, writer, reader. numpy and zarr only."""
+"""What is on disk: schema, writer, reader. numpy and zarr only.
 
-from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
-from onceclip.stores.lock import write_lock
-from onceclip.stores.reader import Store, open_store
-from onceclip.stores.schema import Output
-from onceclip.stores.table import Table
-from onceclip.stores.text import TextSet
-from onceclip.stores.writer import StoreWriter
+Names are imported on first use: processes that only decode images need nothing of Zarr and start in half the time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
+    from onceclip.stores.lock import write_lock
+    from onceclip.stores.reader import Store, open_store
+    from onceclip.stores.schema import Output
+    from onceclip.stores.table import Table
+    from onceclip.stores.text import TextSet
+    from onceclip.stores.writer import StoreWriter
+
+_MODULES = {
+    "NotAStore": "errors", "StoreDamaged": "errors", "StoreError": "errors", "StoreIncomplete": "errors",
+    "StoreMismatch": "errors", "write_lock": "lock", "Store": "reader", "open_store": "reader", "Output": "schema",
+    "Table": "table", "TextSet": "text", "StoreWriter": "writer",
+}
 
 __all__ = [
     "NotAStore", "Output", "Store", "StoreDamaged", "StoreError", "StoreIncomplete", "StoreMismatch", "StoreWriter",
     "Table", "TextSet", "open_store", "write_lock",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -55,7 +55,7 @@ FAILURES = [
     ("predict adapter good --logits missing/l.npy", "missing/l.npy"),
     ("info missing", "missing is not a store"),
     ("info good", "good is not a store"),
-    ("methods tip", "did you mean 'tip-adapter'"),
+    ("methods tip_adaptor", "did you mean 'tip-adapter'"),
     ("extrct good new.zarr", "extrct"),
 ]
 

@@ -108,7 +108,7 @@ def running(folder: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """An extraction in a process group of its own, with slow passes, that has begun to encode."""
     code = ("import sys, time; from onceclip.pipeline.encoders import Encoder; encode = Encoder.encode_images\n"
             "def slow(self, pixels, *rest, **options):\n"
-            "    if len(pixels) == 20: time.sleep(0.3); print('pass', file=sys.stderr, flush=True)\n"
+            "    if len(pixels) == 20: time.sleep(0.3); sys.stderr.write('pass\\n')\n"
             "    return encode(self, pixels, *rest, **options)\n"
             "Encoder.encode_images = slow\n"
             "from onceclip.cli import main; main(prog_name='onceclip')")

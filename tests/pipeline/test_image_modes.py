@@ -118,6 +118,7 @@ def test_images_are_turned_as_their_cameras_say_where_that_is_asked_for(root: Pa
     np.testing.assert_array_equal(*store.embeddings(np.array(rows)))
 
 
+@pytest.mark.slow
 def test_the_profile_says_where_the_time_went(root: Path, tmp_path: Path, run_json: Callable[..., Any],
                                               run: Callable[..., Any]) -> None:
     profile = run_json("extract", root, tmp_path / "s.zarr", "--model", "demo", "--views", 2, "--profile")["profile"]

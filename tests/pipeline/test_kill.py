@@ -29,8 +29,8 @@ from onceclip.stores import open_store
 from onceclip.stores.compact import compact
 
 pytestmark = pytest.mark.slow
-KILLS = 50  # of each of three kinds of extraction
-FILES = 18  # that get their name or are removed: those of a new store, or those around the writing of the text
+KILLS = 34  # of each of three kinds of extraction
+FILES = 12  # that get their name or are removed: those of a new store, or those around the writing of the text
 TEMPLATES = ("a drawing of a {}.", "a {}.")
 
 

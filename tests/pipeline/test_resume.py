@@ -90,6 +90,7 @@ def test_a_killed_process_leaves_a_store_that_goes_on(
     same(consistent(path, root), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["nothing", "a store that grows"])
 def test_a_power_cut_between_any_two_writes_costs_no_row(
         folder_of: Callable[..., Path], glyph: Callable[..., Path], tmp_path: Path, extract_demo: Extract,

@@ -81,12 +81,13 @@ def test_arrays_are_imported_into_a_bucket(s3_url: str, tmp_path: Path, run_json
 
 def test_a_killed_extraction_goes_on(s3_url: str, folder_of: Callable[..., Path], extract_demo: Extract,
                                      process: Callable[..., Any]) -> None:
-    code = ("import os, signal, sys; from onceclip.pipeline.encoders import Encoder, EncoderSpec;"
+    """The fifth pass dies, some time after the fourth has filled the second unit."""
+    code = ("import os, signal, sys, time; from onceclip.pipeline.encoders import Encoder, EncoderSpec;"
             "from onceclip.pipeline.extract import ExtractOptions, extract\n"
             "encode, left = Encoder.encode_images, [4]\n"
             "def dying(self, pixels, *rest, **options):\n"
             "    left[0] -= 1\n"
-            "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    if left[0] < 0: time.sleep(3); os.kill(os.getpid(), signal.SIGKILL)\n"
             "    return encode(self, pixels, *rest, **options)\n"
             "Encoder.encode_images = dying\n"
             "extract(sys.argv[1], sys.argv[2], EncoderSpec('demo'), ExtractOptions(batch_size=4, unit_rows=8))")
