@@ -118,8 +118,11 @@ def test_a_sweep_over_processes_killed_twice_ends_with_the_rows_of_one_process(i
         before, limit = len(known(tmp_path / "two")), time.monotonic() + 120
         while len(known(tmp_path / "two")) < before + 3 and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.02)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert len(workers) >= 2 or len(known(tmp_path / "two")) == 45
+        assert not left_after(workers, 20)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     specs = make_specs(["zero-shot", "tip-adapter", "clip-adapter"], [1, 2, 4], [1, 2, 3],
                        [("clip-adapter.ratio", ["0.1", "0.2", "0.3"])], select="fixed", validated=True)
@@ -129,6 +132,19 @@ def test_a_sweep_over_processes_killed_twice_ends_with_the_rows_of_one_process(i
     assert len(read_rows(tmp_path / "two")) == len(rows) == 45
     assert {run: row["accuracy"] for run, row in rows.items()} == {row["run"]: row["accuracy"] for row in alone}
     assert json.loads(done.stdout)["tables"][0]["failed"] == 0
+
+
+def left_after(processes: list[str], seconds: float) -> list[str]:
+    """Those of some processes that still run after a while, zombies aside."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        listed = subprocess.run(["ps", "-o", "pid=,stat=", "-p", ",".join(processes)], capture_output=True, text=True,
+                                check=False).stdout.splitlines() if processes else []
+        left = [line.split()[0] for line in listed if "Z" not in line.split()[1]]
+        if not left:
+            return []
+        time.sleep(0.1)
+    return left
 
 
 def test_a_run_that_diverges_is_a_row_and_stops_no_other(imported: Store, tmp_path: Path) -> None:
