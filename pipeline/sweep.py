@@ -13,10 +13,10 @@ from tqdm import tqdm
 from onceclip.adapters import MethodError
 from onceclip.pipeline.fit import fit_group
 from onceclip.pipeline.plan import Group, Plan, make_plan
-from onceclip.pipeline.results import append_rows, read_rows
+from onceclip.pipeline.results import NAME, append_rows, read_rows
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.workers import work
-from onceclip.stores import Store, StoreMismatch, open_store
+from onceclip.stores import Store, StoreMismatch, open_store, write_lock
 
 MANY = 100  # runs from which starting further processes pays
 
@@ -28,18 +28,20 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, worke
     folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
     workers: processes of one thread each; 0 for one per core where there are many runs. A run whose training diverges
     has a row too, with its `error` and without accuracy.
-    Raises WorkerError if a process dies; what was written stays, and the same call goes on.
+    Raises WorkerError if a process dies; what was written stays, and the same call goes on. Raises StoreError if
+    another sweep is writing to the folder.
     """
-    rows = known(folder)
-    plan = make_plan(stores, specs, rows)
     opened = {store.path: store for store in stores}
-    with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
-              disable=None if progress and plan.todo else True) as bar:
-        for made in carry_out(plan, workers):
-            append_rows(folder, made)
-            rows |= {row["run"]: row for row in made}
-            bar.update(len(made))
-            bar.set_postfix_str(f"{made[0]['method']}, {made[0]['shots']} shots")
+    with write_lock(str(folder / NAME)):
+        rows = known(folder)
+        plan = make_plan(stores, specs, rows)
+        with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
+                  disable=None if progress and plan.todo else True) as bar:
+            for made in carry_out(plan, workers):
+                append_rows(folder, made)
+                rows |= {row["run"]: row for row in made}
+                bar.update(len(made))
+                bar.set_postfix_str(f"{made[0]['method']}, {made[0]['shots']} shots")
     return [rows[spec.identity(opened[path])] for path, spec in plan.runs]
 
 

@@ -23,7 +23,7 @@ from onceclip.pipeline.results import NAME, read_rows
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.summary import lines, tables
 from onceclip.pipeline.sweep import known, sweep
-from onceclip.stores import Store
+from onceclip.stores import Store, StoreError, write_lock
 
 SPECS = make_specs(["zero-shot", "tip-adapter"], [1, 2], [1, 2], select="fixed")
 
@@ -132,6 +132,13 @@ def test_a_sweep_over_processes_killed_twice_ends_with_the_rows_of_one_process(i
     assert len(read_rows(tmp_path / "two")) == len(rows) == 45
     assert {run: row["accuracy"] for run, row in rows.items()} == {row["run"]: row["accuracy"] for row in alone}
     assert json.loads(done.stdout)["tables"][0]["failed"] == 0
+
+
+def test_two_sweeps_never_write_one_folder(imported: Store, tmp_path: Path) -> None:
+    with write_lock(str(tmp_path / NAME)), pytest.raises(StoreError, match="is being written by another process"):
+        sweep([imported], SPECS, tmp_path)
+    assert len(sweep([imported], SPECS, tmp_path)) == len(SPECS)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".lock"] == []
 
 
 def left_after(processes: list[str], seconds: float) -> list[str]:
