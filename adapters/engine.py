@@ -120,8 +120,9 @@ def _train_group(runs: Sequence[Run], progress: Progress) -> list[Parameters]:
         with threads_for(first.task.work):
             return [first.method.solve(first.prepared, starts[0], progress)]
     steps = first.method.epochs * steps_per_epoch(first)
-    size = group_size(lambda count: Training(runs[:count], starts[:count]), len(runs), steps,
-                      first.method, first.task)
+    with threads_for(first.task.work):  # timed as it will run
+        size = group_size(lambda count: Training(runs[:count], starts[:count]), len(runs), steps, first.method,
+                          first.task)
     results: list[Parameters] = []
     for start in range(0, len(runs), size):
         piece = slice(start, start + size)
