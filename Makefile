@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: several processes share the cores.
 TEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1
 
-.PHONY: demo test lint test-wheel docs methods-page install install-test clean
+.PHONY: demo test lint test-wheel bench docs methods-page install install-test clean
 
 demo: install
 	$(BIN)/onceclip demo
@@ -25,6 +25,10 @@ test-wheel: install-test
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/onceclip-*.whl
 	cp -r tests setup.cfg README.md build/wheel
 	cd build/wheel && $(TEST) PYTHONPATH=site ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout" $(WHEEL)
+
+# A quarter of an hour on two quiet cores; `python -m docs.performance_page bench.jsonl` makes the page of it.
+bench: install-test
+	$(BIN)/python -m bench all --out bench.jsonl
 
 # Hours of runs on stores of your own: make methods-page STORES="a.zarr b.zarr"; it goes on where it was.
 RUNS ?= build/methods

@@ -35,6 +35,7 @@ from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.selection import POLICIES, Selection, fit_all, fit_selected
 from onceclip.adapters.task import Rows, Task, Text
+from onceclip.adapters.transfer import transfer
 
 __all__ = [
     "APE", "APET", "CLAP", "GDA", "GDAEM", "METHODS", "POLICIES", "RLA", "AdapterFileError", "Classifier", "ClipASelf",
@@ -42,5 +43,5 @@ __all__ = [
     "LinearProbeAdamW", "LinearProbePreproj", "LpClip", "MetaAdapter", "Method", "MethodError", "MultiModalAdapter",
     "ProKeR", "ProLIP", "Rows", "Selection", "SgVA", "Task", "TaskRes", "Text", "TipAdapter", "TipAdapterF", "TipX",
     "UnknownName", "VtClip", "WiseFT", "ZeroShot", "ZeroShotLinearProbe", "best_merge", "fit_all", "fit_selected",
-    "load_classifier", "merge", "method_class",
+    "load_classifier", "merge", "method_class", "transfer",
 ]

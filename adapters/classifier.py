@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ class Classifier:
     provenance: JSON values such as the encoder, the text set, the draw; written into the saved folder.
     inputs: the encoder's outputs that a row is made of, side by side.
     parameters: the trained tensors, of a method whose parameters serve other classes too.
+    temperature: what logits are divided by to give probabilities. calibrated_on: rows that it was fitted on, "val"
+        (validation) or "loo" (each support image left out in turn); empty where there were none.
+
+    Example:
+        >>> classifier = onceclip.TipAdapter().fit(task)
+        >>> classifier.logits(embeddings).shape, classifier.probabilities(embeddings).shape
+        (torch.Size([5, 4]), torch.Size([5, 4]))
+        >>> len(classifier.predict(embeddings))
+        5
     """
 
     head: Head
@@ -46,6 +56,8 @@ class Classifier:
     provenance: dict[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = (EMBEDDING,)
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    temperature: float = 1.0
+    calibrated_on: str = ""
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor | np.ndarray) -> Tensor:
@@ -58,8 +70,8 @@ class Classifier:
             return next(logits_together([self.head], rows)).cpu()
 
     def probabilities(self, embeddings: Tensor | np.ndarray) -> Tensor:
-        """Softmax of the logits: (rows, classes)."""
-        return self.logits(embeddings).softmax(dim=1)
+        """Softmax of the logits over the temperature: (rows, classes)."""
+        return (self.logits(embeddings) / self.temperature).softmax(dim=1)
 
     def predict(self, embeddings: Tensor | np.ndarray) -> list[str]:
         """Name of the most likely class of each raw embedding (rows, dim)."""
@@ -91,7 +103,8 @@ class Classifier:
         description, tensors = pack(self.head)
         config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
                   "class_names": list(self.class_names), "head": description, "provenance": self.provenance,
-                  "inputs": list(self.inputs), "parameters": sorted(self.parameters)}
+                  "inputs": list(self.inputs), "parameters": sorted(self.parameters),
+                  "temperature": self.temperature, "calibrated_on": self.calibrated_on}
         tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
                     for name, value in self.parameters.items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -105,13 +118,26 @@ class Classifier:
         return (f"---\nlibrary_name: onceclip\ntags: [clip, few-shot, {self.method}]\n---\n\n"
                 f"# {self.method}\n\nA few-shot classifier of {len(self.class_names)} classes on embeddings of "
                 f"`{name}` ({self.dim} dimensions).\n\n| hyperparameter | value |\n| --- | --- |\n{values}\n\n"
+                f"Probabilities: {self._calibration()}.\n\n"
                 "Use it with `onceclip predict THIS_FOLDER IMAGES...`.\n")
+
+    def _calibration(self) -> str:
+        if not self.calibrated_on:
+            return "softmax of the logits, uncalibrated"
+        rows = {"val": "validation images", "loo": "the training images, each left out in turn"}
+        return (f"softmax of the logits over the temperature {self.temperature:.4g}, fitted on "
+                f"{rows.get(self.calibrated_on, self.calibrated_on)}")
 
 
 def load_classifier(folder: str | Path) -> Classifier:
     """Read a classifier that `Classifier.save` wrote.
 
     Raises AdapterFileError if the folder holds none, or one of a newer format.
+
+    Example:
+        >>> onceclip.TipAdapter().fit(task).save("pets-tip")
+        >>> onceclip.load_classifier("pets-tip").logits(embeddings).shape
+        torch.Size([5, 4])
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -124,8 +150,12 @@ def load_classifier(folder: str | Path) -> Classifier:
                                    f"{FORMAT}: install a newer onceclip")
         tensors = load_file(folder / WEIGHTS)
         parameters = {name: tensors[f"parameters.{name}"] for name in config.get("parameters", ())}
+        temperature = float(config.get("temperature", 1.0))
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature {temperature}")
         return Classifier(unpack(config["head"], tensors), tuple(config["class_names"]), config["dim"],
                           config["method"], config["hyperparameters"], config["provenance"],
-                          tuple(config.get("inputs", (EMBEDDING,))), parameters)
+                          tuple(config.get("inputs", (EMBEDDING,))), parameters, temperature,
+                          str(config.get("calibrated_on", "")))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterFileError(f"{folder} holds a damaged adapter ({error}): fit it again") from error

@@ -17,7 +17,7 @@ from onceclip.adapters.best import Best
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.groups import group_size
 from onceclip.adapters.method import Method
-from onceclip.adapters.optimiser import Optimiser, rate_and_decay
+from onceclip.adapters.optimiser import Optimiser
 from onceclip.adapters.run_axis import reduced_products
 from onceclip.adapters.schedule import Moment
 from onceclip.adapters.stack import Parameters, Stack
@@ -57,7 +57,7 @@ def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = 
         together[_common(run)][_own(run)].append(place)
     done = 0.0
     for members in together.values():
-        places = sorted(members.values(), key=lambda equal: rate_and_decay(runs[equal[0]].method))
+        places = list(members.values())
         group = [runs[equal[0]] for equal in places]
         share = sum(map(len, places)) / len(runs)
         with reduced_products(torch.bfloat16 if narrow else None):
@@ -149,7 +149,9 @@ class Training:
     def __init__(self, runs: Sequence[Run], starts: Sequence[Parameters]) -> None:
         self.first, methods = runs[0], [run.method for run in runs]
         self.stack = Stack(methods, self.first.task, self.first.prepared)
-        self.parameters = {name: value.requires_grad_() for name, value in self.stack.join(starts).items()}
+        joined = self.stack.join(starts)
+        self.state = {name: joined.pop(name) for name in self.first.method.state if name in joined}
+        self.parameters = {name: value.requires_grad_() for name, value in joined.items()}
         self.optimiser = Optimiser(methods, self.parameters)
         self.steps = steps_per_epoch(self.first)
         self.order = torch.Generator().manual_seed(self.first.seed + _ORDER)
@@ -161,17 +163,19 @@ class Training:
         best = Best(self.stack, method, task)
         for epoch in range(method.epochs):
             self.epoch(epoch)
+            if self.state:
+                self.state = self.stack.after_epoch(self.parameters | self.state)
             progress((epoch + 1) / method.epochs)
-            if best.seen(self.parameters, epoch):
+            if best.seen(self.parameters | self.state, epoch):
                 break
-        return self.stack.split(best.chosen(self.parameters))
+        return self.stack.split(best.chosen(self.parameters | self.state))
 
     def epoch(self, number: int, most: int | None = None) -> None:
         """Carry out one epoch, or the first `most` steps of it."""
         method, steps = self.first.method, self.steps
         for place, (rows, label) in enumerate(islice(self._batches(number), most)):
             with torch.enable_grad():
-                loss = self.stack.loss(self.parameters, rows, label, self.noise)
+                loss = self.stack.loss(self.parameters | self.state, rows, label, self.noise)
                 gradients = torch.autograd.grad(loss.sum(), list(self.parameters.values()))
             self.optimiser.step(gradients, Moment(number * steps + place, method.epochs * steps, number, method.epochs))
 

@@ -14,6 +14,8 @@ from onceclip.adapters.heads import Head, Linear, Sum, pack, unpack
 from onceclip.adapters.mixing import Mixing, best_weight
 from onceclip.adapters.task import Rows
 
+MERGED = "merged_with"  # among the values of a merged classifier: the method of the other one
+
 
 def merge(fitted: Classifier, start: Classifier, weight: float = 0.5) -> Classifier:
     """Average a fitted classifier with one that it started from, or with any other of the same classes.
@@ -24,7 +26,10 @@ def merge(fitted: Classifier, start: Classifier, weight: float = 0.5) -> Classif
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), equation 1.
 
-    Example: `merge(CLAP().fit(task), ZeroShot().fit(task), 0.5)`
+    Example:
+        >>> merged = onceclip.merge(onceclip.CLAP().fit(task), onceclip.ZeroShot().fit(task), weight=0.5)
+        >>> merged.logits(embeddings).shape
+        torch.Size([5, 4])
     """
     _require_alike(fitted, start)
     if not 0 <= weight <= 1:
@@ -37,6 +42,12 @@ def best_merge(fitted: Classifier, start: Classifier, rows: Rows) -> tuple[Class
 
     The logits are averaged. rows: validation rows, never those that the number is reported on.
     Raises MethodError if the two do not belong together, or there are no rows.
+
+    Example:
+        >>> task = onceclip.make_task(store, shots=4, select="val")
+        >>> merged, mixing = onceclip.best_merge(onceclip.GDA().fit(task), onceclip.ZeroShot().fit(task), task.val)
+        >>> 0 <= mixing.weight <= 1
+        True
     """
     _require_alike(fitted, start)
     if not len(rows):
@@ -91,5 +102,5 @@ def _encoder(classifier: Classifier, other: Classifier) -> Any:
 
 
 def _merged(fitted: Classifier, start: Classifier, weight: float, head: Head) -> Classifier:
-    values = {**fitted.hyperparameters, "merged_with": start.method, "merge_weight": weight}
-    return replace(fitted, head=head, hyperparameters=values, parameters={})
+    values = {**fitted.hyperparameters, MERGED: start.method, "merge_weight": weight}
+    return replace(fitted, head=head, hyperparameters=values, parameters={}, temperature=1.0, calibrated_on="")

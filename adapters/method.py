@@ -82,7 +82,9 @@ class Method:
     trained, solver: whether there are parameters to train, and by what: "gradient", "lbfgs"
         or "own", which is `solve`.
     inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
-    needs: what else a task must have, in words for people. transfers: whether its parameters serve other classes.
+    needs: what else a task must have, in words for people. wants_unlabelled: whether it reads rows without labels.
+    transfers: whether what it learns serves other classes; `for_classes` makes their head.
+    state: names among its parameters that no gradient changes; `after_epoch` does.
     """
 
     name: ClassVar[str]
@@ -99,7 +101,9 @@ class Method:
     needs_support: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
     needs: ClassVar[str] = ""
+    wants_unlabelled: ClassVar[bool] = False
     transfers: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         if cls.presets and "preset" not in cls.hyperparameters:
@@ -157,6 +161,10 @@ class Method:
         """What training adds to the mean cross-entropy."""
         return 0.0
 
+    def after_epoch(self, prepared: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What its `state` is after an epoch of training."""
+        return {}
+
     def loss(self, prepared: Any, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:
         """What a training step lowers; write it anew only where it is no mean cross-entropy plus `penalty`.
@@ -207,7 +215,18 @@ class Method:
         with torch.no_grad():
             head = self.head(prepared, parameters)
         return Classifier(head, task.text.class_names, task.width(self.inputs), self.name, dict(self.values),
-                          inputs=self.inputs, parameters=parameters if self.transfers else {})
+                          inputs=self.inputs, parameters=self.kept(prepared, parameters) if self.transfers else {})
+
+    def kept(self, prepared: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a classifier of a method that transfers keeps for `for_classes`; mostly the trained parameters."""
+        return parameters
+
+    def for_classes(self, task: Task, kept: dict[str, Tensor]) -> Head:
+        """The head for other classes than those that it was fitted on, without training.
+
+        task: their text, and the encoder's numbers; mostly without support. kept: what `kept` gave.
+        """
+        return self.head(self.prepare(task), kept)
 
     def check(self, task: Task) -> None:
         """Raise MethodError if the task lacks what the method needs."""

@@ -32,8 +32,8 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     if narrow is not None:
         rows, weight = rows.to(narrow), weight.to(narrow)
     if weight.ndim == 3 and rows.ndim == 2:
-        wide = rows @ weight.flatten(0, 1).T
-        return wide.to(dtype).view(len(rows), *weight.shape[:2]).transpose(0, 1)
+        wide = weight.flatten(0, 1) @ rows.T  # rows innermost: what follows goes over them at full speed
+        return wide.to(dtype).view(*weight.shape[:2], len(rows)).transpose(1, 2)
     return (rows @ weight.transpose(-1, -2)).to(dtype)
 
 

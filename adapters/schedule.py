@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 SCHEDULES = ("cosine", "warmup", "dassl", "constant")
 _DASSL_START = 1e-5
 
@@ -19,8 +21,8 @@ class Moment:
     epochs: int
 
 
-def step_size(name: str, learning_rate: float, at: Moment, warmup: int = 0) -> float:
-    """The step size at a moment of a training that starts with a learning rate.
+def step_size(name: str, learning_rate: float | Tensor, at: Moment, warmup: int = 0) -> float | Tensor:
+    """The step size at a moment of a training that starts with a learning rate; of several runs (runs,) at once.
 
     cosine: `(1 + cos(pi step / steps)) / 2` of it. warmup: linear over `warmup` steps, then cosine to zero over the
         rest. constant: all of it.

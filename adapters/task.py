@@ -26,6 +26,11 @@ class Rows:
     label: (rows,) int64, positions in the task's class names.
     views: (rows, views, dim), raw augmented versions of the same images, or None.
     others: further outputs of the encoder by name, such as "preproj" (rows, width) or "token" (rows, tokens, dim).
+
+    Example:
+        >>> rows = onceclip.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> len(rows), rows.unit.shape
+        (6, torch.Size([6, 64]))
     """
 
     embedding: Tensor
@@ -118,6 +123,13 @@ class Task:
     logit_bias: the encoder's additive term (SigLIP), or 0.
     projection: (width, dim), what the encoder multiplies its output "preproj" with to give the embedding, or None.
     projection_bias: (dim,), what it adds to that, or None.
+
+    Example:
+        >>> text = onceclip.Text(torch.randn(3, 64), torch.arange(3), ("cat", "dog", "fox"))
+        >>> support = onceclip.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> own_task = onceclip.Task(text, support, logit_scale=100.0)
+        >>> onceclip.TipAdapter().fit(own_task).logits(embeddings).shape
+        torch.Size([5, 3])
     """
 
     text: Text

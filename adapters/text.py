@@ -25,6 +25,11 @@ class Text:
     template_id: (prompts,) int64, which template made each prompt, -1 for none; or None where nobody knows.
     rule: how a class vector is made of prompts, one of RULES.
     prompt_weight: (prompts,) weights of the prompts in the means, of any scale; or None for equal ones.
+
+    Example:
+        >>> text = onceclip.Text(torch.randn(4, 64), torch.tensor([0, 0, 1, 1]), ("cat", "dog"))
+        >>> text.class_weights.shape
+        torch.Size([2, 64])
     """
 
     embedding: Tensor

@@ -1,21 +1,19 @@
-"""Extraction beside the encoder alone, decoding alone and the peers' way: `python bench/extract.py`.
+"""Extraction beside the encoder alone, decoding alone and the peers' way.
 
 The peers' way is a DataLoader with open_clip's preprocessing, one process per core, in float32 and under autocast, as
-CLIP_benchmark and clip-retrieval do. All ways run in turn, A B A B, and medians are shown: images per second, and
-milliseconds of processor time per image (the start of processes included), which other work on the machine disturbs
-less. Where decoding and encoding share the cores, no more than `bound` can be reached: 1 / (1 / encoder + 1 / decode).
-Models other than the demo's have random weights.
+CLIP_benchmark and clip-retrieval do. Seconds are those of one image; `cpu ms` is processor time per image, the start of
+processes included, which other work on the machine disturbs less. Where decoding and encoding share the cores, no more
+than the sum of both is allowed. Models other than the demo's have random weights.
 """
 
 from __future__ import annotations
 
-import json
-import platform
+import os
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +23,10 @@ import click
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from bench.measure import Row, Seconds, bench, make_row, ratio
+from bench.peers import Files
 from onceclip.pipeline.decoders import Decoders
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.fill import Filling
@@ -36,7 +36,9 @@ from onceclip.pipeline.sources import class_names, open_source
 from onceclip.stores import StoreWriter
 
 SIZES = {"500x375": (500, 375), "1920x1080": (1920, 1080)}
-NAMES = ("encoder_only", "decode_only", "extract", "decode_fast", "peer_feed", "peer_float32", "peer_autocast")
+WAYS = {"extract": "ours, extract", "encoder_only": "ours, encoder only", "decode_only": "ours, decode only",
+        "decode_fast": "ours, decode only, fast", "peer_feed": "peer, DataLoader only",
+        "peer_float32": "peer, float32", "peer_autocast": "peer, autocast"}
 _BATCH = 64
 
 
@@ -50,20 +52,6 @@ def make_photographs(folder: Path, size: tuple[int, int], count: int) -> None:
         path = folder / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=88)
-
-
-class Files(Dataset):
-    """Image files through open_clip's own preprocessing."""
-
-    def __init__(self, files: list[Path], transform: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.files, self.transform = files, transform
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        with Image.open(self.files[index]) as image:
-            return self.transform(image)
 
 
 class Ways:
@@ -135,6 +123,16 @@ class Ways:
         return {"median": float(np.median(apart)), "99 %": float(np.quantile(apart, 0.99)), "max": float(apart.max()),
                 "levels mean": float(levels.mean()), "levels max": float(levels.max())}
 
+    def levels_apart(self) -> float:
+        """Grey levels between pixels as they are decoded here and by open_clip's preprocessing, at most."""
+        preparation, most = self.encoder.preparation, 0.0
+        mean, std = (np.array(each, np.float64)[:, None, None] for each in (preparation.mean, preparation.std))
+        for record, file in list(zip(self.records, self.files, strict=True))[:_BATCH]:
+            with Image.open(file) as image:
+                theirs = 255 * (self.transform(image).double().numpy() * std + mean)
+            most = max(most, float(np.abs(theirs.transpose(1, 2, 0) - preparation.pixels(record.content.read())).max()))
+        return round(most, 3)
+
     def peer_feed(self) -> int:
         """The peers' DataLoader, and nobody who wants its batches."""
         return sum(len(images) for images in self._loader())
@@ -163,49 +161,44 @@ def processor_seconds() -> float:
                                                                                   resource.RUSAGE_CHILDREN)))
 
 
-def measure(ways: Ways, rounds: int) -> dict[str, dict[str, float]]:
-    """Images per second, and milliseconds of processor time per image, of every way."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in NAMES}
+def measure(ways: Ways, rounds: int) -> tuple[Seconds, dict[str, float]]:
+    """Seconds per image of every way, and milliseconds of processor time per image."""
+    seconds: Seconds = {way: [] for way in WAYS.values()}
+    used: Seconds = {way: [] for way in WAYS.values()}
     for _ in range(rounds):
-        for name in NAMES:
-            used, ways.begun = processor_seconds(), time.perf_counter()
+        for name, way in WAYS.items():
+            before, ways.begun = processor_seconds(), time.perf_counter()
             images = getattr(ways, name)()
-            seconds = time.perf_counter() - ways.begun
-            found[name].append((images / seconds, 1000 * (processor_seconds() - used) / images))
-    return {name: {"rate": statistics.median(rate for rate, _ in each),
-                   "cpu_ms": statistics.median(used for _, used in each)} for name, each in found.items()}
+            seconds[way].append((time.perf_counter() - ways.begun) / images)
+            used[way].append(1000 * (processor_seconds() - before) / images)
+    return seconds, {way: statistics.median(times) for way, times in used.items()}
 
 
-def report(name: str, found: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Print a table and give its figures with the ratios that the project has goals for."""
-    rate = {way: each["rate"] for way, each in found.items()}
-    bound = 1 / (1 / rate["encoder_only"] + 1 / rate["decode_only"])
-    ratios = {"of encoder": rate["extract"] / rate["encoder_only"], "of decode": rate["extract"] / rate["decode_only"],
-              "of bound": rate["extract"] / bound, "feed of peer": rate["decode_only"] / rate["peer_feed"],
-              "fast feed of peer": rate["decode_fast"] / rate["peer_feed"],
-              "of peer float32": rate["extract"] / rate["peer_float32"],
-              "of peer autocast": rate["extract"] / rate["peer_autocast"]}
-    click.echo(f"{name:36}images/s   cpu ms/image")
-    for way, each in found.items():
-        click.echo(f"  {way.replace('_', ' '):32}{each['rate']:10.1f}{each['cpu_ms']:15.2f}")
-    click.echo("  extract: " + ", ".join(f"{what} {value:.2f}" for what, value in ratios.items()))
-    return {**found, "bound": bound, "ratios": ratios}
+def goals_of(seconds: Seconds, model: str, size: str, far: dict[str, float], levels: float) -> dict[str, float]:
+    """The goals that a model and a size of photographs are about."""
+    extract, encoder, feed, fast, peer_feed = (WAYS[name] for name in ("extract", "encoder_only", "decode_only",
+                                                                       "decode_fast", "peer_feed"))
+    if model != "ViT-B-32":
+        return {}
+    if size == "1920x1080":
+        return {"13 fast": ratio(seconds, peer_feed, fast), "13 distance": far["median"]}
+    return {"12 encoder": ratio(seconds, encoder, extract), "13 feed": ratio(seconds, peer_feed, feed),
+            "12 float32": ratio(seconds, WAYS["peer_float32"], extract),
+            "12 autocast": ratio(seconds, WAYS["peer_autocast"], extract), "13 levels": levels}
 
 
-@click.command(help=__doc__)
-@click.option("--model", "models", multiple=True, default=(DEMO, "ViT-B-32"), show_default=True)
-@click.option("--precision", default="bf16", show_default=True, help="Of ours; the demo model runs in fp32.")
+@bench("extract", small={"models": (DEMO,), "sizes": ("500x375",), "images": 4, "rounds": 1, "processes": 1})
+@click.option("--model", "models", multiple=True, default=(DEMO, "ViT-B-32"))
+@click.option("--precision", default="bf16", help="Of ours; the demo model runs in fp32.")
 @click.option("--folder", "folders", multiple=True, type=click.Path(path_type=Path, exists=True), help="Photographs.")
-@click.option("--size", "sizes", multiple=True, type=click.Choice(list(SIZES)), default=tuple(SIZES), show_default=True)
-@click.option("--images", default=256, show_default=True, help="Of each synthetic size.")
+@click.option("--size", "sizes", multiple=True, type=click.Choice(list(SIZES)), default=tuple(SIZES))
+@click.option("--images", default=128, help="Of each synthetic size.")
 @click.option("--processes", default=0, help="Decode processes and DataLoader workers.  [default: one per core]")
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Append the figures here as one JSON row.")
-def main(models: tuple[str, ...], precision: str, folders: tuple[Path, ...], sizes: tuple[str, ...], images: int,
-         processes: int, rounds: int, out: Path | None) -> None:
-    """Print a table for every model and folder."""
-    processes = processes or torch.get_num_threads()
-    figures: dict[str, Any] = {}
+@click.option("--rounds", default=2)
+def command(models: tuple[str, ...], precision: str, folders: tuple[Path, ...], sizes: tuple[str, ...], images: int,
+            processes: int, rounds: int) -> Iterator[Row]:
+    """An extraction beside its stages and the field's loop, for every model and folder."""
+    processes = processes or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as made:
         for size in sizes:
             make_photographs(Path(made) / size, SIZES[size], images)
@@ -215,17 +208,26 @@ def main(models: tuple[str, ...], precision: str, folders: tuple[Path, ...], siz
             encoder = full if model == DEMO else open_encoder(replace(spec, precision=precision))
             for folder in [*folders, *(Path(made) / size for size in sizes)]:
                 ways = Ways(folder, encoder, full, processes)
-                name = f"{model}, {folder.name}, {len(ways.records)} images"
-                figures[name] = report(name, measure(ways, rounds))
-                figures[name]["fast"] = ways.fast_distance()
-                click.echo("  decode fast, 1 - cosine: " + ", ".join(f"{what} {value:.1e}" for what, value in
-                                                                    figures[name]["fast"].items()))
-    if out:
-        machine = {"machine": platform.processor() or platform.machine(), "cores": processes,
-                   "torch": torch.__version__, "precision": precision}
-        with out.open("a", encoding="ascii") as file:
-            file.write(json.dumps({"bench": "extract", **machine, **figures}) + "\n")
+                seconds, used = measure(ways, rounds)
+                far, levels = ways.fast_distance(), ways.levels_apart()
+                goals = goals_of(seconds, model, folder.name, far, levels)
+                yield from _rows(f"{model}, {folder.name}", {"precision": encoder.info["precision"],
+                                                             "images": len(ways.records)}, seconds, goals, used, far,
+                                 levels)
 
 
-if __name__ == "__main__":
-    main()
+def _rows(name: str, at: dict[str, Any], seconds: Seconds, goals: dict[str, float], used: dict[str, float],
+          far: dict[str, float], levels: float) -> Iterator[Row]:
+    """Three figures of one measurement: the whole, and its two stages."""
+    for what, chosen, prefix in (("extracted", ("extract", "peer_float32", "peer_autocast"), "12"),
+                                 ("decoded", ("decode_only", "decode_fast", "peer_feed"), "13"),
+                                 ("encoded", ("encoder_only",), "none")):
+        times = {WAYS[each]: seconds[WAYS[each]] for each in chosen}
+        values: dict[str, Any] = {f"cpu ms, {way}": used[way] for way in times}
+        bound = None
+        if what == "extracted":
+            bound = sum(statistics.median(seconds[WAYS[stage]]) for stage in ("encoder_only", "decode_only"))
+        if what == "decoded":
+            values |= {"levels from open_clip": levels, **{f"fast, {key}": value for key, value in far.items()}}
+        yield make_row(f"an image {what}, {name}", at, times, [way for way in times if way.startswith("ours")], bound,
+                       {key: value for key, value in goals.items() if key.startswith(prefix)}, **values)

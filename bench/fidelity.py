@@ -1,16 +1,14 @@
-"""How far each precision of an encoder is from float64, and how fast: `python bench/fidelity.py`.
+"""How far each precision of an encoder is from float64, and how fast.
 
-One thread; images per second of processor time, so that other work on the machine does not count; the ways run in
-turn, A B A B, and the median is shown. Models of open_clip get random weights where none are named.
+One thread; seconds of processor time per image, so that other work on the machine does not count. Models of open_clip
+get random weights where none are named.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bench.measure import Row, Seconds, bench, make_row
 from onceclip.adapters.products import DEFAULT, ONEDNN
 from onceclip.pipeline.demo.digits import write_digits
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
@@ -60,14 +59,14 @@ def distance(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return ((unit[0] - unit[1]) ** 2).sum(axis=1) / 2
 
 
-def measure(spec: EncoderSpec, count: int, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Distances and rates of every way."""
+def measure(spec: EncoderSpec, count: int, batch: int, rounds: int) -> tuple[Seconds, dict[str, np.ndarray]]:
+    """Processor seconds per image of every way, and distances (count,) to float64."""
     encoders = {precision: open_encoder(EncoderSpec(**{**vars(spec), "precision": precision}))
                 for precision in dict.fromkeys(precision for precision, _ in WAYS.values())}
     full = encoders["fp32"]
     pixels = (digits if spec.model == DEMO else pictures)(full, count)
     reference = exact(full, pixels)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: Seconds = {way: [] for way in WAYS}
     rows = {}
     for turn in range(rounds + 1):
         for way, (precision, products) in WAYS.items():
@@ -77,38 +76,26 @@ def measure(spec: EncoderSpec, count: int, batch: int, rounds: int) -> dict[str,
             found = np.concatenate([encoders[precision].encode_images(pixels[start:start + batch])["embedding"]
                                     for start in range(0, count, batch)])
             if turn:  # the first also prepares
-                seconds[way].append(time.process_time() - begun)
+                seconds[way].append((time.process_time() - begun) / count)
             rows[way] = distance(found, reference)
-    return {way: {"mean": float(rows[way].mean()), "max": float(rows[way].max()),
-                  "images_per_second": count / statistics.median(seconds[way])} for way in WAYS}
+    return seconds, rows
 
 
-@click.command(help=__doc__)
-@click.option("--model", "models", multiple=True, default=(DEMO, "ViT-B-32"), show_default=True)
+@bench("fidelity", small={"models": (DEMO,), "images": 4, "rounds": 1})
+@click.option("--model", "models", multiple=True, default=(DEMO, "ViT-B-32"))
 @click.option("--pretrained", help="Weights of the models named; else random ones.")
-@click.option("--images", default=64, show_default=True)
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Append the figures here as one JSON row.")
-def main(models: tuple[str, ...], pretrained: str | None, images: int, batch_size: int, rounds: int,
-         out: Path | None) -> None:
-    """Print a table for every model."""
+@click.option("--images", default=64)
+@click.option("--batch-size", default=32)
+@click.option("--rounds", default=2)
+def command(models: tuple[str, ...], pretrained: str | None, images: int, batch_size: int,
+            rounds: int) -> Iterator[Row]:
+    """The precisions of encoders, on one thread."""
     torch.set_num_threads(1)
-    figures = {}
     for model in models:
         spec = EncoderSpec(model, pretrained if model != DEMO else None, device="cpu",
                            allow_random=pretrained is None and model != DEMO)
-        figures[model] = measure(spec, images, batch_size, rounds)
-        click.echo(f"{model}, {images} images        1-cos mean      max   images/s  of default")
-        for way, each in figures[model].items():
-            rate = each["images_per_second"]
-            ratio = rate / figures[model]["fp32 default"]["images_per_second"]
-            click.echo(f"  {way:28} {each['mean']:10.1e} {each['max']:8.1e} {rate:10.1f} {ratio:10.2f}x")
-    if out:
-        machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        with out.open("a", encoding="ascii") as file:
-            file.write(json.dumps({"bench": "fidelity", "images": images, **machine, **figures}) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        seconds, rows = measure(spec, images, batch_size, rounds)
+        own = [way for way in WAYS if way != "fp32 default"]
+        far: dict[str, Any] = {f"{way}, 1 - cosine, {what}": float(take(rows[way])) for way in WAYS
+               for what, take in (("mean", np.mean), ("max", np.max))}
+        yield make_row(f"an image, {model}", {"weights": pretrained or "as shipped or random"}, seconds, own, **far)

@@ -1,11 +1,16 @@
-"""Training adapters on cached features as the field does: one run at a time, a DataLoader, a log of every step."""
+"""How the field does it, in small frames: one run at a time on cached features, a double loop, a DataLoader."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
 class Linear(nn.Module):
@@ -16,7 +21,7 @@ class Linear(nn.Module):
         self.head = nn.Linear(weights.shape[1], weights.shape[0])
 
     def forward(self, rows: Tensor) -> Tensor:
-        return 100 * self.head(rows)
+        return self.head(rows)
 
 
 class ClipAdapter(nn.Module):
@@ -40,7 +45,7 @@ class TipAdapterF(nn.Module):
     def __init__(self, weights: Tensor, keys: Tensor, label: Tensor) -> None:
         super().__init__()
         self.adapter = nn.Linear(keys.shape[1], keys.shape[0], bias=False)
-        self.adapter.weight = nn.Parameter(keys.clone())
+        self.adapter.weight = nn.Parameter(normalize(keys, dim=-1))
         self.weights, self.values = weights, one_hot(label, len(weights)).float()
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -48,16 +53,25 @@ class TipAdapterF(nn.Module):
         return 100 * rows @ self.weights.t() + 1.17 * cache
 
 
-MODELS = {"linear": Linear, "clip-adapter": ClipAdapter, "tip-adapter-f": TipAdapterF}
+MODELS: dict[str, Callable[..., nn.Module]] = {"linear": Linear, "clip-adapter": ClipAdapter,
+                                               "tip-adapter-f": TipAdapterF}
 
 
 def train(name: str, rows: Tensor, label: Tensor, weights: Tensor, epochs: int, learning_rate: float = 1e-3,
-          seed: int = 0) -> nn.Module:
-    """Train one run: AdamW, cosine per step, batches of 256, loss and accuracy read at every step."""
+          seed: int = 0, batch_size: int = 256, weight_decay: float = 0.01, workers: int = 0, epsilon: float = 1e-4,
+          start: Mapping[str, Tensor] | None = None, **values: float) -> nn.Module:
+    """Train one run: AdamW, cosine per step, loss and accuracy read at every step.
+
+    rows: (rows, dim), raw. weights: (classes, dim), unit. workers: of the DataLoader, started anew in every epoch.
+    start: parameters to start from, else those of torch's layers. values: of the model.
+    """
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores are its way
     torch.manual_seed(seed)
-    model = MODELS[name](weights, rows, label)
-    loader = DataLoader(TensorDataset(rows, label), batch_size=256, shuffle=True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, eps=1e-4)
+    model = MODELS[name](weights, rows, label, **values)
+    if start is not None:
+        model.load_state_dict(start)
+    loader = DataLoader(TensorDataset(rows, label), batch_size=batch_size, shuffle=True, num_workers=workers)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, eps=epsilon, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(loader))
     for _ in range(epochs):
         right, total, losses = 0.0, 0, []
@@ -72,3 +86,72 @@ def train(name: str, rows: Tensor, label: Tensor, weights: Tensor, epochs: int, 
             optimiser.step()
             schedule.step()
     return model
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, rows: Tensor, label: Tensor) -> float:
+    """Share of raw rows that a trained model is right about."""
+    return (model(normalize(rows, dim=-1)).argmax(dim=1) == label).double().mean().item()
+
+
+class Cache:
+    """Tip-Adapter's search as the published script has it, with a dense one-hot matrix.
+
+    rows, label: (rows, dim) unit and (rows,), on which settings are compared. keys, key_label: of the cache.
+    weights: (classes, dim), unit.
+    """
+
+    def __init__(self, rows: Tensor, label: Tensor, keys: Tensor, key_label: Tensor, weights: Tensor) -> None:
+        self.rows, self.label, self.keys = rows, label, keys.t().contiguous()
+        self.values = one_hot(key_label, len(weights)).float()
+        self.weights = weights.t().contiguous()
+
+    def point(self, beta: float, alpha: float) -> float:
+        """Accuracy at one point of the double loop, which computes everything anew."""
+        affinity = self.rows @ self.keys
+        cache = ((-1) * (beta - beta * affinity)).exp() @ self.values
+        logits = 100.0 * self.rows @ self.weights + cache * alpha
+        right = logits.topk(1, 1, True, True)[1].t().eq(self.label.view(1, -1))
+        return right.reshape(-1).float().sum().item() / len(self.label)
+
+    def kept(self, betas: Sequence[float], alphas: Sequence[float]) -> Tensor:
+        """Accuracies (betas, alphas) with affinities, zero-shot logits and each beta's cache kept."""
+        affinity, zero_shot, table = self.rows @ self.keys, 100.0 * self.rows @ self.weights, []
+        for beta in betas:
+            cache = ((-1) * (beta - beta * affinity)).exp() @ self.values
+            table.append([((zero_shot + alpha * cache).argmax(dim=1) == self.label).double().mean()
+                          for alpha in alphas])
+        return torch.tensor(table)
+
+
+class Files(Dataset):
+    """Image files through open_clip's own preprocessing, for a DataLoader."""
+
+    def __init__(self, files: Sequence[Path], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.files[index]) as image:
+            return self.transform(image)
+
+
+def main() -> None:
+    """One CLIP-Adapter run as a process of its own: features file, epochs, learning rate, ratio, seed."""
+    import sys
+
+    import numpy as np
+
+    path, epochs, learning_rate, ratio, seed = sys.argv[1:]
+    with np.load(path) as arrays:
+        support, label, weights, test, target = (torch.from_numpy(arrays[name]) for name in
+                                                 ("support", "label", "weights", "test", "target"))
+    model = train("clip-adapter", support, label, weights, int(epochs), float(learning_rate), int(seed),
+                  ratio=float(ratio))
+    print(accuracy(model, test, target))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,74 +1,114 @@
-"""Training runs on cached features beside the field's loop, one thread each: `python -m bench.runs`.
+"""Training runs on cached features beside the field's loop, one thread each.
 
 Both sides do the same arithmetic: AdamW, cosine per step, batches of 256. The peers' loop has torch's default products.
+What the machine allows is the time of a step's matrix products alone, at the rate of one large product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import click
 import torch
 
 from bench import peers
-from bench.measure import in_turn, record
+from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
+from bench.products import peak, step_work
 from bench.synthetic import task as make_task
 from onceclip.adapters import METHODS, Task
 from onceclip.adapters.engine import Run, train
 from onceclip.adapters.products import fast_products
 
-NAMES = {"linear": "linear-probe-adamw", "clip-adapter": "clip-adapter", "tip-adapter-f": "tip-adapter-f"}
+METHOD = {"linear": "linear-probe-adamw", "clip-adapter": "clip-adapter", "tip-adapter-f": "tip-adapter-f"}
+BATCH = 256
 
 
-def ours(task: Task, name: str, runs: int, epochs: int, narrow: bool) -> Callable[[], object]:
-    """Train runs that differ in learning rate and decay."""
-    cls = METHODS[NAMES[name]]
-    values: dict[str, Any] = {"epochs": epochs, "batch_size": 256, "optimiser": "adamw", "schedule": "cosine",
-                              "epsilon": 1e-4}
-    methods = [cls(**values, learning_rate=1e-3 * (1 + number / runs), weight_decay=0.01) for number in range(runs)]
+@dataclass(frozen=True)
+class Case:
+    """One method at one size. goal: key of its goals. sizes: numbers of runs that these are about."""
+
+    name: str
+    classes: int
+    epochs: int
+    goal: str = ""
+    sizes: tuple[int, ...] = ()
+
+
+CASES = (Case("linear", 10, 100, "5 ten", (8, 64)), Case("linear", 100, 20, "5", (8, 64)),
+         Case("clip-adapter", 100, 10), Case("tip-adapter-f", 100, 5, "4", (1,)))
+LADDER = (Case("linear", 100, 20), Case("clip-adapter", 100, 3))
+LADDER_SHOTS, ALONE = 4, 16
+
+
+def ours(task: Task, name: str, runs: int, epochs: int, narrow: bool = False) -> Callable[[], object]:
+    """Train runs that differ in learning rate."""
+    cls = METHODS[METHOD[name]]
+    values: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "optimiser": "adamw", "schedule": "cosine",
+                              "epsilon": 1e-4, "weight_decay": 0.01}
+    if name == "linear":
+        values["start"] = "random"
+    methods = [cls(**values, learning_rate=1e-3 * (1 + number / runs)) for number in range(runs)]
     prepared = methods[0].prepare(task)
     return lambda: train([Run(method, task, prepared, 0) for method in methods], narrow=narrow)
 
 
 def theirs(task: Task, name: str, epochs: int) -> Callable[[], object]:
-    """One run of the peers' loop, with the products that torch has by default."""
-    weights = task.text.class_weights
-
-    def run() -> None:
-        peers.train(name, task.support.embedding, task.support.label, weights, epochs)
-
-    return run
+    """One run of the peers' loop."""
+    support, weights = task.support, task.text.class_weights
+    return lambda: peers.train(name, support.embedding, support.label, weights, epochs)
 
 
-@click.command()
-@click.option("--classes", default=100, show_default=True)
-@click.option("--shots", default=16, show_default=True)
-@click.option("--dim", default=512, show_default=True)
-@click.option("--epochs", default=5, show_default=True)
-@click.option("--names", default="linear,clip-adapter,tip-adapter-f", show_default=True)
-@click.option("--sizes", default="1,64,256", show_default=True, help="Numbers of runs.")
-@click.option("--repeats", default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Append the figures to this file, as JSON lines.")
-def main(classes: int, shots: int, dim: int, epochs: int, names: str, sizes: str, repeats: int,
-         out: Path | None) -> None:
-    """Milliseconds per step and run, and how many times faster than the peers' loop."""
+def beside(case: Case, shots: int, dim: int, runs: int, repeats: int) -> Row:
+    """Some runs beside the peers' loop; seconds are those of one run."""
+    task = make_task(case.classes, shots, dim)
+    seconds = in_turn({"peer": theirs(task, case.name, case.epochs),
+                       "float32": ours(task, case.name, runs, case.epochs),
+                       "bfloat16": ours(task, case.name, runs, case.epochs, narrow=True)},
+                      repeats, warm=1 if runs < 64 else 0)
+    seconds = {way: scaled(times, 1 if way == "peer" else 1 / runs) for way, times in seconds.items()}
+    number = len(task.support)
+    work = case.epochs * step_work(case.name, number, dim, case.classes, number)
+    bounds = {"float32": work / peak(torch.float32), "bfloat16": work / peak(torch.bfloat16)}
+    reached = {way: ratio(seconds, "peer", way) for way in bounds}
+    goals = {f"{case.goal} {way}": reached[way] for way in bounds if runs in case.sizes}
+    return make_row(f"{case.name}, {case.classes} classes, {runs} run{'s' * (runs > 1)}",
+                    {"shots": shots, "dim": dim, "epochs": case.epochs}, seconds, list(bounds), bounds["float32"],
+                    goals, steps=case.epochs * -(-number // BATCH), products=fast_products(),
+                    bfloat16_of_its_bound=bounds["bfloat16"] / median(seconds["bfloat16"]))
+
+
+def ladder(case: Case, dim: int, most: int, repeats: int) -> Row:
+    """Any number of runs beside single ones; seconds are those of one run."""
+    task = make_task(case.classes, LADDER_SHOTS, dim)
+    sizes = [2**power for power in range(1, most.bit_length()) if 2**power <= most]
+    one = ours(task, case.name, 1, case.epochs)
+    ways: dict[str, Callable[[], object]] = {"1 run": lambda: [one() for _ in range(ALONE)]}
+    ways |= {f"{runs} runs": ours(task, case.name, runs, case.epochs) for runs in sizes}
+    seconds = in_turn(ways, repeats, warm=0)
+    seconds = {way: scaled(times, 1 / (ALONE if way == "1 run" else int(way.split()[0])))
+               for way, times in seconds.items()}
+    return make_row(f"{case.name}, any number of runs", {"shots": LADDER_SHOTS, "dim": dim, "epochs": case.epochs},
+                    seconds, list(seconds),
+                    goals={"7": min(ratio(seconds, "1 run", way) for way in seconds if way != "1 run")})
+
+
+@bench("runs", small={"shots": 1, "dim": 16, "sizes": "1,8", "most": 8, "repeats": 1, "names": "linear,clip-adapter"})
+@click.option("--shots", default=16)
+@click.option("--dim", default=512)
+@click.option("--names", default=",".join(METHOD), help="With commas between.")
+@click.option("--sizes", default="1,8,64", help="Numbers of runs.")
+@click.option("--most", default=1024, help="Runs up to which every power of two is timed beside single runs.")
+@click.option("--repeats", default=3)
+def command(shots: int, dim: int, names: str, sizes: str, most: int, repeats: int) -> Iterator[Row]:
+    """Linear heads, CLIP-Adapter and Tip-Adapter-F in groups of runs, beside the field's loop and single runs."""
     torch.set_num_threads(1)
-    task = make_task(classes, shots, dim)
-    steps = epochs * -(-len(task.support) // 256)
-    click.echo(f"{classes} classes, {shots} shots, {dim} dimensions, {steps} steps; products: {fast_products()}")
-    for name in names.split(","):
-        for runs in map(int, sizes.split(",")):
-            ways = {"peer": theirs(task, name, epochs), "float32": ours(task, name, runs, epochs, False),
-                    "bfloat16": ours(task, name, runs, epochs, True)}
-            seconds = in_turn(ways, repeats if runs == 1 else max(1, repeats // 2))
-            each = {way: value / (1 if way == "peer" else runs) for way, value in seconds.items()}
-            click.echo(f"{name:<14} R={runs:<4} peer {1e3 * each['peer'] / steps:7.3f} ms   " + "   ".join(
-                f"{way} {1e3 * each[way] / steps:7.3f} ms, {each['peer'] / each[way]:5.2f}x" for way in list(ways)[1:]))
-            record(out, "runs", name=name, runs=runs, classes=classes, shots=shots, dim=dim, steps=steps,
-                   seconds_per_run=each)
-
-
-if __name__ == "__main__":
-    main()
+    wanted = names.split(",")
+    for case in CASES:
+        for runs in map(int, sizes.split(",") if case.name in wanted else ()):
+            yield beside(case, shots, dim, runs, repeats if runs < 64 else 1)
+    for case in LADDER:
+        if case.name in wanted:
+            yield ladder(case, dim, most, max(1, repeats - 1))

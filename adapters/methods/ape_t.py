@@ -31,6 +31,10 @@ class APET(Method):
     (ImageNet, OxfordPets, SUN397): preset `reference`.
 
     Source: APE (Zhu et al., ICCV 2023), section 3.3; recipe and presets from the authors' code and configurations.
+
+    Example:
+        >>> onceclip.APET(epochs=10).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "ape-t"

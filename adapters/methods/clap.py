@@ -29,8 +29,15 @@ class CLAP(ZeroShotLinearProbe):
     as it is. A class without a support row has 1: nothing is known against its text. The penalty is that of class
     vectors of the given `length`; with `base=raw` it depends on the encoder's scale, as the paper's does.
 
+    With `constraint=adaptive` the weights follow an augmented Lagrangian: after every epoch `lambda <- max(lambda + rho
+    h, 0)`, `rho <- h`, where `h_c = |p_c - t_c|^2` and rho starts at 0, so that classes that moved far are held more.
+
     Source: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models (Silva-Rodriguez et al., CVPR
     2024); the penalty is a mean over classes in the authors' code.
+
+    Example:
+        >>> onceclip.CLAP(strength=10).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "clap"
@@ -38,8 +45,11 @@ class CLAP(ZeroShotLinearProbe):
     equation = "as zs-lp, with the penalty mean_c lambda_c |p_c - t_c|^2,  lambda_c: mean zero-shot p(c) of class c"
     hyperparameters = {
         "strength": Hyperparameter(1.0, "factor of the penalty", search=(0.1, 1.0, 10.0), high=1e6, retrain=True),
+        "constraint": Hyperparameter("constant", "whether the weights of the penalty stay or follow an augmented "
+                                     "Lagrangian", choices=("constant", "adaptive"), retrain=True),
         **{name: value for name, value in ZeroShotLinearProbe.hyperparameters.items() if name != "preset"},
     }
+    state = ("held", "moved")
 
     def prepare(self, task: Task) -> Constraint:
         rows, label = task.support.stacked
@@ -50,11 +60,22 @@ class CLAP(ZeroShotLinearProbe):
         return Constraint(task, torch.where(count > 0, total / count.clamp(min=1), 1.0))
 
     def initial(self, prepared: Constraint, generator: torch.Generator) -> dict[str, Tensor]:  # type: ignore[override]
-        return super().initial(prepared.task, generator)
+        start = super().initial(prepared.task, generator)
+        if self.constraint == "adaptive":
+            start |= {"held": prepared.weight, "moved": torch.zeros_like(prepared.weight)}
+        return start
 
     def head(self, prepared: Constraint, parameters: dict[str, Tensor]) -> Head:  # type: ignore[override]
         return super().head(prepared.task, parameters)
 
     def penalty(self, prepared: Constraint, parameters: dict[str, Tensor]) -> Tensor:
-        moved = parameters["prototype"] - base_vectors(prepared.task, self.base, self.length)
-        return self.strength * (prepared.weight * moved.square().sum(dim=1)).mean()
+        weight = parameters.get("held", prepared.weight)
+        return self.strength * (weight * self._distance(prepared, parameters)).mean()
+
+    def after_epoch(self, prepared: Constraint, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        distance = self._distance(prepared, parameters)
+        return {"held": (parameters["held"] + parameters["moved"] * distance).clamp(min=0), "moved": distance}
+
+    def _distance(self, prepared: Constraint, parameters: dict[str, Tensor]) -> Tensor:
+        """Squared distances (classes,) of the class vectors from their start."""
+        return (parameters["prototype"] - base_vectors(prepared.task, self.base, self.length)).square().sum(dim=1)

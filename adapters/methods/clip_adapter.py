@@ -20,12 +20,17 @@ class ClipAdapter(Method):
     `A(x) = relu(W2 relu(W1 x))`, `x' = unit(r A(x) + (1 - r) x)`, `logits = s x' W^T`; the text branch treats
     the unit class weights in the same way. Because the map has no bias and the result is scaled to unit
     length, raw and unit inputs give equal logits. The learnable ratio is `sigmoid(theta)`, started at `ratio`.
+    Neither branch belongs to a class, so that both serve other classes.
 
     Published recipes contradict each other, so each is a preset; what its source leaves open stays at the default:
     `paper` (its tables take the best ratio of each test set), `vdt` (VDT-Adapter's configurations), `lp++` (that
     repository's baseline, which leaves the blend unscaled), `clap` (the baseline of that paper), `prolip` (likewise).
 
     Source: CLIP-Adapter (Gao et al., IJCV 2024), equations 3 to 6; the last relu is the authors' code's.
+
+    Example:
+        >>> onceclip.ClipAdapter(branch="both").fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "clip-adapter"
@@ -55,6 +60,7 @@ class ClipAdapter(Method):
         "prolip": {"optimiser": "adam", "epsilon": 1e-4, "weight_decay": 0.0, "epochs": 300, "batch_size": 0},
     }
     trained = True
+    transfers = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         hidden = max(1, prepared.dim // self.reduction)

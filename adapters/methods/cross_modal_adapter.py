@@ -19,6 +19,10 @@ class CrossModalAdapter(CrossModalLinearProbe):
 
     Source: Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal Models (Lin et al., CVPR
     2023); the ratio from the authors' code.
+
+    Example:
+        >>> onceclip.CrossModalAdapter(ratio=0.5).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "cross-modal-adapter"

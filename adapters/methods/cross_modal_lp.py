@@ -23,6 +23,10 @@ class CrossModalLinearProbe(Method):
 
     Source: Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal Models (Lin et al., CVPR
     2023); start and decay from the authors' code, which takes 12,800 small batches.
+
+    Example:
+        >>> onceclip.CrossModalLinearProbe(epochs=50).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "cross-modal-lp"

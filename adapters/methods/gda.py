@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.heads import Head, Linear
+from onceclip.adapters.heads import Head, Linear, Sum
 from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.methods.gda_new_classes import NEIGHBOURS, new_classes
 from onceclip.adapters.task import Task
+from onceclip.adapters.unit import unit
 
 _NOTHING = 1e-9  # mean squared distance of unit rows below which they are copies of each other, but for rounding
 _ROWS = 1024  # per piece of leave-one-image-out, which needs a few (rows, classes) matrices
@@ -38,6 +40,15 @@ class Statistics:
         values, vectors = torch.linalg.eigh(self.scatter)
         return values, vectors
 
+    @cached_property
+    def neighbours(self) -> Tensor:
+        """Unit rows (n, dim) that classes without images may borrow: up to 64 of every class, evenly spread."""
+        rows, label = self.task.support.stacked
+        order, count = label.argsort(stable=True), self.count.long()
+        of = label[order]
+        place = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[of]
+        return rows[order[(place + 1) * NEIGHBOURS // count[of] > place * NEIGHBOURS // count[of]]]
+
 
 class GDA(Method):
     """Zero-shot logits plus those of Gaussian classes with one shared covariance.
@@ -49,7 +60,17 @@ class GDA(Method):
     serves all shots (published alpha = alpha N / D). With one row per class, or copies of it, S is zero, which
     the published pseudo-inverse turns silently into zero-shot; here the total scatter stands in for it.
 
+    The authors' code of base classes takes the mean covariance of the classes by a pseudo-inverse instead
+    (`covariance=class-mean`). Nothing shrinks it: with fewer rows than dimensions it is of no use.
+
+    Other classes, of which only the text is known, borrow the nearest rows of these; the classifier keeps up to 64 of
+    every class for them. See `new_classes`.
+
     Source: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation (Wang et al., ICLR 2024), eq. 5 to 8.
+
+    Example:
+        >>> onceclip.GDA(alpha=0.05).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "gda"
@@ -57,8 +78,14 @@ class GDA(Method):
     family = "closed form"
     source = "Wang et al., A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation, ICLR 2024"
     equation = "logits = s x.W0' + alpha (x.P mu_c - mu_c'P mu_c / 2),  P = N (S + tr(S)/(N-1) I)^-1"
-    hyperparameters = {"alpha": Hyperparameter(0.02, "weight of the Gaussian logits", high=10.0)}
+    hyperparameters = {
+        "alpha": Hyperparameter(0.02, "weight of the Gaussian logits", high=10.0),
+        "covariance": Hyperparameter("pooled", "the covariance of all classes: of all rows around their means, shrunk; "
+                                     "or the mean of the classes' own, as it is (the authors' code of base classes)",
+                                     choices=("pooled", "class-mean")),
+    }
     mixing = "alpha"
+    transfers = True
 
     def prepare(self, task: Task) -> Statistics:
         rows, label = task.support.stacked
@@ -72,7 +99,11 @@ class GDA(Method):
             scatter = centred.T @ centred
         # A class without a support image stands where its prompts are.
         mean = torch.where(count.unsqueeze(1) > 0, mean, task.text.class_weights.double())
-        return Statistics(task, mean, count, scatter, precision_of(scatter, len(rows)), zero_shot_head(task))
+        if self.covariance == "class-mean" and (count > 1).any():
+            precision = _class_mean_precision(rows - mean[label], label, count)
+        else:
+            precision = precision_of(scatter, len(rows))
+        return Statistics(task, mean, count, scatter, precision, zero_shot_head(task))
 
     def terms(self, prepared: Statistics, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         weight = prepared.mean @ prepared.precision
@@ -80,8 +111,17 @@ class GDA(Method):
         like = prepared.zero_shot.weight
         return prepared.zero_shot, Linear(weight.to(like), bias.to(like))
 
+    def kept(self, prepared: Statistics, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"rows": prepared.neighbours}
+
+    def for_classes(self, task: Task, kept: dict[str, Tensor]) -> Head:
+        gaussian = new_classes(kept["rows"], unit(task.text.class_weights))
+        return Sum((zero_shot_head(task), gaussian), (1.0, self.alpha))
+
     def leave_one_out(self, prepared: Statistics) -> tuple[Tensor, Tensor]:
         support = prepared.task.support
+        if self.covariance != "pooled":
+            raise MethodError("leave-one-image-out of gda needs covariance=pooled: use --select val")
         if support.views is not None or (prepared.count == 1).any():
             raise MethodError("leave-one-image-out of gda needs 2 shots or more and no stored views: use --select val")
         pieces = [_without(prepared, *piece) for piece in
@@ -125,6 +165,15 @@ def _without(prepared: Statistics, rows: Tensor, own: Tensor) -> Tensor:
     alone = logits(*((each * moved).sum(1, keepdim=True) for each in (inverse * rows, lost, inverse * moved)))
     others = logits((inverse * rows) @ mean.T, lost @ mean.T, inverse @ mean.square().T)
     return others.scatter(1, own.unsqueeze(1), alone)
+
+
+def _class_mean_precision(offset: Tensor, label: Tensor, count: Tensor) -> Tensor:
+    """Pseudo-inverse (dim, dim) of the mean covariance of the classes with two rows or more.
+
+    offset: (rows, dim), rows less the means of their classes. label: (rows,). count: (classes,).
+    """
+    share = 1 / ((count - 1).clamp(min=1) * (count > 1).sum())
+    return torch.linalg.pinv(offset.T @ (share[label].unsqueeze(1) * offset), hermitian=True)
 
 
 def precision_of(scatter: Tensor, rows: int) -> Tensor:

@@ -5,29 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Linear, Sum
-from onceclip.adapters.methods.gda import Statistics
+from onceclip.adapters.heads import Linear
 
 NEIGHBOURS = 64
 TEXT_WEIGHT = 16.0
 _CLASSES = 16  # whose neighbours are held at a time
 
 
-def new_classes(base: Statistics, text: Tensor, logit_scale: float, alpha: float, neighbours: int = NEIGHBOURS,
-                text_weight: float = TEXT_WEIGHT) -> Sum:
-    """Make the head for new classes from their texts and the images of the base classes.
+def new_classes(rows: Tensor, text: Tensor, neighbours: int = NEIGHBOURS, text_weight: float = TEXT_WEIGHT) -> Linear:
+    """Make the Gaussian head of new classes from their texts and the images of the base classes.
 
     Every new class takes the nearest base rows of its text w as if they were its own: its mean is that of these rows
     and of w, counted `text_weight` times; its scatter is theirs around w. One precision serves all new classes: the
     mean of the shrunk precisions of each. As in `gda` it is rescaled to that of one row, so that the base's alpha
     serves here, too.
 
-    base: what `GDA.prepare` made of the base classes. text: (classes, dim), unit. logit_scale: of the encoder.
-    alpha: weight of the Gaussian logits, chosen on the base classes. neighbours: rows that each class takes.
+    rows: (rows, dim), unit, of the base classes. text: (classes, dim), unit. neighbours: rows that each class takes.
     Source: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation (Wang et al., ICLR 2024), with the
     numbers of the authors' code.
     """
-    rows, _ = base.task.support.stacked
     rows, weights = rows.double(), text.double()
     number = min(neighbours, len(rows))
     nearest = (weights @ rows.T).topk(number, dim=1).indices
@@ -41,8 +37,7 @@ def new_classes(base: Statistics, text: Tensor, logit_scale: float, alpha: float
         total += _precisions(rows[nearest[piece]] - weights[piece].unsqueeze(1))
     precision = total / len(weights)
     weight = mean @ precision
-    gaussian = Linear(weight.to(text), (-(weight * mean).sum(dim=1) / 2).to(text))
-    return Sum((Linear(logit_scale * text), gaussian), (1.0, alpha))
+    return Linear(weight.to(text), (-(weight * mean).sum(dim=1) / 2).to(text))
 
 
 def _precisions(offset: Tensor) -> Tensor:

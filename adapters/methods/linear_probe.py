@@ -18,6 +18,10 @@ class LinearProbe(Method):
     problem, but embeddings share a large common part, and away from it the solver needs far fewer steps.
 
     Source: CLIP (Radford et al., 2021), appendix A.3: L-BFGS, strength of the decay chosen on validation rows.
+
+    Example:
+        >>> onceclip.LinearProbe(l2=1e-4).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "linear-probe"

@@ -21,6 +21,10 @@ class LinearProbeAdamW(Method):
     where the support fits one batch, too few for unequal shots: hence 200. The preset `reference` has its values.
 
     Source: LAION-AI/CLIP_benchmark, `metrics/linear_probe.py`; step size, epochs and batch size from its README.
+
+    Example:
+        >>> onceclip.LinearProbeAdamW(preset="reference").fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "linear-probe-adamw"

@@ -18,6 +18,12 @@ class LinearProbePreproj(LpClip):
 
     Source: CLIP (Radford et al., 2021), appendix A.3: features before the projection to the joint space, L-BFGS, C
     chosen on validation rows.
+
+    Example:
+        >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj"])
+        >>> classifier = onceclip.LinearProbePreproj(C=1.0).fit(with_outputs)
+        >>> classifier.logits(with_outputs.support.input(classifier.inputs)).shape
+        torch.Size([16, 4])
     """
 
     name = "linear-probe-preproj"

@@ -44,6 +44,10 @@ class LPPlusPlus(Method):
 
     Source: LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP (Huang et al., CVPR 2024); start values from
     the authors' code.
+
+    Example:
+        >>> onceclip.LPPlusPlus(epochs=100).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "lp++"

@@ -37,7 +37,7 @@ class MetaAdapter(Method):
 
     With z the text vector w_c and the keys of class c, `a = softmax((Wq w_c) . (Wk z) / sqrt(dim))`,
     `w'_c = unit(w_c + sigmoid(u . w_c + b) sum a z)` and `logits = s x W'^T`. Nothing here belongs to a class, so the
-    trained parameters serve other classes: `method.classifier(task, method.prepare(task), fitted.parameters)`.
+    trained parameters serve other classes, with the images of these where there are any: `transfer(fitted, task)`.
 
     In training an image would find itself among its keys, which it never does later. So its own class is taken without
     it (`own_key=left-out`); the published script keeps it (preset `reference`), and pushes the last batches into the
@@ -46,6 +46,10 @@ class MetaAdapter(Method):
     defaults start nearer to zero-shot and train for longer.
 
     Source: Meta-Adapter (Cheng et al., NeurIPS 2023), equations 3 to 5; recipe and start values from the authors' code.
+
+    Example:
+        >>> onceclip.MetaAdapter(epochs=5).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "meta-adapter"

@@ -28,6 +28,10 @@ class MultiModalAdapter(Method):
 
     Source: Multi-Modal Adapter for Vision-Language Models (Seputis et al., 2024), section 3; widths, ratio and recipe
     from the authors' code (clip-mma).
+
+    Example:
+        >>> onceclip.MultiModalAdapter(ratio=0.2).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "multi-modal-adapter"

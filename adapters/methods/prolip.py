@@ -20,6 +20,12 @@ class ProLIP(RLA):
 
     Source: CLIP's Visual Embedding Projector is a Few-shot Cornucopia (Fahes et al., 2024); optimiser,
     epsilon, schedule, full batches and order of views from the authors' code.
+
+    Example:
+        >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj"])
+        >>> classifier = onceclip.ProLIP(epochs=50).fit(with_outputs)
+        >>> classifier.logits(with_outputs.support.input(classifier.inputs)).shape
+        torch.Size([16, 4])
     """
 
     name = "prolip"

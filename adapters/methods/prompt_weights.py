@@ -19,6 +19,11 @@ class PromptWeights(Method):
     templates every prompt has a theta of its own. All start at 0, which is zero-shot; the decay pulls them there.
 
     Source: this project; the templates are weighted as in AutoCLIP (Metzen et al., TMLR 2024), but by labelled images.
+
+    Example:
+        >>> ensemble = onceclip.make_task(store, shots=4, text="ensemble")
+        >>> onceclip.PromptWeights(epochs=50).fit(ensemble).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "prompt-weights"

@@ -19,6 +19,10 @@ class RLA(Method):
 
     Source: CLIP's Visual Embedding Projector is a Few-shot Cornucopia (Fahes et al., 2024): the regularised linear
     adapter; optimiser, epsilon, schedule and full batches from the authors' code of ProLIP.
+
+    Example:
+        >>> onceclip.RLA(strength=0.1).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "rla"

@@ -46,6 +46,12 @@ class SgVA(Method):
 
     Source: SgVA-CLIP (Peng et al., IEEE Transactions on Multimedia 2023), equations 2 to 9; recipe from the authors'
     code, whose momentum is Nesterov's.
+
+    Example:
+        >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj", "embedding"])
+        >>> classifier = onceclip.SgVA(epochs=20).fit(with_outputs)
+        >>> classifier.logits(with_outputs.support.input(classifier.inputs)).shape
+        torch.Size([16, 4])
     """
 
     name = "sgva"

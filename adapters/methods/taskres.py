@@ -20,6 +20,10 @@ class TaskRes(Method):
 
     Source: Task Residual for Tuning Vision-Language Models (Yu et al., CVPR 2023); optimiser and schedule from
     the authors' code. The "enhanced base", a text projection trained first, is not part of it.
+
+    Example:
+        >>> onceclip.TaskRes(alpha=1.0).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "taskres"

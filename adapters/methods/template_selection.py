@@ -30,6 +30,11 @@ class TemplateSelection(Method):
     ranked as one template.
 
     Source: this project.
+
+    Example:
+        >>> ensemble = onceclip.make_task(store, shots=4, text="ensemble")
+        >>> onceclip.TemplateSelection(keep=4).fit(ensemble).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "template-selection"

@@ -24,6 +24,10 @@ class TipAdapterF(Method):
     presets are its recipe for each data set, with the weight of the cache that was set by hand for it.
 
     Source: Tip-Adapter (Zhang et al., ECCV 2022), section 3.2; optimiser and epsilon from the authors' code.
+
+    Example:
+        >>> onceclip.TipAdapterF(epochs=10).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "tip-adapter-f"

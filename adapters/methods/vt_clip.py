@@ -22,6 +22,12 @@ class VtClip(Method):
     widths, start and recipe here are this project's. Its published numbers are not to be compared.
 
     Source: VT-CLIP (Qiu et al., 2021), section 3.2, in the residual form described above.
+
+    Example:
+        >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["embedding", "token"])
+        >>> classifier = onceclip.VtClip(epochs=5).fit(with_outputs)
+        >>> classifier.logits(with_outputs.support.input(classifier.inputs)).shape
+        torch.Size([16, 4])
     """
 
     name = "vt-clip"

@@ -16,10 +16,13 @@ class WiseFT(Method):
 
     The logit scale is part of W0 = s w. Of linear heads the average of weights is the average of logits, so the best
     alpha is found exactly. `merge` does the same with any two classifiers. The published script clips gradients and
-    warms up over 500 steps, which is more than a few-shot training has; the preset `reference` has its numbers but for
-    the clipping.
+    warms up over 500 steps, which is more than a few-shot training has; the preset `reference` has its numbers.
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), equation 1.
+
+    Example:
+        >>> onceclip.WiseFT(alpha=0.3).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "wise-ft"
@@ -30,9 +33,10 @@ class WiseFT(Method):
     hyperparameters = {
         "alpha": Hyperparameter(0.5, "share of the fine-tuned weights", high=1.0),
         **recipe(learning_rate=1e-2, epochs=300, weight_decay=0.0),
+        "clip": Hyperparameter(0.0, "length that a step's gradient is cut to; 0 for none", high=1e6, retrain=True),
     }
     presets = {"reference": {"learning_rate": 1e-3, "weight_decay": 0.1, "epochs": 10, "batch_size": 512,
-                             "schedule": "warmup", "warmup": 500}}
+                             "schedule": "warmup", "warmup": 500, "clip": 1.0}}
     mixing = "alpha"
     trained = True
 

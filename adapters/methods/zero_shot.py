@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
@@ -19,6 +20,10 @@ class ZeroShot(Method):
     language model, counts as one template.
 
     Source: CLIP (Radford et al., 2021), section 3.1; AutoCLIP (Metzen et al., TMLR 2024).
+
+    Example:
+        >>> onceclip.ZeroShot().fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "zero-shot"
@@ -32,6 +37,14 @@ class ZeroShot(Method):
         "entropy": Hyperparameter(0.85, "evenness of the weights of autoclip and softmax, 1 for equal ones", high=1.0),
     }
     needs_support = False
+    transfers = True
+
+    def prepare(self, task: Task) -> Task:
+        if self.prompts in WEIGHTINGS and len(task.text.bank) < 2:
+            raise MethodError(f"prompts={self.prompts} weighs the templates that all classes share, and this text set "
+                              "has fewer than two groups of prompts: use one with several templates, such as "
+                              "`onceclip text STORE --name ensemble --templates imagenet-7` makes")
+        return task
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         text, scale, bias = prepared.text, prepared.logit_scale, prepared.logit_bias
@@ -41,9 +54,6 @@ class ZeroShot(Method):
             return PromptWeighted(text.bank, scale, bias, self.prompts, self.entropy)
         return zero_shot_head(prepared)
 
-    def check(self, task: Task) -> None:
-        super().check(task)
-        if self.prompts in WEIGHTINGS and len(task.text.bank) < 2:
-            raise MethodError(f"prompts={self.prompts} weighs the templates that all classes share, and this text set "
-                              "has fewer than two groups of prompts: use one with several templates, such as "
-                              "`onceclip text STORE --name ensemble --templates imagenet-7` makes")
+    def leave_one_out(self, prepared: Task) -> tuple[Tensor, Tensor]:
+        logits = self.head(prepared, {})(prepared.support.unit)  # no image is part of them
+        return logits, torch.zeros_like(logits)

@@ -22,6 +22,10 @@ class ZeroShotLinearProbe(Method):
 
     Source: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models (Silva-Rodriguez et al., CVPR
     2024); step size, momentum, epochs and schedule from the authors' code.
+
+    Example:
+        >>> onceclip.ZeroShotLinearProbe(epochs=50).fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     name = "zs-lp"

@@ -1,4 +1,4 @@
-"""What goes wrong in published adapters, and what users may rely on here: choices, transfers, sizes, presets."""
+"""What goes wrong in published adapters, and what users may rely on here: choices, sizes, presets."""
 
 from dataclasses import replace
 
@@ -23,7 +23,6 @@ from onceclip.adapters import (
     VtClip,
     ZeroShot,
     fit_selected,
-    load_classifier,
 )
 from onceclip.adapters.channels import Channels
 from onceclip.adapters.engine import Run, train
@@ -31,7 +30,6 @@ from onceclip.adapters.heads.rectified import rectify
 
 MINE = ["clip-adapter", "tip-adapter-f", "ape", "ape-t", "clip-a-self", "meta-adapter", "multi-modal-adapter", "sgva",
         "vt-clip"]
-TRANSFERABLE = ["meta-adapter", "multi-modal-adapter", "vt-clip"]
 
 
 @pytest.mark.parametrize(("criterion", "other"), [("text", "full"), ("full", "text")])
@@ -72,37 +70,6 @@ def test_selection_gives_what_a_fit_of_the_chosen_values_gives(make_task, make_r
     assert_close(found.classifier.logits(queries), again.logits(queries), rtol=1e-4, atol=1e-3)
     right = again.logits(task.val.input(METHODS[name].inputs)).argmax(dim=1) == task.val.label
     assert found.accuracy == float(right.double().mean())
-
-
-@pytest.mark.parametrize("name", TRANSFERABLE)
-def test_trained_parameters_serve_other_classes_after_saving(make_task, make_rows, make_method, tmp_path, name):
-    """Five classes, of which the first three train: what is learnt is applied to the other two without training."""
-    task, method = make_task((4,) * 5, noise=0.2), make_method((name, {}))
-    fitted = method.fit(part_of(task, (0, 1, 2)))
-    fitted.save(tmp_path)
-    new = part_of(task, (3, 4))
-    trained = load_classifier(tmp_path).parameters
-    classifier = method.classifier(new, method.prepare(new), trained)
-    rows = make_rows((0, 0, 0, 30, 30), 10, noise=0.2, seed=60)
-    logits = classifier.logits(rows.input(method.inputs))
-    assert classifier.class_names == ("class 3", "class 4")
-    assert (logits.argmax(dim=1) + 3 == rows.label).double().mean() > 0.95
-    assert not torch.allclose(logits, ZeroShot().fit(new).logits(rows.embedding))
-
-
-def part_of(task, classes):
-    """The task of some of the classes."""
-    place = {number: index for index, number in enumerate(classes)}
-
-    def rows(given):
-        kept = torch.tensor([label in place for label in given.label.tolist()])
-        label = torch.tensor([place[label] for label in given.label[kept].tolist()])
-        return Rows(given.embedding[kept], label, None, {name: each[kept] for name, each in given.others.items()})
-
-    prompts = torch.tensor([number in place for number in task.text.class_index.tolist()])
-    index = torch.tensor([place[number] for number in task.text.class_index[prompts].tolist()])
-    text = Text(task.text.embedding[prompts], index, tuple(task.text.class_names[number] for number in classes))
-    return replace(task, text=text, support=rows(task.support))
 
 
 class Largest(TorchDispatchMode):

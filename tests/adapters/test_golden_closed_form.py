@@ -278,6 +278,23 @@ def test_gda_treats_all_classes_alike_however_many_images_they_have(drawn):
     assert torch.equal(GDA().terms(prepared, {})[1](rows), GDA().terms(fewer, {})[1](rows))
 
 
+@pytest.mark.parametrize("shots", [(7, 9, 8), (7, 1, 8)])
+def test_gda_by_the_mean_of_the_classes_covariances_equals_the_dense_formula(make_task, make_rows, shots):
+    """What the authors' code takes for base classes: no shrinkage, a pseudo-inverse, classes counted alike."""
+    task = make_task(shots, 4, dtype=torch.float64)
+    rows, label = stacked(task)
+    queries = unit(make_rows((3, 3, 3), 4, seed=9).embedding)
+    means = np.stack([rows[label == number].mean(axis=0) for number in range(3)])
+    own = [np.cov(rows[label == number].T) for number in range(3) if shots[number] > 1]
+    precision = np.linalg.pinv(np.mean(own, axis=0))
+    expected = 100 * queries @ text_of(task).T + 0.3 * (
+        queries @ precision @ means.T - [mean @ precision @ mean / 2 for mean in means])
+    method = GDA(alpha=0.3, covariance="class-mean")
+    np.testing.assert_allclose(exact(method.fit(task), queries), expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises(MethodError, match="leave-one-image-out of gda needs covariance=pooled"):
+        method.leave_one_out(method.prepare(task))
+
+
 @pytest.mark.parametrize("piece", [1, 16])
 @pytest.mark.parametrize("dim", [12, 3])
 def test_gda_of_new_classes_equals_the_dense_formula(make_task, make_rows, monkeypatch, dim, piece):
@@ -293,7 +310,6 @@ def test_gda_of_new_classes_equals_the_dense_formula(make_task, make_rows, monke
         scatter = (near - each).T @ (near - each)
         precisions.append(6 * np.linalg.inv(scatter + np.trace(scatter) / 5 * np.eye(dim)))
     precision = np.mean(precisions, axis=0)
-    expected = 50 * queries @ text.numpy().T + 0.3 * (
-        queries @ precision @ np.stack(means).T - [mean @ precision @ mean / 2 for mean in means])
-    head = new_classes(GDA().prepare(task), text, 50.0, 0.3, neighbours=6, text_weight=2.5)
+    expected = queries @ precision @ np.stack(means).T - [mean @ precision @ mean / 2 for mean in means]
+    head = new_classes(task.support.stacked[0], text, neighbours=6, text_weight=2.5)
     np.testing.assert_allclose(head(torch.from_numpy(queries)).numpy(), expected, rtol=1e-9, atol=1e-9)

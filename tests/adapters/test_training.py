@@ -34,7 +34,8 @@ def test_only_hyperparameters_marked_retrain_change_what_is_trained(case, make_t
     if not base.trained:
         assert base.initial(base.prepare(task), torch.Generator()) == {}
         return
-    needs = {"momentum": {"optimiser": "sgd"}, "warmup": {"schedule": "warmup"}, "epsilon": {"optimiser": "adam"}}
+    needs = {"momentum": {"optimiser": "sgd"}, "warmup": {"schedule": "warmup"}, "epsilon": {"optimiser": "adam"},
+             "clip": {"clip": 1e-6}}
     for name in base.hyperparameters.keys() - {"keep", "patience"}:  # which need validation rows
         setting, more = base.hyperparameters[name], needs.get(name, {})
         like = make_method(case, **{key: value for key, value in more.items() if key in base.hyperparameters})

@@ -1,0 +1,68 @@
+"""What the project wants to reach: a number for each goal, and the bench that measures it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+
+@dataclass(frozen=True)
+class Goal:
+    """text: what is measured. bench: its name. least, most: the values between which the goal is reached."""
+
+    text: str
+    bench: str
+    least: float = -inf
+    most: float = inf
+
+    def reached(self, value: float) -> bool:
+        """Whether a value reaches the goal."""
+        return self.least <= value <= self.most
+
+    @property
+    def wanted(self) -> str:
+        """The number in words."""
+        return f"≥ {self.least:,g}" if self.most == inf else f"≤ {self.most:,g}"
+
+
+GOALS = {
+    "1": Goal("Tip-Adapter, 200 x 20 search: times as fast as the peers' double loop", "selection", least=500),
+    "1 cells": Goal("rows by which a cell of its table differs from the loop's, at most", "selection", most=1),
+    "2 float32": Goal("1,000 CLIP-Adapter runs: times as fast as the peers' loop in one process", "grid", least=3.5),
+    "2 bfloat16": Goal("the same with products in bfloat16", "grid", least=6),
+    "3": Goal("the same in float32: times as fast as a process per run, as many at once as cores", "grid", least=50),
+    "4 float32": Goal("Tip-Adapter-F, 16 shots: times as fast as the peers' loop", "runs", least=2.7),
+    "4 bfloat16": Goal("the same with products in bfloat16", "runs", least=3.8),
+    "5 float32": Goal("linear heads, 100 classes, 8 to 64 runs: the same, the least of all", "runs", least=5),
+    "5 bfloat16": Goal("the same with products in bfloat16", "runs", least=7),
+    "5 ten float32": Goal("linear heads, 10 classes, 8 to 64 runs: the same, the least of all", "runs", least=30),
+    "5 ten bfloat16": Goal("the same with products in bfloat16", "runs", least=40),
+    "6 loop": Goal("97 weight decays in bfloat16: per training, times as fast as a DataLoader", "probe", least=6),
+    "6 workers": Goal("the same beside a DataLoader with four workers, started anew each epoch", "probe", least=50),
+    "7": Goal("1 to 1,024 runs: speed per run, of that of single runs, at worst", "runs", least=0.95),
+    "8 logistic": Goal("exact logistic regression: times as fast as scikit-learn at its objective", "probe", least=1.7),
+    "8 ridge": Goal("ridge regressions of 97 strengths: times as fast as scikit-learn's refits", "probe", least=4.5),
+    "9 shards": Goal("whole read from shards: of np.load's speed", "store", least=0.85),
+    "9 chunks": Goal("whole read from chunks of 4,096 rows: the same", "store", least=0.8),
+    "9 zarrs": Goal("the same array read by zarr-python with zarrs", "store", least=0.9),
+    "9 stock": Goal("whole read from shards: times as fast as zarr-python alone", "store", least=4),
+    "10 warm": Goal("gathering 1,600 rows from warm files: times a memory map's time", "store", most=1),
+    "10 oindex": Goal("the same: times as fast as zarr's oindex", "store", least=50),
+    "10 cold": Goal("the same from cold files: times as fast as a memory map", "store", least=8),
+    "11 rows": Goal("writing finished units: rows per second", "store", least=400_000),
+    "11 append": Goal("the same: times as fast as appending batches", "store", least=15),
+    "12 encoder": Goal("extraction, ViT-B/32, 500x375: of the encoder's speed alone", "extract", least=0.95),
+    "12 float32": Goal("the same: times as fast as the peers' loop in float32", "extract", least=4),
+    "12 autocast": Goal("the same: times as fast as the peers' loop under autocast", "extract", least=2),
+    "13 feed": Goal("decoding alone, 500x375: times as fast as the peers' DataLoader", "extract", least=1.6),
+    "13 levels": Goal("its pixels: grey levels from open_clip's, at most", "extract", most=1),
+    "13 fast": Goal("`--decode fast`, 1920x1080: times as fast as the peers' DataLoader", "extract", least=2.4),
+    "13 distance": Goal("its embeddings: 1 - cosine to the exact ones, median", "extract", most=1e-5),
+    "14 one": Goal("an epoch of streamed rows, 1 run: times the time in memory", "stream", most=1.15),
+    "14 sixteen": Goal("the same, 16 runs", "stream", most=1.05),
+    "14 memory": Goal("the same: memory of the process in GiB, at most", "stream", most=1),
+    "15": Goal("a sweep on two processes of one thread: times as fast as on one", "workers", least=1.8),
+    "16 runs": Goal("256 runs on an H100: times as fast as the peers' loop", "", least=100),
+    "16 extract": Goal("extraction with ViT-L/14 on an H100: of the encoder's speed alone", "", least=0.95),
+    "best": Goal("the best of 1,000 CLIP-Adapter runs: times as fast as the peers' whole grid", "grid", least=15),
+}
