@@ -10,6 +10,7 @@ from typing import Any
 from onceclip.pipeline.results import Mean, mean_interval
 
 BASELINE = "zero-shot"
+SCORES = {"accuracy": "base classes", "accuracy_new": "new classes", "harmonic_mean": "harmonic mean of base and new"}
 Key = tuple[str, Any]  # name of a line, number of shots
 
 
@@ -32,29 +33,27 @@ class Table:
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
-    """One table for each store, text and selection policy.
+    """One table for each store, text and selection policy; of runs of base classes, three.
 
     Of runs that differ in hyperparameter values alone and were scored on validation rows, the best there stands for its
     seed; those that were not are lines of their own.
     """
-    settings: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    settings: dict[tuple[str, bool], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         asked = row.get("asked", {})
         settings[f"{row['store']}, text {asked.get('text', row.get('text'))}, "
-                 f"selection {asked.get('select') or 'own'}"].append(row)
-    return [_table(title, members) for title, members in settings.items()]
+                 f"selection {asked.get('select') or 'own'}", asked.get("classes") == "base"].append(row)
+    made = []
+    for (title, halves), members in settings.items():
+        scores = [score for score in SCORES if score == "accuracy" or
+                  (halves and any(row.get(score) is not None for row in members))]
+        made += [_table(f"{title}, {SCORES[score]}" if halves else title, members, score) for score in scores]
+    return made
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    by_seed: dict[Key, dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    failed = 0
-    for row in rows:
-        if row["accuracy"] is None:
-            failed += "error" in row
-            continue
-        by_seed[_name(row), row["shots"]][row["seed"]].append(row)
-    chosen = {key: {seed: max(members, key=lambda row: row["accuracy_val"] or 0.0)["accuracy"]
-                    for seed, members in seeds.items()} for key, seeds in by_seed.items()}
+def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:
+    chosen = {key: {seed: row[score] for seed, row in seeds.items()} for key, seeds in chosen_rows(rows, score).items()}
+    failed = sum(row["accuracy"] is None and "error" in row for row in rows)
     names = tuple(dict.fromkeys(name for name, _ in chosen))
     shots = tuple(sorted({number for _, number in chosen}, key=lambda number: (isinstance(number, str), number)))
     accuracy = {key: mean_interval(list(values.values())) for key, values in chosen.items()}
@@ -64,10 +63,24 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
                  _differences(chosen, dict.fromkeys(shots, BASELINE)), _differences(chosen, best), failed)
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def chosen_rows(rows: Iterable[Mapping[str, Any]],
+                score: str = "accuracy") -> dict[Key, dict[int, Mapping[str, Any]]]:
+    """The row that stands for each seed of a line at a number of shots: the best on validation rows. It has a score."""
+    chosen: dict[Key, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        if row["accuracy"] is None or row[score] is None:
+            continue
+        seeds = chosen[line_name(row), row["shots"]]
+        known = seeds.get(row["seed"])
+        if known is None or (row["accuracy_val"] or 0.0) > (known["accuracy_val"] or 0.0):
+            seeds[row["seed"]] = row
+    return dict(chosen)
+
+
+def line_name(row: Mapping[str, Any]) -> str:
     """The method, with the values that were set where nothing says which of them is best."""
     values = row.get("asked", {}).get("values") or {}
-    if not values or row["accuracy_val"] is not None:
+    if not values or row.get("accuracy_val") is not None:
         return str(row["method"])
     return f"{row['method']} {' '.join(f'{name}={value}' for name, value in values.items())}"
 
@@ -97,7 +110,7 @@ def lines(table: Table) -> list[str]:
 
 
 def _grid(table: Table, cells: Mapping[Key, Mean], signed: bool) -> list[str]:
-    width = max(len("shots"), *map(len, table.names))
+    width = max(map(len, ("shots", *table.names)))
     names = [name for name in table.names if any((name, number) in cells for number in table.shots)]
     return [f"{'shots':<{width}}" + "".join(f"{number!s:>14}" for number in table.shots),
             *(f"{name:<{width}}" + "".join(f"{_cell(cells.get((name, number)), signed):>14}" for number in table.shots)

@@ -12,6 +12,7 @@ from onceclip.pipeline.encoders import DEMO, EncoderSpec
 from onceclip.pipeline.extract import Extraction, ExtractOptions, extract
 from onceclip.pipeline.picture import learning_curve
 from onceclip.pipeline.plan import make_specs
+from onceclip.pipeline.report import write_results_report
 from onceclip.pipeline.results import NAME, Mean, summarise
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import open_store
@@ -31,6 +32,7 @@ class Tour:
     store: Path
     results: Path
     picture: Path
+    report: Path
     extraction: Extraction
     summary: dict[str, dict[int, Mean]]
     runs: int
@@ -38,7 +40,7 @@ class Tour:
 
 
 def run_tour(out: Path, say: Callable[[str], None], progress: bool = True) -> Tour:
-    """Write the digits, extract them, fit every method at every number of shots with every seed, draw the picture.
+    """Write the digits, extract them, fit every method at every number of shots with every seed, draw and report.
 
     out: folder for everything; what an earlier tour left there is reused. say: gets one line per step.
     """
@@ -60,5 +62,7 @@ def run_tour(out: Path, say: Callable[[str], None], progress: bool = True) -> To
     learning_curve(summary, SHOTS, BASELINE, f"Handwritten digits, {test} test images, onceclip's demo CLIP\n"
                    f"(mean and 95 % interval of {len(SEEDS)} seeds, hyperparameters chosen on validation shots)",
                    picture)
-    say(f"4. learning curves: {picture}")
-    return Tour(images, store, results, picture, extraction, summary, len(specs), seconds)
+    report = out / "report.html"
+    write_results_report([results], report)
+    say(f"4. learning curves: {picture}; everything, for a browser: {report}")
+    return Tour(images, store, results, picture, report, extraction, summary, len(specs), seconds)

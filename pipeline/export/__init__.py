@@ -1,0 +1,5 @@
+"""Adapters for other programs: one file per format."""
+
+from onceclip.pipeline.export.exporting import FORMATS, Exported, export
+
+__all__ = ["FORMATS", "Exported", "export"]

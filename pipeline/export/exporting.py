@@ -1,0 +1,88 @@
+"""Writing an adapter for other programs, and comparing what the file says with what onceclip says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onceclip.adapters import Classifier
+from onceclip.adapters.method import unknown
+from onceclip.pipeline.encoders import Encoder
+from onceclip.pipeline.errors import ExportError
+from onceclip.pipeline.export import linear_file, onnx_file, torch_program
+from onceclip.pipeline.export.subject import Subject
+
+FORMATS: dict[str, ModuleType] = {"safetensors": linear_file, "torch": torch_program, "onnx": onnx_file}
+_TOLERANCE = 1e-4
+_ROUNDINGS = 16 * float(torch.finfo(torch.float32).eps)  # of the largest logit, where that is more
+_ROWS, _IMAGES = 64, 4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file.
+
+    size: in bytes. rows: how many were compared. difference: the largest one, of a logit or a probability, between the
+    file's answers and onceclip's.
+    """
+
+    file: Path
+    format: str
+    size: int
+    rows: int
+    difference: float
+
+
+def export(classifier: Classifier, format: str, file: str | Path, encoder: Encoder | None = None,
+           check: np.ndarray | Tensor | None = None) -> Exported:
+    """Write an adapter for other programs; the file appears when it has been run and gives the same answers.
+
+    format: "safetensors" (one linear map), "torch" (a program of torch.export) or "onnx". encoder: goes into the file
+    too, so that pixels go in instead of embeddings. check: rows to compare on, raw embeddings (rows, dim) or pixels
+    (rows, 3, height, width) from 0 to 1; random ones by default.
+    Raises ExportError if the format cannot hold the adapter, a package is missing, or the answers differ by more than
+    1e-4 (or 16 roundings of the largest logit) or in a class that is no tie.
+
+    Example:
+        >>> made = onceclip.export(onceclip.TipAdapter().fit(task), "torch", "pets.pt2")
+        >>> made.rows, made.difference < 1e-4
+        (64, True)
+    """
+    if format not in FORMATS:
+        raise ExportError(unknown("format", format, FORMATS))
+    subject, file = Subject(classifier, encoder), Path(file)
+    if file.suffix != FORMATS[format].SUFFIX:
+        raise ExportError(f"{file}: give a name that ends in {FORMATS[format].SUFFIX}, which readers of this format "
+                          "go by")
+    if not file.parent.is_dir():
+        raise ExportError(f"{file}: there is no folder {file.parent}: make it first")
+    values = subject.random(_ROWS if encoder is None else _IMAGES) if check is None else torch.as_tensor(check)
+    part = file.with_name(file.name + ".part")
+    try:
+        FORMATS[format].write(subject, part)
+        difference = _compare(subject, FORMATS[format], part, values.float())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return Exported(file, format, file.stat().st_size, len(values), difference)
+
+
+def _compare(subject: Subject, format: ModuleType, part: Path, values: Tensor) -> float:
+    """The largest difference of answers. Raises ExportError if it, or a class, is not what rounding explains."""
+    logits, probabilities = subject.answers(values)
+    found_logits, found_probabilities = format.run(part, values)
+    allowed = max(_TOLERANCE, _ROUNDINGS * float(logits.abs().max()))
+    difference = max(float((found_logits - logits).abs().max()),
+                     float((found_probabilities - probabilities).abs().max()))
+    short = logits.amax(dim=1) - logits.gather(1, found_logits.argmax(dim=1, keepdim=True)).squeeze(1)
+    if not difference <= allowed or bool((short > 2 * allowed).any()):  # NaN is no agreement either
+        raise ExportError(f"{part.name.removesuffix('.part')} was not written: its answers differ from onceclip's "
+                          f"by {difference:.2g} on {len(values)} rows, more than the {allowed:.1g} of rounding: please "
+                          "report it with the method and the versions of torch and onnxruntime")
+    return difference

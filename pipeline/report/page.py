@@ -1,0 +1,60 @@
+"""From what a report says to one HTML file: templates, the wording of numbers, writing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import onceclip
+from onceclip.pipeline.report.cost import seconds_words
+from onceclip.pipeline.results import Mean
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Fill a template and write the page; a file of that name is replaced when the new one is whole."""
+    environment = Environment(loader=PackageLoader("onceclip.pipeline.report"), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=percent, signed=signed, mean=mean, duration=seconds_words, count=count,
+                               number=number, plural=plural)
+    html = environment.get_template(template).render(version=onceclip.__version__, **values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    # Names of files may hold bytes that are no text.
+    part.write_text(html, encoding="utf-8", errors="replace")
+    os.replace(part, path)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction in per cent, or a dash."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """A difference of fractions in per cent points, with its sign."""
+    return "–" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
+
+
+def mean(value: Mean | None, sign: bool = False) -> str:
+    """A mean with its interval, in per cent."""
+    if value is None:
+        return "–"
+    half = "" if value.half_width is None else f" ± {100 * value.half_width:.1f}"
+    return f"{signed(value.value) if sign else percent(value.value)}{half}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A plain number, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def count(value: float) -> str:
+    """A count, which may be a mean of counts."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def plural(value: int, word: str, many: str = "") -> str:
+    """A number and what is counted."""
+    return f"{value:,} {word if value == 1 else many or word + 's'}"

@@ -1,0 +1,126 @@
+"""What the runs of one setting say: which line is best, which tie with it, and what several stores say together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from onceclip.pipeline.report.reading import Row, Setting
+from onceclip.pipeline.results import Mean
+from onceclip.pipeline.summary import Table, line_name, tables
+
+POLICIES = {
+    "fixed": "at their defaults or as set",
+    "val": "chosen on min(shots, 4) validation images per class",
+    "val-full": "chosen on all validation images",
+    "loo": "chosen on the support, each image left out in turn",
+}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best line at a number of shots. to_baseline: None for zero-shot itself. ties: lines not told apart."""
+
+    shots: Any
+    name: str
+    accuracy: Mean
+    to_baseline: Mean | None
+    ties: tuple[str, ...]
+
+
+def best_of(table: Table) -> list[Best]:
+    """The best line of every column."""
+    found = []
+    for number in table.shots:
+        names = [name for name in table.names if (name, number) in table.accuracy]
+        best = max(names, key=lambda name, number=number: table.accuracy[name, number].value)  # type: ignore[misc]
+        ties = tuple(name for name in names if name != best and is_tie(table.to_best.get((name, number))))
+        found.append(Best(number, best, table.accuracy[best, number], table.to_baseline.get((best, number)), ties))
+    return found
+
+
+def is_tie(to_best: Mean | None) -> bool:
+    """Whether a paired difference to the best has an interval that includes 0."""
+    return to_best is not None and to_best.half_width is not None and to_best.value + to_best.half_width >= 0
+
+
+def sign_of(difference: Mean | None) -> str:
+    """"better" or "worse" where the interval of a difference leaves out 0, else nothing."""
+    if difference is None or difference.half_width is None or abs(difference.value) <= difference.half_width:
+        return ""
+    return "better" if difference.value > 0 else "worse"
+
+
+def titles(settings: Sequence[Setting]) -> list[str]:
+    """A short name for every setting, which says no more than it takes to tell them apart."""
+    keys = [_key(setting) for setting in settings]
+    differ = [len(set(column)) > 1 for column in zip(*keys, strict=True)]
+    found = []
+    for path, text, select, classes in keys:
+        parts = [path if sum(PurePath(each[0]).name == PurePath(path).name for each in set(keys)) > 1 and differ[0]
+                 and len({each[0] for each in keys if PurePath(each[0]).name == PurePath(path).name}) > 1
+                 else PurePath(path).name]
+        parts += [f"text {text}"] * differ[1] + [f"selection {select}"] * differ[2]
+        found.append(", ".join([*parts, *(["base to new classes"] if classes else [])]))
+    return found
+
+
+def _key(setting: Setting) -> tuple[str, str, str, str]:
+    row = setting.rows[0]
+    asked = row.get("asked", {})
+    return (str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
+            "base" if setting.base else "")
+
+
+def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:
+    """Titles and tables of means over stores, for settings that several stores have alike.
+
+    A line has a cell where every store has it, for the seeds that all have; its interval is of the means of seeds.
+    """
+    alike: dict[tuple[str, ...], list[Setting]] = defaultdict(list)
+    for setting in settings:
+        alike[_key(setting)[1:]].append(setting)
+    groups = {key: members for key, members in alike.items() if len({_key(each)[0] for each in members}) > 1}
+    differ = [len(set(column)) > 1 for column in zip(*groups, strict=True)]
+    return [(", ".join([f"mean over {len(members)} stores", *[f"text {text}"] * differ[0],
+                        *[f"selection {select}"] * differ[1], *[f"{classes} classes"] * bool(classes)]), _mean(members))
+            for (text, select, classes), members in groups.items()]
+
+
+def _mean(settings: Sequence[Setting]) -> Table:
+    where: dict[tuple[str, Any, int], list[float]] = defaultdict(list)
+    for setting in settings:
+        for (name, shots), seeds in setting.chosen.items():
+            for seed, row in seeds.items():
+                where[name, shots, seed].append(row["accuracy"])
+    rows = [{"method": name, "shots": shots, "seed": seed, "accuracy": sum(values) / len(values), "accuracy_val": None,
+             "store": "mean", "text": ""}
+            for (name, shots, seed), values in where.items() if len(values) == len(settings)]
+    return next(iter(tables(rows)), Table("", (), (), {}, {}, {}, 0))
+
+
+def measures(setting: Setting) -> list[tuple[str, Table]]:
+    """The tables of a setting by what they measure; those of a base-to-new setting are three."""
+    return [(table.title.rpartition(", ")[2] if setting.base else "", table) for table in setting.tables]
+
+
+def failures(rows: Iterable[Row]) -> list[tuple[str, str, list[str]]]:
+    """Runs without a result by method and reason, each with its shots and seeds."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        if row["accuracy"] is None:
+            found[line_name(row), str(row.get("error", "no test images"))].append(
+                f"{row['shots']} shots, seed {row['seed']}")
+    return [(name, reason, runs) for (name, reason), runs in found.items()]
+
+
+def policies(rows: Iterable[Row]) -> Mapping[str, list[str]]:
+    """The methods whose runs were selected in each way."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        if row.get("select"):
+            found[row["select"]][row["method"]] = None
+    return {policy: list(methods) for policy, methods in found.items()}
