@@ -39,3 +39,19 @@ class WorkerError(OnceclipError):
 
 class ResultError(OnceclipError):
     """A result row cannot be used as asked."""
+
+
+class ConfigurationError(OnceclipError):
+    """A configuration file cannot be used as asked."""
+
+
+class ExportError(OnceclipError):
+    """An adapter cannot be written in the form that was asked for."""
+
+
+class EstimatorError(OnceclipError, ValueError):
+    """An estimator cannot be fitted or asked with these arrays; a ValueError, as scikit-learn's own checks expect."""
+
+
+class PredictionError(OnceclipError):
+    """Predictions cannot be made or written as asked."""

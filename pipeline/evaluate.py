@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,44 +11,90 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier
+from onceclip.adapters.engine import no_progress
 from onceclip.adapters.threads import threads_for
 from onceclip.adapters.together import logits_together
+from onceclip.pipeline.classes import names_of
+from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.evaluation import Evaluation, scores_of, temperature_of
 from onceclip.pipeline.metrics import Tally
 from onceclip.stores import Store, StoreMismatch
 
 
-def evaluate(classifier: Classifier, store: Store, split: str = "test") -> dict[str, Any]:
-    """Score a classifier on the labelled rows of one split: accuracy, macro recall, NLL, ECE and counts.
+def evaluate(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
+             among: Sequence[str] | None = None) -> dict[str, Any]:
+    """Score a classifier on the labelled rows of one split: accuracy with its interval, NLL, ECE, counts and more.
 
-    Classes are joined by name; the store may have fewer than the classifier.
-    Raises StoreMismatch if another encoder made the store, or it has classes that the classifier does not know.
+    Arguments and failures as for `score`.
+
+    Example:
+        >>> scores = onceclip.evaluate(onceclip.ZeroShot().fit(task), store, split="test")
+        >>> scores["n"], 0 <= scores["accuracy"] <= 1
+        (48, True)
     """
-    return evaluate_together([classifier], store, split)[0]
+    return score(classifier, store, split, classes, among).as_values()
 
 
-def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: str = "test") -> list[dict[str, Any]]:
-    """Score classifiers of the same classes and inputs in one pass over the rows; what they share is computed once."""
+def score(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
+          among: Sequence[str] | None = None, progress: Callable[[float], None] = no_progress) -> Evaluation:
+    """Score a classifier on the labelled rows of one split of a store, in one pass.
+
+    classes: names of classes of the store; rows of others are left out. among: names of classes of the classifier
+        that compete for a row, all of them by default. progress: is told the fraction of the rows that is done.
+    Classes are joined by name; the store may have fewer.
+    Raises StoreMismatch if another encoder made the store, or it has classes that are not among them; TaskError if
+    there is no labelled row.
+    """
     begun = time.perf_counter()
-    first = classifiers[0]
-    for classifier in classifiers:
+    candidates = classifier.class_names if among is None else tuple(among)
+    rows, label = _labelled(classifier, store, split, classes, candidates)
+    if not len(rows):
+        there = ", ".join(f"{name} {len(store.rows(name)):,}" for name in ("train", "val", "test"))
+        of = "" if classes is None else f" of {_listing(classes)}"
+        raise TaskError(f"{store.path} has no labelled {split} image{of} (labelled images: {there}): evaluate on "
+                        "another --split or store")
+    columns = None
+    if among is not None:
+        place = {name: number for number, name in enumerate(classifier.class_names)}
+        _require_known(store, candidates, place)
+        columns = torch.tensor([place[name] for name in candidates])
+    tally, predicted, done = Tally(len(candidates), temperature_of(classifier)), np.empty(len(rows), np.int32), 0
+    for (logits,) in _logits([classifier], store, rows):
+        part = slice(done, done + len(logits))
+        predicted[part] = tally.add(logits if columns is None else logits[:, columns], label[part]).numpy()
+        done = part.stop
+        progress(done / len(rows))
+    return Evaluation(classifier, store, split, rows, label.numpy(), predicted, candidates, tally,
+                      time.perf_counter() - begun)
+
+
+def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: str = "test",
+                      classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Score classifiers of the same classes and inputs in one pass over the rows; what they share is computed once.
+
+    classes: as for `score`. The scores are None where there is no labelled row.
+    """
+    begun, first = time.perf_counter(), classifiers[0]
+    rows, label = _labelled(first, store, split, classes, first.class_names)
+    for classifier in classifiers[1:]:
         check_encoder(classifier, store)
-    rows = store.rows(split)
-    labels = store.column("label")[rows]
-    used = np.unique(labels)
-    label = torch.from_numpy(_join(first, store, used)[labels])
-    tallies = [Tally(len(first.class_names)) for _ in classifiers]
-    done = 0
-    heads = [classifier.head for classifier in classifiers]
+    tallies, done = [Tally(len(first.class_names), temperature_of(each)) for each in classifiers], 0
+    for pieces in _logits(classifiers, store, rows):
+        for tally, logits in zip(tallies, pieces, strict=True):
+            tally.add(logits, label[done:done + len(logits)])
+        done += len(logits)
+    seconds = (time.perf_counter() - begun) / len(classifiers)
+    return [scores_of(classifier, store, split, tally, seconds)
+            for classifier, tally in zip(classifiers, tallies, strict=True)]
+
+
+def _logits(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -> Iterator[Iterator[Tensor]]:
+    """Piece by piece of the rows, the logits of every classifier."""
+    first, heads = classifiers[0], [classifier.head for classifier in classifiers]
     for values in inputs_of(first, store, rows):
         queries = first.prepared(values)
         with threads_for(len(queries) * queries.shape[1] * max(head.width for head in heads) * len(heads)):
-            for tally, logits in zip(tallies, logits_together(heads, queries), strict=True):
-                tally.add(logits, label[done:done + len(queries)])
-        done += len(queries)
-    seconds = (time.perf_counter() - begun) / len(classifiers)
-    return [{**tally.scores(), "split": split, "n": len(rows), "classes": len(used), "method": classifier.method,
-             "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],
-             "seconds": seconds} for classifier, tally in zip(classifiers, tallies, strict=True)]
+            yield logits_together(heads, queries)
 
 
 def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterator[Tensor | np.ndarray]:
@@ -59,15 +105,31 @@ def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterato
              for name in classifier.inputs], axis=1)
 
 
-def _join(classifier: Classifier, store: Store, used: np.ndarray) -> np.ndarray:
-    """The classifier's number of every class of the store, by name."""
-    place = {name: index for index, name in enumerate(classifier.class_names)}
-    unknown = [store.classes[number] for number in used if store.classes[number] not in place]
+def _labelled(classifier: Classifier, store: Store, split: str, classes: Sequence[str] | None,
+              candidates: Sequence[str]) -> tuple[np.ndarray, Tensor]:
+    """Labelled rows of a split, and the position of the class of each among the candidates, joined by name."""
+    check_encoder(classifier, store)
+    rows = store.rows(split)
+    labels = store.column("label")[rows]
+    if classes is not None:
+        chosen = np.isin(labels, [store.classes.index(name) for name in names_of(store, classes)])
+        rows, labels = rows[chosen], labels[chosen]
+    place = {name: number for number, name in enumerate(candidates)}
+    _require_known(store, [store.classes[number] for number in np.unique(labels)], place)
+    join = np.array([place.get(name, -1) for name in store.classes], dtype=np.int64)
+    return rows, torch.from_numpy(join[labels])
+
+
+def _require_known(store: Store, names: Sequence[str], place: dict[str, int]) -> None:
+    unknown = [name for name in names if name not in place]
     if unknown:
-        raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {', '.join(unknown[:8])}; it "
-                            f"knows {', '.join(classifier.class_names[:8])}{' ...' if len(place) > 8 else ''}: "
-                            "evaluate on a store with the adapter's class names")
-    return np.array([place.get(name, -1) for name in store.classes], dtype=np.int64)
+        raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {_listing(unknown)}; it "
+                            f"knows {_listing(list(place))}: evaluate on a store with the adapter's class names, or on "
+                            "some of its classes (--classes)")
+
+
+def _listing(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
 def check_encoder(classifier: Classifier, store: Store) -> None:

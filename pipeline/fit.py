@@ -9,11 +9,15 @@ from typing import Any
 
 import onceclip
 from onceclip.adapters import Classifier, MethodError, Selection, fit_all, fit_selected, method_class
+from onceclip.adapters.calibration import calibrated
 from onceclip.adapters.engine import no_progress
 from onceclip.adapters.products import fast_products
 from onceclip.adapters.search import Search
+from onceclip.pipeline.base_to_new import NEW_SCORES, base_to_new
+from onceclip.pipeline.classes import ALL
 from onceclip.pipeline.draws import GENERATOR, Draw
 from onceclip.pipeline.evaluate import evaluate_together
+from onceclip.pipeline.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.tasks import Drawn, draw_task
 from onceclip.stores import Store
@@ -32,17 +36,23 @@ def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_prog
     """Carry out one run on a store.
 
     Raises MethodError, TaskError or StoreError, each with one line that says how to mend it.
+
+    Example:
+        >>> fitted = onceclip.fit(store, onceclip.RunSpec("tip-adapter", shots=4, seed=1, select="val"))
+        >>> fitted.row["shots"], fitted.row["n_support"], 0 <= fitted.row["accuracy"] <= 1
+        (4, 16, True)
     """
-    fitted, = fit_group(store, [spec], progress)
+    fitted, = fit_group(store, [spec], progress, calibrate=True)
     if isinstance(fitted, MethodError):
         raise fitted
     return fitted
 
 
-def fit_group(store: Store, specs: Sequence[RunSpec],
-              progress: Callable[[float], None] = no_progress) -> list[Fitted | MethodError]:
+def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None] = no_progress,
+              calibrate: bool = False) -> list[Fitted | MethodError]:
     """Carry out runs that differ in hyperparameter values alone: drawn once, trained and scored together.
 
+    calibrate: give the classifiers their temperatures; see `calibrated`.
     A run whose training diverges gives its failure; the others go on.
     Raises MethodError, TaskError or StoreError for what concerns all of them.
     """
@@ -52,7 +62,7 @@ def fit_group(store: Store, specs: Sequence[RunSpec],
     policy = first.select or methods[0].select
     drawn = draw_task(store, first.shots, first.seed, first.text,
                       "val" if first.validated and policy == "fixed" else policy, first.class_weights,
-                      methods[0].inputs, first.stream)
+                      methods[0].inputs, first.stream, first.classes, methods[0].wants_unlabelled)
     if first.select is None and policy != "fixed" and drawn.task.val is None:
         drawn.remarks.append(f"no validation rows in {store.path}: hyperparameters stay at their defaults")
         policy = "fixed"
@@ -67,7 +77,9 @@ def fit_group(store: Store, specs: Sequence[RunSpec],
     seconds = (time.perf_counter() - fitting) / len(specs)
     good = [replace(each.classifier, provenance=_provenance(store, spec, drawn, policy))
             for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
-    scored = iter(zip(good, evaluate_together(good, store), strict=True) if good else ())
+    if calibrate:
+        good = [calibrated(classifier, methods[0], drawn.task) for classifier in good]
+    scored = iter(zip(good, _scores(good, store, first), strict=True) if good else ())
     total = (time.perf_counter() - begun) / len(specs)
     results: list[Fitted | MethodError] = []
     for spec, selection in zip(specs, selections, strict=True):
@@ -89,15 +101,24 @@ def _selected(method: Any, drawn: Drawn, policy: str, spec: RunSpec, search: Sea
         return error
 
 
+def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec) -> list[dict[str, Any]]:
+    """What each reaches on the test split; of a run of base classes also what is said of new ones."""
+    if spec.classes == ALL:
+        return evaluate_together(classifiers, store)
+    return base_to_new(classifiers, store, spec.text)
+
+
 def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[str, Any]:
     return {
         "version": onceclip.__version__,
         "encoder": store.encoder,
         "store": store.fingerprint,
+        "outputs": {name: output.spec for name, output in store.outputs.items()
+                    if name in method_class(spec.method).inputs},
         "text": {"name": spec.text, "fingerprint": drawn.text.fingerprint, "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots or "all", "seed": spec.seed, "select": policy,
-        "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
+        "classes": spec.classes, "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
     }
 
 
@@ -112,14 +133,16 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
     return {
         "method": spec.method, "shots": spec.shots or "all", "seed": spec.seed,
         "hyperparameters": selection.classifier.hyperparameters, "select": policy,
-        "accuracy": scores["accuracy"], "accuracy_val": selection.accuracy,
-        "macro_recall": scores["macro_recall"], "nll": scores["nll"], "ece": scores["ece"],
+        **{name: scores[name] for name in (*SCORES, *CALIBRATED)}, "accuracy_val": selection.accuracy,
         "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
+        "n_unlabelled": 0 if task.unlabelled is None else len(task.unlabelled),
+        **{name: scores[name] for name in NEW_SCORES if name in scores},
         "classes": task.classes, "encoder": store.encoder["name"], "text": spec.text,
         "class_weights": spec.class_weights, "store": store.path,
         "settings_tried": selection.tried, "mixing_interval": selection.interval and list(selection.interval),
         "fingerprints": {"encoder": store.encoder["fingerprint"], "store": store.fingerprint,
                          "text": drawn.text.fingerprint, "support": drawn.support.fingerprint,
-                         "val": drawn.val and drawn.val.fingerprint},
-        "run": spec.identity(store), "asked": spec.as_values(),
+                         "val": drawn.val and drawn.val.fingerprint,
+                         "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
+        "run": spec.identity(store), "asked": spec.as_values(), "details": scores["details"],
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from onceclip.adapters import method_class
 from onceclip.adapters.text import RULES
+from onceclip.pipeline.classes import ALL
 from onceclip.stores import Store
 from onceclip.stores.fingerprint import fingerprint
 
@@ -23,6 +24,11 @@ class RunSpec:
     search: "grid", "random:N", "halving" or "halving:N". narrow: search with products in bfloat16.
     stream: read the support rows anew in every epoch instead of holding them in memory.
     validated: score the run on validation rows too where the policy is "fixed", so that runs can be compared there.
+    classes: "all", or "base" to fit the first half of the classes alone and to score the other half too.
+
+    Example:
+        >>> onceclip.RunSpec("tip-adapter", shots=4, values={"beta": "2"}).values
+        {'beta': 2.0}
     """
 
     method: str
@@ -36,6 +42,7 @@ class RunSpec:
     narrow: bool = False
     validated: bool = False
     stream: bool = False
+    classes: str = ALL
 
     def __post_init__(self) -> None:
         known = method_class(self.method).hyperparameters
@@ -47,12 +54,15 @@ class RunSpec:
     def common(self) -> tuple[Any, ...]:
         """What runs that differ in hyperparameter values alone have in common: they are carried out together."""
         return (self.method, self.shots, self.seed, self.text, self.select, self.class_weights, self.search,
-                self.narrow, self.validated, self.stream)
+                self.narrow, self.validated, self.stream, self.classes)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
-        return {**asdict(self), "values": dict(self.values)}
+        values = {**asdict(self), "values": dict(self.values)}
+        if self.classes == ALL:
+            del values["classes"]  # rows of before there was a choice keep their identity
+        return values
 
     def identity(self, store: Store) -> str:
         """Name of the run: what was asked for, of which content."""
-        return fingerprint({**self.as_values(), "text": store.text(self.text).fingerprint, "store": store.fingerprint})
+        return fingerprint({**self.as_values(), "text": store.text_fingerprint(self.text), "store": store.fingerprint})

@@ -12,11 +12,15 @@ from onceclip.adapters import Rows, Task, Text
 from onceclip.adapters.stream import BLOCK, Stream
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.text import RULES
+from onceclip.pipeline.classes import ALL, BASE, names_of
 from onceclip.pipeline.draws import Draw, draw
 from onceclip.pipeline.errors import TaskError
 from onceclip.stores import Store, TextSet
+from onceclip.stores.fingerprint import DIGEST_BYTES
 
 VAL_SHOTS = 4
+UNLABELLED_PER_CLASS = 64
+UNLABELLED = 10_000  # rows at most
 
 
 @dataclass(frozen=True)
@@ -26,29 +30,41 @@ class Drawn:
     task: Task
     support: Draw
     val: Draw | None
+    unlabelled: Draw | None
     text: TextSet
     remarks: list[str] = field(default_factory=list)
 
 
 def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
-              select: str = "fixed", class_weights: str = RULES[0]) -> Task:
+              select: str = "fixed", class_weights: str = RULES[0], classes: str = ALL,
+              outputs: Sequence[str] = (), unlabelled: bool = False) -> Task:
     """Draw the task of one run.
 
     shots: labelled rows per class, None for all of the train split. text: name of the text set.
     select: "val" adds min(shots, 4) validation rows per class, "val-full" the whole validation split.
-    class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
+    class_weights: how a class vector is made of the prompts; see `Text.class_weights`. classes: "all", or "base" for
+        the first half alone, as if the store had no others; see `names_of`.
+    outputs: what else of every row a method wants (its `inputs`), such as "preproj". unlabelled: add train rows
+        outside the draw, without their labels.
     Raises TaskError if the store has too few classes, StoreIncomplete if it is unfinished.
+
+    Example:
+        >>> task = onceclip.make_task(store, shots=4, seed=1, select="val")
+        >>> task.support.embedding.shape, task.val.embedding.shape
+        (torch.Size([16, 64]), torch.Size([16, 64]))
     """
-    return draw_task(store, shots, seed, text, select, class_weights).task
+    return draw_task(store, shots, seed, text, select, class_weights, outputs, classes=classes,
+                     unlabelled=unlabelled).task
 
 
 def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
               select: str = "fixed", class_weights: str = RULES[0], outputs: Sequence[str] = (),
-              stream: bool = False) -> Drawn:
+              stream: bool = False, classes: str = ALL, unlabelled: bool = False) -> Drawn:
     """Draw a task and tell how; arguments and failures as for `make_task`.
 
     outputs: what else of every row a method wants, as far as the store has it. stream: read the support anew in every
-        epoch instead of holding it in memory.
+        epoch instead of holding it in memory. unlabelled: add train rows outside the draw, without their labels: up to
+        64 times the number of classes and 10,000 in all, drawn by the seed.
     """
     store.require_complete()
     if len(store.classes) < 2:
@@ -56,36 +72,49 @@ def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
                         "one sub-folder per class")
     if shots is not None and shots < 1:
         raise TaskError(f"--shots {shots}: give a whole number from 1 up, or all")
-    words = store.text(text).of_classes(store.classes)
+    if classes not in (ALL, BASE):
+        raise TaskError(f"no task of {classes!r} classes: there are: {ALL}, {BASE}")
+    names = names_of(store, classes)
+    words = store.text(text)
     remarks: list[str] = []
     # What stands in a later split too is left out here, a picture or others of its group: it would be known in advance.
     known = _tied(store, "test")
-    support = _draw(store, "train", shots, seed, known | _tied(store, "val"), remarks)
+    later = known | _tied(store, "val")
+    support = _draw(store, "train", shots, seed, later, remarks, len(names))
     val = None
     if select in ("val", "val-full"):
         most = None if select == "val-full" or shots is None else min(shots, VAL_SHOTS)
-        val = _draw(store, "val", most, seed, known, remarks)
-    task = Task(
+        val = _draw(store, "val", most, seed, known, remarks, len(names))
+    rest = _draw_unlabelled(store, support, seed, later, None if classes == ALL else len(names)) if unlabelled else None
+    task = task_of(store, words.of_classes(names), class_weights, support, val, rest, outputs, stream)
+    return Drawn(task, support, val, rest, words, remarks)
+
+
+def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val: Draw | None = None,
+            unlabelled: Draw | None = None, outputs: Sequence[str] = (), stream: bool = False) -> Task:
+    """Read the task of given classes and rows: what was drawn becomes tensors. Arguments as for `draw_task`."""
+    return Task(
         Text(torch.from_numpy(words.embedding.astype(np.float32)), torch.from_numpy(words.class_index), words.classes,
              torch.from_numpy(words.template_id.astype(np.int64)), class_weights),
         _stream(store, support) if stream else _rows(store, support, outputs, store.has_views),
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
+        None if unlabelled is None or not len(unlabelled.rows) else _tensor(store.embeddings(unlabelled.rows)),
         logit_scale=store.encoder.get("logit_scale") or 100.0, logit_bias=store.encoder.get("logit_bias") or 0.0,
         projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"))
-    return Drawn(task, support, val, words, remarks)
 
 
 def _encoder_array(store: Store, name: str) -> torch.Tensor | None:
     if f"encoder/{name}" not in store.group:
         return None
-    return torch.from_numpy(store.encoder_array(name).astype(np.float32))
+    return _tensor(store.encoder_array(name))
 
 
 def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[bytes | str],
-          remarks: list[str]) -> Draw:
+          remarks: list[str], classes: int) -> Draw:
+    """Draw among the first classes of the store."""
     rows, table = store.rows(split), store.table
-    twin = np.array([bytes(table.digest[row]) in known for row in rows], dtype=bool)
-    kin = np.array([str(table.group[row]) in known for row in rows], dtype=bool) & ~twin
+    rows = rows[table.label[rows] < classes]
+    twin, kin = _ties_of(store, rows, known)
     if twin.any():
         remarks.append(f"{twin.sum()} {split} images were left out: the same pictures stand in a later split")
     if kin.any():
@@ -96,30 +125,52 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
         names = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
         more = f" and {len(drawn.short) - 4} more" if len(drawn.short) > 4 else ""
         remarks.append(f"{len(drawn.short)} classes have fewer than {shots} {split} images, all taken: {names}{more}")
-    empty = set(range(len(store.classes))) - set(table.label[rows].tolist())
+    empty = set(range(classes)) - set(table.label[rows].tolist())
     if empty and split == "train" and len(rows):
         names = ", ".join(repr(store.classes[number]) for number in sorted(empty)[:8])
         remarks.append(f"no train image of {len(empty)} classes: {names}{' ...' if len(empty) > 8 else ''}")
     return drawn
 
 
+def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | str], classes: int | None) -> Draw:
+    """Draw train rows that are not in the support. classes: only of the first ones, where the others are unknown."""
+    rows, table = store.rows("train", labelled=classes is not None), store.table
+    if classes is not None:
+        rows = rows[table.label[rows] < classes]
+    rows = rows[~np.isin(rows, support.rows)]
+    twin, kin = _ties_of(store, rows, known)
+    rows = rows[~(twin | kin)]
+    most = min(UNLABELLED_PER_CLASS * (classes or len(store.classes)), UNLABELLED)
+    return draw(rows, table.key[rows], np.zeros(len(rows), dtype=np.int64), most, seed, "unlabelled")
+
+
 def _tied(store: Store, split: str) -> set[bytes | str]:
     """Digests and groups of the rows of a split."""
     rows = store.rows(split)
-    digests = store.column("digest")[rows]
-    ties: set[bytes | str] = {bytes(each) for each in digests if each.any()}
-    return ties.union(str(group) for group in store.column("group")[rows] if group)
+    return {*_digests(store, rows), *store.column("group")[rows].tolist()} - {bytes(DIGEST_BYTES), ""}
+
+
+def _ties_of(store: Store, rows: np.ndarray, known: set[bytes | str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows have a known digest, and which of the others a known group: two of (n,) bool."""
+    twin = np.fromiter((each in known for each in _digests(store, rows)), bool, len(rows))
+    kin = np.fromiter((each in known for each in store.column("group")[rows].tolist()), bool, len(rows))
+    return twin, kin & ~twin
+
+
+def _digests(store: Store, rows: np.ndarray) -> list[bytes]:
+    return store.column("digest")[rows].view(f"V{DIGEST_BYTES}").ravel().tolist()
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = False) -> Rows:
-    def tensor(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.float32))
-
-    views = tensor(store.embeddings(drawn.rows, "view")) if with_views else None
-    others = {name: tensor(store.embeddings(drawn.rows, name)) for name in outputs
+    views = _tensor(store.embeddings(drawn.rows, "view")) if with_views else None
+    others = {name: _tensor(store.embeddings(drawn.rows, name)) for name in outputs
               if name != EMBEDDING and f"image/{name}" in store.group}
     label = torch.from_numpy(store.column("label")[drawn.rows].astype(np.int64))
-    return Rows(tensor(store.embeddings(drawn.rows)), label, views, others)
+    return Rows(_tensor(store.embeddings(drawn.rows)), label, views, others)
 
 
 def _stream(store: Store, drawn: Draw) -> Stream:

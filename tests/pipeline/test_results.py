@@ -45,7 +45,7 @@ def test_a_draw_is_written_with_the_result(imported: Store) -> None:
 def test_scores_equal_those_of_scikit_learn(imported: Store) -> None:
     fitted = fit(imported, RunSpec("tip-adapter", 4))
     rows = imported.rows("test")
-    probability = fitted.classifier.probabilities(imported.embeddings(rows)).double().numpy()
+    probability = fitted.classifier.logits(imported.embeddings(rows)).double().softmax(dim=1).numpy()
     label = imported.table.label[rows]
     assert fitted.row["accuracy"] == pytest.approx(accuracy_score(label, probability.argmax(1)), abs=1e-9)
     assert fitted.row["macro_recall"] == pytest.approx(balanced_accuracy_score(label, probability.argmax(1)), abs=1e-9)

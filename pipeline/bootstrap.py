@@ -1,0 +1,51 @@
+"""How sure a share of rows is: bootstrap intervals, from counts and not from rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+RESAMPLES = 10_000
+SEED = 1
+_ELEMENTS = 1 << 22  # of the largest intermediate array
+
+
+def interval(total: np.ndarray, size: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of sum(total) / sum(size), units drawn with replacement (Efron, 1979).
+
+    total: (units,) int64, what each unit adds, such as its right rows. size: (units,) int64, rows of each unit.
+    A unit is a row, or a group of rows that belong together, which is drawn as a whole.
+    Units of equal values are drawn together, as one multinomial number: the distribution is the same, and a million
+    rows cost what two kinds cost. 10,000 resamples of a fixed seed, whatever the order of the units.
+    """
+    code = (total - total.min()) * (size.max() + 1) + size
+    _, first, number = np.unique(code, return_index=True, return_counts=True)
+    random, units = np.random.default_rng(SEED), len(size)
+    step = max(1, _ELEMENTS // len(number))
+    found = []
+    for start in range(0, RESAMPLES, step):
+        drawn = random.multinomial(units, number / units, min(step, RESAMPLES - start))
+        found.append((drawn @ total[first]) / (drawn @ size[first]))
+    low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def units_of(group: np.ndarray) -> np.ndarray | None:
+    """The unit of each row: (rows,) int64, or None where no row has a group.
+
+    group: (rows,) names of groups; a row with an empty one is a unit of its own.
+    """
+    named = group != ""
+    if not named.any():
+        return None
+    names, place = np.unique(group[named].astype(object), return_inverse=True)
+    unit = np.empty(len(group), np.int64)
+    unit[named] = place
+    unit[~named] = len(names) + np.arange((~named).sum())
+    return unit
+
+
+def row_interval(value: np.ndarray, unit: np.ndarray | None) -> tuple[float, float]:
+    """`interval` of the mean of values of rows (rows,), drawn by units (rows,) or, with None, one by one."""
+    if unit is None:
+        return interval(value.astype(np.int64), np.ones(len(value), np.int64))
+    return interval(np.bincount(unit, value).astype(np.int64), np.bincount(unit))
