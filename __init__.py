@@ -3,23 +3,87 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onceclip.adapters import (
+        APE,
+        APET,
+        CLAP,
+        GDA,
+        GDAEM,
+        RLA,
+        Classifier,
+        ClipAdapter,
+        ClipASelf,
+        CrossModalAdapter,
+        CrossModalLinearProbe,
+        LinearProbe,
+        LinearProbeAdamW,
+        LinearProbePreproj,
+        LpClip,
+        LPPlusPlus,
+        MetaAdapter,
+        MultiModalAdapter,
+        ProKeR,
+        ProLIP,
+        Rows,
+        SgVA,
+        Task,
+        TaskRes,
+        Text,
+        TipAdapter,
+        TipAdapterF,
+        TipX,
+        VtClip,
+        WiseFT,
+        ZeroShot,
+        ZeroShotLinearProbe,
+        best_merge,
+        load_classifier,
+        merge,
+    )
+    from onceclip.adapters.methods import PromptWeights, TemplateSelection
+    from onceclip.adapters.module import ClassifierModule
+    from onceclip.pipeline.encoders import EncoderSpec
+    from onceclip.pipeline.estimator import FewShotClassifier
+    from onceclip.pipeline.evaluate import evaluate
+    from onceclip.pipeline.export import export
+    from onceclip.pipeline.extract import ExtractOptions, extract
+    from onceclip.pipeline.fit import fit
+    from onceclip.pipeline.plan import make_specs
+    from onceclip.pipeline.run import RunSpec
+    from onceclip.pipeline.sweep import sweep
+    from onceclip.pipeline.tasks import make_task
+    from onceclip.stores import Store, open_store
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "open_store": "onceclip.stores",
+    "Store": "onceclip.stores",
     "make_task": "onceclip.pipeline.tasks",
     "extract": "onceclip.pipeline.extract",
     "EncoderSpec": "onceclip.pipeline.encoders",
     "ExtractOptions": "onceclip.pipeline.extract",
     "fit": "onceclip.pipeline.fit",
     "RunSpec": "onceclip.pipeline.run",
+    "make_specs": "onceclip.pipeline.plan",
+    "sweep": "onceclip.pipeline.sweep",
     "evaluate": "onceclip.pipeline.evaluate",
+    "Task": "onceclip.adapters",
+    "Rows": "onceclip.adapters",
+    "Text": "onceclip.adapters",
+    "Classifier": "onceclip.adapters",
+    "export": "onceclip.pipeline.export",
+    "FewShotClassifier": "onceclip.pipeline.estimator",
+    "ClassifierModule": "onceclip.adapters.module",
     "load_classifier": "onceclip.adapters",
     "merge": "onceclip.adapters",
     "best_merge": "onceclip.adapters",
     "ZeroShot": "onceclip.adapters",
+    "TemplateSelection": "onceclip.adapters.methods",
+    "PromptWeights": "onceclip.adapters.methods",
     "LinearProbe": "onceclip.adapters",
     "LpClip": "onceclip.adapters",
     "LinearProbePreproj": "onceclip.adapters",
@@ -49,7 +113,15 @@ _PUBLIC = {
     "APET": "onceclip.adapters",
 }
 
-__all__ = ["OnceclipError", "__version__", *_PUBLIC]
+__all__ = [
+    "APE", "APET", "CLAP", "GDA", "GDAEM", "RLA", "Classifier", "ClassifierModule", "ClipASelf", "ClipAdapter",
+    "CrossModalAdapter", "CrossModalLinearProbe", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "LPPlusPlus",
+    "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip", "MetaAdapter", "MultiModalAdapter",
+    "OnceclipError", "ProKeR", "ProLIP", "PromptWeights", "Rows", "RunSpec", "SgVA", "Store", "Task", "TaskRes",
+    "TemplateSelection", "Text", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT", "ZeroShot",
+    "ZeroShotLinearProbe", "__version__", "best_merge", "evaluate", "export", "extract", "fit", "load_classifier",
+    "make_specs", "make_task", "merge", "open_store", "sweep",
+]
 
 
 class OnceclipError(Exception):

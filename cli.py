@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from onceclip import OnceclipError, __version__
 from onceclip.pipeline.commands import COMMANDS
+from onceclip.pipeline.commands.completion import completing
+from onceclip.pipeline.configuration import configurable, origin, unknown_variables
 
 
 class Commands(click.Group):
@@ -17,19 +22,33 @@ class Commands(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)  # in the order of use
 
+    def make_context(self, *arguments: Any, **further: Any) -> click.Context:
+        with _failures():
+            return super().make_context(*arguments, **further)
+
     def invoke(self, context: click.Context) -> Any:
-        try:
+        with _failures():
             return super().invoke(context)
-        except OnceclipError as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("\nStopped. What was done is kept: run the same command again to go on.", err=True)
-            sys.exit(130)
-        except BrokenPipeError:
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except OnceclipError as error:
+        raise click.ClickException(str(error)) from error
+    except click.BadParameter as error:
+        if not (where := origin(error)):
             raise
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{place}{error.strerror or error}") from error
+        raise click.BadParameter(error.message + where, error.ctx, error.param, error.param_hint) from error
+    except KeyboardInterrupt:
+        click.echo("\nStopped. What was done is kept: run the same command again to go on.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{place}{error.strerror or error}") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,11 +67,17 @@ def main() -> None:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
         onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
         onceclip predict pets-adapter new-photos/
+
+    Every option may also be set in a file (onceclip --config runs.toml sweep) or by a variable
+    (ONCECLIP_EXTRACT_DEVICE=cuda).
     """
+    for name in unknown_variables(os.environ, main.commands):
+        click.echo(f"Warning: the variable {name} belongs to no option (docs/configuration.md)", err=True)
 
 
+configurable(main)
 for command in COMMANDS:
-    main.add_command(command)
+    main.add_command(completing(configurable(command)))
 
 
 if __name__ == "__main__":

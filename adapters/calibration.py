@@ -55,6 +55,8 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     if task.val is not None and len(task.val):
         logits, = logits_together([classifier.head], method.rows_of(task.val))
         return replace(classifier, temperature=best_temperature(logits, task.val.label), calibrated_on=VALIDATION)
+    if not len(task.support):
+        return classifier
     try:
         first, second = method.leave_one_out(method.prepare(task))
     except MethodError:  # it has no such form, or not for this support

@@ -19,6 +19,7 @@ from onceclip.pipeline.profile import Profile, Samples
 from onceclip.pipeline.sources import Content
 from onceclip.pipeline.units import Rounding, Units
 from onceclip.stores import StoreWriter, open_store
+from onceclip.stores.place import damage
 from onceclip.stores.schema import SPLITS, STORED, TODO
 
 
@@ -26,7 +27,8 @@ from onceclip.stores.schema import SPLITS, STORED, TODO
 class Filling:
     """Fills one store. decoders, lanes: what reads and what encodes. contents: row to image file.
 
-    images: embeddings made. pictures: passes through the encoder, views included.
+    flush: whether units that are not full yet are written now and then.
+    images: embeddings made. bad: rows found to be bad. pictures: passes through the encoder, views included.
     """
 
     writer: StoreWriter
@@ -36,22 +38,23 @@ class Filling:
     batch_size: int = 0
     progress: bool = False
     samples: Samples | None = None
+    flush: bool = True
     images: int = 0
+    bad: int = 0
     pictures: int = 0
     rounding: Rounding = field(default_factory=Rounding)
     wall: float = 0.0
     write: float = 0.0
 
     def embeddings(self) -> None:
-        """Encode every row that is to be done."""
-        state = open_store(self.writer.store.path).table.state
-        rows = np.flatnonzero(state == TODO)
+        """Encode every row that is to be done, of the units that the writer has."""
+        rows, total = rows_to_embed(self.writer)
         if not len(rows):
             return
         outputs = self.writer.store.outputs
         wanted = (EMBEDDING, *(name for name in outputs if name != VIEW))
         tokens = outputs[TOKEN].spec["tokens"] if TOKEN in outputs else "last"
-        with self._units(rows, len(state), "encode") as (units, bar):
+        with self._units(rows, total, "encode") as (units, bar):
             for encoded in encode(self.decoders, self.lanes, self._of(rows), len(rows), self.batch_size, wanted, tokens,
                                   samples=self.samples):
                 units.put(encoded)
@@ -61,16 +64,15 @@ class Filling:
 
     def views(self, split: np.ndarray) -> None:
         """Encode the views of the stored rows that are to have some and have none. split: (rows,)."""
-        store = open_store(self.writer.store.path)
-        made = views_of(store)
-        if made is None:
+        self.make_views(*rows_to_view(self.writer, split))
+
+    def make_views(self, rows: np.ndarray, total: int) -> None:
+        """Encode the views of some rows. total: how many rows are to have views in the end."""
+        made = views_of(self.writer.store)
+        if made is None or not len(rows):
             return
-        views, splits = made
-        wanted = (store.table.state == STORED) & np.isin(split, [SPLITS.index(name) for name in splits])
-        rows = np.flatnonzero(wanted & rows_without_views(store))
-        if not len(rows):
-            return
-        with self._units(rows, int(wanted.sum()), "views") as (units, bar):
+        views, _ = made
+        with self._units(rows, total, "views") as (units, bar):
             for encoded in encode(self.decoders, self.lanes, self._of(rows), len(rows), self.batch_size, views=views,
                                   samples=self.samples):
                 units.put_views(encoded, plain=views.kind == "random")
@@ -90,13 +92,45 @@ class Filling:
         if done and self.progress:
             tqdm.write(f"{done:,} of {total:,} already done", file=sys.stderr)
         with tqdm(total=total, initial=done, unit="image", desc=name,
-                  disable=None if self.progress else True) as bar, Units(self.writer, rows) as units:
+                  disable=None if self.progress else True) as bar, Units(self.writer, rows,
+                                                                                               self.flush) as units:
             yield units, bar
         self.wall += time.perf_counter() - begun
         self.write += units.seconds
+        self.bad += units.bad
 
     def _of(self, rows: np.ndarray) -> Iterator[tuple[int, Content]]:
         return ((row, self.contents[row]) for row in rows.tolist())
+
+
+def rows_to_embed(writer: StoreWriter) -> tuple[np.ndarray, int]:
+    """Rows that are to be encoded, of the units that a writer has; and how many rows these have."""
+    state, size = writer.store.array("state"), writer.unit_rows
+    with damage(writer.store.path, "image/state"):
+        if writer.units is None:
+            states = np.asarray(state[...])
+            return np.flatnonzero(states == TODO), len(states)
+        rows, total = [np.empty(0, np.int64)], 0
+        for number in sorted(writer.units):  # a worker has one of maybe a million
+            states = np.asarray(state[number * size:(number + 1) * size])
+            rows.append(number * size + np.flatnonzero(states == TODO))
+            total += len(states)
+    return np.concatenate(rows), total
+
+
+def rows_to_view(writer: StoreWriter, split: np.ndarray) -> tuple[np.ndarray, int]:
+    """Stored rows that are to have views and have none, of the units that a writer has; and how many are to have some.
+
+    split: (rows,).
+    """
+    store = open_store(writer.store.path)
+    made = views_of(store)
+    if made is None:
+        return np.empty(0, np.int64), 0
+    wanted = (store.column("state") == STORED) & np.isin(split, [SPLITS.index(name) for name in made[1]])
+    if writer.units is not None:
+        wanted &= np.isin(np.arange(len(wanted)) // writer.unit_rows, list(writer.units))
+    return np.flatnonzero(wanted & rows_without_views(store)), int(wanted.sum())
 
 
 def _show(bar: tqdm, images: int, bad: int) -> None:

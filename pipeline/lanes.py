@@ -23,9 +23,10 @@ class Lanes:
     decoding on the same cores makes them wait long. They share the encoder's weights.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, cores: int = 0) -> None:
+        """cores: that it may use on a CPU, 0 for all."""
         self.encoder = encoder
-        self.number = (os.cpu_count() or 1) if encoder.device.type == "cpu" else _ON_DEVICE
+        self.number = (cores or os.cpu_count() or 1) if encoder.device.type == "cpu" else _ON_DEVICE
         self.seconds = 0.0  # of all lanes together
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self.number, "encode")

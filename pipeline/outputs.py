@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from onceclip.pipeline.views import KINDS, TEN_CROP, Views
 from onceclip.stores import Output, Store, StoreMismatch, StoreWriter
 from onceclip.stores.flat import row_checksums
 from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.crew import Described
 
 VIEW, PREPROJ, TOKEN = "view", "preproj", "token"
 
@@ -60,12 +64,12 @@ def check_outputs(store: Store, planned: dict[str, Output]) -> None:
                                 "option away")
 
 
-def put_projection(writer: StoreWriter, encoder: Encoder) -> None:
+def put_projection(writer: StoreWriter, described: Described) -> None:
     """Store what leads from "preproj" to the embedding, where the encoder has a matrix for it."""
-    if encoder.projection is not None:
-        writer.put_encoder("projection", encoder.projection)
-    if encoder.projection_bias is not None:
-        writer.put_encoder("projection_bias", encoder.projection_bias, ("dim",))
+    if described.projection is not None:
+        writer.put_encoder("projection", described.projection)
+    if described.projection_bias is not None:
+        writer.put_encoder("projection_bias", described.projection_bias, ("dim",))
 
 
 def rows_without_views(store: Store) -> np.ndarray:

@@ -49,6 +49,11 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
     grids: (name, values), where the name may say for which method, as in `clip-adapter.ratio`. own: each method's own
         search values, too, for hyperparameters without a grid. common: further fields of RunSpec.
     Raises TaskError for a grid that no method has, UnknownName for a method that does not exist.
+
+    Example:
+        >>> specs = onceclip.make_specs(["zero-shot", "tip-adapter"], shots=[1, 4], seeds=[1, 2, 3])
+        >>> len(specs)
+        12
     """
     unused = {name for name, _ in grids}
     specs = []

@@ -99,7 +99,7 @@ def lines(table: Table) -> list[str]:
     """A table as text: accuracies, then differences to zero-shot, in per cent."""
     runs = max((mean.runs for mean in table.accuracy.values()), default=0)
     parts = [f"{table.title}: test accuracy in per cent, mean ± 95 % interval of up to {runs} seeds",
-             *_grid(table, table.accuracy, signed=False)]
+             *accuracy_lines(table)]
     if table.to_baseline:
         parts += ["", f"difference to {BASELINE} on the same seeds", *_grid(table, table.to_baseline, signed=True)]
     if len(table.names) > 2:
@@ -107,6 +107,11 @@ def lines(table: Table) -> list[str]:
     if table.failed:
         parts += ["", f"{table.failed} runs diverged and are left out; their rows say which"]
     return parts
+
+
+def accuracy_lines(table: Table) -> list[str]:
+    """The accuracies of a table as text, in per cent: a line per name, a column per number of shots."""
+    return _grid(table, table.accuracy, signed=False)
 
 
 def _grid(table: Table, cells: Mapping[Key, Mean], signed: bool) -> list[str]:

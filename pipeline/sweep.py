@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,37 +14,59 @@ from tqdm import tqdm
 
 from onceclip.adapters import MethodError
 from onceclip.pipeline.fit import fit_group
+from onceclip.pipeline.parts import Part
 from onceclip.pipeline.plan import Group, Plan, make_plan
-from onceclip.pipeline.results import NAME, append_rows, read_rows
+from onceclip.pipeline.results import append_rows, read_rows, rows_name
 from onceclip.pipeline.run import RunSpec
-from onceclip.pipeline.workers import work
+from onceclip.pipeline.stores_file import record_stores
+from onceclip.pipeline.workers import Here, Processes, Workers
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
+from onceclip.stores.remote import everywhere
 
 MANY = 100  # runs from which starting further processes pays
 
 
 def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, workers: int = 0,
-          progress: bool = False) -> list[dict[str, Any]]:
+          progress: bool = False, hands: Workers | None = None, part: Part | None = None) -> list[dict[str, Any]]:
     """Carry out all runs on all stores and give their rows, in the order of the runs.
 
     folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
     workers: processes of one thread each; 0 for one per core where there are many runs. A run whose training diverges
     has a row too, with its `error` and without accuracy.
-    Raises WorkerError if a process dies; what was written stays, and the same call goes on. Raises StoreError if
-    another sweep is writing to the folder.
+    hands: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
+    to a file of their own; what other parts have not made yet is left out of what is given.
+    Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
+    on. Raises StoreError if another sweep is writing to the file.
+
+    Example:
+        >>> specs = onceclip.make_specs(["zero-shot", "gda"], shots=[4], seeds=[1, 2, 3])
+        >>> [row["method"] for row in onceclip.sweep([store], specs, Path("results"))]
+        ['zero-shot', 'zero-shot', 'zero-shot', 'gda', 'gda', 'gda']
     """
     opened = {store.path: store for store in stores}
-    with write_lock(str(folder / NAME)):
+    name = rows_name(part)
+    with write_lock(str(folder / name)):
         rows = known(folder)
-        plan = make_plan(stores, specs, rows)
+        record_stores(folder, stores)
+        plan = make_plan(stores, specs, rows | (_of_others(part, stores, specs) if part else {}))
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
                   disable=None if progress and plan.todo else True) as bar:
-            for made in carry_out(plan, workers):
-                append_rows(folder, made)
+            for made in carry_out(plan, workers, hands):
+                append_rows(folder, made, name)
                 rows |= {row["run"]: row for row in made}
                 bar.update(len(made))
                 bar.set_postfix_str(f"{made[0]['method']}, {made[0]['shots']} shots")
-    return [rows[spec.identity(opened[path])] for path, spec in plan.runs]
+    identities = [spec.identity(opened[path]) for path, spec in plan.runs]
+    return [rows[each] for each in identities if each in rows or not part]
+
+
+def _of_others(part: Part, stores: Sequence[Store], specs: Sequence[RunSpec]) -> dict[str, Any]:
+    """The runs of all other parts; decided by what was asked for alone, whatever of it has been done by now."""
+    opened = {store.path: store for store in stores}
+    groups = make_plan(stores, specs, {}).groups
+    mine = set(part.share(range(len(groups))))
+    return {spec.identity(opened[group.store]): None for number, group in enumerate(groups) if number not in mine
+            for spec in group.specs}
 
 
 def known(folder: Path) -> dict[str, dict[str, Any]]:
@@ -50,10 +74,35 @@ def known(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["run"]: row for row in read_rows(folder) if "run" in row}
 
 
-def carry_out(plan: Plan, workers: int = 0) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each group of a plan, as they come. workers: as for `sweep`."""
-    number = workers or ((os.cpu_count() or 1) if plan.todo >= MANY else 1)
-    yield from work(run_group, plan.groups, min(number, max(len(plan.groups), 1)))
+def carry_out(plan: Plan, workers: int = 0, hands: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each group of a plan, as they come. workers, hands: as for `sweep`."""
+    if hands is None:
+        number = min(workers or ((os.cpu_count() or 1) if plan.todo >= MANY else 1), len(plan.groups))
+        if number > 1:
+            with Processes(number) as processes:
+                yield from carry_out(plan, hands=processes)
+            return
+    located = (Located(group, everywhere(group.store)) for group in plan.groups)
+    with closing((hands or Here()).work(run_located, located)) as done:
+        yield from done
+
+
+@dataclass(frozen=True)
+class Located:
+    """A group, and where its store is for a process with another working directory."""
+
+    group: Group
+    place: str
+
+    def __str__(self) -> str:
+        first = self.group.specs[0]
+        return f"{len(self.group.specs)} runs of {first.method} ({first.shots or 'all'} shots, seed {first.seed})"
+
+
+def run_located(located: Located) -> list[dict[str, Any]]:
+    """Carry out a group wherever this process is; its rows say the path that the user gave."""
+    rows = run_group(replace(located.group, store=located.place))
+    return [{**row, "store": located.group.store} for row in rows]
 
 
 def run_group(group: Group) -> list[dict[str, Any]]:

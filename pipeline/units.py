@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from onceclip.stores.schema import BAD, STORED
 
 FLUSH_SECONDS = 30.0  # at most this much encoding is lost when the process is killed
 VIEW = "view"
+_PIECE = 1 << 20  # rows that are counted at once
 
 
 @dataclass
@@ -63,16 +64,18 @@ class Units:
     stored, bad: numbers of rows. seconds: spent on writing.
     """
 
-    def __init__(self, writer: StoreWriter, rows: np.ndarray) -> None:
-        """rows: those that will come, in any order."""
-        self.writer, self.rounding, self.seconds = writer, Rounding(), 0.0
+    def __init__(self, writer: StoreWriter, rows: np.ndarray, flush: bool = True) -> None:
+        """rows: those that will come, in any order. flush: write units that are not full yet now and then, too."""
+        self.writer, self.flush, self.rounding, self.seconds = writer, flush, Rounding(), 0.0
         self.stored = self.bad = 0
-        numbers, counts = np.unique(rows // writer.unit_rows, return_counts=True)
-        self._left = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        self._left: Counter[int] = Counter()
+        for start in range(0, len(rows), _PIECE):
+            numbers, counts = np.unique(rows[start:start + _PIECE] // writer.unit_rows, return_counts=True)
+            self._left.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
         self._open: dict[int, _Unit] = {}
         self._pool = ThreadPoolExecutor(1, "write")
         self._writing: deque[Future[None]] = deque()
-        self._table = open_store(writer.store.path).table  # the writer's own is from before its last commits
+        self._store = open_store(writer.store.path)  # the writer's own may hold columns from before its last commits
         self._dtype = np.dtype(writer.store.attributes["dtype"])
 
     def __enter__(self) -> Self:
@@ -136,9 +139,8 @@ class Units:
 
     def _opened(self, number: int) -> _Unit:
         where, embedding, outputs = self.writer.unit(number)
-        table = self._table
-        self._open[number] = _Unit(where, embedding, outputs, table.digest[where].copy(), table.reason[where].copy(),
-                                   table.state[where].copy(), self._left[number])
+        digest, reason, state = (self._store.part(name, where) for name in ("digest", "reason", "state"))
+        self._open[number] = _Unit(where, embedding, outputs, digest, reason, state, self._left[number])
         return self._open[number]
 
     def _done(self, unit: _Unit, here: np.ndarray, reasons: np.ndarray) -> None:
@@ -148,7 +150,7 @@ class Units:
         unit.left -= len(here)
         self.stored += int(good.sum())
         self.bad += int((~good).sum())
-        if not unit.left or time.monotonic() - unit.written > FLUSH_SECONDS:
+        if not unit.left or (self.flush and time.monotonic() - unit.written > FLUSH_SECONDS):
             self._commit(unit)
         if not unit.left:
             del self._open[unit.where.start // self.writer.unit_rows]

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onceclip.pipeline.demo.tour import SEEDS, SHOTS, Tour
+from onceclip.pipeline.demo.tour import SEEDS, Tour
 from onceclip.pipeline.extract import Extraction
-from onceclip.pipeline.results import table
+from onceclip.pipeline.extract_part import PartDone
+from onceclip.pipeline.summary import accuracy_lines
 from onceclip.stores.verify import Verification
 
 
@@ -32,6 +33,17 @@ def extraction_lines(done: Extraction) -> list[str]:
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
         *(_profile_lines(done.profile) if done.profile else []),
         f"Next: onceclip fit {done.store} --method tip-adapter --shots 16 --select val",
+    ]
+
+
+def part_lines(done: PartDone) -> list[str]:
+    """What one part of an extraction did, every bad image by name, and what comes next."""
+    return [
+        f"{done.store}, part {done.part}: encoded {done.encoded:,} of {done.images:,} images, bad {done.bad:,}; "
+        f"{done.seconds:.1f} s",
+        *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
+        f"The store is complete. Next: onceclip fit {done.store} --method tip-adapter --shots 16 --select val"
+        if done.complete else "Other parts have images to encode still; the last one to end finishes the store.",
     ]
 
 
@@ -69,20 +81,20 @@ def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
         f"{row['classes']} classes, {row['seconds']:.2f} s",
         f"  test accuracy    {percent(row['accuracy'])} ({row['n_test']:,} images), macro recall "
         f"{percent(row['macro_recall'])}",
+        *_new_classes(row),
         f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
         *([f"Saved in {out}. Next: onceclip predict {out} IMAGES..."] if out else []),
     ]
 
 
-def evaluation_lines(adapter: Path, scores: Mapping[str, Any]) -> list[str]:
-    """What an adapter reached on a split."""
-    nll, ece = ("-" if scores[name] is None else f"{scores[name]:.4f}" for name in ("nll", "ece"))
-    return [
-        f"{adapter} ({scores['method']}) on {scores['store']}, {scores['split']} split: {scores['n']:,} images of "
-        f"{scores['classes']} classes",
-        f"  accuracy {percent(scores['accuracy'])}, macro recall {percent(scores['macro_recall'])}, NLL {nll}, "
-        f"ECE {ece}",
-    ]
+def _new_classes(row: Mapping[str, Any]) -> list[str]:
+    """What a run of base classes reached on the others."""
+    if "class_set" not in row:
+        return []
+    if row["accuracy_new"] is None:
+        return [f"  {row['classes_new']} new classes   not served: what {row['method']} learns belongs to its classes"]
+    return [f"  {row['classes_new']} new classes   {percent(row['accuracy_new'])} ({row['n_test_new']:,} images), "
+            f"harmonic mean {percent(row['harmonic_mean'])}"]
 
 
 def verification_lines(found: Verification) -> list[str]:
@@ -100,7 +112,7 @@ def tour_lines(tour: Tour) -> list[str]:
     return [
         "", f"Test accuracy in per cent, mean ± 95 % interval of {len(SEEDS)} seeds; "
         f"{tour.extraction.seconds:.1f} s for extraction, {tour.seconds:.1f} s for {tour.runs} runs",
-        "", table(tour.summary, SHOTS), "",
+        "", *accuracy_lines(tour.table), "",
         "Try next, on a folder of your own with one sub-folder of images per class:",
         "    onceclip extract FOLDER my.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k",
         "    onceclip fit my.zarr --method tip-adapter --shots 16 --select val --out my-adapter",

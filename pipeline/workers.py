@@ -1,4 +1,4 @@
-"""Processes of one thread each that carry out groups of runs."""
+"""Processes on this machine that carry out tasks: one thread each, a GPU each where there are some."""
 
 from __future__ import annotations
 
@@ -6,56 +6,176 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from typing import TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from onceclip.pipeline.errors import WorkerError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-_AHEAD = 2  # tasks that wait for every worker
+ATTEMPTS = 3  # processes that a task may end before it is set aside
+_AHEAD = 2  # tasks that a worker has, so that it never waits for the next
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def work(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """Carry out tasks in processes and give the results as they come; in this process if there is but one worker.
+class Workers(Protocol):
+    """What carries out tasks somewhere."""
 
-    function, tasks: such as can be sent to another process. The number of tasks under way is bounded.
-    Raises what a task raises, and WorkerError if a process dies.
-    """
-    if workers <= 1:
+    @property
+    def per_machine(self) -> int:
+        """Workers that share the cores of one machine."""
+
+    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+        """Carry out tasks and give the results as they come. The number of tasks under way is bounded.
+
+        function, tasks: such as can be sent to another process; a task's `str` names it for people.
+        A task whose worker dies is carried out again by another. One that ends every worker it meets is set aside.
+        Raises what a task raises; WorkerError, when all others are done, for those that were set aside.
+        """
+
+
+class Here:
+    """This process."""
+
+    per_machine = 1
+
+    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+        """As of `Workers`."""
         yield from map(function, tasks)
-        return
-    context = multiprocessing.get_context("spawn")
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """A task, the processes that it has ended, and how the last of them ended."""
+
+    task: Any
+    deaths: int = 0
+    end: str = ""
+
+
+class _Process:
+    """An executor of a single process: when that dies, it is known what it was doing."""
+
+    def __init__(self, gpu: str | None) -> None:
+        self.gpu = gpu
+        self.start()
+
+    def start(self) -> None:
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin,
+                                        initargs=(self.gpu,))
+        self.tasks: deque[tuple[Future[Any], _Attempt]] = deque()
+        self.process: Any = None
+
+    def submit(self, function: Callable[[Any], Any], attempt: _Attempt) -> None:
+        try:
+            self.tasks.append((self.pool.submit(function, attempt.task), attempt))
+        except BrokenProcessPool as error:  # found so when its first task is asked for
+            future: Future[Any] = Future()
+            future.set_exception(error)
+            self.tasks.append((future, attempt))
+        self.process = next(iter((self.pool._processes or {}).values()), None) or self.process
+
+    def replace(self) -> list[_Attempt]:
+        """Start another process in place of one that died; gives what it had, the task in hand first."""
+        attempts = [attempt for _, attempt in self.tasks]
+        attempts[0].deaths += 1
+        attempts[0].end = _end_of(self.process)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.start()
+        return attempts
+
+    def stop(self) -> None:
+        if self.tasks and self.process is not None:
+            self.process.terminate()
+        self.pool.shutdown(cancel_futures=True)
+
+
+class Processes:
+    """Processes of this machine, from the first task until the end of the `with` block."""
+
+    def __init__(self, number: int, gpus: Sequence[str] = ()) -> None:
+        """gpus: names that CUDA_VISIBLE_DEVICES takes; each process sees one of them."""
+        self.per_machine = number
+        self._processes = [_Process(gpus[each % len(gpus)] if gpus else None) for each in range(number)]
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_Process.stop, self._processes))
+
+    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+        """As of `Workers`."""
+        upcoming = map(_Attempt, tasks)
+        again: deque[_Attempt] = deque()
+        aside: list[_Attempt] = []
+        with _single_threads():
+            while True:
+                for ahead in range(_AHEAD):
+                    for process in self._processes:
+                        if len(process.tasks) == ahead and (each := _next(again, upcoming)):
+                            process.submit(function, each)
+                in_hand = {process.tasks[0][0]: process for process in self._processes if process.tasks}
+                if not in_hand:
+                    break
+                for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
+                    process = in_hand[future]
+                    try:
+                        result = future.result()
+                    except BrokenProcessPool:
+                        attempts = process.replace()
+                        if attempts[0].deaths >= ATTEMPTS:
+                            aside.append(attempts.pop(0))
+                        again.extend(attempts)
+                        continue
+                    process.tasks.popleft()
+                    yield result
+        refuse([(str(each.task), f"it ended {each.deaths} processes ({each.end})") for each in aside])
+
+
+def refuse(aside: Sequence[tuple[str, str]]) -> None:
+    """Raise WorkerError if tasks were set aside. aside: the name of each, and why."""
+    if aside:
+        named = "; ".join(f"{task}: {reason}" for task, reason in aside[:8]) + (" ..." if len(aside) > 8 else "")
+        raise WorkerError(f"{len(aside)} tasks were set aside, all others are done: {named}: see whether there is "
+                          "enough memory and whether what they read is sound, then run the same command again")
+
+
+def _next(again: deque[_Attempt], upcoming: Iterator[_Attempt]) -> _Attempt | None:
+    return again.popleft() if again else next(upcoming, None)
+
+
+def _end_of(process: Any) -> str:
+    if process is None:
+        return "it could not be started"
+    process.join(5)
+    code = process.exitcode
+    if code is not None and code < 0:
+        return signal.Signals(-code).name + (", as where memory runs out" if code == -signal.SIGKILL else "")
+    return f"exit code {code}"
+
+
+@contextmanager
+def _single_threads() -> Iterator[None]:
+    """Let libraries of processes that are started meanwhile have one thread; they read this as they load."""
     before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))  # read by the libraries of a new process as they load
-    pool = ProcessPoolExecutor(workers, context, initializer=_alone)
-    upcoming = iter(tasks)
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
-        running: set[Future[Result]] = {pool.submit(function, task) for task in islice(upcoming, workers * _AHEAD)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(function, task) for task in islice(upcoming, len(done))}
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise WorkerError("a worker process died, for want of memory perhaps: run the same command again to go on, "
-                          "with fewer --local-workers") from error
+        yield
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-def _alone() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+def _begin(gpu: str | None) -> None:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch reads it when it first looks for devices
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out the work
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 

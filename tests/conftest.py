@@ -198,3 +198,15 @@ def place(tmp_path: Path, folder_of: Callable[..., Path], store_path: Path, adap
     (tmp_path / "names.csv").write_text("dics,flat disc\n")
     np.savez(tmp_path / "bad.npz", label=np.zeros(3, np.int64))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory: pytest.TempPathFactory, extract_demo: Callable[..., Any]) -> Path:
+    """What the documentation calls pets: 160 pictures of 4 classes, new photos, and a store; not to be changed."""
+    root = tmp_path_factory.mktemp("documentation")
+    for name, kind in zip(("cat", "dog", "fox", "rabbit"), CLASSES, strict=True):
+        for seed in range(40):
+            draw_glyph(root / "pets" / name / f"{seed + 1}.jpg", kind, seed)
+        draw_glyph(root / "new-photos" / f"of-a-{name}.jpg", kind, 99)
+    extract_demo(root / "pets", root / "pets.zarr")
+    return root

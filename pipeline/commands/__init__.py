@@ -3,15 +3,17 @@
 from onceclip.pipeline.commands.compact import compact
 from onceclip.pipeline.commands.demo import demo
 from onceclip.pipeline.commands.evaluate import evaluate
+from onceclip.pipeline.commands.export import export
 from onceclip.pipeline.commands.extract import extract
 from onceclip.pipeline.commands.fit import fit
 from onceclip.pipeline.commands.importing import import_
 from onceclip.pipeline.commands.info import info
 from onceclip.pipeline.commands.methods import methods
 from onceclip.pipeline.commands.predict import predict
+from onceclip.pipeline.commands.report import report
 from onceclip.pipeline.commands.sweep import sweep
 from onceclip.pipeline.commands.text import text
 from onceclip.pipeline.commands.verify import verify
 
-COMMANDS = (extract, text, import_, fit, sweep, evaluate, predict, info, verify, compact, methods,
+COMMANDS = (extract, text, import_, fit, sweep, evaluate, predict, report, export, info, verify, compact, methods,
             demo)  # in the order of use

@@ -17,7 +17,7 @@ def demo(out: Path) -> None:
 
     Uses 1,797 handwritten digits and a small CLIP model that ships with onceclip.
     Writes the digits as an image folder, encodes them, fits every method with 1 to 16 labelled images per class and
-    5 seeds, prints the table of accuracies and draws the learning curves. Takes a minute or two.
+    5 seeds, prints the table of accuracies and writes a report with learning curves. Takes a minute or two.
     """
     from onceclip.pipeline.demo.tour import run_tour
     from onceclip.pipeline.wording import tour_lines

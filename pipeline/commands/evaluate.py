@@ -1,4 +1,4 @@
-"""`onceclip evaluate`: a saved adapter scored on a store."""
+"""`onceclip evaluate`: a saved adapter scored on one store or several."""
 
 from __future__ import annotations
 
@@ -7,26 +7,64 @@ from pathlib import Path
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, json_option, show
+from onceclip.pipeline.commands.scheduling import on_a_worker
 
 
 @click.command()
 @click.argument("adapter", type=LocalPath(path_type=Path))
-@click.argument("store")
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option("--text", metavar="NAME", help="Score among the classes of a text set of the store, of a method that "
+              "transfers to other classes.")
+@click.option("--classes", default="all", show_default=True, metavar="all|base|new|A,B,...",
+              help="Score only images of these classes: the first half of the store's classes, the other half, or "
+              "names.")
+@click.option("--only-its-classes", is_flag=True, help="Score among the classes whose images are scored, not among all "
+              "that the adapter knows.")
+@click.option("--against", type=LocalPath(path_type=Path), metavar="ADAPTER",
+              help="Compare with another adapter on the same images.")
+@click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
+@click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
+              help="Write the whole confusion matrix.")
+@on_a_worker
 @json_option
-def evaluate(adapter: Path, store: str, split: str, as_json: bool) -> None:
-    """Score a saved adapter on a split of a store.
+def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
+             only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
+             as_json: bool) -> None:
+    """Score a saved adapter on a split of a store, or of several.
 
-    The same encoder must have made both; classes are joined by name.
+    The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
+    keeps of its scores on the first of them.
 
     \b
     Example:
-        onceclip evaluate pets-adapter other-pets.zarr --split test
+        onceclip evaluate pets-adapter pets.zarr --against pets-zero-shot
+        onceclip evaluate pets-adapter pets.zarr pets-drawings.zarr pets-at-night.zarr
     """
     from onceclip.adapters import load_classifier
-    from onceclip.pipeline.evaluate import evaluate as run
-    from onceclip.pipeline.wording import evaluation_lines
+    from onceclip.pipeline.classes import CHOICES
+    from onceclip.pipeline.comparison import compare
+    from onceclip.pipeline.confusion import write_matrix
+    from onceclip.pipeline.evaluation_wording import evaluation_lines
+    from onceclip.pipeline.progress import percentage
+    from onceclip.pipeline.protocol import Protocol
+    from onceclip.pipeline.shift import shift
     from onceclip.stores import open_store
 
-    scores = run(load_classifier(adapter), open_store(store), split)
-    show(as_json, {"adapter": str(adapter), **scores}, lambda: evaluation_lines(adapter, scores))
+    if confusion and len(stores) > 1:
+        raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
+    chosen = classes if classes in CHOICES else [name.strip() for name in classes.split(",")]
+    protocol = Protocol(split, chosen, text, only_its_classes)
+    classifier, other = load_classifier(adapter), load_classifier(against) if against else None
+    found = []
+    for store in map(open_store, stores):
+        with percentage(f"evaluate {store.path}") as progress:
+            done = protocol.score(classifier, store, progress)
+        found.append(done.as_values())
+        if other:
+            found[-1]["against"] = {"adapter": str(against), **compare(done.right, protocol.score(other, store).right,
+                                                                       done.unit)}
+    if confusion:
+        write_matrix(confusion, done.candidates, done.tally.right.numpy(), done.tally.wrong.counted())
+    values = {"adapter": str(adapter), **(found[0] if len(found) == 1 else shift(found))}
+    show(as_json, values, lambda: evaluation_lines(values, per_class))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from onceclip.pipeline.commands.options import BatchSize, LocalPath, encoder_options, encoder_spec, json_option, show
 from onceclip.pipeline.commands.outputs import output_options, outputs_of
+from onceclip.pipeline.commands.scheduling import hired, one_way, part_option, scheduler_option
 from onceclip.pipeline.commands.sources import source_options
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.parts import Part
 
 
 @click.command()
@@ -34,7 +38,12 @@ from onceclip.pipeline.commands.sources import source_options
 @click.option("--exif", is_flag=True, help="Turn images as their cameras say, which papers do not.")
 @click.option("--decode-timeout", type=click.FloatRange(0, min_open=True), default=60, show_default=True,
               metavar="SECONDS", help="An image that takes longer to read and decode is bad.")
-@click.option("--workers", type=click.IntRange(0), default=0, help="Decode processes.  [default: one per core]")
+@click.option("--workers", type=click.IntRange(0), default=0, help="Decode processes, of each worker where there are "
+              "several.  [default: one per core]")
+@click.option("--local-workers", type=click.IntRange(0), metavar="N", help="Encode in N processes of this machine, "
+              "with a GPU each where there are some; 0: one per GPU, or per core.  [default: in this process]")
+@scheduler_option
+@part_option
 @click.option("--unit-rows", type=click.IntRange(1), default=4096, show_default=True,
               help="Images per unit of a new store.")
 @click.option("--cache-dir", metavar="DIR", help="Where downloaded weights are kept.")
@@ -45,8 +54,9 @@ from onceclip.pipeline.commands.sources import source_options
 def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store: str, model: str,
             pretrained: str | None, preprocess: str | None, device: str, templates: str | None,
             class_names: Path | None, precision: str, compile: bool, dtype: str, batch_size: int, decode: str,
-            exif: bool, decode_timeout: float, workers: int, unit_rows: int, cache_dir: str | None, allow_random: bool,
-            profile: bool, strict: bool, as_json: bool) -> None:
+            exif: bool, decode_timeout: float, workers: int,
+            local_workers: int | None, scheduler: str | None, part: Part | None, unit_rows: int,
+            cache_dir: str | None, allow_random: bool, profile: bool, strict: bool, as_json: bool) -> None:
     """Encode images and the prompts of their classes, once.
 
     Reads SOURCE, writes STORE. SOURCE holds one folder of images per class, or train/, val/ and test/ with such
@@ -68,21 +78,28 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     Example:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
     """
-    from onceclip.pipeline.extract import ExtractOptions
+    from onceclip.pipeline.extract import Extraction, ExtractOptions
     from onceclip.pipeline.extract import extract as run
+    from onceclip.pipeline.extract_part import PartDone, extract_part
     from onceclip.pipeline.prompts import load_phrases, load_templates
     from onceclip.pipeline.sources import SourceOptions
-    from onceclip.pipeline.wording import extraction_lines
+    from onceclip.pipeline.wording import extraction_lines, part_lines
 
+    one_way(scheduler=scheduler, local_workers=local_workers, part=part, profile=profile)
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
                              batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
                              outputs=outputs_of(outputs), decode_timeout=decode_timeout, profile=profile)
     encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
                            cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
-    done = run(source, store, encoder, options)
+    done: Extraction | PartDone
+    if part:
+        done = extract_part(source, store, encoder, options, part)
+    else:
+        with hired(scheduler, local_workers) as crew:
+            done = run(source, store, encoder, options, crew)
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    show(as_json, vars(done), lambda: extraction_lines(done))
+    show(as_json, vars(done), lambda: part_lines(done) if isinstance(done, PartDone) else extraction_lines(done))
     if strict and done.bad:
         raise click.ClickException(f"{done.bad} of {done.images} images are bad (--strict)")

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from onceclip.pipeline.commands.completion import complete_methods
 from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, show
 
 
 @click.command()
 @click.argument("store", required=False)
-@click.option("--method", metavar="M", help="Name of a method; `onceclip methods` lists them.")
+@click.option("--method", metavar="M", shell_complete=complete_methods,
+              help="Name of a method; `onceclip methods` lists them.")
 @click.option("--shots", type=Shots(), default="all", show_default=True, help="Labelled training images per class.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the draw and of the training.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a hyperparameter (repeatable).")
@@ -20,6 +22,9 @@ from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, sh
               show_default=True, help="How a class vector is made of its prompts: the mean of unit vectors scaled to "
               "unit length (CLIP, Tip-Adapter), the mean of raw ones (TaskRes, CLAP), or unscaled, so that scores are "
               "averaged (DCLIP).")
+@click.option("--classes", type=click.Choice(["all", "base"]), default="all", show_default=True,
+              help="base: fit the first half of the classes alone, and score the other half too where the method "
+              "serves other classes.")
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]),
               help="How hyperparameters are chosen: not at all, on min(shots, 4) validation images per class, on the "
               "whole val split, or by leave-one-image-out.  [default: fixed; val for linear-probe]")
@@ -34,8 +39,8 @@ from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, sh
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
-        class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, from_row: str | None,
-        out: Path | None, overwrite: bool, as_json: bool) -> None:
+        class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
+        from_row: str | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Fit a few-shot classifier on a store and score it.
 
     Hyperparameters given by --set are never searched. Test images are not reachable while fitting.
@@ -51,6 +56,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     from onceclip.pipeline.replay import compare, read_row, spec_of
     from onceclip.pipeline.results import append_row
     from onceclip.pipeline.run import RunSpec
+    from onceclip.pipeline.stores_file import record_stores
     from onceclip.pipeline.wording import fit_lines
     from onceclip.stores import open_store
 
@@ -63,7 +69,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     values = dict(map(_setting, settings))
     spec = spec_of(row, opened) if row else RunSpec(
         str(method), shots or None, seed, values, text, select, class_weights, search, narrow,
-        stream=stream)
+        stream=stream, classes=classes)
     with percentage(f"fit {spec.method}") as progress:
         fitted = run(opened, spec, progress)
     if row:
@@ -73,6 +79,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     if out:
         fitted.classifier.save(out)
         append_row(out, fitted.row)
+        record_stores(out, [opened])
     show(as_json, fitted.row, lambda: fit_lines(fitted.row, out))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from onceclip.pipeline.commands.completion import complete_methods
 from onceclip.pipeline.commands.options import json_option, show
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_methods)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:
     """List the methods, or explain one.

@@ -2,59 +2,95 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option
+from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
 
 
 @click.command()
 @click.argument("adapter", type=LocalPath(path_type=Path))
-@click.argument("inputs", nargs=-1, required=True, metavar="(IMAGES... | FOLDER | STORE)")
+@click.argument("inputs", nargs=-1, required=True, metavar="(IMAGES... | FOLDER | SOURCE | STORE)")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this split of a store.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Classes per image.")
+@click.option("--min-probability", type=click.FloatRange(0, 1), default=0, metavar="P",
+              help="Leave an image without a class, as unsure, where no class has this probability.")
+@click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write the answers to a .csv, .jsonl or .parquet file instead.")
 @click.option("--logits", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.npy",
-              help="Also write all logits, a row per image in the order printed.")
+              help="Also write all logits, a row per image in the order of the answers.")
+@click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to.")
+@click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos.")
+@click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread.")
 @encoder_options(required=False)
 @json_option
-def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: int, logits: Path | None,
+def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: int, min_probability: float,
+            out: Path | None, logits: Path | None, root: str | None, every: int | None, frames: int | None,
             model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image: name, class and probability, separated by tabs. Bad images keep their line, with the
-    reason. The encoder is the adapter's own; --model says where it is if the adapter cannot.
+    reason. The encoder is the adapter's own; --model says where it is if the adapter cannot. SOURCE is what `onceclip
+    extract` takes too: a manifest, tar archives, - for a list of files on standard input, a URL.
 
     \b
-    Example:
+    Examples:
         onceclip predict pets-adapter new-photos/ --top-k 3
+        onceclip predict pets-adapter new-photos/*.jpg --out labels.csv
     """
-    from onceclip.adapters import load_classifier
-    from onceclip.pipeline.predict import as_values, encoder_of, predict_images, predict_store, write_logits
-    from onceclip.stores import open_store
-    from onceclip.stores.place import looks_like_store
+    from tqdm import tqdm
 
+    from onceclip.adapters import load_classifier
+    from onceclip.pipeline.predict import encoder_of, predict_images, predict_store, rows_to_label
+    from onceclip.pipeline.prediction_files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
+    from onceclip.pipeline.prediction_inputs import list_inputs, store_among
+    from onceclip.pipeline.sources import SourceOptions
+
+    if out and out.suffix.lower() not in FORMATS:
+        raise click.BadParameter(f"{out} does not end in {', '.join(FORMATS)}", param_hint="--out")
     classifier = load_classifier(adapter)
-    if len(inputs) == 1 and looks_like_store(inputs[0]):
-        answers = predict_store(classifier, open_store(inputs[0]), split, top_k)
+    top_k = min(top_k, len(classifier.class_names))
+    store = store_among(inputs)
+    if store:
+        count = len(rows_to_label(store, split))
     elif split:
         raise click.UsageError("--split is for a store")
     else:
-        given = encoder_spec(model, pretrained, preprocess, device) if model else None
-        encoder = encoder_of(classifier, given, device)
-        answers = predict_images(classifier, [Path(each) for each in inputs], encoder, top_k)
-    if logits:
-        answers = write_logits(logits, answers, len(classifier.class_names))
-    kept, total, bad = [], 0, 0
-    for answer in answers:
-        total, bad = total + 1, bad + bool(answer.reason)
-        if as_json:
-            kept.append(as_values(answer))
+        listing = list_inputs(inputs, SourceOptions(root, every, frames))
+        count = len(listing.records)
+        for remark in listing.remarks:
+            click.echo(f"Note: {remark}", err=True)
+    with ExitStack() as files:
+        adders = [files.enter_context(prediction_file(out, top_k))] if out else []
+        if logits:
+            adders.append(files.enter_context(logits_file(logits, count, len(classifier.class_names))))
+        if store:
+            answers = predict_store(classifier, store, split, top_k, min_probability)
         else:
-            shown = [f"{name}\t{probability:.4f}" for name, probability in answer.top] or [f"bad\t{answer.reason}"]
-            click.echo("\t".join([answer.image, *shown]))
-    if as_json:
-        click.echo(json.dumps({"adapter": str(adapter), "n": total, "bad": bad, "predictions": kept}))
-    if total == bad:
-        raise click.ClickException(f"none of the {total} images could be read")
+            encoder = encoder_of(classifier, encoder_spec(model, pretrained, preprocess, device) if model else None,
+                                 device)
+            answers = predict_images(classifier, listing.records, encoder, top_k, min_probability)
+        shown = sys.stdout.isatty() and not (out or as_json)
+        passing = Passing(tqdm(answers, "predict", count, unit="image", delay=1, leave=False, disable=shown or None),
+                          adders)
+        if out:
+            deque(passing, maxlen=0)
+        elif as_json:
+            for text in json_text({"adapter": str(adapter)}, passing, passing.counts):
+                click.echo(text, nl=False)
+            click.echo()
+        else:
+            for answer in passing:
+                click.echo(as_line(answer))
+    found = passing.counts()
+    if out:
+        show(as_json, {"adapter": str(adapter), "out": str(out), **found}, lambda: [
+            f"{out}: {found['n']:,} images, {found['unsure']:,} unsure, {found['bad']:,} bad"])
+    if not count:
+        raise click.ClickException(f"{inputs[0]} has no images{f' in its {split} split' if split else ''}")
+    if count == found["bad"]:
+        raise click.ClickException(f"none of the {count} images could be read")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from onceclip.pipeline.commands.completion import complete_methods
 from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, show
+from onceclip.pipeline.commands.scheduling import hired, one_way, part_option, scheduler_option
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.parts import Part
 
 DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
 
@@ -39,12 +44,16 @@ class ShotList(click.ParamType):
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
-@click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", help="Names, or all.  [default: six of them]")
+@click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
+              help="Names, or all.  [default: six of them]")
 @click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True)
 @click.option("--seeds", type=Numbers(), default="1-5", show_default=True)
 @click.option("--grid", "grids", multiple=True, metavar="NAME=V1,V2|own",
               help="A run for each value of a hyperparameter, METHOD.NAME=... for one method's; own: for each of the "
               "methods' search values (repeatable).")
+@click.option("--classes", type=click.Choice(["all", "base"]), default="all", show_default=True,
+              help="base: fit the first half of the classes alone; tables of base and new classes and of their "
+              "harmonic mean.")
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]), help="How each run chooses its "
               "hyperparameters; with --grid each is fixed and scored on validation rows.  "
               "[default: val; fixed with --grid]")
@@ -56,12 +65,15 @@ class ShotList(click.ParamType):
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
 @click.option("--local-workers", type=click.IntRange(0), default=0, metavar="N", help="Processes of one thread each.  "
               "[default: one per core for 100 runs or more]")
+@scheduler_option
+@part_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate of its time, and run nothing else.")
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), required=True, metavar="FOLDER",
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          select: str | None, search: str, narrow: bool, stream: bool, text: str, local_workers: int, dry_run: bool,
+          select: str | None, search: str, narrow: bool, stream: bool, classes: str, text: str, local_workers: int,
+          scheduler: str | None, part: Part | None, dry_run: bool,
           out: Path, as_json: bool) -> None:
     """Fit and score every method at every number of shots with every seed.
 
@@ -80,12 +92,14 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     from onceclip.pipeline.sweep import sweep as run
     from onceclip.stores import open_store
 
+    one_way(scheduler=scheduler, local_workers=local_workers or None)
+    one_way(scheduler=scheduler, part=part)
     Search.parse(search)
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
     axes = [_axis(grid) for grid in grids if grid != OWN]
     policy = select or ("fixed" if grids else "val")
     specs = make_specs(names, shots, seeds, axes, OWN in grids, text=text, select=policy, search=search, narrow=narrow,
-                       stream=stream, validated=bool(grids))
+                       stream=stream, classes=classes, validated=bool(grids))
     opened = [open_store(store) for store in stores]
     if dry_run:
         plan = make_plan(opened, specs, known(out))
@@ -96,7 +110,8 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
             f"about {sum(seconds.values()):,.0f} s in one process (" +
             ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"])
         return
-    made = tables(run(opened, specs, out, local_workers, progress=True))
+    with hired(scheduler) as workers:
+        made = tables(run(opened, specs, out, local_workers, progress=True, hands=workers, part=part))
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*lines(table), "")])
 

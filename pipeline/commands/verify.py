@@ -7,11 +7,13 @@ from dataclasses import asdict
 import click
 
 from onceclip.pipeline.commands.options import json_option, show
+from onceclip.pipeline.commands.scheduling import on_a_worker
 
 
 @click.command()
 @click.argument("store")
 @click.option("--repair", is_flag=True, help="Mark what is damaged as to be encoded again by the next extract.")
+@on_a_worker
 @json_option
 def verify(store: str, repair: bool, as_json: bool) -> None:
     """Read a whole store and check it.

@@ -10,10 +10,10 @@ from pathlib import Path
 from onceclip.pipeline.demo.digits import TEMPLATE, write_digits
 from onceclip.pipeline.encoders import DEMO, EncoderSpec
 from onceclip.pipeline.extract import Extraction, ExtractOptions, extract
-from onceclip.pipeline.picture import learning_curve
 from onceclip.pipeline.plan import make_specs
 from onceclip.pipeline.report import write_results_report
-from onceclip.pipeline.results import NAME, Mean, summarise
+from onceclip.pipeline.results import NAME
+from onceclip.pipeline.summary import Table, tables
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import open_store
 
@@ -26,21 +26,20 @@ SELECT = "val"
 
 @dataclass(frozen=True)
 class Tour:
-    """What the demonstration made. summary: mean accuracy per method and shots. seconds: of all runs."""
+    """What the demonstration made. table: mean accuracies per method and shots. seconds: of all runs."""
 
     images: Path
     store: Path
     results: Path
-    picture: Path
     report: Path
     extraction: Extraction
-    summary: dict[str, dict[int, Mean]]
+    table: Table
     runs: int
     seconds: float
 
 
 def run_tour(out: Path, say: Callable[[str], None], progress: bool = True) -> Tour:
-    """Write the digits, extract them, fit every method at every number of shots with every seed, draw and report.
+    """Write the digits, extract them, fit every method at every number of shots with every seed, report.
 
     out: folder for everything; what an earlier tour left there is reused. say: gets one line per step.
     """
@@ -56,13 +55,8 @@ def run_tour(out: Path, say: Callable[[str], None], progress: bool = True) -> To
     seconds = time.perf_counter() - begun
     say(f"3. {len(specs)} runs ({len(METHODS)} methods x {len(SHOTS)} shots x {len(SEEDS)} seeds) in {seconds:.1f} s:"
         f" {results / NAME}")
-    summary = summarise(rows)
-    picture = out / "learning-curve.png"
-    test = extraction.splits["test"]
-    learning_curve(summary, SHOTS, BASELINE, f"Handwritten digits, {test} test images, onceclip's demo CLIP\n"
-                   f"(mean and 95 % interval of {len(SEEDS)} seeds, hyperparameters chosen on validation shots)",
-                   picture)
     report = out / "report.html"
     write_results_report([results], report)
-    say(f"4. learning curves: {picture}; everything, for a browser: {report}")
-    return Tour(images, store, results, picture, report, extraction, summary, len(specs), seconds)
+    say(f"4. everything with pictures, for a browser: {report}")
+    table, = tables(rows)
+    return Tour(images, store, results, report, extraction, table, len(specs), seconds)

@@ -24,6 +24,10 @@ class EncoderSpec:
     preprocess: "openai" or a JSON file, needed for a weights file, which does not say how it was trained.
     decode: "exact", or "fast", which gives slightly other pixels. exif: whether images are turned as their cameras say.
     compile: whether torch compiles the image tower, which takes a minute and then saves time.
+
+    Example:
+        >>> onceclip.EncoderSpec("ViT-B-32", "laion2b_s34b_b79k", device="cpu").precision
+        'auto'
     """
 
     model: str

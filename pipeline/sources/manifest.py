@@ -47,7 +47,8 @@ def list_source(text: str, options: SourceOptions) -> Listing:
     """
     content = text_of(read_place(text))
     remarks: list[str] = []
-    rows = _of_json_lines(text, content, remarks) if suffix(text) in _LINES else _of_table(text, content, remarks)
+    read = _of_json_lines if suffix(text) in _LINES else _of_table
+    rows = read(text, content, remarks, not options.unlabelled)
     return Listing(records_of(text, list(rows), options.root or parent(text)), remarks)
 
 
@@ -100,7 +101,7 @@ def _probe(place: str, rows: list[Row], records: list[Record], root: str) -> Non
                           f"first {len(first)} images: name the folder that paths are relative to with --root")
 
 
-def _of_table(place: str, content: str, remarks: list[str]) -> Iterator[Row]:
+def _of_table(place: str, content: str, remarks: list[str], labelled: bool) -> Iterator[Row]:
     comma = suffix(place) == ".csv"
     reader = csv.reader(io.StringIO(content, newline=""), delimiter="," if comma else "\t", skipinitialspace=comma,
                         strict=True)
@@ -111,7 +112,7 @@ def _of_table(place: str, content: str, remarks: list[str]) -> Iterator[Row]:
     names = list(COLUMNS[:len(first[1])])
     if "path" in (heads := [cell.strip().lower() for cell in first[1]]) and suffix(first[1][0]) not in IMAGES:
         names = heads
-        _check_columns(place, names, remarks)
+        _check_columns(place, names, remarks, labelled)
     elif suffix(first[1][0]) in IMAGES | VIDEOS and len(first[1]) <= len(COLUMNS):
         yield _row(place, first[0], dict(zip(names, first[1], strict=True)))
     else:
@@ -137,7 +138,7 @@ def _numbered(place: str, reader: Iterator[list[str]]) -> Iterator[tuple[str, li
                           ) from error
 
 
-def _of_json_lines(place: str, content: str, remarks: list[str]) -> Iterator[Row]:
+def _of_json_lines(place: str, content: str, remarks: list[str], labelled: bool) -> Iterator[Row]:
     names: dict[str, None] = {}
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -151,10 +152,10 @@ def _of_json_lines(place: str, content: str, remarks: list[str]) -> Iterator[Row
                               '{"path": "cat/1.jpg", "label": "cat"}')
         names.update(dict.fromkeys(values))
         yield _row(place, f"line {number}", {name: values[name] for name in COLUMNS if values.get(name) is not None})
-    _check_columns(place, list(names), remarks)
+    _check_columns(place, list(names), remarks, labelled)
 
 
-def _check_columns(place: str, names: list[str], remarks: list[str]) -> None:
+def _check_columns(place: str, names: list[str], remarks: list[str], labelled: bool) -> None:
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise SourceError(f"{place}: there are two columns {doubled!r}: leave one of them out")
@@ -163,7 +164,7 @@ def _check_columns(place: str, names: list[str], remarks: list[str]) -> None:
         near = get_close_matches(name, [each for each in COLUMNS if each not in names], 1)
         if near:
             raise SourceError(f"{place}: no column {name!r}: did you mean {near[0]!r}? There are {', '.join(COLUMNS)}")
-    if unknown and "label" not in names:
+    if unknown and labelled and "label" not in names:
         raise SourceError(f"{place} has no column label, but {', '.join(map(repr, unknown))}: name the one with the "
                           "class label")
     if unknown:

@@ -86,7 +86,8 @@ def test_validation_rows_come_first_then_each_support_image_left_out_then_nothin
     assert left_out.calibrated_on == "loo"
     assert left_out.temperature == best_temperature(first + 2.0 * second, task.support.label)
     assert left_out.temperature != best_temperature(classifier.logits(task.support.embedding), task.support.label)
-    for kind, alone in ((ZeroShot, make_task()), (TipAdapter, make_task((1, 1, 1)))):
+    bare_text = replace(task, val=None, support=make_task((0, 0, 0)).support)
+    for kind, alone in ((ZeroShot, bare_text), (TipAdapter, make_task((1, 1, 1)))):
         bare = calibrated(kind().fit(alone), kind(), alone)
         assert (bare.temperature, bare.calibrated_on) == (1.0, "")
 

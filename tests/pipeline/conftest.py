@@ -90,3 +90,64 @@ def import_of(tmp_path: Path) -> Callable[..., Store]:
 def imported(arrays: dict[str, np.ndarray], import_of: Callable[..., Store]) -> Store:
     """A store of `arrays`."""
     return import_of(arrays)
+
+
+MEANS = '''
+"""Mean colours; slow if asked to be, and ended by a picture of one colour."""
+import os
+import time
+
+from onceclip.pipeline.preparation import Preparation
+
+
+class Means:
+    name, dim = "means", 3
+    preprocess, identity = Preparation(size=(8, 8), resize_mode="squash"), {"version": 1}
+
+    def encode_image(self, pixels):
+        time.sleep(float(os.environ.get("MEANS_SECONDS", 0)))
+        if (pixels.flatten(2).std(dim=2) == 0).all(dim=1).any():
+            os._exit(3)
+        return pixels.mean(dim=(2, 3))
+
+
+def load():
+    return Means()
+'''
+
+
+@pytest.fixture(scope="session")
+def means_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a module `means`, an encoder that loads in no time."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "means.py").write_text(MEANS)
+    return folder
+
+
+@pytest.fixture
+def means(means_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Its name, which this process and those that it starts can import."""
+    monkeypatch.syspath_prepend(str(means_folder))
+    monkeypatch.setenv("PYTHONPATH", str(means_folder))
+    return "means:load"
+
+
+@pytest.fixture
+def pictures(folder_of: Callable[..., Path]) -> Path:
+    """48 pictures in 4 folders."""
+    return folder_of({"bar": 12, "cross": 12, "disc": 12, "ring": 12})
+
+
+@pytest.fixture(scope="session")
+def blank() -> Callable[[Path], None]:
+    """Make a picture white."""
+    from PIL import Image
+
+    return lambda path: Image.new("L", (32, 32), 255).save(path)
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a store."""
+    return lambda path: {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*")
+                         if file.is_file() and file.suffix != ".partial"}

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 import onceclip
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.pipeline.metrics import metrics
-from onceclip.pipeline.results import NAME, append_row, mean_interval, summarise
+from onceclip.pipeline.results import NAME, append_row, mean_interval
 from onceclip.stores import Store
 
 FIELDS = {"method", "shots", "seed", "hyperparameters", "select", "accuracy", "accuracy_val", "n_support", "n_test",
@@ -78,14 +78,6 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert (mean.value, mean.runs) == (pytest.approx(0.6), 3)
     assert mean.half_width == pytest.approx(4.302652729911275 * 0.1 / math.sqrt(3))
     assert mean_interval([0.4]).half_width is None
-
-
-def test_results_are_summarised_by_method_and_shots() -> None:
-    rows = [{"method": "a", "shots": 1, "accuracy": 0.5}, {"method": "a", "shots": 1, "accuracy": 0.7},
-            {"method": "a", "shots": "all", "accuracy": 0.9}, {"method": "b", "shots": 1, "accuracy": 0.1}]
-    summary = summarise(rows)
-    assert {name: {shots: mean.value for shots, mean in cells.items()} for name, cells in summary.items()} == {
-        "a": {1: pytest.approx(0.6), "all": 0.9}, "b": {1: 0.1}}
 
 
 def test_lines_of_a_results_file_are_whole_json_objects(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""The public names: their documentation is complete, true, and runs."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import onceclip
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(onceclip._PUBLIC)
+
+
+@pytest.fixture(scope="module")
+def shelf(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pets/, and pets.zarr which has every output and a second text set."""
+    from onceclip.pipeline.embed import add_text, prompts_for
+    from onceclip.pipeline.encoders import EncoderSpec, open_encoder
+    from onceclip.pipeline.extract import ExtractOptions, extract
+    from onceclip.pipeline.outputs import OutputOptions
+    from onceclip.pipeline.prompts import load_templates
+
+    root = tmp_path_factory.mktemp("shelf")
+    shutil.copytree(pets / "pets", root / "pets")
+    path, encoder = root / "pets.zarr", EncoderSpec("demo")
+    extract(pets / "pets", path, encoder, ExtractOptions(workers=1, outputs=OutputOptions(preproj=True, tokens="last")))
+    sentences = prompts_for(onceclip.open_store(str(path)), load_templates("imagenet-7"), None, None, 0, 1)
+    add_text(str(path), "ensemble", sentences, open_encoder(encoder))
+    return root
+
+
+@pytest.fixture
+def words(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What docs/python.md begins with, and examples take for granted."""
+    import torch
+
+    monkeypatch.chdir(shelf)
+    store = onceclip.open_store("pets.zarr")
+    return {"onceclip": onceclip, "torch": torch, "Path": Path, "store": store,
+            "task": onceclip.make_task(store, shots=4, seed=1),
+            "embeddings": torch.from_numpy(store.embeddings(store.rows("test")[:5]))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_of_a_public_name_runs_and_says_the_truth(name: str, words: dict[str, Any],
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(getattr(onceclip, name)) or "", words, name, None, 0)
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
+    assert result.attempted, f"{name} has no example"
+    assert not result.failed, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_of_a_public_name_begins_with_one_sentence(name: str) -> None:
+    first = (inspect.getdoc(getattr(onceclip, name)) or "").split("\n\n")[0].split("\n")
+    assert first[0].endswith((".", ":")) or (len(first) > 1 and first[-1].endswith("."))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_argument_of_a_public_name_has_a_type(name: str) -> None:
+    value = getattr(onceclip, name)
+    functions = [value] if inspect.isfunction(value) else [
+        function for each, function in vars(value).items()
+        if inspect.isfunction(function) and (each == "__init__" or not each.startswith("_"))]
+    for function in functions:
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not inspect.Signature.empty, function
+        bare = [each.name for each in signature.parameters.values()
+                if each.annotation is inspect.Parameter.empty and each.name not in ("self", "cls")]
+        assert bare == [], function
+
+
+def test_every_method_is_a_public_name() -> None:
+    from onceclip.adapters import METHODS
+
+    assert {method.__name__ for method in METHODS.values()} <= set(NAMES)
+
+
+@pytest.mark.checkout
+def test_type_checkers_see_every_public_name() -> None:
+    """What is imported on first use is written down again, for them alone."""
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    block, = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom)
+            for alias in node.names}
+    assert seen == onceclip._PUBLIC
+    assert set(onceclip.__all__) == {"OnceclipError", "__version__", *seen}
+    assert (ROOT / "py.typed").is_file()
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_stands_in_the_python_page(name: str) -> None:
+    assert re.search(rf"\b{name}\b", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+
+
+def test_an_unknown_name_is_an_attribute_error_as_of_any_module() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'TipAdaptor'"):
+        onceclip.TipAdaptor  # noqa: B018
