@@ -91,9 +91,8 @@ class Filling:
         begun, done = time.perf_counter(), total - len(rows)
         if done and self.progress:
             tqdm.write(f"{done:,} of {total:,} already done", file=sys.stderr)
-        with tqdm(total=total, initial=done, unit="image", desc=name,
-                  disable=None if self.progress else True) as bar, Units(self.writer, rows,
-                                                                                               self.flush) as units:
+        with tqdm(total=total, initial=done, unit="image", desc=name, disable=None if self.progress else True) as bar, \
+                Units(self.writer, rows, self.flush) as units:
             yield units, bar
         self.wall += time.perf_counter() - begun
         self.write += units.seconds

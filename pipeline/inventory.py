@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,63 +44,62 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     gone are marked as removed.
     """
     old = store.table
-    done = {int(row): bytes(old.digest[row]) for row in np.flatnonzero((old.state == STORED) | (old.state == BAD))}
-    contents = _digests(records, progress) if done else [b""] * len(records)
+    done = (old.state == STORED) | (old.state == BAD)
+    contents = _digests(records, progress) if done.any() else np.zeros((len(records), DIGEST_BYTES), np.uint8)
     # A removed row has its old key still; a row that is there goes before it.
     order = np.argsort(old.state != REMOVED, kind="stable")
-    by_key = {str(old.key[row]): int(row) for row in order}
-    by_content = defaultdict(list)
-    for row, content in done.items():
-        by_content[content].append(row)
+    by_key = dict(zip(old.key[order].tolist(), order.tolist(), strict=True))
+    known = np.fromiter((by_key.get(record.key, -1) for record in records), np.int64, len(records))
+    del by_key
 
-    place: dict[int, int] = {}  # record to row
-    kept: set[int] = set()
-    for index, record in enumerate(records):
-        known = by_key.get(record.key, -1)
-        if done.get(known) == contents[index]:
-            place[index] = known
-            kept.add(known)
-    moved = 0
-    for index in (each for each in range(len(records)) if each not in place):
-        # A row whose own file still has its content stays with it; a copy of that file is encoded.
-        candidates = [row for row in by_content.get(contents[index], ()) if row not in kept]
-        if candidates:
-            place[index] = candidates[0]
-            kept.add(candidates[0])
-            moved += 1
-    taken = set(place.values())
     size = len(old)
-    for index, record in enumerate(records):
-        if index not in place:
-            row = by_key.get(record.key, -1)
-            if row < 0 or row in taken:
-                row, size = size, size + 1
-            place[index] = row
-            taken.add(row)
+    kept, taken = (np.zeros(size + len(records), bool) for _ in range(2))  # of the rows
+    place = np.full(len(records), -1)  # row of each record
+    same = np.flatnonzero(known >= 0)
+    same = same[done[known[same]] & (old.digest[known[same]] == contents[same]).all(axis=1)]
+    place[same] = known[same]
+    kept[place[same]] = True
+    moved = 0
+    by_content = defaultdict(deque)
+    for row in np.flatnonzero(done & ~kept[:size]).tolist():
+        by_content[old.digest[row].tobytes()].append(row)
+    for index in np.flatnonzero(place < 0).tolist() if by_content else ():
+        # A row whose own file still has its content stays with it; a copy of that file is encoded.
+        candidates = by_content.get(contents[index].tobytes())
+        if candidates:
+            place[index] = candidates.popleft()
+            kept[place[index]] = True
+            moved += 1
+    taken[place[place >= 0]] = True
+    for index in np.flatnonzero(place < 0).tolist():
+        row = int(known[index])
+        if row < 0 or taken[row]:
+            row, size = size, size + 1
+        place[index] = row
+        taken[row] = True
 
-    number = {name: index for index, name in enumerate(classes)}
+    number = {name: index for index, name in enumerate(classes)} | {None: NO_LABEL}
     table = _columns(old, size)
+    table.key[place] = [record.key for record in records]
+    table.label[place] = [number[record.label] for record in records]
+    table.group[place] = [record.group for record in records]
+    again = place[~kept[place]]
+    table.state[again], table.reason[again], table.digest[again] = TODO, "", 0
+    split = np.array([NO_SPLIT if record.split is None else SPLITS.index(record.split) for record in records], np.int8)
     drawn = store.attributes.get("split_source", {}).get("how") == "drawn"
-    for index, record in enumerate(records):
-        row = place[index]
-        table.key[row] = record.key
-        table.label[row] = number[record.label] if record.label is not None else NO_LABEL
-        table.group[row] = record.group
-        if row not in kept:
-            table.state[row], table.reason[row], table.digest[row] = TODO, "", 0
-        if record.split is not None:
-            table.split[row] = SPLITS.index(record.split)
-        elif row >= len(old) or not drawn:
-            table.split[row] = NO_SPLIT  # else an image stays in its split, also when it is encoded again
-    gone = np.array([row for row in range(len(old)) if row not in taken], dtype=np.int64)
+    # An image stays in its drawn split, also when it is encoded again.
+    told = (split != NO_SPLIT) | (place >= len(old)) if drawn else np.ones(len(records), bool)
+    table.split[place[told]] = split[told]
+    gone = np.flatnonzero(~taken[:len(old)])
     removed = int((table.state[gone] != REMOVED).sum())
     table.state[gone], table.label[gone], table.split[gone], table.group[gone] = REMOVED, NO_LABEL, NO_SPLIT, ""
     changed = any(not np.array_equal(getattr(table, name), getattr(old, name)) for name in Table.__dataclass_fields__)
-    return Inventory(table, changed, {row: records[index].content for index, row in place.items()},
-                     np.array(sorted(place.values()), dtype=np.int64), len(kept), moved, removed)
+    return Inventory(table, changed, {row: record.content for row, record in zip(place.tolist(), records, strict=True)},
+                     np.sort(place), int(kept.sum()), moved, removed)
 
 
-def _digests(records: Sequence[Record], progress: bool) -> list[bytes]:
+def _digests(records: Sequence[Record], progress: bool) -> np.ndarray:
+    """Digests of the files' bytes: (records, 16)."""
     def one(record: Record) -> bytes:
         try:
             return digest(record.content.read())
@@ -108,8 +107,9 @@ def _digests(records: Sequence[Record], progress: bool) -> list[bytes]:
             return digest(b"")  # as the row of an unreadable file has it
 
     with ThreadPoolExecutor() as pool:
-        return list(tqdm(pool.map(one, records), total=len(records), unit="file", desc="compare",
-                         disable=None if progress else True))
+        found = tqdm(pool.map(one, records), total=len(records), unit="file", desc="compare",
+                     disable=None if progress else True)
+        return np.frombuffer(b"".join(found), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _columns(old: Table, size: int) -> Table:

@@ -9,6 +9,10 @@ class StoreError(OnceclipError):
     """A store cannot be used as asked."""
 
 
+class StoreBusy(StoreError):  # noqa: N818
+    """Another process holds the lock of a store."""
+
+
 class NotAStore(StoreError, FileNotFoundError):  # noqa: N818 - reads as what it is
     """There is no store at the path, or something else is."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from onceclip.stores.errors import StoreError
+from onceclip.stores.errors import StoreBusy
 from onceclip.stores.remote import is_remote, local_path
 
 try:
@@ -21,7 +21,7 @@ def write_lock(path: str) -> Iterator[None]:
 
     The operating system drops the lock when the process dies, so a killed one cannot keep others out. Object stores
     have no such lock.
-    Raises StoreError if another process is writing.
+    Raises StoreBusy if another process is writing.
     """
     path = local_path(path)
     if is_remote(path) or fcntl is None:
@@ -45,8 +45,8 @@ def _acquire(name: str, path: str) -> int:
         except BlockingIOError:
             owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(handle)
-            raise StoreError(f"{path} is being written by another process (number {owner}): wait until it has ended, "
-                             "then run the command again") from None
+            raise StoreBusy(f"{path} is being written by another process (number {owner}): wait until it has ended, "
+                            "then run the command again") from None
         # The last owner may have removed the file between our opening and our locking it.
         try:
             current = os.stat(name).st_ino == os.fstat(handle).st_ino

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -28,6 +29,11 @@ def is_remote(path: str) -> bool:
 def local_path(path: str) -> str:
     """The path that a file:// URL means; anything else as it is."""
     return str(strip_protocol(path)) if _is_file(path) else path
+
+
+def everywhere(path: str) -> str:
+    """A path or URL as it is to be told to a process that may have another working directory."""
+    return path if is_remote(path) else os.path.abspath(local_path(path))
 
 
 def _is_file(path: str) -> bool:

@@ -111,25 +111,28 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
     extract(pictures, tmp_path / "one.zarr", EncoderSpec(means), options)
     store = Path(shutil.copytree(tmp_path / "one.zarr", tmp_path / "two.zarr"))
     table, encoder = open_store(str(store)).table, open_encoder(EncoderSpec(means))
-    array = StoreWriter.open(str(store), encoder.info).store.array("state")
+    writer = StoreWriter.open(str(store), encoder.info)
+    writer.update(complete=False)
+    array = writer.store.array("state")
     array[...] = TODO
     files = [(row, LocalFile(pictures / str(key))) for row, key in enumerate(table.key)]
     monkeypatch.setattr("onceclip.pipeline.units.FLUSH_SECONDS", 0.0)
 
-    def work() -> None:
-        held = worker.Held()
+    def work(held: worker.Held) -> None:
         for number in range(6):
             unit = Unit(str(store), number, tuple(files[8 * number:8 * number + 8]), Equipment(EncoderSpec(means), 4))
             barrier.wait()
             assert worker.encode_unit(unit, held).rows == 8
             assert (np.asarray(array[8 * number:8 * number + 8]) == STORED).all()  # whatever the other one is at
-        held.close()
 
-    barrier = threading.Barrier(2)
+    barrier, helds = threading.Barrier(2, timeout=60), [worker.Held(), worker.Held()]
     with ThreadPoolExecutor(2) as pool:
-        for future in [pool.submit(work) for _ in range(2)]:
-            future.result()
-    assert contents(store) == contents(tmp_path / "one.zarr")
+        futures = [pool.submit(work, held) for held in helds]
+    for held in helds:
+        held.close()
+    for future in futures:
+        future.result()
+    assert contents(store / "image") == contents(tmp_path / "one.zarr" / "image")
 
 
 def test_a_unit_whose_image_ends_every_process_is_named_and_the_others_are_stored(
