@@ -17,8 +17,8 @@ lint: install-test
 	$(BIN)/mypy -p onceclip
 
 # Tests again, on the wheel that users get, from another folder: of files and commands, not of the mathematics.
-WHEEL := tests/test_cli.py tests/test_cli_failures.py tests/test_house.py tests/stores \
-	$(addprefix tests/pipeline/test_,extract.py extract_again.py predict.py import.py sources.py sweep.py decoders.py)
+WHEEL := tests/test_cli.py tests/test_cli_failures.py tests/test_house.py \
+	$(addprefix tests/pipeline/test_,extract.py predict.py sweep.py report.py export.py sources.py)
 test-wheel: install-test
 	rm -rf build/wheel && mkdir -p build/wheel/site
 	$(BIN)/python -m build --wheel --outdir build/wheel . >build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; false)

@@ -169,9 +169,12 @@ class Method:
              generator: torch.Generator) -> Tensor:
         """What a training step lowers; write it anew only where it is no mean cross-entropy plus `penalty`.
 
+        A hyperparameter `smoothing` is the share of every label that all classes have alike.
         rows: (n, width) input of the training head. label: (n,). generator: for noise such as dropout.
         """
-        return cross_entropy(self.training_head(prepared, parameters)(rows), label) + self.penalty(prepared, parameters)
+        logits = self.training_head(prepared, parameters)(rows)
+        smoothing = float(self.values.get("smoothing", 0.0))
+        return cross_entropy(logits, label, label_smoothing=smoothing) + self.penalty(prepared, parameters)
 
     def training_rows(self, task: Task, prepared: Any, epoch: int) -> tuple[Tensor, Tensor]:
         """The rows (n, width) that one epoch is made of, and their labels (n,)."""

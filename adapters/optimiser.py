@@ -16,6 +16,8 @@ from onceclip.adapters.method import Method
 from onceclip.adapters.schedule import Moment, step_size
 
 _BETAS = 0.9, 0.999
+_NESTEROV = "nesterov"
+_SGD = "sgd", _NESTEROV
 _ELEMENTS = {"cpu": 2**18}  # of the parameters that step together: what a core's cache holds; elsewhere all of them
 
 
@@ -37,7 +39,7 @@ class _Share:
 
 
 class Optimiser:
-    """AdamW, Adam or SGD on parameters with a leading axis of runs (none for a single run).
+    """AdamW, Adam, or SGD with either momentum, on parameters with a leading axis of runs (none for a single run).
 
     methods: one per run.
     A single run takes the functions behind torch's optimisers: small steps spend most of their time in the classes.
@@ -60,11 +62,11 @@ class Optimiser:
             own = [each if share.where is None else each[share.where] for each in gradients]
             size = step_size(self.method.schedule, share.rate, at, self.method.warmup)
             if isinstance(share.rate, Tensor):
-                (self._sgd_together if self.method.optimiser == "sgd" else self._adam_together)(share, own, size)
+                (self._sgd_together if self.method.optimiser in _SGD else self._adam_together)(share, own, size)
             else:
                 # The fused steps read a gradient as if it were laid out like its parameter.
                 own = [each.contiguous() for each in own]
-                (self._sgd if self.method.optimiser == "sgd" else self._adam)(share, own, float(size))
+                (self._sgd if self.method.optimiser in _SGD else self._adam)(share, own, float(size))
 
     def _clipped(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of every run no longer in all than its `clip`, as `torch.nn.utils.clip_grad_norm_` makes them."""
@@ -89,7 +91,7 @@ class Optimiser:
     def _sgd(self, share: _Share, gradients: list[Tensor], size: float) -> None:
         share.moments = share.moments or [[None] * len(gradients)]  # type: ignore[list-item]
         sgd(share.values, gradients, share.moments[0], lr=size, momentum=self.method.momentum, dampening=0.0,  # type: ignore[arg-type]
-            weight_decay=share.decay, nesterov=False, maximize=False, foreach=False)  # type: ignore[arg-type]
+            weight_decay=share.decay, nesterov=self.method.optimiser == _NESTEROV, maximize=False, foreach=False)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _adam_together(self, share: _Share, gradients: list[Tensor], size: float | Tensor) -> None:
@@ -110,15 +112,18 @@ class Optimiser:
 
     @torch.no_grad()
     def _sgd_together(self, share: _Share, gradients: list[Tensor], size: float | Tensor) -> None:
-        """SGD with momentum as `torch.optim.SGD` defines it."""
+        """SGD with momentum, plain or Nesterov's, as `torch.optim.SGD` defines it."""
         gradients = [torch.addcmul(gradient, _shaped(share.decay, value), value)
                      for gradient, value in zip(gradients, share.values, strict=True)]
-        if self.method.momentum and share.moments:
-            gradients = [mean.mul_(self.method.momentum).add_(gradient)
-                         for mean, gradient in zip(share.moments[0], gradients, strict=True)]
-        share.moments = [gradients]
-        for value, gradient in zip(share.values, gradients, strict=True):
-            value.addcmul_(gradient, _shaped(size, value), value=-1)
+        means, momentum = gradients, self.method.momentum
+        if momentum and share.moments:
+            means = [mean.mul_(momentum).add_(gradient)
+                     for mean, gradient in zip(share.moments[0], gradients, strict=True)]
+        share.moments = [means]
+        ahead = self.method.optimiser == _NESTEROV
+        for value, mean, gradient in zip(share.values, means, gradients, strict=True):
+            move = torch.add(gradient, mean, alpha=momentum) if ahead else mean
+            value.addcmul_(move, _shaped(size, value), value=-1)
 
 
 def _share(methods: Sequence[Method], values: Sequence[Tensor], start: int, together: int) -> _Share:

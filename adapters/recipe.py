@@ -5,7 +5,7 @@ from __future__ import annotations
 from onceclip.adapters.method import Hyperparameter
 from onceclip.adapters.schedule import SCHEDULES
 
-OPTIMISERS = ("adamw", "adam", "sgd")
+OPTIMISERS = ("adamw", "adam", "sgd", "nesterov")
 
 
 def recipe(learning_rate: float, epochs: int, batch_size: int = 0, weight_decay: float = 0.01, epsilon: float = 1e-8,
@@ -19,10 +19,11 @@ def recipe(learning_rate: float, epochs: int, batch_size: int = 0, weight_decay:
         "batch_size": Hyperparameter(batch_size, "rows per step; 0 takes all of them", high=2**31, retrain=True),
         "weight_decay": Hyperparameter(weight_decay, "decay of the parameters; decoupled in adamw", high=100.0,
                                        retrain=True),
-        "optimiser": Hyperparameter(optimiser, "what makes steps of gradients", choices=OPTIMISERS, retrain=True),
+        "optimiser": Hyperparameter(optimiser, "what makes steps of gradients; nesterov is sgd with Nesterov's "
+                                    "momentum", choices=OPTIMISERS, retrain=True),
         "schedule": Hyperparameter(schedule, "how the step size falls", choices=SCHEDULES, retrain=True),
         "epsilon": Hyperparameter(epsilon, "epsilon of adam and adamw", high=1.0, retrain=True),
-        "momentum": Hyperparameter(momentum, "momentum of sgd", high=1.0, retrain=True),
+        "momentum": Hyperparameter(momentum, "momentum of sgd and nesterov", high=1.0, retrain=True),
         "warmup": Hyperparameter(warmup, "steps over which the schedule `warmup` rises", high=1e9, retrain=True),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,16 +80,16 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
         prepared = method.prepare(task)
         if policy == "loo":
             settings = search.settings(free, seed)
-            trials = list(_leave_one_out(method, task, prepared, settings, mixing))
+            trials = _refined(list(_leave_one_out(method, task, prepared, settings, mixing)), free, search,
+                              lambda more: list(_leave_one_out(method, task, prepared, more, mixing)))
             best = max(trials, key=lambda trial: trial.rank)
             return Selection(best.method.fit(task, seed, progress), best.accuracy, len(trials), best.interval)
         if task.val is None or not len(task.val):
             raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
         settings = search.settings(free, seed)
-        best = _validated([method.with_values(**values) for values in settings], task, prepared, task.val, mixing, seed,
-                          progress, search)
-        return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, len(settings),
-                         best.interval)
+        best, tried = _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
+                                 mixing, seed, progress, search, free)
+        return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, tried, best.interval)
 
 
 def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
@@ -129,8 +129,8 @@ def _firm(method: Method) -> tuple[Any, ...]:
 
 
 def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,
-               progress: Progress, search: Search) -> _Trial:
-    """The best of some settings on validation rows."""
+               progress: Progress, search: Search, free: Mapping[str, tuple[Value, ...]]) -> tuple[_Trial, int]:
+    """The best of some settings on validation rows, and how many were compared."""
     trained = methods[0].trained and "epochs" in methods[0].values
     rungs = search.rungs(len(methods), int(methods[0].values["epochs"])) if trained else [0]
     going: list[Method] = list(methods)
@@ -142,10 +142,23 @@ def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows,
         order = sorted(range(len(trials)), key=lambda place: trials[place].rank, reverse=True)
         if not last:
             going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
-    best = trials[order[0]]
+    trials = _refined(trials, free, search, lambda more: _trials(
+        [methods[0].with_values(**values) for values in more], task, prepared, rows, mixing, seed, search.narrow,
+        no_progress))
+    best = max(trials, key=lambda trial: trial.rank)
     if search.narrow and trained:
         best, = _trials([best.method], task, prepared, rows, mixing, seed, False, no_progress)
-    return best
+    return best, max(len(methods), len(trials))
+
+
+def _refined(trials: list[_Trial], free: Mapping[str, tuple[Value, ...]], search: Search,
+             score: Callable[[list[dict[str, Value]]], list[_Trial]]) -> list[_Trial]:
+    """The trials, and those of the values between the best one and its neighbours, round by round."""
+    for _ in range(search.rounds):
+        best = max(trials, key=lambda trial: trial.rank)
+        more = search.between([trial.method.values for trial in trials], best.method.values, free)
+        trials = trials + (score(more) if more else [])
+    return trials
 
 
 def _trials(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,

@@ -52,7 +52,11 @@ class Stack:
         # With rows innermost: over a few classes that lie next to each other it takes up to thirty times as long.
         columns = self.head(parameters)(rows).transpose(1, 2).contiguous()
         wanted = label.view(1, 1, -1).expand(len(columns), 1, -1)
-        loss = -log_softmax(columns, dim=1).gather(1, wanted).mean(dim=(1, 2))
+        likely = log_softmax(columns, dim=1)
+        loss = -likely.gather(1, wanted).mean(dim=(1, 2))
+        smoothing = self.differing.get("smoothing", float(self.method.values.get("smoothing", 0.0)))
+        if isinstance(smoothing, Tensor) or smoothing:
+            loss = (1 - smoothing) * loss - smoothing * likely.mean(dim=(1, 2))
         if self._penalised:
             loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
                                     parameters)

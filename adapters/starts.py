@@ -29,5 +29,11 @@ def xavier_normal(shape: tuple[int, int], generator: torch.Generator, like: Tens
     return (gain * math.sqrt(2 / sum(shape)) * values).to(like)
 
 
+def kaiming_normal(shape: tuple[int, int], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Weights (outputs, inputs), of deviation `sqrt(2 / inputs)` (He et al., ICCV 2015)."""
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return (math.sqrt(2 / shape[1]) * values).to(like)
+
+
 def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator, like: Tensor) -> Tensor:
     return (bound * (torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1)).to(like)

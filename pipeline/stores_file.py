@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +16,13 @@ from onceclip.stores import Store
 from onceclip.stores.schema import BAD, SPLITS, STORED
 
 NAME = "stores.json"
-_MAKING = ("seconds", "profile")  # attributes that say what the extraction cost, where a store has them
 
 
 def record_stores(folder: Path, stores: Sequence[Store]) -> Path:
     """Describe stores in the folder's `stores.json`, by fingerprint, beside those that it has already."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    part = folder / f"{NAME}.{os.getpid()}.part"
+    part = folder / f"{NAME}.{platform.node()}-{os.getpid()}.part"
     part.write_text(json.dumps(read_stores(folder) | {store.fingerprint: described(store) for store in stores},
                                indent=1, allow_nan=False), encoding="utf-8")
     os.replace(part, path)
@@ -54,6 +54,5 @@ def described(store: Store) -> dict[str, Any]:
             "reasons": dict(Counter(map(str, store.column("reason")[state == BAD])).most_common()),
             "split_source": attributes.get("split_source"), "dtype": attributes["dtype"], "dim": store.dim,
             "outputs": {name: list(output.shape) for name, output in store.outputs.items()},
-            **{name: attributes[name] for name in _MAKING if name in attributes},
         },
     }

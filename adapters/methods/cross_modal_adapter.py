@@ -18,7 +18,7 @@ class CrossModalAdapter(CrossModalLinearProbe):
     `z = r relu(W2 relu(W1 x)) + (1 - r) x`, not scaled back to unit length, `logits = s z H^T`.
 
     Source: Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal Models (Lin et al., CVPR
-    2023); the ratio from the authors' code.
+    2023); the ratio and the preset `reference`, that of cross-modal-lp, from the authors' code.
 
     Example:
         >>> onceclip.CrossModalAdapter(ratio=0.5).fit(task).logits(embeddings).shape
@@ -33,8 +33,9 @@ class CrossModalAdapter(CrossModalLinearProbe):
         "ratio": Hyperparameter(0.2, "share of the adapted vector", high=1.0, retrain=True),
         "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
                                     retrain=True),
-        **CrossModalLinearProbe.hyperparameters,
+        **{name: value for name, value in CrossModalLinearProbe.hyperparameters.items() if name != "preset"},
     }
+    presets = {"reference": {**CrossModalLinearProbe.presets["reference"], "weight_decay": 1e-3}}
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         hidden, dim, like = max(1, prepared.dim // self.reduction), prepared.dim, prepared.text.embedding

@@ -16,9 +16,10 @@ class LinearProbeAdamW(Method):
     """A linear layer with bias on unit embeddings, without logit scale and without text.
 
     The decay is chosen on validation rows, or zero. CLIP_benchmark compares 97 values of it in a search by halves whose
-    first 7 are tried here, then trains anew on train and val together; here val rows never become support. It starts
-    from random values, here from zero, so that neither seed nor order of classes matters. Its 20 epochs are 20 steps
-    where the support fits one batch, too few for unequal shots: hence 200. The preset `reference` has its values.
+    first 7 are tried here, and the rest with `--search halves`, then trains anew on train and val together; here val
+    rows never become support. It starts from random values, here from zero, so that neither seed nor order of classes
+    matters. Its 20 epochs are 20 steps where the support fits one batch, too few for unequal shots: hence 200. The
+    preset `reference` has its values.
 
     Source: LAION-AI/CLIP_benchmark, `metrics/linear_probe.py`; step size, epochs and batch size from its README.
 

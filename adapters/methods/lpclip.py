@@ -15,7 +15,7 @@ class LpClip(LinearProbe):
     Minimises `C sum cross-entropy + 1/2 |W|^2` on rows of unit length times the root mean square of the raw lengths,
     which is `linear-probe` with `l2 = 1 / (C rows length^2)`. Raw rows differ from these by each image's own length
     alone, some per cent, which says nothing of its class. The published searches start with a few powers of ten and
-    then halve the interval; here all powers are tried.
+    then halve the interval; here all powers are tried, and `--search halves` goes on from there.
 
     Source: CoOp (Zhou et al., IJCV 2022), `lpclip`; the default C from the README of openai/CLIP.
 

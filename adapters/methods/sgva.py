@@ -45,7 +45,7 @@ class SgVA(Method):
     class hardly tells weights apart: what is then chosen is the middle of a wide tie, and may fall below zero-shot.
 
     Source: SgVA-CLIP (Peng et al., IEEE Transactions on Multimedia 2023), equations 2 to 9; recipe from the authors'
-    code, whose momentum is Nesterov's.
+    code, whose momentum is Nesterov's (preset `reference`).
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj", "embedding"])
@@ -70,6 +70,7 @@ class SgVA(Method):
         **recipe(learning_rate=1e-2, epochs=100, weight_decay=5e-4, optimiser="sgd", schedule="dassl"),
         **keeping(),
     }
+    presets = {"reference": {"optimiser": "nesterov"}}
     mixing = "weight"
     trained = True
     inputs = ("preproj", "embedding")

@@ -16,7 +16,8 @@ class WiseFT(Method):
 
     The logit scale is part of W0 = s w. Of linear heads the average of weights is the average of logits, so the best
     alpha is found exactly. `merge` does the same with any two classifiers. The published script clips gradients and
-    warms up over 500 steps, which is more than a few-shot training has; the preset `reference` has its numbers.
+    warms up over 500 steps, which is more than a few-shot training has; the preset `reference` has its numbers. It can
+    also smooth labels (`smoothing`).
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), equation 1.
 
@@ -33,6 +34,8 @@ class WiseFT(Method):
     hyperparameters = {
         "alpha": Hyperparameter(0.5, "share of the fine-tuned weights", high=1.0),
         **recipe(learning_rate=1e-2, epochs=300, weight_decay=0.0),
+        "smoothing": Hyperparameter(0.0, "share of every label that all classes have alike, in training", high=1.0,
+                                    retrain=True),
         "clip": Hyperparameter(0.0, "length that a step's gradient is cut to; 0 for none", high=1e6, retrain=True),
     }
     presets = {"reference": {"learning_rate": 1e-3, "weight_decay": 0.1, "epochs": 10, "batch_size": 512,

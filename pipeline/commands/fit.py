@@ -29,7 +29,7 @@ from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, sh
               help="How hyperparameters are chosen: not at all, on min(shots, 4) validation images per class, on the "
               "whole val split, or by leave-one-image-out.  [default: fixed; val for linear-probe]")
 @click.option("--search", default="grid", show_default=True, metavar="S",
-              help="What a selection tries: grid, random:N, halving or halving:N.")
+              help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")

@@ -58,7 +58,7 @@ class ShotList(click.ParamType):
               "hyperparameters; with --grid each is fixed and scored on validation rows.  "
               "[default: val; fixed with --grid]")
 @click.option("--search", default="grid", show_default=True, metavar="S",
-              help="What a selection tries: grid, random:N, halving or halving:N.")
+              help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")

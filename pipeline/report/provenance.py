@@ -80,8 +80,7 @@ def _store_facts(store: Mapping[str, Any]) -> Facts:
             ("splits", ", ".join(f"{name} {number:,}" for name, number in store.get("splits", {}).items())),
             ("split made by", f"{source.get('how', '')}{f' ({how})' if how else ''}"),
             ("images stored", f"{made['images']:,}" if "images" in made else ""),
-            ("bad images", f"{made['bad']:,}{': ' if bad else ''}{', '.join(bad)}" if made.get("bad") else ""),
-            ("extraction", f"{made['seconds']:,.1f} s" if made.get("seconds") else "")]
+            ("bad images", f"{made['bad']:,}{': ' if bad else ''}{', '.join(bad)}" if made.get("bad") else "")]
 
 
 def draws_of(setting: Setting) -> Draws:

@@ -6,7 +6,8 @@ import torch
 from onceclip.adapters import METHODS, Rows, Task, Text
 
 VARIANTS = [("clip-adapter", {"branch": "text"}), ("clip-adapter", {"branch": "both"}),
-            ("clip-adapter", {"branch": "both", "learn_ratio": True})]
+            ("clip-adapter", {"branch": "both", "learn_ratio": True}),
+            ("taskres", {"learn_alpha": True, "enhanced": 5})]
 QUICK = {"epochs": 15, "batch_size": 0, "l2": 0.03}  # a strong decay, so that the solver's tolerance does not show
 QUICK_OF = {"linear-probe-adamw": {"epochs": 60},  # starts from nothing, not from zero-shot
             "ape-t": {"similarity": 0.6, "channels": 512},  # where its two criteria choose different channels

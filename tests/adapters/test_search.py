@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from onceclip.adapters import GDA, ClipAdapter, MethodError, TipAdapter, fit_selected
+from onceclip.adapters import GDA, ClipAdapter, LinearProbeAdamW, LpClip, MethodError, TipAdapter, fit_selected
 from onceclip.adapters.engine import Run, train
 from onceclip.adapters.search import Search
 from onceclip.adapters.together import join, logits_together
@@ -65,6 +65,48 @@ def test_halving_finds_what_the_grid_finds_with_fewer_epochs(make_task, monkeypa
     assert spent["halving"] < 0.5 * spent["grid"]
     assert found["halving"].accuracy >= found["grid"].accuracy - 0.1
     assert found["halving"].classifier.hyperparameters["epochs"] == 27
+
+
+def test_halves_lie_between_the_best_value_and_its_neighbours():
+    free = {"C": (1.0, 100.0, 10000.0), "kind": ("x", "y"), "shots": (1, 2), "decay": (0.0, 1e-4)}
+    best = {"C": 100.0, "kind": "y", "shots": 2, "decay": 1e-4, "other": 7.0}
+    tried = [{**best, "C": value, "decay": decay} for value in free["C"] for decay in free["decay"]]
+    search = Search.parse("halves")
+    found = search.between(tried, best, free)
+    assert [each["C"] for each in found] == pytest.approx([10.0, 1000.0])
+    assert all({**best, **each, "C": 100.0} == best and "other" not in each for each in found)
+    assert [each["C"] for each in search.between(tried + found, found[0] | best, free)] == pytest.approx([31.6, 316.2],
+                                                                                                          rel=1e-3)
+    edge = {**best, "C": 1.0}
+    assert [each["C"] for each in search.between(tried, edge, free)] == pytest.approx([10.0])
+    assert search.settings(free, 0) == Search().settings(free, 0)
+
+
+def test_halves_reach_the_grid_of_97_decays_of_the_published_probe(make_task):
+    """From every sixteenth value, in rounds of 8, 4, 2 and 1 steps, with at most eight trainings more."""
+    task = make_task((4, 4, 4), val=15, noise=0.9)
+    found = fit_selected(LinearProbeAdamW(epochs=20), task, "val", search=Search.parse("halves"))
+    assert 8 + 4 <= found.tried <= 8 + 8
+    decay = found.classifier.hyperparameters["weight_decay"]
+    step = (math.log10(decay) + 6) * 12
+    assert step == pytest.approx(round(step), abs=0.01)
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_halves_find_nothing_worse_than_the_grid(make_task, rounds):
+    task = make_task((4, 4, 4), val=15, noise=0.9)
+    grid, halves = (fit_selected(LpClip(), task, "val", search=each) for each in (Search(), Search("halves", rounds)))
+    assert grid.tried < halves.tried <= grid.tried + 2 * rounds
+    assert halves.accuracy >= grid.accuracy
+    again = LpClip(**halves.classifier.hyperparameters).fit(task)
+    assert torch.equal(again.head.weight, halves.classifier.head.weight)
+
+
+def test_halves_of_a_method_without_training_go_by_leave_one_out_too(make_task):
+    task = make_task((4, 4, 4), noise=0.9)
+    grid, halves = (fit_selected(TipAdapter(), task, "loo", search=Search.parse(text)) for text in ("grid", "halves"))
+    assert halves.accuracy >= grid.accuracy
+    assert halves.tried > grid.tried
 
 
 def with_search(method, name, values):
