@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import compress, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from onceclip.adapters import load_classifier
 from onceclip.adapters.classifier import CONFIG
 from onceclip.pipeline.prompts.class_names import class_phrases
 from onceclip.stores import Store, open_store
-from onceclip.stores.schema import BAD, NO_LABEL, REMOVED, SCHEMA, SPLITS, STORED, TODO
+from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
 
+_PIECE = 1 << 20  # rows that are counted at once
 _SAMPLE = 4096
 _LISTED = 20
 _TEMPLATES = 3
@@ -34,39 +36,49 @@ def info(path: str) -> dict[str, Any]:
 
 
 def _store(store: Store) -> dict[str, Any]:
-    table, dtype = store.table, np.dtype(store.attributes["dtype"])
-    stored = np.flatnonzero(table.state == STORED)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in store.classes}
-    for label, split in zip(table.label[stored], table.split[stored], strict=True):
-        if label != NO_LABEL:
-            counts[store.classes[label]][SPLITS[split] if split >= 0 else "none"] += 1
-    bad = np.flatnonzero(table.state == BAD)
+    dtype, height = np.dtype(store.attributes["dtype"]), len(store.column("state"))
+    states: Counter[int] = Counter()
+    # Stored rows by class and split; the last of each are those without one, where -1 finds them.
+    counts = np.zeros((len(store.classes) + 1, len(SPLITS) + 1), np.int64)
+    bad: dict[str, str] = {}
+    for start in range(0, height, _PIECE):
+        state, label, split = (store.part(name, slice(start, start + _PIECE)) for name in ("state", "label", "split"))
+        states.update({number: int((state == number).sum()) for number in (STORED, BAD, REMOVED, TODO)})
+        np.add.at(counts, (label[state == STORED], split[state == STORED]), 1)
+        if (state == BAD).any():
+            key, reason = (store.part(name, slice(start, start + _PIECE))[state == BAD] for name in ("key", "reason"))
+            bad |= dict(zip(key.tolist(), reason.tolist(), strict=True))
     return {
         "kind": "store", "path": store.path, "schema": store.attributes.get("schema", SCHEMA),
         "version": onceclip.__version__, "complete": store.complete, "fingerprint": store.fingerprint,
         "encoder": store.encoder,
-        "images": {"stored": len(stored), "bad": len(bad), "removed": int((table.state == REMOVED).sum()),
-                   "to do": int((table.state == TODO).sum())},
-        "bad_images": {str(table.key[row]): str(table.reason[row]) for row in bad},
-        "splits": {name: int((table.split[stored] == number).sum()) for number, name in enumerate(SPLITS)},
+        "images": {"stored": states[STORED], "bad": states[BAD], "removed": states[REMOVED], "to do": states[TODO]},
+        "bad_images": bad,
+        "splits": {name: int(counts[:, number].sum()) for number, name in enumerate(SPLITS)},
         "split_source": store.attributes.get("split_source"),
-        "classes": {name: {split: number for split in (*SPLITS, "none") if (number := counts[name][split])}
-                    for name in store.classes},
+        "classes": {name: {split: number for split, number in zip((*SPLITS, "none"), here, strict=True) if number}
+                    for name, here in zip(store.classes, counts.tolist(), strict=False)},
         "embedding": {"dim": store.dim, "dtype": str(dtype), "unit_rows": store.attributes["unit_rows"],
-                      "bytes": int(len(table) * store.dim * dtype.itemsize), "views": store.has_views,
+                      "bytes": int(height * store.dim * dtype.itemsize), "views": store.has_views,
                       "chunk_rows": store.attributes.get("chunk_rows"),
                       "outputs": {name: list(output.shape) for name, output in store.outputs.items()},
-                      "norm": _norms(store, stored)},
+                      "norm": _norms(store)},
         "texts": {name: _text(store, name) for name in store.texts},
     }
 
 
-def _norms(store: Store, stored: np.ndarray) -> dict[str, float] | None:
+def _norms(store: Store) -> dict[str, float] | None:
     """Lengths of the raw embeddings, from the first rows of the store: 1 means that they were normalised before."""
+    stored = _first(store.column("state") == STORED)
     if not len(stored):
         return None
-    norm = np.linalg.norm(store.embeddings(stored[:_SAMPLE]).astype(np.float32), axis=1)
+    norm = np.linalg.norm(store.embeddings(stored).astype(np.float32), axis=1)
     return {"minimum": float(norm.min()), "median": float(np.median(norm)), "maximum": float(norm.max())}
+
+
+def _first(mask: np.ndarray) -> np.ndarray:
+    """Places of the first rows of a mask, `_SAMPLE` at most."""
+    return np.fromiter(islice(compress(count(), mask), _SAMPLE), np.int64)
 
 
 def _text(store: Store, name: str) -> dict[str, Any]:

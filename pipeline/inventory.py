@@ -16,6 +16,8 @@ from onceclip.stores import Store, Table
 from onceclip.stores.fingerprint import DIGEST_BYTES, digest
 from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO
 
+_AHEAD = 1 << 14  # files that are handed to threads at once
+
 
 @dataclass(frozen=True)
 class Inventory:
@@ -60,7 +62,7 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     place[same] = known[same]
     kept[place[same]] = True
     moved = 0
-    by_content = defaultdict(deque)
+    by_content: dict[bytes, deque[int]] = defaultdict(deque)
     for row in np.flatnonzero(done & ~kept[:size]).tolist():
         by_content[old.digest[row].tobytes()].append(row)
     for index in np.flatnonzero(place < 0).tolist() if by_content else ():
@@ -78,11 +80,11 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
         place[index] = row
         taken[row] = True
 
-    number = {name: index for index, name in enumerate(classes)} | {None: NO_LABEL}
+    number: dict[str | None, int] = {None: NO_LABEL, **{name: index for index, name in enumerate(classes)}}
     table = _columns(old, size)
-    table.key[place] = [record.key for record in records]
-    table.label[place] = [number[record.label] for record in records]
-    table.group[place] = [record.group for record in records]
+    table.key[place] = np.fromiter((record.key for record in records), object, len(records))
+    table.label[place] = np.fromiter((number[record.label] for record in records), np.int32, len(records))
+    table.group[place] = np.fromiter((record.group for record in records), object, len(records))
     again = place[~kept[place]]
     table.state[again], table.reason[again], table.digest[again] = TODO, "", 0
     split = np.array([NO_SPLIT if record.split is None else SPLITS.index(record.split) for record in records], np.int8)
@@ -107,9 +109,10 @@ def _digests(records: Sequence[Record], progress: bool) -> np.ndarray:
             return digest(b"")  # as the row of an unreadable file has it
 
     with ThreadPoolExecutor() as pool:
-        found = tqdm(pool.map(one, records), total=len(records), unit="file", desc="compare",
-                     disable=None if progress else True)
-        return np.frombuffer(b"".join(found), np.uint8).reshape(-1, DIGEST_BYTES)
+        found = (each for start in range(0, len(records), _AHEAD)
+                 for each in pool.map(one, records[start:start + _AHEAD]))
+        shown = tqdm(found, total=len(records), unit="file", desc="compare", disable=None if progress else True)
+        return np.frombuffer(b"".join(shown), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _columns(old: Table, size: int) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from onceclip.stores.lock import write_lock
 from onceclip.stores.place import damage, occupied
 from onceclip.stores.reader import Store, open_store
 from onceclip.stores.schema import SHARD_BYTES, TODO, Output, read_whole
+from onceclip.stores.table import Table
 from onceclip.stores.writer import StoreWriter
 
 SHARD_ROWS = 262144
@@ -44,7 +45,8 @@ def compact(path: str, new: str, shard_rows: int | None = None,
     """
     source = open_store(path)
     source.require_complete()
-    if not source.has("embedding") or not len(source.table):
+    images = source.array("state").shape[0]
+    if not source.has("embedding") or not images:
         raise StoreError(f"{path} holds no images: there is nothing to compact")
     outputs = dict(source.outputs)
     if source.has("view") and "view" not in outputs:  # imported before outputs were described
@@ -59,8 +61,10 @@ def compact(path: str, new: str, shard_rows: int | None = None,
     made_of = {"fingerprint": source.fingerprint, "unit_rows": unit_rows, "chunk_rows": chunk_rows}
     with write_lock(new):
         writer = _target(source, new, made_of, outputs)
-        todo = np.unique(np.flatnonzero(writer.store.column("state") == TODO) // unit_rows)
-        for done, number in enumerate(todo.tolist()):
+        numbers = range(-(-images // unit_rows))
+        todo = [number for number in numbers if
+                (writer.store.part("state", slice(number * unit_rows, (number + 1) * unit_rows)) == TODO).any()]
+        for done, number in enumerate(todo):
             writer.adopt(number, source)
             progress((done + 1) / len(todo))
         for name, array in _encoder_arrays(source):
@@ -72,8 +76,7 @@ def compact(path: str, new: str, shard_rows: int | None = None,
         others = {name: value for name, value in source.attributes.items() if name not in _OWN}
         writer.update(**others)
         writer.finish(source.column("split"), source.fingerprint)
-    units = -(-len(source.table) // unit_rows)
-    return Compaction(new, len(source.table), unit_rows, len(todo), units - len(todo), len(source.table) * row_bytes)
+    return Compaction(new, images, unit_rows, len(todo), len(numbers) - len(todo), images * row_bytes)
 
 
 def _shard_rows(chunk_rows: int, row_bytes: int) -> int:
@@ -94,11 +97,19 @@ def _target(source: Store, new: str, made_of: dict[str, Any], outputs: dict[str,
     else:
         writer = StoreWriter.create(new, source.encoder, source.dim, source.attributes["dtype"], made_of["unit_rows"],
                                     outputs, chunk_rows=made_of["chunk_rows"], compaction=made_of)
-    before = open_store(new).column("state")
-    state = np.full(len(source.table), TODO, np.int8)
-    state[:len(before)] = before
-    writer.plan(replace(source.table, state=state), list(source.classes))
+    writer.plan(_planned(source, open_store(new).column("state")), list(source.classes))
     return writer
+
+
+def _planned(source: Store, before: np.ndarray) -> Iterator[Table]:
+    """The table of a copy, in pieces. before: the states of the rows that it has."""
+    start = 0
+    for table in source.tables(SHARD_ROWS):
+        state = np.full(len(table), TODO, np.int8)
+        known = before[start:start + len(table)]
+        state[:len(known)] = known
+        start += len(table)
+        yield replace(table, state=state)
 
 
 def _encoder_arrays(source: Store) -> list[tuple[str, zarr.Array]]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from onceclip.stores.content import Content, content_of
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
 from onceclip.stores.flat import FlatArray, row_checksums
 from onceclip.stores.place import damage, open_group
@@ -22,12 +23,14 @@ from onceclip.stores.schema import (
     SCHEMA,
     SPLITS,
     STORED,
+    TABLE_ROWS,
     TODO,
     Column,
     Output,
     checksum_name,
     get_array,
     read_whole,
+    require_chunks,
     unseal,
 )
 from onceclip.stores.table import Table
@@ -43,6 +46,11 @@ class Store:
     encoder: what made the embeddings (a dict with `name`, `fingerprint`, `dim`, ...).
     classes: names, in label order. complete: whether the extraction has finished.
     outputs: what there is per image beside the embedding, by name.
+
+    Example:
+        >>> rows = store.rows("test")
+        >>> store.embeddings(rows[:5]).shape, store.column("label")[rows[:5]].shape
+        ((5, 64), (5,))
     """
 
     def __init__(self, path: str, group: zarr.Group) -> None:
@@ -56,6 +64,7 @@ class Store:
         self._arrays: dict[str, zarr.Array] = {}
         self._columns: dict[str, np.ndarray] = {}
         self._flats: dict[str, FlatArray | None] = {}
+        self._whole: set[str] = set()
 
     @property
     def dim(self) -> int:
@@ -94,20 +103,47 @@ class Store:
         Raises StoreDamaged if a chunk of it is missing or damaged.
         """
         if name not in self._columns:
-            with damage(self.path, f"image/{name}"):
-                described = COLUMNS.get(name, COLUMNS["checksum"])
-                if not self._height and not self.complete:
-                    column = np.empty((0, *described.shape), described.dtype)
-                elif described.optional and not self.has(name):
-                    column = np.full(self._height, described.fill, object)
-                else:
-                    array = self.array(name)
-                    column = read_column(array) if self.complete else np.asarray(array[...])
-            if self.complete and name == "state" and (column == TODO).any():
-                raise StoreDamaged(f"{self.path} says that it is complete but has rows still to be encoded: take it "
-                                   "from a copy, or delete it and extract again")
-            self._columns[name] = column[:self._height]
+            self._columns[name] = self._read(name, 0, self._height)
         return self._columns[name]
+
+    def part(self, name: str, where: slice) -> np.ndarray:
+        """Consecutive rows of a column, which is not kept in memory.
+
+        Raises StoreDamaged if a chunk of them is missing or damaged.
+        """
+        if name in self._columns:
+            return self._columns[name][where]
+        start, stop, _ = where.indices(self._height)
+        return self._read(name, start, max(start, stop))
+
+    def parts(self, *names: str, size: int = TABLE_ROWS) -> Iterator[tuple[np.ndarray, ...]]:
+        """Go through some columns in bounded memory, `size` rows of each at a time.
+
+        Raises StoreDamaged if a chunk of them is missing or damaged.
+
+        Example:
+            >>> sum(int((label == 0).sum()) for label, in store.parts("label"))
+            40
+        """
+        for start in range(0, self._height, size):
+            yield tuple(self.part(name, slice(start, start + size)) for name in names)
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        with damage(self.path, f"image/{name}"):
+            described = COLUMNS.get(name, COLUMNS["checksum"])
+            if not self._height and not self.complete:
+                return np.empty((0, *described.shape), described.dtype)
+            if described.optional and not self.has(name):
+                return np.full(stop - start, described.fill, object)
+            array, flat = self.array(name), self._flat(name) if self.complete else None
+            if self.complete and flat is None and name not in self._whole:
+                require_chunks(array)
+                self._whole.add(name)
+            column = np.asarray(array[start:stop]) if flat is None else read_column(flat, start, stop)
+        if self.complete and name == "state" and (column == TODO).any():
+            raise StoreDamaged(f"{self.path} says that it is complete but has rows still to be encoded: take it "
+                               "from a copy, or delete it and extract again")
+        return column
 
     def has(self, name: str) -> bool:
         """Whether there is an array of a name under `image/`."""
@@ -143,6 +179,11 @@ class Store:
         """All columns that say what the rows are."""
         return Table(**{name: self.column(name) for name in Table.__dataclass_fields__})
 
+    def tables(self, size: int = TABLE_ROWS) -> Iterator[Table]:
+        """Go through the table in bounded memory, `size` rows at a time."""
+        names = tuple(Table.__dataclass_fields__)
+        return (Table(**dict(zip(names, part, strict=True))) for part in self.parts(*names, size=size))
+
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the content: the encoder, and key, digest, class and split of every stored row.
@@ -155,7 +196,11 @@ class Store:
 
     def content_fingerprint(self) -> str:
         """The fingerprint, made anew from the columns."""
-        return self.table.fingerprint(self.encoder["fingerprint"], self.classes)
+        return self.content().fingerprint
+
+    def content(self) -> Content:
+        """What the stored rows are, found out anew from the columns in bounded memory."""
+        return content_of(self.parts, self._height, self.encoder["fingerprint"], self.classes)
 
     def rows(self, split: str | None = None, labelled: bool = True) -> np.ndarray:
         """Positions of the stored rows, of one split or of all: (n,) int64.
@@ -202,7 +247,7 @@ class Store:
         """CRC-32C of consecutive rows of the embeddings or of an output: (rows,) uint32."""
         column = checksum_name(name)
         if self.has(column):
-            return self.column(column)[where]
+            return self.part(column, where)
         with damage(self.path, f"image/{name}"):
             return row_checksums(np.asarray(self.array(name)[where]))
 
@@ -233,21 +278,29 @@ class Store:
         """Names of the text sets."""
         return sorted(name for name, entry in self.attributes["texts"].items() if entry["fingerprint"])
 
-    def text(self, name: str = "default") -> TextSet:
-        """One text set by name.
+    def text_fingerprint(self, name: str = "default") -> str:
+        """Identity of a text set, without reading it.
 
-        Raises StoreIncomplete if there is none, StoreMismatch if another encoder made it.
+        Raises StoreIncomplete if there is none.
         """
         if name not in self.texts:
             known = ", ".join(self.texts) or "none"
             raise StoreIncomplete(f"{self.path} has no text set {name!r} (there are: {known}): "
                                   "run `onceclip extract` to embed the class prompts")
+        return str(self.attributes["texts"][name]["fingerprint"])
+
+    def text(self, name: str = "default") -> TextSet:
+        """One text set by name.
+
+        Raises StoreIncomplete if there is none, StoreMismatch if another encoder made it.
+        """
+        expected = self.text_fingerprint(name)
         with damage(self.path, f"text/{name}"):
             text = TextSet.read(self.group[f"text/{name}"])  # type: ignore[arg-type]
         if text.encoder != self.encoder["fingerprint"]:
             raise StoreMismatch(f"{self.path}: text set {name!r} was made by encoder {text.encoder}, the images by "
                                 f"{self.encoder['fingerprint']}: embed the prompts again with the store's encoder")
-        if text.fingerprint != self.attributes["texts"][name]["fingerprint"]:
+        if text.fingerprint != expected:
             raise StoreDamaged(f"{self.path}: text/{name} is not the set that the store's attributes name: take the "
                                "store from a copy, or delete it and extract again")
         return text
@@ -277,6 +330,11 @@ def open_store(path: str) -> Store:
     """Open a store for reading. path: a folder, or any fsspec URL.
 
     Raises NotAStore if there is none, StoreError if a newer version wrote it.
+
+    Example:
+        >>> store = onceclip.open_store("pets.zarr")
+        >>> store.classes
+        ('cat', 'dog', 'fox', 'rabbit')
     """
     group = open_group(path)
     attributes: Any = group.attrs.get(ATTRIBUTE)

@@ -141,14 +141,19 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array:
     return node.with_config({"write_empty_chunks": True})
 
 
-def read_whole(array: zarr.Array) -> np.ndarray:
-    """Read all of an array.
-
-    Raises ValueError if a chunk is missing, which Zarr itself would read as fill values.
-    """
+def require_chunks(array: zarr.Array) -> None:
+    """Raise ValueError if a chunk is missing, which Zarr itself would read as fill values."""
     if array.nchunks_initialized != array.nchunks:
         raise ValueError(f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of {array.path} are "
                          "missing")
+
+
+def read_whole(array: zarr.Array) -> np.ndarray:
+    """Read all of an array.
+
+    Raises ValueError if a chunk is missing.
+    """
+    require_chunks(array)
     return np.asarray(array[...])
 
 

@@ -13,6 +13,9 @@ from onceclip.stores.errors import StoreError
 from onceclip.stores.reader import Store
 from onceclip.stores.schema import SPLITS, STORED, TODO
 
+_PIECE = 1 << 20  # rows that are compared at once
+_SPLIT = np.uint64(3)  # the bits that hold the number of a split
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -38,20 +41,22 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
 
 
 def row_faults(store: Store) -> Iterator[Problem]:
-    """Whether states, keys, labels and the fingerprint agree."""
-    table = store.table
-    todo = int((table.state == TODO).sum())
+    """Whether states, labels, keys and the fingerprint agree."""
+    rows = todo = unknown = 0
+    for state, label in store.parts("state", "label"):
+        rows, todo = rows + len(state), todo + int((state == TODO).sum())
+        unknown += int((label >= len(store.classes)).sum())
     if todo or not store.complete:
-        yield Problem("image/state", f"the extraction is unfinished, {todo} of {len(table)} images are to be done",
+        yield Problem("image/state", f"the extraction is unfinished, {todo} of {rows} images are to be done",
                       unfinished=True)
-    stored = table.state == STORED
-    if (table.label >= len(store.classes)).any():
+    if unknown:
         yield Problem("image/label", "names a class that the store does not have")
-    elif store.complete and store.content_fingerprint() != store.fingerprint:
+        return
+    content = store.content()
+    if store.complete and content.fingerprint != store.fingerprint:
         yield Problem("image", "does not have the content that the store's fingerprint says")
-    keys = table.key[stored].tolist()
-    if len(set(keys)) != len(keys):
-        yield Problem("image/key", f"{len(keys) - len(set(keys))} stored rows have the key of another")
+    if content.repeated:
+        yield Problem("image/key", f"{content.repeated} stored rows have the key of another")
 
 
 def text_faults(store: Store) -> Iterator[Problem]:
@@ -68,17 +73,42 @@ def text_faults(store: Store) -> Iterator[Problem]:
 
 def equal_content(store: Store) -> Iterator[Problem]:
     """Equal content in two splits: draws leave such rows out, but a user should know."""
-    table = store.table
-    rows = np.flatnonzero((table.state == STORED) & (table.split >= 0))
-    halves = np.ascontiguousarray(table.digest[rows]).view(np.uint64)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))
-    twin = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-    alike = np.zeros(len(rows), bool)
-    alike[order[1:][twin]] = alike[order[:-1][twin]] = True
     places: dict[bytes, dict[int, Any]] = defaultdict(dict)
-    for row in rows[alike].tolist():
-        places[bytes(table.digest[row])].setdefault(int(table.split[row]), table.key[row])
+    suspects = _in_two_splits(store)
+    if not len(suspects):
+        return
+    for state, split, digest, key in store.parts("state", "split", "digest", "key"):
+        marks = _marks(digest)
+        placed = (state == STORED) & (split >= 0)
+        for row in np.flatnonzero(placed & (suspects[np.searchsorted(suspects, marks) % len(suspects)] == marks)):
+            places[bytes(digest[row])].setdefault(int(split[row]), key[row])
     for splits in places.values():
         if len(splits) > 1:
             named = " and ".join(f"{key} ({SPLITS[split]})" for split, key in sorted(splits.items()))
             yield Problem(named, "are the same picture in different splits")
+
+
+def _in_two_splits(store: Store) -> np.ndarray:
+    """Marks of digests that stored rows of different splits have, in order: (n,) uint64, with few others among them.
+
+    Eight bytes per row are in memory: a digest's mark, with the row's split in two bits that every mark has empty.
+    """
+    marks = np.empty(store.array("state").shape[0], np.uint64)
+    size = 0
+    for state, split, digest in store.parts("state", "split", "digest"):
+        placed = (state == STORED) & (split >= 0)
+        found = _marks(digest[placed]) | split[placed].astype(np.uint64)
+        marks[size:size + len(found)] = found
+        size += len(found)
+    marks = marks[:size]
+    marks.sort()
+    found = [np.empty(0, np.uint64)]
+    for start in range(0, size - 1, _PIECE):
+        here, following = marks[start:start + _PIECE], marks[start + 1:start + 1 + _PIECE]
+        here = here[:len(following)]
+        found.append(here[(here != following) & ((here | _SPLIT) == (following | _SPLIT))] & ~_SPLIT)
+    return np.unique(np.concatenate(found))
+
+
+def _marks(digest: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(digest).view(np.uint64)[:, 0] & ~_SPLIT

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from itertools import repeat
-from json.encoder import encode_basestring_ascii as quoted
 
 import numpy as np
 
-from onceclip.stores.fingerprint import DIGEST_BYTES, canonical
-from onceclip.stores.schema import STORED
-
-_PIECE = 1 << 16  # rows whose JSON is in memory at once
+from onceclip.stores.content import content_of
 
 
 @dataclass(frozen=True)
@@ -41,27 +35,14 @@ class Table:
     def __len__(self) -> int:
         return len(self.state)
 
+    def parts(self, *names: str, size: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """Go through some columns, `size` rows of each at a time."""
+        for start in range(0, len(self), size):
+            yield tuple(getattr(self, name)[start:start + size] for name in names)
+
     def fingerprint(self, encoder: str, classes: Sequence[str]) -> str:
         """Identity of the content: key, digest, split, class and, if there are any, group of every stored row.
 
         encoder: fingerprint of what made the embeddings.
         """
-        rows = np.flatnonzero(self.state == STORED)
-        order = rows[np.argsort(self.key[rows])]
-        names = ["null", *map(quoted, classes)]
-        grouped = bool((self.group[rows] != "").any())
-        # As `canonical` spells {"encoder": ..., "rows": [[key, digest, split, class(, group)], ...]}, but in pieces.
-        content = blake2b(b'{"encoder":%b,"rows":[' % canonical(encoder), digest_size=DIGEST_BYTES)
-        size = 2 * DIGEST_BYTES
-        for start in range(0, len(order), _PIECE):
-            piece = order[start:start + _PIECE]
-            digits = self.digest[piece].tobytes().hex()
-            ends = (f",{quoted(group)}]" for group in self.group[piece].tolist()) if grouped else repeat("]")
-            columns = zip(map(quoted, self.key[piece].tolist()), range(0, len(digits), size),
-                          self.split[piece].tolist(), (np.maximum(self.label[piece], -1) + 1).tolist(), ends,
-                          strict=False)
-            entries = [f'[{key},"{digits[place:place + size]}",{split},{names[label]}{end}'
-                       for key, place, split, label, end in columns]
-            content.update((("," if start else "") + ",".join(entries)).encode("ascii"))
-        content.update(b"]}")
-        return content.hexdigest()
+        return content_of(self.parts, len(self), encoder, classes).fingerprint

@@ -13,7 +13,6 @@ import zarr
 from zarr.storage import LocalStore
 
 from onceclip.stores.flat import FlatArray, row_checksums
-from onceclip.stores.schema import read_whole
 
 _WHOLE = 0.25  # share of a chunk's rows from which reading all of it is faster than row by row
 
@@ -83,21 +82,19 @@ def fast_reads() -> AbstractContextManager[object]:
     return zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
 
 
-def read_column(array: zarr.Array) -> np.ndarray:
-    """Read all of a column, by its files where that is possible.
+def read_column(flat: FlatArray, start: int, stop: int) -> np.ndarray:
+    """Read consecutive rows of a column by its files: (rows, ...).
 
     Raises what reading damaged or missing chunks raises, ValueError and OSError among them.
     """
-    flat = FlatArray.of(array)
-    if flat is None:
-        return read_whole(array)
-    result = np.empty(array.shape, array.dtype)
-    for number in range(-(-len(result) // flat.height)):
-        place = result[number * flat.height:(number + 1) * flat.height]
-        if len(place) == flat.height:
+    result, height = np.empty((stop - start, *flat.row_shape), flat.dtype), flat.height
+    for number in range(start // height, -(-stop // height)):
+        low, high = max(start, number * height), min(stop, (number + 1) * height)
+        place = result[low - start:high - start]
+        if len(place) == height:
             flat.chunk(number, place)
         else:
-            place[...] = flat.chunk(number)[:len(place)]
+            place[...] = flat.chunk(number)[low - number * height:high - number * height]
     return result
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import product
+from functools import lru_cache, partial
+from itertools import islice, product
+from math import prod
 
 import numpy as np
 import zarr
@@ -23,6 +25,11 @@ from onceclip.stores.reader import Store, open_store
 from onceclip.stores.schema import STORED, TODO, checksum_name
 from onceclip.stores.soundness import Problem, equal_content, finite_rows, row_faults, text_faults
 from onceclip.stores.writer import StoreWriter
+
+_AHEAD = 64  # reads that are handed to threads before the first of them is done
+_UNITS = 16  # whose columns are kept while their chunks are read
+
+Columns = tuple[np.ndarray, np.ndarray | None]  # of one unit: which rows are stored, and their checksums
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,7 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
         warnings.simplefilter("ignore", ZarrUserWarning)  # foreign files are no concern of ours
         arrays = [node for _, node in store.group.members(max_depth=None) if isinstance(node, zarr.Array)]
     values = {f"image/{name}" for name, described in store.row_arrays.items() if described.values} | {"image/view"}
-    reads = [partial(_chunk, store, array, place) for array in arrays if array.path not in values
-             for place in product(*map(range, array.cdata_shape))]
+    others = [array for array in arrays if array.path not in values]
     faults: list[Problem] = []
     missing = [name for name, described in store.row_arrays.items() if not described.optional and not store.has(name)]
     faults += [Problem(f"image/{name}", "is missing") for name in missing]
@@ -59,19 +65,27 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
     if len(set(lengths.values())) > 1:
         faults.append(Problem("image", f"columns differ in length: {lengths}"))
     of_values = [array for array in arrays if array.path in values]
-    total = len(reads) + sum(-(-array.shape[0] // array.chunks[0]) for array in of_values)
+    total = sum(prod(array.cdata_shape) for array in others)
+    total += sum(-(-array.shape[0] // array.chunks[0]) for array in of_values)
     done = 0
     with ThreadPoolExecutor(workers) as pool:
-        def run(reads: Iterable[Callable[[], list[Problem]]]) -> Iterator[Problem]:
+        def run(reads: Iterator[Callable[[], list[Problem]]]) -> Iterator[Problem]:
+            """The problems of all reads, of which few are under way at any time."""
             nonlocal done
-            for found in pool.map(lambda read: read(), reads):
+            ahead = deque(pool.submit(read) for read in islice(reads, _AHEAD))
+            while ahead:
+                yield from ahead.popleft().result()
+                ahead.extend(pool.submit(read) for read in islice(reads, 1))
                 done += 1
                 progress(done / total)
-                yield from found
 
         # The columns first: what they say is what the values are held against.
-        faults += run(reads)
-        faults += run([read for array in of_values for read in _value_reads(store, array, sound=not faults)])
+        faults += run(partial(_chunk, store, array, place) for array in others
+                      for place in product(*map(range, array.cdata_shape)))
+        sound = not faults
+        if sound:
+            store.column("state")  # kept, as all that follows asks for it
+        faults += run(read for array in of_values for read in _value_reads(store, array, sound))
     remarks: list[Problem] = []
     if not faults:
         faults += [*row_faults(store), *text_faults(store)]
@@ -125,19 +139,22 @@ def _exists(array: zarr.Array, place: tuple[int, ...]) -> bool:
     return bool(sync((array.store_path / array.metadata.encode_chunk_key(place)).exists()))
 
 
-def _value_reads(store: Store, array: zarr.Array, sound: bool) -> list[Callable[[], list[Problem]]]:
+def _value_reads(store: Store, array: zarr.Array, sound: bool) -> Iterator[Callable[[], list[Problem]]]:
     """What reads each chunk of embeddings or of another output, and checks its rows where the columns are sound."""
-    name, flat = array.path.removeprefix("image/"), FlatArray.of(array)
-    columns = None
-    if sound:
-        checksums = store.column(checksum_name(name)) if store.has(checksum_name(name)) else None
-        columns = store.column("state") == STORED, checksums
-    return [partial(_values, store, array, flat, number, columns)
-            for number in range(-(-array.shape[0] // array.chunks[0]))]
+    name, flat, size = array.path.removeprefix("image/"), FlatArray.of(array), store.attributes["unit_rows"]
+    column = checksum_name(name)
+
+    @lru_cache(_UNITS)
+    def of_units(first: int, behind: int) -> Columns:
+        where = slice(first * size, behind * size)
+        return store.part("state", where) == STORED, store.part(column, where) if store.has(column) else None
+
+    for number in range(-(-array.shape[0] // array.chunks[0])):
+        yield partial(_values, store, array, flat, number, of_units if sound else None)
 
 
 def _values(store: Store, array: zarr.Array, flat: FlatArray | None, number: int,
-            columns: tuple[np.ndarray, np.ndarray | None] | None) -> list[Problem]:
+            columns: Callable[[int, int], Columns] | None) -> list[Problem]:
     name, height = array.path, array.chunks[0]
     rows = slice(number * height, min((number + 1) * height, array.shape[0]))
     unit = rows.start // store.attributes["unit_rows"]
@@ -157,9 +174,11 @@ def _values(store: Store, array: zarr.Array, flat: FlatArray | None, number: int
         return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
     if columns is None:
         return []
-    stored, checksums = columns[0][rows], columns[1]
-    faults = []
-    if checksums is not None and (row_checksums(values) != checksums[rows])[stored].any():
+    size = store.attributes["unit_rows"]
+    stored, checksums = columns(unit, -(-rows.stop // size))
+    here = slice(rows.start - unit * size, rows.stop - unit * size)
+    stored, faults = stored[here], []
+    if checksums is not None and (row_checksums(values) != checksums[here])[stored].any():
         faults.append(Problem(where, f"does not match image/{checksum_name(name.removeprefix('image/'))}", unit))
     finite = finite_rows(values)
     # Other outputs may be missing for some rows, but not be there in part.

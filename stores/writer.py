@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -120,26 +120,34 @@ class StoreWriter:
                 leftover.unlink(missing_ok=True)
         return cls(Store(store.path, open_group(path, mode="r+")))._with_arrays()
 
-    def plan(self, table: Table, classes: list[str]) -> None:
+    def plan(self, tables: Table | Iterable[Table], classes: list[str]) -> None:
         """Say which rows the store is to have; those of state TODO are to be filled.
 
         The store counts as unfinished from here until `finish`. States go first, so that no row that is
         about to change still counts as stored.
+        tables: all rows; or, where these are too many for memory, consecutive pieces, best of whole units and of a
+            multiple of 65,536 rows.
         """
         self.update(classes=classes, complete=False)
-        per_unit = [name for name, described in self.store.row_arrays.items() if described.per_unit]
-        self._resize("state", len(table))
-        self.store.array("state")[...] = table.state
-        for name in sorted({*per_unit} - {"state"}):
-            self._resize(name, len(table))
-        if table.group.any() and not self.store.has("group"):
-            # A store from before there were groups; with its rows from the start, so that it never seems shorter.
-            column = COLUMNS["group"]
-            create_array(self.group, "image/group", (len(table),), (TABLE_ROWS,), column.dtype, column.fill, ("image",))
-        for name in Table.__dataclass_fields__:
-            if name != "state" and self.store.has(name):
-                self._resize(name, len(table))
-                self.store.array(name)[...] = getattr(table, name)
+        rows = 0
+        for table in [tables] if isinstance(tables, Table) else tables:
+            where, rows = slice(rows, rows + len(table)), rows + len(table)
+            self._put_column("state", where, table.state)
+            if table.group.any() and not self.store.has("group"):
+                # A store from before there were groups; with its rows from the start, so that it never seems shorter.
+                column, height = COLUMNS["group"], self.store.array("state").shape[0]
+                create_array(self.group, "image/group", (height,), (TABLE_ROWS,), column.dtype, column.fill, ("image",))
+            for name in Table.__dataclass_fields__:
+                if name != "state" and self.store.has(name):
+                    self._put_column(name, where, getattr(table, name))
+        for name in self.store.row_arrays:
+            if self.store.has(name):
+                self._resize(name, rows)
+
+    def _put_column(self, name: str, where: slice, values: np.ndarray) -> None:
+        array = self.store.array(name)
+        self._resize(name, max(where.stop, array.shape[0]))
+        array[where] = values
 
     def _resize(self, name: str, rows: int) -> None:
         array = self.store.array(name)
@@ -202,8 +210,8 @@ class StoreWriter:
                 with damage(source.path, f"image/{name}, rows {where.start} to {where.stop - 1}"):
                     copy_rows(source.array(name), self.store.array(name), where)
                 put_rows(self.store.array(checksum_name(name)), where, source.checksums(name, where))
-            self._settle(where, source.column("digest")[where], source.column("reason")[where],
-                         source.column("state")[where])
+            self._settle(where, source.part("digest", where), source.part("reason", where),
+                         source.part("state", where))
 
     def _settle(self, where: slice, digest: np.ndarray, reason: np.ndarray, state: np.ndarray) -> None:
         """What follows the values of a unit; its states make it count."""
@@ -247,9 +255,9 @@ class StoreWriter:
         expected: the fingerprint that its content is to have, of a copy. attributes: further ones of the store.
         Raises StoreError if rows are still to be encoded, StoreDamaged if the content is not what is expected.
         """
-        state = np.asarray(self.store.array("state")[...])
-        if (state == TODO).any():
-            raise StoreError(f"{int((state == TODO).sum())} rows are still to be encoded")
+        todo = int((np.asarray(self.store.array("state")[...]) == TODO).sum())
+        if todo:
+            raise StoreError(f"{todo} rows are still to be encoded")
         self.store.array("split")[...] = split
         self.update(**attributes)
         found = self.store.content_fingerprint()
