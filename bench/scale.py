@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,8 @@ def command(rows: int, unit_rows: int, folder: Path | None) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         for stage in STAGES:
             words = ["-m", "bench.stages", stage, str(Path(place) / "s.zarr"), str(rows), str(unit_rows)]
-            done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True, cwd=ROOT)
+            done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True,
+                                  env={**os.environ, "PYTHONPATH": str(ROOT)})
             found = json.loads(done.stdout)
             yield make_row(f"{stage}, {rows:,} rows", {"rows": rows, "unit_rows": unit_rows, "dim": DIM},
                            {"onceclip": [found.pop("seconds")]}, ["onceclip"], **found)

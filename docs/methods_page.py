@@ -150,9 +150,9 @@ HEAD = """# Methods
   An interval of 0 at the most shots of a store: every draw takes all its rows.
 - ▼: below zero-shot by more than the 95 % interval of the paired difference. The linear probes that never see the text
   start from nothing: with few shots they are below zero-shot, as they are in the papers.
-- Empty cells were not run; a cell of fewer draws says so. Some defaults of `zs-lp`, `clap`, `taskres`, `cross-modal-lp`,
-  `cross-modal-adapter`, `wise-ft`, `ape-t` and `multi-modal-adapter` were chosen with these stores' test rows in sight:
-  their numbers at `fixed` are optimistic here.
+- Empty cells were not run; a cell of fewer draws says so. Some defaults of `zs-lp`, `clap`, `taskres`,
+  `cross-modal-lp`, `cross-modal-adapter`, `wise-ft`, `ape-t` and `multi-modal-adapter` were chosen with these stores'
+  test rows in sight: their numbers at `fixed` are optimistic here.
 """
 
 

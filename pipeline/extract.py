@@ -165,7 +165,9 @@ def plan(writer: StoreWriter, described: Described, inventory: Inventory, classe
     """Say which rows the store is to have."""
     if PARTS in writer.store.attributes:
         writer.update(**{PARTS: None})
-    writer.plan(inventory.table, classes)
+    # A plan that stands is not written again: a worker that was given up for dead may be writing a unit of it.
+    if writer.store.complete or inventory.changed or tuple(classes) != writer.store.classes:
+        writer.plan(inventory.table, classes)
     if PREPROJ in writer.store.outputs:
         put_projection(writer, described)
 

@@ -106,7 +106,9 @@ def processes_of(group: int) -> list[str]:
 @pytest.fixture
 def running(folder: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """An extraction in a process group of its own, with slow passes, that has begun to encode."""
-    code = ("import sys, time; from onceclip.pipeline.encoders import Encoder; encode = Encoder.encode_images\n"
+    # Where the tests run in the background, processes are started deaf to Ctrl-C.
+    code = ("import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "from onceclip.pipeline.encoders import Encoder; encode = Encoder.encode_images\n"
             "def slow(self, pixels, *rest, **options):\n"
             "    if len(pixels) == 20: time.sleep(0.3); sys.stderr.write('pass\\n')\n"
             "    return encode(self, pixels, *rest, **options)\n"

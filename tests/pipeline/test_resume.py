@@ -14,7 +14,9 @@ from zarr.storage import LocalStore
 
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.fit import RunSpec, fit
-from onceclip.stores import Store, StoreIncomplete, open_store
+from onceclip.pipeline.inventory import Inventory, take_inventory
+from onceclip.stores import Store, StoreIncomplete, StoreWriter, open_store
+from onceclip.stores.schema import TODO
 
 Extract = Callable[..., Any]
 Consistent = Callable[[Path, Path], Store]
@@ -64,6 +66,28 @@ def test_an_interrupted_extraction_says_so_and_the_same_command_finishes_it(
     done = extract_demo(root, path, unit_rows=8, batch_size=3)
     assert (done.encoded, done.reused) == (20 - kept, kept)
     same(consistent(path, root), whole)
+
+
+def test_a_unit_that_comes_in_while_the_extraction_goes_on_again_is_whole(
+        root: Path, whole: Store, tmp_path: Path, extract_demo: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was given up for dead may write its unit late, when the same command has begun to plan."""
+    path = tmp_path / "late.zarr"
+    extract_demo(root, path, unit_rows=8)
+    writer = StoreWriter.open(str(path), whole.encoder)
+    table, (where, embedding, outputs) = open_store(str(path)).table, writer.unit(1)
+    writer.update(complete=False)
+    writer.commit(1, np.full_like(embedding, np.nan), np.zeros_like(table.digest[where]), table.reason[where],
+                  np.full_like(table.state[where], TODO), outputs)
+
+    def late(*given: Any) -> Inventory:
+        taken = take_inventory(*given)
+        writer.commit(1, embedding, table.digest[where], table.reason[where], table.state[where], outputs)
+        return taken
+
+    monkeypatch.setattr("onceclip.pipeline.extract.take_inventory", late)
+    extract_demo(root, path, unit_rows=8)
+    np.testing.assert_array_equal(open_store(str(path)).table.digest, table.digest)
+    same(open_store(str(path)), whole)
 
 
 def test_a_killed_process_leaves_a_store_that_goes_on(
