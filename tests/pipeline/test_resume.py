@@ -79,12 +79,17 @@ def test_a_unit_that_comes_in_while_the_extraction_goes_on_again_is_whole(
     writer.commit(1, np.full_like(embedding, np.nan), np.zeros_like(table.digest[where]), table.reason[where],
                   np.full_like(table.state[where], TODO), outputs)
 
-    def late(*given: Any) -> Inventory:
-        taken = take_inventory(*given)
+    def late() -> None:
         writer.commit(1, embedding, table.digest[where], table.reason[where], table.state[where], outputs)
-        return taken
 
-    monkeypatch.setattr("onceclip.pipeline.extract.take_inventory", late)
+    def taken(*given: Any) -> Inventory:
+        inventory = take_inventory(*given)
+        late()
+        return inventory
+
+    put = StoreWriter._put_column
+    monkeypatch.setattr("onceclip.pipeline.extract.take_inventory", taken)
+    monkeypatch.setattr(StoreWriter, "_put_column", lambda *given: (put(*given), late()))
     extract_demo(root, path, unit_rows=8)
     np.testing.assert_array_equal(open_store(str(path)).table.digest, table.digest)
     same(open_store(str(path)), whole)
