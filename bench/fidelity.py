@@ -84,7 +84,7 @@ def measure(spec: EncoderSpec, count: int, batch: int, rounds: int) -> tuple[Sec
 @bench("fidelity", small={"models": (DEMO,), "images": 4, "rounds": 1})
 @click.option("--model", "models", multiple=True, default=(DEMO, "ViT-B-32"))
 @click.option("--pretrained", help="Weights of the models named; else random ones.")
-@click.option("--images", default=64)
+@click.option("--images", default=32)
 @click.option("--batch-size", default=32)
 @click.option("--rounds", default=2)
 def command(models: tuple[str, ...], pretrained: str | None, images: int, batch_size: int,

@@ -33,7 +33,7 @@ def one_epoch(task: Task, runs: int) -> Callable[[], object]:
 
 
 @bench("stream", small={"rows": 2000, "dim": 16, "repeats": 1})
-@click.option("--rows", default=300_000)
+@click.option("--rows", default=200_000)
 @click.option("--dim", default=512)
 @click.option("--repeats", default=3)
 def command(rows: int, dim: int, repeats: int) -> Iterator[Row]:
