@@ -166,7 +166,7 @@ def plan(writer: StoreWriter, described: Described, inventory: Inventory, classe
     if PARTS in writer.store.attributes:
         writer.update(**{PARTS: None})
     # A plan that stands is not written again: a worker that was given up for dead may be writing a unit of it.
-    if writer.store.complete or inventory.changed or tuple(classes) != writer.store.classes:
+    if inventory.changed or tuple(classes) != writer.store.classes:
         writer.plan(inventory.table, classes)
     if PREPROJ in writer.store.outputs:
         put_projection(writer, described)

@@ -17,6 +17,7 @@ from onceclip.pipeline.cluster.worker import Equipment, Question, Sentences, Uni
 from onceclip.pipeline.crew import Described
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.encoders.spec import TRANSFORMERS
+from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.fill import rows_to_embed, rows_to_view
 from onceclip.pipeline.sources import Content, LocalFile
 from onceclip.pipeline.sources.videos import Frame
@@ -36,6 +37,9 @@ class WorkersCrew:
     """As `pipeline.crew.Crew`, by workers. Tasks carry names and numbers, never weights or images."""
 
     def __init__(self, encoder: EncoderSpec, workers: Workers, options: ExtractOptions) -> None:
+        if options.profile:
+            raise WorkerError("workers do not say where their time goes: leave the profile away, or extract without "
+                              "them")
         self.encoder, self.workers, self.options = _anywhere(encoder), workers, options
         with closing(workers.work(describe, [Question(self.encoder, options.outputs)])) as answers:
             self.described: Described = next(answers)
@@ -79,7 +83,7 @@ class WorkersFilling:
         self._fill(*rows_to_view(self.writer, split), "views", views=True)
 
     def profile(self) -> Profile:
-        """Where the time went, which workers do not tell."""
+        """Where the time went, which workers do not tell: `WorkersCrew` refuses to be asked."""
         raise NotImplementedError
 
     def _fill(self, rows: np.ndarray, total: int, name: str, views: bool) -> int:

@@ -21,7 +21,7 @@ from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extract import ExtractOptions, extract
 from onceclip.pipeline.sources import LocalFile
-from onceclip.pipeline.workers import ATTEMPTS, Processes
+from onceclip.pipeline.workers import ATTEMPTS, Here, Processes
 from onceclip.stores import StoreWriter, open_store
 from onceclip.stores.schema import STORED, TODO
 
@@ -145,3 +145,9 @@ def test_a_unit_whose_image_ends_every_process_is_named_and_the_others_are_store
     state = open_store(str(tmp_path / "store.zarr")).column("state")
     assert (state[24:32] == TODO).all()
     assert (state[[*range(24), *range(32, 48)]] == STORED).all()
+
+
+def test_a_profile_of_workers_is_refused_before_anything_is_written(pictures: Path, means: str, tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="do not say where their time goes"):
+        extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), ExtractOptions(profile=True), Here())
+    assert not (tmp_path / "store.zarr").exists()
