@@ -35,7 +35,7 @@ class Best:
         for name, value in parameters.items():
             if name not in self.kept:
                 self.kept[name] = value.detach().clone()
-            elif self.stack.runs == 1:
+            elif self.stack.alone:
                 if better:
                     self.kept[name].copy_(value.detach())
             else:

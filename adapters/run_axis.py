@@ -22,6 +22,11 @@ def reduced_products(dtype: torch.dtype | None) -> Iterator[None]:
         _REDUCED.reset(token)
 
 
+def narrow() -> torch.dtype | None:
+    """The narrower type that products are computed in, if they are."""
+    return _REDUCED.get()
+
+
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """`rows weight^T`: (n, d) times (o, d) gives (n, o).
 
@@ -33,7 +38,7 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
         rows, weight = rows.to(narrow), weight.to(narrow)
     if weight.ndim == 3 and rows.ndim == 2:
         wide = weight.flatten(0, 1) @ rows.T  # rows innermost: what follows goes over them at full speed
-        return wide.to(dtype).view(*weight.shape[:2], len(rows)).transpose(1, 2)
+        return wide.to(dtype).view(*weight.shape[:2], rows.shape[0]).transpose(1, 2)
     return (rows @ weight.transpose(-1, -2)).to(dtype)
 
 

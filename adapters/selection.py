@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.compiling import several
 from onceclip.adapters.engine import Progress, Run, finite, no_progress, require_finite, train
 from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.method import Method, Value, unknown
@@ -87,8 +88,9 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
         if task.val is None or not len(task.val):
             raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
         settings = search.settings(free, seed)
-        best, tried = _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
-                                 mixing, seed, progress, search, free)
+        with several(len(settings)):
+            best, tried = _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
+                                     mixing, seed, progress, search, free)
         return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, tried, best.interval)
 
 

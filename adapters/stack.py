@@ -16,75 +16,102 @@ from onceclip.adapters.task import Task
 
 Parameters = dict[str, Tensor]
 _ELEMENTS = 2**24  # of the largest intermediate tensor where rows are only scored
+_FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
+_OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # what no loss is made of
+
+
+def calculated(method: Method) -> set[str]:
+    """Names of the numbers that may differ between the runs of a stack."""
+    return {name for name, setting in method.hyperparameters.items()
+            if setting.retrain and isinstance(method.values[name], float) and name not in _FIXED}
 
 
 class Stack:
     """The loss of several runs of one method on one task, as a function of their stacked parameters.
 
     methods: one per run; they differ in numbers that are only calculated with. task, prepared: what they share.
-    A single run has no leading axis, and pays for none.
+    alone: whether it is a single run whose parameters have no leading axis. The numbers of a run in a stack do not
+    depend on those beside it; they differ in the last digits from those of the run alone.
     """
 
-    def __init__(self, methods: Sequence[Method], task: Task, prepared: Any) -> None:
-        self.method, self.prepared, self.runs = methods[0], prepared, len(methods)
-        self.differing = {name: task.text.embedding.new_tensor([float(method.values[name]) for method in methods])
-                          for name, value in self.method.values.items()
-                          if any(method.values[name] != value for method in methods)}
+    def __init__(self, methods: Sequence[Method], task: Task, prepared: Any, alone: bool = False) -> None:
+        self.method, self.prepared, self.runs, self.alone = methods[0], prepared, len(methods), alone
+        # All that may differ between runs, also where it does not: rounding must not depend on the other runs.
+        self.numbers = {} if alone else {
+            name: task.text.embedding.new_tensor([float(method.values[name]) for method in methods])
+            for name in calculated(self.method) - _OF_STEPS}
+        self.smoothed = any(method.values.get("smoothing") for method in methods)
+        self._shared: set[str] | None = None
         self._penalised = type(self.method).penalty is not Method.penalty
 
     def join(self, parameters: Sequence[Parameters]) -> Parameters:
         """Stack the parameters of all runs, row by row in memory: the fused steps take that for granted."""
-        if self.runs == 1:
+        if self.alone:
             return {name: value.detach().clone(memory_format=torch.contiguous_format)
                     for name, value in parameters[0].items()}
         return {name: torch.stack([each[name].detach() for each in parameters]) for name in parameters[0]}
 
     def split(self, parameters: Parameters) -> list[Parameters]:
         """The parameters of every run."""
-        if self.runs == 1:
+        if self.alone:
             return [{name: value.detach() for name, value in parameters.items()}]
         return [{name: value[run].detach().clone() for name, value in parameters.items()} for run in range(self.runs)]
 
-    def loss(self, parameters: Parameters, rows: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
-        """Loss of every run (runs,), or of the single one ()."""
-        if self.runs == 1:
+    def loss(self, parameters: Parameters, rows: Tensor, label: Tensor, generator: torch.Generator,
+             numbers: Parameters | None = None) -> Tensor:
+        """Loss of every run (runs,), or of the one alone (). numbers: in place of its own."""
+        numbers = self.numbers if numbers is None else numbers
+        if self.alone:
             return self.method.loss(self.prepared, parameters, rows, label, generator)
         # With rows innermost: over a few classes that lie next to each other it takes up to thirty times as long.
-        columns = self.head(parameters)(rows).transpose(1, 2).contiguous()
-        wanted = label.view(1, 1, -1).expand(len(columns), 1, -1)
+        columns = self.head(parameters, numbers)(rows).transpose(1, 2).contiguous()
+        wanted = label.expand(columns.shape[0], 1, -1)
         likely = log_softmax(columns, dim=1)
         loss = -likely.gather(1, wanted).mean(dim=(1, 2))
-        smoothing = self.differing.get("smoothing", float(self.method.values.get("smoothing", 0.0)))
-        if isinstance(smoothing, Tensor) or smoothing:
+        if self.smoothed:
+            smoothing = numbers["smoothing"]
             loss = (1 - smoothing) * loss - smoothing * likely.mean(dim=(1, 2))
         if self._penalised:
             loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
-                                    parameters)
+                                    parameters, numbers)
         return loss
 
-    def head(self, parameters: Parameters) -> Head:
+    def head(self, parameters: Parameters, numbers: Parameters | None = None) -> Head:
         """The head that training sees, of all runs."""
-        if self.runs == 1:
+        if self.alone:
             return self.method.training_head(self.prepared, parameters)
         description: dict[str, Any] = {}
+        tensors: Parameters = {}
 
         def make(method: Method, each: Parameters) -> Parameters:
-            values, tensors = pack(method.training_head(self.prepared, each), copy=False)
+            values, packed = pack(method.training_head(self.prepared, each), copy=False)
             description.update(values)
-            return tensors
+            tensors.update(packed)
+            return packed
 
-        tensors = self._map(make, parameters)
-        # What all runs share comes back repeated, without memory of its own.
-        return unpack(description, {name: value[0] if value.stride(0) == 0 else value
-                                    for name, value in tensors.items()})
+        if self._shared is None:
+            self._shared = self._without_runs(make, parameters)
+        # What all runs share is taken as it is, not repeated for each.
+        tensors |= {name: value for name, value in self._map(make, parameters, numbers).items()
+                    if name not in self._shared}
+        return unpack(description, tensors)
 
-    def _map(self, function: Callable[[Method, Parameters], Any], parameters: Parameters) -> Any:
-        return vmap(lambda each, values: function(self.method.with_values(**values), each))(parameters, self.differing)
+    @torch.no_grad()
+    def _without_runs(self, make: Callable[[Method, Parameters], Parameters], parameters: Parameters) -> set[str]:
+        """Names of a head's tensors that all runs share; those of two runs come back repeated, without memory."""
+        twice = ({name: torch.cat([value[:1], value[:1]]).detach() for name, value in values.items()}
+                 for values in (parameters, self.numbers))
+        return {name for name, value in self._map(make, *twice).items() if value.stride(0) == 0}
+
+    def _map(self, function: Callable[[Method, Parameters], Any], parameters: Parameters,
+             numbers: Parameters | None = None) -> Any:
+        return vmap(lambda each, values: function(self.method.with_values(**values), each))(
+            parameters, self.numbers if numbers is None else numbers)
 
     @torch.no_grad()
     def after_epoch(self, parameters: Parameters) -> Parameters:
         """The `state` of all runs after an epoch."""
-        if self.runs == 1:
+        if self.alone:
             return self.method.after_epoch(self.prepared, parameters)
         return self._map(lambda method, each: method.after_epoch(self.prepared, each), parameters)
 

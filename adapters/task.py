@@ -92,6 +92,11 @@ class Rows:
         return self.unit.mean(dim=0)
 
     @cached_property
+    def shots(self) -> float:
+        """Rows per class, the mean of the classes that have any."""
+        return len(self.label) / max(len(self.label.unique()), 1)
+
+    @cached_property
     def keys(self) -> Tensor:
         """One unit key per image (rows, dim): the mean of its raw views, then unit length.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onceclip
 from onceclip.adapters import Classifier, MethodError, Selection, fit_all, fit_selected, method_class
 from onceclip.adapters.calibration import calibrated
+from onceclip.adapters.compiling import USUAL, Compiling, compiling
 from onceclip.adapters.engine import no_progress
 from onceclip.adapters.products import fast_products
 from onceclip.adapters.search import Search
@@ -32,9 +33,11 @@ class Fitted:
     remarks: list[str]
 
 
-def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_progress) -> Fitted:
+def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_progress,
+        compile: Compiling = USUAL) -> Fitted:
     """Carry out one run on a store.
 
+    compile: whether the steps of its training are compiled.
     Raises MethodError, TaskError or StoreError, each with one line that says how to mend it.
 
     Example:
@@ -42,17 +45,18 @@ def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_prog
         >>> fitted.row["shots"], fitted.row["n_support"], 0 <= fitted.row["accuracy"] <= 1
         (4, 16, True)
     """
-    fitted, = fit_group(store, [spec], progress, calibrate=True)
+    fitted, = fit_group(store, [spec], progress, calibrate=True, compile=compile)
     if isinstance(fitted, MethodError):
         raise fitted
     return fitted
 
 
 def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None] = no_progress,
-              calibrate: bool = False) -> list[Fitted | MethodError]:
+              calibrate: bool = False, compile: Compiling = USUAL) -> list[Fitted | MethodError]:
     """Carry out runs that differ in hyperparameter values alone: drawn once, trained and scored together.
 
-    calibrate: give the classifiers their temperatures; see `calibrated`.
+    calibrate: give the classifiers their temperatures; see `calibrated`. compile: whether the steps of their trainings
+        are compiled, and of how many like them they are some.
     A run whose training diverges gives its failure; the others go on.
     Raises MethodError, TaskError or StoreError for what concerns all of them.
     """
@@ -68,12 +72,13 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
         policy = "fixed"
     fitting = time.perf_counter()
     selections: list[Selection | MethodError]
-    if policy == "fixed":
-        selections = fit_all(methods, drawn.task, first.seed, progress)
-    else:
-        search = Search.parse(first.search, first.narrow)
-        selections = [_selected(method, drawn, policy, spec, search, progress)
-                      for method, spec in zip(methods, specs, strict=True)]
+    with compiling(compile):
+        if policy == "fixed":
+            selections = fit_all(methods, drawn.task, first.seed, progress)
+        else:
+            search = Search.parse(first.search, first.narrow)
+            selections = [_selected(method, drawn, policy, spec, search, progress)
+                          for method, spec in zip(methods, specs, strict=True)]
     seconds = (time.perf_counter() - fitting) / len(specs)
     good = [replace(each.classifier, provenance=_provenance(store, spec, drawn, policy))
             for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
@@ -88,7 +93,8 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
             continue
         classifier, scores = next(scored)
         row = _row(store, spec, drawn, policy, selection, scores)
-        row |= {"seconds": seconds, "seconds_total": total, "products": products, "version": onceclip.__version__}
+        row |= {"seconds": seconds, "seconds_total": total, "products": products, "compiling": asdict(compile),
+                "version": onceclip.__version__}
         results.append(Fitted(classifier, row, drawn.remarks))
     return results
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from onceclip.adapters import method_class
+from onceclip.adapters.compiling import AUTO, OFF, USUAL, Compiling
 from onceclip.adapters.method import Method
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.fit import fit_group
@@ -22,11 +23,16 @@ GROUP_RUNS = 64
 
 @dataclass(frozen=True)
 class Group:
-    """Runs on one store that one process draws, trains and scores together. fingerprint: the store's content."""
+    """Runs on one store that one process draws, trains and scores together.
+
+    fingerprint: the store's content. compile: whether steps are compiled, which the whole plan decides, so that a part
+    of it, or what is left of it, gives the same numbers.
+    """
 
     store: str
     fingerprint: str
     specs: tuple[RunSpec, ...]
+    compile: Compiling = USUAL
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,12 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
     return specs
 
 
-def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any]) -> Plan:
-    """Group the runs that are not done yet. done: result rows by the identity of their run."""
+def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any],
+              compile: str = AUTO) -> Plan:
+    """Group the runs that are not done yet.
+
+    done: result rows by the identity of their run. compile: "auto", "on" or "off".
+    """
     specs = list(specs)
     runs = [(store.path, spec) for store in stores for spec in specs]
     opened = {store.path: store for store in stores}
@@ -87,7 +97,9 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     for path, spec in runs:
         if spec.identity(opened[path]) not in done:
             together[path, *spec.common].append(spec)
-    groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + GROUP_RUNS]))
+    alike = Counter(spec.method for _, spec in runs)
+    groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + GROUP_RUNS]),
+                    Compiling(compile, alike[members[0].method]))
               for key, members in together.items() for start in range(0, len(members), GROUP_RUNS)]
     return Plan(tuple(runs), tuple(groups))
 
@@ -95,7 +107,7 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
 def estimate(plan: Plan) -> dict[str, float]:
     """Seconds that the runs of each method need in one process, from one run of it with the fewest and the most shots.
 
-    What lies between is taken to grow evenly with the number of shots.
+    What lies between is taken to grow evenly with the number of shots. Steps that will be compiled take less.
     """
     by_method: dict[str, list[Group]] = defaultdict(list)
     for group in plan.groups:
@@ -110,7 +122,7 @@ def estimate(plan: Plan) -> dict[str, float]:
 
 def _one(group: Group) -> float:
     begun = time.perf_counter()
-    fit_group(open_store(group.store), [replace(group.specs[0], validated=False)])
+    fit_group(open_store(group.store), [replace(group.specs[0], validated=False)], compile=Compiling(OFF))
     return time.perf_counter() - begun
 
 

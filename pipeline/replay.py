@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from onceclip.adapters.compiling import OFF, Compiling
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.fit import Fitted
 from onceclip.pipeline.results import NAME, read_rows
@@ -59,6 +60,11 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
         raise ResultError(f"the row was made of another {' and '.join(changed)} than {store.path} has now ({details}): "
                           "replay it on the store that it names")
     return spec
+
+
+def compiling_of(row: dict[str, Any]) -> Compiling:
+    """How the steps of a row's training were decided on; rows of before there was a choice were not compiled."""
+    return Compiling(**row.get("compiling", {"choice": OFF}))
 
 
 def compare(row: dict[str, Any], again: Fitted) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from onceclip.adapters import MethodError
+from onceclip.adapters.compiling import AUTO
 from onceclip.pipeline.fit import fit_group
 from onceclip.pipeline.parts import Part
 from onceclip.pipeline.plan import Group, Plan, make_plan
@@ -27,14 +28,16 @@ MANY = 100  # runs from which starting further processes pays
 
 
 def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, workers: int = 0,
-          progress: bool = False, hands: Workers | None = None, part: Part | None = None) -> list[dict[str, Any]]:
+          progress: bool = False, hands: Workers | None = None, part: Part | None = None,
+          compile: str = AUTO) -> list[dict[str, Any]]:
     """Carry out all runs on all stores and give their rows, in the order of the runs.
 
     folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
     workers: processes of one thread each; 0 for one per core where there are many runs. A run whose training diverges
     has a row too, with its `error` and without accuracy.
     hands: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
-    to a file of their own; what other parts have not made yet is left out of what is given.
+    to a file of their own; what other parts have not made yet is left out of what is given. compile: "auto" compiles
+    the steps of long trainings on a CPU, "on" all, "off" none.
     Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
     on. Raises StoreError if another sweep is writing to the file.
 
@@ -48,7 +51,7 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, worke
     with write_lock(str(folder / name)):
         rows = known(folder)
         record_stores(folder, stores)
-        plan = make_plan(stores, specs, rows | (_of_others(part, stores, specs) if part else {}))
+        plan = make_plan(stores, specs, rows | (_of_others(part, stores, specs) if part else {}), compile)
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
                   disable=None if progress and plan.todo else True) as bar:
             for made in carry_out(plan, workers, hands):
@@ -83,7 +86,7 @@ def carry_out(plan: Plan, workers: int = 0, hands: Workers | None = None) -> Ite
                 yield from carry_out(plan, hands=processes)
             return
     located = (Located(group, everywhere(group.store)) for group in plan.groups)
-    with closing((hands or Here()).work(run_located, located)) as done:
+    with closing((hands or Here()).work(run_located, located, twice=True)) as done:
         yield from done
 
 
@@ -109,7 +112,7 @@ def run_group(group: Group) -> list[dict[str, Any]]:
     """Carry out a group and give its rows."""
     store = _opened(group.store, group.fingerprint)
     rows = []
-    for spec, fitted in zip(group.specs, fit_group(store, group.specs), strict=True):
+    for spec, fitted in zip(group.specs, fit_group(store, group.specs, compile=group.compile), strict=True):
         if isinstance(fitted, MethodError):
             rows.append({"method": spec.method, "shots": spec.shots or "all", "seed": spec.seed, "accuracy": None,
                          "error": str(fitted), "store": store.path, "run": spec.identity(store),

@@ -31,7 +31,7 @@ class PromptMax(Head):
 
     def __call__(self, rows: Tensor) -> Tensor:
         scores = rows @ self.prompts.T
-        lowest = scores.new_full((len(rows), self.classes), -math.inf)
+        lowest = scores.new_full((rows.shape[0], self.classes), -math.inf)
         return lowest.scatter_reduce(1, self.class_index.expand_as(scores), scores, "amax") + self.bias
 
     @property
@@ -64,7 +64,7 @@ class PromptWeighted(Head):
 
     def __call__(self, rows: Tensor) -> Tensor:
         templates, classes, _ = self.bank.shape
-        cosine = (rows @ self.bank.flatten(0, 1).T).view(len(rows), templates, classes)
+        cosine = (rows @ self.bank.flatten(0, 1).T).view(-1, templates, classes)
         if self.weighting == "softmax":
             merit = cosine.mean(dim=2)
         else:

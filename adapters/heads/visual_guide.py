@@ -38,9 +38,9 @@ class VisualGuide(Head):
     def __call__(self, rows: Tensor) -> Tensor:
         dim = self.text.shape[-1]
         images = unit(rows[:, :dim])
-        tokens = unit(rows[:, dim:].reshape(len(rows) * self.tokens, self.key.shape[-1]))
+        tokens = unit(rows[:, dim:].reshape(-1, self.key.shape[-1]))
         query = self._split(product(self.text, self.query))
-        key, value = (self._split(product(tokens, weight).unflatten(-2, (len(rows), self.tokens)))
+        key, value = (self._split(product(tokens, weight).unflatten(-2, (-1, self.tokens)))
                       for weight in (self.key, self.value))
         score = query.unsqueeze(-4) @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         seen = (score.softmax(dim=-1) @ value).transpose(-2, -3).flatten(-2)

@@ -51,6 +51,5 @@ class RLA(Method):
         return Projected(zero_shot_head(prepared), parameters["matrix"])
 
     def penalty(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
-        label = prepared.support.label
-        shots = len(label) / len(label.unique())  # the mean of the classes that have any
-        return self.strength / shots**self.power * (parameters["matrix"] - self.start(prepared)).square().sum()
+        moved = parameters["matrix"] - self.start(prepared)
+        return self.strength / prepared.support.shots**self.power * moved.square().sum()

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from onceclip.pipeline.commands.completion import complete_methods
-from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, Shots, compile_option, json_option, show
+
+_OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
+             "narrow")
 
 
 @click.command()
@@ -33,14 +37,16 @@ from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, sh
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
+@compile_option
 @click.option("--from-row", metavar="FILE:N",
               help="Carry out again the run of a result row, by its number or its `run`, and compare.")
-@click.option("--out", type=LocalPath(path_type=Path), metavar="FOLDER", help="Save the adapter and its result row.")
+@click.option("--out", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Save the adapter and its result row.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        from_row: str | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
+        compile: str, from_row: str | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Fit a few-shot classifier on a store and score it.
 
     Hyperparameters given by --set are never searched. Test images are not reachable while fitting.
@@ -50,11 +56,12 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
         onceclip fit --from-row results:17
     """
-    from onceclip.adapters.classifier import CONFIG
+    from onceclip.adapters.classifier import CONFIG, WEIGHTS
+    from onceclip.adapters.compiling import Compiling
     from onceclip.pipeline.fit import fit as run
     from onceclip.pipeline.progress import percentage
-    from onceclip.pipeline.replay import compare, read_row, spec_of
-    from onceclip.pipeline.results import append_row
+    from onceclip.pipeline.replay import compare, compiling_of, read_row, spec_of
+    from onceclip.pipeline.results import NAME, append_row
     from onceclip.pipeline.run import RunSpec
     from onceclip.pipeline.stores_file import record_stores
     from onceclip.pipeline.wording import fit_lines
@@ -62,6 +69,11 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
 
     if out and (out / CONFIG).exists() and not overwrite:
         raise click.ClickException(f"{out} holds an adapter already: give another --out, or add --overwrite")
+    if out and out.is_dir() and any(out.iterdir()) and not any((out / own).exists() for own in (CONFIG, WEIGHTS, NAME)):
+        raise click.ClickException(f"{out} holds other things, and a saved adapter has a README.md of its own: give "
+                                   "--out a folder that is new or empty")
+    if from_row and (given := _given()):
+        raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     row = read_row(from_row) if from_row else None
     if row is None and not (store and method):
         raise click.UsageError("give STORE and --method, or --from-row")
@@ -71,7 +83,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         str(method), shots or None, seed, values, text, select, class_weights, search, narrow,
         stream=stream, classes=classes)
     with percentage(f"fit {spec.method}") as progress:
-        fitted = run(opened, spec, progress)
+        fitted = run(opened, spec, progress, compiling_of(row) if row else Compiling(compile))
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
@@ -81,6 +93,13 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         append_row(out, fitted.row)
         record_stores(out, [opened])
     show(as_json, fitted.row, lambda: fit_lines(fitted.row, out))
+
+
+def _given() -> list[str]:
+    """The options on the command line that say what is run."""
+    context = click.get_current_context()
+    return [parameter.opts[0] for parameter in context.command.params if parameter.name in _OF_A_ROW
+            and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE]
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
+compile_option = click.option("--compile", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
+                              help="Compile training steps: auto does where it pays, on a CPU with a C++ compiler.")
+
 
 class LocalPath(click.Path):
     """A path on this machine: of what is not a store, a URL would become a folder of an odd name."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onceclip.pipeline.commands.completion import complete_methods
-from onceclip.pipeline.commands.options import LocalPath, Shots, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, Shots, compile_option, json_option, show
 from onceclip.pipeline.commands.scheduling import hired, one_way, part_option, scheduler_option
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class ShotList(click.ParamType):
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
+@compile_option
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
 @click.option("--local-workers", type=click.IntRange(0), default=0, metavar="N", help="Processes of one thread each.  "
               "[default: one per core for 100 runs or more]")
@@ -72,9 +73,9 @@ class ShotList(click.ParamType):
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          select: str | None, search: str, narrow: bool, stream: bool, classes: str, text: str, local_workers: int,
-          scheduler: str | None, part: Part | None, dry_run: bool,
-          out: Path, as_json: bool) -> None:
+          select: str | None, search: str, narrow: bool, stream: bool, classes: str, compile: str, text: str,
+          local_workers: int, scheduler: str | None, part: Part | None, dry_run: bool, out: Path,
+          as_json: bool) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -111,7 +112,8 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
             ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"])
         return
     with hired(scheduler) as workers:
-        made = tables(run(opened, specs, out, local_workers, progress=True, hands=workers, part=part))
+        made = tables(run(opened, specs, out, local_workers, progress=True, hands=workers, part=part,
+                          compile=compile))
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*lines(table), "")])
 

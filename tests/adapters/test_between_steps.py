@@ -10,17 +10,17 @@ from onceclip.adapters import CLAP, WiseFT, engine
 from onceclip.adapters.engine import Run, train
 
 
-def together(methods, task, monkeypatch):
+def together(methods, task):
     """Parameters of runs that are trained in one stack."""
-    prepared, sizes = methods[0].prepare(task), []
-    monkeypatch.setattr(engine, "group_size", lambda make, count, *rest: sizes.append(count) or count)
-    trained = train([Run(method, task, prepared, 0) for method in methods])
-    assert sizes == [len(methods)]
-    return trained
+    prepared = methods[0].prepare(task)
+    return train([Run(method, task, prepared, 0) for method in methods])
 
 
 def alone(method, task):
-    return train([Run(method, task, method.prepare(task), 0)])[0]
+    """Parameters of a run without an axis of runs, as large ones are trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "stacks", lambda *_: False)
+        return train([Run(method, task, method.prepare(task), 0)])[0]
 
 
 def test_gradients_are_cut_to_the_length_that_torch_cuts_them_to(make_task):
@@ -41,10 +41,10 @@ def test_gradients_are_cut_to_the_length_that_torch_cuts_them_to(make_task):
     torch.testing.assert_close(trained["bias"], bias.detach(), rtol=0, atol=1e-12)
 
 
-def test_runs_in_one_stack_have_their_own_lengths(make_task, monkeypatch):
+def test_runs_in_one_stack_have_their_own_lengths(make_task):
     task = make_task((5, 4, 6), noise=0.6, dtype=torch.float64)
     methods = [WiseFT(optimiser="sgd", epochs=8, clip=clip) for clip in (0.0, 1e-3, 0.05)]
-    for method, one in zip(methods, together(methods, task, monkeypatch), strict=True):
+    for method, one in zip(methods, together(methods, task), strict=True):
         for name, value in alone(method, task).items():
             torch.testing.assert_close(one[name], value, rtol=1e-12, atol=1e-12)
 
@@ -74,11 +74,11 @@ def test_the_adaptive_constraint_of_clap_is_that_of_a_plain_loop(make_task, epoc
     assert torch.equal(trained["held"] > before, torch.full((3,), epochs > 1))
 
 
-def test_adaptive_constraints_in_one_stack_are_those_one_by_one(make_task, monkeypatch):
+def test_adaptive_constraints_in_one_stack_are_those_one_by_one(make_task):
     task = make_task((5, 4, 6), noise=0.6, dtype=torch.float64)
     methods = [CLAP(constraint="adaptive", epochs=6, strength=strength, learning_rate=rate)
                for strength in (0.1, 1.0) for rate in (0.05, 0.1)]
-    for method, one in zip(methods, together(methods, task, monkeypatch), strict=True):
+    for method, one in zip(methods, together(methods, task), strict=True):
         for name, value in alone(method, task).items():
             torch.testing.assert_close(one[name], value, rtol=1e-12, atol=1e-12)
 

@@ -67,7 +67,12 @@ def test_no_rows_to_classify_give_no_logits(method, make_task, queries):
 
 
 def test_methods_see_a_support_without_its_order_by_class(method, make_task, queries):
-    """Reading the label by position was a fault of three reference codes: the last class first, classes interleaved."""
+    """Reading the label by position was a fault of three reference codes: the last class first, classes interleaved.
+
+    With an epsilon under which gradients that are zero but for rounding move nothing.
+    """
+    if "epsilon" in method.values:
+        method = method.with_values(epsilon=1e-5)
     task = make_task((3, 3, 3))
     order = torch.arange(9).view(3, 3).flip(0).T.flatten()
     support = task.support

@@ -40,8 +40,8 @@ def test_nesterov_steps_are_those_of_torch_alone_and_in_a_stack(make_task, monke
     task = noisy(make_task)
     methods = [WiseFT(optimiser="nesterov", momentum=momentum, schedule="constant", epochs=7, learning_rate=rate,
                       weight_decay=decay) for rate, decay in ((0.02, 0.0), (0.01, 0.0), (0.01, 0.1))]
-    monkeypatch.setattr(engine, "group_size", lambda make, count, *rest: count)
     together = train([Run(each, task, task, 0) for each in methods])
+    monkeypatch.setattr(engine, "stacks", lambda *_: False)
     for method, found in zip(methods, together, strict=True):
         alone = train([Run(method, task, task, 0)])[0]
         weight = task.zero_shot_weights.clone().requires_grad_()
@@ -57,11 +57,10 @@ def test_nesterov_steps_are_those_of_torch_alone_and_in_a_stack(make_task, monke
             assert_close(found[name], expected.detach(), rtol=0, atol=1e-10)
 
 
-def test_smoothed_labels_are_those_of_torch_alone_and_in_a_stack(make_task, monkeypatch):
+def test_smoothed_labels_are_those_of_torch_in_a_stack(make_task):
     task = noisy(make_task)
     methods = [WiseFT(smoothing=share, schedule="constant", optimiser="sgd", momentum=0, epochs=7)
                for share in (0.0, 0.1, 0.4)]
-    monkeypatch.setattr(engine, "group_size", lambda make, count, *rest: count)
     together = train([Run(each, task, task, 0) for each in methods])
     alike = train([Run(each.with_values(learning_rate=rate), task, task, 0) for each in methods[1:2]
                    for rate in (0.01, 0.02)])[0]
@@ -189,10 +188,8 @@ def test_training_on_mixed_batches_lowers_the_mean_over_images_and_prompts(make_
 def test_runs_on_mixed_batches_are_stacked(make_task, monkeypatch):
     task = noisy(make_task)
     methods = [CrossModalLinearProbe(preset="reference", epochs=1, learning_rate=rate) for rate in (1e-3, 1e-2)]
-    counts = []
-    monkeypatch.setattr(engine, "group_size", lambda make, count, *rest: counts.append(count) or count)
     together = train([Run(each, task, task, 0) for each in methods])
-    assert counts == [2]
+    monkeypatch.setattr(engine, "stacks", lambda *_: False)
     for method, found in zip(methods, together, strict=True):
         assert_close(found, train([Run(method, task, task, 0)])[0], rtol=0, atol=1e-10)
 
@@ -200,7 +197,7 @@ def test_runs_on_mixed_batches_are_stacked(make_task, monkeypatch):
 @pytest.mark.parametrize("method", [CrossModalLinearProbe, CrossModalAdapter])
 def test_the_cross_modal_reference_makes_12800_steps_and_looks_at_validation_rows_128_times(make_task, method):
     task, reference = make_task((4, 4, 4)), method(preset="reference")
-    steps = engine.steps_per_epoch(Run(reference, task, task, 0))
+    steps = Run(reference, task, task, 0).steps_per_epoch()
     assert (steps, steps * reference.epochs, reference.keep) == (100, 12800, "best")
 
 

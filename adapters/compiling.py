@@ -1,0 +1,67 @@
+"""When the steps of a training are compiled: a rule of the training and of how many like it there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+from onceclip.adapters.method import Method
+from onceclip.adapters.training import Run
+
+AUTO, ON, OFF = CHOICES = ("auto", "on", "off")
+_WHOLE = 60.0  # seconds of plain steps in all that pay for compiling, which takes some five
+_EACH = 0.05  # of one run, below which writing its group's graph down takes longer than is gained
+_STEP = 4e-4  # of a step without numbers
+_RATE = 2e10  # parameters times rows in a second, forward and backward
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """choice: "auto" where it pays on a CPU, "on" or "off". alike: number of trainings that the work consists of."""
+
+    choice: str = AUTO
+    alike: int = 1
+
+
+USUAL = Compiling()
+_CURRENT: ContextVar[Compiling] = ContextVar("compiling", default=USUAL)
+
+
+@contextmanager
+def compiling(choice: Compiling) -> Iterator[None]:
+    """Train by this choice inside."""
+    token = _CURRENT.set(choice)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def several(number: int) -> Iterator[None]:
+    """What is trained inside is so many of what is around."""
+    around = _CURRENT.get()
+    with compiling(replace(around, alike=around.alike * number)):
+        yield
+
+
+def compiles(run: Run, parameters: int) -> bool:
+    """Whether a run's steps are compiled, whatever is trained beside it. parameters: their elements."""
+    current = _CURRENT.get()
+    if run.method.solver != "gradient" or type(run.method).loss is not Method.loss or current.choice == OFF:
+        return False
+    if current.choice == ON:
+        return True
+    if run.task.text.embedding.device.type != "cpu":
+        return False
+    steps = run.method.epochs * run.steps_per_epoch()
+    rows = run.method.epochs * len(run.task.support)
+    seconds = steps * _STEP + rows * parameters / _RATE
+    return seconds >= _EACH and seconds * current.alike >= _WHOLE
+
+
+def required() -> bool:
+    """Whether a step that cannot be compiled is an error."""
+    return _CURRENT.get().choice == ON
