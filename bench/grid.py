@@ -4,7 +4,7 @@ The grid: five numbers of shots, five learning rates, five ratios and eight seed
 rows. The peers' loop and their process per run are timed on runs spread over the grid and multiplied up; neither draws
 its rows nor scores val rows. The search finds, for each number of shots and each seed, the setting that is best on val
 rows: the peers train all of them; ours are short trainings in bfloat16 of which the best go on, and one in float32 at
-the end.
+the end. Whatever processes take to start and to compile their steps is in our times.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.processes import cores, onceclip, spread, start, wait_for
 from bench.synthetic import store as make_store
 from onceclip.adapters import ClipAdapter, Task, fit_selected
+from onceclip.adapters.compiling import Compiling, compiling
 from onceclip.adapters.engine import Run, train
 from onceclip.adapters.search import Search
 from onceclip.pipeline.evaluate import evaluate_together
@@ -50,12 +51,16 @@ class Searched(ClipAdapter):
 
 @dataclass(frozen=True)
 class Part:
-    """The runs of one number of shots and one seed, as a value that can be sent to another process."""
+    """The runs of one number of shots and one seed, as a value that can be sent to another process.
+
+    runs: of all parts, by which it is decided whether steps are compiled.
+    """
 
     store: str
     shots: int
     seed: int
     epochs: int
+    runs: int = 0
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -76,7 +81,8 @@ def narrow(part: Part) -> list[float]:
     """Test accuracy of every setting, trained with products in bfloat16."""
     task = part.task()
     methods = [ClipAdapter(learning_rate=rate, ratio=share, **part.recipe) for rate, share in product(RATES, RATIOS)]
-    trained = train([Run(method, task, task, part.seed) for method in methods], narrow=True)
+    with compiling(Compiling(alike=part.runs)):
+        trained = train([Run(method, task, task, part.seed) for method in methods], narrow=True)
     classifiers = [method.classifier(task, task, each) for method, each in zip(methods, trained, strict=True)]
     scores = [evaluate_together(classifiers, _opened(part.store), split) for split in ("val", "test")]
     return [score["accuracy"] for score in scores[1]]
@@ -84,8 +90,9 @@ def narrow(part: Part) -> list[float]:
 
 def best(part: Part) -> tuple[float, float]:
     """Accuracy on val and on test rows of the setting that the search finds."""
-    found = fit_selected(Searched(**part.recipe), part.task(), "val", frozenset(part.recipe), part.seed,
-                         search=Search("halving", narrow=True))
+    with compiling(Compiling(alike=part.runs // len(RATES) // len(RATIOS))):
+        found = fit_selected(Searched(**part.recipe), part.task(), "val", frozenset(part.recipe), part.seed,
+                             search=Search("halving", narrow=True))
     score, = evaluate_together([found.classifier], _opened(part.store))
     return found.accuracy or 0.0, score["accuracy"]
 
@@ -97,8 +104,9 @@ class Grid:
                  processes: int) -> None:
         self.processes = processes
         self.path, self.folder, self.shots, self.seeds, self.epochs = path, folder, shots, seeds, epochs
-        self.parts = [Part(str(path), number, seed, epochs) for number in shots for seed in range(1, seeds + 1)]
-        self.runs = len(self.parts) * len(RATES) * len(RATIOS)
+        self.runs = len(shots) * seeds * len(RATES) * len(RATIOS)
+        self.parts = [Part(str(path), number, seed, epochs, self.runs) for number in shots
+                      for seed in range(1, seeds + 1)]
         settings = list(product(range(1, seeds + 1), RATES, RATIOS))
         self.samples = [(number, *settings[(2 * place + 1) * len(settings) // (2 * points)]) for number in shots
                         for place in range(points)]
