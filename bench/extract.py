@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,21 @@ from torch.utils.data import DataLoader
 from bench.measure import Row, Seconds, bench, make_row, ratio
 from bench.peers import Files
 from onceclip.pipeline.decoders import Decoders
+from onceclip.pipeline.device_decoder import DeviceDecoder
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.fill import Filling
 from onceclip.pipeline.inventory import take_inventory
 from onceclip.pipeline.lanes import Lanes
+from onceclip.pipeline.preparation import ON_DEVICE
 from onceclip.pipeline.sources import class_names, open_source
 from onceclip.stores import StoreWriter
 
 SIZES = {"500x375": (500, 375), "1920x1080": (1920, 1080)}
 WAYS = {"extract": "ours, extract", "encoder_only": "ours, encoder only", "decode_only": "ours, decode only",
-        "decode_fast": "ours, decode only, fast", "peer_feed": "peer, DataLoader only",
-        "peer_float32": "peer, float32", "peer_autocast": "peer, autocast"}
+        "decode_fast": "ours, decode only, fast", "decode_torchvision": "ours, decode only, torchvision",
+        "peer_feed": "peer, DataLoader only", "peer_float32": "peer, float32",
+        "peer_autocast": "peer, autocast"}
+TORCHVISION = "torchvision-cpu"
 _BATCH = 64
 
 
@@ -80,14 +84,23 @@ class Ways:
     def decode_only(self, decode: str = "exact") -> int:
         """All decode processes, and nobody who wants the pixels."""
         preparation = replace(self.encoder.preparation, decode=decode)
-        with self._decoders() as decoders:
-            for batch in decoders.batches(enumerate(record.content for record in self.records), preparation, _BATCH, 4):
+        contents = enumerate(record.content for record in self.records)
+        with ExitStack() as opened:
+            device = None
+            if decode in ON_DEVICE:
+                device = opened.enter_context(DeviceDecoder(preparation, self.encoder.device, self.processes))
+            decoders = opened.enter_context(self._decoders())
+            for batch in decoders.batches(contents, preparation, _BATCH, 4, device=device):
                 decoders.release(batch)
         return len(self.records)
 
     def decode_fast(self) -> int:
         """The same with `--decode fast`."""
         return self.decode_only("fast")
+
+    def decode_torchvision(self) -> int:
+        """The same with `--decode torchvision`."""
+        return self.decode_only(TORCHVISION)
 
     def extract(self) -> int:
         """Reading, decoding, encoding and writing into a store, as `onceclip extract` does."""
@@ -111,17 +124,28 @@ class Ways:
             self.begun = time.perf_counter()
             yield decoders
 
-    def fast_distance(self) -> dict[str, float]:
-        """How far `--decode fast` moves embeddings: 1 - cosine to the exact ones, and grey levels of pixels."""
-        contents = [record.content.read() for record in self.records[:_BATCH]]
-        exact, fast = (np.stack([replace(self.encoder.preparation, decode=decode).pixels(content)
-                                 for content in contents]) for decode in ("exact", "fast"))
-        first, second = (self.full.encode_images(pixels)["embedding"].astype(np.float64) for pixels in (exact, fast))
+    def distance(self, decode: str) -> dict[str, float]:
+        """How far a way to decode moves embeddings: 1 - cosine to the exact ones, and grey levels of pixels."""
+        exact, other = (self._pixels(way) for way in ("exact", decode))
+        first, second = (self.full.encode_images(pixels)["embedding"].astype(np.float64) for pixels in (exact, other))
         unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second)]
         apart = ((unit[0] - unit[1]) ** 2).sum(axis=1) / 2
-        levels = np.abs(exact.astype(int) - fast)
+        levels = np.abs(exact.astype(int) - other)
         return {"median": float(np.median(apart)), "99 %": float(np.quantile(apart, 0.99)), "max": float(apart.max()),
                 "levels mean": float(levels.mean()), "levels max": float(levels.max())}
+
+    def _pixels(self, decode: str) -> np.ndarray:
+        """Of the first images, (n, height, width, 3) uint8."""
+        preparation = replace(self.encoder.preparation, decode=decode)
+        contents = [record.content.read() for record in self.records[:_BATCH]]
+        found: list[np.ndarray | None] = [None] * len(contents)
+        if decode in ON_DEVICE:
+            jpegs = {place: jpeg for place, content in enumerate(contents) if (jpeg := preparation.jpeg(content))}
+            with DeviceDecoder(preparation, self.encoder.device, 1) as device:
+                for place, pixels in zip(jpegs, device.submit(list(jpegs.values())).result().pixels, strict=True):
+                    found[place] = pixels
+        return np.stack([preparation.pixels(content) if pixels is None else pixels
+                         for content, pixels in zip(contents, found, strict=True)])
 
     def levels_apart(self) -> float:
         """Grey levels between pixels as they are decoded here and by open_clip's preprocessing, at most."""
@@ -209,18 +233,20 @@ def command(models: tuple[str, ...], precision: str, folders: tuple[Path, ...], 
             for folder in [*folders, *(Path(made) / size for size in sizes)]:
                 ways = Ways(folder, encoder, full, processes)
                 seconds, used = measure(ways, rounds)
-                far, levels = ways.fast_distance(), ways.levels_apart()
-                goals = goals_of(seconds, model, folder.name, far, levels)
+                far = {way: ways.distance(decode) for way, decode in (("fast", "fast"), ("torchvision", TORCHVISION))}
+                levels = ways.levels_apart()
+                goals = goals_of(seconds, model, folder.name, far["fast"], levels)
                 yield from _rows(f"{model}, {folder.name}", {"precision": encoder.info["precision"],
                                                              "images": len(ways.records)}, seconds, goals, used, far,
                                  levels)
 
 
 def _rows(name: str, at: dict[str, Any], seconds: Seconds, goals: dict[str, float], used: dict[str, float],
-          far: dict[str, float], levels: float) -> Iterator[Row]:
+          far: dict[str, dict[str, float]], levels: float) -> Iterator[Row]:
     """Three figures of one measurement: the whole, and its two stages."""
     for what, chosen, prefix in (("extracted", ("extract", "peer_float32", "peer_autocast"), "12"),
-                                 ("decoded", ("decode_only", "decode_fast", "peer_feed"), "13"),
+                                 ("decoded", ("decode_only", "decode_fast", "decode_torchvision",
+                                              "peer_feed"), "13"),
                                  ("encoded", ("encoder_only",), "none")):
         times = {WAYS[each]: seconds[WAYS[each]] for each in chosen}
         values: dict[str, Any] = {f"cpu ms, {way}": used[way] for way in times}
@@ -228,6 +254,7 @@ def _rows(name: str, at: dict[str, Any], seconds: Seconds, goals: dict[str, floa
         if what == "extracted":
             bound = sum(statistics.median(seconds[WAYS[stage]]) for stage in ("encoder_only", "decode_only"))
         if what == "decoded":
-            values |= {"levels from open_clip": levels, **{f"fast, {key}": value for key, value in far.items()}}
+            values |= {"levels from open_clip": levels, **{f"{way}, {key}": value for way, each in far.items()
+                                                           for key, value in each.items()}}
         yield make_row(f"an image {what}, {name}", at, times, [way for way in times if way.startswith("ours")], bound,
                        {key: value for key, value in goals.items() if key.startswith(prefix)}, **values)

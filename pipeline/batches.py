@@ -6,19 +6,23 @@ import math
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import Any, Protocol
 
 import numpy as np
 
 from onceclip.pipeline.decode_worker import IDLE, Done, Held, Task
 from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.preparation import Jpeg
 from onceclip.pipeline.sources import Content
 from onceclip.stores.fingerprint import DIGEST_BYTES, digest
 
 _TASK = 8  # images that a decode process takes at once
 _PAGE = 4096
+_WAITING_BYTES = 2**28  # of JPEGs that wait for a device at once
 
 
 @dataclass
@@ -42,15 +46,41 @@ class Batch:
         return np.flatnonzero([not reason for reason in self.reasons])
 
 
+@dataclass(frozen=True)
+class FromDevice:
+    """Pixels of plain JPEGs, None for one that could not be decoded, and the seconds of decoding and transforming."""
+
+    pixels: list[np.ndarray | None]
+    seconds: tuple[float, float]
+
+
+class Device(Protocol):
+    """What decodes the plain JPEGs that the processes hand on."""
+
+    def submit(self, jpegs: list[Jpeg]) -> Future[FromDevice]:
+        """Have some decoded."""
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """JPEGs of a batch that a device has. places: theirs in the batch."""
+
+    batch: Batch
+    places: list[int]
+    jpegs: list[Jpeg]
+    future: Future[FromDevice]
+
+
 class Stream:
     """The batches of one pass that are under way, and the tasks that no process has yet.
 
     shape: of a batch's pixels. slots: batches in memory at once. processes: that share the memory; each has a number
-    in it, the place of the image in hand within its task.
+    in it, the place of the image in hand within its task. device: what plain JPEGs are handed on to.
+    ring: is called, from any thread, when the device has done some.
     """
 
     def __init__(self, images: Iterator[tuple[int, Content]], handle: int, shape: Sequence[int], dtype: np.dtype,
-                 slots: int, processes: int) -> None:
+                 slots: int, processes: int, device: Device | None, ring: Callable[[Any], None]) -> None:
         self.images, self.shape, self.dtype, self.processes = images, tuple(shape), dtype, processes
         self._image_bytes = math.prod(self.shape[1:]) * dtype.itemsize
         self._begin = _whole_pages(8 * processes)
@@ -63,6 +93,8 @@ class Stream:
         self.free = deque(range(slots))
         self.batches: deque[Batch] = deque()
         self.tasks: deque[Task] = deque()
+        self._device, self._ring = device, ring
+        self._handed: list[_Handed] = []
         self._numbers = count()
         self._places: dict[int, tuple[Batch, list[int]]] = {}  # of each task's images in their batch
 
@@ -81,10 +113,11 @@ class Stream:
                 places = list(range(size))[start:start + step]
                 self.tasks.append(self._task(batch, places, [_sendable(images[place][1]) for place in places]))
 
-    def _task(self, batch: Batch, places: list[int], contents: list[Content], verdict: str = "") -> Task:
+    def _task(self, batch: Batch, places: list[int], contents: list[Content], verdict: str = "",
+              given_back: bool = False) -> Task:
         number, begin = next(self._numbers), self._begin + batch.slot * self._slot_bytes
         self._places[number] = batch, places
-        return Task(number, contents, [begin + place * self._image_bytes for place in places], verdict)
+        return Task(number, contents, [begin + place * self._image_bytes for place in places], verdict, given_back)
 
     def finish(self, done: Done) -> None:
         """Note what became of the images of a task."""
@@ -92,19 +125,54 @@ class Stream:
         for place, content, reason in zip(places, done.digests, done.reasons, strict=True):
             batch.digests[place] = np.frombuffer(content, np.uint8)
             batch.reasons[place] = reason
-        batch.waiting -= len(places)
+        batch.waiting -= len(places) - len(done.jpegs)
+        if done.jpegs:
+            assert self._device is not None
+            jpegs = list(done.jpegs.values())
+            future = self._device.submit(jpegs)
+            self._handed.append(_Handed(batch, [places[each] for each in done.jpegs], jpegs, future))
+            future.add_done_callback(self._ring)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the device that nothing is to be added."""
+        return sum(len(jpeg.content) for handed in self._handed for jpeg in handed.jpegs) >= _WAITING_BYTES
+
+    def take(self) -> tuple[np.ndarray, int]:
+        """Take in what the device has decoded, and have the processes do what it could not.
+
+        Gives the seconds, as of Done, and how many JPEGs it could not decode.
+        """
+        seconds, given_back = np.zeros(3), 0
+        for handed in [each for each in self._handed if each.future.done()]:
+            self._handed.remove(handed)
+            found = handed.future.result()
+            seconds[1:] += found.seconds
+            back = []
+            for place, jpeg, pixels in zip(handed.places, handed.jpegs, found.pixels, strict=True):
+                if pixels is None:
+                    back.append((place, Held(jpeg.content)))
+                else:
+                    handed.batch.pixels[place] = pixels
+            handed.batch.waiting -= len(handed.places) - len(back)
+            given_back += len(back)
+            if back:
+                places, contents = zip(*back, strict=True)
+                self.tasks.appendleft(self._task(handed.batch, list(places), list(contents), given_back=True))
+        return seconds, given_back
 
     def blame(self, task: Task, guilty: int, reason: str) -> None:
         """Have one image of a task recorded as bad, and the others done again, by another process."""
         if task.verdict:  # even reading it once more ends a process
-            self.finish(Done(task.number, [digest(b"")], [task.verdict], (0.0, 0.0, 0.0)))
+            self.finish(Done(task.number, [digest(b"")], [task.verdict], (0.0, 0.0, 0.0), {}))
             return
         batch, places = self._places.pop(task.number)
         others = [place for place in range(len(places)) if place != guilty]
-        self.tasks.appendleft(self._task(batch, [places[guilty]], [task.contents[guilty]], reason))
+        self.tasks.appendleft(self._task(batch, [places[guilty]], [task.contents[guilty]], reason, task.given_back))
         if others:
             self.tasks.appendleft(self._task(batch, [places[each] for each in others],
-                                             [task.contents[each] for each in others]))
+                                             [task.contents[each] for each in others],
+                                             given_back=task.given_back))
 
 
 def _whole_pages(size: int) -> int:

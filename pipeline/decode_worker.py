@@ -1,6 +1,7 @@
 """One decode process: it reads, decodes and prepares images into memory that it shares with the process it serves.
 
-It imports neither torch nor open_clip. It ends with the process it serves, however that ends: its socket closes then.
+Plain JPEGs it hands on as they are where another decoder is to do them. It imports neither torch nor open_clip. It
+ends with the process it serves, however that ends: its socket closes then.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ import errno
 import mmap
 import os
 import signal
+import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
 from onceclip import OnceclipError
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.preparation import Preparation, decoding
+from onceclip.pipeline.preparation import Jpeg, Preparation, decoding
 from onceclip.pipeline.sources.record import Content
 from onceclip.pipeline.views import Views
 from onceclip.stores.fingerprint import digest
@@ -38,7 +41,7 @@ class Job:
 
     cell: which of the shared int64 numbers says the place of the image in hand within its task, IDLE for none.
     memory: bytes of the shared memory. timeout: seconds that one image may take. views: these instead of the plain
-    pixels.
+    pixels. jpegs: whether plain JPEGs are handed on as they are.
     """
 
     preparation: Preparation
@@ -46,6 +49,7 @@ class Job:
     cell: int
     memory: int
     timeout: float
+    jpegs: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,14 @@ class Task:
     """Some images.
 
     offsets: where in the shared memory the pixels of each go, in bytes. verdict: why they are bad, where that is known
-    and their digests alone are wanted.
+    and their digests alone are wanted. given_back: whether they were handed on and could not be decoded there.
     """
 
     number: int
     contents: list[Content]
     offsets: list[int]
     verdict: str = ""
+    given_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,15 @@ class Held:
 class Done:
     """What became of a task's images, and the seconds spent on reading, decoding and transforming them.
 
-    digests: 16 bytes an image. reasons: why an image is bad, empty for a good one.
+    digests: 16 bytes an image. reasons: why an image is bad, empty for a good one. jpegs: what is handed on, by its
+    place within the task.
     """
 
     number: int
     digests: list[bytes]
     reasons: list[str]
     seconds: tuple[float, float, float]
+    jpegs: dict[int, Jpeg]
 
 
 def serve(handle: int, memory: int) -> None:
@@ -105,22 +112,34 @@ def serve(handle: int, memory: int) -> None:
 class _Worker:
     def __init__(self, connection: Connection, memory: int) -> None:
         self.connection, self.handle, self.readers = connection, memory, ThreadPoolExecutor(_READERS)
-        self.waiting: deque[tuple[Task, list[Callable[[], bytes]]]] = deque()
+        self.messages: SimpleQueue[Any] = SimpleQueue()
 
     def run(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
         while True:
-            while not self.waiting or self.connection.poll():
-                message = self.connection.recv()
-                if isinstance(message, Job):
-                    self.job = message
-                    self.memory = mmap.mmap(self.handle, message.memory)
-                    self.cells = np.frombuffer(self.memory, np.int64, message.cell + 1)
-                else:
-                    self.waiting.append((message, [self._reader(content) for content in message.contents]))
+            message = self.messages.get()
+            if isinstance(message, BaseException):
+                raise message
+            if isinstance(message, Job):
+                self.job = message
+                self.memory = mmap.mmap(self.handle, message.memory)
+                self.cells = np.frombuffer(self.memory, np.int64, message.cell + 1)
+                continue
             try:
-                self.connection.send(self._do(*self.waiting.popleft()))
+                self.connection.send(self._do(*message))
             except OnceclipError as error:  # not the image's fault: a storage does not answer, for example
                 self.connection.send(error)
+
+    def _listen(self) -> None:
+        """Take in what comes, always: a sender that waits for this process, which waits for the sender, would hang."""
+        try:
+            while True:
+                message = self.connection.recv()
+                if isinstance(message, Task):
+                    message = message, [self._reader(content) for content in message.contents]
+                self.messages.put(message)
+        except BaseException as error:
+            self.messages.put(error)
 
     def _reader(self, content: Content) -> Callable[[], bytes]:
         """How to get the bytes; of what comes over a network the reading begins here."""
@@ -130,7 +149,8 @@ class _Worker:
         return future.result
 
     def _do(self, task: Task, readers: list[Callable[[], bytes]]) -> Done:
-        digests, reasons, seconds = [], [], np.zeros(3)
+        digests, reasons, seconds, jpegs = [], [], np.zeros(3), {}
+        hands_on = self.job.jpegs and not (task.given_back or task.verdict)
         for place, (reader, offset) in enumerate(zip(readers, task.offsets, strict=True)):
             self.cells[self.job.cell] = place
             # The kernel ends this process if the image takes longer, whatever its decoder is doing.
@@ -139,7 +159,9 @@ class _Worker:
             try:
                 content = reader()
                 times.append(time.perf_counter())
-                if not task.verdict:
+                if hands_on and (jpeg := self.job.preparation.jpeg(content)):
+                    jpegs[place] = jpeg
+                elif not task.verdict:
                     self._prepare(content, offset, times)
             except BadImage as error:
                 reason = task.verdict or str(error)
@@ -149,7 +171,7 @@ class _Worker:
             reasons.append(reason)
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.cells[self.job.cell] = IDLE
-        return Done(task.number, digests, reasons, (seconds[0], seconds[1], seconds[2]))
+        return Done(task.number, digests, reasons, (seconds[0], seconds[1], seconds[2]), jpegs)
 
     def _prepare(self, content: bytes, offset: int, times: list[float]) -> None:
         preparation, views = self.job.preparation, self.job.views

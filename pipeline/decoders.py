@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 
 from onceclip import OnceclipError
-from onceclip.pipeline.batches import Batch, Stream
+from onceclip.pipeline.batches import Batch, Device, Stream
 from onceclip.pipeline.decode_worker import IDLE, Done, Job, Task
 from onceclip.pipeline.errors import DecoderError
 from onceclip.pipeline.preparation import Preparation
@@ -53,7 +53,8 @@ class Decoders:
 
     After `start` they import what they need while the caller does other things. All the rest happens in the caller's
     thread, inside `batches` and `wait`.
-    seconds: of all processes together, for reading, decoding and transforming.
+    seconds: of all processes together, and of the device, for reading, decoding and transforming.
+    given_back: JPEGs that the device could not decode, which the processes therefore did.
     """
 
     def __init__(self, images: int, processes: int = 0, timeout: float = TIMEOUT) -> None:
@@ -63,6 +64,7 @@ class Decoders:
         """
         self.timeout, self.seconds = timeout, np.zeros(3)
         self.number = processes or min(os.cpu_count() or 1, -(-images // _WORTH_A_PROCESS) or 1)
+        self.given_back = 0
         self._stream: Stream | None = None
         self._false_starts = 0
         self._opened = ExitStack()
@@ -89,11 +91,11 @@ class Decoders:
         self._processes = self._processes or [self._start(cell) for cell in range(self.number)]
 
     def batches(self, images: Iterable[tuple[int, Content]], preparation: Preparation, size: int, slots: int,
-                views: Views | None = None) -> Generator[Batch, None, None]:
+                views: Views | None = None, device: Device | None = None) -> Generator[Batch, None, None]:
         """Read and prepare images; each is a number, which comes back with its pixels, and its content.
 
         size: images per batch. slots: batches in memory at once, with those that are not yet released.
-        views: these instead of the plain pixels.
+        views: these instead of the plain pixels. device: what plain JPEGs are handed on to.
         Raises DecoderError if the processes cannot work.
         """
         self.start()
@@ -101,8 +103,8 @@ class Decoders:
             self._serve()
         shape = preparation.shape if views is None else (views.drawn, *preparation.shape)
         stream = self._stream = Stream(iter(images), self._memory, (size, *shape), preparation.dtype, slots,
-                                       self.number)
-        self._job = Job(preparation, views, 0, len(stream.memory), self.timeout)
+                                       self.number, device, self._ring)
+        self._job = Job(preparation, views, 0, len(stream.memory), self.timeout, device is not None)
         for process in self._processes:
             self._send(process, replace(self._job, cell=process.cell))
         try:
@@ -123,12 +125,12 @@ class Decoders:
 
     def wait(self, future: Future[Any]) -> Any:
         """The result of a future; until it is there the decode processes are kept busy."""
-        future.add_done_callback(lambda _: self._ring())
+        future.add_done_callback(self._ring)
         while not future.done():
             self._serve()
         return future.result()
 
-    def _ring(self) -> None:
+    def _ring(self, _: Future[Any]) -> None:
         with suppress(OSError):  # full, so it will be heard; or closed, and nobody listens
             self._ringer.send(b"!")
 
@@ -143,9 +145,14 @@ class Decoders:
                         process.tasks.append(stream.tasks.popleft())
                         self._send(process, process.tasks[-1])
         by_connection: dict[Any, _Process] = {process.connection: process for process in self._processes}
-        for ready in wait_for([*by_connection, self._bell]):
+        listening = [] if stream and stream.full else list(by_connection)  # else they wait with what they have
+        for ready in wait_for([*listening, self._bell]):
             if ready is self._bell:
                 self._bell.recv(4096)
+                if stream:
+                    seconds, given_back = stream.take()
+                    self.seconds += seconds
+                    self.given_back += given_back
                 continue
             process = by_connection[ready]
             try:

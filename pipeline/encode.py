@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from onceclip.pipeline.batches import Batch
 from onceclip.pipeline.decoders import Decoders
 from onceclip.pipeline.lanes import Lanes
+from onceclip.pipeline.preparation import ON_DEVICE
 from onceclip.pipeline.profile import Samples
 from onceclip.pipeline.sources import Content
 from onceclip.pipeline.views import Views
@@ -71,7 +72,14 @@ def encode(decoders: Decoders, lanes: Lanes, images: Iterable[tuple[int, Content
         decoders.release(batch)
         return encoded
 
-    with closing(decoders.batches(images, encoder.preparation, size, lanes.number + _MARGIN, views)) as batches:
+    with ExitStack() as opened:
+        device = None
+        if encoder.preparation.decode in ON_DEVICE and views is None:
+            from onceclip.pipeline.device_decoder import DeviceDecoder
+
+            device = opened.enter_context(DeviceDecoder(encoder.preparation, encoder.device, lanes.number))
+        batches = opened.enter_context(closing(decoders.batches(images, encoder.preparation, size,
+                                                                lanes.number + _MARGIN, views, device)))
         for batch in batches:
             under_way.append((batch, lanes.submit(one_pass, batch)))
             if len(under_way) > lanes.number:

@@ -61,6 +61,9 @@ class Filling:
                 self.pictures += len(encoded.good)
                 _show(bar, len(encoded.rows), units.bad)
         self.images, self.rounding = units.stored, units.rounding
+        if self.decoders.given_back and self.progress:
+            tqdm.write(f"{self.decoders.given_back:,} JPEGs were left to the decode processes: torchvision could not "
+                       "decode them", file=sys.stderr)
 
     def views(self, split: np.ndarray) -> None:
         """Encode the views of the stored rows that are to have some and have none. split: (rows,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import os
 import sys
 import warnings
@@ -20,10 +21,14 @@ from onceclip.pipeline.errors import BadImage
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
-DECODES = ("exact", "fast")
+DECODES = ("exact", "fast", "torchvision")
+ON_DEVICE = {"torchvision-cpu": "cpu", "torchvision-cuda": "cuda"}  # "torchvision", with its kind
 REDUCED = 2  # `fast` decodes a JPEG no smaller than this many times its size after resizing
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 _ORIENTATION = 0x0112
+_END = b"\xff\xd9"  # of a whole JPEG
+_JPEG_BYTES = 2**24
+JPEG_PIXELS = 2**25  # of those that a device decodes together
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Preparation:
     size: (height, width) in pixels. interpolation: "bicubic" or "bilinear". resize_mode: "shortest" (and crop),
     "longest" (and pad with `fill`) or "squash". mean, std: of the three channels, applied by the encoder.
     decode: "exact" gives the pixels of open_clip's own transform bit for bit; "fast" decodes JPEGs at reduced size
-    and resizes no more than is kept. exif: whether the camera's orientation is applied.
+    and resizes no more than is kept; for those of ON_DEVICE a `DeviceDecoder` does what `jpeg` gives, and the rest is
+    exact. exif: whether the camera's orientation is applied.
     custom: "module:function" of a preprocessing of its own, from a Pillow image to floats (3, height, width).
     style: "open_clip", or "transformers", which makes images RGB before they are resized and rounds margins down.
     """
@@ -95,6 +101,24 @@ class Preparation:
             raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
         raise BadImage(f"unsupported pixel format {image.mode}")
 
+    def jpeg(self, content: bytes) -> Jpeg | None:
+        """A file that every decoder of JPEGs can be trusted with; None for any other, of which `open` says what it is.
+
+        It is whole and baseline, grey or by its own words YCbCr, upright where that is asked for, and not too large.
+        """
+        try:
+            image = Image.open(io.BytesIO(content))
+            said = image.info.get("adobe_transform", 1 if {"jfif", "exif"} & image.info.keys() else None)
+            colours = image.mode == "L" or (image.mode == "RGB" and said == 1)
+            if image.format != "JPEG" or not colours or "progressive" in image.info:
+                return None
+            pixels = max(math.prod(image.size), math.prod(self.resized(*image.size)))
+        except Exception:  # whatever it is, `open` meets it again
+            return None
+        upright = not self.exif or _orientation(image) == 1
+        fits = len(content) <= _JPEG_BYTES and pixels <= JPEG_PIXELS
+        return Jpeg(content, pixels) if upright and fits and content.endswith(_END) else None
+
     def plain(self, opened: Opened) -> np.ndarray:
         """The pixels of a decoded image, as of `pixels`.
 
@@ -116,10 +140,10 @@ class Preparation:
 
     def _fitted(self, opened: Opened) -> Image.Image:
         """Resized, then cropped or padded, in the image's own mode (in the style of open_clip) or in RGB."""
-        image, filter = opened.image, self._filter()
+        image, filter = opened.image, FILTERS[self.filter]
         height, width = self.size
         wide, high = self.resized(*opened.size)
-        left, top = self._margin(wide - width), self._margin(high - height)
+        left, top = self.margin(wide - width), self.margin(high - height)
         if self.decode == "fast" and wide >= width and high >= height:
             across, down = image.width / wide, image.height / high
             box = (left * across, top * down, min((left + width) * across, image.width),
@@ -129,18 +153,20 @@ class Preparation:
             image = image.resize((wide, high), filter)
         if wide < width or high < height:
             image = _padded(image, width, height, self.fill)
-            left, top = self._margin(image.width - width), self._margin(image.height - height)
+            left, top = self.margin(image.width - width), self.margin(image.height - height)
         if image.size == (width, height):
             return image
         return image.crop((left, top, left + width, top + height))
 
-    def _margin(self, spare: int) -> int:
+    def margin(self, spare: int) -> int:
+        """What a crop leaves on the left or above, of what it leaves altogether."""
         return spare // 2 if self.style == "transformers" else round(spare / 2)
 
-    def _filter(self) -> Image.Resampling:
-        # open_clip resizes to a size that is not square with bicubic, whatever is asked for.
+    @property
+    def filter(self) -> str:
+        """How images are resized: to sizes that are not square open_clip uses bicubic, whatever is asked for."""
         oblong = self.resize_mode == "shortest" and self.size[0] != self.size[1]
-        return FILTERS["bicubic" if oblong else self.interpolation]
+        return "bicubic" if oblong else self.interpolation
 
     def resized(self, wide: int, high: int) -> tuple[int, int]:
         """Width and height after resizing, before cropping or padding, with open_clip's and torchvision's rounding."""
@@ -160,6 +186,14 @@ class Opened:
 
     image: Image.Image
     size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """The bytes of a plain JPEG. pixels: how many it has, decoded or resized, whichever is more."""
+
+    content: bytes
+    pixels: int
 
 
 def _orientation(image: Image.Image) -> int:

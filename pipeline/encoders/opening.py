@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
     device = torch.device(_device(spec.device))
     if spec.precision not in ("auto", *PRECISIONS):
         raise EncoderError(f"--precision {spec.precision}: there are auto, {', '.join(PRECISIONS)}")
+    if spec.decode == "torchvision":
+        spec = replace(spec, decode=_decode_on(device))
     backend = _backend(spec, device)
     # What is not the default enters the fingerprint only when it is chosen: fingerprints of older stores stay.
     chosen: dict[str, Any] = {"decode": spec.decode} if spec.decode != "exact" else {}
@@ -61,6 +64,15 @@ def _products(backend: Backend, device: torch.device) -> str:
     if backend.model is not None and sum(weights.numel() for weights in backend.model.parameters()) < _SMALL:
         return DEFAULT
     return fast_products()
+
+
+def _decode_on(device: torch.device) -> str:
+    """The way to decode on a device, by its kind: other decoders give other pixels."""
+    from onceclip.pipeline.device_decoder import check_device
+
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    check_device(device if kind == "cuda" else torch.device(kind))
+    return f"torchvision-{kind}"
 
 
 def _device(choice: str) -> str:

@@ -130,8 +130,8 @@ class PluginBackend(Backend):
             raise EncoderError(f"{self._path} needs `preprocess`: a function from a Pillow image to floats "
                                "(3, height, width), or an onceclip.pipeline.preparation.Preparation")
         if spec.decode != "exact":
-            raise EncoderError(f"--decode {spec.decode}: {self._path} prepares images by itself: leave it away, or "
-                               "give it a Preparation")
+            raise EncoderError(f"--decode {spec.decode.partition('-')[0]}: {self._path} prepares images by itself: "
+                               "leave it away, or give it a Preparation")
         shapes = set()
         for size in _SAMPLES:
             try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onceclip.pipeline.errors import EncoderError
-from onceclip.pipeline.preparation import DECODES
+from onceclip.pipeline.preparation import DECODES, ON_DEVICE
 
 DEMO = "demo"
 OPEN_CLIP_SOURCES = ("hf-hub:", "local-dir:")
@@ -22,7 +22,8 @@ class EncoderSpec:
     `module:function`, an encoder of the user's own. pretrained: a tag or a weights file, for open_clip names.
     precision: "auto" (float32 on a CPU, float16 on CUDA), "fp32", "fp16" or "bf16". device: "auto" or torch's name.
     preprocess: "openai" or a JSON file, needed for a weights file, which does not say how it was trained.
-    decode: "exact", or "fast", which gives slightly other pixels. exif: whether images are turned as their cameras say.
+    decode: "exact", or one that gives slightly other pixels: "fast", or "torchvision", on the encoder's device, which
+    enters the encoder's identity with the kind of device. exif: whether images are turned as their cameras say.
     compile: whether torch compiles the image tower, which takes a minute and then saves time.
 
     Example:
@@ -65,7 +66,7 @@ def findable(info: Mapping[str, Any]) -> bool:
 
 def check_spec(spec: EncoderSpec) -> None:
     """Raise EncoderError for what is wrong with a specification before anything is loaded."""
-    if spec.decode not in DECODES:
+    if spec.decode not in (*DECODES, *ON_DEVICE):
         raise EncoderError(f"--decode {spec.decode}: there are {', '.join(DECODES)}")
     if is_open_clip(spec.model):
         from onceclip.pipeline.encoders.open_clip_models import check_names
