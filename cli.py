@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -42,13 +43,29 @@ def _failures() -> Iterator[None]:
             raise
         raise click.BadParameter(error.message + where, error.ctx, error.param, error.param_hint) from error
     except KeyboardInterrupt:
-        click.echo("\nStopped. What was done is kept: run the same command again to go on.", err=True)
-        sys.exit(130)
+        _stop()
     except BrokenPipeError:
         raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        raise click.ClickException(f"{place}{error.strerror or error}") from error
+        advice = ": make room, then run the same command again" if error.errno == errno.ENOSPC else ""
+        raise click.ClickException(f"{place}{error.strerror or error}{advice}") from error
+    except Exception as error:
+        # While a module is being imported, its libraries turn an interrupt into errors of their own.
+        if not _interrupted(error):
+            raise
+        _stop()
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _stop() -> NoReturn:
+    click.echo("\nStopped. What was done is kept: run the same command again to go on.", err=True)
+    sys.exit(130)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import partial
 from itertools import chain, count, islice
@@ -33,6 +33,7 @@ Step = Callable[[Tensor, Tensor, Moment], None]
 
 
 _APART = 0.02  # of the length of a step's changes, by which both ways may differ: bfloat16 rounds at other places
+_NODES = 300  # of a graph: CLIP-Adapter's has 150
 _ROWS = 37  # of the batch to trace with, or somewhat more
 _FIRST = Moment(0, 1, 0, 1)
 _made: dict[Any, Callable[..., Any]] = {}
@@ -81,10 +82,11 @@ class CompiledStep:
             self._constants = [found[place] for place in places]
             with suppress(MethodError):
                 return self._try(training, plain, rows, label)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             graph, self._constants = _lifted(make_fx(partial(_step, training), tracing_mode="symbolic",
                                                      _allow_non_fake_inputs=True)(*_example(training, rows, label)))
+            if not self.required and len(graph.graph.nodes) > _NODES:
+                raise MethodError("its steps are of so many parts that compiling them takes minutes")
             code = graph.code, tuple(map(kind, self._constants)), torch.get_num_threads()
             self._function = _made.setdefault(code, torch.compile(graph, fullgraph=True, dynamic=True))
             self._try(training, plain, rows, label)
@@ -102,6 +104,20 @@ class CompiledStep:
                         for base in (start, two))
         if not apart <= _APART * moved:
             raise MethodError(f"the compiled step is {apart:.3g} from the plain one, which goes {moved:.3g} far")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch's compiler remarks on the machine from the user."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _fixed(training: Training) -> tuple[Any, ...]:

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from onceclip.pipeline.errors import PredictionError
 from onceclip.pipeline.predict import BAD_IMAGE, OK, UNSURE, Prediction
+from onceclip.pipeline.whole_file import whole_file
 
 Add = Callable[[Prediction], None]
 _GROUP = 16384  # rows that a parquet file gets at once
@@ -48,19 +49,6 @@ class Passing:
     def counts(self) -> dict[str, int]:
         """How many have passed: all, the bad and the unsure ones."""
         return {"n": self._states.total(), "bad": self._states[BAD_IMAGE], "unsure": self._states[UNSURE]}
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written as NAME.part and gets its name at the end; after a failure there is none."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of a results folder, those of all parts too; a last line that was cut short is passed over."""
     rows = []
     for path in (folder / NAME, *sorted(folder.glob("results.*-of-*.jsonl"))):
-        for line in path.read_text(encoding="ascii").splitlines() if path.is_file() else []:
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
             try:
                 rows.append(json.loads(line))
             except ValueError:

@@ -23,9 +23,12 @@ def record_stores(folder: Path, stores: Sequence[Store]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     part = folder / f"{NAME}.{platform.node()}-{os.getpid()}.part"
-    part.write_text(json.dumps(read_stores(folder) | {store.fingerprint: described(store) for store in stores},
-                               indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(json.dumps(read_stores(folder) | {store.fingerprint: described(store) for store in stores},
+                                   indent=1, allow_nan=False), encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from onceclip.pipeline.results import Mean, mean_interval
@@ -20,7 +20,9 @@ class Table:
 
     title: which. names: lines in order of appearance. shots: columns. accuracy: means over seeds. to_baseline, to_best:
     mean differences on the same seeds to zero-shot and to the best line of the column; None where there is none.
-    failed: number of runs whose training diverged.
+    failed: number of runs without a result. reasons: why, each with the number of such runs by method.
+    short: the fewest training images that a run had where some class has fewer than the shots, and how many it asked
+    for, by shots.
     """
 
     title: str
@@ -29,7 +31,9 @@ class Table:
     accuracy: dict[Key, Mean]
     to_baseline: dict[Key, Mean]
     to_best: dict[Key, Mean]
-    failed: int
+    failed: int = 0
+    reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    short: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
@@ -53,14 +57,32 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:
     chosen = {key: {seed: row[score] for seed, row in seeds.items()} for key, seeds in chosen_rows(rows, score).items()}
-    failed = sum(row["accuracy"] is None and "error" in row for row in rows)
+    reasons: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for row in rows:
+        if row["accuracy"] is None:
+            reasons[reason_of(row)][str(row["method"])] += 1
     names = tuple(dict.fromkeys(name for name, _ in chosen))
     shots = tuple(sorted({number for _, number in chosen}, key=lambda number: (isinstance(number, str), number)))
     accuracy = {key: mean_interval(list(values.values())) for key, values in chosen.items()}
     best = {number: max((name for name in names if (name, number) in accuracy),
                         key=lambda name, number=number: accuracy[name, number].value) for number in shots}  # type: ignore[misc]
     return Table(title, names, shots, accuracy,
-                 _differences(chosen, dict.fromkeys(shots, BASELINE)), _differences(chosen, best), failed)
+                 _differences(chosen, dict.fromkeys(shots, BASELINE)), _differences(chosen, best),
+                 sum(row["accuracy"] is None for row in rows), reasons, _short(rows))
+
+
+def _short(rows: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
+    found: dict[int, tuple[int, int]] = {}
+    for row in rows:
+        images, asked = row.get("n_support", 0), row["shots"]
+        if images and isinstance(asked, int) and images < asked * row["classes"]:
+            found[asked] = min(found.get(asked, (images, 0))[0], images), asked * row["classes"]
+    return dict(sorted(found.items()))
+
+
+def reason_of(row: Mapping[str, Any]) -> str:
+    """Why a row has no result."""
+    return str(row.get("error", "no test images"))
 
 
 def chosen_rows(rows: Iterable[Mapping[str, Any]],
@@ -98,15 +120,33 @@ def _differences(chosen: Mapping[Key, Mapping[int, float]], to: Mapping[Any, str
 def lines(table: Table) -> list[str]:
     """A table as text: accuracies, then differences to zero-shot, in per cent."""
     runs = max((mean.runs for mean in table.accuracy.values()), default=0)
-    parts = [f"{table.title}: test accuracy in per cent, mean ± 95 % interval of up to {runs} seeds",
+    parts = [f"{table.title}: test accuracy in per cent, mean ± 95 % interval of up to {counted(runs, 'seed')}",
              *accuracy_lines(table)]
     if table.to_baseline:
         parts += ["", f"difference to {BASELINE} on the same seeds", *_grid(table, table.to_baseline, signed=True)]
     if len(table.names) > 2:
         parts += ["", "difference to the best of the column", *_grid(table, table.to_best, signed=True)]
+    if table.short:
+        parts += ["", short_words(table)]
     if table.failed:
-        parts += ["", f"{table.failed} runs diverged and are left out; their rows say which"]
+        parts += ["", "left out, for they have no result:"]
+        parts += [f"  {_runs(names)}: {reason}" for reason, names in table.reasons.items()]
     return parts
+
+
+def _runs(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({counted(number, 'run')})" for name, number in numbers.items())
+
+
+def short_words(table: Table) -> str:
+    """Say at which numbers of shots a draw was smaller than its name."""
+    return ("some classes have fewer training images than shots: "
+            + ", ".join(f"{had:,} of {asked:,} images at {shots} shots" for shots, (had, asked) in table.short.items()))
+
+
+def counted(number: int, what: str) -> str:
+    """A number and what is counted, in the plural but for one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def accuracy_lines(table: Table) -> list[str]:
@@ -134,7 +174,7 @@ def as_values(table: Table) -> dict[str, Any]:
     def cell(mean: Mean | None) -> dict[str, Any] | None:
         return None if mean is None else {"mean": mean.value, "half_width": mean.half_width, "runs": mean.runs}
 
-    return {"title": table.title, "failed": table.failed, "cells": [
+    return {"title": table.title, "failed": table.failed, "reasons": table.reasons, "short": table.short, "cells": [
         {"method": name, "shots": number, "accuracy": cell(mean),
          "to_baseline": cell(table.to_baseline.get((name, number))), "to_best": cell(table.to_best.get((name, number)))}
         for (name, number), mean in table.accuracy.items()]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from onceclip.pipeline.demo.tour import SEEDS, Tour
@@ -32,8 +33,18 @@ def extraction_lines(done: Extraction) -> list[str]:
         *([f"  {'; '.join(stored)}"] if stored else []),
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
         *(_profile_lines(done.profile) if done.profile else []),
-        f"Next: onceclip fit {done.store} --method tip-adapter --shots 16 --select val",
+        *_next(done.store, done.splits, len(done.classes), done.text["prompts"] > 0),
     ]
+
+
+def _next(store: str, splits: Mapping[str, int], classes: int, text: bool) -> list[str]:
+    """The next command of somebody with a new store, as far as it has what that needs."""
+    if not classes:
+        return [f"Next: onceclip predict ADAPTER {quote(store)}"]
+    if not text:
+        return []
+    choice = " --select val" if splits.get("val") else ""
+    return [f"Next: onceclip fit {quote(store)} --method tip-adapter --shots 16{choice}"]
 
 
 def part_lines(done: PartDone) -> list[str]:
@@ -42,7 +53,7 @@ def part_lines(done: PartDone) -> list[str]:
         f"{done.store}, part {done.part}: encoded {done.encoded:,} of {done.images:,} images, bad {done.bad:,}; "
         f"{done.seconds:.1f} s",
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        f"The store is complete. Next: onceclip fit {done.store} --method tip-adapter --shots 16 --select val"
+        f"The store is complete. Next: onceclip fit {quote(done.store)} --method tip-adapter --shots 16 --select val"
         if done.complete else "Other parts have images to encode still; the last one to end finishes the store.",
     ]
 
@@ -67,7 +78,7 @@ def import_lines(done: Mapping[str, Any]) -> list[str]:
     return [
         f"{done['store']}: {done['images']:,} rows of {done['dim']} dimensions, {done['classes']} classes "
         f"({_splits(done['splits'])}), {'with' if done['text'] else 'without'} text",
-        f"Next: onceclip fit {done['store']} --method tip-adapter --shots 4 --select val",
+        *_next(done["store"], done["splits"], done["classes"], done["text"]),
     ]
 
 
@@ -77,13 +88,13 @@ def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
                        for name, value in row["hyperparameters"].items())
     chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
     return [
-        f"{row['method']}, {row['shots']} shots, seed {row['seed']}: {row['n_support']:,} training images of "
-        f"{row['classes']} classes, {row['seconds']:.2f} s",
+        f"{row['method']}, {row['shots']} {'shot' if row['shots'] == 1 else 'shots'}, seed {row['seed']}: "
+        f"{row['n_support']:,} training images of {row['classes']} classes, {row['seconds']:.2f} s",
         f"  test accuracy    {percent(row['accuracy'])} ({row['n_test']:,} images), macro recall "
         f"{percent(row['macro_recall'])}",
         *_new_classes(row),
         f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
-        *([f"Saved in {out}. Next: onceclip predict {out} IMAGES..."] if out else []),
+        *([f"Saved in {out}. Next: onceclip predict {quote(str(out))} IMAGES..."] if out else []),
     ]
 
 

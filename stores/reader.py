@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -285,8 +286,9 @@ class Store:
         """
         if name not in self.texts:
             known = ", ".join(self.texts) or "none"
+            without = "" if self.texts else "; onceclip.FewShotClassifier does without, for encoders without text"
             raise StoreIncomplete(f"{self.path} has no text set {name!r} (there are: {known}): "
-                                  "run `onceclip extract` to embed the class prompts")
+                                  f"`onceclip text {quote(self.path)} --name {quote(name)}` embeds one{without}")
         return str(self.attributes["texts"][name]["fingerprint"])
 
     def text(self, name: str = "default") -> TextSet:

@@ -45,6 +45,11 @@ def test_every_command_is_known_here() -> None:
     assert set(main.commands) >= set(COMMANDS)
 
 
+def test_every_command_has_json() -> None:
+    assert [name for name, command in main.commands.items()
+            if "--json" not in [option for parameter in command.params for option in parameter.opts]] == []
+
+
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_help_of_every_command_has_a_sentence_and_works(run: Run, command: str) -> None:
     result = run(command, "--help")
@@ -75,6 +80,67 @@ def test_an_adapter_is_not_overwritten_unless_asked(place: Path, run: Run) -> No
     assert (place / "mine" / "adapter_config.json").read_bytes() == before
     assert run(*command, "--overwrite").exit_code == 0
     assert json.loads((place / "mine" / "adapter_config.json").read_text())["method"] == "zero-shot"
+
+
+@pytest.mark.parametrize("name", ["good", "store.zarr"])
+def test_an_adapter_is_not_written_into_a_folder_of_other_things(place: Path, run: Run, name: str) -> None:
+    """A saved adapter has a README.md, and a project has one too."""
+    (place / name / "README.md").write_text("mine")
+    refused = run("fit", "store.zarr", "--method", "zero-shot", "--out", name)
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
+    assert "new or empty" in refused.stderr
+    assert (place / name / "README.md").read_text() == "mine"
+
+
+def test_an_adapter_may_go_where_results_are(place: Path, run: Run) -> None:
+    (place / "results").mkdir()
+    (place / "results" / "results.jsonl").write_text("")
+    assert run("fit", "store.zarr", "--method", "zero-shot", "--out", "results").exit_code == 0
+
+
+def test_a_row_that_is_carried_out_again_takes_no_other_options(place: Path, run: Run) -> None:
+    assert run("fit", "store.zarr", "--method", "zero-shot", "--out", "mine").exit_code == 0
+    assert run("fit", "--from-row", "mine:1").exit_code == 0
+    refused = run("fit", "--from-row", "mine:1", "--method", "gda", "--shots", "4")
+    assert refused.exit_code == 2
+    assert "leave out --method, --shots" in refused.stderr
+
+
+def test_a_search_that_there_is_not_is_refused_also_where_nothing_is_searched(place: Path, run: Run) -> None:
+    assert run("fit", "store.zarr", "--method", "zero-shot", "--search", "foo").exit_code == 1
+
+
+@pytest.mark.parametrize("error", ["raise", "cause", "context"])
+def test_ctrl_c_ends_in_one_line_also_where_a_library_wraps_it(error: str, run: Run,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy, scipy and torch turn an interrupt in the middle of their import into errors of their own."""
+
+    def interrupted(context: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            if error == "raise":
+                raise
+            if error == "cause":
+                raise ImportError("initialization failed") from interrupt
+            raise RuntimeError("Error calling __set_name__")  # noqa: B904
+
+    monkeypatch.setattr(main.commands["methods"], "invoke", interrupted)
+    done = run("methods")
+    assert done.exit_code == 130
+    assert done.stderr.strip() == "Stopped. What was done is kept: run the same command again to go on."
+
+
+def test_the_next_command_can_be_pasted(place: Path, run: Run) -> None:
+    (place / "good").rename(place / "my pets")
+    done = run("extract", "my pets", "my pets.zarr", "--model", "demo")
+    assert "Next: onceclip fit 'my pets.zarr' --method" in done.stdout
+    done = run("extract", "my pets", "more.zarr", "--model", "demo", "--unlabelled")
+    assert "Next: onceclip predict ADAPTER more.zarr" in done.stdout
+    assert "onceclip fit" not in done.stdout
+    done = run("fit", "store.zarr", "--method", "zero-shot", "--shots", "1", "--out", "an adapter")
+    assert done.stdout.startswith("zero-shot, 1 shot, seed 1")
+    assert "Next: onceclip predict 'an adapter' IMAGES" in done.stdout
 
 
 def test_info_shows_what_a_store_holds_and_what_made_it(place: Path, run: Run) -> None:

@@ -142,7 +142,7 @@ def test_shells_complete_commands_options_methods_and_paths() -> None:
     assert complete(["sweep", "store.zarr", "--methods", "gda,tip-adapter-"]) == [("plain", "gda,tip-adapter-f")]
     assert complete(["methods", "zero-"]) == [("plain", "zero-shot")]
     assert [kind for kind, _ in complete(["fit", "pe"])] == ["file"]
-    assert [kind for kind, _ in complete(["fit", "--out", "pe"])] == ["file"]
+    assert [kind for kind, _ in complete(["fit", "--out", "pe"])] == ["dir"]
 
 
 def test_the_names_that_shells_complete_are_those_of_the_methods() -> None:

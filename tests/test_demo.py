@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def test_the_demo_keeps_its_promise_and_repeats_nothing(tmp_path: Path, run: Cal
     assert {name: mean for name, mean in means.items() if name != BASELINE and mean <= means[BASELINE]} == {}
 
     content = (tmp_path / "demo" / "results" / "results.jsonl").read_bytes()
-    second = run("demo", "--out", tmp_path / "demo")
+    second = run("demo", "--out", tmp_path / "demo", "--json")
     assert second.exit_code == 0, second.stderr
-    assert "encoded 0 of 1,797 images and 0 prompts" in second.stdout
+    assert "encoded 0 of 1,797 images and 0 prompts" in second.stderr
+    assert json.loads(second.stdout)["runs"] == 150
     assert (tmp_path / "demo" / "results" / "results.jsonl").read_bytes() == content

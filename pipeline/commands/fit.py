@@ -58,6 +58,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     """
     from onceclip.adapters.classifier import CONFIG, WEIGHTS
     from onceclip.adapters.compiling import Compiling
+    from onceclip.adapters.search import Search
     from onceclip.pipeline.fit import fit as run
     from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.replay import compare, compiling_of, read_row, spec_of
@@ -67,6 +68,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     from onceclip.pipeline.wording import fit_lines
     from onceclip.stores import open_store
 
+    Search.parse(search)
     if out and (out / CONFIG).exists() and not overwrite:
         raise click.ClickException(f"{out} holds an adapter already: give another --out, or add --overwrite")
     if out and out.is_dir() and any(out.iterdir()) and not any((out / own).exists() for own in (CONFIG, WEIGHTS, NAME)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -75,4 +76,4 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
     show(as_json, done, lambda: [
         f"{store}: text set {name!r} has {done['prompts']:,} prompts of {done['classes']:,} classes; encoded "
         f"{done['encoded']:,} in {done['seconds']:.1f} s",
-        f"Next: onceclip fit {store} --method zero-shot --text {name}"])
+        f"Next: onceclip fit {quote(store)} --method zero-shot --text {quote(name)}"])

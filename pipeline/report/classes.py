@@ -15,6 +15,7 @@ from onceclip.pipeline.summary import BASELINE
 LISTED = 15  # classes at each end where there are more than twice as many
 PAIRS = 12
 NO_DETAILS = "The rows have no details per class: sweep again into a new folder for them."
+NO_METHOD = f"No method but {BASELINE} has a result, so that there is nothing to compare it with."
 NO_NAMES = ("The results folder has no stores.json, so that the names of the classes and their numbers of test images "
             "are unknown: sweep again into a new folder for them.")
 
@@ -75,7 +76,7 @@ def class_view(setting: Setting) -> ClassView:
                                 key=lambda each, number=number: -_accuracy(setting, each, number))  # type: ignore[misc]
              if setting.details(name, number)]
     if not lines:
-        return ClassView("", None, missing=NO_DETAILS)
+        return ClassView("", None, missing=NO_METHOD if set(table.names) == {BASELINE} else NO_DETAILS)
     shots, line = lines[0]
     if not names:
         return ClassView(line, shots, missing=NO_NAMES)

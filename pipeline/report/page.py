@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import onceclip
 from onceclip.pipeline.report.cost import seconds_words
 from onceclip.pipeline.results import Mean
+from onceclip.pipeline.whole_file import whole_file
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -20,11 +20,9 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     environment.filters.update(percent=percent, signed=signed, mean=mean, duration=seconds_words, count=count,
                                number=number, plural=plural)
     html = environment.get_template(template).render(version=onceclip.__version__, **values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    # Names of files may hold bytes that are no text.
-    part.write_text(html, encoding="utf-8", errors="replace")
-    os.replace(part, path)
+    with whole_file(path) as file:
+        # Names of files may hold bytes that are no text.
+        file.write(html.encode("utf-8", errors="replace"))
 
 
 def percent(value: float | None, digits: int = 1) -> str:

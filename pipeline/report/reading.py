@@ -1,4 +1,4 @@
-"""The rows of results folders, gathered into settings: runs on one store with one text and one policy."""
+"""The rows of results folders, gathered into settings: runs on one content of a store with one text and one policy."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ class Results:
 class Setting:
     """Runs on one store with one text and one policy.
 
+    prints: fingerprints of the store's content and of the text; empty where no row says them.
     base: whether they are of base and new classes. tables: their summaries, of accuracy first.
     rows: of all runs. chosen: the row that stands for a seed, by the names and shots of the first table.
     store: its description in `stores.json`; empty where that is missing.
     """
 
+    prints: tuple[str, str]
     base: bool
     tables: tuple[Table, ...]
     rows: tuple[Row, ...]
@@ -79,14 +81,21 @@ def read_results(folders: Sequence[Path]) -> Results:
 
 
 def settings_of(results: Results) -> list[Setting]:
-    """The settings of the rows, in order of appearance."""
-    groups: dict[Any, list[Row]] = defaultdict(list)
+    """The settings of the rows, in order of appearance.
+
+    A store or a text set that was made again under its name has other test images or prompts: a setting of its own.
+    """
+    groups: dict[Any, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in results.rows:
-        asked = row.get("asked", {})
-        base = asked.get("classes") == "base"
-        groups[row["store"], asked.get("text", row.get("text")), asked.get("select"), base].append(row)
-    return [Setting(base, tuple(tables(rows)), tuple(rows), chosen_rows(rows), _store(rows, results.stores))
-            for (*_, base), rows in groups.items()]
+        asked, prints = row.get("asked", {}), row.get("fingerprints", {})
+        key = row["store"], asked.get("text", row.get("text")), asked.get("select"), asked.get("classes") == "base"
+        groups[key][str(prints.get("store") or ""), str(prints.get("text") or "")].append(row)
+    for contents in groups.values():
+        # Runs without a result have no fingerprints: they stand with those of the last content.
+        unknown = contents.pop(("", ""), [])
+        contents[next(reversed(contents), ("", ""))].extend(unknown)
+    return [Setting(prints, base, tuple(tables(rows)), tuple(rows), chosen_rows(rows), _store(rows, results.stores))
+            for (*_, base), contents in groups.items() for prints, rows in contents.items() if rows]
 
 
 def _store(rows: Iterable[Row], stores: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

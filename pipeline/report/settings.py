@@ -10,7 +10,7 @@ from typing import Any
 
 from onceclip.pipeline.report.reading import Row, Setting
 from onceclip.pipeline.results import Mean
-from onceclip.pipeline.summary import Table, line_name, tables
+from onceclip.pipeline.summary import Table, line_name, reason_of, tables
 
 POLICIES = {
     "fixed": "at their defaults or as set",
@@ -59,11 +59,14 @@ def titles(settings: Sequence[Setting]) -> list[str]:
     keys = [_key(setting) for setting in settings]
     differ = [len(set(column)) > 1 for column in zip(*keys, strict=True)]
     found = []
-    for path, text, select, classes in keys:
+    for (path, text, select, classes), setting in zip(keys, settings, strict=True):
         parts = [path if sum(PurePath(each[0]).name == PurePath(path).name for each in set(keys)) > 1 and differ[0]
                  and len({each[0] for each in keys if PurePath(each[0]).name == PurePath(path).name}) > 1
                  else PurePath(path).name]
         parts += [f"text {text}"] * differ[1] + [f"selection {select}"] * differ[2]
+        same = [each.prints for each, key in zip(settings, keys, strict=True) if key[:2] == (path, text)]
+        parts += [f"{what} {own[:8]}" for what, own, *all_of_it in zip(("content", "prompts"), setting.prints, *same,
+                                                                       strict=True) if len(set(all_of_it)) > 1]
         found.append(", ".join([*parts, *(["base to new classes"] if classes else [])]))
     return found
 
@@ -79,11 +82,13 @@ def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:
     """Titles and tables of means over stores, for settings that several stores have alike.
 
     A line has a cell where every store has it, for the seeds that all have; its interval is of the means of seeds.
+    A store that was made again counts once, as it was last.
     """
-    alike: dict[tuple[str, ...], list[Setting]] = defaultdict(list)
+    alike: dict[tuple[str, ...], dict[str, Setting]] = defaultdict(dict)
     for setting in settings:
-        alike[_key(setting)[1:]].append(setting)
-    groups = {key: members for key, members in alike.items() if len({_key(each)[0] for each in members}) > 1}
+        store, *others = _key(setting)
+        alike[tuple(others)][store] = setting
+    groups = {key: list(members.values()) for key, members in alike.items() if len(members) > 1}
     differ = [len(set(column)) > 1 for column in zip(*groups, strict=True)]
     return [(", ".join([f"mean over {len(members)} stores", *[f"text {text}"] * differ[0],
                         *[f"selection {select}"] * differ[1], *[f"{classes} classes"] * bool(classes)]), _mean(members))
@@ -99,7 +104,7 @@ def _mean(settings: Sequence[Setting]) -> Table:
     rows = [{"method": name, "shots": shots, "seed": seed, "accuracy": sum(values) / len(values), "accuracy_val": None,
              "store": "mean", "text": ""}
             for (name, shots, seed), values in where.items() if len(values) == len(settings)]
-    return next(iter(tables(rows)), Table("", (), (), {}, {}, {}, 0))
+    return next(iter(tables(rows)), Table("", (), (), {}, {}, {}))
 
 
 def measures(setting: Setting) -> list[tuple[str, Table]]:
@@ -112,8 +117,7 @@ def failures(rows: Iterable[Row]) -> list[tuple[str, str, list[str]]]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         if row["accuracy"] is None:
-            found[line_name(row), str(row.get("error", "no test images"))].append(
-                f"{row['shots']} shots, seed {row['seed']}")
+            found[line_name(row), reason_of(row)].append(f"{row['shots']} shots, seed {row['seed']}")
     return [(name, reason, runs) for (name, reason), runs in found.items()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import csv
+import errno
 import json
 import shutil
 import tracemalloc
@@ -63,6 +64,23 @@ def test_all_formats_say_the_same_in_the_order_of_the_images(photos: Path, run: 
             assert flat[:2] == [line["class"], line["probability"]]
     assert list(photos.glob("*.part")) == []
     assert run(*asked, "--out", "a.csv").stdout == "a.csv: 5 images, 0 unsure, 1 bad\n"
+
+
+def test_a_folder_that_is_missing_is_made(photos: Path, run_json: Run) -> None:
+    run_json("predict", "adapter", "good", "--out", "made/here/a.csv", "--logits", "made/too/a.npy")
+    assert {path.name for path in (photos / "made").rglob("*.*")} == {"a.csv", "a.npy"}
+
+
+def test_a_disk_that_is_full_is_named_with_the_file(photos: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("onceclip.pipeline.prediction_files.as_values", full)
+    done = run("predict", "adapter", "good", "--out", "a.jsonl")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == ("Error: a.jsonl: No space left on device: make room, then run the same "
+                                            "command again")
+    assert not [*photos.glob("a.jsonl*")]
 
 
 def test_answers_that_are_not_sure_enough_have_no_class(photos: Path, run: Run, run_json: Run) -> None:

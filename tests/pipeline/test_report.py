@@ -302,6 +302,45 @@ def test_several_stores_have_a_section_each_and_a_mean(page_of: Callable[..., Pa
     assert [values["href"] for tag, values in page.tags if tag == "a"][:3] == ["#mean1", "#setting1", "#setting2"]
 
 
+def again(content: str, accuracy: float, accuracy_val: float, store: str = "pets.zarr", text: str = "t") -> list[Any]:
+    """Rows of two seeds on some content of a store."""
+    return [row("gda", 4, seed, accuracy, store=store, accuracy_val=accuracy_val, run=f"{content} {text} {seed}",
+                fingerprints={"store": content, "text": text, "support": f"draw {seed}"}) for seed in (1, 2)]
+
+
+def test_runs_on_a_store_whose_images_changed_are_never_mixed(page_of: Callable[..., Page]) -> None:
+    """Of the same seed, the better on validation rows would stand for both: a number of images that are gone."""
+    page = page_of([*again("0ld", 0.9, 0.95), failed("taskres", 4, 1, "diverged"), *again("new", 0.5, 0.6)])
+    assert [page.table("Test accuracy", number)["gda"] for number in (0, 1)] == [["90.0 ± 0.0"], ["50.0 ± 0.0"]]
+    assert [values["href"] for tag, values in page.tags if tag == "a"][:2] == ["#setting1", "#setting2"]
+    assert "pets.zarr, content 0ld" in page.text
+    assert "pets.zarr, content new" in page.text
+
+
+def test_runs_on_prompts_that_changed_under_their_name_are_never_mixed(page_of: Callable[..., Page]) -> None:
+    page = page_of([*again("same", 0.9, 0.95, text="first"), *again("same", 0.5, 0.6, text="second")])
+    assert [page.table("Test accuracy", number)["gda"] for number in (0, 1)] == [["90.0 ± 0.0"], ["50.0 ± 0.0"]]
+    assert "pets.zarr, prompts first" in page.text
+
+
+def test_a_mean_over_stores_takes_the_last_content_of_each(page_of: Callable[..., Page]) -> None:
+    page = page_of([*again("0ld", 0.9, 0.95), *again("new", 0.5, 0.6), *again("other", 0.7, 0.6, "cars.zarr")])
+    assert "mean over 2 stores" in page.text
+    assert page.table("Test accuracy")["gda"] == ["60.0 ± 0.0"]
+
+
+def test_a_draw_that_is_smaller_than_its_name_is_said_to_be_so(page_of: Callable[..., Page]) -> None:
+    page = page_of([row("gda", shots, 1, 0.5, n_support=min(shots, 10) * 3, classes=3) for shots in (8, 16)])
+    assert "Some classes have fewer training images than shots: 30 of 48 images at 16 shots." in page.text
+
+
+def test_zero_shot_alone_has_no_changes_per_class(page_of: Callable[..., Page]) -> None:
+    details = {"right": [1], "reliability": [[1, 1.0, 1]] * 15, "confusions": []}
+    page = page_of([row(BASELINE, details=details)], ["ant"], [1])
+    assert "nothing to compare it with" in page.text
+    assert "no details" not in page.text
+
+
 def test_base_to_new_has_three_tables(page_of: Callable[..., Page]) -> None:
     page = page_of([row(name, 4, seed, 0.8, accuracy_new=0.6, harmonic_mean=0.96 / 1.4, class_set="base",
                         asked={"text": "default", "select": "fixed", "values": {}, "classes": "base"})

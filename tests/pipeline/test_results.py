@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 import onceclip
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.pipeline.metrics import metrics
-from onceclip.pipeline.results import NAME, append_row, mean_interval
+from onceclip.pipeline.results import NAME, append_row, mean_interval, read_rows
 from onceclip.stores import Store
 
 FIELDS = {"method", "shots", "seed", "hyperparameters", "select", "accuracy", "accuracy_val", "n_support", "n_test",
@@ -31,6 +31,14 @@ def test_a_result_row_has_every_field_and_survives_json(imported: Store) -> None
     assert row["hyperparameters"]["beta"] == 3
     assert 0 < row["accuracy"] < 1
     assert 0 < row["accuracy_val"] < 1
+
+
+def test_a_line_that_is_no_text_is_passed_over_as_one_that_was_cut_short(tmp_path: Path) -> None:
+    append_row(tmp_path, {"run": 1})
+    with (tmp_path / NAME).open("ab") as file:
+        file.write(b'\xff\xfe\x00"\n{"run": 2, "meth')
+    append_row(tmp_path, {"run": 3})
+    assert read_rows(tmp_path) == [{"run": 1}, {"run": 3}]
 
 
 def test_a_draw_is_written_with_the_result(imported: Store) -> None:

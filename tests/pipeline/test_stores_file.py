@@ -51,6 +51,16 @@ def test_bad_images_are_counted_with_their_reasons(folder_of: Callable[..., Path
     assert made["texts"]["default"]["templates"]
 
 
+def test_a_failure_leaves_no_half_file(imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("onceclip.pipeline.stores_file.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        record_stores(tmp_path / "results", [imported])
+    assert not [*(tmp_path / "results").iterdir()]
+
+
 def test_stores_are_added_to_those_that_are_there(imported: Store, store_path: Path, tmp_path: Path) -> None:
     record_stores(tmp_path, [imported])
     record_stores(tmp_path, [open_store(str(store_path))])

@@ -117,7 +117,7 @@ def test_text_that_lacks_a_class_is_an_error_with_its_name(imported: Store) -> N
 
 def test_a_store_without_text_says_so(arrays: Arrays, import_of: Callable[..., Store]) -> None:
     store = import_of({name: values for name, values in arrays.items() if name != "text"})
-    with pytest.raises(StoreIncomplete, match="no text set 'default'"):
+    with pytest.raises(StoreIncomplete, match=r"no text set 'default' .*onceclip text .* --name default.*FewShotClass"):
         make_task(store, 1)
 
 
