@@ -108,12 +108,14 @@ class CompiledStep:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch's compiler remarks on the machine from the user."""
+    """Compile in this process, which may be one of many, and keep from the user what that says of the machine."""
+    from torch._inductor import config  # seconds, for those who compile nothing
+
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), config.patch(compile_threads=1):
             warnings.simplefilter("ignore")
             yield
     finally:
