@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -15,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from onceclip.pipeline.errors import WorkerError
+from onceclip.pipeline.pace import Pace
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 ATTEMPTS = 3  # processes that a task may end before it is set aside
-_AHEAD = 2  # tasks that a worker has, so that it never waits for the next
+_AHEAD = 2  # short tasks that a process has, so that it never waits for the next
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -30,10 +33,20 @@ class Workers(Protocol):
     def per_machine(self) -> int:
         """Workers that share the cores of one machine."""
 
-    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+    def begin(self, function: Callable[[Task], Any], task: Task) -> None:
+        """Have every worker carry out a task before those that follow.
+
+        Nobody waits for it, and what it gives or raises is not told: it is for what a worker would do first anyway.
+        """
+
+    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task],
+             twice: bool = False) -> Generator[Result, None, None]:
         """Carry out tasks and give the results as they come. The number of tasks under way is bounded.
 
         function, tasks: such as can be sent to another process; a task's `str` names it for people.
+        twice: whether a task may be carried out by two workers at the same time, as one that writes nothing may. When
+            none is left to hand out, one that takes far longer than the others is given to a worker without work, too;
+            the first result counts.
         A task whose worker dies is carried out again by another. One that ends every worker it meets is set aside.
         Raises what a task raises; WorkerError, when all others are done, for those that were set aside.
         """
@@ -44,18 +57,29 @@ class Here:
 
     per_machine = 1
 
-    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+    def begin(self, function: Callable[[Task], Any], task: Task) -> None:
+        """As of `Workers`; nothing is ahead of its time here."""
+
+    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task],
+             twice: bool = False) -> Generator[Result, None, None]:
         """As of `Workers`."""
         yield from map(function, tasks)
 
 
+def load(modules: Sequence[str]) -> None:
+    """Import modules, which take a process longer to find and to read than many a task takes."""
+    for name in modules:
+        importlib.import_module(name)
+
+
 @dataclass(eq=False)
 class _Attempt:
-    """A task, the processes that it has ended, and how the last of them ended."""
+    """A task, the processes that it has ended, how the last of them ended, and when it was handed out."""
 
     task: Any
     deaths: int = 0
     end: str = ""
+    begun: float = 0.0
 
 
 class _Process:
@@ -70,15 +94,25 @@ class _Process:
                                         initargs=(self.gpu,))
         self.tasks: deque[tuple[Future[Any], _Attempt]] = deque()
         self.process: Any = None
+        self.first: Future[Any] = Future()
+        self.first.set_result(None)
+
+    def begin(self, function: Callable[[Any], Any], task: Any) -> None:
+        self.first = self._submitted(function, task)
 
     def submit(self, function: Callable[[Any], Any], attempt: _Attempt) -> None:
+        attempt.begun = time.monotonic()
+        self.tasks.append((self._submitted(function, attempt.task), attempt))
+
+    def _submitted(self, function: Callable[[Any], Any], task: Any) -> Future[Any]:
+        future: Future[Any]
         try:
-            self.tasks.append((self.pool.submit(function, attempt.task), attempt))
+            future = self.pool.submit(function, task)
         except BrokenProcessPool as error:  # found so when its first task is asked for
-            future: Future[Any] = Future()
+            future = Future()
             future.set_exception(error)
-            self.tasks.append((future, attempt))
         self.process = next(iter((self.pool._processes or {}).values()), None) or self.process
+        return future
 
     def replace(self) -> list[_Attempt]:
         """Start another process in place of one that died; gives what it had, the task in hand first."""
@@ -90,7 +124,7 @@ class _Process:
         return attempts
 
     def stop(self) -> None:
-        if self.tasks and self.process is not None:
+        if (self.tasks or not self.first.done()) and self.process is not None:
             self.process.terminate()
         self.pool.shutdown(cancel_futures=True)
 
@@ -110,17 +144,22 @@ class Processes:
         with ThreadPoolExecutor() as pool:
             list(pool.map(_Process.stop, self._processes))
 
-    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+    def begin(self, function: Callable[[Task], Any], task: Task) -> None:
         """As of `Workers`."""
+        with _single_threads():
+            for process in self._processes:
+                process.begin(function, task)
+
+    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task],
+             twice: bool = False) -> Generator[Result, None, None]:
+        """As of `Workers`. On one machine no process stays slower than the others: none has a task twice."""
         upcoming = map(_Attempt, tasks)
         again: deque[_Attempt] = deque()
         aside: list[_Attempt] = []
+        pace = Pace()
         with _single_threads():
             while True:
-                for ahead in range(_AHEAD):
-                    for process in self._processes:
-                        if len(process.tasks) == ahead and (each := _next(again, upcoming)):
-                            process.submit(function, each)
+                self._hand_out(function, again, upcoming, _AHEAD if pace.short else 1)
                 in_hand = {process.tasks[0][0]: process for process in self._processes if process.tasks}
                 if not in_hand:
                     break
@@ -134,9 +173,18 @@ class Processes:
                             aside.append(attempts.pop(0))
                         again.extend(attempts)
                         continue
-                    process.tasks.popleft()
+                    _, attempt = process.tasks.popleft()
+                    pace.add(time.monotonic() - attempt.begun)
                     yield result
         refuse([(str(each.task), f"it ended {each.deaths} processes ({each.end})") for each in aside])
+
+    def _hand_out(self, function: Callable[[Any], Any], again: deque[_Attempt], upcoming: Iterator[_Attempt],
+                  most: int) -> None:
+        """Give every process its next task, and what it is to have ahead: `most` in all."""
+        for ahead in range(most):
+            for process in self._processes:
+                if len(process.tasks) == ahead and (each := _next(again, upcoming)):
+                    process.submit(function, each)
 
 
 def refuse(aside: Sequence[tuple[str, str]]) -> None:

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import islice, product
-from math import prod
+from functools import partial
+from itertools import chain, count, islice
 
 import numpy as np
 import zarr
-from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 
 from onceclip.stores.errors import StoreError
 from onceclip.stores.fingerprint import DIGEST_BYTES
-from onceclip.stores.flat import FlatArray, row_checksums
 from onceclip.stores.lock import write_lock
 from onceclip.stores.place import damage
-from onceclip.stores.reader import Store, open_store
-from onceclip.stores.schema import STORED, TODO, checksum_name
-from onceclip.stores.soundness import Problem, equal_content, finite_rows, row_faults, text_faults
+from onceclip.stores.reader import open_store
+from onceclip.stores.schema import TODO
+from onceclip.stores.shares import Checked, Checker, Share, Whole, chunks_of, shares_of
+from onceclip.stores.soundness import Problem
 from onceclip.stores.writer import StoreWriter
 
+Spread = Callable[[Iterable[Share | Whole]], Iterable[Checked]]
 _AHEAD = 64  # reads that are handed to threads before the first of them is done
-_UNITS = 16  # whose columns are kept while their chunks are read
-
-Columns = tuple[np.ndarray, np.ndarray | None]  # of one unit: which rows are stored, and their checksums
 
 
 @dataclass(frozen=True)
@@ -44,53 +40,73 @@ class Verification:
 
 
 def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
-           workers: int | None = None) -> Verification:
+           workers: int | None = None, spread: Spread | None = None) -> Verification:
     """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
 
     Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
     extraction, text sets of another encoder or without a class. Remarks: equal content in two splits.
     progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
+    spread: has `shares.check` carried out for every share, by processes that reach the store, in any order.
     Raises NotAStore if there is no store.
     """
     store = open_store(path)
     with damage(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)  # foreign files are no concern of ours
-        arrays = [node for _, node in store.group.members(max_depth=None) if isinstance(node, zarr.Array)]
+        members = sorted(store.group.members(max_depth=None))  # they come in any order
+    arrays = {name: node for name, node in members if isinstance(node, zarr.Array)}
     values = {f"image/{name}" for name, described in store.row_arrays.items() if described.values} | {"image/view"}
-    others = [array for array in arrays if array.path not in values]
+    others = {name: array for name, array in arrays.items() if name not in values}
     faults: list[Problem] = []
     missing = [name for name, described in store.row_arrays.items() if not described.optional and not store.has(name)]
     faults += [Problem(f"image/{name}", "is missing") for name in missing]
     lengths = {name: store.array(name).shape[0] for name in store.row_arrays if store.has(name)}
     if len(set(lengths.values())) > 1:
         faults.append(Problem("image", f"columns differ in length: {lengths}"))
-    of_values = [array for array in arrays if array.path in values]
-    total = sum(prod(array.cdata_shape) for array in others)
-    total += sum(-(-array.shape[0] // array.chunks[0]) for array in of_values)
-    done = 0
+    of_values = {name: array for name, array in arrays.items() if name in values}
+    total = sum(chunks_of(array, name in values) for name, array in arrays.items())
+    done, numbers = 0, count()
     with ThreadPoolExecutor(workers) as pool:
-        def run(reads: Iterator[Callable[[], list[Problem]]]) -> Iterator[Problem]:
-            """The problems of all reads, of which few are under way at any time."""
+        def run(tasks: Iterator[Share | Whole]) -> list[Checked]:
+            """What was found, in the order of the tasks."""
             nonlocal done
-            ahead = deque(pool.submit(read) for read in islice(reads, _AHEAD))
-            while ahead:
-                yield from ahead.popleft().result()
-                ahead.extend(pool.submit(read) for read in islice(reads, 1))
-                done += 1
+            checked = []
+            for each in (spread or partial(_in_threads, pool, Checker(store)))(tasks):
+                done += each.chunks
                 progress(done / total)
+                if each.faults or each.remarks:
+                    checked.append(each)
+            return sorted(checked, key=lambda each: each.number)
 
         # The columns first: what they say is what the values are held against.
-        faults += run(partial(_chunk, store, array, place) for array in others
-                      for place in product(*map(range, array.cdata_shape)))
+        whole = spread is not None
+        faults += _faults(run(shares_of(path, others, numbers, whole)))
         sound = not faults
-        if sound:
+        tasks: Iterator[Share | Whole] = shares_of(path, of_values, numbers, whole, sound)
+        if spread is None and sound:
             store.column("state")  # kept, as all that follows asks for it
-        faults += run(read for array in of_values for read in _value_reads(store, array, sound))
+        elif sound:
+            tasks = chain([Whole(path)], tasks)  # takes longest, so it is begun first
+        checked = run(tasks)
+    faults += _faults([each for each in checked if each.number != Whole.number])
     remarks: list[Problem] = []
     if not faults:
-        faults += [*row_faults(store), *text_faults(store)]
-        remarks += equal_content(store)
+        about = [each for each in checked if each.number == Whole.number] if spread else [Checker(store)(Whole(path))]
+        faults += _faults(about)
+        remarks = [problem for each in about for problem in each.remarks]
     return Verification(path, total, lengths.get("state", 0), faults, remarks)
+
+
+def _faults(checked: Iterable[Checked]) -> list[Problem]:
+    return [problem for each in checked for problem in each.faults]
+
+
+def _in_threads(pool: ThreadPoolExecutor, check: Checker, tasks: Iterable[Share | Whole]) -> Iterator[Checked]:
+    """Check shares in their order, of which few are under way at any time."""
+    upcoming = iter(tasks)
+    ahead = deque(pool.submit(check, task) for task in islice(upcoming, _AHEAD))
+    while ahead:
+        yield ahead.popleft().result()
+        ahead.extend(pool.submit(check, task) for task in islice(upcoming, 1))
 
 
 def repair(path: str, found: Verification) -> int:
@@ -116,73 +132,3 @@ def repair(path: str, found: Verification) -> int:
                           np.full(size, "", object), np.full(size, TODO, np.int8),
                           {name: np.full((size, *output.shape), np.nan) for name, output in store.outputs.items()})
     return len(units)
-
-
-def _chunk(store: Store, array: zarr.Array, place: tuple[int, ...]) -> list[Problem]:
-    """Read one chunk. An array that is written per unit names the unit."""
-    name = array.path
-    column = store.row_arrays.get(name.removeprefix("image/"))
-    unit = place[0] * array.chunks[0] // store.attributes["unit_rows"] if column and column.per_unit else None
-    where = f"{name}, chunk {'/'.join(map(str, place))}" if place else name
-    try:
-        if not _exists(array, place):
-            return [Problem(where, "is missing", unit)]
-        array.blocks[place] if place else array[...]
-    except StoreError:
-        raise  # a connection that was lost says nothing about the chunk
-    except Exception as error:  # what a decoder raises for damaged bytes is of many types
-        return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
-    return []
-
-
-def _exists(array: zarr.Array, place: tuple[int, ...]) -> bool:
-    return bool(sync((array.store_path / array.metadata.encode_chunk_key(place)).exists()))
-
-
-def _value_reads(store: Store, array: zarr.Array, sound: bool) -> Iterator[Callable[[], list[Problem]]]:
-    """What reads each chunk of embeddings or of another output, and checks its rows where the columns are sound."""
-    name, flat, size = array.path.removeprefix("image/"), FlatArray.of(array), store.attributes["unit_rows"]
-    column = checksum_name(name)
-
-    @lru_cache(_UNITS)
-    def of_units(first: int, behind: int) -> Columns:
-        where = slice(first * size, behind * size)
-        return store.part("state", where) == STORED, store.part(column, where) if store.has(column) else None
-
-    for number in range(-(-array.shape[0] // array.chunks[0])):
-        yield partial(_values, store, array, flat, number, of_units if sound else None)
-
-
-def _values(store: Store, array: zarr.Array, flat: FlatArray | None, number: int,
-            columns: Callable[[int, int], Columns] | None) -> list[Problem]:
-    name, height = array.path, array.chunks[0]
-    rows = slice(number * height, min((number + 1) * height, array.shape[0]))
-    unit = rows.start // store.attributes["unit_rows"]
-    where = f"{name}, chunk {number}{'/0' * (array.ndim - 1)}"
-    try:
-        if flat:
-            values = flat.chunk(number)[:rows.stop - rows.start]
-        elif not _exists(array, (number * height // (array.shards or array.chunks)[0],) + (0,) * (array.ndim - 1)):
-            raise FileNotFoundError
-        else:
-            values = np.asarray(array[rows])
-    except StoreError:
-        raise
-    except FileNotFoundError:
-        return [Problem(where, "is missing", unit)]
-    except Exception as error:
-        return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
-    if columns is None:
-        return []
-    size = store.attributes["unit_rows"]
-    stored, checksums = columns(unit, -(-rows.stop // size))
-    here = slice(rows.start - unit * size, rows.stop - unit * size)
-    stored, faults = stored[here], []
-    if checksums is not None and (row_checksums(values) != checksums[here])[stored].any():
-        faults.append(Problem(where, f"does not match image/{checksum_name(name.removeprefix('image/'))}", unit))
-    finite = finite_rows(values)
-    # Other outputs may be missing for some rows, but not be there in part.
-    needed = stored if name == "image/embedding" else stored & np.isfinite(values.reshape(len(values), -1)[:, 0])
-    if (needed & ~finite).any():
-        faults.append(Problem(where, f"{int((needed & ~finite).sum())} stored rows have no finite values", unit))
-    return faults

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from onceclip.pipeline.cluster.worker import Equipment, Question, Sentences, Unit, describe, embed_text, encode_unit
+from onceclip.pipeline.cluster.worker import (
+    Equipment,
+    Question,
+    Sentences,
+    Unit,
+    describe,
+    embed_text,
+    encode_unit,
+    get_ready,
+)
 from onceclip.pipeline.crew import Described
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.encoders.spec import TRANSFORMERS
@@ -41,6 +50,7 @@ class WorkersCrew:
             raise WorkerError("workers do not say where their time goes: leave the profile away, or extract without "
                               "them")
         self.encoder, self.workers, self.options = _anywhere(encoder), workers, options
+        workers.begin(get_ready, self._equipment())
         with closing(workers.work(describe, [Question(self.encoder, options.outputs)])) as answers:
             self.described: Described = next(answers)
 
@@ -55,10 +65,12 @@ class WorkersCrew:
     @contextmanager
     def filling(self, writer: StoreWriter, contents: Mapping[int, Content]) -> Iterator[WorkersFilling]:
         """Have a store filled. contents: row to image file."""
+        yield WorkersFilling(writer, self.workers, self._equipment(), contents, self.options.progress)
+
+    def _equipment(self) -> Equipment:
         options = self.options
-        equipment = Equipment(self.encoder, options.batch_size, options.workers, options.decode_timeout,
-                              self.workers.per_machine)
-        yield WorkersFilling(writer, self.workers, equipment, contents, options.progress)
+        return Equipment(self.encoder, options.batch_size, options.workers, options.decode_timeout,
+                         self.workers.per_machine)
 
 
 @dataclass

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+from onceclip.pipeline.errors import WorkerError
+from onceclip.stores import NotAStore
+
+Opened = TypeVar("Opened")
 
 
 def cores() -> int:
@@ -19,3 +27,12 @@ def visible_gpus() -> list[str]:
         return []
     return [name.strip() for name in named.split(",")] if named else [str(each) for each in
                                                                       range(torch.cuda.device_count())]
+
+
+def reached(store: str, opened: Callable[[], Opened]) -> Opened:
+    """What opening a store gives. Raises WorkerError where this machine does not have it."""
+    try:
+        return opened()
+    except NotAStore as error:
+        raise WorkerError(f"the worker on {socket.gethostname()} finds no store at {store}: give a path that all "
+                          "machines have, or the URL of an object store") from error

@@ -7,18 +7,20 @@ import os
 import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import count
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
 from onceclip import __version__
-from onceclip.pipeline.cluster.worker import give_threads
 from onceclip.pipeline.errors import WorkerError
+from onceclip.pipeline.pace import LOOK, Pace
 from onceclip.pipeline.workers import refuse
 
 if TYPE_CHECKING:
@@ -33,6 +35,15 @@ _RECOUNT = 5.0  # seconds after which the workers are counted again
 _ONE_AT_A_TIME = threading.Lock()
 
 
+@dataclass
+class _Sent:
+    """A task, and its copies on their way. begun: when it was handed out."""
+
+    task: Any
+    futures: list[Future]
+    begun: float = field(default_factory=time.monotonic)
+
+
 class Cluster:
     """The workers of one scheduler; make it with `connected`."""
 
@@ -40,6 +51,7 @@ class Cluster:
         self.client, self.address = client, address
         self._names, self._counted, self._workers = count(), 0.0, 1
         self._session = os.urandom(6).hex()
+        self._first: list[Future] = []
 
     @property
     def per_machine(self) -> int:
@@ -47,52 +59,105 @@ class Cluster:
         hosts = Counter(address.rpartition(":")[0] for address in self.client.nthreads())
         return max(hosts.values(), default=1)
 
-    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
-        """As of `workers.Workers`. Raises WorkerError too if the scheduler is lost."""
-        from distributed import KilledWorker, as_completed
+    def begin(self, function: Callable[[Task], Any], task: Task) -> None:
+        """As of `workers.Workers`; workers that come later are left out."""
+        self._first = [self._submit(function, task, [address]) for address in self.client.nthreads()]
 
-        upcoming = iter(tasks)
-        running: dict[Future, Task] = {}
-        suspects: deque[Task] = deque()
-        aside: list[tuple[str, str]] = []
-        ready = as_completed(loop=self.client.loop, raise_errors=False)
+    def work(self, function: Callable[[Task], Result], tasks: Iterable[Task],
+             twice: bool = False) -> Generator[Result, None, None]:
+        """As of `workers.Workers`. Raises WorkerError too if the scheduler is lost."""
+        from distributed import KilledWorker
+
+        upcoming, pace = iter(tasks), Pace()
+        running: dict[Future, _Sent] = {}
+        ended: SimpleQueue[Future] = SimpleQueue()
+        suspects: list[Task] = []
+
+        def send(sent: _Sent, workers: Sequence[str] = ()) -> None:
+            future = self._submit(function, sent.task, workers, preferably=True)
+            sent.futures.append(future)
+            running[future] = sent
+            future.add_done_callback(ended.put)
+
         try:
             while True:
                 while len(running) < _AHEAD * self._number() and (task := next(upcoming, None)) is not None:
-                    future = self._submit(function, task)
-                    running[future] = task
-                    ready.add(future)
+                    send(_Sent(task, []))
                 if not running:
                     break
-                future = next(ready)
-                task = running.pop(future)
                 try:
-                    yield self._result(future)
+                    future = ended.get(timeout=LOOK)
+                except Empty:
+                    if twice and (late := [each for each in running.values() if len(each.futures) == 1
+                                           and pace.late(time.monotonic() - each.begun)]):
+                        for sent, address in zip(late, self._idle(), strict=False):
+                            send(sent, [address])
+                    continue
+                if future not in running:
+                    continue  # a copy that was given up
+                sent = running.pop(future)
+                sent.futures.remove(future)
+                try:
+                    result = self._result(future)
                 except KilledWorker:
-                    suspects.append(task)
-            # A worker that died had waiting tasks beside the guilty one. Alone, each shows which it is.
-            for task in suspects:
-                future = self._submit(function, task)
-                running[future] = task
-                try:
-                    yield self._result(future)
-                except KilledWorker as error:
-                    last = error.last_worker.address
-                    aside.append((str(task), f"it ended every worker that took it, the last one {last}"))
-                del running[future]
+                    if not sent.futures:
+                        suspects.append(sent.task)
+                    continue
+                for copy in sent.futures:
+                    del running[copy]
+                self._cancel(sent.futures)
+                pace.add(time.monotonic() - sent.begun)
+                yield result
+            yield from self._alone(function, suspects)
         finally:
-            if running and self.client.status == "running":
-                self.client.cancel(list(running), force=True)
+            self._cancel(list(running))
+
+    def _alone(self, function: Callable[[Task], Result], suspects: Iterable[Task]) -> Generator[Result, None, None]:
+        """Carry out one by one what was on workers that died: each had waiting tasks beside the guilty one."""
+        from distributed import KilledWorker
+
+        aside: list[tuple[str, str]] = []
+        for task in suspects:
+            future = self._submit(function, task)
+            try:
+                yield self._result(future)
+            except KilledWorker as error:
+                last = error.last_worker.address
+                aside.append((str(task), f"it ended every worker that took it, the last one {last}"))
+            finally:
+                if not future.done():
+                    self._cancel([future])
         refuse(aside)
 
-    def _submit(self, function: Callable[[Task], Result], task: Task) -> Future:
+    def _idle(self) -> list[str]:
+        """Workers that have nothing to do, of this command or another."""
+        with suppress(OSError):  # a scheduler that was lost is found so by what is under way
+            return [address for address, keys in self.client.processing().items() if not keys]
+        return []
+
+    def _cancel(self, futures: list[Future]) -> None:
+        if futures and self.client.status == "running":
+            with suppress(OSError):
+                self.client.cancel(futures, force=True)
+
+    def _submit(self, function: Callable[[Task], Result], task: Task, workers: Sequence[str] = (),
+                preferably: bool = False) -> Future:
+        """workers: addresses of those that may have it, or, with preferably, rather than others; all by default.
+
+        What is to be done goes as bytes: the scheduler, and the loop of a worker, would import all that it names.
+        """
+        from distributed.protocol import pickle
+
         name = f"{function.__name__.strip('_')}-{self._session}-{next(self._names)}"
-        return self.client.submit(_carried_out, function, task, __version__, key=name, pure=False)
+        return self.client.submit(_carried_out, pickle.dumps((function, task)), __version__, key=name, pure=False,
+                                  workers=list(workers) or None, allow_other_workers=preferably and bool(workers))
 
     def _result(self, future: Future) -> Any:
+        from distributed.comm import CommClosedError
+
         try:
             return future.result()
-        except CancelledError as error:
+        except (CancelledError, CommClosedError) as error:
             raise self._lost(error) from error
         except ImportError as error:
             raise WorkerError(f"a worker of {self.address} cannot import what it is to do ({error}): install the same "
@@ -151,13 +216,17 @@ def connected(choice: str) -> Iterator[Cluster]:
         client.close(timeout=TIMEOUT)
 
 
-def _carried_out(function: Callable[[Any], Any], task: Any, version: str) -> Any:
+def _carried_out(work: bytes, version: str) -> Any:
     """Carry out a task on a worker, whose threads take turns: the GPU and the cores are for one task."""
     from distributed import get_worker
+    from distributed.protocol import pickle
 
     if version != __version__:
         raise WorkerError(f"the worker {get_worker().address} has onceclip {__version__}, this command is {version}: "
                           "install the same version on both")
     with _ONE_AT_A_TIME:
+        from onceclip.pipeline.cluster.worker import give_threads
+
         give_threads(get_worker().state.nthreads)
+        function, task = pickle.loads(work)
         return function(task)

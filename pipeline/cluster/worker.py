@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from onceclip.pipeline.cluster.machine import cores
+from onceclip.pipeline.cluster.machine import cores, reached
 from onceclip.pipeline.crew import Described
 from onceclip.pipeline.decoders import TIMEOUT, Decoders
 from onceclip.pipeline.embed import embed_prompts
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
-from onceclip.pipeline.errors import SourceError, WorkerError
+from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.fill import Filling
 from onceclip.pipeline.lanes import Lanes
 from onceclip.pipeline.outputs import OutputOptions
 from onceclip.pipeline.sources import Content, LocalFile
 from onceclip.pipeline.units import Rounding
-from onceclip.stores import NotAStore, StoreWriter
+from onceclip.stores import StoreWriter
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,10 @@ class Sentences:
 
 
 class Held:
-    """What this process has opened. threads: that it may compute with."""
+    """What this process has opened. threads: that it may compute with. limited: whether torch was told so."""
 
     def __init__(self) -> None:
-        self.threads = 1
+        self.threads, self.limited = 1, False
         self._opened = ExitStack()
         self._spec: EncoderSpec | None = None
         self._equipment: Equipment | None = None
@@ -103,19 +102,24 @@ class Held:
     def encoder(self, spec: EncoderSpec) -> Encoder:
         if self._spec != spec:
             self.close()
-            self._spec, self._encoder = None, open_encoder(spec)
-            self._spec = spec
+            self._open(spec)
         return self._encoder
 
     def crew(self, equipment: Equipment) -> tuple[Decoders, Lanes]:
-        encoder = self.encoder(equipment.encoder)
         if self._equipment != equipment:
             self.close()
             number = equipment.decoders or max(1, cores() // equipment.neighbours)
             decoders = self._opened.enter_context(Decoders(0, number, equipment.decode_timeout))
-            lanes = self._opened.enter_context(Lanes(encoder, self.threads))
+            decoders.start()  # they import what they need while the encoder is opened
+            if self._spec != equipment.encoder:
+                self._open(equipment.encoder)
+            lanes = self._opened.enter_context(Lanes(self._encoder, self.threads))
             self._equipment, self._crew = equipment, (decoders, lanes)
         return self._crew
+
+    def _open(self, spec: EncoderSpec) -> None:
+        self._spec, self._encoder = None, open_encoder(spec)
+        self._spec = spec
 
     def close(self) -> None:
         """End the decode processes and lanes, which sets torch's threads back; the encoder stays."""
@@ -128,10 +132,15 @@ _HELD = Held()
 
 def give_threads(number: int) -> None:
     """Let this process compute with a number of threads."""
-    if (_HELD.threads, torch.get_num_threads()) != (number, number):
+    if not _HELD.limited or _HELD.threads != number:
         _HELD.close()
-        _HELD.threads = number
+        _HELD.threads, _HELD.limited = number, True
         torch.set_num_threads(number)
+
+
+def get_ready(equipment: Equipment) -> None:
+    """Open what the first unit will need."""
+    _HELD.crew(equipment)
 
 
 def describe(question: Question) -> Described:
@@ -142,7 +151,7 @@ def describe(question: Question) -> Described:
 def embed_text(sentences: Sentences) -> dict[str, Any]:
     """Embed prompts into a store; with all cores, since nothing else is done meanwhile."""
     encoder = _HELD.encoder(sentences.encoder)
-    writer = _found(sentences.store, partial(StoreWriter.open, sentences.store, encoder.info))
+    writer = reached(sentences.store, partial(StoreWriter.open, sentences.store, encoder.info))
     before = torch.get_num_threads()
     torch.set_num_threads(cores())
     try:
@@ -161,23 +170,15 @@ def encode_unit(unit: Unit, held: Held | None = None) -> Filled:
     the checksums of the other: reading says so, and `onceclip verify --repair` has the unit made again.)
     """
     held = held or _HELD
-    encoder, (decoders, lanes) = held.encoder(unit.equipment.encoder), held.crew(unit.equipment)
+    (decoders, lanes), encoder = held.crew(unit.equipment), held.encoder(unit.equipment.encoder)
     _look_for_images(unit)
-    writer = _found(unit.store, partial(StoreWriter.open, unit.store, encoder.info, units=[unit.number]))
+    writer = reached(unit.store, partial(StoreWriter.open, unit.store, encoder.info, units=[unit.number]))
     filling = Filling(writer, decoders, lanes, dict(unit.images), unit.equipment.batch_size, flush=False)
     if unit.views:
         filling.make_views(np.array([row for row, _ in unit.images]), len(unit.images))
     else:
         filling.embeddings()
     return Filled(len(unit.images), filling.bad, filling.rounding)
-
-
-def _found(store: str, opened: Callable[[], StoreWriter]) -> StoreWriter:
-    try:
-        return opened()
-    except NotAStore as error:
-        raise WorkerError(f"the worker on {socket.gethostname()} finds no store at {store}: give a path that all "
-                          "machines have, or the URL of an object store") from error
 
 
 def _look_for_images(unit: Unit) -> None:

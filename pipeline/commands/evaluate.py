@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, json_option, show
-from onceclip.pipeline.commands.scheduling import on_a_worker
+from onceclip.pipeline.commands.scheduling import hired, local_workers_option, one_way, scheduler_option
+
+_FOR_WORKERS = ("onceclip.pipeline.cluster.evaluation",)
 
 
 @click.command()
@@ -26,11 +28,12 @@ from onceclip.pipeline.commands.scheduling import on_a_worker
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
-@on_a_worker
+@local_workers_option
+@scheduler_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
              only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
-             as_json: bool) -> None:
+             local_workers: int | None, scheduler: str | None, as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -41,29 +44,36 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
         onceclip evaluate pets-adapter pets.zarr --against pets-zero-shot
         onceclip evaluate pets-adapter pets.zarr pets-drawings.zarr pets-at-night.zarr
     """
-    from onceclip.adapters import load_classifier
-    from onceclip.pipeline.classes import CHOICES
-    from onceclip.pipeline.comparison import compare
-    from onceclip.pipeline.confusion import write_matrix
-    from onceclip.pipeline.evaluation_wording import evaluation_lines
-    from onceclip.pipeline.progress import percentage
-    from onceclip.pipeline.protocol import Protocol
-    from onceclip.pipeline.shift import shift
-    from onceclip.stores import open_store
-
+    one_way(scheduler=scheduler, local_workers=local_workers)
     if confusion and len(stores) > 1:
         raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
-    chosen = classes if classes in CHOICES else [name.strip() for name in classes.split(",")]
-    protocol = Protocol(split, chosen, text, only_its_classes)
-    classifier, other = load_classifier(adapter), load_classifier(against) if against else None
-    found = []
-    for store in map(open_store, stores):
-        with percentage(f"evaluate {store.path}") as progress:
-            done = protocol.score(classifier, store, progress)
-        found.append(done.as_values())
-        if other:
-            found[-1]["against"] = {"adapter": str(against), **compare(done.right, protocol.score(other, store).right,
-                                                                       done.unit)}
+    with hired(scheduler, local_workers, _FOR_WORKERS) as workers:
+        from onceclip.adapters import load_classifier
+        from onceclip.pipeline.classes import CHOICES
+        from onceclip.pipeline.cluster.evaluation import judged_by
+        from onceclip.pipeline.comparison import compare
+        from onceclip.pipeline.confusion import write_matrix
+        from onceclip.pipeline.evaluate import Judge, Scoring
+        from onceclip.pipeline.evaluation_wording import evaluation_lines
+        from onceclip.pipeline.progress import percentage
+        from onceclip.pipeline.protocol import Protocol
+        from onceclip.pipeline.shift import shift
+        from onceclip.stores import open_store
+
+        def judge_of(adapter: Path, store: str) -> Judge:
+            return judged_by(workers, adapter, store, protocol) if workers else Scoring.judged
+
+        chosen = classes if classes in CHOICES else tuple(name.strip() for name in classes.split(","))
+        protocol = Protocol(split, chosen, text, only_its_classes)
+        classifier, other = load_classifier(adapter), load_classifier(against) if against else None
+        found = []
+        for store in map(open_store, stores):
+            with percentage(f"evaluate {store.path}") as progress:
+                done = protocol.score(classifier, store, progress, judge_of(adapter, store.path))
+            found.append(done.as_values())
+            if against and other:
+                right = protocol.score(other, store, judge=judge_of(against, store.path)).right
+                found[-1]["against"] = {"adapter": str(against), **compare(done.right, right, done.unit)}
     if confusion:
         write_matrix(confusion, done.candidates, done.tally.right.numpy(), done.tally.wrong.counted())
     values = {"adapter": str(adapter), **(found[0] if len(found) == 1 else shift(found))}

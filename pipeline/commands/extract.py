@@ -33,8 +33,9 @@ if TYPE_CHECKING:
               help="Type of the stored embeddings.")
 @click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, metavar="N|auto",
               help="Images per encoder pass; auto: what suits the device, fewer if its memory does not hold as many.")
-@click.option("--decode", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
-              help="exact: the pixels of the encoder's own preprocessing; fast: JPEGs decoded at reduced size.")
+@click.option("--decode", type=click.Choice(["exact", "fast", "torchvision"]), default="exact", show_default=True,
+              help="exact: the pixels of the encoder's own preprocessing; fast: JPEGs decoded at reduced size; "
+              "torchvision: JPEGs decoded on the encoder's device.")
 @click.option("--exif", is_flag=True, help="Turn images as their cameras say, which papers do not.")
 @click.option("--decode-timeout", type=click.FloatRange(0, min_open=True), default=60, show_default=True,
               metavar="SECONDS", help="An image that takes longer to read and decode is bad.")
@@ -78,6 +79,10 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     Example:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
     """
+    one_way(scheduler=scheduler, local_workers=local_workers, part=part, profile=profile)
+    workforce = hired(scheduler, local_workers, ("onceclip.pipeline.cluster.worker",))
+    crew = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
+
     from onceclip.pipeline.extract import Extraction, ExtractOptions
     from onceclip.pipeline.extract import extract as run
     from onceclip.pipeline.extract_part import PartDone, extract_part
@@ -85,19 +90,14 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     from onceclip.pipeline.sources import SourceOptions
     from onceclip.pipeline.wording import extraction_lines, part_lines
 
-    one_way(scheduler=scheduler, local_workers=local_workers, part=part, profile=profile)
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
                              batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
                              outputs=outputs_of(outputs), decode_timeout=decode_timeout, profile=profile)
     encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
                            cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
-    done: Extraction | PartDone
-    if part:
-        done = extract_part(source, store, encoder, options, part)
-    else:
-        with hired(scheduler, local_workers) as crew:
-            done = run(source, store, encoder, options, crew)
+    done: Extraction | PartDone = (extract_part(source, store, encoder, options, part) if part else
+                                   run(source, store, encoder, options, crew))
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
     show(as_json, vars(done), lambda: part_lines(done) if isinstance(done, PartDone) else extraction_lines(done))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 scheduler_option = click.option(
     "--scheduler", metavar="ADDRESS|FILE|dask", help="Have the workers of a dask scheduler do it: its address, the "
     "file that it wrote, or dask for the one that DASK_SCHEDULER_ADDRESS names (docs/clusters.md).")
+local_workers_option = click.option(
+    "--local-workers", type=click.IntRange(0), metavar="N", help="Share it among N processes of this machine; 0: one "
+    "per core, or per GPU.  [default: this process alone]")
 
 
 class PartOf(click.ParamType):
@@ -38,22 +41,27 @@ part_option = click.option(
 
 
 @contextmanager
-def hired(scheduler: str | None, local_workers: int | None = None) -> Iterator[Workers | None]:
+def hired(scheduler: str | None, local_workers: int | None = None,
+          modules: Sequence[str] = ()) -> Iterator[Workers | None]:
     """The workers that options name; None where they name none. local_workers: 0 for one per GPU, or per core.
 
+    modules: what workers import while this process prepares their tasks.
     Raises WorkerError if the scheduler does not answer.
     """
     if scheduler is not None:
         from onceclip.pipeline.cluster.scheduler import connected
+        from onceclip.pipeline.workers import load
 
         with connected(scheduler) as cluster:
+            cluster.begin(load, modules)
             yield cluster
     elif local_workers is not None:
         from onceclip.pipeline.cluster.machine import cores, visible_gpus
-        from onceclip.pipeline.workers import Processes
+        from onceclip.pipeline.workers import Processes, load
 
         gpus = visible_gpus()
         with Processes(local_workers or len(gpus) or cores(), gpus) as processes:
+            processes.begin(load, modules)
             yield processes
     else:
         yield None

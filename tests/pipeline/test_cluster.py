@@ -14,16 +14,21 @@ from typing import Any
 
 import pytest
 
+from onceclip.adapters import load_classifier
 from onceclip.pipeline.cluster import scheduler as module
+from onceclip.pipeline.cluster.evaluation import judged_by
 from onceclip.pipeline.cluster.scheduler import connected
+from onceclip.pipeline.cluster.verification import spread_over
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extract import ExtractOptions, extract
 from onceclip.pipeline.plan import make_specs
+from onceclip.pipeline.protocol import Protocol
 from onceclip.pipeline.results import append_rows, read_rows
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import STORED, TODO
+from onceclip.stores.verify import verify
 
 OPTIONS = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
 
@@ -83,7 +88,16 @@ def kill_when_a_unit_is_stored(store: Path, process: int) -> threading.Thread:
 def test_workers_make_the_store_of_one_process(
         hands: module.Cluster, scheduler: str, image_folder: Path, extract_demo: Callable[..., Any], tmp_path: Path,
         run: Callable[..., Any], contents: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths are the client's own; the workers live in another folder. The client never loads the encoder."""
+    """Paths are the client's own; the workers live in another folder. The client never loads the encoder.
+
+    Nor does the scheduler: it hands bytes on, and would keep all others waiting while it imports what they name.
+    """
+
+    def imports_torch() -> bool:
+        import sys
+
+        return "torch" in sys.modules
+
     extract_demo(image_folder, tmp_path / "one.zarr", unit_rows=16, batch_size=8)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("onceclip.pipeline.extract.open_encoder", None)
@@ -93,6 +107,7 @@ def test_workers_make_the_store_of_one_process(
     assert "2 workers at tcp://" in result.stderr
     assert "dashboard: http://127.0.0.1:" in result.stderr
     assert contents(tmp_path / "two.zarr") == contents(tmp_path / "one.zarr")
+    assert not hands.client.run_on_scheduler(imports_torch)
     said = run("verify", "two.zarr", "--scheduler", scheduler)
     assert (said.exit_code, said.stdout) == (0, run("verify", "two.zarr").stdout)
     (tmp_path / "two.zarr" / "image" / "label" / "c" / "0").unlink()
@@ -146,6 +161,62 @@ def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl
     numbers = ("run", "store", "accuracy", "hyperparameters", "fingerprints")
     assert [{name: row[name] for name in numbers} for row in rows] == [
         {name: row[name] for name in numbers} for row in alone]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_of_an_evaluation_or_a_verification_costs_nothing_but_time(
+        hands: module.Cluster, many: Store, many_adapter: Path) -> None:
+    classifier, protocol = load_classifier(many_adapter), Protocol()
+
+    def killing() -> Callable[[float], None]:
+        """Kill a worker when the first of something is done."""
+        pids = list(hands.client.run(os.getpid).values())
+        return lambda fraction: os.kill(pids.pop(), signal.SIGKILL) if len(pids) > 1 else None
+
+    found = protocol.score(classifier, many, killing(), judged_by(hands, many_adapter, many.path, protocol)).as_values()
+    assert {**found, "seconds": 0} == {**protocol.score(classifier, many).as_values(), "seconds": 0}
+    hands.client.wait_for_workers(2, timeout=120)
+    assert verify(many.path, killing(), spread=spread_over(hands)) == verify(many.path)
+
+
+@pytest.mark.slow
+def test_a_task_that_takes_far_longer_than_the_others_is_begun_by_a_second_worker(
+        hands: module.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onceclip.pipeline.pace.SLOW", 1.0)
+    monkeypatch.setattr(module, "LOOK", 0.2)
+    hands.client.wait_for_workers(2, timeout=120)
+
+    def hang_the_first_time(task: str) -> str:
+        import time
+        from pathlib import Path
+
+        begun = Path(task)
+        late = task.endswith("late") and not begun.exists()
+        begun.write_text("")
+        while late and not begun.with_name("enough").exists():
+            time.sleep(0.05)
+        return task
+
+    tasks = [str(tmp_path / name) for name in ("late", "a", "b", "c")]
+    try:
+        assert sorted(hands.work(hang_the_first_time, tasks, twice=True)) == sorted(tasks)
+    finally:
+        (tmp_path / "enough").write_text("")
+
+
+@pytest.mark.slow
+def test_what_workers_are_to_do_first_is_done_by_all_of_them(hands: module.Cluster, tmp_path: Path) -> None:
+    def note(folder: str) -> None:
+        import os
+        from pathlib import Path
+
+        Path(folder, str(os.getpid())).write_text("")
+
+    hands.client.wait_for_workers(2, timeout=120)
+    pids = {str(pid) for pid in hands.client.run(os.getpid).values()}
+    hands.begin(note, str(tmp_path))
+    while {path.name for path in tmp_path.iterdir()} < pids:
+        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from onceclip.pipeline.cluster import worker
 from onceclip.pipeline.cluster.worker import Equipment, Unit
@@ -79,6 +80,18 @@ def test_tasks_are_taken_as_they_are_needed(tmp_path: Path) -> None:
         work.close()
 
 
+def test_what_workers_are_to_do_first_is_done_by_all_of_them_and_waits_for_nobody(tmp_path: Path) -> None:
+    note = str(tmp_path / "note")
+    with Processes(2) as processes:
+        processes.begin(work_of, ("first", note))
+        assert list(processes.work(work_of, [("second", note)])) == ["second"]
+        while Path(note).read_text().split().count("first") < 2:
+            time.sleep(0.02)
+        processes.begin(time.sleep, 600)
+    begun = Path(note).read_text().split()
+    assert begun.index("first") < begun.index("second")
+
+
 def test_an_extraction_by_processes_of_which_one_is_killed_equals_that_of_one_process(
         pictures: Path, means: str, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]],
         monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +146,25 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
     for future in futures:
         future.result()
     assert contents(store / "image") == contents(tmp_path / "one.zarr" / "image")
+
+
+def test_a_worker_of_several_threads_keeps_what_it_has_opened_for_its_next_unit(
+        means: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, before = worker.Held(), torch.get_num_threads()
+    monkeypatch.setattr(worker, "_HELD", held)
+    equipment = Equipment(EncoderSpec(means), 4, decoders=1)
+    try:
+        worker.give_threads(2)
+        worker.get_ready(equipment)
+        opened = held.crew(equipment)
+        assert opened[1].number == 2
+        worker.give_threads(2)
+        assert held.crew(equipment) is opened
+        worker.give_threads(1)
+        assert held.crew(equipment)[1].number == 1
+    finally:
+        held.close()
+        torch.set_num_threads(before)
 
 
 def test_a_unit_whose_image_ends_every_process_is_named_and_the_others_are_stored(
