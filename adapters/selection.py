@@ -88,9 +88,8 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
         if task.val is None or not len(task.val):
             raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
         settings = search.settings(free, seed)
-        with several(len(settings)):
-            best, tried = _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
-                                     mixing, seed, progress, search, free)
+        best, tried = _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
+                                 mixing, seed, progress, search, free)
         return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, tried, best.interval)
 
 
@@ -165,7 +164,8 @@ def _refined(trials: list[_Trial], free: Mapping[str, tuple[Value, ...]], search
 
 def _trials(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,
             narrow: bool, progress: Progress) -> list[_Trial]:
-    trained = train([Run(each, task, prepared, seed) for each in methods], progress, narrow)
+    with several(len(methods)):
+        trained = train([Run(each, task, prepared, seed) for each in methods], progress, narrow)
     if not any(map(finite, trained)):
         require_finite(methods[0], trained[0])
     return list(_scored(list(zip(methods, trained, strict=True)), prepared, rows, mixing))

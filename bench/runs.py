@@ -86,7 +86,7 @@ def beside(case: Case, shots: int, dim: int, runs: int, repeats: int) -> Row:
     for kind, narrow in kinds.items():
         ways[f"{kind}, compiled"] = ours(task, case.name, runs, case.epochs, narrow, ON)
         ways[kind] = ours(task, case.name, runs, case.epochs, narrow)
-    seconds = in_turn(ways, repeats, warm=1 if runs < 64 else 0)
+    seconds = in_turn(ways, repeats)
     seconds = {way: scaled(times, 1 if way == "peer" else 1 / runs) for way, times in seconds.items()}
     number = len(task.support)
     work = case.epochs * step_work(case.name, number, dim, case.classes, number)
