@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, pack, unpack
+from onceclip.adapters.saving import write_together
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.threads import threads_for
 from onceclip.adapters.together import logits_together
@@ -95,11 +97,10 @@ class Classifier:
         return unit(rows) if self.inputs == (EMBEDDING,) else rows
 
     def save(self, folder: str | Path) -> None:
-        """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        # The configuration goes first and comes last: a folder that has it is whole, and of one adapter.
-        (folder / CONFIG).unlink(missing_ok=True)
+        """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card.
+
+        Raises AdapterFileError if a file cannot be written, as on a full disk; an adapter that was there is kept then.
+        """
         description, tensors = pack(self.head)
         config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
                   "class_names": list(self.class_names), "head": description, "provenance": self.provenance,
@@ -107,9 +108,11 @@ class Classifier:
                   "temperature": self.temperature, "calibrated_on": self.calibrated_on}
         tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
                     for name, value in self.parameters.items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / "README.md").write_text(self._card(), encoding="utf-8")
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        texts = {"README.md": self._card(), CONFIG: json.dumps(config, indent=2) + "\n"}
+        # The configuration comes last: a folder that has it is whole, and of one adapter.
+        write_together(Path(folder), {
+            WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+            **{name: partial(Path.write_text, data=text, encoding="utf-8") for name, text in texts.items()}})
 
     def _card(self) -> str:
         values = "\n".join(f"| {name} | {value} |" for name, value in self.hyperparameters.items())

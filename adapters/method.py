@@ -83,6 +83,7 @@ class Method:
         or "own", which is `solve`.
     inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
     needs: what else a task must have, in words for people. wants_unlabelled: whether it reads rows without labels.
+    needs_text: whether it looks at prompts; without, a task of class names alone will do.
     transfers: whether what it learns serves other classes; `for_classes` makes their head.
     state: names among its parameters that no gradient changes; `after_epoch` does.
     """
@@ -99,6 +100,7 @@ class Method:
     trained: ClassVar[bool] = False
     solver: ClassVar[str] = "gradient"
     needs_support: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
     needs: ClassVar[str] = ""
     wants_unlabelled: ClassVar[bool] = False
@@ -236,6 +238,9 @@ class Method:
         if self.needs_support and not len(task.support):
             raise MethodError(f"{self.name} needs labelled training rows and the task has none: "
                               "use a store with a train split, or --method zero-shot")
+        if self.needs_text and not len(task.text.embedding):
+            raise MethodError(f"{self.name} needs prompts and the task has class names alone: add a text set, or use "
+                              "--method linear-probe")
         for rows in (task.support, task.val):
             if rows is not None and self.inputs != (EMBEDDING,):
                 rows.input(self.inputs)  # complains if an output is missing

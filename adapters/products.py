@@ -14,7 +14,8 @@ from torch import Tensor
 
 DEFAULT, ONEDNN = "default", "onednn"
 _ROWS, _WIDTH = 384, 768  # a product as in a ViT-B
-_ROUNDS = 4
+_ROUNDS, _MOST = 4, 24  # more than the fewest where both ways look alike, as on a busy machine, which must not decide
+_ALIKE = 0.6, 1.5  # of the default's time
 _FASTER = 0.9  # of the default's time, so that noise alone never decides
 _LOCK = threading.Lock()
 _entered: list[str] = []  # the ways that blocks of code are in at the moment
@@ -67,7 +68,9 @@ def _choose() -> str:
     exact = left.double() @ right.double()
     seconds = {DEFAULT: float("inf"), ONEDNN: float("inf")}
     error = dict.fromkeys(seconds, 0.0)
-    for number in range(_ROUNDS + 1):
+    for number in range(_MOST + 1):
+        if number > _ROUNDS and not _ALIKE[0] < seconds[ONEDNN] / seconds[DEFAULT] < _ALIKE[1]:
+            break
         for name in seconds:
             set_products(name)
             begun = time.perf_counter()

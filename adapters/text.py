@@ -19,6 +19,8 @@ RULES = ("unit-mean", "raw-mean", "score-mean")
 class Text:
     """Raw embeddings of every prompt of every class; classes may have different numbers of prompts.
 
+    Without any prompt it is class names alone, (0, dim), for methods that never look at the text.
+
     embedding: (prompts, dim), raw.
     class_index: (prompts,) int64, the position of each prompt's class in `class_names`.
     class_names: one name per class.
@@ -51,7 +53,7 @@ class Text:
             raise MethodError(f"a classifier needs at least two classes, the text has {classes}: "
                               "add images and prompts of another class")
         missing = torch.nonzero(torch.bincount(index, minlength=classes) == 0)
-        if len(missing):
+        if len(missing) and len(index):
             raise MethodError(f"class {self.class_names[int(missing[0])]!r} has no prompt: add one to the text set")
         if self.rule not in RULES:
             raise MethodError(f"no rule {self.rule!r} for class weights: there are: {', '.join(RULES)}")

@@ -25,8 +25,9 @@ def _values(method: type[Method]) -> dict[str, Any]:
     return {
         "name": method.name, "family": method.family, "summary": method.summary, "equation": method.equation,
         "source": method.source, "needs": method.needs, "needs_support": method.needs_support,
-        "inputs": list(method.inputs), "transfers": method.transfers, "trained": method.trained, "cost": cost(method),
-        "select": method.select, "trainings_of_val": trainings(method),
+        "needs_text": method.needs_text, "inputs": list(method.inputs), "transfers": method.transfers,
+        "trained": method.trained, "cost": cost(method), "select": method.select,
+        "trainings_of_val": trainings(method),
         "hyperparameters": {name: _setting(setting, name == method.mixing)
                             for name, setting in method.hyperparameters.items()},
         "presets": {name: dict(values) for name, values in method.presets.items()},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from onceclip.pipeline.whole_file import whole_file
 
 _WAITING = 1 << 14  # pairs that are kept uncounted
 
@@ -59,9 +61,9 @@ def write_matrix(path: Path, names: Sequence[str], right: np.ndarray, wrong: np.
     """
     wrong = wrong[np.argsort(wrong[:, 0], kind="stable")]
     start = np.searchsorted(wrong[:, 0], np.arange(len(names) + 1))
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
+    with whole_file(path) as file:
+        lines = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        table = csv.writer(lines)
         table.writerow(["true / predicted", *names])
         for number, name in enumerate(names):
             line = np.zeros(len(names), np.int64)
@@ -69,4 +71,4 @@ def write_matrix(path: Path, names: Sequence[str], right: np.ndarray, wrong: np.
             mine = wrong[start[number]:start[number + 1]]
             line[mine[:, 1]] = mine[:, 2]
             table.writerow([name, *line.tolist()])
-    os.replace(part, path)
+        lines.detach()

@@ -228,7 +228,8 @@ def _report(store: Store, records: list[Record], inventory: Inventory, text: dic
         outputs={name: list(output.shape) for name, output in store.outputs.items()},
         encoder=store.encoder, text=text, rounding=asdict(filling.rounding), profile=profile, seconds=seconds,
         warnings=[*remarks,
-                  *([f"{store.encoder['name']} has no text encoder: the store has no prompts, which most methods need"]
+                  *([f"{store.encoder['name']} has no text encoder: the store has no prompts, which most methods need "
+                    "(linear-probe does without)"]
                     if store.classes and not store.texts else []),
                   *(f"class {name!r} has no prompts, because the text set is from a file: add it there and run "
                     "`onceclip text` again" for name in text.get("missing", ())),

@@ -66,7 +66,8 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     policy = first.select or methods[0].select
     drawn = draw_task(store, first.shots, first.seed, first.text,
                       "val" if first.validated and policy == "fixed" else policy, first.class_weights,
-                      methods[0].inputs, first.stream, first.classes, methods[0].wants_unlabelled)
+                      methods[0].inputs, first.stream, first.classes, methods[0].wants_unlabelled,
+                      first.without_text(store))
     if first.select is None and policy != "fixed" and drawn.task.val is None:
         drawn.remarks.append(f"no validation rows in {store.path}: hyperparameters stay at their defaults")
         policy = "fixed"
@@ -121,7 +122,7 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "store": store.fingerprint,
         "outputs": {name: output.spec for name, output in store.outputs.items()
                     if name in method_class(spec.method).inputs},
-        "text": {"name": spec.text, "fingerprint": drawn.text.fingerprint, "class_weights": spec.class_weights,
+        "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots or "all", "seed": spec.seed, "select": policy,
         "classes": spec.classes, "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
@@ -146,8 +147,7 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         "classes": task.classes, "encoder": store.encoder["name"], "text": spec.text,
         "class_weights": spec.class_weights, "store": store.path,
         "settings_tried": selection.tried, "mixing_interval": selection.interval and list(selection.interval),
-        "fingerprints": {"encoder": store.encoder["fingerprint"], "store": store.fingerprint,
-                         "text": drawn.text.fingerprint, "support": drawn.support.fingerprint,
+        "fingerprints": {**spec.contents(store), "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint,
                          "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
         "run": spec.identity(store), "asked": spec.as_values(), "details": scores["details"],

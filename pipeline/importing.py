@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from onceclip.pipeline.clip_retrieval import import_folder, is_clip_retrieval
+from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.imported import Features, make_store, summary
 from onceclip.stores import Output, TextSet
@@ -48,8 +49,8 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
 
     finite = np.isfinite(embedding).all(axis=1)
     if not finite.all():
-        raise ArrayError(f"{source}: {int((~finite).sum())} rows of embedding hold NaN or infinity, the first is row "
-                         f"{int(np.argmin(finite))}: leave them out")
+        raise ArrayError(f"{source}: {counted(int((~finite).sum()), 'row')} of embedding with NaN or infinity, the "
+                         f"first is row {int(np.argmin(finite))}: leave them out")
     key = np.array(_texts(arrays["key"]) if "key" in arrays else
                    [f"{row:0{len(str(n))}d}" for row in range(n)], dtype=object)
     if len(set(key)) != n:

@@ -12,6 +12,7 @@ import numpy as np
 import onceclip
 from onceclip.adapters import load_classifier
 from onceclip.adapters.classifier import CONFIG
+from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.prompts.class_names import class_phrases
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
@@ -101,7 +102,8 @@ def _made_of(source: dict[str, Any]) -> list[str]:
                if phrase != class_phrases([name])[name]}
     if renamed:
         shown = ", ".join(f"{name!r} as {phrase!r}" for name, phrase in list(renamed.items())[:_TEMPLATES])
-        found.append(f"{len(renamed)} classes by other names: {shown}{' ...' if len(renamed) > _TEMPLATES else ''}")
+        more = " ..." if len(renamed) > _TEMPLATES else ""
+        found.append(f"{counted(len(renamed), 'class', 'classes')} by other names: {shown}{more}")
     if source.get("truncated"):
         found.append(f"{source['truncated']} prompts were cut to the encoder's context")
     return found
@@ -115,7 +117,8 @@ def lines(values: dict[str, Any]) -> list[str]:
             f"{values['path']}: adapter {values['method']}, {len(values['classes'])} classes, {values['dim']} "
             "dimensions",
             f"  hyperparameters  {', '.join(f'{name}={value}' for name, value in values['hyperparameters'].items())}",
-            f"  fitted with      {source.get('shots')} shots, seed {source.get('seed')}, {source.get('select')}",
+            f"  fitted with      {shots_of(source.get('shots', '?'))}, seed {source.get('seed')}, "
+            f"{source.get('select')}",
             f"  encoder          {_encoder(source.get('encoder', {}))}",
             *_adapter_text(source.get("text")),
         ]
@@ -135,7 +138,7 @@ def lines(values: dict[str, Any]) -> list[str]:
         result.append(f"  length           {norm}")
     for name, text in values["texts"].items():
         example = f", e.g. {text['first']!r}" if text["first"] else ""
-        result.append(f"  text {name!r}   {text['prompts']} prompts{example}")
+        result.append(f"  text {name!r}   {counted(text['prompts'], 'prompt')}{example}")
         result += [f"    {line}" for line in _made_of(text["source"])]
     result.append(f"  classes          {len(values['classes'])}")
     result += [f"    {name}: {', '.join(f'{split} {number}' for split, number in counts.items()) or 'no image'}"

@@ -12,6 +12,7 @@ from typing import Any
 from onceclip.adapters import method_class
 from onceclip.adapters.compiling import AUTO, OFF, USUAL, Compiling
 from onceclip.adapters.method import Method
+from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.fit import fit_group
 from onceclip.pipeline.run import RunSpec
@@ -132,7 +133,8 @@ def shared(plan: Plan) -> list[str]:
     for name in dict.fromkeys(group.specs[0].method for group in plan.groups):
         groups = [group for group in plan.groups if group.specs[0].method == name]
         runs = sum(len(group.specs) for group in groups)
-        lines.append(f"{name}: {runs:,} runs in {len(groups):,} groups; {_shared(method_class(name))}")
+        lines.append(f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; "
+                     f"{_shared(method_class(name))}")
     return lines
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from onceclip.adapters.compiling import OFF, Compiling
+from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.fit import Fitted
-from onceclip.pipeline.results import NAME, read_rows
+from onceclip.pipeline.results import NAME, by_run, read_rows
 from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store
 
+RUN_DIGITS = 6  # of the 32 that name a run, at least
 TOLERANCE = 0.005  # of the accuracy, on another machine or with other products
 
 
@@ -26,24 +29,32 @@ def read_row(reference: str) -> dict[str, Any]:
     if not path.exists():
         raise ResultError(f"--from-row {reference}: {path} does not exist; give FILE:N, N from 1, or FILE:RUN")
     rows = read_rows(path if path.is_dir() else path.parent) if path.is_dir() or path.name == NAME else _lines(path)
-    if which.isdecimal() and 1 <= int(which) <= len(rows):
-        row = rows[int(which) - 1]
-    else:
-        row = next((each for each in rows if which and str(each.get("run", "")).startswith(which)), {})
-    if not row:
-        raise ResultError(f"--from-row {reference}: {path} has {len(rows)} rows and none is {which or 'named'}: give "
-                          "FILE:N, N from 1, or FILE:RUN with the value of `run`")
+    row = _named(rows, which if mark else "")
+    if row is None:
+        named = f"{which!r} names no single one of them" if mark else "none is named"
+        raise ResultError(f"--from-row {reference}: {path} has {counted(len(rows), 'row')} and {named}: give FILE:N, N "
+                          f"from 1, or FILE:RUN with at least {RUN_DIGITS} characters of `run`")
     if "asked" not in row or row.get("accuracy") is None:
         raise ResultError(f"--from-row {reference}: the row has no result that could be repeated")
     return row
 
 
+def _named(rows: Sequence[dict[str, Any]], which: str) -> dict[str, Any] | None:
+    """The row of a number from 1, or that of the one run whose name is this or begins so."""
+    runs = by_run(row for row in rows if "run" in row) if len(which) >= RUN_DIGITS else {}
+    if which.isdecimal() and which not in runs:
+        return rows[int(which) - 1] if 1 <= int(which) <= len(rows) else None
+    found = [row for run, row in runs.items() if run.startswith(which)]
+    return found[0] if len(found) == 1 else None
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        values = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ResultError(f"{path} cannot be read as JSON lines ({error}): give a results folder or its "
                           f"{NAME}") from error
+    return [value for value in values if isinstance(value, dict)]
 
 
 def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
@@ -52,8 +63,7 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
     Raises ResultError if images, text or encoder have changed.
     """
     spec = RunSpec(**row["asked"])
-    then, now = row["fingerprints"], {"encoder": store.encoder["fingerprint"], "store": store.fingerprint,
-                                      "text": store.text(spec.text).fingerprint}
+    then, now = row["fingerprints"], spec.contents(store)
     changed = [name for name in now if now[name] != then[name]]
     if changed:
         details = ", ".join(f"{name} {then[name]}, now {now[name]}" for name in changed)

@@ -53,15 +53,27 @@ def rows_name(part: Part | None = None) -> str:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of a results folder, those of all parts too; a last line that was cut short is passed over."""
+    """Read the rows of a results folder, those of all parts too; lines that are cut or no rows are passed over."""
     rows = []
     for path in (folder / NAME, *sorted(folder.glob("results.*-of-*.jsonl"))):
         for line in path.read_bytes().splitlines() if path.is_file() else []:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(row, dict):
+                rows.append(row)
     return rows
+
+
+def by_run(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows by their `run`: of several the last, but none without a result in the place of one that has it."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        run = str(row["run"])
+        if run not in found or "error" not in row:
+            found[run] = row
+    return found
 
 
 def mean_interval(values: Sequence[float]) -> Mean:

@@ -63,6 +63,19 @@ class RunSpec:
             del values["classes"]  # rows of before there was a choice keep their identity
         return values
 
+    def without_text(self, store: Store) -> bool:
+        """Whether the run is one of class names alone: the store has no text, and the method looks at none."""
+        return not (store.texts or method_class(self.method).needs_text)
+
+    def contents(self, store: Store) -> dict[str, str]:
+        """Fingerprints of what the run is made of; that of the text is empty for a run of class names alone.
+
+        Raises StoreIncomplete if the store lacks the text set.
+        """
+        text = "" if self.without_text(store) else store.text_fingerprint(self.text)
+        return {"encoder": store.encoder["fingerprint"], "store": store.fingerprint, "text": text}
+
     def identity(self, store: Store) -> str:
         """Name of the run: what was asked for, of which content."""
-        return fingerprint({**self.as_values(), "text": store.text_fingerprint(self.text), "store": store.fingerprint})
+        contents = self.contents(store)
+        return fingerprint({**self.as_values(), "text": contents["text"], "store": contents["store"]})

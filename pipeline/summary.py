@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.results import Mean, mean_interval
 
 BASELINE = "zero-shot"
@@ -22,7 +23,7 @@ class Table:
     mean differences on the same seeds to zero-shot and to the best line of the column; None where there is none.
     failed: number of runs without a result. reasons: why, each with the number of such runs by method.
     short: the fewest training images that a run had where some class has fewer than the shots, and how many it asked
-    for, by shots.
+    for, by shots. unserved: lines that have no score of new classes, for they serve none.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Table:
     failed: int = 0
     reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     short: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    unserved: tuple[str, ...] = ()
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
@@ -68,7 +70,14 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:
                         key=lambda name, number=number: accuracy[name, number].value) for number in shots}  # type: ignore[misc]
     return Table(title, names, shots, accuracy,
                  _differences(chosen, dict.fromkeys(shots, BASELINE)), _differences(chosen, best),
-                 sum(row["accuracy"] is None for row in rows), reasons, _short(rows))
+                 sum(row["accuracy"] is None for row in rows), reasons, _short(rows), _unserved(rows, score))
+
+
+def _unserved(rows: Iterable[Mapping[str, Any]], score: str) -> tuple[str, ...]:
+    if score == "accuracy":
+        return ()
+    return tuple(dict.fromkeys(line_name(row) for row in rows
+                               if row["accuracy"] is not None and row.get("n_test_new") is None))
 
 
 def _short(rows: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
@@ -128,6 +137,8 @@ def lines(table: Table) -> list[str]:
         parts += ["", "difference to the best of the column", *_grid(table, table.to_best, signed=True)]
     if table.short:
         parts += ["", short_words(table)]
+    if table.unserved:
+        parts += ["", unserved_words(table)]
     if table.failed:
         parts += ["", "left out, for they have no result:"]
         parts += [f"  {_runs(names)}: {reason}" for reason, names in table.reasons.items()]
@@ -141,12 +152,13 @@ def _runs(numbers: Mapping[str, int]) -> str:
 def short_words(table: Table) -> str:
     """Say at which numbers of shots a draw was smaller than its name."""
     return ("some classes have fewer training images than shots: "
-            + ", ".join(f"{had:,} of {asked:,} images at {shots} shots" for shots, (had, asked) in table.short.items()))
+            + ", ".join(f"{had:,} of {asked:,} images at {shots_of(shots)}"
+                        for shots, (had, asked) in table.short.items()))
 
 
-def counted(number: int, what: str) -> str:
-    """A number and what is counted, in the plural but for one."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def unserved_words(table: Table) -> str:
+    """Say which lines are missing because they serve no new classes."""
+    return f"not served: what these learn belongs to their classes: {', '.join(table.unserved)}"
 
 
 def accuracy_lines(table: Table) -> list[str]:
@@ -174,7 +186,8 @@ def as_values(table: Table) -> dict[str, Any]:
     def cell(mean: Mean | None) -> dict[str, Any] | None:
         return None if mean is None else {"mean": mean.value, "half_width": mean.half_width, "runs": mean.runs}
 
-    return {"title": table.title, "failed": table.failed, "reasons": table.reasons, "short": table.short, "cells": [
+    return {"title": table.title, "failed": table.failed, "reasons": table.reasons, "short": table.short,
+            "unserved": list(table.unserved), "cells": [
         {"method": name, "shots": number, "accuracy": cell(mean),
          "to_baseline": cell(table.to_baseline.get((name, number))), "to_best": cell(table.to_best.get((name, number)))}
         for (name, number), mean in table.accuracy.items()]}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,10 +15,12 @@ from tqdm import tqdm
 
 from onceclip.adapters import MethodError
 from onceclip.adapters.compiling import AUTO
+from onceclip.pipeline.counting import counted, shots_of
+from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.fit import fit_group
 from onceclip.pipeline.parts import Part
 from onceclip.pipeline.plan import Group, Plan, make_plan
-from onceclip.pipeline.results import append_rows, read_rows, rows_name
+from onceclip.pipeline.results import append_rows, by_run, read_rows, rows_name
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.stores_file import record_stores
 from onceclip.pipeline.workers import Here, Processes, Workers
@@ -29,7 +32,7 @@ MANY = 100  # runs from which starting further processes pays
 
 def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, workers: int = 0,
           progress: bool = False, hands: Workers | None = None, part: Part | None = None,
-          compile: str = AUTO) -> list[dict[str, Any]]:
+          compile: str = AUTO, retry_failed: bool = False) -> list[dict[str, Any]]:
     """Carry out all runs on all stores and give their rows, in the order of the runs.
 
     folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
@@ -37,7 +40,7 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, worke
     has a row too, with its `error` and without accuracy.
     hands: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
     to a file of their own; what other parts have not made yet is left out of what is given. compile: "auto" compiles
-    the steps of long trainings on a CPU, "on" all, "off" none.
+    the steps of long trainings on a CPU, "on" all, "off" none. retry_failed: repeat runs whose row has an `error`.
     Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
     on. Raises StoreError if another sweep is writing to the file.
 
@@ -51,14 +54,15 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, worke
     with write_lock(str(folder / name)):
         rows = known(folder)
         record_stores(folder, stores)
-        plan = make_plan(stores, specs, rows | (_of_others(part, stores, specs) if part else {}), compile)
+        done = settled(rows, retry_failed) | (_of_others(part, stores, specs) if part else {})
+        plan = make_plan(stores, specs, done, compile)
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
                   disable=None if progress and plan.todo else True) as bar:
             for made in carry_out(plan, workers, hands):
                 append_rows(folder, made, name)
                 rows |= {row["run"]: row for row in made}
                 bar.update(len(made))
-                bar.set_postfix_str(f"{made[0]['method']}, {made[0]['shots']} shots")
+                bar.set_postfix_str(f"{made[0]['method']}, {shots_of(made[0]['shots'])}")
     identities = [spec.identity(opened[path]) for path, spec in plan.runs]
     return [rows[each] for each in identities if each in rows or not part]
 
@@ -74,7 +78,21 @@ def _of_others(part: Part, stores: Sequence[Store], specs: Sequence[RunSpec]) ->
 
 def known(folder: Path) -> dict[str, dict[str, Any]]:
     """The rows of a results folder by the identity of their run."""
-    return {row["run"]: row for row in read_rows(folder) if "run" in row}
+    return by_run(row for row in read_rows(folder) if "run" in row)
+
+
+def settled(rows: Mapping[str, dict[str, Any]], retry_failed: bool) -> dict[str, dict[str, Any]]:
+    """Those of some rows, by run, that count as done. retry_failed: leave out the ones that have an error."""
+    return {run: row for run, row in rows.items() if not (retry_failed and "error" in row)}
+
+
+def require_result(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ResultError if there are rows and all of them are failures."""
+    reasons = Counter(str(row["error"]) for row in rows if "error" in row)
+    if rows and reasons.total() == len(rows):
+        (reason, _), = reasons.most_common(1)
+        raise ResultError(f"none of {counted(len(rows), 'run')} has a result; most often: {reason}; mend that, then "
+                          "add --retry-failed to the same command")
 
 
 def carry_out(plan: Plan, workers: int = 0, hands: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
@@ -99,7 +117,8 @@ class Located:
 
     def __str__(self) -> str:
         first = self.group.specs[0]
-        return f"{len(self.group.specs)} runs of {first.method} ({first.shots or 'all'} shots, seed {first.seed})"
+        return (f"{counted(len(self.group.specs), 'run')} of {first.method} ({shots_of(first.shots or 'all')}, "
+                f"seed {first.seed})")
 
 
 def run_located(located: Located) -> list[dict[str, Any]]:
@@ -115,8 +134,8 @@ def run_group(group: Group) -> list[dict[str, Any]]:
     for spec, fitted in zip(group.specs, fit_group(store, group.specs, compile=group.compile), strict=True):
         if isinstance(fitted, MethodError):
             rows.append({"method": spec.method, "shots": spec.shots or "all", "seed": spec.seed, "accuracy": None,
-                         "error": str(fitted), "store": store.path, "run": spec.identity(store),
-                         "asked": spec.as_values()})
+                         "error": str(fitted), "store": store.path, "fingerprints": spec.contents(store),
+                         "run": spec.identity(store), "asked": spec.as_values()})
         else:
             rows.append(fitted.row)
     return rows

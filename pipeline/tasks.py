@@ -13,6 +13,7 @@ from onceclip.adapters.stream import BLOCK, Stream
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.classes import ALL, BASE, names_of
+from onceclip.pipeline.counting import counted
 from onceclip.pipeline.draws import Draw, draw
 from onceclip.pipeline.errors import TaskError
 from onceclip.stores import Store, TextSet
@@ -59,23 +60,24 @@ def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
 
 def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
               select: str = "fixed", class_weights: str = RULES[0], outputs: Sequence[str] = (),
-              stream: bool = False, classes: str = ALL, unlabelled: bool = False) -> Drawn:
+              stream: bool = False, classes: str = ALL, unlabelled: bool = False, names_alone: bool = False) -> Drawn:
     """Draw a task and tell how; arguments and failures as for `make_task`.
 
     outputs: what else of every row a method wants, as far as the store has it. stream: read the support anew in every
         epoch instead of holding it in memory. unlabelled: add train rows outside the draw, without their labels: up to
-        64 times the number of classes and 10,000 in all, drawn by the seed.
+        64 times the number of classes and 10,000 in all, drawn by the seed. names_alone: read no text set.
     """
     store.require_complete()
     if len(store.classes) < 2:
-        raise TaskError(f"{store.path} has {len(store.classes)} class: a classifier needs two; extract a folder with "
-                        "one sub-folder per class")
+        raise TaskError(f"{store.path} has {counted(len(store.classes), 'class', 'classes')}: a classifier needs "
+                        "two; extract a folder with one sub-folder per class")
     if shots is not None and shots < 1:
         raise TaskError(f"--shots {shots}: give a whole number from 1 up, or all")
     if classes not in (ALL, BASE):
         raise TaskError(f"no task of {classes!r} classes: there are: {ALL}, {BASE}")
     names = names_of(store, classes)
-    words = store.text(text)
+    words = (TextSet.of_names(store.classes, store.dim, store.encoder["fingerprint"]) if names_alone
+             else store.text(text))
     remarks: list[str] = []
     # What stands in a later split too is left out here, a picture or others of its group: it would be known in advance.
     known = _tied(store, "test")
@@ -116,19 +118,23 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
     rows = rows[table.label[rows] < classes]
     twin, kin = _ties_of(store, rows, known)
     if twin.any():
-        remarks.append(f"{twin.sum()} {split} images were left out: the same pictures stand in a later split")
+        remarks.append(f"{counted(int(twin.sum()), f'{split} image')} left out: the same picture stands in a later "
+                       "split")
     if kin.any():
-        remarks.append(f"{kin.sum()} {split} images were left out: others of their group stand in a later split")
+        remarks.append(f"{counted(int(kin.sum()), f'{split} image')} left out: others of the group stand in a later "
+                       "split")
     rows = rows[~(twin | kin)]
     drawn = draw(rows, table.key[rows], table.label[rows], shots, seed, "support" if split == "train" else "val")
     if drawn.short:
         names = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
         more = f" and {len(drawn.short) - 4} more" if len(drawn.short) > 4 else ""
-        remarks.append(f"{len(drawn.short)} classes have fewer than {shots} {split} images, all taken: {names}{more}")
+        remarks.append(f"fewer than {counted(shots or 0, f'{split} image')}, all taken, in "
+                       f"{counted(len(drawn.short), 'class', 'classes')}: {names}{more}")
     empty = set(range(classes)) - set(table.label[rows].tolist())
     if empty and split == "train" and len(rows):
         names = ", ".join(repr(store.classes[number]) for number in sorted(empty)[:8])
-        remarks.append(f"no train image of {len(empty)} classes: {names}{' ...' if len(empty) > 8 else ''}")
+        remarks.append(f"no train image of {counted(len(empty), 'class', 'classes')}: "
+                       f"{names}{' ...' if len(empty) > 8 else ''}")
     return drawn
 
 

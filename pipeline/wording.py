@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.demo.tour import SEEDS, Tour
 from onceclip.pipeline.extract import Extraction
 from onceclip.pipeline.extract_part import PartDone
@@ -27,9 +28,9 @@ def extraction_lines(done: Extraction) -> list[str]:
         stored.append(f"rounding moved embeddings by {done.rounding['relative']:.1e} of their length at most "
                       f"(1 - cosine {done.rounding['cosine']:.1e})")
     return [
-        f"{done.store}: {done.images - done.bad:,} images of {len(done.classes)} classes ({_splits(done.splits)})",
+        f"{done.store}: {_images(done.images - done.bad)} of {_classes(len(done.classes))} ({_splits(done.splits)})",
         f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
-        f"bad {done.bad:,}; {done.text['prompts']} prompts; {done.seconds:.1f} s{rate}",
+        f"bad {done.bad:,}; {counted(done.text['prompts'], 'prompt')}; {done.seconds:.1f} s{rate}",
         *([f"  {'; '.join(stored)}"] if stored else []),
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
         *(_profile_lines(done.profile) if done.profile else []),
@@ -41,16 +42,14 @@ def _next(store: str, splits: Mapping[str, int], classes: int, text: bool) -> li
     """The next command of somebody with a new store, as far as it has what that needs."""
     if not classes:
         return [f"Next: onceclip predict ADAPTER {quote(store)}"]
-    if not text:
-        return []
-    choice = " --select val" if splits.get("val") else ""
-    return [f"Next: onceclip fit {quote(store)} --method tip-adapter --shots 16{choice}"]
+    method, choice = "tip-adapter" if text else "linear-probe", " --select val" if splits.get("val") else ""
+    return [f"Next: onceclip fit {quote(store)} --method {method} --shots 16{choice}"]
 
 
 def part_lines(done: PartDone) -> list[str]:
     """What one part of an extraction did, every bad image by name, and what comes next."""
     return [
-        f"{done.store}, part {done.part}: encoded {done.encoded:,} of {done.images:,} images, bad {done.bad:,}; "
+        f"{done.store}, part {done.part}: encoded {done.encoded:,} of {_images(done.images)}, bad {done.bad:,}; "
         f"{done.seconds:.1f} s",
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
         f"The store is complete. Next: onceclip fit {quote(done.store)} --method tip-adapter --shots 16 --select val"
@@ -76,7 +75,7 @@ def _profile_lines(found: Mapping[str, Any]) -> list[str]:
 def import_lines(done: Mapping[str, Any]) -> list[str]:
     """What `import` did, and the next command."""
     return [
-        f"{done['store']}: {done['images']:,} rows of {done['dim']} dimensions, {done['classes']} classes "
+        f"{done['store']}: {counted(done['images'], 'row')} of {done['dim']} dimensions, {_classes(done['classes'])} "
         f"({_splits(done['splits'])}), {'with' if done['text'] else 'without'} text",
         *_next(done["store"], done["splits"], done["classes"], done["text"]),
     ]
@@ -88,9 +87,9 @@ def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
                        for name, value in row["hyperparameters"].items())
     chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
     return [
-        f"{row['method']}, {row['shots']} {'shot' if row['shots'] == 1 else 'shots'}, seed {row['seed']}: "
-        f"{row['n_support']:,} training images of {row['classes']} classes, {row['seconds']:.2f} s",
-        f"  test accuracy    {percent(row['accuracy'])} ({row['n_test']:,} images), macro recall "
+        f"{row['method']}, {shots_of(row['shots'])}, seed {row['seed']}: "
+        f"{counted(row['n_support'], 'training image')} of {_classes(row['classes'])}, {row['seconds']:.2f} s",
+        f"  test accuracy    {percent(row['accuracy'])} ({_images(row['n_test'])}), macro recall "
         f"{percent(row['macro_recall'])}",
         *_new_classes(row),
         f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
@@ -104,15 +103,15 @@ def _new_classes(row: Mapping[str, Any]) -> list[str]:
         return []
     if row["accuracy_new"] is None:
         return [f"  {row['classes_new']} new classes   not served: what {row['method']} learns belongs to its classes"]
-    return [f"  {row['classes_new']} new classes   {percent(row['accuracy_new'])} ({row['n_test_new']:,} images), "
+    return [f"  {row['classes_new']} new classes   {percent(row['accuracy_new'])} ({_images(row['n_test_new'])}), "
             f"harmonic mean {percent(row['harmonic_mean'])}"]
 
 
 def verification_lines(found: Verification) -> list[str]:
     """What is wrong with a store, or that nothing is."""
-    state = f"{len(found.faults)} faults" if found.faults else "no fault"
+    state = counted(len(found.faults), "fault") if found.faults else "no fault"
     return [
-        f"{found.store}: {found.images:,} images, {found.chunks:,} chunks read, {state}",
+        f"{found.store}: {_images(found.images)}, {counted(found.chunks, 'chunk')} read, {state}",
         *(f"  fault: {each.where} {each.what}" for each in found.faults),
         *(f"  note: {each.where} {each.what}" for each in found.remarks),
     ]
@@ -128,6 +127,14 @@ def tour_lines(tour: Tour) -> list[str]:
         "    onceclip extract FOLDER my.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k",
         "    onceclip fit my.zarr --method tip-adapter --shots 16 --select val --out my-adapter",
     ]
+
+
+def _images(number: int) -> str:
+    return counted(number, "image")
+
+
+def _classes(number: int) -> str:
+    return counted(number, "class", "classes")
 
 
 def _splits(splits: Mapping[str, int]) -> str:

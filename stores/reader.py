@@ -286,7 +286,7 @@ class Store:
         """
         if name not in self.texts:
             known = ", ".join(self.texts) or "none"
-            without = "" if self.texts else "; onceclip.FewShotClassifier does without, for encoders without text"
+            without = "" if self.texts else "; linear-probe and onceclip.FewShotClassifier do without"
             raise StoreIncomplete(f"{self.path} has no text set {name!r} (there are: {known}): "
                                   f"`onceclip text {quote(self.path)} --name {quote(name)}` embeds one{without}")
         return str(self.attributes["texts"][name]["fingerprint"])

@@ -32,6 +32,12 @@ class TextSet:
     encoder: str
     source: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of_names(cls, classes: tuple[str, ...], dim: int, encoder: str) -> TextSet:
+        """A set of no prompts: classes that have names alone."""
+        return cls(np.zeros((0, dim), np.float32), classes, np.zeros(len(classes) + 1, np.int64), np.zeros(0, np.int32),
+                   (), encoder)
+
     @property
     def fingerprint(self) -> str:
         """Identity of the set: its sentences, their classes, and the encoder; with imported ones, the numbers."""

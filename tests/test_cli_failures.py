@@ -52,7 +52,7 @@ FAILURES = [
     ("predict adapter empty", "empty is empty"),
     ("predict adapter good --model local-dir:other", "--model"),
     ("predict adapter good --split test", "--split is for a store"),
-    ("predict adapter good --logits missing/l.npy", "missing/l.npy"),
+    ("predict adapter good --logits adapter/README.md/l.npy", "README.md"),
     ("info missing", "missing is not a store"),
     ("info good", "good is not a store"),
     ("methods tip_adaptor", "did you mean 'tip-adapter'"),

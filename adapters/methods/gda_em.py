@@ -64,6 +64,7 @@ class GDAEM(Method):
     wants_unlabelled = True
 
     def check(self, task: Task) -> None:
+        super().check(task)
         if not len(task.support) and (task.unlabelled is None or not len(task.unlabelled)):
             raise MethodError(f"{self.name} needs images without labels and the task has none: use a store with a "
                               "train split, or --method zero-shot")

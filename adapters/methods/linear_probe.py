@@ -36,6 +36,7 @@ class LinearProbe(Method):
     select = "val"
     trained = True
     solver = "lbfgs"
+    needs_text = False
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         like = prepared.support.embedding

@@ -42,6 +42,7 @@ class LinearProbeAdamW(Method):
     presets = {"reference": {"start": "random", "epochs": 20}, "command-line": {"start": "random", "epochs": 10}}
     select = "val"
     trained = True
+    needs_text = False
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         like = prepared.text.embedding

@@ -30,6 +30,7 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
         onceclip report pets-adapter pets.zarr --out mistakes.html
     """
     from onceclip.adapters.classifier import CONFIG
+    from onceclip.pipeline.counting import counted
     from onceclip.pipeline.report import write_adapter_report, write_results_report
     from onceclip.pipeline.results import NAME
 
@@ -42,4 +43,4 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
     if split or images:
         raise click.UsageError("--split and --images are for the page of an adapter: give ADAPTER STORE")
     found = write_results_report([first, *others], out)
-    show(as_json, found, lambda: [f"{out}: {found['rows']:,} runs, {', '.join(found['settings'])}"])
+    show(as_json, found, lambda: [f"{out}: {counted(found['rows'], 'run')}, {', '.join(found['settings'])}"])

@@ -68,13 +68,15 @@ class ShotList(click.ParamType):
               "[default: one per core for 100 runs or more]")
 @scheduler_option
 @part_option
+@click.option("--retry-failed", is_flag=True, help="Repeat runs whose row has an error, such as a training that "
+              "diverged.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate of its time, and run nothing else.")
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), required=True, metavar="FOLDER",
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
           select: str | None, search: str, narrow: bool, stream: bool, classes: str, compile: str, text: str,
-          local_workers: int, scheduler: str | None, part: Part | None, dry_run: bool, out: Path,
+          local_workers: int, scheduler: str | None, part: Part | None, retry_failed: bool, dry_run: bool, out: Path,
           as_json: bool) -> None:
     """Fit and score every method at every number of shots with every seed.
 
@@ -87,9 +89,10 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     """
     from onceclip.adapters import METHODS
     from onceclip.adapters.search import Search
+    from onceclip.pipeline.counting import counted
     from onceclip.pipeline.plan import OWN, estimate, make_plan, make_specs, shared
     from onceclip.pipeline.summary import as_values, lines, tables
-    from onceclip.pipeline.sweep import known
+    from onceclip.pipeline.sweep import known, require_result, settled
     from onceclip.pipeline.sweep import sweep as run
     from onceclip.stores import open_store
 
@@ -103,19 +106,22 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
                        stream=stream, classes=classes, validated=bool(grids))
     opened = [open_store(store) for store in stores]
     if dry_run:
-        plan = make_plan(opened, specs, known(out))
+        plan = make_plan(opened, specs, settled(known(out), retry_failed))
         seconds = estimate(plan)
         values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups), "seconds": seconds}
         show(as_json, values, lambda: [
-            f"{len(plan.runs):,} runs, {plan.todo:,} to be done in {len(plan.groups):,} groups", *shared(plan),
+            f"{counted(len(plan.runs), 'run')}, {plan.todo:,} to be done in {counted(len(plan.groups), 'group')}",
+            *shared(plan),
             f"about {sum(seconds.values()):,.0f} s in one process (" +
             ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"])
         return
     with hired(scheduler) as workers:
-        made = tables(run(opened, specs, out, local_workers, progress=True, hands=workers, part=part,
-                          compile=compile))
+        rows = run(opened, specs, out, local_workers, progress=True, hands=workers, part=part, compile=compile,
+                   retry_failed=retry_failed)
+    made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*lines(table), "")])
+    require_result(rows)
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

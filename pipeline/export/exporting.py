@@ -60,10 +60,9 @@ def export(classifier: Classifier, format: str, file: str | Path, encoder: Encod
     if file.suffix != FORMATS[format].SUFFIX:
         raise ExportError(f"{file}: give a name that ends in {FORMATS[format].SUFFIX}, which readers of this format "
                           "go by")
-    if not file.parent.is_dir():
-        raise ExportError(f"{file}: there is no folder {file.parent}: make it first")
     values = subject.random(_ROWS if encoder is None else _IMAGES) if check is None else torch.as_tensor(check)
     part = file.with_name(file.name + ".part")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         FORMATS[format].write(subject, part)
         difference = _compare(subject, FORMATS[format], part, values.float())

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.report.curves import ranked
 from onceclip.pipeline.report.reading import Row, Setting
 from onceclip.pipeline.report.svg import Scale, element, figure, line, text
@@ -61,7 +62,7 @@ def reliability_panels(setting: Setting) -> list[tuple[str, Markup]]:
             bins = [each["reliability"] for each in setting.details(name, shots[-1])]
             merged = [tuple(map(sum, zip(*same, strict=True))) for same in zip(*bins, strict=True)]
             error = _mean(list(setting.chosen[name, shots[-1]].values()), "ece")
-            found.append((f"{name}, {shots[-1]} shots", reliability(name, merged, error)))
+            found.append((f"{name}, {shots_of(shots[-1])}", reliability(name, merged, error)))
     return found[:PANELS]
 
 

@@ -8,6 +8,7 @@ from statistics import median
 
 from markupsafe import Markup
 
+from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.report.dots import dot_plot
 from onceclip.pipeline.report.plot import Plot
 from onceclip.pipeline.report.svg import SERIES, figure, swatch
@@ -105,7 +106,7 @@ class Curves:
         """A line in words."""
         cells = [(number, self.table.accuracy[name, number].value) for number in self.table.shots
                  if (name, number) in self.table.accuracy]
-        return f"{name}: " + ", ".join(f"{100 * value:.1f} at {number} shots" for number, value in cells) + "."
+        return f"{name}: " + ", ".join(f"{100 * value:.1f} at {shots_of(number)}" for number, value in cells) + "."
 
 
 def curves_of(table: Table) -> Curves:

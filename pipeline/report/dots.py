@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.report.svg import SERIES, Scale, element, figure, line, marker, text
 from onceclip.pipeline.summary import BASELINE, Table
 
@@ -25,7 +26,7 @@ def dot_plot(table: Table, names: Sequence[str], shots: Any, width: int) -> Mark
     parts = [element("g", [line(x(value), 6, x(value), bottom) for value in ticks], class_="grid"),
              *(text(x(value), bottom + 18, f"{value:.{digits}f}", class_="tick", text_anchor="middle")
                for value in ticks),
-             text((left + width) / 2, bottom + 38, f"test accuracy at {shots} shots, %", class_="axis",
+             text((left + width) / 2, bottom + 38, f"test accuracy at {shots_of(shots)}, %", class_="axis",
                   text_anchor="middle")]
     if BASELINE in means:
         place = x(100 * means[BASELINE].value)
@@ -41,4 +42,4 @@ def dot_plot(table: Table, names: Sequence[str], shots: Any, width: int) -> Mark
             line(x(100 * (mean.value - half)), y, x(100 * (mean.value + half)), y, class_="curve"),
             marker(number, x(100 * mean.value), y)], class_=kind))
     words = "; ".join(f"{name} {100 * mean.value:.1f} %" for name, mean in means.items())
-    return figure(width, bottom + 44, f"Test accuracy at {shots} shots", f"{words}.", parts, "dots")
+    return figure(width, bottom + 44, f"Test accuracy at {shots_of(shots)}", f"{words}.", parts, "dots")

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import onceclip
+from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.report.cost import seconds_words
 from onceclip.pipeline.results import Mean
 from onceclip.pipeline.whole_file import whole_file
@@ -18,7 +19,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     environment = Environment(loader=PackageLoader("onceclip.pipeline.report"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(percent=percent, signed=signed, mean=mean, duration=seconds_words, count=count,
-                               number=number, plural=plural)
+                               number=number, plural=counted, shots_of=shots_of)
     html = environment.get_template(template).render(version=onceclip.__version__, **values)
     with whole_file(path) as file:
         # Names of files may hold bytes that are no text.
@@ -51,8 +52,3 @@ def number(value: float | None, digits: int = 3) -> str:
 def count(value: float) -> str:
     """A count, which may be a mean of counts."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
-
-
-def plural(value: int, word: str, many: str = "") -> str:
-    """A number and what is counted."""
-    return f"{value:,} {word if value == 1 else many or word + 's'}"

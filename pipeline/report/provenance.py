@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onceclip
+from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.draws import GENERATOR
 from onceclip.pipeline.report.reading import Results, Row, Setting
 from onceclip.pipeline.report.settings import Best
@@ -103,7 +104,7 @@ def replays(setting: Setting, best: Iterable[Best], results: Results) -> list[tu
         seed, row = next(iter(sorted(setting.chosen[each.name, each.shots].items())))
         place = results.places.get(str(row.get("run")))
         if place and "asked" in row:
-            found.append((f"{each.name}, {each.shots} shots, seed {seed}",
+            found.append((f"{each.name}, {shots_of(each.shots)}, seed {seed}",
                           f"onceclip fit --from-row {shlex.quote(place)}"))
     return found
 

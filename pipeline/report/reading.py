@@ -55,7 +55,7 @@ class Setting:
 
 
 def read_results(folders: Sequence[Path]) -> Results:
-    """Read results folders; of a run that stands in several rows the last counts.
+    """Read results folders; of a run that stands in several rows the last with a result counts.
 
     Raises ResultError if there is no row, or a row is no result.
     """
@@ -69,13 +69,14 @@ def read_results(folders: Sequence[Path]) -> Results:
             raise ResultError(f"{given} holds no result rows (no {NAME} with a row in it): give the folder that "
                               "`onceclip sweep --out` wrote")
         for number, row in enumerate(found, 1):
-            needed = _NEEDED if isinstance(row, dict) and row.get("accuracy") is None else (*_NEEDED, "accuracy_val")
-            missing = [name for name in needed if not isinstance(row, dict) or name not in row]
+            needed = _NEEDED if row.get("accuracy") is None else (*_NEEDED, "accuracy_val")
+            missing = [name for name in needed if name not in row]
             if missing:
                 raise ResultError(f"{folder / NAME}: row {number} has no {missing[0]!r}: it is no result of onceclip; "
                                   "take it out, or give another folder")
             run = str(row.get("run") or f"{folder}:{number}")
-            rows[run], places[run] = row, f"{folder / NAME}:{number}"
+            if run not in rows or "error" not in row:
+                rows[run], places[run] = row, f"{folder / NAME}:{number}"
         stores |= read_stores(folder)
     return Results(tuple(folders), tuple(rows.values()), places, stores)
 
@@ -91,7 +92,7 @@ def settings_of(results: Results) -> list[Setting]:
         key = row["store"], asked.get("text", row.get("text")), asked.get("select"), asked.get("classes") == "base"
         groups[key][str(prints.get("store") or ""), str(prints.get("text") or "")].append(row)
     for contents in groups.values():
-        # Runs without a result have no fingerprints: they stand with those of the last content.
+        # Rows of failures may have no fingerprints: they stand with those of the last content.
         unknown = contents.pop(("", ""), [])
         contents[next(reversed(contents), ("", ""))].extend(unknown)
     return [Setting(prints, base, tuple(tables(rows)), tuple(rows), chosen_rows(rows), _store(rows, results.stores))

@@ -25,7 +25,7 @@ from onceclip.pipeline.report.settings import (
     sign_of,
     titles,
 )
-from onceclip.pipeline.summary import BASELINE, Table, short_words
+from onceclip.pipeline.summary import BASELINE, Table, short_words, unserved_words
 
 
 def write_results_report(folders: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -73,7 +73,8 @@ def _tables(title: str, table: Table) -> dict[str, Any]:
     """A table in the order of merit, with its curves and what is best in it."""
     return {"title": title, "table": table, "names": ranked(table, table.names), "best": best_of(table),
             "runs": max((mean.runs for mean in table.accuracy.values()), default=0),
-            "short": short_words(table) if table.short else "",
+            "notes": [words(table) for words, about in ((short_words, table.short), (unserved_words, table.unserved))
+                      if about],
             "uneven": len({mean.runs for mean in table.accuracy.values()}) > 1, "curves": curves_of(table),
             "ties": {key for key, mean in table.to_best.items() if is_tie(mean)},
             "signs": {key: sign_of(mean) for key, mean in table.to_baseline.items()}}

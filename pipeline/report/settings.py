@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.report.reading import Row, Setting
 from onceclip.pipeline.results import Mean
 from onceclip.pipeline.summary import Table, line_name, reason_of, tables
@@ -117,7 +118,7 @@ def failures(rows: Iterable[Row]) -> list[tuple[str, str, list[str]]]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         if row["accuracy"] is None:
-            found[line_name(row), reason_of(row)].append(f"{row['shots']} shots, seed {row['seed']}")
+            found[line_name(row), reason_of(row)].append(f"{shots_of(row['shots'])}, seed {row['seed']}")
     return [(name, reason, runs) for (name, reason), runs in found.items()]
 
 

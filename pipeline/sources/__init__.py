@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from importlib import import_module
 
+from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.sources.contents import LocalFile, Pixels, RemoteFile
 from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions, class_names, natural_order
@@ -48,12 +49,12 @@ def open_source(text: str, options: SourceOptions = DEFAULTS) -> Listing:
 
 
 def _remarks(records: list[Record]) -> list[str]:
-    """What is odd about labels and groups."""
+    """What is odd about classes and groups."""
     remarks = []
     bare = [record.key for record in records if record.label is None]
     if bare and len(bare) < len(records):
         names = ", ".join(bare[:_NAMED]) + (" ..." if len(bare) > _NAMED else "")
-        remarks.append(f"{len(bare)} of {len(records)} images have no class and are stored without one: {names}")
+        remarks.append(f"{len(bare)} of {len(records)} images stored without a class: {names}")
     splits = defaultdict(set)
     for record in records:
         if record.group and record.split and record.label is not None:
@@ -63,6 +64,14 @@ def _remarks(records: list[Record]) -> list[str]:
     if cut:
         names = ", ".join(f"{group!r} ({found})" for group, found in list(cut.items())[:_NAMED])
         more = " ..." if len(cut) > _NAMED else ""
-        remarks.append(f"{len(cut)} groups stand in several splits: {names}{more}; where shots are drawn, images whose "
-                       "group stands in a later split are left out")
+        remarks.append(f"{counted(len(cut), 'group')} in several splits: {names}{more}; where shots are drawn, "
+                       "images whose group stands in a later split are left out")
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in class_names(records):
+        alike["".join(name.split()).casefold()].append(name)
+    slips = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    if slips:
+        more = " ..." if len(slips) > _NAMED else ""
+        remarks.append(f"names that differ in case or spaces alone are different classes: {'; '.join(slips[:_NAMED])}"
+                       f"{more}; if they are one, give them one name")
     return remarks

@@ -180,7 +180,7 @@ def _row(place: str, where: str, values: dict[str, object]) -> Row:
         cells[name] = str(value)
     if not cells["path"] or "\0" in cells["path"]:
         raise SourceError(f"{place} {where}: there is no path: give the file name of an image")
-    return Row(where, cells["path"], cells["label"] or None, cells["split"].strip() or None, cells["group"])
+    return Row(where, cells["path"], cells["label"].strip() or None, cells["split"].strip() or None, cells["group"])
 
 
 def check_numbers(place: str, names: Iterable[tuple[str, int, str]]) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.sources.contents import File, pnm
 from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
@@ -113,7 +114,7 @@ def with_frames(listing: Listing, options: SourceOptions) -> Listing:
         return listing
     if not (options.every or options.frames):
         names = ", ".join(record.key for record in videos[:_NAMED]) + (" ..." if len(videos) > _NAMED else "")
-        remark = f"{len(videos)} videos were left out ({names}): take their frames with --every N or --frames N"
+        remark = f"{counted(len(videos), 'video')} left out ({names}): take frames with --every N or --frames N"
         left = set(map(id, videos))
         return Listing([record for record in listing.records if id(record) not in left], [*listing.remarks, remark])
     try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
+from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.sources.contents import LocalFile, RemoteFile, remote_folder, unreachable
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, by_folders, hidden
@@ -67,7 +68,8 @@ def list_source(text: str, options: SourceOptions) -> Listing:
         raise SourceError(f"{text} has no images ({len(places)} archives; images end in {', '.join(sorted(IMAGES))}): "
                           "give archives of image files")
     videos = sum(shard.videos for shard in shards)
-    return Listing(records, [f"{videos} videos in {text} were left out: unpack them into a folder"] if videos else [])
+    remark = f"{counted(videos, 'video')} in {text} left out: unpack the archive into a folder"
+    return Listing(records, [remark] if videos else [])
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from onceclip.adapters import Rows, Text, ZeroShot, load_classifier
+from onceclip.adapters import MethodError, Rows, Text, ZeroShot, load_classifier
 
 SHAPES = {"ragged": ((1, 5, 3), 10), "one shot": ((1, 1, 1), 10), "two classes": ((4, 4), 10),
           "wide": ((3, 3, 3), 40), "narrow": ((12, 12, 12), 4), "a class without images": ((4, 0, 4), 10)}
@@ -79,6 +79,19 @@ def test_inputs_are_not_changed(method, make_task, queries):
     before = [tensor.clone() for tensor in given]
     method.fit(task).logits(queries)
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(given, before, strict=True))
+
+
+def test_a_method_looks_at_the_text_or_does_without_prompts(method, make_task, queries):
+    task = make_task(val=2)
+    names = task.text.class_names
+    alone = replace(task, text=Text(task.text.embedding[:0], task.text.class_index[:0], names))
+    if method.needs_text:
+        with pytest.raises(MethodError, match="has class names alone"):
+            method.fit(alone)
+        other = Text(task.text.embedding.flip(1), task.text.class_index, names)
+        assert not torch.equal(method.fit(replace(task, text=other)).logits(queries), method.fit(task).logits(queries))
+    else:
+        assert torch.equal(method.fit(alone).logits(queries), method.fit(task).logits(queries))
 
 
 def test_half_precision_embeddings_give_the_same_classes(method, make_task, queries):

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
 
 from onceclip.adapters import AdapterFileError, TipAdapter, load_classifier
 
@@ -59,14 +59,50 @@ def test_provenance_of_any_json_values_can_be_saved(classifier, tmp_path, proven
     assert load_classifier(tmp_path).provenance == provenance
 
 
-def test_a_save_that_fails_never_leaves_the_weights_of_one_adapter_with_the_values_of_another(
-        classifier, make_task, make_rows, tmp_path):
+@pytest.fixture
+def other(make_task):
+    return TipAdapter().fit(make_task(seed=9))
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_save_of_what_json_cannot_hold_leaves_the_adapter_that_was_there(classifier, other, tmp_path):
     classifier.save(tmp_path)
-    other, queries = TipAdapter().fit(make_task(seed=9)), make_rows((3, 3, 3), 10, seed=50).embedding
+    before = contents(tmp_path)
     with pytest.raises(TypeError):
         replace(other, provenance={"encoder": {"name": "ViT-B-32"}, "not JSON": {1, 2}}).save(tmp_path)
-    try:
-        loaded = load_classifier(tmp_path)
-    except AdapterFileError:
-        return
-    assert torch.equal(loaded.logits(queries), classifier.logits(queries))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", [CONFIG, "README.md"])
+def test_a_save_onto_a_full_disk_names_the_file_and_leaves_the_adapter_that_was_there(
+        classifier, other, tmp_path, name):
+    classifier.save(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / f"{name}.part").symlink_to("/dev/full")
+    with pytest.raises(AdapterFileError, match=rf"{name} cannot be written \(.*No space left.*as it was$"):
+        other.save(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_save_that_is_killed_between_renames_leaves_one_whole_adapter_or_none(classifier, other, tmp_path,
+                                                                                monkeypatch):
+    states, rename = [], Path.replace
+
+    def seen(path, target):
+        states.append(contents(tmp_path))
+        return rename(path, target)
+
+    classifier.save(tmp_path)
+    old = contents(tmp_path)
+    monkeypatch.setattr(Path, "replace", seen)
+    other.save(tmp_path)
+    new = contents(tmp_path)
+    assert set(new) == set(old) == {CONFIG, WEIGHTS, "README.md"}
+    assert new[WEIGHTS] != old[WEIGHTS]
+    assert len(states) == 3
+    for state in states:
+        assert CONFIG not in state or state.items() >= old.items() or state.items() >= new.items()

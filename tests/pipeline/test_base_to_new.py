@@ -143,6 +143,10 @@ def test_a_sweep_of_base_classes_ends_with_tables_of_base_new_and_both(
     base, new, mean = tables(rows)
     assert base.names == ("zero-shot", "gda", "tip-adapter")
     assert new.names == mean.names == ("zero-shot", "gda")
+    assert (base.unserved, new.unserved, mean.unserved) == ((), ("tip-adapter",), ("tip-adapter",))
+    assert shown.stdout.count("not served: what these learn belongs to their classes: tip-adapter\n") == 2
+    assert run("report", out, "--out", tmp_path / "page.html").exit_code == 0
+    assert (tmp_path / "page.html").read_text().count("belongs to their classes: tip-adapter.") == 2
     chosen = [row for row in rows if (row["method"], row["shots"]) == ("gda", 4)]
     assert new.accuracy["gda", 4].value == pytest.approx(np.mean([row["accuracy_new"] for row in chosen]))
     assert mean.accuracy["gda", 4].value == pytest.approx(np.mean([row["harmonic_mean"] for row in chosen]))

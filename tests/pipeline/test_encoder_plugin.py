@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,13 @@ def test_an_encoder_without_text_makes_a_store_without_prompts_and_says_so(
     assert "histograms has no text encoder: the store has no prompts" in done.stderr
     assert open_store(str(tmp_path / "s.zarr")).texts == []
     assert open_store(str(tmp_path / "s.zarr")).complete
+    assert "onceclip fit" in done.stdout
+    command = shlex.split(done.stdout.partition("onceclip ")[2])
+    assert run(*command).exit_code == 0
     failed = run("fit", tmp_path / "s.zarr", "--method", "zero-shot")
     assert failed.exit_code == 1
     assert "no text set 'default'" in failed.stderr
+    assert "linear-probe and onceclip.FewShotClassifier do without" in failed.stderr
     with pytest.raises(EncoderError, match="embeds images only"):
         open_encoder(EncoderSpec("silent:images_only")).encode_text(["a photo"])
 

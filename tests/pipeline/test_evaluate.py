@@ -88,7 +88,7 @@ def test_the_table_of_classes_is_that_of_scikit_learn(classifier: Classifier, st
 
 def test_the_matrix_file_is_that_of_scikit_learn(run: Run, adapter: Path, store: Store, tmp_path: Path,
                                                  classifier: Classifier) -> None:
-    target = tmp_path / "confusion.csv"
+    target = tmp_path / "new" / "confusion.csv"
     assert run("evaluate", adapter, store.path, "--confusion", target).exit_code == 0
     head, *lines = csv.reader(target.read_text(encoding="utf-8").splitlines())
     assert head[1:] == [line[0] for line in lines] == NAMES

@@ -50,7 +50,7 @@ def stored(place: Path) -> np.ndarray:
 
 def test_a_linear_adapter_is_two_tensors_and_one_line_of_numpy(linear_path: Path, store_path: Path, tmp_path: Path,
                                                                run_json: Run) -> None:
-    file, rows = tmp_path / "a.safetensors", stored(store_path)
+    file, rows = tmp_path / "new" / "folder" / "a.safetensors", stored(store_path)
     made = run_json("export", linear_path, "--to", "safetensors", file, "--check", store_path)
     assert (made["format"], made["rows"], made["size"]) == ("safetensors", 60, file.stat().st_size)
     assert made["difference"] < 1e-4
@@ -168,7 +168,7 @@ def saved(place: Path, linear_path: Path) -> Path:
     ("adapter --to onnx a.bin", "a.bin: give a name that ends in .onnx"),
     ("adapter --to safetensors a.safetensors", "tip-adapter is not one linear map"),
     ("linear --to safetensors a.safetensors --with-encoder", "leave --with-encoder away"),
-    ("adapter --to onnx missing/a.onnx", "no folder missing"),
+    ("adapter --to onnx adapter/README.md/a.onnx", "README.md: "),
     ("adapter --to torch a.pt2 --check good", "good is not a store"),
     ("foreign --to torch a.pt2 --check store.zarr", "ViT-X"),
     ("adapter --to torch a.pt2 --with-encoder --check store.zarr/missing", "is no folder"),

@@ -159,3 +159,17 @@ def test_a_disk_without_a_single_byte_left_locks_nobody_out(disk: Path, resize: 
     assert done.exit_code == 0, done.stderr or repr(done.exception)
     check_whole(path, expected)
     assert sorted(file.name for file in disk.iterdir()) == ["other", "s.zarr"]
+
+
+def test_an_adapter_that_finds_no_room_leaves_the_one_that_was_there(
+        store_path: Path, disk: Path, run: Callable[..., Any]) -> None:
+    command = ("fit", store_path, "--shots", "1", "--out", disk / "adapter")
+    assert run(*command, "--method", "zero-shot").exit_code == 0
+    before = {file.name: file.read_bytes() for file in (disk / "adapter").iterdir()}
+    with suppress(OSError):
+        (disk / "filler").write_bytes(bytes(16 << 20))
+    refused = run(*command, "--method", "tip-adapter-f", "--overwrite")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "adapter/adapter_model.safetensors cannot be written" in refused.stderr.splitlines()[-1]
+    assert "No space left" in refused.stderr.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in (disk / "adapter").iterdir()} == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,3 +106,26 @@ def test_unnamed_encoders_never_match_and_equal_names_do(arrays: Arrays, import_
     assert evaluate(named, import_of(other, "d", encoder="ViT-B-32/openai"))["n"] == 48
     with pytest.raises(StoreMismatch, match="ViT-B-32/openai"):
         evaluate(named, import_of(other, "e", encoder="ViT-B-32/laion"))
+
+
+def test_methods_that_never_look_at_text_run_on_a_store_without_any(
+        imported: Store, arrays: Arrays, import_of: ImportOf, tmp_path: Path, run: Callable[..., Any],
+        run_json: Callable[..., Any]) -> None:
+    """What they reach is what they reach beside a text; every command goes on with it."""
+    path = import_of(without(arrays, "text"), "bare").path
+    fit = ("--shots", "4", "--seed", "2", "--out", tmp_path / "adapter")
+    row = run_json("fit", path, "--method", "linear-probe", *fit)
+    assert row["accuracy"] == run_json("fit", imported.path, "--method", "linear-probe", *fit[:4])["accuracy"]
+    assert (row["fingerprints"]["text"], row["classes"]) == ("", 4)
+    assert run("fit", "--from-row", f"{tmp_path / 'adapter'}:1").exit_code == 0
+    assert run_json("evaluate", tmp_path / "adapter", path)["accuracy"] == row["accuracy"]
+    assert len(run_json("predict", tmp_path / "adapter", path, "--split", "test")["predictions"]) == 48
+    swept = ("sweep", path, "--methods", "linear-probe,lpclip", "--shots", "1,4", "--seeds", "1,2", "--out",
+             tmp_path / "swept")
+    assert run(*swept).exit_code == 0
+    assert run(*swept[:-2], "--classes", "base", "--out", tmp_path / "base").exit_code == 0
+    assert run("report", tmp_path / "swept", "--out", tmp_path / "r.html").exit_code == 0
+    refused = run("sweep", path, "--methods", "linear-probe,tip-adapter", "--out", tmp_path / "swept")
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
+    assert "no text set 'default'" in refused.stderr
+    assert "linear-probe and onceclip.FewShotClassifier do without" in refused.stderr

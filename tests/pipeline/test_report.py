@@ -279,7 +279,7 @@ def test_failed_runs_are_told_and_left_out(page_of: Callable[..., Page]) -> None
     page = page_of([row("gda", 1, seed, 0.5) for seed in (1, 2)]
                    + [failed("clip-adapter", 1, seed, "training diverged: lower lr") for seed in (1, 2)])
     assert page.table("Runs without a result")["clip-adapter"] == ["2", "training diverged: lower lr",
-                                                                   "1 shots, seed 1; 1 shots, seed 2"]
+                                                                   "1 shot, seed 1; 1 shot, seed 2"]
     assert "2 without a result" in page.text
     assert set(page.table("Test accuracy")) == {"shots", "gda"}
 
@@ -377,7 +377,7 @@ def test_runs_that_stand_in_several_folders_count_once(tmp_path: Path, run_json:
 
 @pytest.mark.parametrize(("content", "said"), [
     (None, "holds no result rows"), ("", "holds no result rows"), ('{"a": 1}\n', "row 1 has no 'method'"),
-    ("[1]\n", "row 1 has no 'method'")])
+    ("[1]\nnull\n", "holds no result rows")])
 def test_what_holds_no_results_is_one_clear_line(tmp_path: Path, run: Callable[..., Any], content: str | None,
                                                  said: str) -> None:
     (tmp_path / "folder").mkdir()

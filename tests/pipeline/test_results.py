@@ -13,7 +13,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 import onceclip
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.pipeline.metrics import metrics
-from onceclip.pipeline.results import NAME, append_row, mean_interval, read_rows
+from onceclip.pipeline.report.reading import read_results
+from onceclip.pipeline.results import NAME, append_row, append_rows, mean_interval, read_rows
+from onceclip.pipeline.sweep import known
 from onceclip.stores import Store
 
 FIELDS = {"method", "shots", "seed", "hyperparameters", "select", "accuracy", "accuracy_val", "n_support", "n_test",
@@ -39,6 +41,15 @@ def test_a_line_that_is_no_text_is_passed_over_as_one_that_was_cut_short(tmp_pat
         file.write(b'\xff\xfe\x00"\n{"run": 2, "meth')
     append_row(tmp_path, {"run": 3})
     assert read_rows(tmp_path) == [{"run": 1}, {"run": 3}]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_run_that_was_repeated_after_a_failure_counts_with_its_result(order: int, tmp_path: Path) -> None:
+    """Rows of parts stand in files of their own, so that the later row may be read first."""
+    good = {"run": "a", "method": "gda", "shots": 1, "seed": 1, "accuracy": 0.5, "accuracy_val": None, "store": "s"}
+    append_rows(tmp_path, [good, {**good, "accuracy": None, "error": "diverged"}][::order])
+    assert known(tmp_path) == {"a": good}
+    assert read_results([tmp_path]).rows == (good,)
 
 
 def test_a_draw_is_written_with_the_result(imported: Store) -> None:

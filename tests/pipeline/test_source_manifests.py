@@ -65,7 +65,7 @@ def test_an_image_without_a_label_is_a_row_without_a_class(place: Path, extract_
                                        for kind in ("cat", "dog") for number in range(3))
     Path("m.csv").write_text(content)
     done = extract_demo("m.csv", place / "s.zarr", source=SourceOptions(root="images"))
-    assert done.warnings == ["2 of 6 images have no class and are stored without one: cat/00.png, dog/00.png"]
+    assert done.warnings == ["2 of 6 images stored without a class: cat/00.png, dog/00.png"]
     store = open_store(str(place / "s.zarr"))
     assert len(store.rows()) == 4
     assert {SPLITS[each] for each in store.table.split[store.rows()]} == {"train", "test"}
@@ -169,7 +169,21 @@ def test_given_splits_that_cut_a_group_are_told_and_kept_from_the_draws(place: P
     Path("m.csv").write_text(content)
     done = extract_demo("m.csv", place / "s.zarr", source=SourceOptions(root="images"))
     assert len(done.warnings) == 1
-    assert done.warnings[0].startswith("1 groups stand in several splits: 'g0' (train and test)")
+    assert done.warnings[0].startswith("1 group in several splits: 'g0' (train and test)")
     drawn = draw_task(open_store(str(place / "s.zarr")))
     assert sorted(drawn.support.keys) == ["cat/01.png", "dog/01.png"]
-    assert drawn.remarks == ["2 train images were left out: others of their group stand in a later split"]
+    assert drawn.remarks == ["2 train images left out: others of the group stand in a later split"]
+
+
+def test_spaces_around_a_class_are_none_of_its_name(place: Path) -> None:
+    found = listed('path,label\ncat/00.png,cat \ncat/01.png,"  cat"\ncat/02.png,cat\ndog/00.png,big  dog\n')
+    assert [record.label for record in found.records] == ["cat", "cat", "cat", "big  dog"]
+    assert found.remarks == []
+
+
+def test_classes_that_differ_in_case_or_spaces_alone_are_told(place: Path) -> None:
+    """They stay apart: a folder of letters has the classes a and A."""
+    found = listed("cat/00.png,Cat\ncat/01.png,cat\ndog/00.png,big dog\ndog/01.png,big  dog\ndog/02.png,bigger\n")
+    assert len({record.label for record in found.records}) == 5
+    assert found.remarks == ["names that differ in case or spaces alone are different classes: 'Cat', 'cat'; "
+                             "'big  dog', 'big dog'; if they are one, give them one name"]

@@ -120,12 +120,12 @@ def test_videos_behind_a_url_are_read_too(tmp_path: Path) -> None:
 
 def test_videos_are_named_where_no_frames_are_asked_for(tmp_path: Path, glyph: Callable[..., Path]) -> None:
     film(tmp_path / "cat" / "a.mp4", 3)
-    with pytest.raises(SourceError, match=r"no images: 1 videos were left out \(cat/a.mp4\).*--every N or --frames N"):
+    with pytest.raises(SourceError, match=r"no images: 1 video left out \(cat/a.mp4\).*--every N or --frames N"):
         open_source(str(tmp_path))
     glyph(tmp_path / "cat" / "b.png")
     found = open_source(str(tmp_path))
     assert [record.key for record in found.records] == ["cat/b.png"]
-    assert found.remarks == ["1 videos were left out (cat/a.mp4): take their frames with --every N or --frames N"]
+    assert found.remarks == ["1 video left out (cat/a.mp4): take frames with --every N or --frames N"]
 
 
 def test_without_the_decoder_videos_are_named_and_frames_are_refused(tmp_path: Path, glyph: Callable[..., Path],

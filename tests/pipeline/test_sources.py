@@ -308,7 +308,7 @@ def test_images_without_classes_are_stored_for_predict_where_that_is_asked_for(
 def test_some_images_without_a_class_are_rows_and_are_named(folder_of: Callable[..., Path], tmp_path: Path,
                                                             extract_demo: Callable[..., Any]) -> None:
     done = extract_demo(folder_of({"disc": 3, "ring": 3, ".": 1}), tmp_path / "s.zarr")
-    assert done.warnings == ["1 of 7 images have no class and are stored without one: 00.png"]
+    assert done.warnings == ["1 of 7 images stored without a class: 00.png"]
     store = open_store(str(tmp_path / "s.zarr"))
     assert (len(store.rows(labelled=False)), len(store.rows())) == (7, 6)
 

@@ -19,7 +19,7 @@ from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.fit import fit, fit_group
 from onceclip.pipeline.plan import make_plan, make_specs
 from onceclip.pipeline.replay import compare, compiling_of, read_row, spec_of
-from onceclip.pipeline.results import NAME, read_rows
+from onceclip.pipeline.results import NAME, append_rows, read_rows
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.summary import lines, tables
 from onceclip.pipeline.sweep import known, sweep
@@ -260,9 +260,70 @@ def test_a_row_whose_store_has_changed_is_refused(imported: Store, arrays: dict[
         compare({**row, "accuracy": row["accuracy"] - 0.1}, again)
 
 
-@pytest.mark.parametrize(("reference", "message"), [("nowhere:1", "does not exist"), ("{}:9", "none is 9"),
-                                                    ("{}:zzz", "none is zzz")])
+@pytest.mark.parametrize(("reference", "message"), [("nowhere:1", "does not exist"), ("{}:9", "1 row and '9' names no"),
+                                                    ("{}:0", "1 row and '0' names no"), ("{}", "none is named"),
+                                                    ("{}:zzzzzz", "'zzzzzz' names no")])
 def test_a_row_that_is_not_there_is_named(imported: Store, tmp_path: Path, reference: str, message: str) -> None:
     sweep([imported], SPECS[:1], tmp_path)
     with pytest.raises(ResultError, match=message):
         read_row(reference.format(tmp_path))
+
+
+def test_a_number_names_a_row_and_a_run_is_named_by_six_characters_of_one_run(tmp_path: Path) -> None:
+    """99 of twelve rows is no row, also where the name of a run begins with it; the last row of a run counts."""
+    runs = ["99aaaa1", "99aaaa2", "12345678", "bcdef01"]
+    rows = [{"run": run, "asked": {}, "accuracy": 0.5, "seed": number} for number, run in enumerate([*runs, runs[3]])]
+    append_rows(tmp_path, rows)
+    for named, number in (("1", 0), ("5", 4), ("99aaaa2", 1), ("12345678", 2), ("bcdef0", 4)):
+        assert read_row(f"{tmp_path}:{named}") == rows[number], named
+    for named in ("99", "6", "0", "99aaaa", "bcdef", "123456", ""):
+        with pytest.raises(ResultError, match=f"5 rows and '{named}' names no single one"):
+            read_row(f"{tmp_path}:{named}")
+
+
+@pytest.mark.parametrize("damage", ["null", "3", "[1]", '"run"', "{}"])
+def test_a_line_that_is_no_row_does_not_stop_a_sweep(damage: str, imported: Store, tmp_path: Path,
+                                                     carried_out: list[RunSpec]) -> None:
+    first = sweep([imported], SPECS[:2], tmp_path)
+    with (tmp_path / NAME).open("a") as file:
+        file.write(f"{damage}\n")
+    assert sweep([imported], SPECS[:3], tmp_path)[:2] == first
+    assert len(carried_out) == 3
+
+
+DIVERGING = {"learning_rate": 1000.0, "epochs": 40, "weight_decay": 100.0}
+
+
+def test_failed_runs_stay_as_they_are_until_they_are_asked_for(imported: Store, tmp_path: Path,
+                                                               carried_out: list[RunSpec]) -> None:
+    """The row of a failure says on which content; one with a result goes before it, wherever it stands."""
+    specs = [RunSpec("clip-adapter", 2, 1, DIVERGING, select="fixed"), *SPECS[:2]]
+    failed = sweep([imported], specs, tmp_path)[0]
+    assert "diverged" in failed["error"]
+    assert failed["fingerprints"] == {"encoder": imported.encoder["fingerprint"], "store": imported.fingerprint,
+                                      "text": imported.text_fingerprint()}
+    assert sweep([imported], specs, tmp_path)[0] == failed
+    assert len(carried_out) == 3
+    sweep([imported], specs, tmp_path, retry_failed=True)
+    assert carried_out[3:] == specs[:1]
+    mended = {**failed, "accuracy": 0.5, "seed": 1}
+    del mended["error"]
+    append_rows(tmp_path, [mended])
+    append_rows(tmp_path, [failed], "results.1-of-2.jsonl")
+    assert sweep([imported], specs, tmp_path, retry_failed=True)[0] == mended
+    assert len(carried_out) == 4
+
+
+def test_a_sweep_without_any_result_exits_with_1_and_keeps_its_rows(
+        imported: Store, tmp_path: Path, run: Callable[..., Any]) -> None:
+    grids = [part for name, value in DIVERGING.items() for part in ("--grid", f"{name}={value}")]
+    command = ["sweep", imported.path, "--shots", "2", "--seeds", "1,2", "--select", "fixed", "--out", tmp_path / "out"]
+    failing = [*command, "--methods", "clip-adapter", *grids]
+    for more in ([], ["--json"], ["--retry-failed"]):
+        refused = run(*failing, *more)
+        assert refused.exit_code == 1
+        assert refused.stderr.splitlines()[-1].startswith("Error: none of 2 runs has a result; most often: training of")
+    assert len(read_rows(tmp_path / "out")) == 4
+    assert "0 to be done" in run(*failing, "--dry-run").stdout
+    assert "2 to be done" in run(*failing, "--dry-run", "--retry-failed").stdout
+    assert run(*command, "--methods", "zero-shot,clip-adapter", *grids).exit_code == 0

@@ -76,7 +76,7 @@ def test_equal_pictures_of_later_splits_are_left_out_with_a_remark(folder_of: Ca
     assert drawn.val is not None
     assert not any("copy" in key for key in (*drawn.support.keys, *drawn.val.keys))
     assert (len(drawn.support.keys), len(drawn.val.keys)) == (8, 8)
-    assert sorted(remark.split(" images")[0] for remark in drawn.remarks) == ["1 val", "2 train"]
+    assert sorted(remark.split(" image")[0] for remark in drawn.remarks) == ["1 val", "2 train"]
 
 
 def test_a_short_class_gives_all_it_has_with_a_remark(imported: Store) -> None:
@@ -90,7 +90,7 @@ def test_a_class_without_training_images_is_named(arrays: Arrays, import_of: Cal
     split = np.where(arrays["label"] == 2, "test", arrays["split"])
     store = import_of({**arrays, "split": split})
     drawn = draw_task(store, 2)
-    assert any("no train image of 1 classes: 'cow'" in remark for remark in drawn.remarks)
+    assert any("no train image of 1 class: 'cow'" in remark for remark in drawn.remarks)
     assert drawn.task.text.class_names == ("ant", "bee", "cow", "dog")
     assert sorted(set(drawn.task.support.label.tolist())) == [0, 1, 3]
 
