@@ -104,27 +104,27 @@ def _by_gradient(runs: Sequence[Run], starts: Sequence[Parameters], progress: Pr
 
         compile = CompiledStep(required())
     alone = compile is None and (type(first.method).loss is not Method.loss or not stacks(elements, device))
-    size = 1 if alone else _size(first, starts[0], elements, device, len(runs), compile is not None)
+    size, most = (1, 1) if alone else _sizes(first, starts[0], elements, device, len(runs), compile is not None)
     results: list[Parameters] = []
     for start in range(0, len(runs), size):
         places = [min(place, len(runs) - 1) for place in range(start, start + size)]
-        with threads_for(first.task.work):  # of one run: the number of threads may show in the last digits
+        with threads_for(first.task.work * most):  # whatever their number: threads and products show in last digits
             training = Training([runs[place] for place in places], [starts[place] for place in places], alone, compile)
             results += training.run(_part(progress, start / len(runs), min(size, len(runs) - start) / len(runs)))
     return results[:len(runs)]
 
 
-def _size(run: Run, start: Parameters, elements: int, device: str, count: int, compiled: bool) -> int:
-    """Number of runs in a piece, of pieces that are as equal as can be; what a piece lacks, copies of a run fill.
+def _sizes(run: Run, start: Parameters, elements: int, device: str, count: int, compiled: bool) -> tuple[int, int]:
+    """Number of runs in a piece, of pieces that are as equal as can be; and of the largest pieces that may be.
 
-    compiled: code of a single run would not be that of several.
+    What a piece lacks, copies of a run fill. compiled: code of a single run would not be that of several.
     """
     if not stacks(elements, device):
-        return 1
+        return 1, 1
     rows = min(int(run.method.values.get("batch_size", 0)) or len(run.task.support), len(run.task.support))
     activations = rows * run.method.training_head(run.prepared, start).width
     least, most = group_sizes(elements, activations, device)
-    return max(least, 1 + compiled, -(-count // -(-count // most)))
+    return max(least, 1 + compiled, -(-count // -(-count // most))), most
 
 
 def _lbfgs(run: Run, start: Parameters) -> Parameters:
