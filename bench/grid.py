@@ -10,7 +10,6 @@ the end. Whatever processes take to start and to compile their steps is in our t
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -220,11 +219,8 @@ def command(store: Path | None, classes: int, dim: int, shots: str, seeds: int, 
               "epochs": epochs, "features": store.name if store else "synthetic"}
         whole = grid.runs >= WHOLE  # the goals are about no less
         compiled = max(spread(first_compiling, grid.parts[-processes:], processes))
-        def without(start: float) -> float:
-            """The goal leaves compiling out."""
-            return statistics.median(seconds[LOOP]) / (statistics.median(seconds[BFLOAT16]) - start)
-
-        goals = {"2 float32": ratio(seconds, LOOP, FLOAT32), "2 bfloat16": without(compiled),
+        narrow = {LOOP: seconds[LOOP], BFLOAT16: [each - compiled for each in seconds[BFLOAT16]]}
+        goals = {"2 float32": ratio(seconds, LOOP, FLOAT32), "2 bfloat16": ratio(narrow, LOOP, BFLOAT16),
                  "3": ratio(seconds, PROCESSES, FLOAT32), "best": ratio(seconds, LOOP, SEARCH)} if whole else {}
         of_all, of_best = ({key: value for key, value in goals.items() if (key == "best") == best}
                            for best in (False, True))

@@ -23,7 +23,7 @@ from onceclip.adapters.compiling import ON
 @click.option("--shots", default=16)
 @click.option("--dim", default=1024)
 @click.option("--epochs", default=200)
-@click.option("--timed", default=2, help="Epochs that are timed.")
+@click.option("--timed", default=6, help="Epochs that are timed.")
 @click.option("--repeats", default=3)
 def command(classes: int, shots: int, dim: int, epochs: int, timed: int, repeats: int) -> Iterator[Row]:
     """CLIP-Adapter at ImageNet's size beside the field's loop on the same features."""

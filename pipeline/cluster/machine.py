@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
+from glob import glob
 from typing import TypeVar
 
 from onceclip.pipeline.errors import WorkerError
 from onceclip.stores import NotAStore
 
 Opened = TypeVar("Opened")
+# Without any of these files Linux has no GPU: asking torch takes seconds in which workers could start.
+_DEVICES = "/dev/nvidia*", "/dev/nvhost*", "/dev/nvgpu*", "/dev/kfd", "/dev/dxg"
 
 
 def cores() -> int:
@@ -20,6 +24,8 @@ def cores() -> int:
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs that this process sees, each such as CUDA_VISIBLE_DEVICES takes."""
+    if sys.platform == "linux" and not any(glob(each) for each in _DEVICES):
+        return []
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,12 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     Example:
         onceclip sweep pets.zarr --methods zero-shot,tip-adapter,gda --shots 1,4,16 --seeds 1-10 --out results
     """
+    one_way(scheduler=scheduler, local_workers=local_workers or None)
+    one_way(scheduler=scheduler, part=part)
+    workforce = nullcontext() if dry_run else hired(scheduler, local_workers if local_workers > 1 else None,
+                                                    ("onceclip.pipeline.sweep",))
+    workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
+
     from onceclip.adapters import METHODS
     from onceclip.adapters.search import Search
     from onceclip.pipeline.counting import counted
@@ -96,8 +103,6 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     from onceclip.pipeline.sweep import sweep as run
     from onceclip.stores import open_store
 
-    one_way(scheduler=scheduler, local_workers=local_workers or None)
-    one_way(scheduler=scheduler, part=part)
     Search.parse(search)
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
     axes = [_axis(grid) for grid in grids if grid != OWN]
@@ -115,9 +120,8 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
             f"about {sum(seconds.values()):,.0f} s in one process (" +
             ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"])
         return
-    with hired(scheduler) as workers:
-        rows = run(opened, specs, out, local_workers, progress=True, hands=workers, part=part, compile=compile,
-                   retry_failed=retry_failed)
+    rows = run(opened, specs, out, local_workers, progress=True, hands=workers, part=part, compile=compile,
+               retry_failed=retry_failed)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*lines(table), "")])
