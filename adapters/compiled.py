@@ -30,8 +30,6 @@ from onceclip.adapters.stack import calculated
 from onceclip.adapters.training import Training
 
 Step = Callable[[Tensor, Tensor, Moment], None]
-
-
 _APART = 0.02  # of the length of a step's changes, by which both ways may differ: bfloat16 rounds at other places
 _NODES = 300  # of a graph: CLIP-Adapter's has 150
 _ROWS = 37  # of the batch to trace with, or somewhat more
@@ -69,6 +67,8 @@ class CompiledStep:
     @torch.no_grad()
     def _carry_out(self, training: Training, rows: Tensor, label: Tensor, at: Moment) -> None:
         assert self._function is not None
+        if len(label) == 1:  # torch would make code of its own for one row; of two equal ones the mean is the same
+            rows, label = rows.repeat(2, 1), label.repeat(2)
         self._function(*_tensors(training, rows, label, training.optimiser.numbers(at)), *self._constants)
 
     @torch.no_grad()
@@ -167,6 +167,7 @@ def _lifted(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
         name = str(node.target)
         if name not in constants:
             constants[name] = getattr(traced, name)
+            delattr(traced, name)  # or code that serves all tasks would keep the first
             with traced.graph.inserting_after(last):
                 last = traced.graph.placeholder(f"constant_{len(constants)}")
             inputs[name] = last
