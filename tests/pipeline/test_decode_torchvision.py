@@ -221,7 +221,10 @@ def test_ctrl_c_keeps_what_was_encoded_and_the_same_command_goes_on(
     command = ["extract", str(photographs), str(tmp_path / "s.zarr"), "--model", means, "--device", "cpu",
                "--decode", "torchvision", "--workers", "1", "--unit-rows", "8", "--batch-size", "8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEANS_SECONDS": "0.8"}
-    with subprocess.Popen([sys.executable, "-m", "onceclip", *command], cwd=elsewhere, env=environment,
+    # Shells start what they put into the background deaf to SIGINT, and so its children.
+    program = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+               "from onceclip.cli import main; sys.exit(main())")
+    with subprocess.Popen([sys.executable, "-c", program, *command], cwd=elsewhere, env=environment,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (
