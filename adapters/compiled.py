@@ -151,7 +151,7 @@ def _step(training: Training, rows: Tensor, label: Tensor, *tensors: Tensor) -> 
 
 def _example(training: Training, rows: Tensor, label: Tensor) -> list[Tensor]:
     """Tensors to trace with: of a number of rows that is no other tensor's size, which would be taken for the same."""
-    tensors = _tensors(training, rows, label, _copy(training).optimiser.numbers(_FIRST))
+    tensors = _tensors(training, rows, label, copy(training.optimiser).numbers(_FIRST))
     sizes = {size for each in tensors for size in each.shape}
     some = next(number for number in count(_ROWS) if number not in sizes)
     return [rows.new_zeros(some, *rows.shape[1:]), label.new_zeros(some), *tensors[2:]]

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-from onceclip.adapters.method import Method
+from onceclip.adapters.errors import MethodError
+from onceclip.adapters.stack import stackable
 from onceclip.adapters.training import Run
 
 AUTO, ON, OFF = CHOICES = ("auto", "on", "off")
@@ -19,10 +20,17 @@ _RATE = 2e10  # parameters times rows in a second, forward and backward
 
 @dataclass(frozen=True)
 class Compiling:
-    """choice: "auto" where it pays on a CPU, "on" or "off". alike: number of trainings that the work consists of."""
+    """choice: "auto" where it pays on a CPU, "on" or "off". alike: number of trainings that the work consists of.
+
+    Raises MethodError for another choice.
+    """
 
     choice: str = AUTO
     alike: int = 1
+
+    def __post_init__(self) -> None:
+        if self.choice not in CHOICES:
+            raise MethodError(f"compile={self.choice}: there are {', '.join(CHOICES)}")
 
 
 USUAL = Compiling()
@@ -50,7 +58,7 @@ def several(number: int) -> Iterator[None]:
 def compiles(run: Run, parameters: int) -> bool:
     """Whether a run's steps are compiled, whatever is trained beside it. parameters: their elements."""
     current = _CURRENT.get()
-    if run.method.solver != "gradient" or type(run.method).loss is not Method.loss or current.choice == OFF:
+    if not stackable(run.method) or current.choice == OFF:
         return False
     if current.choice == ON:
         return True

@@ -16,7 +16,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.groups import group_sizes, stacks
 from onceclip.adapters.method import Method
 from onceclip.adapters.run_axis import reduced_products
-from onceclip.adapters.stack import Parameters, calculated
+from onceclip.adapters.stack import Parameters, calculated, stackable
 from onceclip.adapters.threads import threads_for
 from onceclip.adapters.training import Progress, Run, Training, no_progress
 
@@ -72,8 +72,7 @@ def _retrain(method: Method) -> dict[str, Any]:
 def _common(run: Run) -> Any:
     """What runs must have in common to be trained together."""
     method, free = run.method, calculated(run.method)
-    alone = method.solver != "gradient" or type(method).loss is not Method.loss
-    return (type(method), id(run.task), id(run.prepared), run.seed, _own(run) if alone else None,
+    return (type(method), id(run.task), id(run.prepared), run.seed, None if stackable(method) else _own(run),
             tuple((name, value) for name, value in _retrain(method).items() if name not in free))
 
 
@@ -103,7 +102,7 @@ def _by_gradient(runs: Sequence[Run], starts: Sequence[Parameters], progress: Pr
         from onceclip.adapters.compiled import CompiledStep
 
         compile = CompiledStep(required())
-    alone = compile is None and (type(first.method).loss is not Method.loss or not stacks(elements, device))
+    alone = compile is None and not (stackable(first.method) and stacks(elements, device))
     size, most = (1, 1) if alone else _sizes(first, starts[0], elements, device, len(runs), compile is not None)
     results: list[Parameters] = []
     for start in range(0, len(runs), size):

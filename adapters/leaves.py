@@ -37,5 +37,5 @@ def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def kind(leaf: Any) -> Any:
-    """What must be equal of two leaves: the form of a tensor, a plain value itself."""
-    return (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+    """What must be equal of two leaves: the form of a tensor, the type and value of all else."""
+    return (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)

@@ -33,9 +33,9 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     Either may have a leading axis of runs, (runs, n, d) and (runs, o, d); then so has the result. Rows that all runs
     share make one large product instead of many small ones.
     """
-    dtype, narrow = rows.dtype, _REDUCED.get()
-    if narrow is not None:
-        rows, weight = rows.to(narrow), weight.to(narrow)
+    dtype, narrower = rows.dtype, narrow()
+    if narrower is not None:
+        rows, weight = rows.to(narrower), weight.to(narrower)
     if weight.ndim == 3 and rows.ndim == 2:
         wide = weight.flatten(0, 1) @ rows.T  # rows innermost: what follows goes over them at full speed
         return wide.to(dtype).view(*weight.shape[:2], rows.shape[0]).transpose(1, 2)

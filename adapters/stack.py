@@ -20,6 +20,11 @@ _FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
 _OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # what no loss is made of
 
 
+def stackable(method: Method) -> bool:
+    """Whether runs of a method may share their steps: gradient descends on the loss that a stack knows."""
+    return method.solver == "gradient" and type(method).loss is Method.loss
+
+
 def calculated(method: Method) -> set[str]:
     """Names of the numbers that may differ between the runs of a stack."""
     return {name for name, setting in method.hyperparameters.items()

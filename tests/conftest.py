@@ -210,3 +210,12 @@ def pets(tmp_path_factory: pytest.TempPathFactory, extract_demo: Callable[..., A
         draw_glyph(root / "new-photos" / f"of-a-{name}.jpg", kind, 99)
     extract_demo(root / "pets", root / "pets.zarr")
     return root
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skips where torch finds no C++ compiler."""
+    found = subprocess.run([sys.executable, "-c", "from torch._inductor.cpp_builder import get_cpp_compiler; "
+                            "get_cpp_compiler()"], capture_output=True, check=False)
+    if found.returncode:
+        pytest.skip("no C++ compiler")

@@ -1,7 +1,5 @@
 """However runs are carried out, their numbers are theirs: the company of a run, and compiling, are nobody's result."""
 
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -183,16 +181,13 @@ def test_long_trainings_are_compiled_and_short_ones_are_not(make_task):
     assert decided(10**10)
     assert decided(100, choice="on")
     assert not decided(100, alike=10_000, choice="off")
+    with pytest.raises(MethodError, match="there are auto, on, off"):
+        Compiling("always")
     assert not decided(100, alike=10**9, epochs=1)  # writing the graph down takes longer
 
 
-needs_a_compiler = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "from torch._inductor.cpp_builder import get_cpp_compiler as g; g()"],
-                   capture_output=True, check=False).returncode != 0, reason="no C++ compiler")
-
-
 @pytest.mark.slow
-@needs_a_compiler
+@pytest.mark.usefixtures("compiler")
 def test_compiled_runs_are_the_plain_ones_and_have_the_same_bits_in_any_company(make_task):
     task = make_task((6, 6, 7), dim=32)
     runs = [Run(ZeroShotLinearProbe(learning_rate=rate, epochs=20, batch_size=6), task, task, 0)

@@ -235,9 +235,9 @@ def test_a_row_is_replayed_to_the_same_accuracy(imported: Store, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_row_is_replayed_compiled(imported: Store, tmp_path: Path) -> None:
     """Compiled steps round elsewhere: a row says whether its own were, whatever else is asked for now."""
-    pytest.importorskip("torch._inductor.cpp_builder").get_cpp_compiler()
     spec = RunSpec("zs-lp", 2, 1, {"epochs": 30, "learning_rate": 0.01})
     plain, compiled = (sweep([imported], [spec], tmp_path / choice, compile=choice)[0] for choice in ("off", "on"))
     assert plain["nll"] != compiled["nll"]
