@@ -18,15 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.graph import lifted, places
 from onceclip.adapters.leaves import kind, leaves
 from onceclip.adapters.optimiser import Numbers
 from onceclip.adapters.run_axis import narrow
 from onceclip.adapters.schedule import Moment
-from onceclip.adapters.stack import calculated
 from onceclip.adapters.training import Training
 
 Step = Callable[[Tensor, Tensor, Moment], None]
@@ -75,24 +74,23 @@ class CompiledStep:
     def _make(self, training: Training, rows: Tensor, label: Tensor) -> None:
         plain = _copy(training)
         plain.step(rows, label, _FIRST)  # also fills what methods and tasks keep, which must not happen in a graph
-        found = leaves((training.first.task, training.first.prepared, _fixed(training)))
+        found = leaves((training.first.task, training.first.prepared, training.fixed))
         key = training.stack.runs, torch.get_num_threads(), narrow(), *map(kind, found)
         if key in _known:
-            self._function, places = _known[key]
-            self._constants = [found[place] for place in places]
+            self._function, kept = _known[key]
+            self._constants = [found[place] for place in kept]
             with suppress(MethodError):
                 return self._try(training, plain, rows, label)
         with _quiet():
-            graph, self._constants = _lifted(make_fx(partial(_step, training), tracing_mode="symbolic",
+            graph, self._constants = lifted(make_fx(partial(_step, training), tracing_mode="symbolic",
                                                      _allow_non_fake_inputs=True)(*_example(training, rows, label)))
             if not self.required and len(graph.graph.nodes) > _NODES:
                 raise MethodError("its steps are of so many parts that compiling them takes minutes")
             code = graph.code, tuple(map(kind, self._constants)), torch.get_num_threads()
             self._function = _made.setdefault(code, torch.compile(graph, fullgraph=True, dynamic=True))
             self._try(training, plain, rows, label)
-        tensors = {id(leaf): place for place, leaf in enumerate(found) if isinstance(leaf, Tensor)}
-        if all(id(each) in tensors for each in self._constants):
-            _known[key] = self._function, [tensors[id(each)] for each in self._constants]
+        if (where := places(self._constants, found)) is not None:
+            _known[key] = self._function, where
 
     def _try(self, training: Training, plain: Training, rows: Tensor, label: Tensor) -> None:
         """Take a first step elsewhere. Raises MethodError unless it goes where the plain one went."""
@@ -122,13 +120,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _fixed(training: Training) -> tuple[Any, ...]:
-    """What a step takes of the method as it is."""
-    method = training.first.method
-    return (type(method), training.optimiser.clips, training.optimiser.decays, training.stack.smoothed,
-            {name: value for name, value in method.values.items() if name not in calculated(method)})
-
-
 def _tensors(training: Training, rows: Tensor, label: Tensor, numbers: Numbers) -> list[Tensor]:
     """All that a step reads and changes, apart from what belongs to the task."""
     optimiser = training.optimiser
@@ -155,26 +146,6 @@ def _example(training: Training, rows: Tensor, label: Tensor) -> list[Tensor]:
     sizes = {size for each in tensors for size in each.shape}
     some = next(number for number in count(_ROWS) if number not in sizes)
     return [rows.new_zeros(some, *rows.shape[1:]), label.new_zeros(some), *tensors[2:]]
-
-
-def _lifted(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
-    """The graph with the tensors of the task, which it holds, as further inputs; and these."""
-    constants: dict[str, Tensor] = {}
-    inputs: dict[str, Node] = {}
-    nodes = traced.graph.find_nodes(op="get_attr")
-    last = traced.graph.find_nodes(op="placeholder")[-1]
-    for node in nodes:
-        name = str(node.target)
-        if name not in constants:
-            constants[name] = getattr(traced, name)
-            delattr(traced, name)  # or code that serves all tasks would keep the first
-            with traced.graph.inserting_after(last):
-                last = traced.graph.placeholder(f"constant_{len(constants)}")
-            inputs[name] = last
-        node.replace_all_uses_with(inputs[name])
-        traced.graph.erase_node(node)
-    traced.recompile()
-    return traced, list(constants.values())
 
 
 def _copy(training: Training) -> Training:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,6 @@ class Optimiser:
     """AdamW, Adam, or SGD with either momentum, on parameters with a leading axis of runs (none for a run alone).
 
     methods: one per run. alone: whether the parameters have no such axis.
-    moments: what it keeps between steps, in lists like the parameters.
     `move` is the formulas, as a pure function of tensors; a run alone takes the functions behind torch's optimisers,
     which know one step size and make fewer passes over large parameters.
     """
@@ -52,10 +52,14 @@ class Optimiser:
         self.rate, self.decay, self.longest = (
             self._per_run([float(method.values.get(name, 0.0)) or default for method in methods])
             for name, default in (("learning_rate", 0.0), ("weight_decay", 0.0), ("clip", math.inf)))
-        kept = (1 if self.method.momentum else 0) if self.method.optimiser in _SGD else 2
-        self.moments = [[torch.zeros_like(value) for value in self.values] for _ in range(kept)]
         self._steps = [torch.zeros((), device=like.device) for _ in self.values]
         self._count = 0
+
+    @cached_property
+    def moments(self) -> list[list[Tensor]]:
+        """What it keeps between steps, in lists like the parameters; made by the first step."""
+        kept = (1 if self.method.momentum else 0) if self.method.optimiser in _SGD else 2
+        return [[torch.zeros_like(value) for value in self.values] for _ in range(kept)]
 
     def _per_run(self, numbers: list[float]) -> Tensor:
         return self.values[0].new_tensor(numbers[0] if self.alone else numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +12,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.compiling import several
-from onceclip.adapters.engine import Progress, Run, finite, no_progress, require_finite, train
+from onceclip.adapters.engine import Progress, Run, device_of, finite, no_progress, require_finite, train
 from onceclip.adapters.errors import MethodError, UnknownName
+from onceclip.adapters.groups import in_lockstep
 from onceclip.adapters.method import Method, Value, unknown
 from onceclip.adapters.mixing import best_weight
 from onceclip.adapters.search import GRID, SURVIVORS, Search
+from onceclip.adapters.side_by_side import Computation, Wanted, carry_on
 from onceclip.adapters.stack import Parameters
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.threads import threads_for
@@ -39,6 +41,16 @@ class Selection:
     accuracy: float | None = None
     tried: int = 0
     interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What hyperparameters are chosen for: arguments as of `fit_selected`."""
+
+    method: Method
+    task: Task
+    held: Set[str] = frozenset()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,26 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
     is no candidate.
     Raises MethodError if the policy needs rows that the task does not have.
     """
+    found, = select_all([Choice(method, task, held, seed)], policy, progress, search)
+    if isinstance(found, MethodError):
+        raise found
+    return found
+
+
+def select_all(choices: Sequence[Choice], policy: str, progress: Progress = no_progress,
+               search: Search = GRID) -> list[Selection | MethodError]:
+    """What `fit_selected` gives, or the failure, of several choices; what they train may be trained together."""
+    work = choices[0].task.work
+    together = [choices] if in_lockstep(device_of(choices[0].task)) else [[choice] for choice in choices]
+    results: list[Selection | MethodError] = []
+    for some in together:
+        with threads_for(work):
+            results += carry_on([_selecting(choice, policy, search) for choice in some], progress)
+    return results
+
+
+def _selecting(choice: Choice, policy: str, search: Search) -> Computation[Selection]:
+    method, task, held, seed = choice.method, choice.task, choice.held, choice.seed
     if policy not in POLICIES:
         raise MethodError(f"no selection policy {policy!r}: there are: {', '.join(POLICIES)}")
     for name in held:
@@ -75,22 +107,28 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
     free = {name: setting.search for name, setting in method.hyperparameters.items()
             if setting.search and name not in held}
     mixing = method.mixing if method.mixing not in held else None
+    prepared = method.prepare(task)
     if policy == "fixed" or not (free or mixing):
-        return Selection(method.fit(task, seed, progress))
-    with threads_for(task.work):
-        prepared = method.prepare(task)
-        if policy == "loo":
-            settings = search.settings(free, seed)
-            trials = _refined(list(_leave_one_out(method, task, prepared, settings, mixing)), free, search,
-                              lambda more: list(_leave_one_out(method, task, prepared, more, mixing)))
-            best = max(trials, key=lambda trial: trial.rank)
-            return Selection(best.method.fit(task, seed, progress), best.accuracy, len(trials), best.interval)
-        if task.val is None or not len(task.val):
-            raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
-        settings = search.settings(free, seed)
-        best, tried = _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
-                                 mixing, seed, progress, search, free)
-        return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, tried, best.interval)
+        return Selection((yield from _fitting(method, task, prepared, seed)))
+    settings = search.settings(free, seed)
+    if policy == "loo":
+        trials = yield from _refined(list(_leave_one_out(method, task, prepared, settings, mixing)), free, search,
+                                     lambda more: _left_out(method, task, prepared, more, mixing))
+        best = max(trials, key=lambda trial: trial.rank)
+        classifier = yield from _fitting(best.method, task, best.method.prepare(task), seed)
+        return Selection(classifier, best.accuracy, len(trials), best.interval)
+    if task.val is None or not len(task.val):
+        raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
+    best, tried = yield from _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
+                                        mixing, seed, search, free)
+    return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, tried, best.interval)
+
+
+def _fitting(method: Method, task: Task, prepared: Any, seed: int) -> Computation[Classifier]:
+    """Train a method as it is."""
+    parameters, = yield Wanted([Run(method, task, prepared, seed)])
+    require_finite(method, parameters)
+    return method.classifier(task, prepared, parameters)
 
 
 def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
@@ -99,76 +137,84 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
 
     Each gets its accuracy on the task's validation rows, if it has any, or the failure of its training.
     """
-    methods[0].check(task)
+    return fit_each([Choice(method, task, seed=seed) for method in methods], progress)
+
+
+def fit_each(choices: Sequence[Choice], progress: Progress = no_progress) -> list[Selection | MethodError]:
+    """As `fit_all`, of one method on several tasks; what is held does not matter."""
+    for task in {id(choice.task): choice.task for choice in choices}.values():
+        choices[0].method.check(task)
     shared: dict[Any, Any] = {}
-    with threads_for(task.work):
-        for method in methods:
-            if _firm(method) not in shared:
-                shared[_firm(method)] = method.prepare(task)
-        prepared = [shared[_firm(method)] for method in methods]
-        runs = [Run(method, task, each, seed) for method, each in zip(methods, prepared, strict=True)]
+    with threads_for(choices[0].task.work):
+        for choice in choices:
+            if _firm(choice) not in shared:
+                shared[_firm(choice)] = choice.method.prepare(choice.task)
+        runs = [Run(choice.method, choice.task, shared[_firm(choice)], choice.seed) for choice in choices]
         trained = train(runs, progress)
         results: list[Selection | MethodError] = []
-        for method, each, parameters in zip(methods, prepared, trained, strict=True):
+        good: dict[int, list[int]] = defaultdict(list)
+        for place, (run, parameters) in enumerate(zip(runs, trained, strict=True)):
             try:
-                require_finite(method, parameters)
-                results.append(Selection(method.classifier(task, each, parameters)))
+                require_finite(run.method, parameters)
+                results.append(Selection(run.method.classifier(run.task, run.prepared, parameters)))
+                good[id(run.task)].append(place)
             except MethodError as error:
                 results.append(error)
-        good = [place for place, each in enumerate(results) if isinstance(each, Selection)]
-        if task.val is not None and len(task.val) and good:
-            heads = [results[place].classifier.head for place in good]  # type: ignore[union-attr]
-            for place, logits in zip(good, logits_together(heads, methods[0].rows_of(task.val)), strict=True):
-                results[place] = replace(results[place], accuracy=_score(logits, task.val.label)[0])  # type: ignore[type-var]
+        for places in good.values():
+            rows = choices[places[0]].task.val
+            if rows is None or not len(rows):
+                continue
+            heads = [results[place].classifier.head for place in places]  # type: ignore[union-attr]
+            for place, logits in zip(places, logits_together(heads, runs[0].method.rows_of(rows)), strict=True):
+                results[place] = replace(results[place], accuracy=_score(logits, rows.label)[0])  # type: ignore[type-var]
     return results
 
 
-def _firm(method: Method) -> tuple[Any, ...]:
-    """Values on which `Method.prepare` may depend: of what is neither searched nor only calculated with."""
-    return tuple((name, value) for name, value in method.values.items()
-                 if not (isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing))
+def _firm(choice: Choice) -> tuple[Any, ...]:
+    """What `Method.prepare` may depend on: the task, and values that are neither searched nor only calculated with."""
+    method = choice.method
+    return (id(choice.task), *((name, value) for name, value in method.values.items() if not (
+        isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing)))
 
 
 def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,
-               progress: Progress, search: Search, free: Mapping[str, tuple[Value, ...]]) -> tuple[_Trial, int]:
+               search: Search, free: Mapping[str, tuple[Value, ...]]) -> Computation[tuple[_Trial, int]]:
     """The best of some settings on validation rows, and how many were compared."""
     trained = methods[0].trained and "epochs" in methods[0].values
     rungs = search.rungs(len(methods), int(methods[0].values["epochs"])) if trained else [0]
+
+    def compared(some: Sequence[Method], narrow: bool, start: float = 0.0,
+                 share: float = 1.0) -> Computation[list[_Trial]]:
+        wanted = Wanted([Run(each, task, prepared, seed) for each in some], narrow, start, share)
+        fitted = yield wanted
+        if not any(map(finite, fitted)):
+            require_finite(some[0], fitted[0])
+        return list(_scored(list(zip(some, fitted, strict=True)), prepared, rows, mixing))
+
     going: list[Method] = list(methods)
     for number, epochs in enumerate(rungs):
         shortened = [method.with_values(epochs=epochs) for method in going] if trained else going
-        last = number == len(rungs) - 1
-        trials = _trials(shortened, task, prepared, rows, mixing, seed, search.narrow,
-                         lambda part, number=number: progress((number + part) / len(rungs)))  # type: ignore[misc]
+        trials = yield from compared(shortened, search.narrow, number / len(rungs), 1 / len(rungs))
         order = sorted(range(len(trials)), key=lambda place: trials[place].rank, reverse=True)
-        if not last:
+        if number < len(rungs) - 1:
             going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
-    trials = _refined(trials, free, search, lambda more: _trials(
-        [methods[0].with_values(**values) for values in more], task, prepared, rows, mixing, seed, search.narrow,
-        no_progress))
+    trials = yield from _refined(trials, free, search, lambda more: compared(
+        [methods[0].with_values(**values) for values in more], search.narrow))
     best = max(trials, key=lambda trial: trial.rank)
     if search.narrow and trained:
-        best, = _trials([best.method], task, prepared, rows, mixing, seed, False, no_progress)
+        best, = yield from compared([best.method], narrow=False)
     return best, max(len(methods), len(trials))
 
 
 def _refined(trials: list[_Trial], free: Mapping[str, tuple[Value, ...]], search: Search,
-             score: Callable[[list[dict[str, Value]]], list[_Trial]]) -> list[_Trial]:
+             score: Callable[[list[dict[str, Value]]], Computation[list[_Trial]]]) -> Computation[list[_Trial]]:
     """The trials, and those of the values between the best one and its neighbours, round by round."""
     for _ in range(search.rounds):
         best = max(trials, key=lambda trial: trial.rank)
         more = search.between([trial.method.values for trial in trials], best.method.values, free)
-        trials = trials + (score(more) if more else [])
+        if more:
+            trials = trials + (yield from score(more))
     return trials
-
-
-def _trials(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,
-            narrow: bool, progress: Progress) -> list[_Trial]:
-    with several(len(methods)):
-        trained = train([Run(each, task, prepared, seed) for each in methods], progress, narrow)
-    if not any(map(finite, trained)):
-        require_finite(methods[0], trained[0])
-    return list(_scored(list(zip(methods, trained, strict=True)), prepared, rows, mixing))
 
 
 @torch.no_grad()
@@ -207,6 +253,12 @@ def _leave_one_out(method: Method, task: Task, prepared: Any, settings: Sequence
         if mixing is not None:
             each, weight, interval = _mixed(each, mixing, first, second, label)
         yield _Trial(each, {}, *_score(first + weight * second, label), interval)
+
+
+def _left_out(method: Method, task: Task, prepared: Any, settings: Sequence[dict[str, Value]],
+              mixing: str | None) -> Computation[list[_Trial]]:
+    yield from ()  # nothing is trained
+    return list(_leave_one_out(method, task, prepared, settings, mixing))
 
 
 def _mixed(method: Method, mixing: str, first: Tensor, second: Tensor,

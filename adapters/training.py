@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,11 +15,12 @@ from onceclip.adapters.best import Best
 from onceclip.adapters.method import Method
 from onceclip.adapters.optimiser import Optimiser
 from onceclip.adapters.schedule import Moment
-from onceclip.adapters.stack import Parameters, Stack
+from onceclip.adapters.stack import Parameters, Stack, calculated
 from onceclip.adapters.stream import BLOCK, Stream
 from onceclip.adapters.task import Task
 
 Progress = Callable[[float], None]
+Compile = Callable[["Training", Tensor, Tensor], Callable[..., None]]
 _ORDER, _NOISE = 2**32, 2**33  # start values, batch order and noise come from streams of their own
 
 
@@ -31,6 +33,7 @@ class Run:
     prepared: Any
     seed: int
 
+    @cached_property
     def start(self) -> Parameters:
         """Start values of the parameters."""
         return self.method.initial(self.prepared, torch.Generator().manual_seed(self.seed))
@@ -54,6 +57,11 @@ def no_progress(fraction: float) -> None:
     """Watch nothing."""
 
 
+def part_of(progress: Progress, start: float, share: float) -> Progress:
+    """What watches a part of the work. start: fraction that is done before. share: the part's own."""
+    return lambda fraction: progress(start + fraction * share)
+
+
 class Training:
     """The training of runs on one task with one seed that differ only in numbers.
 
@@ -62,13 +70,14 @@ class Training:
     """
 
     def __init__(self, runs: Sequence[Run], starts: Sequence[Parameters], alone: bool = False,
-                 compile: Callable[[Training, Tensor, Tensor], Callable[..., None]] | None = None) -> None:
-        self.first, methods = runs[0], [run.method for run in runs]
-        self.stack = Stack(methods, self.first.task, self.first.prepared, alone)
+                 compile: Compile | None = None) -> None:
+        self.first, self.methods, self.alone = runs[0], [run.method for run in runs], alone
+        self.stack = Stack(self.methods, self.first.task, self.first.prepared, alone)
         joined = self.stack.join(starts)
         self.state = {name: joined.pop(name) for name in self.first.method.state if name in joined}
         self.parameters = {name: value.requires_grad_() for name, value in joined.items()}
-        self.optimiser = Optimiser(methods, self.parameters, alone)
+        self.optimiser = Optimiser(self.methods, self.parameters, alone)
+        self.best = Best(self.stack, self.first.method, self.first.task)
         self.steps = self.first.steps_per_epoch()
         self.order = torch.Generator().manual_seed(self.first.seed + _ORDER)
         self.noise = self.first.noise()
@@ -76,22 +85,29 @@ class Training:
         self._step: Callable[..., None] = self.step
 
     def run(self, progress: Progress = no_progress) -> list[Parameters]:
-        """Carry out all epochs and give the parameters of every run: the last, or the best on validation rows."""
-        method, task = self.first.method, self.first.task
-        best = Best(self.stack, method, task)
-        for epoch in range(method.epochs):
+        """Carry out all epochs and give the parameters of every run."""
+        epochs = self.first.method.epochs
+        for epoch in range(epochs):
             self.epoch(epoch)
-            if self.state:
-                self.state = self.stack.after_epoch(self.parameters | self.state)
-            progress((epoch + 1) / method.epochs)
-            if best.seen(self.parameters | self.state, epoch):
+            progress((epoch + 1) / epochs)
+            if self.over(epoch):
                 break
-        return self.stack.split(best.chosen(self.parameters | self.state))
+        return self.result()
+
+    def over(self, epoch: int) -> bool:
+        """What is done between epochs; whether no run needs another one."""
+        if self.state:
+            self.state = self.stack.after_epoch(self.parameters | self.state)
+        return self.best.seen(self.parameters | self.state, epoch)
+
+    def result(self) -> list[Parameters]:
+        """The parameters of every run: the last, or the best on validation rows."""
+        return self.stack.split(self.best.chosen(self.parameters | self.state))
 
     def epoch(self, number: int, most: int | None = None) -> None:
         """Carry out one epoch, or the first `most` steps of it."""
         epochs = self.first.method.epochs
-        for place, (rows, label) in enumerate(islice(self._batches(number), most)):
+        for place, (rows, label) in enumerate(islice(self.batches(number, self.order), most)):
             if self._compile is not None:
                 self._step, self._compile = self._compile(self, rows, label), None
             self._step(rows, label, Moment(number * self.steps + place, epochs * self.steps, number, epochs))
@@ -107,13 +123,22 @@ class Training:
             loss = self.stack.loss(parameters | state, rows, label, self.noise, numbers)
             return torch.autograd.grad(loss.sum(), list(parameters.values()))
 
-    def _batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def fixed(self) -> tuple[Any, ...]:
+        """What a step takes of the method as it is."""
+        method = self.first.method
+        return (type(method), self.optimiser.clips, self.optimiser.decays, self.stack.smoothed,
+                {name: value for name, value in method.values.items() if name not in calculated(method)})
+
+    def rows(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The rows that an epoch is made of, and their labels; not of a stream, which has them in blocks."""
+        return self.first.method.training_rows(self.first.task, self.first.prepared, epoch)
+
+    def batches(self, number: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of every step of an epoch."""
-        method, support = self.first.method, self.first.task.support
-        blocks = (support.blocks(self.order) if isinstance(support, Stream) else
-                  [method.training_rows(self.first.task, self.first.prepared, number)])
-        for rows, label in blocks:
-            for piece in method.batches(len(label), self.order):
+        support = self.first.task.support
+        for rows, label in support.blocks(order) if isinstance(support, Stream) else [self.rows(number)]:
+            for piece in self.first.method.batches(len(label), order):
                 yield _at(rows, piece), _at(label, piece)
 
 

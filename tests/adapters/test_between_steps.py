@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from onceclip.adapters import CLAP, WiseFT, engine
+from onceclip.adapters import CLAP, WiseFT, descent
 from onceclip.adapters.engine import Run, train
 
 
@@ -19,7 +19,7 @@ def together(methods, task):
 def alone(method, task):
     """Parameters of a run without an axis of runs, as large ones are trained."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "stacks", lambda *_: False)
+        patch.setattr(descent, "stacks", lambda *_: False)
         return train([Run(method, task, method.prepare(task), 0)])[0]
 
 

@@ -16,7 +16,7 @@ from onceclip.adapters import (
     WiseFT,
     ZeroShotLinearProbe,
     compiled,
-    engine,
+    descent,
 )
 from onceclip.adapters.compiling import Compiling, compiles, compiling
 from onceclip.adapters.engine import Run, train
@@ -62,17 +62,17 @@ def test_a_run_has_the_same_bits_in_any_company(case, make_task, make_method):
 def test_pieces_of_any_size_give_the_same_bits(make_task, monkeypatch):
     task = make_task((3,) * 20, dim=512)
     runs = [Run(ZeroShotLinearProbe(learning_rate=rate / 100, epochs=9), task, task, 0) for rate in range(1, 8)]
-    monkeypatch.setattr(engine, "threads_for", lambda _: nullcontext())  # which follows the largest size there may be
+    monkeypatch.setattr(descent, "threads_for", lambda _: nullcontext())  # which follows the largest size there may be
     expected = train(runs)
     for size in (1, 2, 3, 6, 7):
-        monkeypatch.setattr(engine, "group_sizes", lambda *_, size=size: (size, size))
+        monkeypatch.setattr(descent, "group_sizes", lambda *_, size=size: (size, size))
         assert all(map(same, train(runs), expected))
 
 
 def test_large_runs_are_trained_one_by_one_and_small_ones_share_steps(make_task, monkeypatch):
     sizes = []
-    training = engine.Training
-    monkeypatch.setattr(engine, "Training", lambda runs, starts, alone, compile: sizes.append((len(runs), alone))
+    training = descent.Training
+    monkeypatch.setattr(descent, "Training", lambda runs, starts, alone, compile: sizes.append((len(runs), alone))
                         or training(runs, starts, alone, compile))
     for dim in (128, 512):
         task = make_task((3, 3), dim=dim)

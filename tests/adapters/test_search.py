@@ -46,8 +46,8 @@ def test_rungs_of_halving_end_with_whole_trainings():
 def test_halving_finds_what_the_grid_finds_with_fewer_epochs(make_task, monkeypatch):
     """Nine ratios, one of which alone can learn: the others keep zero-shot's answers."""
     spent = {"halving": 0, "grid": 0}
-    epoch = "onceclip.adapters.engine.Training.epoch"
-    from onceclip.adapters.engine import Training
+    epoch = "onceclip.adapters.training.Training.epoch"
+    from onceclip.adapters.training import Training
 
     original = Training.epoch
     found = {}
