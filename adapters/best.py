@@ -20,17 +20,18 @@ class Best:
         self.stack, self.patience = stack, int(method.values.get("patience", 0))
         self.rows: Rows | None = task.val if method.values.get("keep") == "best" and task.val else None
         self.input = None if self.rows is None else method.rows_of(self.rows)
-        self.accuracy = torch.full((stack.runs,), -1.0, dtype=torch.float64)
-        self.loss = torch.full((stack.runs,), float("inf"))
-        self.epoch = torch.zeros(stack.runs, dtype=torch.int64)
-        self.over = torch.zeros(stack.runs, dtype=torch.bool)
+        runs, device = stack.runs, task.text.embedding.device
+        self.accuracy = torch.full((runs,), -1.0, dtype=torch.float64, device=device)
+        self.loss = torch.full((runs,), float("inf"), device=device)
+        self.epoch = torch.zeros(runs, dtype=torch.int64, device=device)
+        self.over = torch.zeros(runs, dtype=torch.bool, device=device)
         self.kept: Parameters = {}
 
     def seen(self, parameters: Parameters, epoch: int) -> bool:
         """Look at the parameters after an epoch; whether all runs are over."""
         if self.rows is None or self.input is None:
             return False
-        accuracy, loss = (each.cpu() for each in self.stack.scores(parameters, self.input, self.rows.label))
+        accuracy, loss = self.stack.scores(parameters, self.input, self.rows.label)
         better = ~self.over & ((accuracy > self.accuracy) | ((accuracy == self.accuracy) & (loss < self.loss)))
         for name, value in parameters.items():
             if name not in self.kept:

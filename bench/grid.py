@@ -2,9 +2,10 @@
 
 The grid: five numbers of shots, five learning rates, five ratios and eight seeds; every run is scored on val and test
 rows. The peers' loop and their process per run are timed on runs spread over the grid and multiplied up; neither draws
-its rows nor scores val rows. The search finds, for each number of shots and each seed, the setting that is best on val
-rows: the peers train all of them; ours are short trainings in bfloat16 of which the best go on, and one in float32 at
-the end. Whatever processes take to start and to compile their steps is in our times.
+its rows nor scores val rows. A process imports what the published trainer imports, and does not load CLIP as that does.
+The search finds, for each number of shots and each seed, the setting that is best on val rows: the peers train all of
+them; ours are short trainings in bfloat16 of which the best go on, and one in float32 at the end. Whatever processes
+take to start and to compile their steps is in our times.
 """
 
 from __future__ import annotations
@@ -227,6 +228,7 @@ def command(store: Path | None, classes: int, dim: int, shots: str, seeds: int, 
         yield make_row("CLIP-Adapter, all runs of a grid", at,
                        {way: seconds[way] for way in (LOOP, PROCESSES, FLOAT32, BFLOAT16)}, [FLOAT32, BFLOAT16],
                        goals=of_all, bfloat16_of_it_compiling=compiled, peer_runs_timed=len(grid.samples),
+                       peer_process_imports=", ".join(peers.IMPORTS),
                        accuracy_less_the_peers=grid.apart(),
                        accuracy_float32=float(np.mean([row["accuracy"] for row in grid.found["sweep"]])),
                        accuracy_bfloat16=float(np.mean(grid.found["narrow"])))

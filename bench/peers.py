@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+# What the published trainer of CLIP-Adapter loads at its start, by itself, by CLIP and by Dassl, of packages that are
+# here; it also loads CLIP's weights, for which there is nothing here.
+IMPORTS = ("torchvision.transforms", "ftfy", "regex", "tqdm", "yaml", "sklearn.metrics")
+
 
 class Linear(nn.Module):
     """A linear head on unit features."""
@@ -140,10 +144,13 @@ class Files(Dataset):
 
 def main() -> None:
     """One CLIP-Adapter run as a process of its own: features file, epochs, learning rate, ratio, seed."""
+    import importlib
     import sys
 
     import numpy as np
 
+    for name in IMPORTS:
+        importlib.import_module(name)
     path, epochs, learning_rate, ratio, seed = sys.argv[1:]
     with np.load(path) as arrays:
         support, label, weights, test, target = (torch.from_numpy(arrays[name]) for name in

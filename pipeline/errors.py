@@ -21,6 +21,10 @@ class EncoderError(OnceclipError):
     """An encoder cannot be found, loaded or trusted."""
 
 
+class DeviceError(OnceclipError):
+    """A device cannot be used as asked."""
+
+
 class PromptError(OnceclipError):
     """Templates or class names cannot be used as asked."""
 

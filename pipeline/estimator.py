@@ -14,9 +14,11 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from onceclip.adapters import Classifier, MethodError, Rows, Task, Text, fit_selected, method_class
 from onceclip.adapters.calibration import calibrated
+from onceclip.adapters.moving import moved
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.unit import unit
-from onceclip.pipeline.errors import EstimatorError
+from onceclip.pipeline.devices import CPU, training_device
+from onceclip.pipeline.errors import DeviceError, EstimatorError
 from onceclip.stores import Store
 
 _SELECT = ("fixed", "val", "loo")
@@ -34,6 +36,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     select: "fixed"; "val", which chooses the hyperparameters that `params` leaves open on a `validation_fraction` of
         each class and then fits on all rows; or "loo", on each row as if it were not there.
     logit_scale, logit_bias: the encoder's. encoder: its record in a store, kept in what `classifier_.save` writes.
+    device: that trains it, "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
 
     classes_ (classes,): the labels, sorted. n_features_in_: dim. classifier_: the `Classifier`, which can be saved.
 
@@ -48,7 +51,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def __init__(self, method: str = "tip-adapter", *, text: Mapping[Hashable, Any] | Any | None = None,
                  class_names: Sequence[Hashable] | None = None, params: Mapping[str, Any] | None = None,
                  select: str = "fixed", validation_fraction: float = 0.2, seed: int = 1, logit_scale: float = 100.0,
-                 logit_bias: float = 0.0, encoder: Mapping[str, Any] | None = None) -> None:
+                 logit_bias: float = 0.0, encoder: Mapping[str, Any] | None = None, device: str = CPU) -> None:
         self.method = method
         self.text = text
         self.class_names = class_names
@@ -59,6 +62,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.logit_scale = logit_scale
         self.logit_bias = logit_bias
         self.encoder = encoder
+        self.device = device
 
     @classmethod
     def from_store(cls, store: Store, method: str = "tip-adapter", text: str = "default", **others: Any) -> Self:
@@ -87,7 +91,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise EstimatorError("select='loo' needs a text: without one, each row is part of its class's mean")
         try:
             self.classifier_ = self._fitted(_rows(rows), torch.from_numpy(label.astype(np.int64)))
-        except MethodError as error:
+        except (MethodError, DeviceError) as error:
             raise EstimatorError(str(error)) from error
         return self
 
@@ -120,11 +124,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             task = self._task(Rows(rows[~held], label[~held]), Rows(rows[held], label[held]))
         else:
             task = self._task(Rows(rows, label))
-        found = fit_selected(method, task, self.select, frozenset(self.params or ()), self.seed).classifier
+        where = training_device(self.device)
+        found, = moved([fit_selected(method, task.to(where), self.select, frozenset(self.params or ()),
+                                     self.seed).classifier], CPU)
         if self.text is not None or self.select == "val":  # else no row is unknown to its class's mean
             found = calibrated(found, method, task)
         if self.select == "val":
-            again = method.with_values(**found.hyperparameters).fit(self._task(Rows(rows, label)), self.seed)
+            again, = moved([method.with_values(**found.hyperparameters)
+                            .fit(self._task(Rows(rows, label)).to(where), self.seed)], CPU)
             found = replace(found, head=again.head, parameters=again.parameters)
         return replace(found, provenance={} if self.encoder is None else {"encoder": dict(self.encoder)})
 

@@ -8,14 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onceclip
-from onceclip.adapters import Classifier, MethodError, Selection, fit_all, fit_selected, method_class
+from onceclip.adapters import Classifier, MethodError, Selection, Task, fit_all, fit_selected, method_class
 from onceclip.adapters.calibration import calibrated
 from onceclip.adapters.compiling import USUAL, Compiling, compiling
 from onceclip.adapters.engine import no_progress
+from onceclip.adapters.moving import moved
 from onceclip.adapters.products import fast_products
 from onceclip.adapters.search import Search
 from onceclip.pipeline.base_to_new import NEW_SCORES, base_to_new
 from onceclip.pipeline.classes import ALL
+from onceclip.pipeline.devices import CPU, name_of, training_device, within_memory
 from onceclip.pipeline.draws import GENERATOR, Draw
 from onceclip.pipeline.evaluate import evaluate_together
 from onceclip.pipeline.metrics import CALIBRATED, SCORES
@@ -34,33 +36,35 @@ class Fitted:
 
 
 def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_progress,
-        compile: Compiling = USUAL) -> Fitted:
+        compile: Compiling = USUAL, device: str = CPU) -> Fitted:
     """Carry out one run on a store.
 
-    compile: whether the steps of its training are compiled.
-    Raises MethodError, TaskError or StoreError, each with one line that says how to mend it.
+    compile: whether the steps of its training are compiled. device: that trains it, "cpu", "cuda", "cuda:1", or "auto"
+        for a GPU where there is one; the classifier comes back to the CPU, where it is scored.
+    Raises MethodError, TaskError, StoreError or DeviceError, each with one line that says how to mend it.
 
     Example:
         >>> fitted = onceclip.fit(store, onceclip.RunSpec("tip-adapter", shots=4, seed=1, select="val"))
         >>> fitted.row["shots"], fitted.row["n_support"], 0 <= fitted.row["accuracy"] <= 1
         (4, 16, True)
     """
-    fitted, = fit_group(store, [spec], progress, calibrate=True, compile=compile)
+    fitted, = fit_group(store, [spec], progress, calibrate=True, compile=compile, device=device)
     if isinstance(fitted, MethodError):
         raise fitted
     return fitted
 
 
 def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None] = no_progress,
-              calibrate: bool = False, compile: Compiling = USUAL) -> list[Fitted | MethodError]:
+              calibrate: bool = False, compile: Compiling = USUAL,
+              device: str = CPU) -> list[Fitted | MethodError]:
     """Carry out runs that differ in hyperparameter values alone: drawn once, trained and scored together.
 
     calibrate: give the classifiers their temperatures; see `calibrated`. compile: whether the steps of their trainings
-        are compiled, and of how many like them they are some.
+        are compiled, and of how many like them they are some. device: as for `fit`.
     A run whose training diverges gives its failure; the others go on.
-    Raises MethodError, TaskError or StoreError for what concerns all of them.
+    Raises MethodError, TaskError, StoreError or DeviceError for what concerns all of them.
     """
-    begun = time.perf_counter()
+    begun, where = time.perf_counter(), training_device(device)
     first, products = specs[0], fast_products()
     methods = [method_class(spec.method)(**spec.values) for spec in specs]
     policy = first.select or methods[0].select
@@ -73,16 +77,20 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
         policy = "fixed"
     fitting = time.perf_counter()
     selections: list[Selection | MethodError]
-    with compiling(compile):
+    with compiling(compile), within_memory(where, f"{first.method} on {len(drawn.support.rows):,} rows"):
+        task = drawn.task if where.type == CPU else drawn.task.to(where)
         if policy == "fixed":
-            selections = fit_all(methods, drawn.task, first.seed, progress)
+            selections = fit_all(methods, task, first.seed, progress)
         else:
             search = Search.parse(first.search, first.narrow)
-            selections = [_selected(method, drawn, policy, spec, search, progress)
+            selections = [_selected(method, task, policy, spec, search, progress)
                           for method, spec in zip(methods, specs, strict=True)]
+        fitted = [each.classifier for each in selections if isinstance(each, Selection)]
+        fitted = fitted if where.type == CPU else moved(fitted, CPU)
     seconds = (time.perf_counter() - fitting) / len(specs)
-    good = [replace(each.classifier, provenance=_provenance(store, spec, drawn, policy))
-            for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
+    fine = [spec for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
+    good = [replace(each, provenance=_provenance(store, spec, drawn, policy))
+            for each, spec in zip(fitted, fine, strict=True)]
     if calibrate:
         good = [calibrated(classifier, methods[0], drawn.task) for classifier in good]
     scored = iter(zip(good, _scores(good, store, first), strict=True) if good else ())
@@ -95,15 +103,15 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
         classifier, scores = next(scored)
         row = _row(store, spec, drawn, policy, selection, scores)
         row |= {"seconds": seconds, "seconds_total": total, "products": products, "compiling": asdict(compile),
-                "version": onceclip.__version__}
+                "device": name_of(where), "version": onceclip.__version__}
         results.append(Fitted(classifier, row, drawn.remarks))
     return results
 
 
-def _selected(method: Any, drawn: Drawn, policy: str, spec: RunSpec, search: Search,
+def _selected(method: Any, task: Task, policy: str, spec: RunSpec, search: Search,
               progress: Callable[[float], None]) -> Selection | MethodError:
     try:
-        return fit_selected(method, drawn.task, policy, frozenset(spec.values), spec.seed, progress, search)
+        return fit_selected(method, task, policy, frozenset(spec.values), spec.seed, progress, search)
     except MethodError as error:
         return error
 

@@ -13,13 +13,14 @@ from onceclip.adapters import method_class
 from onceclip.adapters.compiling import AUTO, OFF, USUAL, Compiling
 from onceclip.adapters.method import Method
 from onceclip.pipeline.counting import counted
+from onceclip.pipeline.devices import CPU
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.fit import fit_group
 from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, open_store
 
 OWN = "own"  # the grid of every method's own search values
-GROUP_RUNS = 64
+GROUP_RUNS, ON_A_GPU = 64, 1024  # at most; a step of many runs takes a GPU hardly longer than that of one
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,14 @@ class Group:
     """Runs on one store that one process draws, trains and scores together.
 
     fingerprint: the store's content. compile: whether steps are compiled, which the whole plan decides, so that a part
-    of it, or what is left of it, gives the same numbers.
+    of it, or what is left of it, gives the same numbers. device: that trains them, as for `fit`.
     """
 
     store: str
     fingerprint: str
     specs: tuple[RunSpec, ...]
     compile: Compiling = USUAL
+    device: str = CPU
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,10 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
 
 
 def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any],
-              compile: str = AUTO) -> Plan:
+              compile: str = AUTO, device: str = CPU) -> Plan:
     """Group the runs that are not done yet.
 
-    done: result rows by the identity of their run. compile: "auto", "on" or "off".
+    done: result rows by the identity of their run. compile: "auto", "on" or "off". device: as for `fit`.
     """
     specs = list(specs)
     runs = [(store.path, spec) for store in stores for spec in specs]
@@ -98,10 +100,11 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     for path, spec in runs:
         if spec.identity(opened[path]) not in done:
             together[path, *spec.common].append(spec)
+    most = GROUP_RUNS if device == CPU else ON_A_GPU
     alike = Counter(spec.method for _, spec in runs)
-    groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + GROUP_RUNS]),
-                    Compiling(compile, alike[members[0].method]))
-              for key, members in together.items() for start in range(0, len(members), GROUP_RUNS)]
+    groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
+                    Compiling(compile, alike[members[0].method]), device)
+              for key, members in together.items() for start in range(0, len(members), most)]
     return Plan(tuple(runs), tuple(groups))
 
 
@@ -113,6 +116,8 @@ def estimate(plan: Plan) -> dict[str, float]:
     by_method: dict[str, list[Group]] = defaultdict(list)
     for group in plan.groups:
         by_method[group.specs[0].method].append(group)
+    if plan.groups and plan.groups[0].device != CPU:
+        _one(plan.groups[0])  # a GPU's first work takes seconds more
     seconds = {}
     for name, groups in by_method.items():
         ordered = sorted(groups, key=lambda group: group.specs[0].shots or 10**9)
@@ -123,7 +128,8 @@ def estimate(plan: Plan) -> dict[str, float]:
 
 def _one(group: Group) -> float:
     begun = time.perf_counter()
-    fit_group(open_store(group.store), [replace(group.specs[0], validated=False)], compile=Compiling(OFF))
+    fit_group(open_store(group.store), [replace(group.specs[0], validated=False)], compile=Compiling(OFF),
+              device=group.device)
     return time.perf_counter() - begun
 
 

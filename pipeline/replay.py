@@ -9,6 +9,7 @@ from typing import Any
 
 from onceclip.adapters.compiling import OFF, Compiling
 from onceclip.pipeline.counting import counted
+from onceclip.pipeline.devices import CPU, device_like
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.fit import Fitted
 from onceclip.pipeline.results import NAME, by_run, read_rows
@@ -16,7 +17,7 @@ from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store
 
 RUN_DIGITS = 6  # of the 32 that name a run, at least
-TOLERANCE = 0.005  # of the accuracy, on another machine or with other products
+TOLERANCE = 0.005  # of the accuracy, on another machine or device, or with other products
 
 
 def read_row(reference: str) -> dict[str, Any]:
@@ -77,8 +78,17 @@ def compiling_of(row: dict[str, Any]) -> Compiling:
     return Compiling(**row.get("compiling", {"choice": OFF}))
 
 
+def device_of(row: dict[str, Any]) -> str:
+    """The device that trained a row, or one like it, or the CPU where there is none."""
+    return device_like(_trained_on(row))
+
+
+def _trained_on(row: dict[str, Any]) -> str:
+    return str(row.get("device", CPU))  # rows of before there was a choice were trained there
+
+
 def compare(row: dict[str, Any], again: Fitted) -> str:
-    """Say that a run gave its row again.
+    """Say that a run gave its row again, and whether on another device.
 
     Raises ResultError if it drew other images or its accuracy differs by more than TOLERANCE.
     """
@@ -89,5 +99,7 @@ def compare(row: dict[str, Any], again: Fitted) -> str:
     difference = abs(row["accuracy"] - again.row["accuracy"])
     if difference > TOLERANCE:
         raise ResultError(f"the replay reached {again.row['accuracy']:.4f}, the row says {row['accuracy']:.4f}: more "
-                          f"than {TOLERANCE} apart; compare their hyperparameters, `products` and `version`")
-    return "the same accuracy as the row" if not difference else f"{difference:.5f} from the row's accuracy"
+                          f"than {TOLERANCE} apart; compare their hyperparameters, `device`, `products` and `version`")
+    result = "the same accuracy as the row" if not difference else f"{difference:.5f} from the row's accuracy"
+    then, now = _trained_on(row), _trained_on(again.row)
+    return result if then == now else f"{result}; trained on {now}, and the row on {then}"

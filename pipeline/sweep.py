@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from onceclip.adapters import MethodError
 from onceclip.adapters.compiling import AUTO
+from onceclip.pipeline.cluster.machine import visible_gpus
 from onceclip.pipeline.counting import counted, shots_of
-from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.devices import CPU, CUDA, training_device
+from onceclip.pipeline.errors import DeviceError, ResultError
 from onceclip.pipeline.fit import fit_group
 from onceclip.pipeline.parts import Part
 from onceclip.pipeline.plan import Group, Plan, make_plan
@@ -32,7 +34,7 @@ MANY = 100  # runs from which starting further processes pays
 
 def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, workers: int = 0,
           progress: bool = False, hands: Workers | None = None, part: Part | None = None,
-          compile: str = AUTO, retry_failed: bool = False) -> list[dict[str, Any]]:
+          compile: str = AUTO, retry_failed: bool = False, device: str = CPU) -> list[dict[str, Any]]:
     """Carry out all runs on all stores and give their rows, in the order of the runs.
 
     folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
@@ -41,21 +43,26 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, worke
     hands: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
     to a file of their own; what other parts have not made yet is left out of what is given. compile: "auto" compiles
     the steps of long trainings on a CPU, "on" all, "off" none. retry_failed: repeat runs whose row has an `error`.
+    device: what trains, as for `fit`; with workers, which see one GPU each, none that has a number.
     Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
-    on. Raises StoreError if another sweep is writing to the file.
+    on. Raises StoreError if another sweep is writing to the file, DeviceError if there is no such device.
 
     Example:
         >>> specs = onceclip.make_specs(["zero-shot", "gda"], shots=[4], seeds=[1, 2, 3])
         >>> [row["method"] for row in onceclip.sweep([store], specs, Path("results"))]
         ['zero-shot', 'zero-shot', 'zero-shot', 'gda', 'gda', 'gda']
     """
+    if hands is None:
+        training_device(device)
+    if (hands is not None or workers > 1) and ":" in device:
+        raise DeviceError(f"--device {device}: each worker sees one GPU, whatever its number: use --device cuda")
     opened = {store.path: store for store in stores}
     name = rows_name(part)
     with write_lock(str(folder / name)):
         rows = known(folder)
         record_stores(folder, stores)
         done = settled(rows, retry_failed) | (_of_others(part, stores, specs) if part else {})
-        plan = make_plan(stores, specs, done, compile)
+        plan = make_plan(stores, specs, done, compile, device)
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
                   disable=None if progress and plan.todo else True) as bar:
             for made in carry_out(plan, workers, hands):
@@ -98,9 +105,12 @@ def require_result(rows: Sequence[Mapping[str, Any]]) -> None:
 def carry_out(plan: Plan, workers: int = 0, hands: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
     """The rows of each group of a plan, as they come. workers, hands: as for `sweep`."""
     if hands is None:
-        number = min(workers or ((os.cpu_count() or 1) if plan.todo >= MANY else 1), len(plan.groups))
+        device = plan.groups[0].device if plan.groups else CPU
+        gpus = visible_gpus() if training_device(device).type == CUDA else []
+        most = 1 if ":" in device else len(gpus) or os.cpu_count() or 1
+        number = min(workers or (most if plan.todo >= MANY else 1), len(plan.groups))
         if number > 1:
-            with Processes(number) as processes:
+            with Processes(number, gpus) as processes:
                 yield from carry_out(plan, hands=processes)
             return
     located = (Located(group, everywhere(group.store)) for group in plan.groups)
@@ -131,7 +141,8 @@ def run_group(group: Group) -> list[dict[str, Any]]:
     """Carry out a group and give its rows."""
     store = _opened(group.store, group.fingerprint)
     rows = []
-    for spec, fitted in zip(group.specs, fit_group(store, group.specs, compile=group.compile), strict=True):
+    results = fit_group(store, group.specs, compile=group.compile, device=group.device)
+    for spec, fitted in zip(group.specs, results, strict=True):
         if isinstance(fitted, MethodError):
             rows.append({"method": spec.method, "shots": spec.shots or "all", "seed": spec.seed, "accuracy": None,
                          "error": str(fitted), "store": store.path, "fingerprints": spec.contents(store),

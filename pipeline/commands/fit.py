@@ -8,7 +8,14 @@ import click
 from click.core import ParameterSource
 
 from onceclip.pipeline.commands.completion import complete_methods
-from onceclip.pipeline.commands.options import LocalPath, Shots, compile_option, json_option, show
+from onceclip.pipeline.commands.options import (
+    LocalPath,
+    Shots,
+    compile_option,
+    json_option,
+    show,
+    training_device_option,
+)
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
              "narrow")
@@ -38,6 +45,7 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
 @compile_option
+@training_device_option
 @click.option("--from-row", metavar="FILE:N",
               help="Carry out again the run of a result row, by its number or its `run`, and compare.")
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
@@ -46,7 +54,7 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        compile: str, from_row: str | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
+        compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Fit a few-shot classifier on a store and score it.
 
     Hyperparameters given by --set are never searched. Test images are not reachable while fitting.
@@ -61,7 +69,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     from onceclip.adapters.search import Search
     from onceclip.pipeline.fit import fit as run
     from onceclip.pipeline.progress import percentage
-    from onceclip.pipeline.replay import compare, compiling_of, read_row, spec_of
+    from onceclip.pipeline.replay import compare, compiling_of, device_of, read_row, spec_of
     from onceclip.pipeline.results import NAME, append_row
     from onceclip.pipeline.run import RunSpec
     from onceclip.pipeline.stores_file import record_stores
@@ -84,8 +92,10 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     spec = spec_of(row, opened) if row else RunSpec(
         str(method), shots or None, seed, values, text, select, class_weights, search, narrow,
         stream=stream, classes=classes)
+    if row and not _chosen("device"):
+        device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
-        fitted = run(opened, spec, progress, compiling_of(row) if row else Compiling(compile))
+        fitted = run(opened, spec, progress, compiling_of(row) if row else Compiling(compile), device)
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
@@ -102,6 +112,11 @@ def _given() -> list[str]:
     context = click.get_current_context()
     return [parameter.opts[0] for parameter in context.command.params if parameter.name in _OF_A_ROW
             and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE]
+
+
+def _chosen(name: str) -> bool:
+    """Whether a user has chosen an option's value, on the command line or elsewhere."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _setting(text: str) -> tuple[str, str]:

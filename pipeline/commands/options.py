@@ -17,6 +17,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 compile_option = click.option("--compile", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
                               help="Compile training steps: auto does where it pays, on a CPU with a C++ compiler.")
 
+training_device_option = click.option("--device", default="cpu", show_default=True, metavar="D",
+                                      help="Train on cpu, cuda, cuda:1 ..., or auto: a GPU where there is one.")
+
 
 class LocalPath(click.Path):
     """A path on this machine: of what is not a store, a URL would become a folder of an odd name."""

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onceclip.pipeline.commands.completion import complete_methods
-from onceclip.pipeline.commands.options import LocalPath, Shots, compile_option, json_option, show
+from onceclip.pipeline.commands.options import (
+    LocalPath,
+    Shots,
+    compile_option,
+    json_option,
+    show,
+    training_device_option,
+)
 from onceclip.pipeline.commands.scheduling import hired, one_way, part_option, scheduler_option
 
 if TYPE_CHECKING:
@@ -64,6 +71,7 @@ class ShotList(click.ParamType):
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
 @compile_option
+@training_device_option
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
 @click.option("--local-workers", type=click.IntRange(0), default=0, metavar="N", help="Processes of one thread each.  "
               "[default: one per core for 100 runs or more]")
@@ -76,9 +84,9 @@ class ShotList(click.ParamType):
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          select: str | None, search: str, narrow: bool, stream: bool, classes: str, compile: str, text: str,
-          local_workers: int, scheduler: str | None, part: Part | None, retry_failed: bool, dry_run: bool, out: Path,
-          as_json: bool) -> None:
+          select: str | None, search: str, narrow: bool, stream: bool, classes: str, compile: str, device: str,
+          text: str, local_workers: int, scheduler: str | None, part: Part | None, retry_failed: bool, dry_run: bool,
+          out: Path, as_json: bool) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -97,12 +105,15 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     from onceclip.adapters import METHODS
     from onceclip.adapters.search import Search
     from onceclip.pipeline.counting import counted
+    from onceclip.pipeline.devices import training_device
     from onceclip.pipeline.plan import OWN, estimate, make_plan, make_specs, shared
     from onceclip.pipeline.summary import as_values, lines, tables
     from onceclip.pipeline.sweep import known, require_result, settled
     from onceclip.pipeline.sweep import sweep as run
     from onceclip.stores import open_store
 
+    if scheduler is None:
+        training_device(device)
     Search.parse(search)
     names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
     axes = [_axis(grid) for grid in grids if grid != OWN]
@@ -111,7 +122,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
                        stream=stream, classes=classes, validated=bool(grids))
     opened = [open_store(store) for store in stores]
     if dry_run:
-        plan = make_plan(opened, specs, settled(known(out), retry_failed))
+        plan = make_plan(opened, specs, settled(known(out), retry_failed), device=device)
         seconds = estimate(plan)
         values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups), "seconds": seconds}
         show(as_json, values, lambda: [
@@ -121,7 +132,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
             ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"])
         return
     rows = run(opened, specs, out, local_workers, progress=True, hands=workers, part=part, compile=compile,
-               retry_failed=retry_failed)
+               retry_failed=retry_failed, device=device)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*lines(table), "")])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from onceclip.adapters.products import DEFAULT, fast_products
+from onceclip.pipeline.devices import device_named
 from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
 from onceclip.pipeline.encoders.encoder import Encoder
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, check_spec, is_plugin
@@ -20,10 +21,11 @@ _SMALL = 10_000_000  # weights: below, attention is many tiny products, each of 
 def open_encoder(spec: EncoderSpec) -> Encoder:
     """Load an encoder.
 
-    Raises EncoderError if it does not exist, has no weights, or would give other embeddings than its authors'.
+    Raises EncoderError if it does not exist, has no weights, or would give other embeddings than its authors';
+    DeviceError if there is no such device.
     """
     check_spec(spec)
-    device = torch.device(_device(spec.device))
+    device = device_named(spec.device)
     if spec.precision not in ("auto", *PRECISIONS):
         raise EncoderError(f"--precision {spec.precision}: there are auto, {', '.join(PRECISIONS)}")
     if spec.decode == "torchvision":
@@ -73,15 +75,3 @@ def _decode_on(device: torch.device) -> str:
     kind = "cuda" if device.type == "cuda" else "cpu"
     check_device(device if kind == "cuda" else torch.device(kind))
     return f"torchvision-{kind}"
-
-
-def _device(choice: str) -> str:
-    if choice == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(choice)
-    except RuntimeError as error:
-        raise EncoderError(f"--device {choice}: torch knows no such device: use cpu, cuda, cuda:1 or mps") from error
-    if choice.startswith("cuda") and not torch.cuda.is_available():
-        raise EncoderError(f"--device {choice}: no CUDA device is visible here: use --device cpu")
-    return choice

@@ -1,0 +1,64 @@
+"""Where torch computes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from onceclip.pipeline.counting import counted
+from onceclip.pipeline.errors import DeviceError
+
+AUTO, CPU, CUDA = "auto", "cpu", "cuda"
+
+
+def device_named(choice: str) -> torch.device:
+    """The device that a name such as "cpu", "cuda" or "cuda:1" means; "auto" is a GPU where there is one, or the CPU.
+
+    Raises DeviceError if torch knows no such device, or this process sees none.
+    """
+    if choice == AUTO:
+        return torch.device(CUDA if torch.cuda.is_available() else CPU)
+    try:
+        device = torch.device(choice)
+    except RuntimeError as error:
+        raise DeviceError(f"--device {choice}: torch knows no such device: use auto, cpu, cuda or cuda:1") from error
+    if device.type == CUDA and (device.index or 0) >= (seen := torch.cuda.device_count()):
+        there = counted(seen, "CUDA device") if seen else "no CUDA device"
+        raise DeviceError(f"--device {choice}: {there} visible on {socket.gethostname()}: use --device "
+                          f"{'cuda:0' if seen else CPU}")
+    return device
+
+
+def training_device(choice: str) -> torch.device:
+    """The device that adapters are trained on.
+
+    Raises DeviceError as `device_named` does, and for kinds of devices that lack float64 or whole solvers.
+    """
+    device = device_named(choice)
+    if device.type not in (CPU, CUDA):
+        raise DeviceError(f"--device {choice}: adapters are trained on cpu or cuda alone: use --device cpu")
+    return device
+
+
+def name_of(device: torch.device) -> str:
+    """What result rows call a device: "cpu", or the name of a GPU."""
+    return torch.cuda.get_device_name(device) if device.type == CUDA else device.type
+
+
+def device_like(name: str) -> str:
+    """The choice of a device that has this name, or the CPU where this process sees none."""
+    return next((f"{CUDA}:{number}" for number in range(torch.cuda.device_count())
+                 if torch.cuda.get_device_name(number) == name), CPU)
+
+
+@contextmanager
+def within_memory(device: torch.device, what: str) -> Iterator[None]:
+    """Raise DeviceError where what is done inside does not fit into the memory of a GPU. what: a name for people."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeviceError(f"{what} does not fit into the memory of {name_of(device)}: close what else uses it, take "
+                          "fewer shots, or use --device cpu") from error
