@@ -32,6 +32,11 @@ def device_named(choice: str) -> torch.device:
     return device
 
 
+def is_gpu(choice: str) -> bool:
+    """Whether a name means a GPU, here or, where one is asked for by its kind, elsewhere."""
+    return choice.startswith(CUDA) or (choice == AUTO and torch.cuda.is_available())
+
+
 def training_device(choice: str) -> torch.device:
     """The device that adapters are trained on.
 

@@ -13,19 +13,19 @@ from onceclip.adapters import method_class
 from onceclip.adapters.compiling import AUTO, OFF, USUAL, Compiling
 from onceclip.adapters.method import Method
 from onceclip.pipeline.counting import counted
-from onceclip.pipeline.devices import CPU
+from onceclip.pipeline.devices import CPU, is_gpu
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.fit import fit_group
 from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, open_store
 
 OWN = "own"  # the grid of every method's own search values
-GROUP_RUNS, ON_A_GPU = 64, 1024  # at most; a step of many runs takes a GPU hardly longer than that of one
+GROUP_RUNS, ON_A_GPU = 64, 1024
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs on one store that one process draws, trains and scores together.
+    """Runs on one store that one process trains and scores together: of one draw, or on a GPU of many.
 
     fingerprint: the store's content. compile: whether steps are compiled, which the whole plan decides, so that a part
     of it, or what is left of it, gives the same numbers. device: that trains them, as for `fit`.
@@ -96,11 +96,13 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     specs = list(specs)
     runs = [(store.path, spec) for store in stores for spec in specs]
     opened = {store.path: store for store in stores}
+    on_a_gpu = is_gpu(device)
+    most = ON_A_GPU if on_a_gpu else GROUP_RUNS
     together: dict[Any, list[RunSpec]] = defaultdict(list)
     for path, spec in runs:
         if spec.identity(opened[path]) not in done:
-            together[path, *spec.common].append(spec)
-    most = GROUP_RUNS if device == CPU else ON_A_GPU
+            draw = None if on_a_gpu else spec.seed  # the steps of many draws take a GPU hardly longer than of one
+            together[path, draw, *spec.common].append(spec)
     alike = Counter(spec.method for _, spec in runs)
     groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
                     Compiling(compile, alike[members[0].method]), device)

@@ -52,8 +52,8 @@ class RunSpec:
 
     @property
     def common(self) -> tuple[Any, ...]:
-        """What runs that differ in hyperparameter values alone have in common: they are carried out together."""
-        return (self.method, self.shots, self.seed, self.text, self.select, self.class_weights, self.search,
+        """What runs that differ in hyperparameter values and seeds alone have in common."""
+        return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
                 self.narrow, self.validated, self.stream, self.classes)
 
     def as_values(self) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def facts_of(setting: Setting) -> Facts:
                                     if each.get("fingerprint") == prints.get("text")), {})
     facts += [*text_facts(name, {"fingerprint": prints.get("text"), **text}),
               *((title, _all(rows, key)) for title, key in
-                (("class weights", "class_weights"), ("products", "products"), ("onceclip", "version")))]
+                (("class weights", "class_weights"), ("device", "device"), ("products", "products"),
+                 ("onceclip", "version")))]
     return [(key, value) for key, value in facts if value]
 
 
