@@ -24,6 +24,7 @@ BENCHES = {
     "stream": "training on streamed rows beside training in memory",
     "text": "class prompts, deduplicated or not",
     "extract": "an extraction beside its encoder alone, decoding alone and the field's loop",
+    "gpu": "hundreds of runs at once on a GPU beside the field's loop there",
     "fidelity": "how far each precision of an encoder is from float64, and how fast",
 }
 
@@ -62,14 +63,17 @@ def main(context: click.Context) -> None:
 
 
 @click.command("all")
-@click.option("--only", default=",".join(BENCHES), help="Names with commas between.  [default: all]")
+@click.option("--only", help="Names with commas between.  [default: all; gpu where there is one]")
 @click.option("--quick", is_flag=True, help="Cut sizes down to see whether everything runs.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench.jsonl"), show_default=True,
               help="Append the rows here, as JSON lines.")
-def every(only: str, quick: bool, out: Path) -> None:
+def every(only: str | None, quick: bool, out: Path) -> None:
     """Run every bench, each in a process of its own."""
+    from bench.machine import this_machine
+
     begun = time.perf_counter()
-    failed = [name for name in only.split(",") if not _run(name, ["--out", str(out), *(["--quick"] if quick else [])])]
+    names = only.split(",") if only else [name for name in BENCHES if name != "gpu" or this_machine()["gpu"]]
+    failed = [name for name in names if not _run(name, ["--out", str(out), *(["--quick"] if quick else [])])]
     click.echo(f"\nall: {time.perf_counter() - begun:.0f} s, rows in {out}")
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}")

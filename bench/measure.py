@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from bench.goals import GOALS
 from bench.machine import these_versions, this_machine
+from onceclip.stores.errors import OnceclipError
 
 Seconds = dict[str, list[float]]
 
@@ -110,6 +111,8 @@ def bench(name: str, small: Mapping[str, Any]) -> Callable[[Callable[..., Iterat
                     if out is not None:
                         with out.open("a", encoding="ascii") as file:
                             file.write(json.dumps(asdict(row)) + "\n")
+            except OnceclipError as error:
+                raise click.ClickException(str(error)) from error
             finally:
                 torch.set_num_threads(threads)
 

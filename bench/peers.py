@@ -63,15 +63,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {"linear": Linear, "clip-adapter":
 
 def train(name: str, rows: Tensor, label: Tensor, weights: Tensor, epochs: int, learning_rate: float = 1e-3,
           seed: int = 0, batch_size: int = 256, weight_decay: float = 0.01, workers: int = 0, epsilon: float = 1e-4,
-          start: Mapping[str, Tensor] | None = None, **values: float) -> nn.Module:
+          start: Mapping[str, Tensor] | None = None, device: str = "cpu", **values: float) -> nn.Module:
     """Train one run: AdamW, cosine per step, loss and accuracy read at every step.
 
     rows: (rows, dim), raw. weights: (classes, dim), unit. workers: of the DataLoader, started anew in every epoch.
-    start: parameters to start from, else those of torch's layers. values: of the model.
+    start: parameters to start from, else those of torch's layers. device: where batches are sent to, and where weights
+    are. values: of the model.
     """
     warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores are its way
     torch.manual_seed(seed)
-    model = MODELS[name](weights, rows, label, **values)
+    model = MODELS[name](weights, rows, label, **values).to(device)
     if start is not None:
         model.load_state_dict(start)
     loader = DataLoader(TensorDataset(rows, label), batch_size=batch_size, shuffle=True, num_workers=workers)
@@ -79,7 +80,7 @@ def train(name: str, rows: Tensor, label: Tensor, weights: Tensor, epochs: int, 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(loader))
     for _ in range(epochs):
         right, total, losses = 0.0, 0, []
-        for images, target in loader:
+        for images, target in ((images.to(device), target.to(device)) for images, target in loader):
             logits = model(normalize(images, dim=-1))
             loss = cross_entropy(logits, target)
             right += (logits.argmax(dim=1) == target).float().sum().item()
