@@ -87,7 +87,8 @@ class CompiledStep:
             if not self.required and len(graph.graph.nodes) > _NODES:
                 raise MethodError("its steps are of so many parts that compiling them takes minutes")
             code = graph.code, tuple(map(kind, self._constants)), torch.get_num_threads()
-            self._function = _made.setdefault(code, torch.compile(graph, fullgraph=True, dynamic=True))
+            # The method alone: to call a module takes a twentieth of a small step.
+            self._function = _made.setdefault(code, torch.compile(graph.forward, fullgraph=True, dynamic=True))
             self._try(training, plain, rows, label)
         if (where := places(self._constants, found)) is not None:
             _known[key] = self._function, where

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from onceclip.adapters.compiling import required
+from onceclip.adapters.convex import solve
 from onceclip.adapters.descent import descend
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.groups import in_lockstep
@@ -100,27 +101,8 @@ def _train_groups(groups: Sequence[Sequence[Run]], progress: Progress) -> list[l
     if not start:
         return [[{} for _ in group] for group in groups]
     if first.method.solver == "lbfgs":
-        return [[_lbfgs(first, start)]]
+        return [[solve(first, start)]]
     if first.method.solver == "own":
         with threads_for(first.task.work):
             return [[first.method.solve(first.prepared, start, progress)]]
     return descend(groups, progress)
-
-
-def _lbfgs(run: Run, start: Parameters) -> Parameters:
-    """Solve a convex problem to convergence."""
-    parameters = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    rows, label = run.method.training_rows(run.task, run.prepared, 0)
-    noise = run.noise()
-    optimiser = torch.optim.LBFGS(parameters.values(), max_iter=1000, history_size=20, tolerance_grad=1e-6,
-                                  tolerance_change=1e-9, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        loss = run.method.loss(run.prepared, parameters, rows, label, noise)
-        loss.backward()
-        return loss
-
-    with torch.enable_grad(), threads_for(run.task.work):
-        optimiser.step(closure)
-    return {name: value.detach() for name, value in parameters.items()}

@@ -38,7 +38,7 @@ class LinearProbePreproj(LpClip):
         return {"weight": like.new_zeros(prepared.classes, like.shape[1]), "bias": like.new_zeros(prepared.classes)}
 
     def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
-        return self.raw(task.support), task.support.label
+        return unit(self.raw(task.support)), task.support.label
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         weight, centre = parameters["weight"], unit(self.raw(prepared.support)).mean(dim=0)
