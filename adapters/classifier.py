@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, pack, unpack
-from onceclip.adapters.saving import write_together
+from onceclip.adapters.saving import file_of, write_together
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.threads import threads_for
 from onceclip.adapters.together import logits_together
@@ -99,7 +99,8 @@ class Classifier:
     def save(self, folder: str | Path) -> None:
         """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card.
 
-        Raises AdapterFileError if a file cannot be written, as on a full disk; an adapter that was there is kept then.
+        Raises AdapterFileError if a file cannot be written, as on a full disk. Whatever stops it, `load_classifier`
+        finds the adapter that was there, or this one.
         """
         description, tensors = pack(self.head)
         config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
@@ -109,7 +110,6 @@ class Classifier:
         tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
                     for name, value in self.parameters.items()}
         texts = {"README.md": self._card(), CONFIG: json.dumps(config, indent=2) + "\n"}
-        # The configuration comes last: a folder that has it is whole, and of one adapter.
         write_together(Path(folder), {
             WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
             **{name: partial(Path.write_text, data=text, encoding="utf-8") for name, text in texts.items()}})
@@ -143,15 +143,15 @@ def load_classifier(folder: str | Path) -> Classifier:
         torch.Size([5, 4])
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    if not file_of(folder, CONFIG).is_file():
         raise AdapterFileError(f"{folder} is not a saved adapter (no {CONFIG} in it): give the folder that "
                                "`onceclip fit --out` wrote")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(file_of(folder, CONFIG).read_text(encoding="utf-8"))
         if config["format"] > FORMAT:
             raise AdapterFileError(f"{folder} has adapter format {config['format']}, this version reads up to "
                                    f"{FORMAT}: install a newer onceclip")
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(file_of(folder, WEIGHTS))
         parameters = {name: tensors[f"parameters.{name}"] for name in config.get("parameters", ())}
         temperature = float(config.get("temperature", 1.0))
         if not 0 < temperature < math.inf:

@@ -1,7 +1,8 @@
-"""Files of one folder that get their names together."""
+"""Files of one folder that are replaced together: at any moment all of them are the old ones, or all the new."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,26 +10,42 @@ from safetensors import SafetensorError
 
 from onceclip.adapters.errors import AdapterFileError
 
+UNFINISHED, WHOLE = ".saving", ".saved"  # folders within, which are gone when a save is through
+
 
 def write_together(folder: Path, files: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write files beside those of these names, and put them in their place when all of them are whole.
+    """Write files under these names. Whatever stops it, `file_of` finds all of them as they were, or all new.
 
-    files: what writes each, by its name; the last one says that the others are there. What stops the writing leaves
-        the folder as it was; what stops the renaming leaves it without the last one, never with files of both kinds.
+    They are written into a folder of their own, which gets another name when it has all of them; then they are moved
+    out of it.
+    files: what writes each, by its name; the same names as at other times.
     Raises AdapterFileError, which names the file, where one cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {name: folder / f"{name}.part" for name in files}
+    unfinished = folder / UNFINISHED
     try:
         for name, write in files.items():
             try:
-                write(parts[name])
+                unfinished.mkdir(parents=True, exist_ok=True)
+                write(unfinished / name)
             except (OSError, SafetensorError) as error:
                 raise AdapterFileError(f"{folder / name} cannot be written ({error}): make room or give another "
                                        "folder; what was there is as it was") from error
-        (folder / list(files)[-1]).unlink(missing_ok=True)
-        for name, part in parts.items():
-            part.replace(folder / name)
+        _move_out(folder)
+        unfinished.rename(folder / WHOLE)
     finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _move_out(folder)
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Where a file is that was written together with others: a save that was killed may have left it to be moved."""
+    waiting = folder / WHOLE / name
+    return waiting if waiting.exists() else folder / name
+
+
+def _move_out(folder: Path) -> None:
+    whole = folder / WHOLE
+    if whole.is_dir():
+        for path in sorted(whole.iterdir()):
+            path.replace(folder / path.name)
+        whole.rmdir()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from onceclip.pipeline.alike import alike
 from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.imported import Features, make_store, summary
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
@@ -74,7 +75,8 @@ def import_folder(folder: Path, store: str, encoder: str | None = None, unit_row
     drawn = not (split != NO_SPLIT).any()
     features = Features(info, "float16" if halves else "float32", np.array(keys, object), label, split, classes, values,
                         drawn)
-    remarks = ["text_emb holds captions of single images, not prompts of classes: it was left out"] \
+    remarks = alike(classes)
+    remarks += ["text_emb holds captions of single images, not prompts of classes: it was left out"] \
         if (folder / "text_emb").is_dir() else []
     if not normalized:
         remarks.append("the embeddings are not of length 1, as clip-retrieval makes them: they are stored as they are")

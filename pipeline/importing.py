@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from onceclip.pipeline.alike import alike
 from onceclip.pipeline.clip_retrieval import import_folder, is_clip_retrieval
 from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import ArrayError
@@ -69,7 +70,8 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
         lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
         drawn="split" not in arrays, outputs=outputs,
         text=None if texts is None else _text(texts, names, info["fingerprint"]))
-    return summary(make_store(str(store), features, unit_rows), texts is not None, time.perf_counter() - begun, [])
+    return summary(make_store(str(store), features, unit_rows), texts is not None, time.perf_counter() - begun,
+                   alike(names))
 
 
 def _load(source: Path) -> dict[str, np.ndarray]:

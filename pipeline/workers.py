@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.pace import Pace
+from onceclip.pipeline.process import Attempt, Process, await_imports, can_fork, for_processes, forks_of_one, load
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 ATTEMPTS = 3  # processes that a task may end before it is set aside
 _AHEAD = 2  # short tasks that a process has, so that it never waits for the next
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Workers(Protocol):
@@ -66,98 +61,48 @@ class Here:
         yield from map(function, tasks)
 
 
-def load(modules: Sequence[str]) -> None:
-    """Import modules, which take a process longer to find and to read than many a task takes."""
-    for name in modules:
-        importlib.import_module(name)
-
-
-@dataclass(eq=False)
-class _Attempt:
-    """A task, the processes that it has ended, how the last of them ended, and when it was handed out."""
-
-    task: Any
-    deaths: int = 0
-    end: str = ""
-    begun: float = 0.0
-
-
-class _Process:
-    """An executor of a single process: when that dies, it is known what it was doing."""
-
-    def __init__(self, gpu: str | None) -> None:
-        self.gpu = gpu
-        self.start()
-
-    def start(self) -> None:
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin,
-                                        initargs=(self.gpu,))
-        self.tasks: deque[tuple[Future[Any], _Attempt]] = deque()
-        self.process: Any = None
-        self.first: Future[Any] = Future()
-        self.first.set_result(None)
-
-    def begin(self, function: Callable[[Any], Any], task: Any) -> None:
-        self.first = self._submitted(function, task)
-
-    def submit(self, function: Callable[[Any], Any], attempt: _Attempt) -> None:
-        attempt.begun = time.monotonic()
-        self.tasks.append((self._submitted(function, attempt.task), attempt))
-
-    def _submitted(self, function: Callable[[Any], Any], task: Any) -> Future[Any]:
-        future: Future[Any]
-        try:
-            future = self.pool.submit(function, task)
-        except BrokenProcessPool as error:  # found so when its first task is asked for
-            future = Future()
-            future.set_exception(error)
-        self.process = next(iter((self.pool._processes or {}).values()), None) or self.process
-        return future
-
-    def replace(self) -> list[_Attempt]:
-        """Start another process in place of one that died; gives what it had, the task in hand first."""
-        attempts = [attempt for _, attempt in self.tasks]
-        attempts[0].deaths += 1
-        attempts[0].end = _end_of(self.process)
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        self.start()
-        return attempts
-
-    def stop(self) -> None:
-        if (self.tasks or not self.first.done()) and self.process is not None:
-            self.process.terminate()
-        self.pool.shutdown(cancel_futures=True)
-
-
 class Processes:
     """Processes of this machine, from the first task until the end of the `with` block."""
 
-    def __init__(self, number: int, gpus: Sequence[str] = ()) -> None:
-        """gpus: names that CUDA_VISIBLE_DEVICES takes; each process sees one of them."""
-        self.per_machine = number
-        self._processes = [_Process(gpus[each % len(gpus)] if gpus else None) for each in range(number)]
+    def __init__(self, number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) -> None:
+        """gpus: names that CUDA_VISIBLE_DEVICES takes; each process sees one of them.
+
+        modules: what they need, imported from the beginning of the `with` block on. Where there are some, and no GPUs,
+        one process imports them and the others are its forks, on Linux; it is the fork server of
+        `multiprocessing`, which stays as long as this process: for a command, not for a library.
+        """
+        self.per_machine, self._gpus, self._modules = number, gpus, modules
 
     def __enter__(self) -> Processes:
+        forked = bool(self._modules) and not self._gpus and can_fork()
+        context = forks_of_one(self._modules) if forked else multiprocessing.get_context("spawn")
+        self._importing = context if forked else None
+        self._processes = [Process(context, self._gpus[each % len(self._gpus)] if self._gpus else None)
+                           for each in range(self.per_machine)]
+        if self._modules and not forked:
+            self.begin(load, self._modules)
         return self
 
     def __exit__(self, *_: object) -> None:
         with ThreadPoolExecutor() as pool:
-            list(pool.map(_Process.stop, self._processes))
+            list(pool.map(Process.stop, self._processes))
 
     def begin(self, function: Callable[[Task], Any], task: Task) -> None:
         """As of `Workers`."""
-        with _single_threads():
+        with for_processes():
+            self._await_imports()
             for process in self._processes:
                 process.begin(function, task)
 
     def work(self, function: Callable[[Task], Result], tasks: Iterable[Task],
              twice: bool = False) -> Generator[Result, None, None]:
         """As of `Workers`. On one machine no process stays slower than the others: none has a task twice."""
-        upcoming = map(_Attempt, tasks)
-        again: deque[_Attempt] = deque()
-        aside: list[_Attempt] = []
+        upcoming = map(Attempt, tasks)
+        again: deque[Attempt] = deque()
+        aside: list[Attempt] = []
         pace = Pace()
-        with _single_threads():
+        with for_processes():
+            self._await_imports()
             while True:
                 self._hand_out(function, again, upcoming, _AHEAD if pace.short else 1)
                 in_hand = {process.tasks[0][0]: process for process in self._processes if process.tasks}
@@ -178,7 +123,12 @@ class Processes:
                     yield result
         refuse([(str(each.task), f"it ended {each.deaths} processes ({each.end})") for each in aside])
 
-    def _hand_out(self, function: Callable[[Any], Any], again: deque[_Attempt], upcoming: Iterator[_Attempt],
+    def _await_imports(self) -> None:
+        if self._importing is not None:
+            await_imports(self._importing)
+            self._importing = None
+
+    def _hand_out(self, function: Callable[[Any], Any], again: deque[Attempt], upcoming: Iterator[Attempt],
                   most: int) -> None:
         """Give every process its next task, and what it is to have ahead: `most` in all."""
         for ahead in range(most):
@@ -191,46 +141,10 @@ def refuse(aside: Sequence[tuple[str, str]]) -> None:
     """Raise WorkerError if tasks were set aside. aside: the name of each, and why."""
     if aside:
         named = "; ".join(f"{task}: {reason}" for task, reason in aside[:8]) + (" ..." if len(aside) > 8 else "")
-        raise WorkerError(f"{len(aside)} tasks were set aside, all others are done: {named}: see whether there is "
-                          "enough memory and whether what they read is sound, then run the same command again")
+        raise WorkerError(f"{counted(len(aside), 'task was', 'tasks were')} set aside, all others are done: {named}: "
+                          "see whether there is enough memory and whether what they read is sound, then run the same "
+                          "command again")
 
 
-def _next(again: deque[_Attempt], upcoming: Iterator[_Attempt]) -> _Attempt | None:
+def _next(again: deque[Attempt], upcoming: Iterator[Attempt]) -> Attempt | None:
     return again.popleft() if again else next(upcoming, None)
-
-
-def _end_of(process: Any) -> str:
-    if process is None:
-        return "it could not be started"
-    process.join(5)
-    code = process.exitcode
-    if code is not None and code < 0:
-        return signal.Signals(-code).name + (", as where memory runs out" if code == -signal.SIGKILL else "")
-    return f"exit code {code}"
-
-
-@contextmanager
-def _single_threads() -> Iterator[None]:
-    """Let libraries of processes that are started meanwhile have one thread; they read this as they load."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-
-
-def _begin(gpu: str | None) -> None:
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch reads it when it first looks for devices
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out the work
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-
-
-def _end_with_the_parent() -> None:
-    """A process that waits for work would wait for ever if the one that hands it out was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onceclip.adapters import AdapterFileError, load_classifier
 from onceclip.adapters.classifier import CONFIG, WEIGHTS
+from onceclip.adapters.saving import file_of
 from onceclip.pipeline.cluster.machine import reached
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.evaluate import Judge, Judged, Scoring
@@ -96,4 +97,4 @@ def _opened(assignment: Assignment) -> Scoring:
 
 def adapter_digest(folder: Path) -> str:
     """Identity of a saved adapter."""
-    return digest(b"".join(digest((folder / name).read_bytes()) for name in (CONFIG, WEIGHTS))).hex()
+    return digest(b"".join(digest(file_of(folder, name).read_bytes()) for name in (CONFIG, WEIGHTS))).hex()

@@ -47,33 +47,35 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     one_way(scheduler=scheduler, local_workers=local_workers)
     if confusion and len(stores) > 1:
         raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
-    with hired(scheduler, local_workers, _FOR_WORKERS) as workers:
-        from onceclip.adapters import load_classifier
-        from onceclip.pipeline.classes import CHOICES
-        from onceclip.pipeline.cluster.evaluation import judged_by
-        from onceclip.pipeline.comparison import compare
-        from onceclip.pipeline.confusion import write_matrix
-        from onceclip.pipeline.evaluate import Judge, Scoring
-        from onceclip.pipeline.evaluation_wording import evaluation_lines
-        from onceclip.pipeline.progress import percentage
-        from onceclip.pipeline.protocol import Protocol
-        from onceclip.pipeline.shift import shift
-        from onceclip.stores import open_store
+    workforce = hired(scheduler, local_workers, _FOR_WORKERS)
+    workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
-        def judge_of(adapter: Path, store: str) -> Judge:
-            return judged_by(workers, adapter, store, protocol) if workers else Scoring.judged
+    from onceclip.adapters import load_classifier
+    from onceclip.pipeline.classes import CHOICES
+    from onceclip.pipeline.cluster.evaluation import judged_by
+    from onceclip.pipeline.comparison import compare
+    from onceclip.pipeline.confusion import write_matrix
+    from onceclip.pipeline.evaluate import Judge, Scoring
+    from onceclip.pipeline.evaluation_wording import evaluation_lines
+    from onceclip.pipeline.progress import percentage
+    from onceclip.pipeline.protocol import Protocol
+    from onceclip.pipeline.shift import shift
+    from onceclip.stores import open_store
 
-        chosen = classes if classes in CHOICES else tuple(name.strip() for name in classes.split(","))
-        protocol = Protocol(split, chosen, text, only_its_classes)
-        classifier, other = load_classifier(adapter), load_classifier(against) if against else None
-        found = []
-        for store in map(open_store, stores):
-            with percentage(f"evaluate {store.path}") as progress:
-                done = protocol.score(classifier, store, progress, judge_of(adapter, store.path))
-            found.append(done.as_values())
-            if against and other:
-                right = protocol.score(other, store, judge=judge_of(against, store.path)).right
-                found[-1]["against"] = {"adapter": str(against), **compare(done.right, right, done.unit)}
+    def judge_of(adapter: Path, store: str) -> Judge:
+        return judged_by(workers, adapter, store, protocol) if workers else Scoring.judged
+
+    chosen = classes if classes in CHOICES else tuple(name.strip() for name in classes.split(","))
+    protocol = Protocol(split, chosen, text, only_its_classes)
+    classifier, other = load_classifier(adapter), load_classifier(against) if against else None
+    found = []
+    for store in map(open_store, stores):
+        with percentage(f"evaluate {store.path}") as progress:
+            done = protocol.score(classifier, store, progress, judge_of(adapter, store.path))
+        found.append(done.as_values())
+        if against and other:
+            right = protocol.score(other, store, judge=judge_of(against, store.path)).right
+            found[-1]["against"] = {"adapter": str(against), **compare(done.right, right, done.unit)}
     if confusion:
         write_matrix(confusion, done.candidates, done.tally.right.numpy(), done.tally.wrong.counted())
     values = {"adapter": str(adapter), **(found[0] if len(found) == 1 else shift(found))}

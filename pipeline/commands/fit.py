@@ -66,6 +66,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     """
     from onceclip.adapters.classifier import CONFIG, WEIGHTS
     from onceclip.adapters.compiling import Compiling
+    from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
     from onceclip.adapters.search import Search
     from onceclip.pipeline.fit import fit as run
     from onceclip.pipeline.progress import percentage
@@ -77,9 +78,10 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     from onceclip.stores import open_store
 
     Search.parse(search)
-    if out and (out / CONFIG).exists() and not overwrite:
+    if out and file_of(out, CONFIG).exists() and not overwrite:
         raise click.ClickException(f"{out} holds an adapter already: give another --out, or add --overwrite")
-    if out and out.is_dir() and any(out.iterdir()) and not any((out / own).exists() for own in (CONFIG, WEIGHTS, NAME)):
+    own = CONFIG, WEIGHTS, NAME, UNFINISHED, WHOLE
+    if out and out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
         raise click.ClickException(f"{out} holds other things, and a saved adapter has a README.md of its own: give "
                                    "--out a folder that is new or empty")
     if from_row and (given := _given()):

@@ -50,18 +50,17 @@ def hired(scheduler: str | None, local_workers: int | None = None,
     """
     if scheduler is not None:
         from onceclip.pipeline.cluster.scheduler import connected
-        from onceclip.pipeline.workers import load
+        from onceclip.pipeline.process import load
 
         with connected(scheduler) as cluster:
             cluster.begin(load, modules)
             yield cluster
     elif local_workers is not None:
         from onceclip.pipeline.cluster.machine import cores, visible_gpus
-        from onceclip.pipeline.workers import Processes, load
+        from onceclip.pipeline.workers import Processes
 
         gpus = visible_gpus()
-        with Processes(local_workers or len(gpus) or cores(), gpus) as processes:
-            processes.begin(load, modules)
+        with Processes(local_workers or len(gpus) or cores(), gpus, modules) as processes:
             yield processes
     else:
         yield None

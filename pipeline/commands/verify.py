@@ -29,19 +29,22 @@ def verify(store: str, repair: bool, local_workers: int | None, scheduler: str |
         onceclip verify pets.zarr
     """
     one_way(scheduler=scheduler, local_workers=local_workers)
-    with hired(scheduler, local_workers, _FOR_WORKERS) as workers:
-        from onceclip.pipeline.cluster.verification import spread_over
-        from onceclip.pipeline.progress import percentage
-        from onceclip.pipeline.wording import verification_lines
-        from onceclip.stores.verify import repair as mend
-        from onceclip.stores.verify import verify as run
+    workforce = hired(scheduler, local_workers, _FOR_WORKERS)
+    workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
-        with percentage("verify") as progress:
-            found = run(store, progress, spread=spread_over(workers) if workers else None)
+    from onceclip.pipeline.cluster.verification import spread_over
+    from onceclip.pipeline.counting import counted
+    from onceclip.pipeline.progress import percentage
+    from onceclip.pipeline.wording import verification_lines
+    from onceclip.stores.verify import repair as mend
+    from onceclip.stores.verify import verify as run
+
+    with percentage("verify") as progress:
+        found = run(store, progress, spread=spread_over(workers) if workers else None)
     show(as_json, asdict(found), lambda: verification_lines(found))
     if repair and found.faults:
-        click.echo(f"{mend(store, found)} units are marked: run the `onceclip extract` command of this store again",
-                   err=True)
+        click.echo(f"{counted(mend(store, found), 'unit is', 'units are')} marked: run the `onceclip extract` command "
+                   "of this store again", err=True)
     elif found.faults:
-        raise click.ClickException(f"{store} has {len(found.faults)} faults: add --repair to have the next extract "
-                                   "mend them, or take the store from a copy")
+        raise click.ClickException(f"{store} has {counted(len(found.faults), 'fault')}: add --repair to have the next "
+                                   "extract mend that, or take the store from a copy")

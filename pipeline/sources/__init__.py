@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from importlib import import_module
 
+from onceclip.pipeline.alike import alike
 from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.sources.contents import LocalFile, Pixels, RemoteFile
@@ -66,12 +67,4 @@ def _remarks(records: list[Record]) -> list[str]:
         more = " ..." if len(cut) > _NAMED else ""
         remarks.append(f"{counted(len(cut), 'group')} in several splits: {names}{more}; where shots are drawn, "
                        "images whose group stands in a later split are left out")
-    alike: dict[str, list[str]] = defaultdict(list)
-    for name in class_names(records):
-        alike["".join(name.split()).casefold()].append(name)
-    slips = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
-    if slips:
-        more = " ..." if len(slips) > _NAMED else ""
-        remarks.append(f"names that differ in case or spaces alone are different classes: {'; '.join(slips[:_NAMED])}"
-                       f"{more}; if they are one, give them one name")
-    return remarks
+    return [*remarks, *alike(class_names(records))]

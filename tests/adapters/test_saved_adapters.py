@@ -1,10 +1,12 @@
 """Saved adapters: damaged folders are refused in one line, failed saves leave no mixture."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from onceclip.adapters import AdapterFileError, TipAdapter, load_classifier
 
@@ -82,27 +84,81 @@ def test_a_save_onto_a_full_disk_names_the_file_and_leaves_the_adapter_that_was_
         classifier, other, tmp_path, name):
     classifier.save(tmp_path)
     before = contents(tmp_path)
-    (tmp_path / f"{name}.part").symlink_to("/dev/full")
+    (tmp_path / ".saving").mkdir()
+    (tmp_path / ".saving" / name).symlink_to("/dev/full")
     with pytest.raises(AdapterFileError, match=rf"{name} cannot be written \(.*No space left.*as it was$"):
         other.save(tmp_path)
     assert contents(tmp_path) == before
 
 
-def test_a_save_that_is_killed_between_renames_leaves_one_whole_adapter_or_none(classifier, other, tmp_path,
-                                                                                monkeypatch):
-    states, rename = [], Path.replace
+def test_a_fit_that_was_killed_as_it_saved_is_repeated_by_the_same_command(classifier, store_path, tmp_path, run):
+    folder = tmp_path / "adapter"
+    (folder / ".saving").mkdir(parents=True)
+    (folder / ".saving" / WEIGHTS).write_bytes(b"the half of it")
+    command = ("fit", store_path, "--method", "zero-shot", "--out", folder)
+    assert run(*command).exit_code == 0
+    assert load_classifier(folder).method == "zero-shot"
+    (folder / ".saved").mkdir()
+    (folder / CONFIG).rename(folder / ".saved" / CONFIG)
+    assert "holds an adapter already" in run(*command).stderr
+    assert not (folder / ".saving").exists()
 
-    def seen(path, target):
-        states.append(contents(tmp_path))
-        return rename(path, target)
 
-    classifier.save(tmp_path)
-    old = contents(tmp_path)
-    monkeypatch.setattr(Path, "replace", seen)
-    other.save(tmp_path)
-    new = contents(tmp_path)
-    assert set(new) == set(old) == {CONFIG, WEIGHTS, "README.md"}
-    assert new[WEIGHTS] != old[WEIGHTS]
-    assert len(states) == 3
-    for state in states:
-        assert CONFIG not in state or state.items() >= old.items() or state.items() >= new.items()
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from onceclip.adapters import load_classifier
+
+old, new, folder = map(Path, sys.argv[1:4])
+other = load_classifier(new)
+for moment in range(100):
+    trial = folder / str(moment)
+    if old.exists():
+        shutil.copytree(old, trial)
+    child = os.fork()
+    if not child:
+        steps = 0
+
+        def before(event, _):
+            global steps
+            if event in {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}:
+                steps += 1
+                if steps > moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(before)
+        other.save(trial)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        print(moment)
+        break
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("before", ["an adapter", "nothing"])
+def test_a_save_that_is_killed_at_any_step_leaves_the_old_adapter_or_the_new_one(
+        classifier, other, make_task, tmp_path, process, before):
+    old, new, trials = (tmp_path / name for name in ("old", "new", "trials"))
+    other.save(new)
+    if before == "an adapter":
+        classifier.save(old)
+    done = process("-c", KILLED, old, new, trials)
+    assert done.returncode == 0, done.stderr
+    rows, found = make_task().support.embedding, []
+    logits = {name: each.logits(rows) for name, each in (("an adapter", classifier), ("the new one", other))}
+    for number in range(int(done.stdout)):
+        folder = trials / str(number)
+        try:
+            loaded = load_classifier(folder).logits(rows)
+            found.append(next(name for name in logits if torch.equal(loaded, logits[name])))
+        except AdapterFileError:
+            found.append("nothing")
+        if number % 2:  # a save after that goes as if nothing had been
+            other.save(folder)
+            assert contents(folder) == contents(new)
+    through = found.index("the new one")
+    assert found == [before] * through + ["the new one"] * (len(found) - through)
+    assert through > 3
+    assert len(found) - through > 3

@@ -134,7 +134,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
 def test_a_unit_that_ends_every_worker_is_named_and_the_others_are_stored(
         hands: module.Cluster, pictures: Path, means: str, tmp_path: Path, blank: Callable[[Path], None]) -> None:
     blank(pictures / "disc" / "03.png")
-    with pytest.raises(WorkerError, match=r"1 tasks were set aside.*unit 3 of .*rows 24 to 31.*every worker"):
+    with pytest.raises(WorkerError, match=r"1 task was set aside.*unit 3 of .*rows 24 to 31.*every worker"):
         extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), OPTIONS, hands)
     state = open_store(str(tmp_path / "store.zarr")).column("state")
     assert (state[24:32] == TODO).all()

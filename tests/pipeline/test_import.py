@@ -95,6 +95,16 @@ def test_names_in_bytes_are_read_as_text(arrays: Arrays, import_of: ImportOf) ->
     assert store.table.key.tolist() == arrays["key"].tolist()
 
 
+def test_names_that_differ_in_case_or_spaces_alone_are_said(arrays: Arrays, tmp_path: Path,
+                                                            run: Callable[..., Any]) -> None:
+    """As of folders (docs/sources.md)."""
+    np.savez(tmp_path / "a.npz", **{**arrays, "class_names": np.array(["ant", "hot dog", "Hotdog", "dog"])})
+    done = run("import", tmp_path / "a.npz", tmp_path / "a.zarr")
+    assert done.exit_code == 0
+    assert "different classes: 'hot dog', 'Hotdog'; if they are one" in done.stderr
+    assert open_store(str(tmp_path / "a.zarr")).classes == ("ant", "hot dog", "Hotdog", "dog")
+
+
 def test_unnamed_encoders_never_match_and_equal_names_do(arrays: Arrays, import_of: ImportOf) -> None:
     """clip-retrieval#325, moflo#648: two models of one width cannot be told apart by their vectors."""
     other = {**arrays, "embedding": arrays["embedding"] + 1}

@@ -47,7 +47,7 @@ def test_a_task_that_ends_its_processes_is_set_aside_and_all_others_are_done(tmp
     with Processes(2) as processes:
         work = processes.work(work_of, [(name, note) for name in names])
         done = [next(work) for _ in "abcdefg"]
-        with pytest.raises(WorkerError, match=r"1 tasks were set aside.*deadly.*SIGKILL"):
+        with pytest.raises(WorkerError, match=r"^1 task was set aside.*deadly.*SIGKILL"):
             next(work)
     assert sorted(done) == list("abcdefg")
     begun = Path(note).read_text().split()

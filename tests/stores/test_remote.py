@@ -125,7 +125,7 @@ def test_damage_on_s3_is_found_marked_and_mended(s3: Any, s3_store: str, store_p
     assert run("verify", s3_store).exit_code == 1
     result = run("verify", s3_store, "--repair")
     assert result.exit_code == 0, result.stderr
-    assert "1 units are marked" in result.stderr
+    assert "1 unit is marked" in result.stderr
     assert extract_demo(image_folder, s3_store).encoded == 16
     assert run("verify", s3_store).exit_code == 0
     np.testing.assert_allclose(open_store(s3_store).embeddings(), open_store(str(store_path)).embeddings(), atol=2e-3)
