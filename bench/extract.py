@@ -2,8 +2,10 @@
 
 The peers' way is a DataLoader with open_clip's preprocessing, one process per core, in float32 and under autocast, as
 CLIP_benchmark and clip-retrieval do. Seconds are those of one image; `cpu ms` is processor time per image, the start of
-processes included, which other work on the machine disturbs less. Where decoding and encoding share the cores, no more
-than the sum of both is allowed. Models other than the demo's have random weights.
+processes included, which other work on the machine disturbs less. Files are listed several times, each time under
+another key, and are read, decoded and encoded each time. The whole loops of the peers go through fewer images; their
+clock starts as ours does, when their processes have started and done a few. Where decoding and encoding share the
+cores, no more than the sum of both is allowed. Models other than the demo's have random weights.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from bench.measure import Row, Seconds, bench, make_row, ratio
 from bench.peers import Files
 from onceclip.pipeline.decoders import Decoders
 from onceclip.pipeline.device_decoder import DeviceDecoder
+from onceclip.pipeline.devices import CUDA
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.fill import Filling
 from onceclip.pipeline.inventory import take_inventory
@@ -42,14 +46,13 @@ WAYS = {"extract": "ours, extract", "encoder_only": "ours, encoder only", "decod
         "decode_fast": "ours, decode only, fast", "decode_torchvision": "ours, decode only, torchvision",
         "peer_feed": "peer, DataLoader only", "peer_float32": "peer, float32",
         "peer_autocast": "peer, autocast"}
-TORCHVISION = "torchvision-cpu"
 _BATCH = 64
 
 
-def make_photographs(folder: Path, size: tuple[int, int], count: int) -> None:
+def make_photographs(folder: Path, size: tuple[int, int], files: int) -> None:
     """Write JPEGs that are as hard to decode as photographs: smooth shapes under fine noise."""
     random = np.random.default_rng(0)
-    for number in range(count):
+    for number in range(files):
         coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
         noisy = smooth + random.normal(0, 6, smooth.shape).astype(np.int16)
@@ -59,27 +62,33 @@ def make_photographs(folder: Path, size: tuple[int, int], count: int) -> None:
 
 
 class Ways:
-    """The ways to go through one folder with one encoder; each gives the number of its images."""
+    """The ways to go through one folder with one encoder; each gives the number of its images.
 
-    def __init__(self, folder: Path, encoder: Encoder, full: Encoder, processes: int) -> None:
+    images: files are listed again and again until there are so many. few: images of the peers' whole loops.
+    """
+
+    def __init__(self, folder: Path, encoder: Encoder, full: Encoder, processes: int, images: int, few: int) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         self.encoder, self.full, self.processes, self.begun = encoder, full, processes, 0.0
-        self.records = open_source(str(folder)).records
-        self.files = [folder / record.key for record in self.records]
+        found = open_source(str(folder)).records
+        self.files = [folder / record.key for record in found]
+        again = ((record, turn) for turn in count() for record in found)
+        self.records = [replace(record, key=f"{turn}/{record.key}") for record, turn in islice(again, images)]
+        self.few = few
         preparation = encoder.preparation
         self.transform = image_transform_v2(PreprocessCfg(
             preparation.size[0], mean=preparation.mean, std=preparation.std, interpolation=preparation.interpolation,
             resize_mode=preparation.resize_mode, fill_color=preparation.fill), is_train=False)
-        self.pixels = np.zeros((_BATCH, *preparation.shape), preparation.dtype)
+        self.pixels = np.zeros((encoder.batch_size, *preparation.shape), preparation.dtype)
 
     def encoder_only(self) -> int:
         """Batches that are in memory already, in as many lanes as an extraction has."""
         with Lanes(self.encoder) as lanes:
-            passes = max(lanes.number, -(-len(self.records) // _BATCH))
+            passes = -(-len(self.records) // (lanes.number * len(self.pixels))) * lanes.number
             for future in [lanes.submit(self.encoder.encode_images, self.pixels) for _ in range(passes)]:
                 future.result()
-        return passes * _BATCH
+        return passes * len(self.pixels)
 
     def decode_only(self, decode: str = "exact") -> int:
         """All decode processes, and nobody who wants the pixels."""
@@ -100,7 +109,12 @@ class Ways:
 
     def decode_torchvision(self) -> int:
         """The same with `--decode torchvision`."""
-        return self.decode_only(TORCHVISION)
+        return self.decode_only(self.torchvision)
+
+    @property
+    def torchvision(self) -> str:
+        """That way to decode, with the kind of device."""
+        return f"torchvision-{self.encoder.device.type}"
 
     def extract(self) -> int:
         """Reading, decoding, encoding and writing into a store, as `onceclip extract` does."""
@@ -151,7 +165,7 @@ class Ways:
         """Grey levels between pixels as they are decoded here and by open_clip's preprocessing, at most."""
         preparation, most = self.encoder.preparation, 0.0
         mean, std = (np.array(each, np.float64)[:, None, None] for each in (preparation.mean, preparation.std))
-        for record, file in list(zip(self.records, self.files, strict=True))[:_BATCH]:
+        for record, file in list(zip(self.records, self.files, strict=False))[:_BATCH]:
             with Image.open(file) as image:
                 theirs = 255 * (self.transform(image).double().numpy() * std + mean)
             most = max(most, float(np.abs(theirs.transpose(1, 2, 0) - preparation.pixels(record.content.read())).max()))
@@ -159,7 +173,7 @@ class Ways:
 
     def peer_feed(self) -> int:
         """The peers' DataLoader, and nobody who wants its batches."""
-        return sum(len(images) for images in self._loader())
+        return sum(len(images) for images in self._batches(len(self.records)))
 
     def peer_float32(self) -> int:
         """The peers' loop in float32, with torch's own products and threads."""
@@ -168,15 +182,23 @@ class Ways:
 
     def peer_autocast(self) -> int:
         """The peers' loop under autocast to bfloat16."""
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), torch.autocast(self.full.device.type, torch.bfloat16):
             return self._peer()
 
     def _peer(self) -> int:
         model: Any = self.full.model
-        return sum(len(model.encode_image(images)) for images in self._loader())
+        return sum(len(model.encode_image(images.to(self.full.device)).cpu()) for images in self._batches(self.few))
 
-    def _loader(self) -> DataLoader:
-        return DataLoader(Files(self.files, self.transform), _BATCH, num_workers=self.processes)
+    def _batches(self, images: int) -> Iterator[torch.Tensor]:
+        """Of a DataLoader whose workers have started; the clock runs from here."""
+        places = [number % len(self.files) for number in range(8 * self.processes)]
+        loader: DataLoader = DataLoader(Files(self.files, self.transform), _BATCH, sampler=places,
+                                        num_workers=self.processes, persistent_workers=True)
+        for _ in loader:
+            pass
+        places[:] = [number % len(self.files) for number in range(images)]
+        self.begun = time.perf_counter()
+        yield from loader
 
 
 def processor_seconds() -> float:
@@ -198,11 +220,14 @@ def measure(ways: Ways, rounds: int) -> tuple[Seconds, dict[str, float]]:
     return seconds, {way: statistics.median(times) for way, times in used.items()}
 
 
-def goals_of(seconds: Seconds, model: str, size: str, far: dict[str, float], levels: float) -> dict[str, float]:
-    """The goals that a model and a size of photographs are about."""
+def goals_of(seconds: Seconds, model: str, size: str, kind: str, far: dict[str, float],
+             levels: float) -> dict[str, float]:
+    """The goals that a model, a size of photographs and a kind of device are about."""
     extract, encoder, feed, fast, peer_feed = (WAYS[name] for name in ("extract", "encoder_only", "decode_only",
                                                                        "decode_fast", "peer_feed"))
-    if model != "ViT-B-32":
+    if kind == CUDA and (model, size) == ("ViT-L-14", "500x375"):
+        return {"16 extract": ratio(seconds, encoder, extract)}
+    if kind == CUDA or model != "ViT-B-32":
         return {}
     if size == "1920x1080":
         return {"13 fast": ratio(seconds, peer_feed, fast), "13 distance": far["median"]}
@@ -211,40 +236,45 @@ def goals_of(seconds: Seconds, model: str, size: str, far: dict[str, float], lev
             "12 autocast": ratio(seconds, WAYS["peer_autocast"], extract), "13 levels": levels}
 
 
-@bench("extract", small={"models": (DEMO,), "sizes": ("500x375",), "images": 4, "rounds": 1, "processes": 1})
+@bench("extract", small={"models": (DEMO,), "sizes": ("500x375",), "files": 4, "images": 8, "peer_images": 4,
+                           "rounds": 1, "processes": 1})
 @click.option("--model", "models", multiple=True, default=(DEMO, "ViT-B-32"))
+@click.option("--device", default="cpu", help="Of the encoders: cpu, cuda, cuda:1 ...")
 @click.option("--precision", default="bf16", help="Of ours; the demo model runs in fp32.")
 @click.option("--folder", "folders", multiple=True, type=click.Path(path_type=Path, exists=True), help="Photographs.")
 @click.option("--size", "sizes", multiple=True, type=click.Choice(list(SIZES)), default=tuple(SIZES))
-@click.option("--images", default=128, help="Of each synthetic size.")
+@click.option("--files", default=128, help="Of each synthetic size.")
+@click.option("--images", default=768, help="That every way goes through; files are listed several times.")
+@click.option("--peer-images", default=192, help="That the peers' whole loops go through.")
 @click.option("--processes", default=0, help="Decode processes and DataLoader workers.  [default: one per core]")
 @click.option("--rounds", default=2)
-def command(models: tuple[str, ...], precision: str, folders: tuple[Path, ...], sizes: tuple[str, ...], images: int,
-            processes: int, rounds: int) -> Iterator[Row]:
+def command(models: tuple[str, ...], device: str, precision: str, folders: tuple[Path, ...], sizes: tuple[str, ...],
+            files: int, images: int, peer_images: int, processes: int, rounds: int) -> Iterator[Row]:
     """An extraction beside its stages and the field's loop, for every model and folder."""
     processes = processes or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as made:
         for size in sizes:
-            make_photographs(Path(made) / size, SIZES[size], images)
+            make_photographs(Path(made) / size, SIZES[size], files)
         for model in models:
-            spec = EncoderSpec(model, device="cpu", allow_random=model != DEMO)
+            spec = EncoderSpec(model, device=device, allow_random=model != DEMO)
             full = open_encoder(replace(spec, precision="fp32"))
             encoder = full if model == DEMO else open_encoder(replace(spec, precision=precision))
             for folder in [*folders, *(Path(made) / size for size in sizes)]:
-                ways = Ways(folder, encoder, full, processes)
+                ways = Ways(folder, encoder, full, processes, images, peer_images)
                 seconds, used = measure(ways, rounds)
-                far = {way: ways.distance(decode) for way, decode in (("fast", "fast"), ("torchvision", TORCHVISION))}
+                far = {way: ways.distance(decode)
+                       for way, decode in (("fast", "fast"), ("torchvision", ways.torchvision))}
                 levels = ways.levels_apart()
-                goals = goals_of(seconds, model, folder.name, far["fast"], levels)
-                yield from _rows(f"{model}, {folder.name}", {"precision": encoder.info["precision"],
-                                                             "images": len(ways.records)}, seconds, goals, used, far,
-                                 levels)
+                goals = goals_of(seconds, model, folder.name, encoder.device.type, far["fast"], levels)
+                at = {"precision": encoder.info["precision"], "files": len(ways.files), "images": images,
+                      "peer images": peer_images}
+                yield from _rows(f"{model}, {folder.name}", at, seconds, goals, used, far, levels)
 
 
 def _rows(name: str, at: dict[str, Any], seconds: Seconds, goals: dict[str, float], used: dict[str, float],
           far: dict[str, dict[str, float]], levels: float) -> Iterator[Row]:
     """Three figures of one measurement: the whole, and its two stages."""
-    for what, chosen, prefix in (("extracted", ("extract", "peer_float32", "peer_autocast"), "12"),
+    for what, chosen, prefix in (("extracted", ("extract", "peer_float32", "peer_autocast"), ("12", "16")),
                                  ("decoded", ("decode_only", "decode_fast", "decode_torchvision",
                                               "peer_feed"), "13"),
                                  ("encoded", ("encoder_only",), "none")):
@@ -252,7 +282,10 @@ def _rows(name: str, at: dict[str, Any], seconds: Seconds, goals: dict[str, floa
         values: dict[str, Any] = {f"cpu ms, {way}": used[way] for way in times}
         bound = None
         if what == "extracted":
-            bound = sum(statistics.median(seconds[WAYS[stage]]) for stage in ("encoder_only", "decode_only"))
+            alone, decode = (statistics.median(seconds[WAYS[stage]]) for stage in ("encoder_only", "decode_only"))
+            bound = alone + decode
+            values |= {"of the encoder's speed": alone / statistics.median(seconds[WAYS["extract"]]),
+                       "of the encoder's speed, at most": alone / bound}
         if what == "decoded":
             values |= {"levels from open_clip": levels, **{f"{way}, {key}": value for way, each in far.items()
                                                            for key, value in each.items()}}

@@ -36,6 +36,9 @@ TIMEOUT = 60.0
 _AHEAD = 2  # tasks that a process has, so that it never waits for the next
 _WORTH_A_PROCESS = 16  # images
 _FALSE_STARTS = 3  # deaths of processes that no image is to blame for
+_KEPT = str(2**26)  # bytes; else glibc gives each image's memory back, and the next waits for zeroed pages
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": _KEPT,
+                "MALLOC_MMAP_THRESHOLD_": _KEPT}
 
 
 @dataclass
@@ -197,7 +200,7 @@ class Decoders:
             popen = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL,
                                      stdout=subprocess.DEVNULL, stderr=self._errors,
                                      pass_fds=(other.fileno(), self._memory),
-                                     env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+                                     env={**os.environ, **_ENVIRONMENT})
         return _Process(popen, Connection(mine.detach()), cell)
 
     def _send(self, process: _Process, message: Job | Task) -> None:

@@ -25,6 +25,7 @@ DECODES = ("exact", "fast", "torchvision")
 ON_DEVICE = {"torchvision-cpu": "cpu", "torchvision-cuda": "cuda"}  # "torchvision", with its kind
 REDUCED = 2  # `fast` decodes a JPEG no smaller than this many times its size after resizing
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+_BY_BAND = {"L", "RGB", "RGBX", "CMYK", "YCbCr"}  # resized as they are, each band by itself
 _ORIENTATION = 0x0112
 _END = b"\xff\xd9"  # of a whole JPEG
 _JPEG_BYTES = 2**24
@@ -150,6 +151,10 @@ class Preparation:
                    min((top + height) * down, image.height))
             return image.resize((width, height), filter, box)
         if (wide, high) != image.size:
+            if left > 0 and image.mode in _BY_BAND:
+                # Pillow resizes across, rounds to bytes, then down: what the crop drops need not be resized down.
+                image = image.resize((wide, image.height), filter).crop((left, 0, left + width, image.height))
+                left, wide = 0, width
             image = image.resize((wide, high), filter)
         if wide < width or high < height:
             image = _padded(image, width, height, self.fill)

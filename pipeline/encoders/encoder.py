@@ -18,7 +18,7 @@ from onceclip.pipeline.preparation import Preparation
 from onceclip.pipeline.sentences import encode_sentences
 
 _BATCH = {"cuda": 256}  # images per pass that keep a device busy
-_CPU_BATCH = 64
+_CPU_BATCH = 32  # what a pass keeps stays in the caches
 
 
 class Encoder:

@@ -17,7 +17,7 @@ from torch import Tensor
 from onceclip.adapters.method import unknown
 from onceclip.pipeline.encoders.backend import EMBEDDING, Backend, default_precision, weights_digest
 from onceclip.pipeline.encoders.spec import DEMO, OPEN_CLIP_SOURCES, EncoderSpec
-from onceclip.pipeline.encoders.towers import projection_of, several_outputs
+from onceclip.pipeline.encoders.towers import projection_of, reads_class_token, several_outputs
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.preparation import Preparation
 from onceclip.stores.fingerprint import fingerprint
@@ -61,7 +61,7 @@ class OpenClipBackend(Backend):
 
     def images(self, pixels: Tensor, outputs: tuple[str, ...], tokens: str) -> dict[str, Tensor]:
         """Run the image tower once; see `Backend`."""
-        if outputs == (EMBEDDING,):
+        if outputs == (EMBEDDING,) and not reads_class_token(self.model.visual):
             return {EMBEDDING: self.model.encode_image(pixels, normalize=False)}
         return several_outputs(self.model.visual, pixels, outputs, tokens, self.info["name"])
 

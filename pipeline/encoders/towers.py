@@ -47,27 +47,50 @@ def projection_of(visual: nn.Module) -> tuple[Tensor | None, Tensor | None]:
     return (linear.weight.T, linear.bias) if isinstance(linear, nn.Linear) else (None, None)
 
 
+def reads_class_token(visual: nn.Module) -> bool:
+    """Whether an image tower takes the class token alone from its last block, whose other tokens can be left out."""
+    return (isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+            and type(visual.transformer.resblocks[-1]) is ResidualAttentionBlock)
+
+
 def _vision_transformer(visual: Any, pixels: Tensor, outputs: tuple[str, ...], tokens: str,
                         name: str) -> dict[str, Tensor]:
     if PREPROJ in outputs and visual.proj is None:
         raise refuse(name, PREPROJ, "it has no projection")
-    before = start = visual._embeds(pixels)
-    blocks = visual.transformer.resblocks
-    if TOKEN in outputs and tokens == VALUE and len(blocks) > 1:
-        last, (before, _) = visual.transformer.forward_intermediates(start, indices=2)
-    else:
-        last = visual.transformer(start)
-    pooled, _ = visual._pool(last)
+    before = visual._embeds(pixels)
+    *blocks, final = visual.transformer.resblocks
+    for block in blocks:
+        before = block(before)
+    if len(pixels) == 1:  # products of one row sum in another order than those of several
+        before = before.expand(2, -1, -1)
+    alone, last = reads_class_token(visual), before
+    if not alone or (TOKEN in outputs and tokens == LAST):
+        last = final(before)
+    pooled, _ = visual._pool(_class_token(final, before) if alone else last)
     given = {EMBEDDING: _projected(pooled, visual.proj), PREPROJ: pooled}
     if TOKEN in outputs:
         if visual.attn_pool is not None:
             raise refuse(name, TOKEN, "its patches are pooled by attention")
         if tokens == VALUE:
-            if not isinstance(blocks[-1], ResidualAttentionBlock):
-                raise refuse(name, "token value", f"its blocks are {type(blocks[-1]).__name__}")
-            last = _value_path(blocks[-1], before)
+            if not isinstance(final, ResidualAttentionBlock):
+                raise refuse(name, "token value", f"its blocks are {type(final).__name__}")
+            last = _value_path(final, before)
         given[TOKEN] = _projected(visual.ln_post(last[:, 1:]), visual.proj)
-    return {output: given[output] for output in outputs}
+    return {output: given[output][:len(pixels)] for output in outputs}
+
+
+def _class_token(block: Any, before: Tensor) -> Tensor:
+    """What a block makes of the class token alone: (n, 1, width)."""
+    attention, normal, (count, _, width) = block.attn, block.ln_1(before), before.shape
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    # Not the module's own call, which multiplies expanded copies of weights that want no gradient: 10x slower.
+    query = functional.linear(normal[:, 0], weight[:width], bias[:width])
+    key, value = functional.linear(normal, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query, key, value = (each.reshape(count, -1, attention.num_heads, width // attention.num_heads).transpose(1, 2)
+                         for each in (query, key, value))
+    attended = functional.scaled_dot_product_attention(query, key, value).reshape(count, width)
+    token = before[:, 0] + block.ls_1(attention.out_proj(attended))
+    return (token + block.ls_2(block.mlp(block.ln_2(token))))[:, None]
 
 
 def _value_path(block: Any, before: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
+from onceclip.pipeline.encoders.open_clip_models import OpenClipBackend
 from onceclip.pipeline.errors import EncoderError
 
 ALL = ("embedding", "preproj", "token")
@@ -98,6 +99,22 @@ def test_the_two_kinds_of_patch_tokens_are_what_they_are_named_after(encoder: An
     assert not np.allclose(aligned.numpy(), last.numpy(), atol=0.1)
 
 
+@pytest.mark.parametrize("changes", [{}, {"ls_init_value": 0.1}, {"final_ln_after_pool": True}, {"no_ln_pre": True},
+                                     {"pool_type": "avg"}, {"layers": 1}, {"qk_norm": True}],
+                         ids=lambda changes: ", ".join(changes) or "plain")
+def test_leaving_out_what_the_class_token_does_not_need_gives_open_clips_own_embeddings(
+        monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    tower = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8, **changes}
+    encoder = random_model("tiny-vit", monkeypatch, **tower)
+    encoder.model.visual.positional_embedding.data.normal_()  # as after training: all tokens differ
+    encoder.model.visual.class_embedding.data.normal_()
+    found = encoder.encode_images(pixels())["embedding"]
+    with torch.inference_mode():
+        own = encoder.model.encode_image(encoder._normalised(torch.from_numpy(pixels()))).numpy()
+    np.testing.assert_allclose(found, own, atol=1e-5 * np.abs(own).max())
+    assert np.abs(own[1:] - own[:1]).max() > 1e-3 * np.abs(own).max()  # images differ, so a wrong token would show
+
+
 def test_a_residual_network_gives_what_its_attention_pooled_before_the_projection(
         monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = random_model("tiny-rn", monkeypatch, image_size=32, layers=[1, 1, 1, 1], width=16, patch_size=None)
@@ -153,15 +170,15 @@ def test_threads_that_share_an_encoder_get_the_embeddings_of_one(encoder: Any) -
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_later_ones_too(monkeypatch: pytest.MonkeyPatch,
                                                                             error: Exception) -> None:
     encoder, sizes = open_encoder(EncoderSpec("demo")), []
-    expected, plain = encoder.encode_images(pixels(11))["embedding"], type(encoder.model).encode_image
+    expected, plain = encoder.encode_images(pixels(11))["embedding"], OpenClipBackend.images
 
-    def small(model: Any, batch: torch.Tensor, **options: Any) -> torch.Tensor:
+    def small(backend: OpenClipBackend, batch: torch.Tensor, *wanted: Any) -> dict[str, torch.Tensor]:
         if len(batch) > 3:
             raise error
         sizes.append(len(batch))
-        return plain(model, batch, **options)
+        return plain(backend, batch, *wanted)
 
-    monkeypatch.setattr(type(encoder.model), "encode_image", small)
+    monkeypatch.setattr(OpenClipBackend, "images", small)
     assert encoder.batch_size > 3
     for _ in range(2):
         np.testing.assert_allclose(encoder.encode_images(pixels(11))["embedding"], expected, atol=1e-4)
@@ -172,10 +189,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_later_ones_too(monk
 def test_one_image_that_does_not_fit_is_a_line_and_other_failures_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, fault = open_encoder(EncoderSpec("demo")), [RuntimeError("out of memory")]
 
-    def failing(model: Any, batch: torch.Tensor, **options: Any) -> torch.Tensor:
+    def failing(backend: OpenClipBackend, batch: torch.Tensor, *wanted: Any) -> dict[str, torch.Tensor]:
         raise fault[0]
 
-    monkeypatch.setattr(type(encoder.model), "encode_image", failing)
+    monkeypatch.setattr(OpenClipBackend, "images", failing)
     with pytest.raises(EncoderError, match="one image does not fit into the memory of cpu"):
         encoder.encode_images(pixels())
     fault[0] = RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -40,6 +40,8 @@ def odd_image(number: int) -> bytes:
         image, options = image.convert("P"), {"transparency": bytes(range(256))}
     else:
         image = image.convert(mode)
+        if mode in ("LA", "RGBA"):  # seen through in places, which Pillow's resizing weighs by
+            image.putalpha(Image.fromarray(smooth[..., 0]).resize(size))
     kind = {"RGB": "jpeg", "L": "jpeg", "CMYK": "jpeg", "YCbCr": "tiff", "LAB": "tiff"}.get(mode, "png")
     image.save(file, kind, **options)
     return file.getvalue()
