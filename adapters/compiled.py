@@ -82,13 +82,15 @@ class CompiledStep:
             with suppress(MethodError):
                 return self._try(training, plain, rows, label)
         with _quiet():
+            example = [each.clone() for each in _example(training, rows, label)]
             graph, self._constants = lifted(make_fx(partial(_step, training), tracing_mode="symbolic",
-                                                     _allow_non_fake_inputs=True)(*_example(training, rows, label)))
+                                                    _allow_non_fake_inputs=True)(*example))
             if not self.required and len(graph.graph.nodes) > _NODES:
                 raise MethodError("its steps are of so many parts that compiling them takes minutes")
             code = graph.code, tuple(map(kind, self._constants)), torch.get_num_threads()
             # The method alone: to call a module takes a twentieth of a small step.
             self._function = _made.setdefault(code, torch.compile(graph.forward, fullgraph=True, dynamic=True))
+            self._function(*example, *self._constants)  # or code for as many rows as classes would be for these alone
             self._try(training, plain, rows, label)
         if (where := places(self._constants, found)) is not None:
             _known[key] = self._function, where

@@ -14,6 +14,11 @@ _MOST = {"cpu": 64, "cuda": 1024}
 _ONE_BY_ONE = {"cpu"}  # devices on which a step costs what it computes
 
 
+def scored(device: str) -> int:
+    """Elements of the largest tensor between where rows are only scored: what caches keep, or keeps a GPU busy."""
+    return 2**20 if device == "cpu" else 2**24
+
+
 def stacks(parameters: int, device: str) -> bool:
     """Whether runs with so many elements of parameters share their steps; on a GPU all do."""
     return parameters < _SMALL.get(device, 2**63)

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import cross_entropy, log_softmax
 
+from onceclip.adapters.groups import scored
 from onceclip.adapters.heads import Head, pack, unpack
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
 
 Parameters = dict[str, Tensor]
-_ELEMENTS = 2**24  # of the largest intermediate tensor where rows are only scored
 _FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
 _OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # what no loss is made of
 
@@ -124,7 +124,7 @@ class Stack:
     def scores(self, parameters: Parameters, rows: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Accuracy and mean cross-entropy of every run (runs,) on some rows."""
         head = self.head(parameters)
-        step = max(1, _ELEMENTS // (head.width * self.runs))
+        step = max(1, scored(rows.device.type) // (head.width * self.runs))
         logits = torch.cat([head(piece) for piece in rows.split(step)], dim=-2)
         logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
         accuracy = (logits.argmax(-1) == label).double().mean(dim=1)

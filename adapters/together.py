@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.affinity import caches_together, same_cache
+from onceclip.adapters.groups import scored
 from onceclip.adapters.heads import Head, pack, unpack
-
-_ELEMENTS = 2**24  # of the largest intermediate tensor
 
 
 def join(heads: Sequence[Head]) -> Head | None:
@@ -74,19 +73,20 @@ def logits_together(heads: Sequence[Head], rows: Tensor) -> Iterator[Tensor]:
         yield from caches_together(heads, rows)  # type: ignore[arg-type]
         return
     width = max(max(head.width for head in heads), rows.shape[1])
-    most = max(1, _ELEMENTS // (width * max(len(rows), 1)))
+    elements = scored(rows.device.type)
+    most = max(1, elements // (width * max(len(rows), 1)))
     for start in range(0, len(heads), most):
         group = heads[start:start + most]
         joined = join(group)
         if joined is None:
             yield from (_alone(head, rows) for head in group)
             continue
-        step = max(1, _ELEMENTS // (width * len(group)))
+        step = max(1, elements // (width * len(group)))
         pieces = [joined(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)]
         logits = torch.cat(pieces, dim=-2)
         yield from logits if logits.ndim == 3 else (logits for _ in group)
 
 
 def _alone(head: Head, rows: Tensor) -> Tensor:
-    step = max(1, _ELEMENTS // max(head.width, rows.shape[1]))
+    step = max(1, scored(rows.device.type) // max(head.width, rows.shape[1]))
     return torch.cat([head(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)])

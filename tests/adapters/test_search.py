@@ -138,7 +138,7 @@ def test_heads_scored_together_give_the_logits_of_each_alone(make_task, make_row
               "other structures": [TipAdapter().fit(task), GDA().fit(task)]}[heads]
     assert (join([each.head for each in fitted]) is None) == (heads == "other structures")
     for most in (2**24, 40):
-        monkeypatch.setattr("onceclip.adapters.together._ELEMENTS", most)
+        monkeypatch.setattr("onceclip.adapters.together.scored", lambda device, most=most: most)
         for classifier, logits in zip(fitted, logits_together([each.head for each in fitted], rows), strict=True):
             torch.testing.assert_close(logits, classifier.logits(rows), rtol=1e-5, atol=1e-4)
 

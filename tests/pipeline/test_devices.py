@@ -171,6 +171,6 @@ def test_a_gpu_has_the_runs_of_all_draws_together(imported: Store, gpus: Callabl
         for spec, found in zip(group.specs, fit_group(imported, group.specs), strict=True):
             expected = fit(imported, spec).row
             assert isinstance(found, Fitted)
-            for name in expected.keys() - {"seconds", "seconds_total", *CALIBRATED, "details"}:  # sweeps are not calibrated
+            for name in expected.keys() - {"seconds", "seconds_total", "details", *CALIBRATED}:
                 other = expected[name]
                 assert found.row[name] == (pytest.approx(other) if isinstance(other, float) else other), name
