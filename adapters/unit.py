@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -37,3 +38,7 @@ class _Unit(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
         vectors, scale = ctx.saved_tensors
         return (gradient - vectors * (vectors * gradient).sum(dim=-1, keepdim=True)) * scale
+
+
+# torch looks it up at every call, which takes as long as a product.
+_Unit.forward.__signature__ = signature(_Unit.forward)  # type: ignore[attr-defined]
