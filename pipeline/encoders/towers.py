@@ -61,7 +61,7 @@ def _vision_transformer(visual: Any, pixels: Tensor, outputs: tuple[str, ...], t
     *blocks, final = visual.transformer.resblocks
     for block in blocks:
         before = block(before)
-    if len(pixels) == 1:  # products of one row sum in another order than those of several
+    if pixels.shape[0] == 1:  # products of one row sum in another order than those of several
         before = before.expand(2, -1, -1)
     alone, last = reads_class_token(visual), before
     if not alone or (TOKEN in outputs and tokens == LAST):
@@ -76,7 +76,7 @@ def _vision_transformer(visual: Any, pixels: Tensor, outputs: tuple[str, ...], t
                 raise refuse(name, "token value", f"its blocks are {type(final).__name__}")
             last = _value_path(final, before)
         given[TOKEN] = _projected(visual.ln_post(last[:, 1:]), visual.proj)
-    return {output: given[output][:len(pixels)] for output in outputs}
+    return {output: given[output][:pixels.shape[0]] for output in outputs}
 
 
 def _class_token(block: Any, before: Tensor) -> Tensor:

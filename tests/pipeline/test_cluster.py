@@ -113,7 +113,7 @@ def test_workers_make_the_store_of_one_process(
     (tmp_path / "two.zarr" / "image" / "label" / "c" / "0").unlink()
     said = run("verify", "two.zarr", "--scheduler", scheduler)
     assert said.exit_code == 1
-    assert "two.zarr has 1 faults" in said.stderr
+    assert "two.zarr has 1 fault:" in said.stderr
 
 
 @pytest.mark.slow
