@@ -45,7 +45,7 @@ def without_start(whole: Seconds, start: Seconds) -> Seconds:
 @click.option("--classes", default=100)
 @click.option("--dim", default=512)
 @click.option("--methods", default="clip-adapter,tip-adapter-f", help="With commas between.")
-@click.option("--seeds", default=5, help="Runs of each method.")
+@click.option("--seeds", default=6, help="Runs of each method; as many for each process, or one waits.")
 @click.option("--rows", default=250_000, help="Of the store that is verified.")
 @click.option("--processes", default="1,2", help="Numbers of them, with commas between.")
 @click.option("--repeats", default=2)
