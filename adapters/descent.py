@@ -61,7 +61,10 @@ def _train(trainings: Sequence[Training], progress: Progress) -> list[list[Param
     for bundle in bundles(trainings):
         some, share = [trainings[place] for place in bundle], len(bundle) / len(trainings)
         part = part_of(progress, done, share)
-        trained = Lockstep(some).run(part) if len(some) > 1 else [some[0].run(part)]
+        lockstep = Lockstep(some) if len(some) > 1 else None
+        trained = (lockstep.run(part) if lockstep and lockstep.agrees() else
+                   [training.run(part_of(part, number / len(some), 1 / len(some)))
+                    for number, training in enumerate(some)])
         for place, parameters in zip(bundle, trained, strict=True):
             results[place] = parameters
         done += share

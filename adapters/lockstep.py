@@ -6,6 +6,8 @@ leading axis of draws for all of them it gives those of many trainings at once. 
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -27,6 +29,7 @@ from onceclip.adapters.stream import Stream
 from onceclip.adapters.training import Progress, Training, no_progress
 
 _Gradients = Callable[..., Sequence[Tensor]]
+_APART = 1e-3, 0.02  # of the length of gradients, by which both ways may differ: the second in bfloat16
 _made: dict[Any, _Gradients] = {}  # graphs of all draws, which serve every task and every value of the same forms
 
 
@@ -58,20 +61,38 @@ class Lockstep:
         self.trainings = trainings
         self.values = {name: torch.stack([each.parameters[name].detach() for each in trainings])
                        for name in trainings[0].parameters}
-        for place, training in enumerate(trainings):
-            training.parameters = {name: value[place] for name, value in self.values.items()}
         self.optimiser = Optimiser([method for each in trainings for method in each.methods],
                                    {name: value.flatten(0, 1) for name, value in self.values.items()}, alone=False)
         self.numbers = {name: torch.stack([each.stack.numbers[name] for each in trainings])
                         for name in trainings[0].stack.numbers}
         self._graphs: dict[int, tuple[_Gradients, list[Tensor]]] = {}
 
+    @torch.no_grad()
+    def agrees(self) -> bool:
+        """Whether every draw's first gradients are those that it has by itself.
+
+        They are not where a method reads a tensor of its task as a number: that of the first draw would be everyone's,
+        if torch wrote it down at all.
+        """
+        same_order = [torch.Generator().manual_seed(0) for _ in self.trainings]
+        rows, label = next(self._batches(0, same_order))
+        try:
+            of_draws = list(zip(*self._gradients(rows, label), strict=True))
+        except Exception as error:  # torch raises many types where it cannot write something down
+            logging.getLogger(__name__).info("%s is trained draw by draw: %s", self.trainings[0].first.method.name,
+                                             error)
+            return False
+        return all(_near(found, training.gradients(training.parameters, training.state, training.stack.numbers, *batch))
+                   for training, found, *batch in zip(self.trainings, of_draws, rows, label, strict=True))
+
     def run(self, progress: Progress = no_progress) -> list[list[Parameters]]:
         """Carry out all epochs and give what `Training.run` gives, of every training."""
-        first = self.trainings[0]
+        first, orders = self.trainings[0], [each.order for each in self.trainings]
+        for place, training in enumerate(self.trainings):
+            training.parameters = {name: value[place] for name, value in self.values.items()}
         epochs = first.first.method.epochs
         for epoch in range(epochs):
-            for place, (rows, label) in enumerate(self._batches(epoch)):
+            for place, (rows, label) in enumerate(self._batches(epoch, orders)):
                 self.step(rows, label, Moment(epoch * first.steps + place, epochs * first.steps, epoch, epochs))
             progress((epoch + 1) / epochs)
             if all([training.over(epoch) for training in self.trainings]):  # a list: every one has to look
@@ -80,22 +101,26 @@ class Lockstep:
 
     def step(self, rows: Tensor, label: Tensor, at: Moment) -> None:
         """Carry out one step on a batch of every draw: rows (draws, n, width), label (draws, n)."""
+        self.optimiser.step([each.flatten(0, 1) for each in self._gradients(rows, label)], at)
+
+    def _gradients(self, rows: Tensor, label: Tensor) -> Sequence[Tensor]:
+        """Of every parameter (draws, runs, ...)."""
         tensors = [rows, label, *self.numbers.values(), *self._states(), *self.values.values()]
         if label.shape[1] not in self._graphs:
             self._graphs[label.shape[1]] = self._written(tensors)
         gradients, constants = self._graphs[label.shape[1]]
-        self.optimiser.step([each.flatten(0, 1) for each in gradients(*tensors, *constants)], at)
+        return gradients(*tensors, *constants)
 
     def _states(self) -> list[Tensor]:
         return [torch.stack([each.state[name] for each in self.trainings]) for name in self.trainings[0].state]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows and labels of every step of an epoch, each draw's in its own order."""
+    def _batches(self, epoch: int, orders: Sequence[torch.Generator]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and labels of every step of an epoch, each draw's in an order of its own."""
         method = self.trainings[0].first.method
         given = [each.rows(epoch) for each in self.trainings]
         rows, label = (torch.stack(each) for each in zip(*given, strict=True))
         draws = torch.arange(len(given), device=rows.device).unsqueeze(1)
-        for pieces in zip(*(method.batches(label.shape[1], each.order) for each in self.trainings), strict=True):
+        for pieces in zip(*(method.batches(label.shape[1], order) for order in orders), strict=True):
             if isinstance(pieces[0], slice):
                 yield rows[:, pieces[0]], label[:, pieces[0]]
             else:
@@ -124,6 +149,14 @@ class Lockstep:
         """The gradients of one draw as a graph, and its constants."""
         return lifted(make_fx(partial(_gradients, self.trainings[draw]), _allow_non_fake_inputs=True)(
             *(each[draw] for each in tensors)))
+
+
+def _near(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether gradients are the same but for rounding; of runs that diverge at once nothing can be said."""
+    pairs = list(zip(some, others, strict=True))
+    apart = sum(float((one.nan_to_num() - other.nan_to_num()).square().sum()) for one, other in pairs)
+    length = sum(float(other.square().sum()) for _, other in pairs)
+    return not math.isfinite(length) or math.sqrt(apart) <= _APART[narrow() is not None] * math.sqrt(length)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -20,9 +20,9 @@ def together(monkeypatch):
     sizes = []
 
     class Watched(lockstep.Lockstep):
-        def __init__(self, trainings):
-            sizes.append(len(trainings))
-            super().__init__(trainings)
+        def run(self, *given):
+            sizes.append(len(self.trainings))
+            return super().run(*given)
 
     monkeypatch.setattr(groups, "_ONE_BY_ONE", set())
     monkeypatch.setattr(descent, "group_sizes", lambda *_: (1, 64))
@@ -105,6 +105,20 @@ def test_a_run_that_diverges_takes_no_other_with_it(make_task, together):
     assert [engine.finite(each) for each in trained] == [True, False, True, False]
     close([trained[0], trained[2]], one_by_one([runs[0], runs[2]]))
     assert together == [2]
+
+
+class Reading(ClipAdapter):
+    """Which reads a tensor of its task as a number: in a graph that would be the first draw's."""
+
+    def penalty(self, prepared, parameters):
+        return float(prepared.support.unit.sum()) * sum(each.square().sum() for each in parameters.values())
+
+
+def test_draws_whose_gradients_would_be_another_ones_are_trained_one_by_one(make_task, together):
+    tasks = [make_task((6, 6, 7), dtype=torch.float64, seed=seed) for seed in (1, 2)]
+    runs = [Run(Reading(epochs=4, learning_rate=rate), task, task, 0) for task in tasks for rate in (0.01, 0.02)]
+    close(train(runs), one_by_one(runs))
+    assert together == []
 
 
 def test_what_a_step_takes_of_its_task_is_its_own_draws(make_task, together):
