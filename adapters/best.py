@@ -20,7 +20,7 @@ class Best:
         self.stack, self.patience = stack, int(method.values.get("patience", 0))
         self.rows: Rows | None = task.val if method.values.get("keep") == "best" and task.val else None
         self.input = None if self.rows is None else method.rows_of(self.rows)
-        runs, device = stack.runs, task.text.embedding.device
+        runs, device = stack.runs, task.device
         self.accuracy = torch.full((runs,), -1.0, dtype=torch.float64, device=device)
         self.loss = torch.full((runs,), float("inf"), device=device)
         self.epoch = torch.zeros(runs, dtype=torch.int64, device=device)

@@ -62,7 +62,7 @@ def compiles(run: Run, parameters: int) -> bool:
         return False
     if current.choice == ON:
         return True
-    if run.task.text.embedding.device.type != "cpu":
+    if run.task.device.type != "cpu":
         return False
     steps = run.method.epochs * run.steps_per_epoch()
     rows = run.method.epochs * len(run.task.support)

@@ -74,7 +74,7 @@ def _train(trainings: Sequence[Training], progress: Progress) -> list[list[Param
 def _pieces(number: int, group: Sequence[Run]) -> Iterator[_Piece]:
     """A group in pieces that are as equal as can be."""
     run, start = group[0], group[0].start
-    device = run.task.text.embedding.device.type
+    device = run.task.device.type
     elements = sum(value.numel() * value.element_size() // 4 for value in start.values())
     compile = None
     if compiles(run, elements):

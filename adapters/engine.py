@@ -21,7 +21,6 @@ from onceclip.adapters.groups import in_lockstep
 from onceclip.adapters.method import Method
 from onceclip.adapters.run_axis import reduced_products
 from onceclip.adapters.stack import Parameters, calculated, stackable
-from onceclip.adapters.task import Task
 from onceclip.adapters.threads import threads_for
 from onceclip.adapters.training import Progress, Run, no_progress, part_of
 
@@ -83,13 +82,8 @@ def _common(run: Run) -> Any:
 
 def _kind(run: Run) -> Any:
     """What groups must have in common that may be trained side by side; `lockstep.bundles` looks at their tasks."""
-    alone = not stackable(run.method) or not in_lockstep(device_of(run.task)) or required()
-    return _common(run) if alone else (device_of(run.task), len(run.task.support), *_common(run)[3:])
-
-
-def device_of(task: Task) -> str:
-    """The kind of device that a task is on."""
-    return task.text.embedding.device.type
+    alone = not stackable(run.method) or not in_lockstep(run.task.device.type) or required()
+    return _common(run) if alone else (run.task.device.type, len(run.task.support), *_common(run)[3:])
 
 
 def _own(run: Run) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.engine import Progress, Run, device_of, finite, no_progress, require_finite, train
+from onceclip.adapters.engine import Progress, Run, finite, no_progress, require_finite, train
 from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.groups import in_lockstep
 from onceclip.adapters.method import Method, Value, unknown
@@ -87,7 +87,7 @@ def select_all(choices: Sequence[Choice], policy: str, progress: Progress = no_p
                search: Search = GRID) -> list[Selection | MethodError]:
     """What `fit_selected` gives, or the failure, of several choices; what they train may be trained together."""
     work = choices[0].task.work
-    together = [choices] if in_lockstep(device_of(choices[0].task)) else [[choice] for choice in choices]
+    together = [choices] if in_lockstep(choices[0].task.device.type) else [[choice] for choice in choices]
     results: list[Selection | MethodError] = []
     for some in together:
         with threads_for(work):

@@ -157,6 +157,11 @@ class Task:
         return self.text.embedding.shape[1]
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.text.embedding.device
+
+    @property
     def classes(self) -> int:
         """Number of classes."""
         return len(self.text.class_names)

@@ -35,7 +35,7 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
     if task.width(method.inputs) != classifier.dim:
         raise MethodError(f"the text has {task.dim} dimensions and the adapter takes rows of {classifier.dim}: embed "
                           "the prompts with the adapter's encoder")
-    kept = {name: value.to(task.text.embedding if value.is_floating_point() else task.text.embedding.device)
+    kept = {name: value.to(task.text.embedding if value.is_floating_point() else task.device)
             for name, value in classifier.parameters.items()}
     with torch.no_grad():
         head = method.for_classes(task, kept)
