@@ -151,7 +151,8 @@ def load_classifier(folder: str | Path) -> Classifier:
         if config["format"] > FORMAT:
             raise AdapterFileError(f"{folder} has adapter format {config['format']}, this version reads up to "
                                    f"{FORMAT}: install a newer onceclip")
-        tensors = load_file(file_of(folder, WEIGHTS))
+        # In memory of their own: libraries round products by where tensors begin.
+        tensors = {name: value.clone() for name, value in load_file(file_of(folder, WEIGHTS)).items()}
         parameters = {name: tensors[f"parameters.{name}"] for name in config.get("parameters", ())}
         temperature = float(config.get("temperature", 1.0))
         if not 0 < temperature < math.inf:

@@ -1,7 +1,7 @@
 """A training step as one piece of machine code, in which the passes over memory between its products are one.
 
-torch writes the step down as a graph of tensor operations, and makes code of it that serves any number of rows, any
-values and any task of the same shapes. No method knows of it.
+torch writes the step down as a graph of tensor operations, and makes code of it that serves any number of rows and of
+runs, any values and any task of the same shapes. No method knows of it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from onceclip.adapters import code_folder
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.graph import lifted, places
 from onceclip.adapters.leaves import kind, leaves
@@ -31,10 +31,9 @@ from onceclip.adapters.training import Training
 Step = Callable[[Tensor, Tensor, Moment], None]
 _APART = 0.02  # of the length of a step's changes, by which both ways may differ: bfloat16 rounds at other places
 _NODES = 300  # of a graph: CLIP-Adapter's has 150
-_ROWS = 37  # of the batch to trace with, or somewhat more
+_LEAST = 11  # rows and runs to trace with, or somewhat more
 _FIRST = Moment(0, 1, 0, 1)
-_made: dict[Any, Callable[..., Any]] = {}
-_known: dict[Any, tuple[Callable[..., Any], list[int]]] = {}  # with the places of constants among leaves
+_known: dict[Any, tuple[str, Sequence[int]]] = {}  # code by its name, and the places of constants among leaves
 
 
 class CompiledStep:
@@ -45,13 +44,13 @@ class CompiledStep:
 
     def __init__(self, required: bool) -> None:
         self.required = required
-        self._function: Callable[..., Any] | None = None
+        self._code: code_folder.Code | None = None
         self._constants: Sequence[Tensor] = ()
         self._failed = False
 
     def __call__(self, training: Training, rows: Tensor, label: Tensor) -> Step:
         """What carries out the steps of a training, of which this is a batch."""
-        if self._function is None and not self._failed:
+        if self._code is None and not self._failed:
             try:
                 self._make(training, rows, label)
             except Exception as error:  # of any kind: torch compiles with what the machine has
@@ -63,37 +62,57 @@ class CompiledStep:
                                                  reason)
         return training.step if self._failed else partial(self._carry_out, training)
 
-    @torch.no_grad()
     def _carry_out(self, training: Training, rows: Tensor, label: Tensor, at: Moment) -> None:
-        assert self._function is not None
-        if len(label) == 1:  # torch would make code of its own for one row; of two equal ones the mean is the same
+        assert self._code is not None
+        if len(label) == 1:  # code is for two rows and more; of two equal ones the mean is the same
             rows, label = rows.repeat(2, 1), label.repeat(2)
-        self._function(*_tensors(training, rows, label, training.optimiser.numbers(at)), *self._constants)
+        self._code([*_tensors(training, rows, label, training.optimiser.numbers(at)), *self._constants])
 
     @torch.no_grad()
     def _make(self, training: Training, rows: Tensor, label: Tensor) -> None:
         plain = _copy(training)
         plain.step(rows, label, _FIRST)  # also fills what methods and tasks keep, which must not happen in a graph
         found = leaves((training.first.task, training.first.prepared, training.fixed))
-        key = training.stack.runs, torch.get_num_threads(), narrow(), *map(kind, found)
-        if key in _known:
-            self._function, kept = _known[key]
-            self._constants = [found[place] for place in kept]
-            with suppress(MethodError):
-                return self._try(training, plain, rows, label)
+        key = training.alone, narrow(), *map(kind, found)
+        for number in (None, training.stack.runs):
+            name, where = _remembered(number, *key)
+            if name and (code := code_folder.load(name)):
+                self._code, self._constants = code, [found[place] for place in where]
+                with suppress(MethodError):
+                    return self._try(training, plain, rows, label)
+        for number in (None, training.stack.runs):
+            if name := self._write(training, rows, label, found, number):
+                break
+        self._try(training, plain, rows, label)
+        if (kept := places(self._constants, found)) is not None:
+            _remember(name, kept, number, *key)
+
+    def _write(self, training: Training, rows: Tensor, label: Tensor, found: Sequence[Any], runs: int | None) -> str:
+        """Write the step down and have code made of it, unless there is; gives the code's name.
+
+        found: leaves of task and method. runs: their number, None for code that serves any. Some operations do not
+        allow that: then the name is empty.
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx  # a second, for those who compile nothing
+        from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
         with _quiet():
-            example = [each.clone() for each in _example(training, rows, label)]
+            example, free = _example(training, rows, label, found, runs)
             graph, self._constants = lifted(make_fx(partial(_step, training), tracing_mode="symbolic",
                                                     _allow_non_fake_inputs=True)(*example))
             if not self.required and len(graph.graph.nodes) > _NODES:
                 raise MethodError("its steps are of so many parts that compiling them takes minutes")
-            code = graph.code, tuple(map(kind, self._constants)), torch.get_num_threads()
-            # The method alone: to call a module takes a twentieth of a small step.
-            self._function = _made.setdefault(code, torch.compile(graph.forward, fullgraph=True, dynamic=True))
-            self._function(*example, *self._constants)  # or code for as many rows as classes would be for these alone
-            self._try(training, plain, rows, label)
-        if (where := places(self._constants, found)) is not None:
-            _known[key] = self._function, where
+            inputs = graph.graph.find_nodes(op="placeholder")
+            if runs is None and any(is_concrete_int(node.meta["val"].shape[place])
+                                    for node, sizes in zip(inputs, free, strict=False) for place in sizes):
+                return ""
+            tensors, free = [*example, *self._constants], [*free, *[{} for _ in self._constants]]
+            name = code_folder.digest(graph.code, *(
+                (*(sizes.get(place, size) for place, size in enumerate(each.shape)), each.dtype, each.device)
+                for each, sizes in zip(tensors, free, strict=True)))
+            assert name is not None
+            self._code = code_folder.load(name) or code_folder.make(name, graph, tensors, free)
+        return name
 
     def _try(self, training: Training, plain: Training, rows: Tensor, label: Tensor) -> None:
         """Take a first step elsewhere. Raises MethodError unless it goes where the plain one went."""
@@ -107,10 +126,23 @@ class CompiledStep:
             raise MethodError(f"the compiled step is {apart:.3g} from the plain one, which goes {moved:.3g} far")
 
 
+def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
+    """The name of the code for steps of such leaves, empty if there is none, and the places of its constants."""
+    index = code_folder.digest(code_folder.sources(), *key)
+    return _known.get(key) or (index and code_folder.noted(index)) or ("", ())
+
+
+def _remember(name: str, where: Sequence[int], *key: Any) -> None:
+    """Have this process and later ones find the code by the leaves."""
+    _known[key] = name, where
+    if (index := code_folder.digest(code_folder.sources(), *key)) is not None:
+        code_folder.note(index, _known[key])
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Compile in this process, which may be one of many, and keep from the user what that says of the machine."""
-    from torch._inductor import config  # seconds, for those who compile nothing
+    from torch._inductor import config
 
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
@@ -143,12 +175,21 @@ def _step(training: Training, rows: Tensor, label: Tensor, *tensors: Tensor) -> 
     training.optimiser.move(list(values.values()), [each.detach() for each in gradients], moments, numbers)
 
 
-def _example(training: Training, rows: Tensor, label: Tensor) -> list[Tensor]:
-    """Tensors to trace with: of a number of rows that is no other tensor's size, which would be taken for the same."""
+def _example(training: Training, rows: Tensor, label: Tensor,
+             found: Sequence[Any], runs: int | None) -> tuple[list[Tensor], list[dict[int, str]]]:
+    """Tensors to trace with, and names for those of their sizes that are free.
+
+    Rows and runs are as many as no other size is: torch takes equal sizes for the same. Arguments as of `_write`.
+    """
     tensors = _tensors(training, rows, label, copy(training.optimiser).numbers(_FIRST))
-    sizes = {size for each in tensors for size in each.shape}
-    some = next(number for number in count(_ROWS) if number not in sizes)
-    return [rows.new_zeros(some, *rows.shape[1:]), label.new_zeros(some), *tensors[2:]]
+    free = [{0: "rows"} if place < 2 else {0: "runs"} if each.ndim and not training.alone and runs is None else {}
+            for place, each in enumerate(tensors)]
+    fixed = {size for each, names in zip(tensors, free, strict=True) for size in each.shape[len(names):]}
+    fixed |= {size for leaf in found if isinstance(leaf, Tensor) for size in leaf.shape}
+    numbers = (number for number in count(_LEAST) if number not in fixed)
+    sizes = {"rows": next(numbers), "runs": next(numbers)}
+    return [each.new_zeros((*(sizes[name] for name in names.values()), *each.shape[len(names):]))
+            for each, names in zip(tensors, free, strict=True)], free
 
 
 def _copy(training: Training) -> Training:

@@ -81,7 +81,7 @@ def _pieces(number: int, group: Sequence[Run]) -> Iterator[_Piece]:
         from onceclip.adapters.compiled import CompiledStep
 
         compile = CompiledStep(required())
-    alone = compile is None and not (stackable(run.method) and stacks(elements, device))
+    alone = not (stackable(run.method) and stacks(elements, device))
     size, most = (1, 1) if alone else _sizes(run, start, elements, device, len(group), compile is not None)
     for begin in range(0, len(group), size):
         runs = group[begin:begin + size]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-_PLAIN = (int, float, str, bytes, type(None))
+_PLAIN = (int, float, str, bytes, type, type(None))
 
 
 def leaves(value: Any) -> list[Any]:

@@ -24,14 +24,14 @@ _SGD = "sgd", _NESTEROV
 class Numbers(NamedTuple):
     """One step's numbers, of every run (runs,) or of a run alone ().
 
-    size: of the step. decay: of the weights. longest: length to which gradients are cut. forward: the size over what
-    Adam's mean is too small by. longer: of Adam's second moment the same, as a factor of its root.
+    size: of the step. decay: of the weights. longest: length to which gradients are cut. larger: one over what Adam's
+    mean is too small by, and longer: of its second moment the same, as a factor of the root; both ().
     """
 
     size: Tensor
     decay: Tensor
     longest: Tensor
-    forward: Tensor
+    larger: Tensor
     longer: Tensor
 
 
@@ -70,8 +70,9 @@ class Optimiser:
         size = step_size(self.method.schedule, self.rate, at, self.method.warmup)
         if not isinstance(size, Tensor):
             size = torch.full_like(self.rate, size)
-        first, second = (1 - beta**self._count for beta in _BETAS)
-        return Numbers(size, self.decay, self.longest, size / first, size.new_tensor(second**-0.5))
+        larger, longer = (torch.full((), (1 - beta**self._count)**-power, dtype=size.dtype, device=size.device)
+                          for beta, power in zip(_BETAS, (1, 0.5), strict=True))
+        return Numbers(size, self.decay, self.longest, larger, longer)
 
     def step(self, gradients: Sequence[Tensor], at: Moment) -> None:
         """Move the parameters against their gradients."""
@@ -110,7 +111,7 @@ class Optimiser:
             mean.lerp_(gradient, 1 - _BETAS[0])
             square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
             length = square.sqrt().mul_(numbers.longer).add_(self.method.epsilon)
-            value.addcmul_(mean / length, _shaped(numbers.forward, value), value=-1)
+            value.addcmul_(mean / length, _shaped(numbers.size * numbers.larger, value), value=-1)
 
     def _sgd(self, values: Sequence[Tensor], gradients: Sequence[Tensor], moments: Sequence[Sequence[Tensor]],
              numbers: Numbers) -> None:

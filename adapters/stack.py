@@ -42,12 +42,14 @@ class Stack:
     def __init__(self, methods: Sequence[Method], task: Task, prepared: Any, alone: bool = False) -> None:
         self.method, self.prepared, self.runs, self.alone = methods[0], prepared, len(methods), alone
         # All that may differ between runs, also where it does not: rounding must not depend on the other runs.
-        self.numbers = {} if alone else {
-            name: task.text.embedding.new_tensor([float(method.values[name]) for method in methods])
-            for name in calculated(self.method) - _OF_STEPS}
+        self.numbers = {name: self._tensor([float(method.values[name]) for method in methods], task)
+                        for name in calculated(self.method) - _OF_STEPS} if stackable(self.method) else {}
         self.smoothed = any(method.values.get("smoothing") for method in methods)
         self._shared: set[str] | None = None
         self._penalised = type(self.method).penalty is not Method.penalty
+
+    def _tensor(self, numbers: list[float], task: Task) -> Tensor:
+        return task.text.embedding.new_tensor(numbers[0] if self.alone else numbers)
 
     def join(self, parameters: Sequence[Parameters]) -> Parameters:
         """Stack the parameters of all runs, row by row in memory: the fused steps take that for granted."""
@@ -65,9 +67,10 @@ class Stack:
     def loss(self, parameters: Parameters, rows: Tensor, label: Tensor, generator: torch.Generator,
              numbers: Parameters | None = None) -> Tensor:
         """Loss of every run (runs,), or of the one alone (). numbers: in place of its own."""
-        numbers = self.numbers if numbers is None else numbers
         if self.alone:
-            return self.method.loss(self.prepared, parameters, rows, label, generator)
+            return (self.method.loss(self.prepared, parameters, rows, label, generator) if numbers is None else
+                    self._of_one(parameters, rows, label, numbers))
+        numbers = self.numbers if numbers is None else numbers
         # With rows innermost: over a few classes that lie next to each other it takes up to thirty times as long.
         columns = self.head(parameters, numbers)(rows).transpose(1, 2).contiguous()
         wanted = label.expand(columns.shape[0], 1, -1)
@@ -80,6 +83,14 @@ class Stack:
             loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
                                     parameters, numbers)
         return loss
+
+    def _of_one(self, parameters: Parameters, rows: Tensor, label: Tensor, numbers: Parameters) -> Tensor:
+        method = self.method.with_values(**numbers)
+        likely = log_softmax(method.training_head(self.prepared, parameters)(rows), dim=1)
+        loss = -likely.gather(1, label.unsqueeze(1)).mean()
+        if self.smoothed:
+            loss = (1 - numbers["smoothing"]) * loss - numbers["smoothing"] * likely.mean()
+        return loss + method.penalty(self.prepared, parameters) if self._penalised else loss
 
     def head(self, parameters: Parameters, numbers: Parameters | None = None) -> Head:
         """The head that training sees, of all runs."""

@@ -114,9 +114,9 @@ class Training:
 
     def step(self, rows: Tensor, label: Tensor, at: Moment) -> None:
         """Carry out one step on a batch."""
-        self.optimiser.step(self.gradients(self.parameters, self.state, self.stack.numbers, rows, label), at)
+        self.optimiser.step(self.gradients(self.parameters, self.state, None, rows, label), at)
 
-    def gradients(self, parameters: Parameters, state: Parameters, numbers: Parameters, rows: Tensor,
+    def gradients(self, parameters: Parameters, state: Parameters, numbers: Parameters | None, rows: Tensor,
                   label: Tensor) -> Sequence[Tensor]:
         """Gradients of all parameters; those of a run are its own."""
         with torch.enable_grad():
@@ -143,4 +143,6 @@ class Training:
 
 
 def _at(values: Tensor, piece: Tensor | slice) -> Tensor:
-    return values[piece] if isinstance(piece, slice) else values.index_select(0, piece.to(values.device))
+    if isinstance(piece, slice):
+        return values if piece == slice(None) else values[piece]
+    return values.index_select(0, piece.to(values.device))

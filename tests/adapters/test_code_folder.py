@@ -1,0 +1,98 @@
+"""Code is made once for all processes, and never taken for what it is not."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from onceclip.adapters import ClipAdapter, ZeroShotLinearProbe, code_folder
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+PROGRAM = """
+import sys, torch
+from onceclip.adapters import ZeroShotLinearProbe, code_folder
+from onceclip.adapters.compiling import Compiling, compiling
+from tests.adapters.conftest import _task
+
+made, make = [], code_folder.make
+code_folder.make = lambda *given: made.append(1) or make(*given)
+with compiling(Compiling("on")):
+    classifier = ZeroShotLinearProbe(epochs=5).fit(_task((6, 6, 7), dim=32))
+print(len(made), "torch._inductor" in sys.modules, classifier.head.weight.sum().item())
+"""
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(code_folder, "_loaded", {})
+
+
+def run():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_a_second_process_loads_what_the_first_had_made_and_a_broken_file_is_made_again():
+    first, second = run(), run()
+    assert first[:2] == ["1", "True"]
+    assert second == ["0", "False", first[2]]  # the compiler is not even imported
+    file, = code_folder.folder().glob("*.pt2")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:len(whole) // 2])
+    assert run() == first
+    assert len(file.read_bytes()) > len(whole) // 2
+
+
+def test_a_name_follows_what_the_code_is_made_of(monkeypatch):
+    parts = (1, 2.0, "x", None, torch.float32, torch.device("cpu"), ClipAdapter, ((3, 4), torch.int64))
+    name = code_folder.digest(*parts)
+    assert name == code_folder.digest(*parts)
+    for place, other in enumerate((2, 2.5, "y", 0, torch.float64, torch.device("meta"), ZeroShotLinearProbe,
+                                   ((4, 4), torch.int64))):
+        assert code_folder.digest(*parts[:place], other, *parts[place + 1:]) != name
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 77)
+        assert code_folder.digest(*parts) != name
+    monkeypatch.setattr(code_folder, "_processor", lambda: "another")
+    assert code_folder.digest(*parts) != name
+
+
+def test_what_only_this_process_knows_has_no_name():
+    """A class from elsewhere may be written anew under the same name; one that only searches other values may not."""
+
+    class Stranger(ClipAdapter):
+        def head(self, prepared, parameters):
+            return super().head(prepared, parameters)
+
+    class Quiet(ClipAdapter):
+        momentum = 0.5
+
+    class Searching(ClipAdapter):
+        hyperparameters = {**ClipAdapter.hyperparameters,
+                           "ratio": replace(ClipAdapter.hyperparameters["ratio"], search=(0.5,))}
+
+    assert code_folder.digest(Stranger) is None
+    assert code_folder.digest(Quiet) is None
+    assert code_folder.digest(object()) is None
+    assert code_folder.digest((1, (Stranger,))) is None
+    assert code_folder.digest(Searching)
+
+
+def test_a_folder_that_cannot_be_written_to_keeps_nothing(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    code_folder.note("name", [1])
+    assert code_folder.noted("name") is None
+    assert code_folder.load("name") is None
+
+
+def test_notes_are_kept_and_damaged_ones_passed_over():
+    code_folder.note("name", ["code", [1, 2]])
+    assert code_folder.noted("name") == ["code", [1, 2]]
+    (code_folder.folder() / "name.json").write_text("[1, ")
+    assert code_folder.noted("name") is None
