@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 Code = Callable[[list[Tensor]], Any]
 _PACKAGE = __name__.partition(".")[0]
 _OF_ALL_CLASSES = {*vars(type("", (), {})), "__annotations__", "__abstractmethods__", "_abc_impl", "__firstlineno__",
-                   "__static_attributes__"}
+                   "__slotnames__", "__static_attributes__"}
 _loaded: dict[str, Code] = {}
 
 

@@ -12,10 +12,10 @@ from onceclip.adapters.stack import stackable
 from onceclip.adapters.training import Run
 
 AUTO, ON, OFF = CHOICES = ("auto", "on", "off")
-_WHOLE = 60.0  # seconds of plain steps in all that pay for compiling, which takes some five
-_EACH = 0.05  # of one run, below which writing its group's graph down takes longer than is gained
-_STEP = 4e-4  # of a step without numbers
-_RATE = 2e10  # parameters times rows in a second, forward and backward
+_WHOLE = 10.0  # seconds of plain steps in all that pay for compiling, which takes as long, once for all later processes
+_EACH = 0.002  # of one run, below which trying its code takes a group as long as is gained
+_STEP = 1e-4  # of a step without numbers, which some runs share
+_RATE = 1.6e10  # parameters times rows in a second, forward and backward, in float32
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def compiling(choice: Compiling) -> Iterator[None]:
 
 @contextmanager
 def several(number: int) -> Iterator[None]:
-    """What is trained inside is so many of what is around."""
+    """What is around consists of so many trainings like those inside."""
     around = _CURRENT.get()
     with compiling(replace(around, alike=around.alike * number)):
         yield

@@ -87,6 +87,14 @@ class Search:
         number = int(math.log(max(min(settings, epochs), 1), SURVIVORS)) + 1
         return [max(1, round(epochs / SURVIVORS**(number - 1 - rung))) for rung in range(number)]
 
+    def alike(self, settings: int, rungs: Sequence[int], rung: int) -> int:
+        """Number of trainings of one rung that all rungs together take as long as. rungs: their epochs, see `rungs`."""
+        whole, going = 0, settings
+        for epochs in rungs:
+            whole += going * epochs
+            going = -(-going // SURVIVORS)
+        return -(-whole // max(rungs[rung], 1))
+
 
 def _draw(values: tuple[Value, ...], generator: random.Random) -> Value:
     """A value of the range that search values span; of texts and whole numbers one of them."""

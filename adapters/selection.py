@@ -183,9 +183,9 @@ def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows,
     trained = methods[0].trained and "epochs" in methods[0].values
     rungs = search.rungs(len(methods), int(methods[0].values["epochs"])) if trained else [0]
 
-    def compared(some: Sequence[Method], narrow: bool, start: float = 0.0,
-                 share: float = 1.0) -> Computation[list[_Trial]]:
-        wanted = Wanted([Run(each, task, prepared, seed) for each in some], narrow, start, share)
+    def compared(some: Sequence[Method], narrow: bool, start: float = 0.0, share: float = 1.0,
+                 alike: int = 0) -> Computation[list[_Trial]]:
+        wanted = Wanted([Run(each, task, prepared, seed) for each in some], narrow, start, share, alike)
         fitted = yield wanted
         if not any(map(finite, fitted)):
             require_finite(some[0], fitted[0])
@@ -194,7 +194,8 @@ def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows,
     going: list[Method] = list(methods)
     for number, epochs in enumerate(rungs):
         shortened = [method.with_values(epochs=epochs) for method in going] if trained else going
-        trials = yield from compared(shortened, search.narrow, number / len(rungs), 1 / len(rungs))
+        trials = yield from compared(shortened, search.narrow, number / len(rungs), 1 / len(rungs),
+                                     search.alike(len(methods), rungs, number))
         order = sorted(range(len(trials)), key=lambda place: trials[place].rank, reverse=True)
         if number < len(rungs) - 1:
             going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]

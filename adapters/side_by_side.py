@@ -21,13 +21,15 @@ Result = TypeVar("Result")
 class Wanted:
     """Runs that a computation wants trained.
 
-    narrow: as of `train`. start, share: of the computation, for its progress.
+    narrow: as of `train`. start, share: of the computation, for its progress. alike: number of trainings like these
+    that it consists of, 0 for these alone.
     """
 
     runs: Sequence[Run]
     narrow: bool = False
     start: float = 0.0
     share: float = 1.0
+    alike: int = 0
 
 
 Computation = Generator[Wanted, list[Parameters], Result]
@@ -46,22 +48,22 @@ def carry_on(computations: Sequence[Computation[Result]], progress: Progress) ->
             try:
                 wanted = (computations[place].throw(answer) if isinstance(answer, MethodError) else
                           computations[place].send(answer))
-                alike[wanted.narrow, len(wanted.runs)][place] = wanted
+                alike[wanted.narrow, len(wanted.runs), wanted.alike or len(wanted.runs)][place] = wanted
             except StopIteration as end:
                 results[place] = end.value
             except MethodError as error:
                 results[place] = error
         answers = {}
-        for (narrow, number), some in alike.items():
-            answers |= _answers(some, narrow, number, progress)
+        for (narrow, number, of_all), some in alike.items():
+            answers |= _answers(some, narrow, number, of_all, progress)
     return [results[place] for place in range(len(computations))]
 
 
-def _answers(some: dict[int, Wanted], narrow: bool, number: int, progress: Progress) -> dict[int, Any]:
-    """Train the runs, so many of each, and give each its own; or each the failure."""
+def _answers(some: dict[int, Wanted], narrow: bool, number: int, of_all: int, progress: Progress) -> dict[int, Any]:
+    """Train the runs, so many of each, and give each its own; or each the failure. of_all: those alike in each."""
     first = next(iter(some.values()))
     try:
-        with several(number):
+        with several(of_all):
             trained = iter(train([run for wanted in some.values() for run in wanted.runs],
                                  part_of(progress, first.start, first.share), narrow))
     except MethodError as error:

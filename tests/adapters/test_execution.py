@@ -197,7 +197,7 @@ def test_long_trainings_are_compiled_and_short_ones_are_not(make_task):
     assert not decided(100, alike=10_000, choice="off")
     with pytest.raises(MethodError, match="there are auto, on, off"):
         Compiling("always")
-    assert not decided(100, alike=10**9, epochs=1)  # writing the graph down takes longer
+    assert not decided(100, alike=10**9, epochs=1)  # trying the code takes as long
 
 
 @pytest.mark.slow

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from onceclip.adapters import GDA, ClipAdapter, LinearProbeAdamW, LpClip, MethodError, TipAdapter, fit_selected
+from onceclip.adapters import (
+    GDA,
+    ClipAdapter,
+    LinearProbeAdamW,
+    LpClip,
+    MethodError,
+    TipAdapter,
+    descent,
+    fit_selected,
+)
+from onceclip.adapters.compiling import _CURRENT, Compiling, compiling
 from onceclip.adapters.engine import Run, train
 from onceclip.adapters.search import Search
 from onceclip.adapters.together import join, logits_together
@@ -65,6 +75,22 @@ def test_halving_finds_what_the_grid_finds_with_fewer_epochs(make_task, monkeypa
     assert spent["halving"] < 0.5 * spent["grid"]
     assert found["halving"].accuracy >= found["grid"].accuracy - 0.1
     assert found["halving"].classifier.hyperparameters["epochs"] == 27
+
+
+def test_all_trainings_of_a_halving_are_compiled_or_none(make_task, monkeypatch):
+    """Whether that pays is asked of the whole search: a short first rung comes to as much as the long last one."""
+    seen = []
+
+    def compiles(run, parameters):
+        seen.append((run.method.epochs, run.method.epochs * _CURRENT.get().alike))
+        return False
+
+    monkeypatch.setattr(descent, "compiles", compiles)
+    method = ClipAdapter(epochs=90)
+    with compiling(Compiling(alike=7)):
+        fit_selected(method, make_task((3, 3), val=2), "val", frozenset({"learning_rate"}),
+                     search=Search("halving", 9))
+    assert dict(seen) == dict.fromkeys((10, 30, 90), 7 * (9 * 10 + 3 * 30 + 90))
 
 
 def test_halves_lie_between_the_best_value_and_its_neighbours():
