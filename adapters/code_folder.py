@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -63,35 +64,41 @@ def noted(name: str) -> Any:
 def load(name: str) -> Code | None:
     """The code kept by a name, None if there is none that can be used."""
     if name not in _loaded:
-        file = folder() / f"{name}.pt2"
-        if not file.is_file():
-            return None
-        with suppress(RuntimeError):  # an unfinished file, or one of another torch
-            _loaded[name] = _open(file)
+        file = folder() / f"{name}.so"
+        with suppress(OSError, RuntimeError):  # it is not there, or for another machine
+            if _checksum(file.read_bytes()) == noted(file.name):  # code that is damaged would end the process
+                _loaded[name] = _open(file)
     return _loaded.get(name)
 
 
 def make(name: str, graph: GraphModule, example: Sequence[Tensor], free: Sequence[Mapping[int, str]]) -> Code:
     """Have torch make code of a graph, and keep it by a name.
 
-    example: its inputs. free: names of the sizes of each that may be others later, by dimension; at least two.
+    example: its inputs, on a CPU. free: names of the sizes of each that may be others later, by dimension; above one.
     What torch raises, of any kind, is not caught.
     """
     sizes = {size: torch.export.Dim(size, min=2) for sizes in free for size in sizes.values()}
     shapes = tuple({place: sizes[size] for place, size in each.items()} for each in free)
     program = torch.export.export(graph, tuple(example), dynamic_shapes=shapes)
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "step.pt2"
-        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        package, file = Path(temporary) / "step.pt2", Path(temporary) / f"{name}.so"
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+        with zipfile.ZipFile(package) as parts:
+            library, = (part for part in parts.namelist() if part.endswith((".so", ".pyd", ".dll")))
+            file.write_bytes(parts.read(library))
         _loaded[name] = _open(file)
-        _put(f"{name}.pt2", file.read_bytes())
+        _put(file.name, content := file.read_bytes())
+        note(file.name, _checksum(content))
     return _loaded[name]
 
 
 def _open(file: Path) -> Code:
-    """What `torch._inductor.aoti_load_package` opens, without the second that its imports take."""
-    loader = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", True, 1, -1)
-    return loader.boxed_run
+    """The code in a library, for a CPU: opened where it is, by what torch opens packages of such code with."""
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1).run
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _put(name: str, content: bytes) -> None:

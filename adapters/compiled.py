@@ -70,6 +70,8 @@ class CompiledStep:
 
     @torch.no_grad()
     def _make(self, training: Training, rows: Tensor, label: Tensor) -> None:
+        if rows.device.type != "cpu":
+            raise MethodError("its device is no CPU")
         plain = _copy(training)
         plain.step(rows, label, _FIRST)  # also fills what methods and tasks keep, which must not happen in a graph
         found = leaves((training.first.task, training.first.prepared, training.fixed))

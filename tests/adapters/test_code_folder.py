@@ -41,7 +41,7 @@ def test_a_second_process_loads_what_the_first_had_made_and_a_broken_file_is_mad
     first, second = run(), run()
     assert first[:2] == ["1", "True"]
     assert second == ["0", "False", first[2]]  # the compiler is not even imported
-    file, = code_folder.folder().glob("*.pt2")
+    file, = code_folder.folder().glob("*.so")
     whole = file.read_bytes()
     file.write_bytes(whole[:len(whole) // 2])
     assert run() == first
@@ -87,7 +87,7 @@ def test_what_only_this_process_knows_has_no_name():
 def test_a_folder_that_cannot_be_written_to_keeps_nothing(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
-    code_folder.note("name", [1])
+    code_folder.note("name", "x")
     assert code_folder.noted("name") is None
     assert code_folder.load("name") is None
 
