@@ -204,8 +204,8 @@ class Grid:
 @click.option("--shots", default="1,2,4,8,16")
 @click.option("--seeds", default=8)
 @click.option("--epochs", default=20)
-@click.option("--points", default=3, help="Runs of the peers that are timed for each number of shots.")
-@click.option("--repeats", default=1)
+@click.option("--points", default=6, help="Runs of the peers that are timed for each number of shots.")
+@click.option("--repeats", default=3)
 @click.option("--processes", type=int, default=cores, show_default="one per core")
 def command(store: Path | None, classes: int, dim: int, shots: str, seeds: int, epochs: int, points: int,
             repeats: int, processes: int) -> Iterator[Row]:

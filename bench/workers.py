@@ -22,10 +22,10 @@ from onceclip.stores.verify import verify
 
 
 def sweep(store: Path, folder: Path, processes: int, seeds: int, methods: str) -> None:
-    """A sweep as a user runs it, with one thread a process."""
+    """A sweep of plain steps as a user runs it, with one thread a process."""
     out = folder / uuid4().hex
     onceclip("sweep", store, "--methods", methods, "--shots", "16", "--seeds", f"1-{seeds}", "--select", "fixed",
-             "--local-workers", processes, "--out", out, OMP_NUM_THREADS="1")
+             "--compile", "off", "--local-workers", processes, "--out", out, OMP_NUM_THREADS="1")
 
 
 def speeds(seconds: Seconds) -> dict[str, float]:
