@@ -26,7 +26,7 @@ test-wheel: install-test
 	cp -r tests setup.cfg README.md build/wheel
 	cd build/wheel && $(TEST) PYTHONPATH=site ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout" $(WHEEL)
 
-# A quarter of an hour on two quiet cores; `python -m docs.performance_page bench.jsonl` makes the page of it.
+# Half an hour on two quiet cores; `python -m docs.performance_page bench.jsonl` makes the page of it.
 bench: install-test
 	$(BIN)/python -m bench all --out bench.jsonl
 
