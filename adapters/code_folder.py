@@ -105,9 +105,13 @@ def _put(name: str, content: bytes) -> None:
     with suppress(OSError):
         folder().mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder())
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, folder() / name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(temporary, folder() / name)
+        except OSError:  # as where the disk is full
+            os.unlink(temporary)
+            raise
 
 
 def _written(part: Any) -> Any:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import click
 
@@ -61,9 +58,6 @@ def _compare() -> click.Command:
 @click.pass_context
 def main(context: click.Context) -> None:
     """Our way beside the ways that users work today and beside what the machine allows."""
-    # What steps take to compile is measured, so no code is there from another time.
-    folder = context.with_resource(tempfile.TemporaryDirectory())
-    context.with_resource(patch.dict(os.environ, TORCH_HOME=folder))
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import torch
@@ -105,6 +108,9 @@ def bench(name: str, small: Mapping[str, Any]) -> Callable[[Callable[..., Iterat
                 if context.get_parameter_source(option) is ParameterSource.DEFAULT:
                     options[option] = value
             threads = torch.get_num_threads()
+            if not quick:  # what steps take to compile is measured, so no code is there from another time
+                folder = context.with_resource(tempfile.TemporaryDirectory())
+                context.with_resource(patch.dict(os.environ, TORCH_HOME=folder))
             try:
                 for row in function(**options):
                     show(row)

@@ -45,9 +45,10 @@ def draw_glyph(path: Path, kind: str = "disc", seed: int = 0) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled steps are kept for these tests alone."""
+    """Compiled steps are kept for the tests of this session alone, those of other workers too."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        patch.setenv("TORCH_HOME", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "torch"))
         yield
 
 
@@ -227,3 +228,22 @@ def compiler() -> None:
                             "get_cpp_compiler()"], capture_output=True, check=False)
     if found.returncode:
         pytest.skip("no C++ compiler")
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Has graphs carried out operation by operation, and nothing known of before; gives the graphs."""
+    from onceclip.adapters import code_folder, compiled
+
+    graphs: list[Any] = []
+
+    def make(name: str, graph: Any, *_: Any) -> Any:
+        graphs.append(graph)
+        code_folder._loaded[name] = lambda tensors: graph(*tensors)
+        return code_folder._loaded[name]
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(code_folder, "make", make)
+    monkeypatch.setattr(code_folder, "_loaded", {})
+    monkeypatch.setattr(compiled, "_known", {})
+    return graphs

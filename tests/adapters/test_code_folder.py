@@ -37,15 +37,17 @@ def run():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_a_second_process_loads_what_the_first_had_made_and_a_broken_file_is_made_again():
+def test_a_second_process_loads_what_the_first_had_made_and_a_damaged_file_is_not_loaded():
     first, second = run(), run()
     assert first[:2] == ["1", "True"]
     assert second == ["0", "False", first[2]]  # the compiler is not even imported
     file, = code_folder.folder().glob("*.so")
     whole = file.read_bytes()
-    file.write_bytes(whole[:len(whole) // 2])
-    assert run() == first
-    assert len(file.read_bytes()) > len(whole) // 2
+    for damaged in (whole[:len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        assert code_folder.load(file.stem) is None
+    file.write_bytes(whole)
+    assert code_folder.load(file.stem)
 
 
 def test_a_name_follows_what_the_code_is_made_of(monkeypatch):
@@ -97,3 +99,15 @@ def test_notes_are_kept_and_damaged_ones_passed_over():
     assert code_folder.noted("name") == ["code", [1, 2]]
     (code_folder.folder() / "name.json").write_text("[1, ")
     assert code_folder.noted("name") is None
+
+
+def test_a_full_disk_leaves_nothing_behind(monkeypatch):
+    code_folder.note("name", "x")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(code_folder.os, "replace", full)
+    code_folder.note("name", "y")
+    assert code_folder.noted("name") == "x"
+    assert len(list(code_folder.folder().iterdir())) == 1

@@ -17,7 +17,6 @@ from onceclip.adapters import (
     WiseFT,
     ZeroShotLinearProbe,
     code_folder,
-    compiled,
     descent,
 )
 from onceclip.adapters.compiling import Compiling, compiles, compiling
@@ -80,23 +79,6 @@ def test_large_runs_are_trained_one_by_one_and_small_ones_share_steps(make_task,
         task = make_task((3, 3), dim=dim)
         train([Run(ClipAdapter(epochs=1, ratio=ratio), task, task, 0) for ratio in (0.1, 0.2, 0.3)])
     assert sizes == [(3, False), *[(1, True)] * 3]
-
-
-@pytest.fixture
-def uncompiled(monkeypatch, tmp_path):
-    """Has graphs carried out operation by operation, and nothing known of before; gives the graphs."""
-    graphs = []
-
-    def make(name, graph, example, free):
-        graphs.append(graph)
-        code_folder._loaded[name] = lambda tensors: graph(*tensors)
-        return code_folder._loaded[name]
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(code_folder, "make", make)
-    monkeypatch.setattr(code_folder, "_loaded", {})
-    monkeypatch.setattr(compiled, "_known", {})
-    return graphs
 
 
 def traced(methods, task):
