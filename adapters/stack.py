@@ -85,6 +85,7 @@ class Stack:
         return loss
 
     def _of_one(self, parameters: Parameters, rows: Tensor, label: Tensor, numbers: Parameters) -> Tensor:
+        """The loss of the run alone, as of these numbers; `Method.loss` reads them as Python has them."""
         method = self.method.with_values(**numbers)
         likely = log_softmax(method.training_head(self.prepared, parameters)(rows), dim=1)
         loss = -likely.gather(1, label.unsqueeze(1)).mean()

@@ -107,6 +107,16 @@ def test_a_traced_step_is_the_plain_one(case, make_task, make_method):
 
 
 @pytest.mark.usefixtures("uncompiled")
+def test_a_traced_step_of_a_run_without_an_axis_of_runs_is_the_plain_one(case, make_task, make_method, monkeypatch):
+    """As large runs have theirs; what differs between runs is an input of the graph here too."""
+    if not by_gradient(case):
+        pytest.skip("not trained by the engine's steps")
+    monkeypatch.setattr(descent, "stacks", lambda *_: False)
+    task = make_task((6, 6, 7), views=2, dtype=torch.float64)
+    close(*traced(numbers(make_method, case, 2, batch_size=6, epochs=3), task))
+
+
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("optimiser", ["adam", "sgd", "nesterov"])
 @pytest.mark.parametrize("more", [{}, {"momentum": 0.0, "weight_decay": 0.0}, {"clip": 0.01, "smoothing": 0.1}])
 def test_a_traced_step_is_the_plain_one_of_every_optimiser(make_task, make_method, optimiser, more):
@@ -122,6 +132,14 @@ def test_state_that_changes_between_epochs_reaches_compiled_steps(make_task, con
     task = make_task((6, 6, 7), dtype=torch.float64)
     methods = [CLAP(epochs=5, learning_rate=rate, constraint=constraint) for rate in (0.01, 0.1)]
     close(*traced(methods, task))
+
+
+@pytest.mark.parametrize("methods", [[ClipAdapter(ratio=ratio, epochs=3) for ratio in (0.1, 0.2, 0.7)],
+                                     [WiseFT(smoothing=share, clip=0.1, epochs=3) for share in (0.05, 0.1, 0.2)]])
+def test_one_graph_serves_all_runs_without_an_axis_of_runs(methods, make_task, monkeypatch, uncompiled):
+    monkeypatch.setattr(descent, "stacks", lambda *_: False)
+    close(*traced(methods, make_task((6, 6, 7), dtype=torch.float64)))
+    assert len(uncompiled) == 1
 
 
 def test_a_step_is_written_down_once_for_all_draws_and_compiled_once_for_all_tasks(make_task, monkeypatch, uncompiled):
