@@ -1,8 +1,10 @@
 """Code is made once for all processes, and never taken for what it is not."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from onceclip.adapters import ClipAdapter, ZeroShotLinearProbe, code_folder
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, torch
 from onceclip.adapters import ZeroShotLinearProbe, code_folder
@@ -31,7 +34,11 @@ def elsewhere(monkeypatch, tmp_path):
 
 
 def run():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    """Whatever folder and environment an earlier test left."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, cwd=ROOT,
+                          env=environment)
+    assert not done.returncode, done.stderr
     return done.stdout.split()
 
 
