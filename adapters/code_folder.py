@@ -85,9 +85,10 @@ def make(name: str, graph: GraphModule, example: Sequence[Tensor], free: Sequenc
         torch._inductor.aoti_compile_and_package(program, package_path=str(package))
         with zipfile.ZipFile(package) as parts:
             library, = (part for part in parts.namelist() if part.endswith((".so", ".pyd", ".dll")))
-            file.write_bytes(parts.read(library))
+            content = parts.read(library)
+        file.write_bytes(content)
         _loaded[name] = _open(file)
-        _put(file.name, content := file.read_bytes())
+        _put(file.name, content)
         note(file.name, _checksum(content))
     return _loaded[name]
 

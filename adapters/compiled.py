@@ -75,7 +75,7 @@ class CompiledStep:
         plain = _copy(training)
         plain.step(rows, label, _FIRST)  # also fills what methods and tasks keep, which must not happen in a graph
         found = leaves((training.first.task, training.first.prepared, training.fixed))
-        key = training.alone, narrow(), *map(kind, found)
+        key = training.alone, torch.get_num_threads(), narrow(), *map(kind, found)
         for number in (None, training.stack.runs):
             name, where = _remembered(number, *key)
             if name and (code := code_folder.load(name)):

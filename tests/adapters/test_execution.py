@@ -158,6 +158,15 @@ def test_a_step_is_written_down_once_for_all_draws_and_compiled_once_for_all_tas
         assert (len(written), len(uncompiled)) == (graphs, codes), (seed, shots, scale)
 
 
+def test_code_for_one_number_of_threads_is_not_taken_for_another(make_task, monkeypatch, uncompiled):
+    task = make_task((6, 6, 7), dtype=torch.float64)
+    for threads, codes in ((1, 1), (3, 2), (1, 2)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        with compiling(Compiling("on")):
+            ZeroShotLinearProbe(epochs=2).fit(task)
+        assert len(uncompiled) == codes
+
+
 def test_a_step_that_cannot_be_compiled_is_taken_plainly_or_refused(make_task, caplog):
     """A method that decides by the values of its tensors, as a stranger's may."""
 
