@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from onceclip.pipeline.demo.captions import CLASSES, FONT_STYLES, STYLES, Captions, build_captions
-from onceclip.pipeline.demo.glyphs import IMAGE_SIZE, Pool, degrade, render_pool
+from bench.demo_model.captions import CLASSES, FONT_STYLES, STYLES, Captions, build_captions
+from bench.demo_model.glyphs import IMAGE_SIZE, Pool, degrade, render_pool
 
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
@@ -38,7 +38,7 @@ PREPROCESS_CONFIG = {
 DIGITS = 10
 STYLED_CAPTIONS = 96
 FOLDER = click.Path(file_okay=False, path_type=Path)
-log = logging.getLogger("onceclip.pipeline.demo")
+log = logging.getLogger("bench.demo_model")
 
 
 class Sampler:

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
-from onceclip.pipeline.demo.captions import CLASSES, COLOURS, FONT_STYLES, STYLES
+from bench.demo_model.captions import CLASSES, COLOURS, FONT_STYLES, STYLES
 
-log = logging.getLogger("onceclip.pipeline.demo")
+log = logging.getLogger("bench.demo_model")
 SIDE = 48
 MARGIN = 4
 RENDER_SIZE = 72

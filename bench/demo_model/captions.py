@@ -59,7 +59,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Captions:
-    """All captions, tokenised once: `tokens` [N, L], the classes each is true of `classes` [N, 62],
+    """All captions, tokenized once: `tokens` [N, L], the classes each is true of `classes` [N, 62],
     and the style each names `style` [N] (-1 for none)."""
 
     texts: list[str]

@@ -1,0 +1,1 @@
+"""What trained the small CLIP model that onceclip ships: rendered glyphs, their captions, and the training."""
