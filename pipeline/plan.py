@@ -1,23 +1,21 @@
-"""Which runs a sweep makes, which of them go together, and about how long that takes."""
+"""Which runs a sweep makes, and which of them go together."""
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from onceclip.adapters import method_class
-from onceclip.adapters.compiling import AUTO, OFF, USUAL, Compiling
+from onceclip.adapters.compiling import AUTO, USUAL, Compiling
 from onceclip.adapters.method import Method
 from onceclip.pipeline.counting import counted
 from onceclip.pipeline.devices import CPU, is_gpu
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.fit import fit_group
 from onceclip.pipeline.run import RunSpec
-from onceclip.stores import Store, open_store
+from onceclip.stores import Store
 
 OWN = "own"  # the grid of every method's own search values
 GROUP_RUNS, ON_A_GPU = 64, 1024
@@ -108,31 +106,6 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
                     Compiling(compile, alike[members[0].method]), device)
               for key, members in together.items() for start in range(0, len(members), most)]
     return Plan(tuple(runs), tuple(groups))
-
-
-def estimate(plan: Plan) -> dict[str, float]:
-    """Seconds that the runs of each method need in one process, from one run of it with the fewest and the most shots.
-
-    What lies between is taken to grow evenly with the number of shots. Steps that will be compiled take less.
-    """
-    by_method: dict[str, list[Group]] = defaultdict(list)
-    for group in plan.groups:
-        by_method[group.specs[0].method].append(group)
-    if plan.groups and plan.groups[0].device != CPU:
-        _one(plan.groups[0])  # a GPU's first work takes seconds more
-    seconds = {}
-    for name, groups in by_method.items():
-        ordered = sorted(groups, key=lambda group: group.specs[0].shots or 10**9)
-        ends = [_one(ordered[0]), _one(ordered[-1])]
-        seconds[name] = sum(len(group.specs) for group in groups) * sum(ends) / 2
-    return seconds
-
-
-def _one(group: Group) -> float:
-    begun = time.perf_counter()
-    fit_group(open_store(group.store), [replace(group.specs[0], validated=False)], compile=Compiling(OFF),
-              device=group.device)
-    return time.perf_counter() - begun
 
 
 def shared(plan: Plan) -> list[str]:

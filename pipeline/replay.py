@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +10,31 @@ from onceclip.pipeline.counting import counted
 from onceclip.pipeline.devices import CPU, device_like
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.fit import Fitted
-from onceclip.pipeline.results import NAME, by_run, read_rows
+from onceclip.pipeline.results import NAME, read_rows
 from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store
 
-RUN_DIGITS = 6  # of the 32 that name a run, at least
 TOLERANCE = 0.005  # of the accuracy, on another machine or device, or with other products
 
 
 def read_row(reference: str) -> dict[str, Any]:
-    """The row that FILE:N (from 1) or FILE:RUN names; FILE is a results folder, its file, or `result.json`.
+    """The row that FILE:N names, N from 1; FILE is a results folder or its `results.jsonl`.
 
     Raises ResultError if there is none, or it does not say what was asked for.
     """
-    name, mark, which = reference.rpartition(":")
-    path = Path(name if mark else reference)
-    if not path.exists():
-        raise ResultError(f"--from-row {reference}: {path} does not exist; give FILE:N, N from 1, or FILE:RUN")
-    rows = read_rows(path if path.is_dir() else path.parent) if path.is_dir() or path.name == NAME else _lines(path)
-    row = _named(rows, which if mark else "")
-    if row is None:
-        named = f"{which!r} names no single one of them" if mark else "none is named"
-        raise ResultError(f"--from-row {reference}: {path} has {counted(len(rows), 'row')} and {named}: give FILE:N, N "
-                          f"from 1, or FILE:RUN with at least {RUN_DIGITS} characters of `run`")
+    name, _, number = reference.rpartition(":")
+    folder = Path(name).parent if Path(name).name == NAME else Path(name)
+    if not name or not folder.is_dir():
+        raise ResultError(f"--from-row {reference}: give FILE:N, where FILE is a results folder or its {NAME} and N the "
+                          "number of a row, from 1")
+    rows = read_rows(folder)
+    if not number.isdecimal() or not 1 <= int(number) <= len(rows):
+        raise ResultError(f"--from-row {reference}: {folder} has {counted(len(rows), 'row')}: give FILE:N, where N is the "
+                          "number of one of them, from 1")
+    row = rows[int(number) - 1]
     if "asked" not in row or row.get("accuracy") is None:
         raise ResultError(f"--from-row {reference}: the row has no result that could be repeated")
     return row
-
-
-def _named(rows: Sequence[dict[str, Any]], which: str) -> dict[str, Any] | None:
-    """The row of a number from 1, or that of the one run whose name is this or begins so."""
-    runs = by_run(row for row in rows if "run" in row) if len(which) >= RUN_DIGITS else {}
-    if which.isdecimal() and which not in runs:
-        return rows[int(which) - 1] if 1 <= int(which) <= len(rows) else None
-    found = [row for run, row in runs.items() if run.startswith(which)]
-    return found[0] if len(found) == 1 else None
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        values = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path} cannot be read as JSON lines ({error}): give a results folder or its "
-                          f"{NAME}") from error
-    return [value for value in values if isinstance(value, dict)]
 
 
 def spec_of(row: dict[str, Any], store: Store) -> RunSpec:

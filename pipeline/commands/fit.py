@@ -47,7 +47,7 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
 @compile_option
 @training_device_option
 @click.option("--from-row", metavar="FILE:N",
-              help="Carry out again the run of a result row, by its number or its `run`, and compare.")
+              help="Carry out again the run of the N-th row of a results folder, and compare.")
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Save the adapter and its result row.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")

@@ -79,7 +79,7 @@ class ShotList(click.ParamType):
 @part_option
 @click.option("--retry-failed", is_flag=True, help="Repeat runs whose row has an error, such as a training that "
               "diverged.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and an estimate of its time, and run nothing else.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and run nothing.")
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), required=True, metavar="FOLDER",
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
@@ -106,7 +106,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     from onceclip.adapters.search import Search
     from onceclip.pipeline.counting import counted
     from onceclip.pipeline.devices import training_device
-    from onceclip.pipeline.plan import OWN, estimate, make_plan, make_specs, shared
+    from onceclip.pipeline.plan import OWN, make_plan, make_specs, shared
     from onceclip.pipeline.summary import as_values, lines, tables
     from onceclip.pipeline.sweep import known, require_result, settled
     from onceclip.pipeline.sweep import sweep as run
@@ -123,13 +123,10 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     opened = [open_store(store) for store in stores]
     if dry_run:
         plan = make_plan(opened, specs, settled(known(out), retry_failed), device=device)
-        seconds = estimate(plan)
-        values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups), "seconds": seconds}
+        values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups)}
         show(as_json, values, lambda: [
             f"{counted(len(plan.runs), 'run')}, {plan.todo:,} to be done in {counted(len(plan.groups), 'group')}",
-            *shared(plan),
-            f"about {sum(seconds.values()):,.0f} s in one process (" +
-            ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()) + ")"])
+            *shared(plan)])
         return
     rows = run(opened, specs, out, local_workers, progress=True, hands=workers, part=part, compile=compile,
                retry_failed=retry_failed, device=device)

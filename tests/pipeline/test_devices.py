@@ -18,7 +18,7 @@ from onceclip.pipeline.fit import Fitted, fit, fit_group
 from onceclip.pipeline.metrics import CALIBRATED
 from onceclip.pipeline.plan import make_plan, make_specs
 from onceclip.pipeline.replay import device_of
-from onceclip.pipeline.results import read_rows
+from onceclip.pipeline.results import append_rows, read_rows
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import Store
@@ -100,13 +100,13 @@ def test_a_device_is_recorded_and_no_part_of_what_a_run_is(imported: Store, tmp_
 def test_a_row_of_another_device_is_replayed_with_a_remark(imported: Store, tmp_path: Path, run: Callable[..., Result],
                                                            gpus: Callable[..., None]) -> None:
     row = fit(imported, RunSpec("tip-adapter", 2)).row
-    (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "device": "A"}) + "\n")
-    done = run("fit", "--from-row", f"{tmp_path / 'rows.jsonl'}:1", "--json")
+    append_rows(tmp_path, [{**row, "device": "A"}])
+    done = run("fit", "--from-row", f"{tmp_path}:1", "--json")
     assert done.exit_code == 0, done.output
     assert "Replay: the same accuracy as the row; trained on cpu, and the row on A" in done.stderr
     assert json.loads(done.stdout)["device"] == "cpu"
     gpus("A")
-    done = run("fit", "--from-row", f"{tmp_path / 'rows.jsonl'}:1", "--device", "cuda:1")
+    done = run("fit", "--from-row", f"{tmp_path}:1", "--device", "cuda:1")
     assert "Error: --device cuda:1: 1 CUDA device visible" in done.stderr  # what a user names goes first
 
 

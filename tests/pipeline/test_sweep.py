@@ -231,7 +231,6 @@ def test_a_row_is_replayed_to_the_same_accuracy(imported: Store, tmp_path: Path)
         row = read_row(f"{tmp_path}:{number}")
         again = fit(imported, spec_of(row, imported))
         assert compare(row, again) == "the same accuracy as the row"
-        assert read_row(f"{tmp_path / NAME}:{row['run'][:12]}") == row
 
 
 @pytest.mark.slow
@@ -260,25 +259,22 @@ def test_a_row_whose_store_has_changed_is_refused(imported: Store, arrays: dict[
         compare({**row, "accuracy": row["accuracy"] - 0.1}, again)
 
 
-@pytest.mark.parametrize(("reference", "message"), [("nowhere:1", "does not exist"), ("{}:9", "1 row and '9' names no"),
-                                                    ("{}:0", "1 row and '0' names no"), ("{}", "none is named"),
-                                                    ("{}:zzzzzz", "'zzzzzz' names no")])
-def test_a_row_that_is_not_there_is_named(imported: Store, tmp_path: Path, reference: str, message: str) -> None:
-    sweep([imported], SPECS[:1], tmp_path)
+@pytest.mark.parametrize(("reference", "message"), [
+    ("nowhere:1", "give FILE:N"), ("{}", "give FILE:N"), ("{}/notes.txt:1", "give FILE:N"), ("{}:9", "has 1 row: give"),
+    ("{}:0", "has 1 row: give"), ("{}:99aaaa", "has 1 row: give"), ("{}:", "has 1 row: give")])
+def test_a_row_that_is_not_there_is_named(tmp_path: Path, reference: str, message: str) -> None:
+    append_rows(tmp_path, [{"run": "99aaaa", "asked": {}, "accuracy": 0.5}])
+    (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(ResultError, match=message):
         read_row(reference.format(tmp_path))
 
 
-def test_a_number_names_a_row_and_a_run_is_named_by_six_characters_of_one_run(tmp_path: Path) -> None:
-    """99 of twelve rows is no row, also where the name of a run begins with it; the last row of a run counts."""
-    runs = ["99aaaa1", "99aaaa2", "12345678", "bcdef01"]
-    rows = [{"run": run, "asked": {}, "accuracy": 0.5, "seed": number} for number, run in enumerate([*runs, runs[3]])]
-    append_rows(tmp_path, rows)
-    for named, number in (("1", 0), ("5", 4), ("99aaaa2", 1), ("12345678", 2), ("bcdef0", 4)):
-        assert read_row(f"{tmp_path}:{named}") == rows[number], named
-    for named in ("99", "6", "0", "99aaaa", "bcdef", "123456", ""):
-        with pytest.raises(ResultError, match=f"5 rows and '{named}' names no single one"):
-            read_row(f"{tmp_path}:{named}")
+def test_rows_are_numbered_over_all_files_of_a_results_folder(tmp_path: Path) -> None:
+    rows = [{"run": str(number), "asked": {}, "accuracy": 0.5} for number in range(12)]
+    append_rows(tmp_path, rows[:7])
+    append_rows(tmp_path, rows[7:], "results.1-of-2.jsonl")
+    for number, row in enumerate(rows, 1):
+        assert read_row(f"{tmp_path}:{number}") == read_row(f"{tmp_path / NAME}:{number}") == row
 
 
 @pytest.mark.parametrize("damage", ["null", "3", "[1]", '"run"', "{}"])
@@ -324,6 +320,6 @@ def test_a_sweep_without_any_result_exits_with_1_and_keeps_its_rows(
         assert refused.exit_code == 1
         assert refused.stderr.splitlines()[-1].startswith("Error: none of 2 runs has a result; most often: training of")
     assert len(read_rows(tmp_path / "out")) == 4
-    assert "0 to be done" in run(*failing, "--dry-run").stdout
+    assert run(*failing, "--dry-run").stdout.startswith("2 runs, 0 to be done")
     assert "2 to be done" in run(*failing, "--dry-run", "--retry-failed").stdout
     assert run(*command, "--methods", "zero-shot,clip-adapter", *grids).exit_code == 0
