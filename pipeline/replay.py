@@ -25,12 +25,12 @@ def read_row(reference: str) -> dict[str, Any]:
     name, _, number = reference.rpartition(":")
     folder = Path(name).parent if Path(name).name == NAME else Path(name)
     if not name or not folder.is_dir():
-        raise ResultError(f"--from-row {reference}: give FILE:N, where FILE is a results folder or its {NAME} and N the "
-                          "number of a row, from 1")
+        raise ResultError(f"--from-row {reference}: give FILE:N, where FILE is a results folder or its {NAME}, and "
+                          "N the number of a row, from 1")
     rows = read_rows(folder)
     if not number.isdecimal() or not 1 <= int(number) <= len(rows):
-        raise ResultError(f"--from-row {reference}: {folder} has {counted(len(rows), 'row')}: give FILE:N, where N is the "
-                          "number of one of them, from 1")
+        raise ResultError(f"--from-row {reference}: {folder} has {counted(len(rows), 'row')}: give FILE:N, where N "
+                          "is the number of one of them, from 1")
     row = rows[int(number) - 1]
     if "asked" not in row or row.get("accuracy") is None:
         raise ResultError(f"--from-row {reference}: the row has no result that could be repeated")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ USES = frozenset({"root", "download"})
 PREFIX = "torchvision:"
 _SPLITS = {"train": "train", "train-standard": "train", "trainval": "train", "val": "val", "valid": "val",
            "test": "test"}
-_FILES = ("_image_files", "_images", "samples", "_samples", "imgs", "image_files")
+# Where data sets keep their files, the class numbers of their images, and the names of their classes.
+_FILES = ("_image_files", "_images", "samples", "_samples", "imgs")
 _NUMBERS = ("targets", "_labels", "labels", "y", "samples", "_samples")
 _NAMES = ("classes", "categories")
-_PROBES = 8
 
 Arguments = tuple[tuple[str, Any], ...]
 
@@ -92,25 +91,21 @@ def _parts(name: str, root: str, download: bool) -> list[tuple[str | None, str, 
     from torchvision import datasets
 
     accepted = signature(getattr(datasets, name).__init__).parameters
-    plain: dict[str, Any] = {"root": root} if "root" in accepted else {}
     if download and "download" not in accepted:
         raise SourceError(f"{PREFIX}{name} cannot be downloaded by torchvision: fetch it by hand, and name its folder "
                           "with --root")
-    if "download" in accepted:
-        plain["download"] = download
-    choices: list[tuple[str, str, dict[str, Any]]]
+    plain = {key: value for key, value in (("root", root), ("download", download)) if key in accepted}
+    choices: dict[str, dict[str, Any]] = {name: {}}
     if "train" in accepted:
-        choices = [("train", "train", {"train": True}), ("test", "test", {"train": False})]
+        choices = {"train": {"train": True}, "test": {"train": False}}
     elif "split" in accepted:
-        choices = [(split, there, {"split": there}) for there, split in _SPLITS.items()]
-    else:
-        choices = [("", name, {})]
+        choices = {there: {"split": there} for there in _SPLITS}
     found: list[tuple[str | None, str, Arguments]] = []
     refusal = ""
-    for split, there, own in choices:
+    for there, own in choices.items():
+        split, arguments = _SPLITS.get(there), tuple({**plain, **own}.items())
         if there == "trainval" and any(each == "train" for each, _, _ in found):
             continue
-        arguments = tuple({**plain, **own}.items())
         try:
             _opened(name, arguments)
         except ValueError as error:
@@ -125,7 +120,7 @@ def _parts(name: str, root: str, download: bool) -> list[tuple[str | None, str, 
         except TypeError as error:
             raise SourceError(f"{PREFIX}{name} needs more than a folder ({_line(error)}): write its images as a "
                               "manifest") from error
-        found.append((split or None, there, arguments))
+        found.append((split, there, arguments))
     if not found:
         raise SourceError(f"{PREFIX}{name} has none of the splits {', '.join(_SPLITS)} ({refusal}): write its images "
                           "as a manifest")
@@ -152,65 +147,49 @@ def _label_names(dataset: Any) -> dict[int, str]:
 
 
 def _numbers(dataset: Any, text: str) -> list[int]:
-    """The class number of every item: from the list that most data sets have, if that agrees with the items."""
-    probes = _probes(len(dataset))
+    """The class number of every item, without reading the images where the data set keeps a list."""
     try:
-        found = [int(dataset[each][1]) for each in probes]
+        image, number = dataset[0]
+        _pixels(image), int(number)
         for name in _NUMBERS:
-            numbers = _column(dataset, name, 1)
-            if numbers is not None and [int(numbers[each]) for each in probes] == found:
-                return [int(each) for each in numbers]
+            if (numbers := _column(dataset, name, 1)) is not None:
+                # QMNIST has further facts about an image behind its class.
+                return [int(each) for each in np.reshape(numbers, (len(dataset), -1))[:, 0]]
         return [int(dataset[each][1]) for each in range(len(dataset))]
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise SourceError(f"{text}: its items are not an image and a class number ({_line(error)}): write its images "
                           "as a manifest") from error
 
 
 def _files(dataset: Any) -> Sequence[Content] | None:
-    """The files of its images, if it says which they are and they hold what its items show."""
+    """The files of its images, if it keeps a list of them."""
     for name in _FILES:
         paths = _column(dataset, name, 0)
-        if paths is None or not all(isinstance(path, str | Path) for path in paths[:1]):
-            continue
-        try:
-            for each in _probes(len(dataset)):
-                shown = dataset[each][0]
-                with Image.open(paths[each]) as image:
-                    if not np.array_equal(np.asarray(image.convert(shown.mode)), np.asarray(shown)):
-                        raise ValueError
-        except (OSError, ValueError, AttributeError, TypeError):
-            continue
-        return [LocalFile(os.fspath(path)) for path in paths]
+        if paths is not None and isinstance(paths[0], str | Path):
+            return [LocalFile(os.fspath(path)) for path in paths]
     return None
 
 
 def _arrays(dataset: Any) -> Sequence[Content] | None:
-    """Its images, if they lie in one array that holds what its items show."""
+    """Its images, if they lie in one array: (n, height, width), (n, height, width, 3) or (n, 3, height, width)."""
     data = getattr(dataset, "data", None)
-    if data is None or len(data) != len(dataset) or not hasattr(data, "ndim"):
+    if not hasattr(data, "ndim") or data.ndim not in (3, 4):
         return None
     values = np.asarray(data)
-    for seen in (values, np.moveaxis(values, 1, -1) if values.ndim == 4 else None):
-        if seen is not None and seen.dtype == np.uint8 and seen.ndim in (3, 4) and all(
-                np.array_equal(_pixels(dataset[each][0]), seen[each]) for each in _probes(len(dataset))):
-            return [Pixels(each) for each in seen]
-    return None
+    if values.ndim == 4 and values.shape[-1] != 3:
+        values = np.moveaxis(values, 1, -1)
+    return [Pixels(each) for each in values]
 
 
 def _column(dataset: Any, name: str, part: int) -> Any:
     """A list with an entry per item; of pairs (file, number) the one or the other."""
     values = getattr(dataset, name, None)
-    if values is None or not hasattr(values, "__len__") or len(values) != len(dataset):
+    if values is None:
         return None
-    return [pair[part] for pair in values] if isinstance(values[0], tuple | list) else values
+    return [pair[part] for pair in values] if isinstance(values[0], tuple) else values
 
 
 def _pixels(image: Any) -> np.ndarray:
     if not isinstance(image, Image.Image):
         raise TypeError(f"{type(image).__name__} is not an image")
     return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-
-
-def _probes(size: int) -> list[int]:
-    """Some items to compare: the first, the last, and others."""
-    return sorted({0, size - 1, *random.Random(size).sample(range(size), min(_PROBES, size))})

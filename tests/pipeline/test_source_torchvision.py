@@ -107,21 +107,6 @@ def test_equal_class_names_stay_two_classes(cifar: Path) -> None:
     assert [each.label for each in records[:4]] == ["crane (0)", "maillot", "crane (2)", "d"]
 
 
-def test_a_list_of_labels_or_files_that_does_not_fit_the_items_is_not_believed(
-        folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    root = folder_of({"disc": 3, "ring": 3})
-
-    class Shuffled(datasets.ImageFolder):  # type: ignore[misc, name-defined]
-        def __getitem__(self, number: int) -> Any:
-            return super().__getitem__(5 - number)
-
-    monkeypatch.setattr(datasets, "ImageFolder", Shuffled)
-    records = open_source("torchvision:ImageFolder", SourceOptions(root=str(root))).records
-    assert [each.label for each in records] == ["ring"] * 3 + ["disc"] * 3
-    shown = np.asarray(Image.open(io.BytesIO(records[0].content.read())))
-    np.testing.assert_array_equal(shown[..., 0], np.asarray(Image.open(root / "ring/02.png")))
-
-
 def test_items_without_a_class_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.FakeData, "__getitem__", lambda self, number: (Image.new("L", (4, 4)), None))
     with pytest.raises(SourceError, match="not an image and a class number"):
