@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.report.curves import ranked
-from onceclip.pipeline.report.reading import Row, Setting
-from onceclip.pipeline.report.svg import Scale, element, figure, line, text
+from onceclip.pipeline.report.drawing import Scale, element, figure, line, text
+from onceclip.pipeline.report.settings import Row, Setting
 from onceclip.pipeline.summary import BASELINE
 
 PANELS = 8

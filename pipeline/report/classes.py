@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from onceclip.pipeline.report.curves import ranked
-from onceclip.pipeline.report.reading import Setting
+from onceclip.pipeline.report.settings import Setting
 from onceclip.pipeline.summary import BASELINE
 
 LISTED = 15  # classes at each end where there are more than twice as many

@@ -9,12 +9,10 @@ from statistics import median
 from markupsafe import Markup
 
 from onceclip.pipeline.counting import shots_of
-from onceclip.pipeline.report.dots import dot_plot
-from onceclip.pipeline.report.plot import Plot
-from onceclip.pipeline.report.svg import SERIES, figure, swatch
+from onceclip.pipeline.report.drawing import SERIES, Plot, dot_plot, figure
 from onceclip.pipeline.summary import BASELINE, Table
 
-WIDE, NARROW = 960, 380
+_WIDTH, _HEIGHT = 960, 480
 _DEPTH = 4
 
 
@@ -31,17 +29,19 @@ class Curves:
         """Whether there is anything to connect by lines."""
         return len(self.table.shots) > 1
 
-    def wide(self) -> Markup:
-        """The curves with their names beside them, for a screen or a sheet."""
-        return self._draw(WIDE, 480, labels=True) if self.several else self._dots(WIDE)
-
-    def narrow(self) -> Markup:
-        """The curves for a phone; `legend` names them."""
-        return self._draw(NARROW, 340, labels=False) if self.several else self._dots(NARROW)
-
-    def legend(self) -> list[tuple[Markup, str]]:
-        """The sign and the name of every strong line."""
-        return [(swatch(number), name) for number, name in enumerate(self.strong)]
+    def draw(self) -> Markup:
+        """All lines with their names beside them; of a single number of shots a row for each."""
+        if not self.several:
+            names = ranked(self.table, [name for name in self.table.names if name not in self.faint])
+            return dot_plot(self.table, names, self.table.shots[0], _WIDTH)
+        right = 66 + 7 * max(len(each) for each in (*self.strong, BASELINE))
+        plot = Plot(self.table, self.limits, 54, 12, _WIDTH - right, _HEIGHT - 44)
+        strong = list(enumerate(self.strong))
+        lines = plot.clipped([
+            *(plot.faint(name) for name in self.faint), *(plot.interval(number, name) for number, name in strong),
+            plot.baseline(), *(plot.strong(number, name) for number, name in strong)])
+        return figure(_WIDTH, _HEIGHT, "Learning curves", self.description(),
+                      [plot.grid("labelled images per class (shots)"), lines, *plot.labels(self.strong)], "curves")
 
     def one_by_one(self) -> list[tuple[str, Markup]]:
         """A small drawing for each strong line: its interval, and the other lines behind it."""
@@ -74,20 +74,6 @@ class Curves:
             low = max(low, lowest)
         room = 0.05 * (max(ends) - low) or 1.0
         return max(low - room, 0.0), min(max(ends) + room, 100.0)
-
-    def _dots(self, width: int) -> Markup:
-        names = ranked(self.table, [name for name in self.table.names if name not in self.faint])
-        return dot_plot(self.table, names, self.table.shots[0], width)
-
-    def _draw(self, width: int, height: int, labels: bool) -> Markup:
-        right = 12 + (max(len(each) for each in (*self.strong, BASELINE)) * 7 + 54 if labels else 0)
-        plot = Plot(self.table, self.limits, 54, 12, width - right, height - 44)
-        strong = list(enumerate(self.strong))
-        lines = [plot.grid("labelled images per class (shots)"), plot.clipped([
-            *(plot.faint(name) for name in self.faint), *(plot.interval(number, name) for number, name in strong),
-            plot.baseline(), *(plot.strong(number, name) for number, name in strong)])]
-        return figure(width, height, "Learning curves", self.description(),
-                      [*lines, *(plot.labels(self.strong) if labels else [])], "curves")
 
     def _single(self, number: int, name: str) -> Markup:
         plot = Plot(self.table, self.limits, 36, 8, 252, 150)

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from onceclip.adapters import METHODS
-from onceclip.pipeline.report.reading import Row, Setting
+from onceclip.pipeline.report.settings import Row, Setting
 
 _FEW = 3  # of two values one always is an end
 

@@ -9,7 +9,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import onceclip
 from onceclip.pipeline.counting import counted, shots_of
-from onceclip.pipeline.report.cost import seconds_words
 from onceclip.pipeline.results import Mean
 from onceclip.pipeline.whole_file import whole_file
 
@@ -18,7 +17,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill a template and write the page; a file of that name is replaced when the new one is whole."""
     environment = Environment(loader=PackageLoader("onceclip.pipeline.report"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=percent, signed=signed, mean=mean, duration=seconds_words, count=count,
+    environment.filters.update(percent=percent, signed=signed, mean=mean, duration=duration, count=count,
                                number=number, plural=counted, shots_of=shots_of)
     html = environment.get_template(template).render(version=onceclip.__version__, **values)
     with whole_file(path) as file:
@@ -52,3 +51,12 @@ def number(value: float | None, digits: int = 3) -> str:
 def count(value: float) -> str:
     """A count, which may be a mean of counts."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def duration(seconds: float) -> str:
+    """A duration in a unit that suits it."""
+    if seconds < 1e-3:
+        return f"{1e6 * seconds:.3g} µs"
+    if seconds < 1:
+        return f"{1e3 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.3g} min"

@@ -11,8 +11,7 @@ from typing import Any
 import onceclip
 from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.draws import GENERATOR
-from onceclip.pipeline.report.reading import Results, Row, Setting
-from onceclip.pipeline.report.settings import Best
+from onceclip.pipeline.report.settings import Best, Results, Row, Setting
 
 _TEMPLATES = 3
 Facts = list[tuple[str, str]]

@@ -8,20 +8,23 @@ from typing import Any
 
 from onceclip.pipeline.report.calibration import reliability_panels, score_lines, used_scores
 from onceclip.pipeline.report.classes import class_view
-from onceclip.pipeline.report.cost import cost_figure, costs_of
-from onceclip.pipeline.report.curves import NARROW, WIDE, Curves, curves_of, ranked
+from onceclip.pipeline.report.curves import curves_of, ranked
 from onceclip.pipeline.report.hyperparameters import chosen_of
 from onceclip.pipeline.report.page import write_page
 from onceclip.pipeline.report.provenance import draws_of, facts_of, replays
-from onceclip.pipeline.report.reading import Results, Setting, read_results, settings_of
 from onceclip.pipeline.report.settings import (
     POLICIES,
+    Results,
+    Setting,
     best_of,
+    costs_of,
     failures,
     is_tie,
     mean_over_stores,
     measures,
     policies,
+    read_results,
+    settings_of,
     sign_of,
     titles,
 )
@@ -82,13 +85,11 @@ def _tables(title: str, table: Table) -> dict[str, Any]:
 
 def _setting(title: str, setting: Setting, results: Results) -> dict[str, Any]:
     made = [_tables(name, table) for name, table in measures(setting)]
-    lines, costs = score_lines(setting), costs_of(setting)
-    curves: Curves = made[0]["curves"]
+    lines = score_lines(setting)
     return {
         "title": title, "measures": made, "rows": len(setting.rows),
         "hyperparameters": chosen_of(setting), "classes": class_view(setting),
         "lines": lines, "scores": used_scores(lines), "panels": reliability_panels(setting),
-        "costs": costs, "cost_figures": [cost_figure(costs, curves, width, height)
-                                         for width, height in ((WIDE, 400), (NARROW, 320))] if costs else [],
+        "costs": costs_of(setting),
         "facts": facts_of(setting), "draws": draws_of(setting), "replays": replays(setting, made[0]["best"], results),
     }

@@ -173,7 +173,7 @@ def _files(dataset: Any) -> Sequence[Content] | None:
 def _arrays(dataset: Any) -> Sequence[Content] | None:
     """Its images, if they lie in one array: (n, height, width), (n, height, width, 3) or (n, 3, height, width)."""
     data = getattr(dataset, "data", None)
-    if not hasattr(data, "ndim") or data.ndim not in (3, 4):
+    if getattr(data, "ndim", 0) not in (3, 4):
         return None
     values = np.asarray(data)
     if values.ndim == 4 and values.shape[-1] != 3:

@@ -143,7 +143,7 @@ def test_the_page_is_one_well_formed_file_that_loads_and_runs_nothing(real: Page
     real.assert_self_contained()
     assert real.html.startswith("<!DOCTYPE html>")
     drawings = [values for tag, values in real.tags if tag == "svg" and values.get("role") == "img"]
-    assert len(drawings) >= 7
+    assert len(drawings) >= 6
     assert all(values["aria-label"] for values in drawings)
     assert "prefers-color-scheme: dark" in real.html
     assert "@media print" in real.html
@@ -165,7 +165,7 @@ def test_every_number_of_the_summary_stands_in_the_tables_to_the_digit(results: 
 
 def test_the_rows_that_stand_for_a_seed_are_those_of_the_summary(store_path: Path, tmp_path: Path,
                                                                  run: Callable[..., Any]) -> None:
-    from onceclip.pipeline.report.reading import read_results, settings_of
+    from onceclip.pipeline.report.settings import read_results, settings_of
 
     done = run("sweep", store_path, "--methods", "zero-shot,tip-adapter", "--shots", "2", "--seeds", "1-3", "--grid",
                "beta=1,20", "--out", tmp_path / "grid")
@@ -353,9 +353,9 @@ def test_of_many_methods_eight_have_colours_and_all_are_in_the_table(page_of: Ca
     page = page_of([row(name, shots, seed, 0.5 + number / 100 + shots / 1000 + seed / 10000)
                     for number, name in enumerate(names) for shots in (1, 2) for seed in (1, 2)])
     assert [name for name in page.table("Test accuracy") if name != "shots"] == list(reversed(names))
-    wide = page.html.partition('<div class="wide">')[2].partition('<div class="narrow">')[0]
-    assert set(re.findall(r'class="series s(\d+)"', wide)) == set("01234567")
-    assert len(re.findall('class="faint"', wide)) == 12
+    drawing = page.html.partition('<div class="drawing"')[2].partition("</div>")[0]
+    assert set(re.findall(r'class="series s(\d+)"', drawing)) == set("01234567")
+    assert len(re.findall('class="faint"', drawing)) == 12
     assert "grey: the other 12 methods" in page.text
 
 
