@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from onceclip.adapters import METHODS, Method
-from onceclip.pipeline.catalogue import cost, trainings
+from onceclip.pipeline.commands.methods import cost, trainings
 from onceclip.pipeline.results import mean_interval
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.sweep import known, sweep

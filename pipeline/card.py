@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from onceclip.pipeline.words import counts
 from onceclip.stores.schema import SPLITS
 
 _LISTED = 1000  # classes
@@ -21,8 +22,7 @@ def card(values: dict[str, Any]) -> str:
     norm = embedding["norm"]
     facts = {
         "images": ", ".join(f"{number:,} {state}" for state, number in images.items() if number) or "none",
-        "splits": ", ".join(f"{split} {number:,}" for split, number in values["splits"].items())
-                  + f" ({source.get('how', 'not yet drawn')})",
+        "splits": f"{counts(values['splits'])} ({source.get('how', 'not yet drawn')})",
         "classes": f"{len(values['classes']):,}",
         "embeddings": f"{embedding['dim']} x {embedding['dtype']}, "
                       + ("normalised" if encoder.get("normalized") else "raw, not normalised")

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import DeviceError
+from onceclip.pipeline.words import counted
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 

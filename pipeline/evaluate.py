@@ -19,6 +19,7 @@ from onceclip.pipeline.classes import names_of
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation import Evaluation, scores_of, temperature_of
 from onceclip.pipeline.metrics import Tally
+from onceclip.pipeline.words import listing
 from onceclip.stores import Store, StoreMismatch
 from onceclip.stores.reader import PIECE_ROWS
 
@@ -70,7 +71,7 @@ class Scoring:
         rows, label = _labelled(classifier, store, split, classes, candidates)
         if not len(rows):
             there = ", ".join(f"{name} {len(store.rows(name)):,}" for name in ("train", "val", "test"))
-            of = "" if classes is None else f" of {_listing(classes)}"
+            of = "" if classes is None else f" of {listing(classes)}"
             raise TaskError(f"{store.path} has no labelled {split} image{of} (labelled images: {there}): evaluate on "
                             "another --split or store")
         columns = None
@@ -189,13 +190,9 @@ def _labelled(classifier: Classifier, store: Store, split: str, classes: Sequenc
 def _require_known(store: Store, names: Sequence[str], place: dict[str, int]) -> None:
     unknown = [name for name in names if name not in place]
     if unknown:
-        raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {_listing(unknown)}; it "
-                            f"knows {_listing(list(place))}: evaluate on a store with the adapter's class names, or on "
+        raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {listing(unknown)}; it "
+                            f"knows {listing(list(place))}: evaluate on a store with the adapter's class names, or on "
                             "some of its classes (--classes)")
-
-
-def _listing(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
 def check_encoder(classifier: Classifier, store: Store) -> None:

@@ -11,11 +11,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from onceclip.pipeline.alike import alike
 from onceclip.pipeline.clip_retrieval import import_folder, is_clip_retrieval
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.imported import Features, make_store, summary
+from onceclip.pipeline.words import alike, counted
 from onceclip.stores import Output, TextSet
 from onceclip.stores.fingerprint import digest, fingerprint
 from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, UNIT_ROWS

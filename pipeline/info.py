@@ -12,15 +12,11 @@ import numpy as np
 import onceclip
 from onceclip.adapters import load_classifier
 from onceclip.adapters.classifier import CONFIG
-from onceclip.pipeline.counting import counted, shots_of
-from onceclip.pipeline.prompts.class_names import class_phrases
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
 
 _PIECE = 1 << 20  # rows that are counted at once
 _SAMPLE = 4096
-_LISTED = 20
-_TEMPLATES = 3
 
 
 def info(path: str) -> dict[str, Any]:
@@ -86,85 +82,3 @@ def _text(store: Store, name: str) -> dict[str, Any]:
     text = store.text(name)
     return {"prompts": len(text.prompts), "classes": len(text.classes), "fingerprint": text.fingerprint,
             "first": next((prompt for prompt in text.prompts if prompt), None), "source": text.source}
-
-
-def _made_of(source: dict[str, Any]) -> list[str]:
-    """What made a text set, a line each."""
-    templates, file, waffle = source.get("templates", []), source.get("file"), source.get("waffle")
-    found = [f"templates: {', '.join(map(repr, templates[:_TEMPLATES]))}"
-             + (f" and {len(templates) - _TEMPLATES} more" if len(templates) > _TEMPLATES else "")] if templates else []
-    if waffle:
-        found.append(f"of these {waffle['pairs']} pairs of random words and characters, seed {waffle['seed']}")
-    if file:
-        found.append(f"file: {file['name']}, {file['form']}, digest {file['digest']}"
-                     + (f", {file['repeated']} repeated sentences left out" if file["repeated"] else ""))
-    renamed = {name: phrase for name, phrase in source.get("phrases", {}).items()
-               if phrase != class_phrases([name])[name]}
-    if renamed:
-        shown = ", ".join(f"{name!r} as {phrase!r}" for name, phrase in list(renamed.items())[:_TEMPLATES])
-        more = " ..." if len(renamed) > _TEMPLATES else ""
-        found.append(f"{counted(len(renamed), 'class', 'classes')} by other names: {shown}{more}")
-    if source.get("truncated"):
-        found.append(f"{source['truncated']} prompts were cut to the encoder's context")
-    return found
-
-
-def lines(values: dict[str, Any]) -> list[str]:
-    """The same for people to read."""
-    if values["kind"] == "adapter":
-        source = values["provenance"]
-        return [
-            f"{values['path']}: adapter {values['method']}, {len(values['classes'])} classes, {values['dim']} "
-            "dimensions",
-            f"  hyperparameters  {', '.join(f'{name}={value}' for name, value in values['hyperparameters'].items())}",
-            f"  fitted with      {shots_of(source.get('shots', '?'))}, seed {source.get('seed')}, "
-            f"{source.get('select')}",
-            f"  encoder          {_encoder(source.get('encoder', {}))}",
-            *_adapter_text(source.get("text")),
-        ]
-    images, embedding, source = values["images"], values["embedding"], values["split_source"] or {}
-    result = [
-        f"{values['path']}: {'complete' if values['complete'] else 'UNFINISHED'} store, schema {values['schema']}",
-        f"  images           {', '.join(f'{number:,} {name}' for name, number in images.items() if number) or 'none'}",
-        f"  splits           {', '.join(f'{name} {number:,}' for name, number in values['splits'].items())} "
-        f"({source.get('how', 'not yet drawn')})",
-        f"  embeddings       {embedding['dim']} x {embedding['dtype']}, {embedding['bytes'] / 1e6:.1f} MB, units of "
-        f"{embedding['unit_rows']} rows" + _beside(embedding),
-        f"  encoder          {_encoder(values['encoder'])}",
-        f"  fingerprint      {values['fingerprint']}",
-    ]
-    if embedding["norm"]:
-        norm = "{minimum:.3g} to {maximum:.3g}, median {median:.3g}".format(**embedding["norm"])
-        result.append(f"  length           {norm}")
-    for name, text in values["texts"].items():
-        example = f", e.g. {text['first']!r}" if text["first"] else ""
-        result.append(f"  text {name!r}   {counted(text['prompts'], 'prompt')}{example}")
-        result += [f"    {line}" for line in _made_of(text["source"])]
-    result.append(f"  classes          {len(values['classes'])}")
-    result += [f"    {name}: {', '.join(f'{split} {number}' for split, number in counts.items()) or 'no image'}"
-               for name, counts in list(values["classes"].items())[:_LISTED]]
-    if len(values["classes"]) > _LISTED:
-        result.append(f"    and {len(values['classes']) - _LISTED} more (--json lists all)")
-    return result + [f"  bad: {key}: {reason}" for key, reason in values["bad_images"].items()]
-
-
-def _adapter_text(text: dict[str, Any] | None) -> list[str]:
-    if not text:
-        return []
-    rule = f", class weights {text['class_weights']}" if "class_weights" in text else ""
-    return [f"  text             {text['name']!r}{rule}", *(f"    {line}" for line in _made_of(text))]
-
-
-def _beside(embedding: dict[str, Any]) -> str:
-    """How the embeddings lie on disk if not plainly, and what there is beside them."""
-    outputs = [f"{name} ({' x '.join(map(str, shape))})" for name, shape in embedding["outputs"].items()]
-    if embedding["views"] and "view" not in embedding["outputs"]:
-        outputs.append("view")
-    shards = f", in shards of chunks of {embedding['chunk_rows']} rows" if embedding["chunk_rows"] else ""
-    return shards + (f", with {', '.join(outputs)}" if outputs else "")
-
-
-def _encoder(encoder: dict[str, Any]) -> str:
-    weights = f" / {encoder['pretrained']}" if encoder.get("pretrained") else ""
-    length = ", normalised" if encoder.get("normalized") else ""
-    return f"{encoder.get('name', 'unknown')}{weights}{length}, fingerprint {encoder.get('fingerprint', 'unknown')}"

@@ -11,10 +11,10 @@ from typing import Any
 from onceclip.adapters import method_class
 from onceclip.adapters.compiling import AUTO, USUAL, Compiling
 from onceclip.adapters.method import Method
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.devices import CPU, is_gpu
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.run import RunSpec
+from onceclip.pipeline.words import counted
 from onceclip.stores import Store
 
 OWN = "own"  # the grid of every method's own search values

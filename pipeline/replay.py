@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from onceclip.adapters.compiling import OFF, Compiling
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.devices import CPU, device_like
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.fit import Fitted
 from onceclip.pipeline.results import NAME, read_rows
 from onceclip.pipeline.run import RunSpec
+from onceclip.pipeline.words import counted
 from onceclip.stores import Store
 
 TOLERANCE = 0.005  # of the accuracy, on another machine or device, or with other products

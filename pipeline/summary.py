@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.results import Mean, mean_interval
+from onceclip.pipeline.words import shots_of
 
 BASELINE = "zero-shot"
 SCORES = {"accuracy": "base classes", "accuracy_new": "new classes", "harmonic_mean": "harmonic mean of base and new"}
@@ -126,29 +126,6 @@ def _differences(chosen: Mapping[Key, Mapping[int, float]], to: Mapping[Any, str
     return found
 
 
-def lines(table: Table) -> list[str]:
-    """A table as text: accuracies, then differences to zero-shot, in per cent."""
-    runs = max((mean.runs for mean in table.accuracy.values()), default=0)
-    parts = [f"{table.title}: test accuracy in per cent, mean ± 95 % interval of up to {counted(runs, 'seed')}",
-             *accuracy_lines(table)]
-    if table.to_baseline:
-        parts += ["", f"difference to {BASELINE} on the same seeds", *_grid(table, table.to_baseline, signed=True)]
-    if len(table.names) > 2:
-        parts += ["", "difference to the best of the column", *_grid(table, table.to_best, signed=True)]
-    if table.short:
-        parts += ["", short_words(table)]
-    if table.unserved:
-        parts += ["", unserved_words(table)]
-    if table.failed:
-        parts += ["", "left out, for they have no result:"]
-        parts += [f"  {_runs(names)}: {reason}" for reason, names in table.reasons.items()]
-    return parts
-
-
-def _runs(numbers: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({counted(number, 'run')})" for name, number in numbers.items())
-
-
 def short_words(table: Table) -> str:
     """Say at which numbers of shots a draw was smaller than its name."""
     return ("some classes have fewer training images than shots: "
@@ -159,26 +136,6 @@ def short_words(table: Table) -> str:
 def unserved_words(table: Table) -> str:
     """Say which lines are missing because they serve no new classes."""
     return f"not served: what these learn belongs to their classes: {', '.join(table.unserved)}"
-
-
-def accuracy_lines(table: Table) -> list[str]:
-    """The accuracies of a table as text, in per cent: a line per name, a column per number of shots."""
-    return _grid(table, table.accuracy, signed=False)
-
-
-def _grid(table: Table, cells: Mapping[Key, Mean], signed: bool) -> list[str]:
-    width = max(map(len, ("shots", *table.names)))
-    names = [name for name in table.names if any((name, number) in cells for number in table.shots)]
-    return [f"{'shots':<{width}}" + "".join(f"{number!s:>14}" for number in table.shots),
-            *(f"{name:<{width}}" + "".join(f"{_cell(cells.get((name, number)), signed):>14}" for number in table.shots)
-              for name in names)]
-
-
-def _cell(mean: Mean | None, signed: bool) -> str:
-    if mean is None:
-        return "-"
-    half = "" if mean.half_width is None else f" ± {100 * mean.half_width:.1f}"
-    return f"{100 * mean.value:{'+' if signed else ''}.1f}{half}"
 
 
 def as_values(table: Table) -> dict[str, Any]:

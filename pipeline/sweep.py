@@ -16,7 +16,6 @@ from tqdm import tqdm
 from onceclip.adapters import MethodError
 from onceclip.adapters.compiling import AUTO
 from onceclip.pipeline.cluster.machine import visible_gpus
-from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.devices import CPU, CUDA, training_device
 from onceclip.pipeline.errors import DeviceError, ResultError
 from onceclip.pipeline.fit import fit_group
@@ -25,6 +24,7 @@ from onceclip.pipeline.plan import Group, Plan, make_plan
 from onceclip.pipeline.results import append_rows, by_run, read_rows, rows_name
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.stores_file import record_stores
+from onceclip.pipeline.words import counted, shots_of
 from onceclip.pipeline.workers import Here, Processes, Workers
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
 from onceclip.stores.remote import everywhere

@@ -13,9 +13,9 @@ from onceclip.adapters.stream import BLOCK, Stream
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.classes import ALL, BASE, names_of
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.draws import Draw, draw
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.words import counted
 from onceclip.stores import Store, TextSet
 from onceclip.stores.fingerprint import DIGEST_BYTES
 

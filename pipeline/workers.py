@@ -10,10 +10,10 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.pace import Pace
 from onceclip.pipeline.process import Attempt, Process, await_imports, can_fork, for_processes, forks_of_one, load
+from onceclip.pipeline.words import counted
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, json_option, show
 from onceclip.pipeline.commands.scheduling import hired, local_workers_option, one_way, scheduler_option
+from onceclip.pipeline.words import percent
 
 _FOR_WORKERS = ("onceclip.pipeline.cluster.evaluation",)
+CONFUSIONS = 10  # wrong pairs that people are shown
+_COLUMNS = {"accuracy": "top-1", "top5": "top-5", "macro_recall": "macro recall", "nll": "NLL", "ece": "ECE"}
+_NATS = ("nll", "ece")
 
 
 @click.command()
@@ -56,7 +62,6 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     from onceclip.pipeline.comparison import compare
     from onceclip.pipeline.confusion import write_matrix
     from onceclip.pipeline.evaluate import Judge, Scoring
-    from onceclip.pipeline.evaluation_wording import evaluation_lines
     from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.protocol import Protocol
     from onceclip.pipeline.shift import shift
@@ -80,3 +85,88 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
         write_matrix(confusion, done.candidates, done.tally.right.numpy(), done.tally.wrong.counted())
     values = {"adapter": str(adapter), **(found[0] if len(found) == 1 else shift(found))}
     show(as_json, values, lambda: evaluation_lines(values, per_class))
+
+
+def evaluation_lines(found: Mapping[str, Any], per_class: bool) -> list[str]:
+    """What an adapter reached on one store or on several, and against another adapter."""
+    if "stores" not in found:
+        return [*_store_lines(found), *_against_lines(found), *(_class_lines(found) if per_class else [])]
+    stores = found["stores"]
+    return [f"{found['adapter']} ({stores[0]['method']}), {stores[0]['split']} split, in per cent but NLL and ECE",
+            *_shift_lines(stores, found["mean_of_others"]),
+            *(line for each in stores for line in _further_lines(each, per_class))]
+
+
+def _store_lines(scores: Mapping[str, Any]) -> list[str]:
+    low, high = (percent(each) for each in scores["interval"])
+    groups = f" in {scores['n_groups']:,} groups" if scores["n_groups"] else ""
+    among = f", scored among {scores['among']}" if scores["among"] != scores["classes"] else ""
+    nearly = f"top-5 {percent(scores['top5'])}, " if scores["top5"] is not None else ""
+    return [
+        f"{scores['adapter']} ({scores['method']}) on {scores['store']}, {scores['split']} split: {scores['n']:,} "
+        f"images{groups} of {scores['classes']} classes{among}",
+        f"  accuracy {percent(scores['accuracy'])} (95 % interval {low} to {high}), {nearly}macro recall "
+        f"{percent(scores['macro_recall'])}",
+        f"  NLL {scores['nll']:.4f}, Brier {scores['brier']:.4f}, ECE {scores['ece']:.4f}{_calibrated(scores)}",
+    ]
+
+
+def _calibrated(scores: Mapping[str, Any]) -> str:
+    if scores["temperature"] is None:
+        return ""
+    return (f"; with temperature {scores['temperature']:.3g}: NLL {scores['nll_calibrated']:.4f}, ECE "
+            f"{scores['ece_calibrated']:.4f}")
+
+
+def _against_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    if "against" in scores:
+        found = scores["against"]
+        low, high = (f"{100 * each:+.2f}" for each in found["difference_interval"])
+        yield (f"  against {found['adapter']}: {100 * found['difference']:+.2f} points (95 % interval {low} to "
+               f"{high}), McNemar's exact p {found['p']:.3g}")
+        yield (f"  both right {found['both']:,}, only this {found['only_this']:,}, only the other "
+               f"{found['only_other']:,}, neither {found['neither']:,}")
+
+
+def _class_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    width = max(len("class"), *(len(each["class"]) for each in scores["per_class"]))
+    yield f"  {'class':<{width}}{'images':>8}{'right':>8}{'recall':>10}{'precision':>11}"
+    for each in scores["per_class"]:
+        yield (f"  {each['class']:<{width}}{each['n']:>8,}{each['right']:>8,}{percent(each['recall']):>10}"
+               f"{percent(each['precision']):>11}")
+    for true, predicted, number in scores["confusions"][:CONFUSIONS]:
+        yield f"  {true} taken for {predicted}: {number:,}"
+
+
+def _further_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
+    if per_class or "against" in scores:
+        yield f"{scores['store']}:"
+        yield from _against_lines(scores)
+        yield from _class_lines(scores) if per_class else ()
+
+
+def _shift_lines(stores: Sequence[Mapping[str, Any]], mean: Mapping[str, Any]) -> Iterator[str]:
+    """A table with a line per store, and the mean of all but the first."""
+    rows = [["", "images", "classes", "top-1", "interval", *list(_COLUMNS.values())[1:], "difference"],
+            *([each["store"], f"{each['n']:,}", _among(each), *_cells(each)] for each in stores),
+            *([[f"mean of the other {len(stores) - 1}", "", "", *_cells(mean)]] if len(stores) > 2 else [])]
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        yield "  ".join([first.ljust(width[0]),
+                         *(cell.rjust(wide) for cell, wide in zip(others, width[1:], strict=True))])
+
+
+def _among(scores: Mapping[str, Any]) -> str:
+    return str(scores["classes"]) + (f" of {scores['among']}" if scores["among"] != scores["classes"] else "")
+
+
+def _cells(scores: Mapping[str, Any]) -> list[str]:
+    first, *others = (_number(scores[name], name) for name in _COLUMNS)
+    between = "{:.1f} to {:.1f}".format(*(100 * each for each in scores["interval"])) if "interval" in scores else ""
+    return [first, between, *others, f"{100 * scores['difference']:+.1f}" if "difference" in scores else ""]
+
+
+def _number(value: float | None, name: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if name in _NATS else f"{100 * value:.1f}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +13,11 @@ from onceclip.pipeline.commands.options import BatchSize, LocalPath, encoder_opt
 from onceclip.pipeline.commands.outputs import output_options, outputs_of
 from onceclip.pipeline.commands.scheduling import hired, one_way, part_option, scheduler_option
 from onceclip.pipeline.commands.sources import source_options
+from onceclip.pipeline.words import counted, counts
 
 if TYPE_CHECKING:
+    from onceclip.pipeline.extract import Extraction
+    from onceclip.pipeline.extract_part import PartDone
     from onceclip.pipeline.parts import Part
 
 
@@ -83,12 +88,11 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     workforce = hired(scheduler, local_workers, ("onceclip.pipeline.cluster.worker",))
     crew = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
-    from onceclip.pipeline.extract import Extraction, ExtractOptions
+    from onceclip.pipeline.extract import ExtractOptions
     from onceclip.pipeline.extract import extract as run
     from onceclip.pipeline.extract_part import PartDone, extract_part
     from onceclip.pipeline.prompts import load_phrases, load_templates
     from onceclip.pipeline.sources import SourceOptions
-    from onceclip.pipeline.wording import extraction_lines, part_lines
 
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
@@ -103,3 +107,56 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     show(as_json, vars(done), lambda: part_lines(done) if isinstance(done, PartDone) else extraction_lines(done))
     if strict and done.bad:
         raise click.ClickException(f"{done.bad} of {done.images} images are bad (--strict)")
+
+
+def extraction_lines(done: Extraction) -> list[str]:
+    """What `extract` did, every bad image by name, and the next command."""
+    rate = f", {done.encoded / done.seconds:.0f} images/s" if done.encoded else ""
+    stored = [f"{name} {'x'.join(map(str, shape))}" for name, shape in done.outputs.items()]
+    if done.rounding["relative"]:
+        stored.append(f"rounding moved embeddings by {done.rounding['relative']:.1e} of their length at most "
+                      f"(1 - cosine {done.rounding['cosine']:.1e})")
+    return [
+        f"{done.store}: {counted(done.images - done.bad, 'image')} of {counted(len(done.classes), 'class', 'classes')} "
+        f"({counts(done.splits)})",
+        f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
+        f"bad {done.bad:,}; {counted(done.text['prompts'], 'prompt')}; {done.seconds:.1f} s{rate}",
+        *([f"  {'; '.join(stored)}"] if stored else []),
+        *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
+        *(_profile_lines(done.profile) if done.profile else []),
+        *next_lines(done.store, done.splits, len(done.classes), done.text["prompts"] > 0),
+    ]
+
+
+def next_lines(store: str, splits: Mapping[str, int], classes: int, text: bool) -> list[str]:
+    """The next command of somebody with a new store, as far as it has what that needs."""
+    if not classes:
+        return [f"Next: onceclip predict ADAPTER {quote(store)}"]
+    method, choice = "tip-adapter" if text else "linear-probe", " --select val" if splits.get("val") else ""
+    return [f"Next: onceclip fit {quote(store)} --method {method} --shots 16{choice}"]
+
+
+def part_lines(done: PartDone) -> list[str]:
+    """What one part of an extraction did, every bad image by name, and what comes next."""
+    return [
+        f"{done.store}, part {done.part}: encoded {done.encoded:,} of {counted(done.images, 'image')}, "
+        f"bad {done.bad:,}; {done.seconds:.1f} s",
+        *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
+        f"The store is complete. Next: onceclip fit {quote(done.store)} --method tip-adapter --shots 16 --select val"
+        if done.complete else "Other parts have images to encode still; the last one to end finishes the store.",
+    ]
+
+
+def _profile_lines(found: Mapping[str, Any]) -> list[str]:
+    """Where the time went: everything ran at the same time, so the seconds do not add up."""
+    pictures, lanes = max(found["images"], 1), found["lanes"]
+    workers = {"read": "processes", "decode": "processes", "transform": "processes", "encode": "lanes", "write": ""}
+    rows = [f"    {name:<10}{found[name]:>9.2f}{1000 * found[name] / pictures:>12.3f}   "
+            f"{f'{found[of]} {of}' if of else '1 thread'}" for name, of in workers.items()]
+    share = f", {100 * found['share']:.0f} % of it" if found["share"] else ""
+    return [
+        "  where the time went     (of all together)",
+        f"    {'':<10}{'seconds':>9}{'ms/image':>12}", *rows,
+        f"  the encoder alone: {found['encoder_rate']:,.1f} images/s in {lanes} lanes; this run: "
+        f"{found['rate']:,.1f} images/s{share}",
+    ]

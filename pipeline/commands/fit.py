@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -16,6 +19,7 @@ from onceclip.pipeline.commands.options import (
     show,
     training_device_option,
 )
+from onceclip.pipeline.words import counted, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
              "narrow")
@@ -74,7 +78,6 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     from onceclip.pipeline.results import NAME, append_row
     from onceclip.pipeline.run import RunSpec
     from onceclip.pipeline.stores_file import record_stores
-    from onceclip.pipeline.wording import fit_lines
     from onceclip.stores import open_store
 
     Search.parse(search)
@@ -126,3 +129,30 @@ def _setting(text: str) -> tuple[str, str]:
     if not mark or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
     return name.strip().replace("-", "_"), value.strip()
+
+
+def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
+    """What a run reached and with which hyperparameters."""
+    values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                       for name, value in row["hyperparameters"].items())
+    chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
+    return [
+        f"{row['method']}, {shots_of(row['shots'])}, seed {row['seed']}: "
+        f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}, "
+        f"{row['seconds']:.2f} s",
+        f"  test accuracy    {percent(row['accuracy'])} ({counted(row['n_test'], 'image')}), macro recall "
+        f"{percent(row['macro_recall'])}",
+        *_new_classes(row),
+        f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
+        *([f"Saved in {out}. Next: onceclip predict {quote(str(out))} IMAGES..."] if out else []),
+    ]
+
+
+def _new_classes(row: Mapping[str, Any]) -> list[str]:
+    """What a run of base classes reached on the others."""
+    if "class_set" not in row:
+        return []
+    if row["accuracy_new"] is None:
+        return [f"  {row['classes_new']} new classes   not served: what {row['method']} learns belongs to its classes"]
+    return [f"  {row['classes_new']} new classes   {percent(row['accuracy_new'])} "
+            f"({counted(row['n_test_new'], 'image')}), harmonic mean {percent(row['harmonic_mean'])}"]

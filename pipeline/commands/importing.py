@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from onceclip.pipeline.commands.extract import next_lines
 from onceclip.pipeline.commands.options import LocalPath, json_option, show
+from onceclip.pipeline.words import counted, counts
 
 
 @click.command("import")
@@ -28,9 +32,18 @@ def import_(arrays: Path, store: str, encoder: str | None, as_json: bool) -> Non
         onceclip import clip-retrieval-output pets.zarr --encoder ViT-B-32/openai
     """
     from onceclip.pipeline.importing import import_arrays
-    from onceclip.pipeline.wording import import_lines
 
     done = import_arrays(arrays, store, encoder)
     for remark in done["remarks"]:
         click.echo(f"Note: {remark}", err=True)
     show(as_json, done, lambda: import_lines(done))
+
+
+def import_lines(done: Mapping[str, Any]) -> list[str]:
+    """What `import` did, and the next command."""
+    return [
+        f"{done['store']}: {counted(done['images'], 'row')} of {done['dim']} dimensions, "
+        f"{counted(done['classes'], 'class', 'classes')} ({counts(done['splits'])}), "
+        f"{'with' if done['text'] else 'without'} text",
+        *next_lines(done["store"], done["splits"], done["classes"], done["text"]),
+    ]

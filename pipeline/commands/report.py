@@ -30,9 +30,9 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
         onceclip report pets-adapter pets.zarr --out mistakes.html
     """
     from onceclip.adapters.classifier import CONFIG
-    from onceclip.pipeline.counting import counted
     from onceclip.pipeline.report import write_adapter_report, write_results_report
     from onceclip.pipeline.results import NAME
+    from onceclip.pipeline.words import counted
 
     first, *others = map(Path, results)
     if (first / CONFIG).is_file() and len(others) == 1 and not (others[0] / NAME).is_file():

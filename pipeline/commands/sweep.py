@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,12 @@ from onceclip.pipeline.commands.options import (
     training_device_option,
 )
 from onceclip.pipeline.commands.scheduling import hired, one_way, part_option, scheduler_option
+from onceclip.pipeline.words import counted
 
 if TYPE_CHECKING:
     from onceclip.pipeline.parts import Part
+    from onceclip.pipeline.results import Mean
+    from onceclip.pipeline.summary import Key, Table
 
 DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
 
@@ -104,10 +108,9 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
 
     from onceclip.adapters import METHODS
     from onceclip.adapters.search import Search
-    from onceclip.pipeline.counting import counted
     from onceclip.pipeline.devices import training_device
     from onceclip.pipeline.plan import OWN, make_plan, make_specs, shared
-    from onceclip.pipeline.summary import as_values, lines, tables
+    from onceclip.pipeline.summary import as_values, tables
     from onceclip.pipeline.sweep import known, require_result, settled
     from onceclip.pipeline.sweep import sweep as run
     from onceclip.stores import open_store
@@ -132,7 +135,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
                retry_failed=retry_failed, device=device)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
-         lambda: [line for table in made for line in (*lines(table), "")])
+         lambda: [line for table in made for line in (*table_lines(table), "")])
     require_result(rows)
 
 
@@ -141,3 +144,48 @@ def _axis(text: str) -> tuple[str, list[str]]:
     if not mark or not name or not values:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE,VALUE,... or own", param_hint="--grid")
     return name.strip(), [value.strip() for value in values.split(",")]
+
+
+def table_lines(table: Table) -> list[str]:
+    """A table as text: accuracies, then differences to zero-shot, in per cent."""
+    from onceclip.pipeline.summary import BASELINE, short_words, unserved_words
+
+    runs = max((mean.runs for mean in table.accuracy.values()), default=0)
+    parts = [f"{table.title}: test accuracy in per cent, mean ± 95 % interval of up to {counted(runs, 'seed')}",
+             *accuracy_lines(table)]
+    if table.to_baseline:
+        parts += ["", f"difference to {BASELINE} on the same seeds", *_grid(table, table.to_baseline, signed=True)]
+    if len(table.names) > 2:
+        parts += ["", "difference to the best of the column", *_grid(table, table.to_best, signed=True)]
+    if table.short:
+        parts += ["", short_words(table)]
+    if table.unserved:
+        parts += ["", unserved_words(table)]
+    if table.failed:
+        parts += ["", "left out, for they have no result:"]
+        parts += [f"  {_runs(names)}: {reason}" for reason, names in table.reasons.items()]
+    return parts
+
+
+def _runs(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({counted(number, 'run')})" for name, number in numbers.items())
+
+
+def accuracy_lines(table: Table) -> list[str]:
+    """The accuracies of a table as text, in per cent: a line per name, a column per number of shots."""
+    return _grid(table, table.accuracy, signed=False)
+
+
+def _grid(table: Table, cells: Mapping[Key, Mean], signed: bool) -> list[str]:
+    width = max(map(len, ("shots", *table.names)))
+    names = [name for name in table.names if any((name, number) in cells for number in table.shots)]
+    return [f"{'shots':<{width}}" + "".join(f"{number!s:>14}" for number in table.shots),
+            *(f"{name:<{width}}" + "".join(f"{_cell(cells.get((name, number)), signed):>14}" for number in table.shots)
+              for name in names)]
+
+
+def _cell(mean: Mean | None, signed: bool) -> str:
+    if mean is None:
+        return "-"
+    half = "" if mean.half_width is None else f" ± {100 * mean.half_width:.1f}"
+    return f"{100 * mean.value:{'+' if signed else ''}.1f}{half}"

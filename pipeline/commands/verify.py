@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from onceclip.pipeline.commands.options import json_option, show
 from onceclip.pipeline.commands.scheduling import hired, local_workers_option, one_way, scheduler_option
+from onceclip.pipeline.words import counted
+
+if TYPE_CHECKING:
+    from onceclip.stores.verify import Verification
 
 _FOR_WORKERS = ("onceclip.pipeline.cluster.verification",)
 
@@ -33,9 +38,7 @@ def verify(store: str, repair: bool, local_workers: int | None, scheduler: str |
     workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
     from onceclip.pipeline.cluster.verification import spread_over
-    from onceclip.pipeline.counting import counted
     from onceclip.pipeline.progress import percentage
-    from onceclip.pipeline.wording import verification_lines
     from onceclip.stores.verify import repair as mend
     from onceclip.stores.verify import verify as run
 
@@ -48,3 +51,13 @@ def verify(store: str, repair: bool, local_workers: int | None, scheduler: str |
     elif found.faults:
         raise click.ClickException(f"{store} has {counted(len(found.faults), 'fault')}: add --repair to have the next "
                                    "extract mend that, or take the store from a copy")
+
+
+def verification_lines(found: Verification) -> list[str]:
+    """What is wrong with a store, or that nothing is."""
+    state = counted(len(found.faults), "fault") if found.faults else "no fault"
+    return [
+        f"{found.store}: {counted(found.images, 'image')}, {counted(found.chunks, 'chunk')} read, {state}",
+        *(f"  fault: {each.where} {each.what}" for each in found.faults),
+        *(f"  note: {each.where} {each.what}" for each in found.remarks),
+    ]

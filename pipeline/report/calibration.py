@@ -10,11 +10,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.report.curves import ranked
 from onceclip.pipeline.report.drawing import Scale, element, figure, line, text
 from onceclip.pipeline.report.settings import Row, Setting
 from onceclip.pipeline.summary import BASELINE
+from onceclip.pipeline.words import shots_of
 
 PANELS = 8
 SCORES = {"accuracy": "top-1, %", "top5": "top-5, %", "macro_recall": "macro recall, %", "nll": "NLL",

@@ -8,9 +8,9 @@ from statistics import median
 
 from markupsafe import Markup
 
-from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.report.drawing import SERIES, Plot, dot_plot, figure
 from onceclip.pipeline.summary import BASELINE, Table
+from onceclip.pipeline.words import shots_of
 
 _WIDTH, _HEIGHT = 960, 480
 _DEPTH = 4

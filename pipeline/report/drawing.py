@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.results import Mean
 from onceclip.pipeline.summary import BASELINE, Table
+from onceclip.pipeline.words import shots_of
 
 SERIES = 8  # colours and markers that the style sheet has
 _ROW = 24  # height of a line of `dot_plot`

@@ -8,9 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import onceclip
-from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.results import Mean
 from onceclip.pipeline.whole_file import whole_file
+from onceclip.pipeline.words import counted, shots_of
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:

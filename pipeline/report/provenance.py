@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import onceclip
-from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.draws import GENERATOR
 from onceclip.pipeline.report.settings import Best, Results, Row, Setting
+from onceclip.pipeline.words import counts, shots_of
 
 _TEMPLATES = 3
 Facts = list[tuple[str, str]]
@@ -78,7 +78,7 @@ def _store_facts(store: Mapping[str, Any]) -> Facts:
     source = made.get("split_source") or {}
     how = ", ".join(f"{key} {_plain(value)}" for key, value in source.items() if key != "how")
     return [("classes", f"{len(store.get('classes', ())):,}"),
-            ("splits", ", ".join(f"{name} {number:,}" for name, number in store.get("splits", {}).items())),
+            ("splits", counts(store.get("splits", {}))),
             ("split made by", f"{source.get('how', '')}{f' ({how})' if how else ''}"),
             ("images stored", f"{made['images']:,}" if "images" in made else ""),
             ("bad images", f"{made['bad']:,}{': ' if bad else ''}{', '.join(bad)}" if made.get("bad") else "")]

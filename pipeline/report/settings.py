@@ -9,11 +9,11 @@ from pathlib import Path, PurePath
 from statistics import median
 from typing import Any
 
-from onceclip.pipeline.counting import shots_of
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.results import NAME, Mean, read_rows
 from onceclip.pipeline.stores_file import read_stores
 from onceclip.pipeline.summary import Key, Table, chosen_rows, line_name, reason_of, tables
+from onceclip.pipeline.words import shots_of
 
 Row = Mapping[str, Any]
 _NEEDED = ("method", "shots", "seed", "accuracy", "store")

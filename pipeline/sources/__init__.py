@@ -6,11 +6,10 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from importlib import import_module
 
-from onceclip.pipeline.alike import alike
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.sources.contents import LocalFile, Pixels, RemoteFile
 from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions, class_names, natural_order
+from onceclip.pipeline.words import alike, counted
 
 __all__ = ["Content", "Listing", "LocalFile", "Pixels", "Record", "RemoteFile", "SourceOptions", "class_names",
            "natural_order", "open_source"]

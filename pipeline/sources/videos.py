@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.sources.contents import File, pnm
 from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
 from onceclip.pipeline.sources.suffixes import VIDEOS, suffix
+from onceclip.pipeline.words import counted
 
 _NAMED = 4
 _AT_ONCE = 4

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.sources.contents import LocalFile, RemoteFile, remote_folder, unreachable
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, by_folders, hidden
@@ -24,6 +23,7 @@ from onceclip.pipeline.sources.places import is_url, key_of, local_place, text_o
 from onceclip.pipeline.sources.record import Listing, Record, SourceOptions, natural_order
 from onceclip.pipeline.sources.suffixes import IMAGES, VIDEOS, suffix
 from onceclip.pipeline.sources.tar import Member, index
+from onceclip.pipeline.words import counted
 from onceclip.stores.keys import encode_key
 
 USES: frozenset[str] = frozenset()

@@ -15,13 +15,14 @@ import pytest
 from onceclip.adapters import METHODS, MethodError
 from onceclip.pipeline.base_to_new import harmonic_mean
 from onceclip.pipeline.classes import names_of
+from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluate import evaluate
 from onceclip.pipeline.fit import fit, fit_group
 from onceclip.pipeline.outputs import OutputOptions
 from onceclip.pipeline.results import read_rows
 from onceclip.pipeline.run import RunSpec
-from onceclip.pipeline.summary import lines, tables
+from onceclip.pipeline.summary import tables
 from onceclip.pipeline.tasks import make_task
 from onceclip.pipeline.transfer import for_text
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
@@ -160,7 +161,7 @@ def test_a_sweep_of_base_classes_ends_with_tables_of_base_new_and_both(
 def test_methods_that_serve_no_other_classes_have_a_table_of_base_classes_alone(imported: Store) -> None:
     rows = [fit(imported, spec_of("tip-adapter")).row]
     table, = tables(rows)
-    assert lines(table)
+    assert table_lines(table)
     assert table.title.endswith("base classes")
 
 

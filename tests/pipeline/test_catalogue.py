@@ -5,12 +5,12 @@ import json
 import pytest
 
 from onceclip.adapters import METHODS
-from onceclip.pipeline.catalogue import describe, lines
+from onceclip.pipeline.commands.methods import describe, method_lines
 
 
 def test_the_list_has_a_line_for_every_method_with_family_cost_transfer_and_needs():
     values = describe()
-    text = lines(values)
+    text = method_lines(values)
     json.dumps(values, allow_nan=False)
     for each, line in zip(values["methods"], text[1:], strict=False):
         name, family, cost, transfers = line.split("  ")[0], each["family"], each["cost"], each["transfers"]
@@ -24,7 +24,7 @@ def test_the_list_has_a_line_for_every_method_with_family_cost_transfer_and_need
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_page_of_a_method_has_its_equation_every_setting_every_preset_and_its_source(name):
-    method, text = METHODS[name], "\n".join(lines(describe(name)))
+    method, text = METHODS[name], "\n".join(method_lines(describe(name)))
     assert method.equation in text
     assert method.source in text
     for setting in method.hyperparameters:

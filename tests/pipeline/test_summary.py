@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from onceclip.pipeline.summary import lines, tables
+from onceclip.pipeline.commands.sweep import table_lines
+from onceclip.pipeline.summary import tables
 from onceclip.stores import Store
 
 
@@ -48,4 +49,4 @@ def test_a_sweep_says_where_classes_have_fewer_images_than_shots(imported: Store
 def test_what_has_no_test_images_has_no_result_either() -> None:
     table, = tables([{"method": "gda", "shots": 4, "seed": 1, "accuracy": None, "accuracy_val": None, "n_support": 8,
                       "classes": 2, "store": "pets.zarr"}])
-    assert lines(table)[-1] == "  gda (1 run): no test images"
+    assert table_lines(table)[-1] == "  gda (1 run): no test images"

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import METHODS, UnknownName
+from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.fit import fit, fit_group
 from onceclip.pipeline.plan import make_plan, make_specs
 from onceclip.pipeline.replay import compare, compiling_of, read_row, spec_of
 from onceclip.pipeline.results import NAME, append_rows, read_rows
 from onceclip.pipeline.run import RunSpec
-from onceclip.pipeline.summary import lines, tables
+from onceclip.pipeline.summary import tables
 from onceclip.pipeline.sweep import known, sweep
 from onceclip.stores import Store, StoreError, write_lock
 
@@ -168,7 +169,7 @@ def test_a_run_that_diverges_is_a_row_and_stops_no_other(imported: Store, tmp_pa
     assert "diverged" in bad["error"]
     table, = tables([good, bad])
     assert table.failed == 1
-    assert lines(table)[-1].startswith("  clip-adapter (1 run): training of clip-adapter diverged")
+    assert table_lines(table)[-1].startswith("  clip-adapter (1 run): training of clip-adapter diverged")
 
 
 def test_a_grid_makes_a_run_of_each_value_and_only_for_methods_that_have_it() -> None:
@@ -222,7 +223,7 @@ def test_the_summary_gives_student_intervals_and_paired_differences() -> None:
     assert table.accuracy["gda", 4].half_width == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
     assert table.to_baseline["gda", 4].value == pytest.approx(0.2)
     assert table.to_best["zero-shot", 4].value == pytest.approx(-0.2)
-    assert ["gda", "70.0", "±", "24.8"] in [line.split() for line in lines(table)]
+    assert ["gda", "70.0", "±", "24.8"] in [line.split() for line in table_lines(table)]
 
 
 def test_a_row_is_replayed_to_the_same_accuracy(imported: Store, tmp_path: Path) -> None:
