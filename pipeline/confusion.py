@@ -28,19 +28,11 @@ class WrongPairs:
         if sum(map(len, self._waiting)) > max(_WAITING, len(self._code)):
             self._count()
 
-    def join(self, other: WrongPairs) -> None:
-        """Count in the pairs of another."""
-        self._count()
-        other._count()
-        self._merge(other._code, other._number)
-
     def _count(self) -> None:
-        code = np.concatenate(self._waiting or [np.empty(0, np.int64)])
+        waiting = np.concatenate(self._waiting or [np.empty(0, np.int64)])
+        code = np.concatenate([self._code, waiting])
+        number = np.concatenate([self._number, np.ones(len(waiting), np.int64)])
         self._waiting = []
-        self._merge(code, np.ones(len(code), np.int64))
-
-    def _merge(self, code: np.ndarray, number: np.ndarray) -> None:
-        code, number = np.concatenate([self._code, code]), np.concatenate([self._number, number])
         self._code, place = np.unique(code, return_inverse=True)
         self._number = np.zeros(len(self._code), np.int64)
         np.add.at(self._number, place, number)

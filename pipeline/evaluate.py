@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from onceclip.pipeline.evaluation import Evaluation, scores_of, temperature_of
 from onceclip.pipeline.metrics import Tally
 from onceclip.pipeline.words import listing
 from onceclip.stores import Store, StoreMismatch
-from onceclip.stores.reader import PIECE_ROWS
 
 
 def evaluate(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
@@ -38,101 +36,41 @@ def evaluate(classifier: Classifier, store: Store, split: str = "test", classes:
     return score(classifier, store, split, classes, among).as_values()
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What a classifier says of one piece of the rows. number: which piece. predicted: (rows of it,) int32."""
-
-    number: int
-    predicted: np.ndarray
-    tally: Tally
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """A classifier, and the labelled rows that it is to be scored on, in pieces of `PIECE_ROWS`.
-
-    rows: (n,) positions in the store. label: (n,) positions in `candidates`. columns: those of the classifier's logits
-    that compete, None for all.
-    """
-
-    classifier: Classifier
-    store: Store
-    split: str
-    candidates: tuple[str, ...]
-    rows: np.ndarray
-    label: Tensor
-    columns: Tensor | None
-
-    @classmethod
-    def of(cls, classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
-           among: Sequence[str] | None = None) -> Scoring:
-        """Find the rows. Arguments and failures as for `score`."""
-        candidates = classifier.class_names if among is None else tuple(among)
-        rows, label = _labelled(classifier, store, split, classes, candidates)
-        if not len(rows):
-            there = ", ".join(f"{name} {len(store.rows(name)):,}" for name in ("train", "val", "test"))
-            of = "" if classes is None else f" of {listing(classes)}"
-            raise TaskError(f"{store.path} has no labelled {split} image{of} (labelled images: {there}): evaluate on "
-                            "another --split or store")
-        columns = None
-        if among is not None:
-            place = {name: number for number, name in enumerate(classifier.class_names)}
-            _require_known(store, candidates, place)
-            columns = torch.tensor([place[name] for name in candidates])
-        return cls(classifier, store, split, candidates, rows, label, columns)
-
-    @property
-    def pieces(self) -> int:
-        """Number of pieces."""
-        return -(-len(self.rows) // PIECE_ROWS)
-
-    def judged(self, first: int = 0, stop: int | None = None) -> Iterator[Judged]:
-        """What the classifier says, piece by piece, of all or of some pieces."""
-        begun = first * PIECE_ROWS
-        rows = self.rows[begun:None if stop is None else stop * PIECE_ROWS]
-        for number, (logits,) in enumerate(_logits([self.classifier], self.store, rows), first):
-            tally, behind = Tally(len(self.candidates), temperature_of(self.classifier)), begun + len(logits)
-            chosen = logits if self.columns is None else logits[:, self.columns]
-            predicted = tally.add(chosen, self.label[begun:behind]).numpy()
-            yield Judged(number, predicted.astype(np.int32), tally)
-            begun = behind
-
-
-Judge = Callable[[Scoring], Iterable[Judged]]
-
-
 def score(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
-          among: Sequence[str] | None = None, progress: Callable[[float], None] = no_progress,
-          judge: Judge = Scoring.judged) -> Evaluation:
+          among: Sequence[str] | None = None, progress: Callable[[float], None] = no_progress) -> Evaluation:
     """Score a classifier on the labelled rows of one split of a store, in one pass.
 
     classes: names of classes of the store; rows of others are left out. among: names of classes of the classifier
         that compete for a row, all of them by default. progress: is told the fraction of the rows that is done.
-    judge: gives what the classifier says of every piece, in any order.
     Classes are joined by name; the store may have fewer.
     Raises StoreMismatch if another encoder made the store, or it has classes that are not among them; TaskError if
     there is no labelled row.
     """
     begun = time.perf_counter()
-    scoring = Scoring.of(classifier, store, split, classes, among)
-    tally, predicted = Tally(len(scoring.candidates), temperature_of(classifier)), []
-    for each in _in_order(judge(scoring)):
-        tally.join(each.tally)
-        predicted.append(each.predicted)
-        progress(len(predicted) / scoring.pieces)
-    return Evaluation(classifier, store, split, scoring.rows, scoring.label.numpy(), np.concatenate(predicted),
-                      scoring.candidates, tally, time.perf_counter() - begun)
+    candidates = classifier.class_names if among is None else tuple(among)
+    rows, label = _labelled(classifier, store, split, classes, candidates)
+    if not len(rows):
+        there = ", ".join(f"{name} {len(store.rows(name)):,}" for name in ("train", "val", "test"))
+        of = "" if classes is None else f" of {listing(classes)}"
+        raise TaskError(f"{store.path} has no labelled {split} image{of} (labelled images: {there}): evaluate on "
+                        "another --split or store")
+    columns = None if among is None else _columns(classifier, store, candidates)
+    tally, predicted, done = Tally(len(candidates), temperature_of(classifier)), [], 0
+    for (logits,) in _logits([classifier], store, rows):
+        behind = done + len(logits)
+        chosen = logits if columns is None else logits[:, columns]
+        predicted.append(tally.add(chosen, label[done:behind]).numpy().astype(np.int32))
+        done = behind
+        progress(done / len(rows))
+    return Evaluation(classifier, store, split, rows, label.numpy(), np.concatenate(predicted), candidates, tally,
+                      time.perf_counter() - begun)
 
 
-def _in_order(judged: Iterable[Judged]) -> Iterator[Judged]:
-    """By number: sums of floating-point numbers depend on their order."""
-    early: dict[int, Judged] = {}
-    following = 0
-    for each in judged:
-        early[each.number] = each
-        while following in early:
-            yield early.pop(following)
-            following += 1
+def _columns(classifier: Classifier, store: Store, candidates: Sequence[str]) -> Tensor:
+    """Which of a classifier's logits compete."""
+    place = {name: number for number, name in enumerate(classifier.class_names)}
+    _require_known(store, candidates, place)
+    return torch.tensor([place[name] for name in candidates])
 
 
 def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: str = "test",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,14 +34,6 @@ class Tally:
         self.reliability = torch.zeros(BINS, 3, dtype=torch.float64)
         self.wrong = WrongPairs(classes)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # torch has other processes open a tensor's memory, which is gone when the one that sent it has ended.
-        return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-                           for name, value in state.items()})
-
     def add(self, logits: Tensor, label: Tensor) -> Tensor:
         """Count rows in, and give the predicted classes: (rows,) int64.
 
@@ -68,17 +59,6 @@ class Tally:
         self._bin(1 / total, right)
         self._mistakes(logits, label, predicted, ~right)
         return predicted
-
-    def join(self, other: Tally) -> None:
-        """Count in what another tally has; the same sums as if its rows had been added here at once."""
-        if self._calibrated and other._calibrated:
-            self._calibrated.join(other._calibrated)
-        self.rows, self.near = self.rows + other.rows, self.near + other.near
-        self.nll, self.brier = self.nll + other.nll, self.brier + other.brier
-        self.count += other.count
-        self.right += other.right
-        self.reliability += other.reliability
-        self.wrong.join(other.wrong)
 
     def _bin(self, confidence: Tensor, right: Tensor) -> None:
         place = (confidence * BINS).ceil().long().clamp_(1, BINS) - 1

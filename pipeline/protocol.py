@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onceclip.adapters import Classifier
 from onceclip.adapters.engine import no_progress
 from onceclip.pipeline.classes import ALL, names_of
-from onceclip.pipeline.evaluate import Judge, Scoring, score
+from onceclip.pipeline.evaluate import score
 from onceclip.pipeline.evaluation import Evaluation
 from onceclip.pipeline.transfer import for_text
 from onceclip.stores import Store
@@ -28,23 +28,15 @@ class Protocol:
     text: str | None = None
     only_its_classes: bool = False
 
-    def score(self, classifier: Classifier, store: Store, progress: Callable[[float], None] = no_progress,
-              judge: Judge = Scoring.judged) -> Evaluation:
+    def score(self, classifier: Classifier, store: Store,
+              progress: Callable[[float], None] = no_progress) -> Evaluation:
         """Score a classifier on a store. A classifier that lacks some of the classes asked for is carried over to them.
 
-        progress, judge: as of `evaluate.score`.
+        progress: as of `evaluate.score`.
         Raises MethodError if its method does not transfer, and what `evaluate.score` raises.
         """
-        return score(*self._applied(classifier, store), progress, judge)
-
-    def scoring(self, classifier: Classifier, store: Store) -> Scoring:
-        """What `score` scores. Raises the same."""
-        return Scoring.of(*self._applied(classifier, store))
-
-    def _applied(self, classifier: Classifier, store: Store) -> tuple[Classifier, Store, str, Sequence[str] | None,
-                                                                      Sequence[str] | None]:
-        """The classifier, store, split, classes and candidates that are meant."""
         names = None if self.classes == ALL else names_of(store, self.classes)
         if self.text or set(names or ()) - set(classifier.class_names):
             classifier = for_text(classifier, store, self.text or "default", names)
-        return classifier, store, self.split, names, (names or store.classes) if self.only_its_classes else None
+        among = (names or store.classes) if self.only_its_classes else None
+        return score(classifier, store, self.split, names, among, progress)

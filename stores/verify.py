@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain, count, islice
+from itertools import islice
 
 import numpy as np
 import zarr
@@ -20,11 +19,10 @@ from onceclip.stores.lock import write_lock
 from onceclip.stores.place import damage
 from onceclip.stores.reader import open_store
 from onceclip.stores.schema import TODO
-from onceclip.stores.shares import Checked, Checker, Share, Whole, chunks_of, shares_of
-from onceclip.stores.soundness import Problem
+from onceclip.stores.shares import Plain, Values
+from onceclip.stores.soundness import Problem, equal_content, row_faults, text_faults
 from onceclip.stores.writer import StoreWriter
 
-Spread = Callable[[Iterable[Share | Whole]], Iterable[Checked]]
 _AHEAD = 64  # reads that are handed to threads before the first of them is done
 
 
@@ -40,13 +38,12 @@ class Verification:
 
 
 def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
-           workers: int | None = None, spread: Spread | None = None) -> Verification:
+           workers: int | None = None) -> Verification:
     """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
 
     Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
     extraction, text sets of another encoder or without a class. Remarks: equal content in two splits.
     progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
-    spread: has `shares.check` carried out for every share, by processes that reach the store, in any order.
     Raises NotAStore if there is no store.
     """
     store = open_store(path)
@@ -55,58 +52,46 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
         members = sorted(store.group.members(max_depth=None))  # they come in any order
     arrays = {name: node for name, node in members if isinstance(node, zarr.Array)}
     values = {f"image/{name}" for name, described in store.row_arrays.items() if described.values} | {"image/view"}
-    others = {name: array for name, array in arrays.items() if name not in values}
     faults: list[Problem] = []
     missing = [name for name, described in store.row_arrays.items() if not described.optional and not store.has(name)]
     faults += [Problem(f"image/{name}", "is missing") for name in missing]
     lengths = {name: store.array(name).shape[0] for name in store.row_arrays if store.has(name)}
     if len(set(lengths.values())) > 1:
         faults.append(Problem("image", f"columns differ in length: {lengths}"))
-    of_values = {name: array for name, array in arrays.items() if name in values}
-    total = sum(chunks_of(array, name in values) for name, array in arrays.items())
-    done, numbers = 0, count()
+    columns = [Plain(store, name, array) for name, array in arrays.items() if name not in values]
+    outputs = [Values(store, name, array) for name, array in arrays.items() if name in values]
+    done, total = 0, sum(table.chunks for table in columns) + sum(table.chunks for table in outputs)
     with ThreadPoolExecutor(workers) as pool:
-        def run(tasks: Iterator[Share | Whole]) -> list[Checked]:
-            """What was found, in the order of the tasks."""
+        def run(tables: Sequence[Plain] | Sequence[Values]) -> list[Problem]:
             nonlocal done
-            checked = []
-            for each in (spread or partial(_in_threads, pool, Checker(store)))(tasks):
-                done += each.chunks
+            found = []
+            for problems in _in_threads(pool, tables):
+                found += problems
+                done += 1
                 progress(done / total)
-                if each.faults or each.remarks:
-                    checked.append(each)
-            return sorted(checked, key=lambda each: each.number)
+            return found
 
         # The columns first: what they say is what the values are held against.
-        whole = spread is not None
-        faults += _faults(run(shares_of(path, others, numbers, whole)))
-        sound = not faults
-        tasks: Iterator[Share | Whole] = shares_of(path, of_values, numbers, whole, sound)
-        if spread is None and sound:
+        faults += run(columns)
+        if not faults:
             store.column("state")  # kept, as all that follows asks for it
-        elif sound:
-            tasks = chain([Whole(path)], tasks)  # takes longest, so it is begun first
-        checked = run(tasks)
-    faults += _faults([each for each in checked if each.number != Whole.number])
+            for table in outputs:
+                table.sound = True
+        faults += run(outputs)
     remarks: list[Problem] = []
     if not faults:
-        about = [each for each in checked if each.number == Whole.number] if spread else [Checker(store)(Whole(path))]
-        faults += _faults(about)
-        remarks = [problem for each in about for problem in each.remarks]
+        faults += [*row_faults(store), *text_faults(store)]
+        remarks = list(equal_content(store))
     return Verification(path, total, lengths.get("state", 0), faults, remarks)
 
 
-def _faults(checked: Iterable[Checked]) -> list[Problem]:
-    return [problem for each in checked for problem in each.faults]
-
-
-def _in_threads(pool: ThreadPoolExecutor, check: Checker, tasks: Iterable[Share | Whole]) -> Iterator[Checked]:
-    """Check shares in their order, of which few are under way at any time."""
-    upcoming = iter(tasks)
-    ahead = deque(pool.submit(check, task) for task in islice(upcoming, _AHEAD))
+def _in_threads(pool: ThreadPoolExecutor, tables: Sequence[Plain] | Sequence[Values]) -> Iterator[list[Problem]]:
+    """What is wrong with each chunk, in their order; few are being read at any time."""
+    upcoming = ((table, number) for table in tables for number in range(table.chunks))
+    ahead = deque(pool.submit(table.problems, number) for table, number in islice(upcoming, _AHEAD))
     while ahead:
         yield ahead.popleft().result()
-        ahead.extend(pool.submit(check, task) for task in islice(upcoming, 1))
+        ahead.extend(pool.submit(table.problems, number) for table, number in islice(upcoming, 1))
 
 
 def repair(path: str, found: Verification) -> int:

@@ -9,10 +9,8 @@ from typing import Any
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, json_option, show
-from onceclip.pipeline.commands.scheduling import hired, local_workers_option, one_way, scheduler_option
 from onceclip.pipeline.words import percent
 
-_FOR_WORKERS = ("onceclip.pipeline.cluster.evaluation",)
 CONFUSIONS = 10  # wrong pairs that people are shown
 _COLUMNS = {"accuracy": "top-1", "top5": "top-5", "macro_recall": "macro recall", "nll": "NLL", "ece": "ECE"}
 _NATS = ("nll", "ece")
@@ -34,12 +32,10 @@ _NATS = ("nll", "ece")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
-@local_workers_option
-@scheduler_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
              only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
-             local_workers: int | None, scheduler: str | None, as_json: bool) -> None:
+             as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -50,25 +46,17 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
         onceclip evaluate pets-adapter pets.zarr --against pets-zero-shot
         onceclip evaluate pets-adapter pets.zarr pets-drawings.zarr pets-at-night.zarr
     """
-    one_way(scheduler=scheduler, local_workers=local_workers)
     if confusion and len(stores) > 1:
         raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
-    workforce = hired(scheduler, local_workers, _FOR_WORKERS)
-    workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
     from onceclip.adapters import load_classifier
     from onceclip.pipeline.classes import CHOICES
-    from onceclip.pipeline.cluster.evaluation import judged_by
     from onceclip.pipeline.comparison import compare
     from onceclip.pipeline.confusion import write_matrix
-    from onceclip.pipeline.evaluate import Judge, Scoring
     from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.protocol import Protocol
     from onceclip.pipeline.shift import shift
     from onceclip.stores import open_store
-
-    def judge_of(adapter: Path, store: str) -> Judge:
-        return judged_by(workers, adapter, store, protocol) if workers else Scoring.judged
 
     chosen = classes if classes in CHOICES else tuple(name.strip() for name in classes.split(","))
     protocol = Protocol(split, chosen, text, only_its_classes)
@@ -76,10 +64,10 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     found = []
     for store in map(open_store, stores):
         with percentage(f"evaluate {store.path}") as progress:
-            done = protocol.score(classifier, store, progress, judge_of(adapter, store.path))
+            done = protocol.score(classifier, store, progress)
         found.append(done.as_values())
         if against and other:
-            right = protocol.score(other, store, judge=judge_of(against, store.path)).right
+            right = protocol.score(other, store).right
             found[-1]["against"] = {"adapter": str(against), **compare(done.right, right, done.unit)}
     if confusion:
         write_matrix(confusion, done.candidates, done.tally.right.numpy(), done.tally.wrong.counted())

@@ -8,7 +8,6 @@ from shlex import quote
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
-from onceclip.pipeline.commands.scheduling import on_a_worker
 
 
 @click.command()
@@ -31,7 +30,6 @@ from onceclip.pipeline.commands.scheduling import on_a_worker
 @click.option("--overwrite", is_flag=True, help="Replace a set of this name that has other prompts.")
 @click.option("--dry-run", is_flag=True, help="Only print the sentences; needs no encoder.")
 @encoder_options(required=False)
-@on_a_worker
 @json_option
 def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None, prompts_form: str | None,
          waffle: int, seed: int, class_names: Path | None, truncate: bool, overwrite: bool, dry_run: bool,

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ def test_many_classifiers_in_one_pass_score_as_one_by_one(store: Store) -> None:
         alone = evaluate(classifier, store)
         assert [scores[name] for name in SCORES] == pytest.approx([alone[name] for name in SCORES], rel=1e-5)
         assert scores["details"]["right"] == alone["details"]["right"]
+
+
+def test_rows_are_scored_in_pieces(classifier: Classifier, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a split of any size needs the memory of one piece."""
+    whole, done = score(classifier, store), []
+    monkeypatch.setattr(Store, "pieces", partialmethod(Store.pieces, size=32))
+    pieces = score(classifier, store, progress=done.append)
+    assert done == [32 / 70, 64 / 70, 1.0]
+    assert (pieces.predicted == whole.predicted).all()
+    assert pieces.as_values()["per_class"] == whole.as_values()["per_class"]
+    for name in ("accuracy", "nll", "brier", "ece"):
+        assert pieces.as_values()[name] == pytest.approx(whole.as_values()[name], rel=1e-6), name
 
 
 def test_a_store_with_fewer_classes_is_scored_among_all_that_the_adapter_knows(
