@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from onceclip.adapters.module import ClassifierModule
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.estimator import FewShotClassifier
-    from onceclip.pipeline.evaluate import evaluate
+    from onceclip.pipeline.evaluation.evaluate import evaluate
     from onceclip.pipeline.export import export
     from onceclip.pipeline.extract import ExtractOptions, extract
     from onceclip.pipeline.fit import fit
     from onceclip.pipeline.plan import make_specs
     from onceclip.pipeline.run import RunSpec
     from onceclip.pipeline.sweep import sweep
-    from onceclip.pipeline.tasks import make_task
+    from onceclip.pipeline.tasks.tasks import make_task
     from onceclip.stores import Store, open_store
 
 __version__ = "0.1.0"
@@ -62,7 +62,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "open_store": "onceclip.stores",
     "Store": "onceclip.stores",
-    "make_task": "onceclip.pipeline.tasks",
+    "make_task": "onceclip.pipeline.tasks.tasks",
     "extract": "onceclip.pipeline.extract",
     "EncoderSpec": "onceclip.pipeline.encoders",
     "ExtractOptions": "onceclip.pipeline.extract",
@@ -70,7 +70,7 @@ _PUBLIC = {
     "RunSpec": "onceclip.pipeline.run",
     "make_specs": "onceclip.pipeline.plan",
     "sweep": "onceclip.pipeline.sweep",
-    "evaluate": "onceclip.pipeline.evaluate",
+    "evaluate": "onceclip.pipeline.evaluation.evaluate",
     "Task": "onceclip.adapters",
     "Rows": "onceclip.adapters",
     "Text": "onceclip.adapters",

@@ -33,8 +33,8 @@ from onceclip.adapters import ClipAdapter, Task, fit_selected
 from onceclip.adapters.compiling import ON, Compiling, compiling
 from onceclip.adapters.engine import Run, train
 from onceclip.adapters.search import Search
-from onceclip.pipeline.evaluate import evaluate_together
-from onceclip.pipeline.tasks import make_task
+from onceclip.pipeline.evaluation.evaluate import evaluate_together
+from onceclip.pipeline.tasks.tasks import make_task
 from onceclip.stores import Store, open_store
 
 WHOLE = 1000

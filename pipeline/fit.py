@@ -16,14 +16,14 @@ from onceclip.adapters.moving import moved
 from onceclip.adapters.products import fast_products
 from onceclip.adapters.search import Search
 from onceclip.adapters.selection import Choice, fit_each, select_all
-from onceclip.pipeline.base_to_new import NEW_SCORES, base_to_new
-from onceclip.pipeline.classes import ALL
 from onceclip.pipeline.devices import CPU, name_of, training_device, within_memory
-from onceclip.pipeline.draws import GENERATOR, Draw
-from onceclip.pipeline.evaluate import evaluate_together
-from onceclip.pipeline.metrics import CALIBRATED, SCORES
+from onceclip.pipeline.evaluation.evaluate import evaluate_together
+from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
+from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
 from onceclip.pipeline.run import RunSpec
-from onceclip.pipeline.tasks import Drawn, draw_task
+from onceclip.pipeline.tasks.classes import ALL
+from onceclip.pipeline.tasks.draws import GENERATOR, Draw
+from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.stores import Store
 
 

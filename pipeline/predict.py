@@ -15,11 +15,11 @@ from onceclip.pipeline.decoders import Decoders
 from onceclip.pipeline.encode import Encoded, encode
 from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.errors import PredictionError
-from onceclip.pipeline.evaluate import check_encoder, inputs_of
 from onceclip.pipeline.lanes import Lanes
 from onceclip.pipeline.outputs import TOKEN
 from onceclip.pipeline.recorded_encoder import recorded_encoder
 from onceclip.pipeline.sources import Record
+from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.stores import Store, StoreMismatch
 from onceclip.stores.schema import BAD, SPLITS
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from onceclip.adapters import method_class
 from onceclip.adapters.text import RULES
-from onceclip.pipeline.classes import ALL
+from onceclip.pipeline.tasks.classes import ALL
 from onceclip.stores import Store
 from onceclip.stores.fingerprint import fingerprint
 

@@ -118,7 +118,7 @@ def test_importing_onceclip_imports_nothing_heavy_and_its_names_still_work(proce
 def test_fit_and_evaluate_never_import_open_clip(process: Callable[..., Any], store_path: Path) -> None:
     """Who fits needs no CLIP: offline machines have none (open_clip#580, pybioclip#17)."""
     code = ("import sys; from onceclip.pipeline.fit import RunSpec, fit; from onceclip.stores import open_store;"
-            "from onceclip.pipeline.evaluate import evaluate; store = open_store(sys.argv[1]);"
+            "from onceclip.pipeline.evaluation.evaluate import evaluate; store = open_store(sys.argv[1]);"
             "fitted = fit(store, RunSpec('tip-adapter', 2)); evaluate(fitted.classifier, store);"
             "assert fitted.row['n_test'] > 0; print('open_clip' in sys.modules, 'click' in sys.modules)")
     done = process("-c", code, store_path)

@@ -9,9 +9,9 @@ import numpy as np
 from onceclip.adapters import Classifier
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.errors import BadImage, ExportError
-from onceclip.pipeline.evaluate import check_encoder, inputs_of
 from onceclip.pipeline.preparation import decoding
 from onceclip.pipeline.sources.folder import list_images
+from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.stores import open_store
 
 _ROWS, _IMAGES = 1024, 16

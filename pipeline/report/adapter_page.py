@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onceclip.adapters import load_classifier
-from onceclip.pipeline.evaluate import evaluate
+from onceclip.pipeline.evaluation.evaluate import evaluate
 from onceclip.pipeline.report.calibration import reliability
 from onceclip.pipeline.report.mistakes import MOST, surest_mistakes, with_pictures
 from onceclip.pipeline.report.page import write_page

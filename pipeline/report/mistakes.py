@@ -14,9 +14,9 @@ from PIL import Image
 
 from onceclip.adapters import Classifier
 from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.evaluate import inputs_of
 from onceclip.pipeline.preparation import Preparation, decoding
 from onceclip.pipeline.sources import Content, open_source
+from onceclip.pipeline.tasks.tasks import inputs_of
 from onceclip.stores import Store
 from onceclip.stores.fingerprint import digest
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import onceclip
-from onceclip.pipeline.draws import GENERATOR
 from onceclip.pipeline.report.settings import Best, Results, Row, Setting
+from onceclip.pipeline.tasks.draws import GENERATOR
 from onceclip.pipeline.words import counts, shots_of
 
 _TEMPLATES = 3

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import AdapterFileError, TipAdapter, ZeroShot, load_classifier, merge
 from onceclip.adapters.calibration import best_temperature, calibrated
-from onceclip.pipeline.metrics import metrics
+from onceclip.pipeline.evaluation.metrics import metrics
 
 
 def drawn(rows=400, classes=5, scale=1.0, seed=1):

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import METHODS, MethodError
-from onceclip.pipeline.base_to_new import harmonic_mean
-from onceclip.pipeline.classes import names_of
 from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.evaluate import evaluate
+from onceclip.pipeline.evaluation.evaluate import evaluate
+from onceclip.pipeline.evaluation.protocols import harmonic_mean
 from onceclip.pipeline.fit import fit, fit_group
 from onceclip.pipeline.outputs import OutputOptions
 from onceclip.pipeline.results import read_rows
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.summary import tables
-from onceclip.pipeline.tasks import make_task
-from onceclip.pipeline.transfer import for_text
+from onceclip.pipeline.tasks.classes import names_of
+from onceclip.pipeline.tasks.other_classes import for_text
+from onceclip.pipeline.tasks.tasks import make_task
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.fingerprint import fingerprint
 

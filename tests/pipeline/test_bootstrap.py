@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap
 
-from onceclip.pipeline.bootstrap import interval, row_interval, units_of
-from onceclip.pipeline.comparison import compare
+from onceclip.pipeline.evaluation.intervals import compare, interval, row_interval, units_of
 
 
 def test_the_interval_of_rows_is_that_of_scipy() -> None:

@@ -12,9 +12,9 @@ import torch
 
 from onceclip.adapters import load_classifier
 from onceclip.adapters.calibration import best_temperature
-from onceclip.pipeline.evaluate import evaluate
+from onceclip.pipeline.evaluation.evaluate import evaluate
+from onceclip.pipeline.evaluation.metrics import metrics
 from onceclip.pipeline.fit import RunSpec, fit
-from onceclip.pipeline.metrics import metrics
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import Store, open_store
 

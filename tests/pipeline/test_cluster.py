@@ -21,9 +21,9 @@ from onceclip.pipeline.cluster.scheduler import connected
 from onceclip.pipeline.cluster.verification import spread_over
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import WorkerError
+from onceclip.pipeline.evaluation.protocols import Protocol
 from onceclip.pipeline.extract import ExtractOptions, extract
 from onceclip.pipeline.plan import make_specs
-from onceclip.pipeline.protocol import Protocol
 from onceclip.pipeline.results import append_rows, read_rows
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import Store, open_store

@@ -14,8 +14,8 @@ from click.testing import Result
 from onceclip.pipeline import sweep as sweeping
 from onceclip.pipeline.devices import device_like, device_named, name_of, training_device, within_memory
 from onceclip.pipeline.errors import DeviceError
+from onceclip.pipeline.evaluation.metrics import CALIBRATED
 from onceclip.pipeline.fit import Fitted, fit, fit_group
-from onceclip.pipeline.metrics import CALIBRATED
 from onceclip.pipeline.plan import make_plan, make_specs
 from onceclip.pipeline.replay import device_of
 from onceclip.pipeline.results import append_rows, read_rows

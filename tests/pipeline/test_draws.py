@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onceclip.pipeline.draws import draw
 from onceclip.pipeline.splits import SHARES, draw_splits
+from onceclip.pipeline.tasks.draws import draw
 from onceclip.stores.fingerprint import digest
 from onceclip.stores.schema import NO_SPLIT, SPLITS
 

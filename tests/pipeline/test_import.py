@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onceclip.pipeline.evaluate import evaluate
+from onceclip.pipeline.evaluation.evaluate import evaluate
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.pipeline.importing import import_arrays
 from onceclip.stores import Store, StoreMismatch, open_store

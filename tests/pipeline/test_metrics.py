@@ -17,8 +17,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from onceclip.pipeline.confusion import WrongPairs
-from onceclip.pipeline.metrics import LISTED, Tally, metrics
+from onceclip.pipeline.evaluation.metrics import LISTED, Tally, WrongPairs, metrics
 
 CLASSES, ROWS = 12, 700
 

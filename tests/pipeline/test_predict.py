@@ -16,7 +16,7 @@ from onceclip.adapters import Classifier, load_classifier
 from onceclip.adapters.heads import Linear
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import PredictionError, SourceError
-from onceclip.pipeline.evaluate import evaluate
+from onceclip.pipeline.evaluation.evaluate import evaluate
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.pipeline.outputs import OutputOptions
 from onceclip.pipeline.predict import encoder_of, predict_images, predict_store, rows_to_label

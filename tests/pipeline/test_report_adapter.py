@@ -77,7 +77,7 @@ def cells(path: Path, label: str) -> list[list[str]]:
 
 def test_scores_classes_and_confusions_are_those_of_evaluate(weak: Path, store_path: Path, tmp_path: Path,
                                                              run_json: Callable[..., Any]) -> None:
-    from onceclip.pipeline.evaluate import evaluate
+    from onceclip.pipeline.evaluation.evaluate import evaluate
 
     scores = evaluate(load_classifier(weak), open_store(str(store_path)))
     run_json("report", weak, store_path, "--out", tmp_path / "page.html")

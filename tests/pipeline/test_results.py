@@ -11,8 +11,8 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 import onceclip
+from onceclip.pipeline.evaluation.metrics import metrics
 from onceclip.pipeline.fit import RunSpec, fit
-from onceclip.pipeline.metrics import metrics
 from onceclip.pipeline.report.settings import read_results
 from onceclip.pipeline.results import NAME, append_row, append_rows, mean_interval, read_rows
 from onceclip.pipeline.sweep import known

@@ -161,7 +161,7 @@ def test_groups_of_a_manifest_stay_together_in_drawn_splits(place: Path, extract
 
 def test_given_splits_that_cut_a_group_are_told_and_kept_from_the_draws(place: Path,
                                                                         extract_demo: Callable[..., Any]) -> None:
-    from onceclip.pipeline.tasks import draw_task
+    from onceclip.pipeline.tasks.tasks import draw_task
 
     content = "path,label,split,group\n" + "".join(
         f"{kind}/0{number}.png,{kind},{split},{group}\n" for kind in ("cat", "dog")

@@ -13,7 +13,7 @@ import torch
 from onceclip.adapters import ClipAdapter, MethodError, Rows
 from onceclip.pipeline.fit import fit
 from onceclip.pipeline.run import RunSpec
-from onceclip.pipeline.tasks import draw_task
+from onceclip.pipeline.tasks.tasks import draw_task
 from onceclip.stores import Store
 
 QUICK = {"epochs": 4, "batch_size": 8}

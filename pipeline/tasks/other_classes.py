@@ -9,10 +9,9 @@ import numpy as np
 
 from onceclip.adapters import Classifier, transfer
 from onceclip.adapters.text import RULES
-from onceclip.pipeline.classes import names_of
-from onceclip.pipeline.draws import Draw
-from onceclip.pipeline.evaluate import check_encoder
-from onceclip.pipeline.tasks import task_of
+from onceclip.pipeline.tasks.classes import names_of
+from onceclip.pipeline.tasks.draws import Draw
+from onceclip.pipeline.tasks.tasks import check_encoder, task_of
 from onceclip.stores import Store
 
 

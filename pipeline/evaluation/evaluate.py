@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,54 @@ from onceclip.adapters import Classifier
 from onceclip.adapters.engine import no_progress
 from onceclip.adapters.threads import threads_for
 from onceclip.adapters.together import logits_together
-from onceclip.pipeline.classes import names_of
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.evaluation import Evaluation, scores_of, temperature_of
-from onceclip.pipeline.metrics import Tally
+from onceclip.pipeline.evaluation.intervals import row_interval, units_of
+from onceclip.pipeline.evaluation.metrics import Tally
+from onceclip.pipeline.tasks.classes import names_of
+from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.pipeline.words import listing
 from onceclip.stores import Store, StoreMismatch
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One classifier on the labelled rows of one split.
+
+    rows: (n,) positions in the store. label, predicted: (n,) positions in `candidates`, the names of the classes that
+    were scored among. seconds: how long it took.
+    """
+
+    classifier: Classifier
+    store: Store
+    split: str
+    rows: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    candidates: tuple[str, ...]
+    tally: Tally
+    seconds: float
+
+    @property
+    def right(self) -> np.ndarray:
+        """Which rows were recognised: (n,) bool."""
+        return self.predicted == self.label
+
+    @property
+    def unit(self) -> np.ndarray | None:
+        """The group of each row as a number: (n,) int64, or None where rows have no groups."""
+        return units_of(self.store.column("group")[self.rows])
+
+    def as_values(self) -> dict[str, Any]:
+        """All scores as JSON values; what each is, docs/evaluation.md says."""
+        unit, names = self.unit, self.candidates
+        wrong = self.tally.wrong.counted()
+        return {
+            **scores_of(self.classifier, self.store, self.split, self.tally, self.seconds),
+            "interval": list(row_interval(self.right, unit)),
+            "n_groups": None if unit is None else int(unit.max()) + 1,
+            "per_class": per_class(names, self.tally.count.numpy(), self.tally.right.numpy(), wrong),
+            "confusions": [[names[true], names[predicted], number] for true, predicted, number in wrong.tolist()],
+        }
 
 
 def evaluate(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
@@ -102,14 +145,6 @@ def _logits(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -
             yield logits_together(heads, queries)
 
 
-def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterator[Tensor | np.ndarray]:
-    """What a classifier takes of some rows of a store, raw, piece by piece."""
-    for piece, embeddings in store.pieces(rows):
-        yield embeddings if len(classifier.inputs) == 1 and classifier.inputs[0] == "embedding" else np.concatenate(
-            [(embeddings if name == "embedding" else store.embeddings(piece, name)).reshape(len(piece), -1)
-             for name in classifier.inputs], axis=1)
-
-
 def _labelled(classifier: Classifier, store: Store, split: str, classes: Sequence[str] | None,
               candidates: Sequence[str]) -> tuple[np.ndarray, Tensor]:
     """Labelled rows of a split, and the position of the class of each among the candidates, joined by name."""
@@ -133,11 +168,26 @@ def _require_known(store: Store, names: Sequence[str], place: dict[str, int]) ->
                             "some of its classes (--classes)")
 
 
-def check_encoder(classifier: Classifier, store: Store) -> None:
-    """Raise StoreMismatch unless classifier and store belong to one encoder."""
-    encoder = classifier.provenance.get("encoder")
-    if encoder is not None:
-        store.require_encoder(encoder["fingerprint"], f"the adapter ({encoder['name']})")
-    elif classifier.inputs == ("embedding",) and classifier.dim != store.dim:
-        raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {store.path} has {store.dim}: "
-                            "use a store of the adapter's encoder")
+def per_class(names: Sequence[str], count: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> list[dict[str, Any]]:
+    """Rows, recognised rows, recall and precision of every class.
+
+    count, right: (classes,) rows of each class, and those of them that were recognised. wrong: (pairs, 3) of true
+    class, predicted class and number. Recall is None for a class without rows, precision for one never predicted.
+    """
+    predicted = right + np.bincount(wrong[:, 1], wrong[:, 2], len(names)).astype(np.int64)
+    return [{"class": name, "n": rows, "right": good, "recall": good / rows if rows else None,
+             "precision": good / given if given else None}
+            for name, rows, good, given in zip(names, count.tolist(), right.tolist(), predicted.tolist(), strict=True)]
+
+
+def temperature_of(classifier: Classifier) -> float | None:
+    """The temperature that was fitted for a classifier, or None."""
+    return classifier.temperature if classifier.calibrated_on else None
+
+
+def scores_of(classifier: Classifier, store: Store, split: str, tally: Tally, seconds: float) -> dict[str, Any]:
+    """What a tally says, and of what, as JSON values."""
+    return {**tally.scores(), **tally.calibrated_scores(), "split": split, "n": tally.rows,
+            "classes": int((tally.count > 0).sum()), "among": tally.classes, "method": classifier.method,
+            "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],
+            "details": tally.details(), "seconds": seconds}

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from onceclip.adapters import Rows, Task, Text
+from onceclip.adapters import Classifier, Rows, Task, Text
 from onceclip.adapters.stream import BLOCK, Stream
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.text import RULES
-from onceclip.pipeline.classes import ALL, BASE, names_of
-from onceclip.pipeline.draws import Draw, draw
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.tasks.classes import ALL, BASE, names_of
+from onceclip.pipeline.tasks.draws import Draw, draw
 from onceclip.pipeline.words import counted
-from onceclip.stores import Store, TextSet
+from onceclip.stores import Store, StoreMismatch, TextSet
 from onceclip.stores.fingerprint import DIGEST_BYTES
 
 VAL_SHOTS = 4
@@ -187,3 +188,21 @@ def _stream(store: Store, drawn: Draw) -> Stream:
         return (values for _, values in store.pieces(rows[places], BLOCK))
 
     return Stream(label, read, torch.empty(0, dtype=torch.float32))
+
+
+def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterator[Tensor | np.ndarray]:
+    """What a classifier takes of some rows of a store, raw, piece by piece."""
+    for piece, embeddings in store.pieces(rows):
+        yield embeddings if len(classifier.inputs) == 1 and classifier.inputs[0] == "embedding" else np.concatenate(
+            [(embeddings if name == "embedding" else store.embeddings(piece, name)).reshape(len(piece), -1)
+             for name in classifier.inputs], axis=1)
+
+
+def check_encoder(classifier: Classifier, store: Store) -> None:
+    """Raise StoreMismatch unless classifier and store belong to one encoder."""
+    encoder = classifier.provenance.get("encoder")
+    if encoder is not None:
+        store.require_encoder(encoder["fingerprint"], f"the adapter ({encoder['name']})")
+    elif classifier.inputs == ("embedding",) and classifier.dim != store.dim:
+        raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {store.path} has {store.dim}: "
+                            "use a store of the adapter's encoder")

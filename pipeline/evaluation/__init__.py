@@ -1,0 +1,1 @@
+"""Scores of fitted classifiers: metrics, intervals, and what is scored among which classes."""

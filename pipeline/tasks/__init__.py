@@ -1,0 +1,1 @@
+"""What a run may see of a store: classes, draws, tasks; and classifiers carried over to other classes."""
