@@ -11,10 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from multiprocessing import resource_tracker
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import dask
@@ -35,6 +35,7 @@ TIMEOUT = 10.0
 _LOOPBACK = "127.0.0.1"
 _AHEAD = 2  # tasks under way per worker
 _RECOUNT = 5.0  # seconds after which the workers are counted again
+_PATIENCE = 120.0  # seconds without any local worker, each of which ends as it starts
 _ENVIRONMENT = {**dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
                 "PYTHONSAFEPATH": "1"}  # a file of the working directory is no module
 _LOCAL: dict[str, Any] = {
@@ -51,8 +52,8 @@ _ONE_AT_A_TIME = threading.Lock()
 class Cluster:
     """The workers of one scheduler; make it with `connected` or `local`."""
 
-    def __init__(self, client: Client) -> None:
-        self.client, self.address = client, client.scheduler.address
+    def __init__(self, client: Client, local: bool = False) -> None:
+        self.client, self.address, self.local = client, client.scheduler.address, local
         self._names, self._counted, self._workers = count(), 0.0, 1
         self._session = os.urandom(6).hex()
         self._first: list[Future] = []
@@ -68,45 +69,53 @@ class Cluster:
         self._first = [self._submit(function, task, [address]) for address in self.client.nthreads()]
 
     def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
-        """As of `workers.Workers`. Raises WorkerError too if the scheduler is lost."""
+        """As of `workers.Workers`. Raises WorkerError too if the scheduler or all local workers are lost for good."""
+        suspects: list[tuple[Task, str]] = []
+        yield from self._round(function, tasks, lambda: _AHEAD * self._number(), suspects)
+        aside: list[tuple[Task, str]] = []  # one by one: each had waiting tasks beside the guilty one
+        yield from self._round(function, [task for task, _ in suspects], lambda: 1, aside)
+        refuse([(str(task), f"it ended every worker that took it, the last one {last}") for task, last in aside])
+
+    def _round(self, function: Callable[[Task], Result], tasks: Iterable[Task], most: Callable[[], int],
+               killed: list[tuple[Task, str]]) -> Generator[Result, None, None]:
+        """Carry out tasks, of which `most()` are under way at a time.
+
+        killed: gets the tasks that were on workers that died, too often, and the address of the last one.
+        """
         upcoming = iter(tasks)
         running: dict[Future, Task] = {}
         ended: SimpleQueue[Future] = SimpleQueue()
-        suspects: list[Task] = []
         try:
             while True:
-                while len(running) < _AHEAD * self._number() and (task := next(upcoming, None)) is not None:
+                while len(running) < most() and (task := next(upcoming, None)) is not None:
                     future = self._submit(function, task)
                     running[future] = task
                     future.add_done_callback(ended.put)
                 if not running:
                     break
-                future = ended.get()
+                future = self._wait(ended)
                 task = running.pop(future)
                 try:
                     result = self._result(future)
-                except KilledWorker:
-                    suspects.append(task)
+                except KilledWorker as error:
+                    killed.append((task, error.last_worker.address))
                     continue
                 yield result
-            yield from self._alone(function, suspects)
         finally:
             self._cancel(list(running))
 
-    def _alone(self, function: Callable[[Task], Result], suspects: Iterable[Task]) -> Generator[Result, None, None]:
-        """Carry out one by one what was on workers that died: each had waiting tasks beside the guilty one."""
-        aside: list[tuple[str, str]] = []
-        for task in suspects:
-            future = self._submit(function, task)
+    def _wait(self, ended: SimpleQueue[Future]) -> Future:
+        """The next future that has ended."""
+        begun = time.monotonic()
+        while True:
             try:
-                yield self._result(future)
-            except KilledWorker as error:
-                last = error.last_worker.address
-                aside.append((str(task), f"it ended every worker that took it, the last one {last}"))
-            finally:
-                if not future.done():
-                    self._cancel([future])
-        refuse(aside)
+                return ended.get(timeout=_RECOUNT)
+            except Empty:
+                if not self.local or self._count():
+                    begun = time.monotonic()
+                elif time.monotonic() - begun > _PATIENCE:
+                    raise WorkerError("no worker can be started any more: see whether this machine has room for more "
+                                      "processes, then run the same command again") from None
 
     def _cancel(self, futures: list[Future]) -> None:
         if futures and self.client.status == "running":
@@ -133,12 +142,15 @@ class Cluster:
 
     def _number(self) -> int:
         if time.monotonic() - self._counted > _RECOUNT:
-            try:
-                self._workers = max(1, len(self.client.nthreads()))
-            except (OSError, CancelledError) as error:
-                raise self._lost(error) from error
+            self._workers = max(1, self._count())
             self._counted = time.monotonic()
         return self._workers
+
+    def _count(self) -> int:
+        try:
+            return len(self.client.nthreads())
+        except (OSError, CancelledError) as error:
+            raise self._lost(error) from error
 
     def _lost(self, error: BaseException) -> WorkerError:
         return WorkerError(f"the scheduler {self.address} was lost ({_short(error) or 'no answer'}): what was done is "
@@ -196,22 +208,19 @@ def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) ->
                                                  if gpus else {}}} for place in range(number)}
     scheduler = {"cls": Scheduler, "options": {"host": _LOOPBACK, "port": 0, "dashboard": False,
                                                "dashboard_address": f"{_LOOPBACK}:0", "allowed_failures": 1}}
-    with dask.config.set(_LOCAL), _environment():
+    with dask.config.set(_LOCAL), _environment(), ExitStack() as opened:
         try:
             with _without_ctrl_c():
                 processes = SpecCluster(nannies, scheduler)
+                opened.callback(processes.close)
+                opened.callback(_kill, processes)
         except (OSError, RuntimeError) as error:
             raise WorkerError(f"{counted(number, 'worker')} cannot be started ({_short(error)}): see whether this "
                               "machine has room for more processes, or do without workers") from error
-        try:
-            with Client(processes, set_as_default=False) as client:
-                cluster = Cluster(client)
-                if modules:
-                    cluster.begin(load, modules)
-                yield cluster
-        finally:
-            _kill(processes)
-            processes.close()
+        cluster = Cluster(opened.enter_context(Client(processes, set_as_default=False)), local=True)
+        if modules:
+            cluster.begin(load, modules)
+        yield cluster
 
 
 def _kill(processes: SpecCluster) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from onceclip.pipeline.cluster import scheduler
 from onceclip.pipeline.cluster.scheduler import Cluster, local
 from onceclip.pipeline.errors import WorkerError
 from onceclip.stores import Store
@@ -148,6 +149,19 @@ def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_comma
     assert {each["pid"] for each in found} <= set(pids)
     assert not alive(pids)
     assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_RECOUNT", 0.1)
+    monkeypatch.setattr(scheduler, "_PATIENCE", 1.0)
+    with local(1) as workers:
+        work = workers.work(work_of, [(name, str(tmp_path / "note")) for name in ("a", "deadly", "b")])
+        assert next(work) == "a"
+        monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts with it
+        with pytest.raises(WorkerError, match=r"^no worker can be started any more: see whether this machine has room"):
+            list(work)
+    with pytest.raises(WorkerError, match=r"^2 workers cannot be started .*: see whether this machine"), local(2):
+        pass
 
 
 def test_a_command_that_is_killed_leaves_no_process(imported: Store, tmp_path: Path, started: Run) -> None:
