@@ -36,7 +36,7 @@ from onceclip.stores.schema import (
 )
 from onceclip.stores.table import Table
 from onceclip.stores.text import TextSet
-from onceclip.stores.values import fast_reads, faster_elsewhere, read_column, read_rows
+from onceclip.stores.values import read_column, read_rows
 
 PIECE_ROWS = 16384
 
@@ -78,11 +78,7 @@ class Store:
         Raises KeyError if there is none.
         """
         if name not in self._arrays:
-            array = get_array(self.group, f"image/{name}")
-            if self.group.read_only and faster_elsewhere(array) and self.has(checksum_name(name)):
-                with fast_reads():
-                    array = get_array(self.group, f"image/{name}")
-            self._arrays[name] = array
+            self._arrays[name] = get_array(self.group, f"image/{name}")
         return self._arrays[name]
 
     def encoder_array(self, name: str) -> np.ndarray:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from importlib.util import find_spec
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
 from onceclip.stores.flat import FlatArray, row_checksums
 
@@ -49,7 +46,7 @@ def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
             values = np.asarray(array[chunk * height:(chunk + 1) * height]) if flat is None else flat.chunk(chunk)
             values = values[sorted_rows[low:high] - chunk * height]
             if flat is None and checksums is not None:
-                _check(values, checksums()[sorted_rows[low:high]])  # a pipeline may pass over the chunk's
+                _check(values, checksums()[sorted_rows[low:high]])
             result[places] = values
         return bool(np.isfinite(first[places]).all())
 
@@ -65,21 +62,6 @@ def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
             whole = all(list(pool.map(one, runs))) and whole
     return result, whole
-
-
-def faster_elsewhere(array: zarr.Array) -> bool:
-    """Whether values on a local disk are laid out so that zarrs, where it is installed, reads them fastest."""
-    return (isinstance(array.store, LocalStore) and np.dtype(array.dtype).kind == "f" and bool(array.size)
-            and FlatArray.of(array) is None and find_spec("zarrs") is not None)
-
-
-def fast_reads() -> AbstractContextManager[object]:
-    """Have arrays that are opened in this context read by zarrs.
-
-    Not for writing, as it writes files in place, nor for rows without checksums, as it checks only chunks that it
-    reads whole.
-    """
-    return zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
 
 
 def read_column(flat: FlatArray, start: int, stop: int) -> np.ndarray:
