@@ -7,25 +7,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain, count, islice
+from functools import lru_cache, partial
+from itertools import islice
+from math import prod
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 
 from onceclip.stores.errors import StoreError
 from onceclip.stores.fingerprint import DIGEST_BYTES
+from onceclip.stores.flat import FlatArray, row_checksums
 from onceclip.stores.lock import write_lock
 from onceclip.stores.place import damage
-from onceclip.stores.reader import open_store
-from onceclip.stores.schema import TODO
-from onceclip.stores.shares import Checked, Checker, Share, Whole, chunks_of, shares_of
-from onceclip.stores.soundness import Problem
+from onceclip.stores.reader import Store, open_store
+from onceclip.stores.schema import STORED, TODO, checksum_name
+from onceclip.stores.soundness import Problem, equal_content, finite_rows, row_faults, text_faults
 from onceclip.stores.writer import StoreWriter
 
-Spread = Callable[[Iterable[Share | Whole]], Iterable[Checked]]
 _AHEAD = 64  # reads that are handed to threads before the first of them is done
+_UNITS = 16  # whose columns are kept while their chunks are read
+
+Read = Callable[[], list[Problem]]  # reads one chunk and gives what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,12 @@ class Verification:
     remarks: list[Problem] = field(default_factory=list)
 
 
-def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
-           workers: int | None = None, spread: Spread | None = None) -> Verification:
-    """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
+def verify(path: str, progress: Callable[[float], None] = lambda fraction: None) -> Verification:
+    """Read every chunk of a store once, with all cores, and check it against its checksum and against the others.
 
     Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
     extraction, text sets of another encoder or without a class. Remarks: equal content in two splits.
-    progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
-    spread: has `shares.check` carried out for every share, by processes that reach the store, in any order.
+    progress: is told the fraction that has been read.
     Raises NotAStore if there is no store.
     """
     store = open_store(path)
@@ -54,59 +56,126 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
         warnings.simplefilter("ignore", ZarrUserWarning)  # foreign files are no concern of ours
         members = sorted(store.group.members(max_depth=None))  # they come in any order
     arrays = {name: node for name, node in members if isinstance(node, zarr.Array)}
-    values = {f"image/{name}" for name, described in store.row_arrays.items() if described.values} | {"image/view"}
-    others = {name: array for name, array in arrays.items() if name not in values}
-    faults: list[Problem] = []
-    missing = [name for name, described in store.row_arrays.items() if not described.optional and not store.has(name)]
-    faults += [Problem(f"image/{name}", "is missing") for name in missing]
-    lengths = {name: store.array(name).shape[0] for name in store.row_arrays if store.has(name)}
+    described = store.row_arrays
+    values = {f"image/{name}" for name, each in described.items() if each.values} | {"image/view"}
+    faults = [Problem(f"image/{name}", "is missing") for name, each in described.items()
+              if not each.optional and not store.has(name)]
+    lengths = {name: store.array(name).shape[0] for name in described if store.has(name)}
     if len(set(lengths.values())) > 1:
         faults.append(Problem("image", f"columns differ in length: {lengths}"))
-    of_values = {name: array for name, array in arrays.items() if name in values}
-    total = sum(chunks_of(array, name in values) for name, array in arrays.items())
-    done, numbers = 0, count()
-    with ThreadPoolExecutor(workers) as pool:
-        def run(tasks: Iterator[Share | Whole]) -> list[Checked]:
-            """What was found, in the order of the tasks."""
+    columns = [_Column(store, name, array) for name, array in arrays.items() if name not in values]
+    rows = [_Values(store, name, array) for name, array in arrays.items() if name in values]
+    total, done = sum(each.chunks for each in (*columns, *rows)), 0
+    with ThreadPoolExecutor() as pool:
+        def run(reads: Iterable[Read]) -> list[Problem]:
             nonlocal done
-            checked = []
-            for each in (spread or partial(_in_threads, pool, Checker(store)))(tasks):
-                done += each.chunks
+            found = []
+            for problems in _in_threads(pool, reads):
+                found += problems
+                done += 1
                 progress(done / total)
-                if each.faults or each.remarks:
-                    checked.append(each)
-            return sorted(checked, key=lambda each: each.number)
+            return found
 
         # The columns first: what they say is what the values are held against.
-        whole = spread is not None
-        faults += _faults(run(shares_of(path, others, numbers, whole)))
+        faults += run(partial(each.problems, number) for each in columns for number in range(each.chunks))
         sound = not faults
-        tasks: Iterator[Share | Whole] = shares_of(path, of_values, numbers, whole, sound)
-        if spread is None and sound:
+        if sound:
             store.column("state")  # kept, as all that follows asks for it
-        elif sound:
-            tasks = chain([Whole(path)], tasks)  # takes longest, so it is begun first
-        checked = run(tasks)
-    faults += _faults([each for each in checked if each.number != Whole.number])
+        faults += run(partial(each.problems, number, sound) for each in rows for number in range(each.chunks))
     remarks: list[Problem] = []
     if not faults:
-        about = [each for each in checked if each.number == Whole.number] if spread else [Checker(store)(Whole(path))]
-        faults += _faults(about)
-        remarks = [problem for each in about for problem in each.remarks]
+        faults, remarks = [*row_faults(store), *text_faults(store)], list(equal_content(store))
     return Verification(path, total, lengths.get("state", 0), faults, remarks)
 
 
-def _faults(checked: Iterable[Checked]) -> list[Problem]:
-    return [problem for each in checked for problem in each.faults]
-
-
-def _in_threads(pool: ThreadPoolExecutor, check: Checker, tasks: Iterable[Share | Whole]) -> Iterator[Checked]:
-    """Check shares in their order, of which few are under way at any time."""
-    upcoming = iter(tasks)
-    ahead = deque(pool.submit(check, task) for task in islice(upcoming, _AHEAD))
+def _in_threads(pool: ThreadPoolExecutor, reads: Iterable[Read]) -> Iterator[list[Problem]]:
+    """Do reads in their order, of which few are under way at any time."""
+    upcoming = iter(reads)
+    ahead = deque(pool.submit(read) for read in islice(upcoming, _AHEAD))
     while ahead:
         yield ahead.popleft().result()
-        ahead.extend(pool.submit(check, task) for task in islice(upcoming, 1))
+        ahead.extend(pool.submit(read) for read in islice(upcoming, 1))
+
+
+class _Column:
+    """An array of which it is enough that every chunk can be read."""
+
+    def __init__(self, store: Store, name: str, array: zarr.Array) -> None:
+        self.name, self.array, self.size = name, array, store.attributes["unit_rows"]
+        self.chunks = prod(array.cdata_shape)
+        column = store.row_arrays.get(name.removeprefix("image/"))
+        self.per_unit = bool(column and column.per_unit)
+
+    def problems(self, number: int) -> list[Problem]:
+        """Read one chunk. An array that is written per unit names the unit."""
+        array = self.array
+        place = tuple(map(int, np.unravel_index(number, array.cdata_shape))) if array.ndim else ()
+        unit = place[0] * array.chunks[0] // self.size if self.per_unit else None
+        where = f"{self.name}, chunk {'/'.join(map(str, place))}" if place else self.name
+        try:
+            if not _exists(array, place):
+                return [Problem(where, "is missing", unit)]
+            array.blocks[place] if place else array[...]
+        except StoreError:
+            raise  # a connection that was lost says nothing about the chunk
+        except Exception as error:  # what a decoder raises for damaged bytes is of many types
+            return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
+        return []
+
+
+class _Values:
+    """Embeddings or another output, whose rows are checked where the columns are sound."""
+
+    def __init__(self, store: Store, name: str, array: zarr.Array) -> None:
+        self.store, self.name, self.array = store, name, array
+        self.chunks = -(-array.shape[0] // array.chunks[0])
+        self.flat, self.size = FlatArray.of(array), store.attributes["unit_rows"]
+        self.column = checksum_name(name.removeprefix("image/"))
+        self.columns = lru_cache(_UNITS)(self._columns)
+
+    def _columns(self, first: int, behind: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Of some units: which rows are stored, and the checksums of all."""
+        where = slice(first * self.size, behind * self.size)
+        checksums = self.store.part(self.column, where) if self.store.has(self.column) else None
+        return self.store.part("state", where) == STORED, checksums
+
+    def problems(self, number: int, sound: bool) -> list[Problem]:
+        """Read one chunk of rows. sound: whether the columns are, so that it can be held against them."""
+        name, array, size = self.name, self.array, self.size
+        height = array.chunks[0]
+        rows = slice(number * height, min((number + 1) * height, array.shape[0]))
+        unit = rows.start // size
+        where = f"{name}, chunk {number}{'/0' * (array.ndim - 1)}"
+        try:
+            if self.flat:
+                values = self.flat.chunk(number)[:rows.stop - rows.start]
+            elif not _exists(array, (number * height // (array.shards or array.chunks)[0],) + (0,) * (array.ndim - 1)):
+                raise FileNotFoundError
+            else:
+                values = np.asarray(array[rows])
+        except StoreError:
+            raise
+        except FileNotFoundError:
+            return [Problem(where, "is missing", unit)]
+        except Exception as error:
+            return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
+        if not sound:
+            return []
+        stored, checksums = self.columns(unit, -(-rows.stop // size))
+        here = slice(rows.start - unit * size, rows.stop - unit * size)
+        stored, faults = stored[here], []
+        if checksums is not None and (row_checksums(values) != checksums[here])[stored].any():
+            faults.append(Problem(where, f"does not match image/{self.column}", unit))
+        finite = finite_rows(values)
+        # Other outputs may be missing for some rows, but not be there in part.
+        needed = stored if name == "image/embedding" else stored & np.isfinite(values.reshape(len(values), -1)[:, 0])
+        if (needed & ~finite).any():
+            faults.append(Problem(where, f"{int((needed & ~finite).sum())} stored rows have no finite values", unit))
+        return faults
+
+
+def _exists(array: zarr.Array, place: tuple[int, ...]) -> bool:
+    return bool(sync((array.store_path / array.metadata.encode_chunk_key(place)).exists()))
 
 
 def repair(path: str, found: Verification) -> int:

@@ -7,18 +7,13 @@ from dataclasses import asdict
 import click
 
 from onceclip.pipeline.commands.options import json_option, show
-from onceclip.pipeline.commands.scheduling import hired, local_workers_option, one_way, scheduler_option
-
-_FOR_WORKERS = ("onceclip.pipeline.cluster.verification",)
 
 
 @click.command()
 @click.argument("store")
 @click.option("--repair", is_flag=True, help="Mark what is damaged as to be encoded again by the next extract.")
-@local_workers_option
-@scheduler_option
 @json_option
-def verify(store: str, repair: bool, local_workers: int | None, scheduler: str | None, as_json: bool) -> None:
+def verify(store: str, repair: bool, as_json: bool) -> None:
     """Read a whole store and check it.
 
     Checks every chunk of STORE against its checksum, rows, columns and text sets against each other, and looks for
@@ -28,11 +23,6 @@ def verify(store: str, repair: bool, local_workers: int | None, scheduler: str |
     Example:
         onceclip verify pets.zarr
     """
-    one_way(scheduler=scheduler, local_workers=local_workers)
-    workforce = hired(scheduler, local_workers, _FOR_WORKERS)
-    workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
-
-    from onceclip.pipeline.cluster.verification import spread_over
     from onceclip.pipeline.counting import counted
     from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.wording import verification_lines
@@ -40,7 +30,7 @@ def verify(store: str, repair: bool, local_workers: int | None, scheduler: str |
     from onceclip.stores.verify import verify as run
 
     with percentage("verify") as progress:
-        found = run(store, progress, spread=spread_over(workers) if workers else None)
+        found = run(store, progress)
     show(as_json, asdict(found), lambda: verification_lines(found))
     if repair and found.faults:
         click.echo(f"{counted(mend(store, found), 'unit is', 'units are')} marked: run the `onceclip extract` command "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -166,11 +167,12 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
     for name, value in (("RUN_ROWS", 1 << 14), ("_PIECE", 1 << 12), ("_BLOCK", 1 << 12)):
         monkeypatch.setattr(content_module, name, value)
     monkeypatch.setattr("onceclip.stores.soundness._PIECE", 1 << 16)
+    monkeypatch.setattr("onceclip.stores.verify.ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
     peaks: dict[str, list[int]] = {"plan": [], "verify": []}
     for rows in (2 << 16, 4 << 16):
         table = mixed(rows)  # in no order, so that runs are merged in a file
         path = filled(tmp_path / f"{rows}.zarr", table, unit_rows=1 << 14)
         peaks["plan"].append(most(partial(planned, tmp_path / f"{rows}-planned.zarr", table, 1 << 16, 1 << 14)))
-        peaks["verify"].append(most(partial(verify, path, workers=1)))
+        peaks["verify"].append(most(partial(verify, path)))
     for name, (small, large) in peaks.items():
         assert large - small < 15 * (2 << 16), (name, small, large)
