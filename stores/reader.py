@@ -240,6 +240,18 @@ class Store:
                                f"bad images have none; for others, `onceclip verify {self.path}` says more")
         return result
 
+    def checked(self, name: str, where: slice) -> np.ndarray:
+        """Consecutive rows of the embeddings or of an output as they are, bad rows too: (rows, ...).
+
+        Raises StoreDamaged if bytes are missing or do not match their checksum.
+        """
+        column = checksum_name(name)
+        with damage(self.path, f"image/{name}, rows {where.start} to {where.stop - 1}"):
+            checksums = (lambda: self.column(column)) if self.has(column) else None
+            if checksums is None:
+                require_chunks(self.array(name))
+            return read_rows(self.array(name), self._flat(name), np.arange(where.start, where.stop), checksums)[0]
+
     def checksums(self, name: str, where: slice) -> np.ndarray:
         """CRC-32C of consecutive rows of the embeddings or of an output: (rows,) uint32."""
         column = checksum_name(name)

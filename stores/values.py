@@ -1,4 +1,4 @@
-"""Values of some rows of an array, by the fastest way that checks every byte it gives."""
+"""Rows out of an array, by the fastest way that checks every byte it gives, and rows into one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 
 from onceclip.stores.flat import FlatArray, row_checksums
 
 _WHOLE = 0.25  # share of a chunk's rows from which reading all of it is faster than row by row
-
 
 Run = tuple[int, int, int]  # a chunk, and which of the rows in rising order lie in it: from, to
 
@@ -62,6 +62,18 @@ def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
             whole = all(list(pool.map(one, runs))) and whole
     return result, whole
+
+
+def put_rows(array: zarr.Array, where: slice, values: np.ndarray) -> None:
+    """Write consecutive rows (rows, ...) that begin with a chunk or shard; whatever these held before is replaced."""
+    try:
+        array[where] = values
+    except ValueError:  # Zarr reads the index of a shard that it replaces, and this one is damaged
+        height = (array.shards or array.chunks)[0]
+        for number in range(where.start // height, -(-where.stop // height)):
+            key = array.metadata.encode_chunk_key((number, *(0,) * (array.ndim - 1)))
+            sync((array.store_path / key).delete())
+        array[where] = values
 
 
 def read_column(flat: FlatArray, start: int, stop: int) -> np.ndarray:

@@ -32,9 +32,9 @@ from onceclip.stores.schema import (
     put_array,
     seal,
 )
-from onceclip.stores.shards import copy_rows, put_rows
 from onceclip.stores.table import Table
 from onceclip.stores.text import TextSet
+from onceclip.stores.values import put_rows
 
 _NAME = re.compile("[a-z][a-z0-9_]*")
 
@@ -200,15 +200,18 @@ class StoreWriter:
             self._settle(where, digest, reason, state)
 
     def adopt(self, number: int, source: Store) -> None:
-        """Write one unit as another store of the same rows has it; its chunks are copied as they are, once checked.
+        """Write one unit as another store of the same rows has it, in bounded memory.
 
         Raises StoreDamaged if they do not match their checksums.
         """
         where = self._where(number)
         with self._alone(number):
             for name in ("embedding", *self.store.outputs):
-                with damage(source.path, f"image/{name}, rows {where.start} to {where.stop - 1}"):
-                    copy_rows(source.array(name), self.store.array(name), where)
+                array = self.store.array(name)
+                height = (array.shards or array.chunks)[0]
+                for start in range(where.start, where.stop, height):
+                    rows = slice(start, min(start + height, where.stop))
+                    put_rows(array, rows, source.checked(name, rows))
                 put_rows(self.store.array(checksum_name(name)), where, source.checksums(name, where))
             self._settle(where, source.part("digest", where), source.part("reason", where),
                          source.part("state", where))

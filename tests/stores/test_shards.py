@@ -22,8 +22,7 @@ from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.stores import NotAStore, StoreDamaged, StoreError, StoreIncomplete, open_store
 from onceclip.stores.compact import compact
 from onceclip.stores.flat import ABSENT, FlatArray, checksum, row_checksums
-from onceclip.stores.shards import put_rows
-from onceclip.stores.values import read_rows
+from onceclip.stores.values import put_rows, read_rows
 from onceclip.stores.verify import repair, verify
 
 TABLE = ("key", "label", "split", "state", "digest", "reason", "group")
@@ -53,7 +52,7 @@ def shuffle_shard(path: Path, chunks: int, seed: int) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 70), st.sampled_from([(1, 0), (4, 0), (8, 8), (4, 8), (3, 9), (4, 64)]),
        st.sampled_from([(3,), (2, 3), (1,)]), st.sampled_from(["float16", "float32", "float64"]),
-       st.sampled_from(["zarr", "own", "shuffled"]), st.integers(0, 2**32 - 1))
+       st.sampled_from(["whole", "rows", "shuffled"]), st.integers(0, 2**32 - 1))
 def test_every_layout_reads_as_zarr_reads_it(tmp_path_factory: pytest.TempPathFactory, rows: int,
                                              heights: tuple[int, int], shape: tuple[int, ...], dtype: str, writer: str,
                                              seed: int) -> None:
@@ -61,7 +60,7 @@ def test_every_layout_reads_as_zarr_reads_it(tmp_path_factory: pytest.TempPathFa
     values = chance.standard_normal((rows, *shape)).astype(dtype)
     chunk, shard = heights
     array = sharded(path, values, chunk, shard)
-    if writer == "zarr":
+    if writer == "whole":
         array[...] = values
     else:
         put_rows(array, slice(0, rows), values)
