@@ -21,7 +21,7 @@ from bench.measure import Row, Seconds, bench, in_turn, make_row, ratio
 from onceclip.stores import Store, StoreWriter, Table, open_store
 from onceclip.stores.compact import compact
 from onceclip.stores.schema import STORED, TODO
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 GATHERED = 1600
 UNIT_ROWS = 4096

@@ -20,7 +20,7 @@ from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation import Evaluation, scores_of, temperature_of
 from onceclip.pipeline.metrics import Tally
 from onceclip.stores import Store, StoreMismatch
-from onceclip.stores.reader import PIECE_ROWS
+from onceclip.stores.store import PIECE_ROWS
 
 
 def evaluate(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,

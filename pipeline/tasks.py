@@ -17,7 +17,7 @@ from onceclip.pipeline.counting import counted
 from onceclip.pipeline.draws import Draw, draw
 from onceclip.pipeline.errors import TaskError
 from onceclip.stores import Store, TextSet
-from onceclip.stores.fingerprint import DIGEST_BYTES
+from onceclip.stores.identity import DIGEST_BYTES
 
 VAL_SHOTS = 4
 UNLABELLED_PER_CLASS = 64

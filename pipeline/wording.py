@@ -12,7 +12,7 @@ from onceclip.pipeline.demo.tour import SEEDS, Tour
 from onceclip.pipeline.extract import Extraction
 from onceclip.pipeline.extract_part import PartDone
 from onceclip.pipeline.summary import accuracy_lines
-from onceclip.stores.verify import Verification
+from onceclip.stores.verification import Verification
 
 
 def percent(value: float | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from onceclip.stores.errors import StoreBusy
-from onceclip.stores.remote import is_remote, local_path
+from onceclip.stores.location import is_remote, local_path
 
 try:
     import fcntl

@@ -13,10 +13,9 @@ import numpy as np
 import zarr
 
 from onceclip.stores.errors import StoreDamaged, StoreError, StoreMismatch
-from onceclip.stores.flat import row_checksums
-from onceclip.stores.place import PARTIAL, damage, occupied, open_group
-from onceclip.stores.reader import Store, open_store
-from onceclip.stores.remote import is_remote, local_path, storage
+from onceclip.stores.flat_files import row_checksums
+from onceclip.stores.location import PARTIAL, damage, is_remote, local_path, occupied, open_group, storage
+from onceclip.stores.rows import put_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
     COLUMNS,
@@ -32,9 +31,9 @@ from onceclip.stores.schema import (
     put_array,
     seal,
 )
+from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
-from onceclip.stores.text import TextSet
-from onceclip.stores.values import put_rows
+from onceclip.stores.text_set import TextSet
 
 _NAME = re.compile("[a-z][a-z0-9_]*")
 

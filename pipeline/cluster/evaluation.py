@@ -18,8 +18,8 @@ from onceclip.pipeline.evaluate import Judge, Judged, Scoring
 from onceclip.pipeline.protocol import Protocol
 from onceclip.pipeline.workers import Workers
 from onceclip.stores import StoreMismatch, open_store
-from onceclip.stores.fingerprint import digest
-from onceclip.stores.remote import everywhere
+from onceclip.stores.identity import digest
+from onceclip.stores.location import everywhere
 
 _HELD = 4  # evaluations that a worker has open: adapters and stores of one command
 

@@ -26,8 +26,8 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     from onceclip.pipeline.counting import counted
     from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.wording import verification_lines
-    from onceclip.stores.verify import repair as mend
-    from onceclip.stores.verify import verify as run
+    from onceclip.stores.verification import repair as mend
+    from onceclip.stores.verification import verify as run
 
     with percentage("verify") as progress:
         found = run(store, progress)

@@ -25,7 +25,7 @@ from onceclip.pipeline.summary import lines, tables
 from onceclip.pipeline.tasks import make_task
 from onceclip.pipeline.transfer import for_text
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
-from onceclip.stores.fingerprint import fingerprint
+from onceclip.stores.identity import fingerprint
 
 Arrays = dict[str, np.ndarray]
 ImportOf = Callable[..., Store]

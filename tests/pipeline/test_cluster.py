@@ -28,7 +28,7 @@ from onceclip.pipeline.results import append_rows, read_rows
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import STORED, TODO
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 OPTIONS = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
 

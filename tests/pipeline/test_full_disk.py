@@ -14,7 +14,7 @@ import pytest
 from onceclip import OnceclipError
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.stores import NotAStore, open_store
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 Extract = Callable[..., Any]
 

@@ -137,7 +137,7 @@ def main(root: Path, work: Path, moments: str) -> None:
     import onceclip.pipeline.extract as module
     from onceclip.pipeline import fit, info, units  # noqa: F401 - so that no child has to import them
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-    from onceclip.stores.verify import verify
+    from onceclip.stores.verification import verify
 
     torch.set_num_threads(1)
     spec = EncoderSpec("demo")

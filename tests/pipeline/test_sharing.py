@@ -24,7 +24,7 @@ from onceclip.pipeline.metrics import Tally
 from onceclip.pipeline.protocol import Protocol
 from onceclip.pipeline.workers import Here, Processes
 from onceclip.stores import Store, StoreMismatch
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 
 def values(evaluation: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from onceclip.stores import StoreDamaged, open_store
-from onceclip.stores.flat import FlatArray
-from onceclip.stores.verify import verify
+from onceclip.stores.flat_files import FlatArray
+from onceclip.stores.verification import verify
 
 
 @pytest.fixture(params=["compressed", "big-endian", "compressed shards"])

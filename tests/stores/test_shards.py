@@ -21,9 +21,9 @@ from onceclip import OnceclipError
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.stores import NotAStore, StoreDamaged, StoreError, StoreIncomplete, open_store
 from onceclip.stores.compact import compact
-from onceclip.stores.flat import ABSENT, FlatArray, checksum, row_checksums
-from onceclip.stores.values import put_rows, read_rows
-from onceclip.stores.verify import repair, verify
+from onceclip.stores.flat_files import ABSENT, FlatArray, checksum, row_checksums
+from onceclip.stores.rows import put_rows, read_rows
+from onceclip.stores.verification import repair, verify
 
 TABLE = ("key", "label", "split", "state", "digest", "reason", "group")
 

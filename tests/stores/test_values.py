@@ -11,8 +11,8 @@ import pytest
 
 from onceclip.pipeline.importing import import_arrays
 from onceclip.stores import Store, StoreDamaged, open_store
-from onceclip.stores.flat import FlatArray, row_checksums
-from onceclip.stores.values import read_rows
+from onceclip.stores.flat_files import FlatArray, row_checksums
+from onceclip.stores.rows import read_rows
 
 ROWS, DIM, UNIT = 230, 7, 64
 

@@ -14,7 +14,7 @@ import pytest
 from onceclip import OnceclipError
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.stores import StoreError, open_store
-from onceclip.stores.verify import repair, verify
+from onceclip.stores.verification import repair, verify
 
 
 def contents(path: Path) -> dict[str, Any]:

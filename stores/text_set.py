@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from onceclip.stores.errors import StoreMismatch
-from onceclip.stores.fingerprint import digest, fingerprint
+from onceclip.stores.identity import digest, fingerprint
 from onceclip.stores.schema import ATTRIBUTE, get_array, put_array, read_whole, seal, unseal
 
 

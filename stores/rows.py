@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-from onceclip.stores.flat import FlatArray, row_checksums
+from onceclip.stores.flat_files import FlatArray, row_checksums
 
 _WHOLE = 0.25  # share of a chunk's rows from which reading all of it is faster than row by row
 
@@ -90,6 +90,15 @@ def read_column(flat: FlatArray, start: int, stop: int) -> np.ndarray:
         else:
             place[...] = flat.chunk(number)[low - number * height:high - number * height]
     return result
+
+
+def finite_rows(values: np.ndarray) -> np.ndarray:
+    """Which rows of floating-point values (rows, ...) are finite in every place: (rows,) bool."""
+    flat = values.reshape(len(values), -1)
+    if flat.dtype != np.float16:
+        return np.isfinite(flat).all(axis=1)
+    exponent = np.uint16(0x7C00)  # all ones in infinity and NaN; numpy looks at half precision one by one
+    return (flat.view(np.uint16) & exponent).max(axis=1) != exponent
 
 
 def _runs(rows: np.ndarray, height: int) -> list[Run]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
 from math import prod
+from typing import Any
 
 import numpy as np
 import zarr
@@ -17,17 +18,34 @@ from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 
 from onceclip.stores.errors import StoreError
-from onceclip.stores.fingerprint import DIGEST_BYTES
-from onceclip.stores.flat import FlatArray, row_checksums
+from onceclip.stores.flat_files import FlatArray, row_checksums
+from onceclip.stores.identity import DIGEST_BYTES
+from onceclip.stores.location import damage
 from onceclip.stores.lock import write_lock
-from onceclip.stores.place import damage
-from onceclip.stores.reader import Store, open_store
-from onceclip.stores.schema import STORED, TODO, checksum_name
-from onceclip.stores.soundness import Problem, equal_content, finite_rows, row_faults, text_faults
+from onceclip.stores.rows import finite_rows
+from onceclip.stores.schema import SPLITS, STORED, TODO, checksum_name
+from onceclip.stores.store import Store, open_store
 from onceclip.stores.writer import StoreWriter
 
 _AHEAD = 64  # reads that are handed to threads before the first of them is done
 _UNITS = 16  # whose columns are kept while their chunks are read
+_PIECE = 1 << 20  # rows that are compared at once
+_SPLIT = np.uint64(3)  # the bits that hold the number of a split
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault.
+
+    where: array and chunk, or the rows' keys. what: the fault. unit: the unit that it spoils, or None.
+    unfinished: whether the next extraction mends it as it is.
+    """
+
+    where: str
+    what: str
+    unit: int | None = None
+    unfinished: bool = False
+
 
 Read = Callable[[], list[Problem]]  # reads one chunk and gives what is wrong with it
 
@@ -43,12 +61,13 @@ class Verification:
     remarks: list[Problem] = field(default_factory=list)
 
 
-def verify(path: str, progress: Callable[[float], None] = lambda fraction: None) -> Verification:
-    """Read every chunk of a store once, with all cores, and check it against its checksum and against the others.
+def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
+           workers: int | None = None) -> Verification:
+    """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
 
     Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
     extraction, text sets of another encoder or without a class. Remarks: equal content in two splits.
-    progress: is told the fraction that has been read.
+    progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
     Raises NotAStore if there is no store.
     """
     store = open_store(path)
@@ -65,8 +84,8 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None)
         faults.append(Problem("image", f"columns differ in length: {lengths}"))
     columns = [_Column(store, name, array) for name, array in arrays.items() if name not in values]
     rows = [_Values(store, name, array) for name, array in arrays.items() if name in values]
-    total, done = sum(each.chunks for each in (*columns, *rows)), 0
-    with ThreadPoolExecutor() as pool:
+    total, done = sum(each.chunks for each in columns) + sum(each.chunks for each in rows), 0
+    with ThreadPoolExecutor(workers) as pool:
         def run(reads: Iterable[Read]) -> list[Problem]:
             nonlocal done
             found = []
@@ -201,3 +220,77 @@ def repair(path: str, found: Verification) -> int:
                           np.full(size, "", object), np.full(size, TODO, np.int8),
                           {name: np.full((size, *output.shape), np.nan) for name, output in store.outputs.items()})
     return len(units)
+
+
+def row_faults(store: Store) -> Iterator[Problem]:
+    """Whether states, labels, keys and the fingerprint agree."""
+    rows = todo = unknown = 0
+    for state, label in store.parts("state", "label"):
+        rows, todo = rows + len(state), todo + int((state == TODO).sum())
+        unknown += int((label >= len(store.classes)).sum())
+    if todo or not store.complete:
+        yield Problem("image/state", f"the extraction is unfinished, {todo} of {rows} images are to be done",
+                      unfinished=True)
+    if unknown:
+        yield Problem("image/label", "names a class that the store does not have")
+        return
+    content = store.content()
+    if store.complete and content.fingerprint != store.fingerprint:
+        yield Problem("image", "does not have the content that the store's fingerprint says")
+    if content.repeated:
+        yield Problem("image/key", f"{content.repeated} stored rows have the key of another")
+
+
+def text_faults(store: Store) -> Iterator[Problem]:
+    """Whether every text set is of the store's encoder, whole and finite."""
+    for name in store.texts:
+        try:
+            text = store.text(name).of_classes(store.classes)
+        except StoreError as error:
+            yield Problem(f"text/{name}", str(error))
+            continue
+        if not np.isfinite(text.embedding).all():
+            yield Problem(f"text/{name}", "holds values that are not finite")
+
+
+def equal_content(store: Store) -> Iterator[Problem]:
+    """Equal content in two splits: draws leave such rows out, but a user should know."""
+    places: dict[bytes, dict[int, Any]] = defaultdict(dict)
+    suspects = _in_two_splits(store)
+    if not len(suspects):
+        return
+    for state, split, digest, key in store.parts("state", "split", "digest", "key"):
+        marks = _marks(digest)
+        placed = (state == STORED) & (split >= 0)
+        for row in np.flatnonzero(placed & (suspects[np.searchsorted(suspects, marks) % len(suspects)] == marks)):
+            places[bytes(digest[row])].setdefault(int(split[row]), key[row])
+    for splits in places.values():
+        if len(splits) > 1:
+            named = " and ".join(f"{key} ({SPLITS[split]})" for split, key in sorted(splits.items()))
+            yield Problem(named, "are the same picture in different splits")
+
+
+def _in_two_splits(store: Store) -> np.ndarray:
+    """Marks of digests that stored rows of different splits have, in order: (n,) uint64, with few others among them.
+
+    Eight bytes per row are in memory: a digest's mark, with the row's split in two bits that every mark has empty.
+    """
+    marks = np.empty(store.array("state").shape[0], np.uint64)
+    size = 0
+    for state, split, digest in store.parts("state", "split", "digest"):
+        placed = (state == STORED) & (split >= 0)
+        found = _marks(digest[placed]) | split[placed].astype(np.uint64)
+        marks[size:size + len(found)] = found
+        size += len(found)
+    marks = marks[:size]
+    marks.sort()
+    found = [np.empty(0, np.uint64)]
+    for start in range(0, size - 1, _PIECE):
+        here, following = marks[start:start + _PIECE], marks[start + 1:start + 1 + _PIECE]
+        here = here[:len(following)]
+        found.append(here[(here != following) & ((here | _SPLIT) == (following | _SPLIT))] & ~_SPLIT)
+    return np.unique(np.concatenate(found))
+
+
+def _marks(digest: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(digest).view(np.uint64)[:, 0] & ~_SPLIT

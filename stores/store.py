@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from onceclip.stores.content import Content, content_of
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
-from onceclip.stores.flat import FlatArray, row_checksums
-from onceclip.stores.place import damage, open_group
+from onceclip.stores.flat_files import FlatArray, row_checksums
+from onceclip.stores.location import damage, open_group
+from onceclip.stores.rows import read_column, read_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
     COLUMNS,
@@ -34,9 +34,8 @@ from onceclip.stores.schema import (
     require_chunks,
     unseal,
 )
-from onceclip.stores.table import Table
-from onceclip.stores.text import TextSet
-from onceclip.stores.values import read_column, read_rows
+from onceclip.stores.table import Content, Table, content_of
+from onceclip.stores.text_set import TextSet
 
 PIECE_ROWS = 16384
 
