@@ -18,7 +18,7 @@ from onceclip.stores.table import Table
 from onceclip.stores.writer import StoreWriter
 
 SHARD_ROWS = 262144
-_OWN = {"unit_rows", "chunk_rows", "complete", "fingerprint", "checksum", "texts", "outputs", "compaction"}
+_OWN = {"unit_rows", "chunk_rows", "complete", "fingerprint", "checksum", "texts", "outputs", "compaction", "columns"}
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-from onceclip.stores.flat_files import FlatArray, row_checksums
+from onceclip.stores.flat_files import FlatArray, checksum, joined_checksums, row_checksums
 
 _WHOLE = 0.25  # share of a chunk's rows from which reading all of it is faster than row by row
 
 Run = tuple[int, int, int]  # a chunk, and which of the rows in rising order lie in it: from, to
 
 
+class Checksums:
+    """The CRC-32C of every row of an array (all, ...), and what they say of its chunks.
+
+    read: gives those of all rows: (all,) uint32; called only if they are needed.
+    """
+
+    def __init__(self, array: zarr.Array, read: Callable[[], np.ndarray]) -> None:
+        self.of_rows = read
+        self._height = array.chunks[0]
+        self._row_bytes = int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize
+        self._of_chunks: list[int] = []
+        self._lock = Lock()
+
+    def of_chunk(self, number: int) -> int:
+        """That of the bytes of all rows of a chunk, which follows from those of the rows."""
+        with self._lock:
+            if not self._of_chunks:
+                rows, height = self.of_rows(), self._height
+                full = len(rows) // height
+                self._of_chunks = joined_checksums(rows[:full * height].reshape(full, -1), self._row_bytes).tolist() \
+                    if full else []
+                if len(rows) % height:
+                    self._of_chunks.append(int(joined_checksums(rows[full * height:], self._row_bytes)))
+            return self._of_chunks[number]
+
+
 def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
-              checksums: Callable[[], np.ndarray] | None = None) -> tuple[np.ndarray, bool]:
+              checksums: Checksums | None = None) -> tuple[np.ndarray, bool]:
     """Read rows of an array (all, ...) in the order given: (n, ...), and whether all of them have values.
 
     Where chunks lie plainly in files, whole chunks are read straight into place and few rows of a chunk one by one,
     each against its own checksum; elsewhere Zarr reads whole chunks. A row has no value if its first number is NaN, as
     in a chunk that is missing where Zarr reads it.
     flat: the array's flat view, or None if it has none.
-    checksums: gives the CRC-32C of every row (all,), asked for only if needed; None if there are none, so that only
-        whole chunks can be checked.
+    checksums: those of every row; None if there are none, so that only whole chunks can be checked.
     Raises what reading damaged or missing bytes raises, ValueError and OSError among them.
     """
     height, total = array.chunks[0], array.shape[0]
@@ -40,21 +67,28 @@ def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
     def one(run: Run) -> bool:
         chunk, low, high = run
         places = slice(low, high) if order is None else order[low:high]
-        if flat is not None and rising and high - low == height:
-            flat.chunk(chunk, result[places])
+        whole_chunk = rising and high - low == height
+        if flat is not None:
+            values, found = flat.chunk_and_checksum(chunk, result[places] if whole_chunk else None)
+            if total < (chunk + 1) * height:
+                values = values[:total - chunk * height]
+                found = checksum(values)
         else:
-            values = np.asarray(array[chunk * height:(chunk + 1) * height]) if flat is None else flat.chunk(chunk)
-            values = values[sorted_rows[low:high] - chunk * height]
-            if flat is None and checksums is not None:
-                _check(values, checksums()[sorted_rows[low:high]])
-            result[places] = values
+            values = np.asarray(array[chunk * height:(chunk + 1) * height])
+            found = checksum(np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
+        if flat is None or not whole_chunk:
+            result[places] = values[sorted_rows[low:high] - chunk * height]
+        # A chunk that took the place of another matches its own checksum, but not those of its rows. Others of its rows
+        # may have no values yet, so that the rows that were asked for decide.
+        if checksums is not None and found != checksums.of_chunk(chunk):
+            _check(result[places], checksums.of_rows()[sorted_rows[low:high]])
         return bool(np.isfinite(first[places]).all())
 
     whole = True
     if flat is not None and checksums is not None:
         few = [run for run in runs if run[2] - run[1] < _WHOLE * min(height, total - run[0] * height)]
         if few:
-            whole = _gather(few, flat, sorted_rows, order, result, checksums())
+            whole = _gather(few, flat, sorted_rows, order, result, checksums.of_rows())
             runs = [] if len(few) == len(runs) else sorted({*runs} - {*few})
     if len(runs) == 1:
         return result, one(runs[0]) and whole
@@ -81,6 +115,7 @@ def read_column(flat: FlatArray, start: int, stop: int) -> np.ndarray:
 
     Raises what reading damaged or missing chunks raises, ValueError and OSError among them.
     """
+    flat.require_files()
     result, height = np.empty((stop - start, *flat.row_shape), flat.dtype), flat.height
     for number in range(start // height, -(-stop // height)):
         low, high = max(start, number * height), min(stop, (number + 1) * height)
@@ -92,6 +127,16 @@ def read_column(flat: FlatArray, start: int, stop: int) -> np.ndarray:
     return result
 
 
+def column_checksum(parts: Iterable[np.ndarray]) -> int:
+    """CRC-32C of a whole column, from its consecutive parts."""
+    found = 0
+    for part in parts:
+        content = ("\n".join([*part.tolist(), ""]).encode() if part.dtype.kind in "OTU" else
+                   np.ascontiguousarray(part, part.dtype.newbyteorder("<")).tobytes())
+        found = google_crc32c.extend(found, content)
+    return int(found)
+
+
 def finite_rows(values: np.ndarray) -> np.ndarray:
     """Which rows of floating-point values (rows, ...) are finite in every place: (rows,) bool."""
     flat = values.reshape(len(values), -1)
@@ -99,6 +144,15 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
         return np.isfinite(flat).all(axis=1)
     exponent = np.uint16(0x7C00)  # all ones in infinity and NaN; numpy looks at half precision one by one
     return (flat.view(np.uint16) & exponent).max(axis=1) != exponent
+
+
+def unusable_rows(values: np.ndarray) -> np.ndarray:
+    """Why rows (rows, ...) are no embeddings: (rows,) text, "not finite", "zeros", or empty for those that are.
+
+    Other programs write zeros for images that they could not read.
+    """
+    zero = ~values.reshape(len(values), -1).any(axis=1)
+    return np.where(finite_rows(values), np.where(zero, "zeros", ""), "not finite").astype(object)
 
 
 def _runs(rows: np.ndarray, height: int) -> list[Run]:

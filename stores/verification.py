@@ -97,6 +97,9 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
 
         # The columns first: what they say is what the values are held against.
         faults += run(partial(each.problems, number) for each in columns for number in range(each.chunks))
+        if not faults:
+            faults += [Problem(f"image/{name}", "has chunks that are not in their places")
+                       for name in store.misplaced_columns()]
         sound = not faults
         if sound:
             store.column("state")  # kept, as all that follows asks for it

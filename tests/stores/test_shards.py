@@ -22,7 +22,7 @@ from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.stores import NotAStore, StoreDamaged, StoreError, StoreIncomplete, open_store
 from onceclip.stores.compact import compact
 from onceclip.stores.flat_files import ABSENT, FlatArray, checksum, row_checksums
-from onceclip.stores.rows import put_rows, read_rows
+from onceclip.stores.rows import Checksums, put_rows, read_rows
 from onceclip.stores.verification import repair, verify
 
 TABLE = ("key", "label", "split", "state", "digest", "reason", "group")
@@ -74,8 +74,8 @@ def test_every_layout_reads_as_zarr_reads_it(tmp_path_factory: pytest.TempPathFa
     checksums = row_checksums(values)
     for wanted in (np.arange(rows), chance.integers(0, rows, 5), np.sort(chance.permutation(rows)[:rows // 2 + 1]),
                    np.arange(rows)[chunk:], np.zeros(0, np.int64)):
-        for found, whole in (read_rows(array, flat, wanted, lambda: checksums), read_rows(array, flat, wanted),
-                             read_rows(array, None, wanted)):
+        for found, whole in (read_rows(array, flat, wanted, Checksums(array, lambda: checksums)),
+                             read_rows(array, flat, wanted), read_rows(array, None, wanted)):
             assert found.tobytes() == array[...][wanted].tobytes()
             assert whole
 
