@@ -46,7 +46,6 @@ GOALS = {
     "8 ridge": Goal("ridge regressions of 97 strengths: times as fast as scikit-learn's refits", "probe", least=4.5),
     "9 shards": Goal("whole read from shards: of np.load's speed", "store", least=0.85),
     "9 chunks": Goal("whole read from chunks of 4,096 rows: the same", "store", least=0.8),
-    "9 zarrs": Goal("the same array read by zarr-python with zarrs", "store", least=0.9),
     "9 stock": Goal("whole read from shards: times as fast as zarr-python alone", "store", least=4),
     "10 warm": Goal("gathering 1,600 rows from warm files: times a memory map's time", "store", most=1),
     "10 oindex": Goal("the same: times as fast as zarr's oindex", "store", least=50),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("onceclip", "torch", "numpy", "zarr", "zarrs", "scikit-learn", "open_clip_torch")
+_PACKAGES = ("onceclip", "torch", "numpy", "zarr", "scikit-learn", "open_clip_torch")
 
 
 @cache

@@ -25,8 +25,9 @@ from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.synthetic import task as make_task
 from onceclip.adapters import Classifier, LinearProbe, LinearProbeAdamW, Task
 from onceclip.adapters.compiling import OFF, ON, Compiling, compiling
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters.engine import train
 from onceclip.adapters.ridge import Ridges
+from onceclip.adapters.training import Run
 
 NUMBER = 97
 MATCH = 1e-5  # of the objective

@@ -22,8 +22,9 @@ from bench.products import peak, step_work
 from bench.synthetic import task as make_task
 from onceclip.adapters import METHODS, Task
 from onceclip.adapters.compiling import OFF, ON, Compiling, compiling
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters.engine import train
 from onceclip.adapters.products import fast_products
+from onceclip.adapters.training import Run
 
 METHOD = {"linear": "linear-probe-adamw", "clip-adapter": "clip-adapter", "tip-adapter-f": "tip-adapter-f"}
 BATCH = 256

@@ -26,7 +26,7 @@ from onceclip.pipeline.inventory import take_inventory
 from onceclip.pipeline.plan import make_plan, make_specs
 from onceclip.pipeline.sources import Record
 from onceclip.stores import StoreWriter, open_store
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 CLASSES, QUERIES = 10, 1000
 INFO = {"name": "synthetic", "fingerprint": "0" * 32}

@@ -98,7 +98,7 @@ def look(path: str, rows: int, unit_rows: int) -> dict[str, Any]:
 
 def verify(path: str, rows: int, unit_rows: int) -> dict[str, Any]:
     """Read all of it and check it."""
-    from onceclip.stores.verify import verify as verification
+    from onceclip.stores.verification import verify as verification
 
     found = verification(path)
     return {"faults": len(found.faults), "remarks": len(found.remarks), "chunks": found.chunks}

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -22,7 +21,7 @@ from bench.measure import Row, Seconds, bench, in_turn, make_row, ratio
 from onceclip.stores import Store, StoreWriter, Table, open_store
 from onceclip.stores.compact import compact
 from onceclip.stores.schema import STORED, TODO
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 GATHERED = 1600
 UNIT_ROWS = 4096
@@ -89,10 +88,6 @@ def reading(paths: dict[str, Path], others: Mapping[str, Callable[[], object]], 
         store = ready(path)
         ways[f"ours, {name}"] = partial(store.embeddings, store.rows())
         ways[f"zarr, {name}"] = partial(whole, zarr.open_array(str(path / "image" / "embedding"), mode="r"))
-        if find_spec("zarrs"):
-            with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
-                array = zarr.open_array(str(path / "image" / "embedding"), mode="r")
-            ways[f"zarrs, {name}"] = partial(whole, array)
     return in_turn(ways, repeats)
 
 
@@ -180,8 +175,6 @@ def _of(place: Path, rows: int, dim: int, repeats: int, largest: bool) -> Iterat
     seconds = reading(paths, others, repeats)
     goals = {"9 chunks": ratio(seconds, "np.load", ours[0]), "9 shards": ratio(seconds, "np.load", ours[1]),
              "9 stock": ratio(seconds, f"zarr, {SHARDS}", ours[1])}
-    if f"zarrs, {PLAIN}" in seconds:
-        goals["9 zarrs"] = ratio(seconds, "np.load", f"zarrs, {PLAIN}")
     yield make_row(f"read {rows:,} rows", at, seconds, ours, sorted(seconds["np.load"])[repeats // 2],
                    goals if largest else {}, gigabytes=rows * dim * 2 / 1e9)
     seconds = gathering(paths, flat, rows, repeats)

@@ -18,7 +18,7 @@ from bench.measure import Row, Seconds, bench, in_turn, make_row, ratio
 from bench.processes import onceclip
 from bench.store import make
 from bench.synthetic import store as make_store
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 
 def sweep(store: Path, folder: Path, processes: int, seeds: int, methods: str) -> None:

@@ -18,7 +18,7 @@ from onceclip.pipeline.decode_worker import IDLE, Done, Held, Task
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.preparation import Jpeg
 from onceclip.pipeline.sources import Content
-from onceclip.stores.fingerprint import DIGEST_BYTES, digest
+from onceclip.stores.identity import DIGEST_BYTES, digest
 
 _TASK = 8  # images that a decode process takes at once
 _PAGE = 4096

@@ -17,8 +17,7 @@ from onceclip.pipeline.imported import Features, make_store, summary
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.words import alike
-from onceclip.stores.fingerprint import digest, fingerprint
-from onceclip.stores.keys import encode_key
+from onceclip.stores.identity import digest, encode_key, fingerprint
 from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, UNIT_ROWS
 
 EMBEDDINGS, METADATA, PATH = "img_emb", "metadata", "image_path"

@@ -26,7 +26,7 @@ from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.preparation import Jpeg, Preparation, decoding
 from onceclip.pipeline.sources.record import Content
 from onceclip.pipeline.views import Views
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
 
 IDLE = -1
 _PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY, errno.ENFILE,

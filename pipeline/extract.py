@@ -22,7 +22,7 @@ from onceclip.pipeline.prompts import class_phrases, numbered
 from onceclip.pipeline.sources import DEFAULTS, Record, SourceOptions, class_names, open_source
 from onceclip.pipeline.workers import Workers
 from onceclip.stores import NotAStore, Store, StoreWriter, open_store, write_lock
-from onceclip.stores.place import occupied
+from onceclip.stores.location import occupied
 from onceclip.stores.schema import BAD, SPLITS, STORED, UNIT_ROWS
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from onceclip.pipeline.parts import Part
 from onceclip.pipeline.sources import Content
 from onceclip.stores import Store, StoreWriter, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
-from onceclip.stores.fingerprint import DIGEST_BYTES
-from onceclip.stores.remote import is_remote
+from onceclip.stores.identity import DIGEST_BYTES
+from onceclip.stores.location import is_remote
 from onceclip.stores.schema import BAD, REMOVED, TODO
 
 PATIENCE = 3600.0  # seconds to wait for the plan

@@ -19,7 +19,7 @@ from onceclip.pipeline.profile import Profile, Samples
 from onceclip.pipeline.sources import Content
 from onceclip.pipeline.units import Rounding, Units
 from onceclip.stores import StoreWriter, open_store
-from onceclip.stores.place import damage
+from onceclip.stores.location import damage
 from onceclip.stores.schema import SPLITS, STORED, TODO
 
 

@@ -11,11 +11,11 @@ import onceclip
 from onceclip.adapters import Classifier, Method, MethodError, Selection, method_class
 from onceclip.adapters.calibration import calibrated
 from onceclip.adapters.compiling import USUAL, Compiling, compiling
-from onceclip.adapters.engine import no_progress
 from onceclip.adapters.moving import moved
 from onceclip.adapters.products import fast_products
 from onceclip.adapters.search import Search
 from onceclip.adapters.selection import Choice, fit_each, select_all
+from onceclip.adapters.training import no_progress
 from onceclip.pipeline.devices import CPU, name_of, training_device, within_memory
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES

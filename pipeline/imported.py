@@ -12,10 +12,10 @@ from onceclip.pipeline import splits
 from onceclip.pipeline.embed import NAME
 from onceclip.pipeline.errors import ArrayError
 from onceclip.stores import NotAStore, Output, Store, StoreWriter, Table, TextSet, open_store, write_lock
-from onceclip.stores.fingerprint import DIGEST_BYTES, digest
-from onceclip.stores.place import occupied
+from onceclip.stores.identity import DIGEST_BYTES, digest
+from onceclip.stores.location import occupied
+from onceclip.stores.rows import finite_rows
 from onceclip.stores.schema import BAD, SPLITS, STORED, TODO, UNIT_ROWS
-from onceclip.stores.soundness import finite_rows
 
 Values = Callable[[slice], Mapping[str, np.ndarray]]
 

@@ -16,7 +16,7 @@ from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.imported import Features, make_store, summary
 from onceclip.pipeline.words import alike, counted
 from onceclip.stores import Output, TextSet
-from onceclip.stores.fingerprint import digest, fingerprint
+from onceclip.stores.identity import digest, fingerprint
 from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, UNIT_ROWS
 
 KNOWN = ("embedding", "label", "split", "key", "view", "text", "class_names", "logit_scale", "logit_bias")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.sources import Content, Record
 from onceclip.stores import Store, Table
-from onceclip.stores.fingerprint import DIGEST_BYTES, digest
+from onceclip.stores.identity import DIGEST_BYTES, digest
 from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO
 
 _AHEAD = 1 << 14  # files that are handed to threads at once

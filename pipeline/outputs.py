@@ -10,7 +10,7 @@ import numpy as np
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.views import KINDS, TEN_CROP, Views
 from onceclip.stores import Output, Store, StoreMismatch, StoreWriter
-from onceclip.stores.flat import row_checksums
+from onceclip.stores.flat_files import row_checksums
 from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
 
 if TYPE_CHECKING:

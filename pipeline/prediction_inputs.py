@@ -15,8 +15,8 @@ from onceclip.pipeline.sources.places import file_at, is_url, key_of, local_plac
 from onceclip.pipeline.sources.suffixes import IMAGES, VIDEOS, suffix
 from onceclip.pipeline.sources.videos import with_frames
 from onceclip.stores import NotAStore, Store, open_store
-from onceclip.stores.keys import encode_key
-from onceclip.stores.place import looks_like_store
+from onceclip.stores.identity import encode_key
+from onceclip.stores.location import looks_like_store
 
 
 def list_inputs(inputs: Sequence[str | Path], options: SourceOptions = sources.DEFAULTS) -> Listing:

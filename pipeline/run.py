@@ -10,7 +10,7 @@ from onceclip.adapters import method_class
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.stores import Store
-from onceclip.stores.fingerprint import fingerprint
+from onceclip.stores.identity import fingerprint
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
 from onceclip.stores.schema import NO_SPLIT, SPLITS, STORED
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}

@@ -27,7 +27,7 @@ from onceclip.pipeline.stores_file import record_stores
 from onceclip.pipeline.words import counted, shots_of
 from onceclip.pipeline.workers import Workers
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
-from onceclip.stores.remote import everywhere
+from onceclip.stores.location import everywhere
 
 MANY = 100  # runs from which starting further processes pays
 

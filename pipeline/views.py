@@ -12,7 +12,7 @@ from PIL import Image
 
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.preparation import FILTERS, Opened, Preparation
-from onceclip.stores.fingerprint import canonical, digest
+from onceclip.stores.identity import canonical, digest
 
 KINDS = ("random", "ten-crop")
 _TRIES = 10

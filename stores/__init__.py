@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
     from onceclip.stores.lock import write_lock
-    from onceclip.stores.reader import Store, open_store
     from onceclip.stores.schema import Output
+    from onceclip.stores.store import Store, open_store
     from onceclip.stores.table import Table
-    from onceclip.stores.text import TextSet
+    from onceclip.stores.text_set import TextSet
     from onceclip.stores.writer import StoreWriter
 
 _MODULES = {
     "NotAStore": "errors", "StoreDamaged": "errors", "StoreError": "errors", "StoreIncomplete": "errors",
-    "StoreMismatch": "errors", "write_lock": "lock", "Store": "reader", "open_store": "reader", "Output": "schema",
-    "Table": "table", "TextSet": "text", "StoreWriter": "writer",
+    "StoreMismatch": "errors", "write_lock": "lock", "Store": "store", "open_store": "store", "Output": "schema",
+    "Table": "table", "TextSet": "text_set", "StoreWriter": "writer",
 }
 
 __all__ = [

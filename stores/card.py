@@ -8,9 +8,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from onceclip.stores.errors import StoreError
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
+from onceclip.stores.location import open_group
 from onceclip.stores.lock import write_lock
-from onceclip.stores.place import open_group
 
 NAME = "README.md"
 _MARK = re.compile(r"\n<!-- Written by onceclip, text ([0-9a-f]{32})\. [^\n]*-->\n$")

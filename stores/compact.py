@@ -10,15 +10,15 @@ import numpy as np
 import zarr
 
 from onceclip.stores.errors import StoreError
+from onceclip.stores.location import damage, occupied
 from onceclip.stores.lock import write_lock
-from onceclip.stores.place import damage, occupied
-from onceclip.stores.reader import Store, open_store
 from onceclip.stores.schema import SHARD_BYTES, TODO, Output, read_whole
+from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
 from onceclip.stores.writer import StoreWriter
 
 SHARD_ROWS = 262144
-_OWN = {"unit_rows", "chunk_rows", "complete", "fingerprint", "checksum", "texts", "outputs", "compaction"}
+_OWN = {"unit_rows", "chunk_rows", "complete", "fingerprint", "checksum", "texts", "outputs", "compaction", "columns"}
 
 
 @dataclass(frozen=True)

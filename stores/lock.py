@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from onceclip.stores.errors import StoreBusy
-from onceclip.stores.remote import is_remote, local_path
+from onceclip.stores.errors import StoreBusy, StoreError
+from onceclip.stores.location import is_remote, local_path
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock; there the user has to see to it
     fcntl = None  # type: ignore[assignment]
+
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
@@ -21,7 +24,7 @@ def write_lock(path: str) -> Iterator[None]:
 
     The operating system drops the lock when the process dies, so a killed one cannot keep others out. Object stores
     have no such lock.
-    Raises StoreBusy if another process is writing.
+    Raises StoreBusy if another process is writing, StoreError if something else stands at the lock's place.
     """
     path = local_path(path)
     if is_remote(path) or fcntl is None:
@@ -33,13 +36,14 @@ def write_lock(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        os.unlink(name)
+        if _is_at(name, handle):  # not a file that another writer made after ours was deleted by hand
+            os.unlink(name)
         os.close(handle)
 
 
 def _acquire(name: str, path: str) -> int:
     while True:
-        handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _open(name)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,14 +51,27 @@ def _acquire(name: str, path: str) -> int:
             os.close(handle)
             raise StoreBusy(f"{path} is being written by another process (number {owner}): wait until it has ended, "
                             "then run the command again") from None
-        # The last owner may have removed the file between our opening and our locking it.
-        try:
-            current = os.stat(name).st_ino == os.fstat(handle).st_ino
-        except FileNotFoundError:
-            current = False
-        if current:
+        if _is_at(name, handle):  # the last owner may have removed the file between our opening and our locking it
             with suppress(OSError):  # on a full disk; the number is for people, the lock holds without it
                 os.truncate(handle, 0)
                 os.write(handle, str(os.getpid()).encode("ascii"))
             return handle
         os.close(handle)
+
+
+def _open(name: str) -> int:
+    try:
+        return os.open(name, _FLAGS, 0o644)
+    except OSError as error:
+        # A link may name any file of the user's, and the lock's file is written to.
+        found = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a folder"}.get(error.errno or 0)
+        if found is None:
+            raise
+        raise StoreError(f"{name} is {found}, but has to be the store's lock, a plain file: move it away") from None
+
+
+def _is_at(name: str, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(name), os.fstat(handle))
+    except FileNotFoundError:
+        return False

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any, Self
 
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, VLenUTF8Codec
+from zarr.core.sync import sync
+from zarr.storage import StorePath
 
-from onceclip.stores.fingerprint import fingerprint
+from onceclip.stores.identity import fingerprint
 
 SCHEMA = 1
 ATTRIBUTE = "onceclip"
@@ -130,22 +134,99 @@ def unseal(values: Any) -> dict[str, Any]:
     return values
 
 
+def require_sound(values: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the attributes of a store have the types and the names that its readers rely on."""
+    encoder, classes, outputs, texts = (values[name] if name in ("encoder", "classes") else values.get(name, {})
+                                        for name in ("encoder", "classes", "outputs", "texts"))
+    sound = {
+        "encoder": isinstance(encoder, dict) and _are_texts(encoder.get("name"), encoder.get("fingerprint")),
+        "classes": isinstance(classes, list) and _are_texts(*classes) and len({*classes}) == len(classes),
+        "complete": isinstance(values["complete"], bool),
+        "fingerprint": not values["complete"] or _are_texts(values["fingerprint"]),
+        "unit_rows": _is_count(values["unit_rows"]),
+        "chunk_rows": _is_count(values.get("chunk_rows", 1)),
+        "dim": _is_count(values["dim"]),
+        "dtype": values["dtype"] in ("float16", "float32", "float64"),
+        "outputs": isinstance(outputs, dict) and all(map(_is_output, outputs.items())),
+        "texts": isinstance(texts, dict) and all(map(_is_text_set, texts.items())),
+    }
+    wrong = [name for name, each in sound.items() if not each]
+    if wrong:
+        raise ValueError(f"its attribute {wrong[0]} is {str(values.get(wrong[0]))[:60]}")
+
+
+def is_output_name(name: str) -> bool:
+    """Whether an output can have a name, which is that of its folder."""
+    return bool(re.fullmatch("[a-z][a-z0-9_]*", name)) and name not in {*COLUMNS, "embedding"} \
+        and not name.endswith("_checksum")
+
+
+def _are_texts(*values: Any) -> bool:
+    return all(isinstance(each, str) for each in values)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_output(item: tuple[str, Any]) -> bool:
+    name, output = item
+    return (is_output_name(name) and isinstance(output, dict) and isinstance(output.get("spec"), dict)
+            and all(isinstance(output.get(each), list) for each in ("shape", "dimensions"))
+            and len(output["shape"]) == len(output["dimensions"]) and all(map(_is_count, output["shape"]))
+            and _are_texts(*output["dimensions"]))
+
+
+def _is_text_set(item: tuple[str, Any]) -> bool:
+    name, entry = item
+    return ("/" not in name and name.strip(".") != "" and isinstance(entry, dict)
+            and isinstance(entry.get("source"), dict) and isinstance(entry.get("fingerprint"), str | None)
+            and "/" not in entry.get("place", name))
+
+
+def fits(dtype: np.dtype, described: str) -> bool:
+    """Whether an array's type is the one that it should have, in whatever order of bytes."""
+    text = dtype.kind in "OTU"
+    return text if described == "str" else not text and dtype.newbyteorder("=") == np.dtype(described)
+
+
 def get_array(group: zarr.Group, name: str) -> zarr.Array:
     """The array of a group by its path.
 
     Raises KeyError if there is none.
     """
-    node = group[name]
+    try:
+        node = group[name]
+    except KeyError as error:
+        if sync((group.store_path / name / "zarr.json").exists()):
+            raise ValueError(f"its zarr.json lacks {error}") from None
+        raise
     if not isinstance(node, zarr.Array):
         raise KeyError(f"{name} is not an array")
     return node.with_config({"write_empty_chunks": True})
 
 
 def require_chunks(array: zarr.Array) -> None:
-    """Raise ValueError if a chunk is missing, which Zarr itself would read as fill values."""
-    if array.nchunks_initialized != array.nchunks:
-        raise ValueError(f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of {array.path} are "
-                         "missing")
+    """Raise ValueError if a chunk is missing, which Zarr itself would read as fill values.
+
+    What a file says of shapes is a claim: it is held against the files before memory is taken for it.
+    """
+    grid = [-(-size // height) for size, height in zip(array.shape, array.shards or array.chunks, strict=True)]
+    place, store = array.store_path, array.store_path.store
+    names, missing = sync(_names(place)), prod(grid)
+    if missing <= len(names):
+        keys = [f"{place.path}/{array.metadata.encode_chunk_key(each)}" for each in np.ndindex(*grid)]
+        missing = len({*keys} - names)
+    if missing:
+        raise ValueError(f"{missing} of {prod(grid)} chunks of {array.path} are missing")
+    itemsize = 4 if array.dtype.kind in "OTU" else array.dtype.itemsize  # of a text, at least its length
+    plain = [type(codec) for codec in getattr(array.metadata, "codecs", ())][1:] == [Crc32cCodec]
+    if plain and keys and sync(store.getsize(keys[0])) < itemsize * prod(array.chunks):
+        raise ValueError(f"the first chunk of {array.path} is too small for {prod(array.chunks)} values")
+
+
+async def _names(place: StorePath) -> set[str]:
+    return {name async for name in place.store.list_prefix(f"{place.path}/")}
 
 
 def read_whole(array: zarr.Array) -> np.ndarray:

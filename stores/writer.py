@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 import zarr
 
 from onceclip.stores.errors import StoreDamaged, StoreError, StoreMismatch
-from onceclip.stores.flat import row_checksums
-from onceclip.stores.place import PARTIAL, damage, occupied, open_group
-from onceclip.stores.reader import Store, open_store
-from onceclip.stores.remote import is_remote, local_path, storage
+from onceclip.stores.flat_files import row_checksums
+from onceclip.stores.location import PARTIAL, DiskStore, damage, is_remote, local_path, occupied, open_group, storage
+from onceclip.stores.rows import put_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
     COLUMNS,
@@ -29,14 +27,13 @@ from onceclip.stores.schema import (
     checksum_name,
     create_array,
     heights,
+    is_output_name,
     put_array,
     seal,
 )
-from onceclip.stores.shards import copy_rows, put_rows
+from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
-from onceclip.stores.text import TextSet
-
-_NAME = re.compile("[a-z][a-z0-9_]*")
+from onceclip.stores.text_set import BESIDE, TextSet
 
 
 class StoreWriter:
@@ -64,9 +61,8 @@ class StoreWriter:
         unit shards of chunks of at most that many rows.
         Raises StoreError if something is there already.
         """
-        taken = {*COLUMNS, "embedding"}
         for name in outputs:
-            if not _NAME.fullmatch(name) or name in taken or name.endswith("_checksum"):
+            if not is_output_name(name):
                 raise StoreError(f"{path}: an output cannot be called {name!r}: give it a name of small letters that "
                                  "no column has")
         if occupied(path):
@@ -200,23 +196,36 @@ class StoreWriter:
             self._settle(where, digest, reason, state)
 
     def adopt(self, number: int, source: Store) -> None:
-        """Write one unit as another store of the same rows has it; its chunks are copied as they are, once checked.
+        """Write one unit as another store of the same rows has it, in bounded memory.
 
         Raises StoreDamaged if they do not match their checksums.
         """
         where = self._where(number)
         with self._alone(number):
             for name in ("embedding", *self.store.outputs):
-                with damage(source.path, f"image/{name}, rows {where.start} to {where.stop - 1}"):
-                    copy_rows(source.array(name), self.store.array(name), where)
+                array = self.store.array(name)
+                height = (array.shards or array.chunks)[0]
+                for start in range(where.start, where.stop, height):
+                    rows = slice(start, min(start + height, where.stop))
+                    put_rows(array, rows, source.checked(name, rows))
                 put_rows(self.store.array(checksum_name(name)), where, source.checksums(name, where))
             self._settle(where, source.part("digest", where), source.part("reason", where),
                          source.part("state", where))
 
     def _settle(self, where: slice, digest: np.ndarray, reason: np.ndarray, state: np.ndarray) -> None:
         """What follows the values of a unit; its states make it count."""
-        for name, values in (("digest", digest), ("reason", reason), ("state", state)):
-            put_rows(self.store.array(name), where, values)
+        put_rows(self.store.array("digest"), where, digest)
+        put_rows(self.store.array("reason"), where, reason)
+        self._flush()
+        put_rows(self.store.array("state"), where, state)
+
+    def _flush(self) -> None:
+        """Have what was written reach the disk before what follows: if the power fails, the last unit is lost at most.
+
+        Object stores keep what they have taken.
+        """
+        if isinstance(self.group.store, DiskStore):
+            self.group.store.flush()
 
     @contextmanager
     def _alone(self, number: int) -> Iterator[None]:
@@ -240,14 +249,22 @@ class StoreWriter:
         put_array(self.group, f"encoder/{name}", np.asarray(values), np.nan, dimensions)
 
     def put_text(self, name: str, text: TextSet) -> None:
-        """Store a text set under a name, in place of one that has it.
+        """Store a text set under a name, in place of one that has it, which counts until the new one is whole.
 
-        The store's attributes say which set counts, and keep what it is made from while it is being written.
+        The store's attributes say which set counts, and keep what a first one is made from while it is being written.
         """
         texts = self.store.attributes["texts"]
-        self.update(texts={**texts, name: {"source": text.source, "fingerprint": None}})
+        entry, beside = {"source": text.source, "fingerprint": text.fingerprint}, f"{name}{BESIDE}"
+        if texts.get(name, {}).get("fingerprint") is None:
+            self.update(texts={**texts, name: {**entry, "fingerprint": None}})
+        elif "place" not in texts[name]:
+            # The set that is there counts until the new one is whole; that one counts while it gets its own place.
+            text.write(self.group.create_group(f"text/{beside}", overwrite=True))
+            self.update(texts={**texts, name: {**entry, "place": beside}})
         text.write(self.group.create_group(f"text/{name}", overwrite=True))
-        self.update(texts={**texts, name: {"source": text.source, "fingerprint": text.fingerprint}})
+        self.update(texts={**texts, name: entry})
+        if f"text/{beside}" in self.group:
+            del self.group[f"text/{beside}"]
 
     def finish(self, split: np.ndarray, expected: str | None = None, **attributes: Any) -> Store:
         """Record the splits (rows,) and declare the store complete.
@@ -264,14 +281,17 @@ class StoreWriter:
         if expected not in (None, found):
             raise StoreDamaged(f"{self.store.path} has content {found} in place of {expected}: run `onceclip verify` "
                                "on what it was copied from")
-        self.update(complete=True, fingerprint=found, compaction=None)
+        self.update(complete=True, fingerprint=found, compaction=None,
+                    columns={"of": found, **self.store.column_checksums()})
         return open_store(self.store.path)
 
     def update(self, **attributes: Any) -> None:
         """Change some of the group's attributes; None takes one away."""
         self._require_all()
         changed = {**self.store.attributes, **attributes}
+        self._flush()
         self.group.attrs[ATTRIBUTE] = seal({name: value for name, value in changed.items() if value is not None})
+        self._flush()
         self.store = Store(self.store.path, self.group)
 
     def _require_all(self) -> None:

@@ -113,7 +113,8 @@ def store_path(image_folder: Path, extract_demo: Callable[..., Any]) -> Path:
 @pytest.fixture(scope="session")
 def adapter_path(store_path: Path) -> Path:
     """A saved adapter, fitted on the shared store; not to be changed."""
-    from onceclip.pipeline.fit import RunSpec, fit
+    from onceclip.pipeline.fit import fit
+    from onceclip.pipeline.run import RunSpec
     from onceclip.stores import open_store
 
     path = store_path.parent / "adapter"

@@ -33,7 +33,7 @@ from onceclip.pipeline.sources.videos import Frame
 from onceclip.pipeline.units import Rounding
 from onceclip.pipeline.workers import Workers
 from onceclip.stores import StoreWriter
-from onceclip.stores.remote import everywhere
+from onceclip.stores.location import everywhere
 
 if TYPE_CHECKING:
     from onceclip.pipeline.extract import ExtractOptions

@@ -24,8 +24,8 @@ from distributed.protocol import pickle
 from tqdm import tqdm
 
 from onceclip import __version__
-from onceclip.pipeline.counting import counted
 from onceclip.pipeline.errors import WorkerError
+from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers import load, refuse
 
 Task = TypeVar("Task")

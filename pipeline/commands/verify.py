@@ -11,7 +11,7 @@ from onceclip.pipeline.commands.options import json_option, show
 from onceclip.pipeline.words import counted
 
 if TYPE_CHECKING:
-    from onceclip.stores.verify import Verification
+    from onceclip.stores.verification import Verification
 
 
 @click.command()
@@ -29,8 +29,8 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
         onceclip verify pets.zarr
     """
     from onceclip.pipeline.progress import percentage
-    from onceclip.stores.verify import repair as mend
-    from onceclip.stores.verify import verify as run
+    from onceclip.stores.verification import repair as mend
+    from onceclip.stores.verification import verify as run
 
     with percentage("verify") as progress:
         found = run(store, progress)

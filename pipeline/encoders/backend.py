@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from onceclip.pipeline.encoders.spec import EncoderSpec
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.preparation import Preparation
-from onceclip.stores.fingerprint import digest, fingerprint
+from onceclip.stores.identity import digest, fingerprint
 
 EMBEDDING, PREPROJ, TOKEN = OUTPUTS = ("embedding", "preproj", "token")
 LAST, VALUE = TOKENS = ("last", "value")

@@ -20,7 +20,7 @@ from onceclip.pipeline.encoders.spec import DEMO, OPEN_CLIP_SOURCES, EncoderSpec
 from onceclip.pipeline.encoders.towers import projection_of, reads_class_token, several_outputs
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.preparation import Preparation
-from onceclip.stores.fingerprint import fingerprint
+from onceclip.stores.identity import fingerprint
 
 
 class OpenClipBackend(Backend):

@@ -13,7 +13,7 @@ from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
 from onceclip.pipeline.encoders.encoder import Encoder
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, check_spec, is_plugin
 from onceclip.pipeline.errors import EncoderError
-from onceclip.stores.fingerprint import fingerprint
+from onceclip.stores.identity import fingerprint
 
 _SMALL = 10_000_000  # weights: below, attention is many tiny products, each of which oneDNN takes longer to begin
 

@@ -28,7 +28,7 @@ from onceclip.pipeline.encoders.backend import (
 from onceclip.pipeline.encoders.spec import EncoderSpec
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.preparation import Preparation
-from onceclip.stores.fingerprint import canonical
+from onceclip.stores.identity import canonical
 
 _SAMPLES = ((320, 240), (64, 200))  # width and height of pictures that show what a preprocessing gives
 

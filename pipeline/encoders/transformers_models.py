@@ -25,7 +25,7 @@ from onceclip.pipeline.encoders.backend import (
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.preparation import Preparation
-from onceclip.stores.fingerprint import fingerprint
+from onceclip.stores.identity import fingerprint
 
 _KINDS = ("clip", "siglip")
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier
-from onceclip.adapters.engine import no_progress
 from onceclip.adapters.threads import threads_for
 from onceclip.adapters.together import logits_together
+from onceclip.adapters.training import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.intervals import row_interval, units_of
 from onceclip.pipeline.evaluation.metrics import Tally

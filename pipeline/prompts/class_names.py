@@ -10,7 +10,7 @@ from typing import Any
 
 from onceclip.adapters.method import unknown
 from onceclip.pipeline.errors import PromptError
-from onceclip.stores.keys import decode_key
+from onceclip.stores.identity import decode_key
 
 
 def load_phrases(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from onceclip.pipeline.errors import PromptError
 from onceclip.pipeline.prompts.class_names import no_key_twice
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
 
 FORMS = ("sentences", "descriptors")
 _SHAPE = '{"class": ["sentence", ...], ...}'

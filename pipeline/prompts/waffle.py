@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
 
 GENERATOR = "blake2b-index-1"
 _SHORTEST = 3

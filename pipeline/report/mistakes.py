@@ -18,7 +18,7 @@ from onceclip.pipeline.preparation import Preparation, decoding
 from onceclip.pipeline.sources import Content, open_source
 from onceclip.pipeline.tasks.tasks import inputs_of
 from onceclip.stores import Store
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
 
 MOST = 48
 SIDE = 160  # pixels

@@ -12,7 +12,7 @@ from onceclip.pipeline.sources.contents import LocalFile, RemoteFile, remote_fol
 from onceclip.pipeline.sources.places import is_url, key_of, local_place
 from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions, natural_order
 from onceclip.pipeline.sources.suffixes import IMAGES, VIDEOS, suffix
-from onceclip.stores.keys import encode_key
+from onceclip.stores.identity import encode_key
 
 USES = frozenset({"every", "frames"})
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",

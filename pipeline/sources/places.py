@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.sources.contents import File, LocalFile, RemoteFile, remote_folder, unreachable
-from onceclip.stores.keys import encode_key
+from onceclip.stores.identity import encode_key
 
 # Names in manifests, lists and archives are text in which bytes that are not UTF-8 are surrogates, whatever the locale;
 # names of local files are as `os` has them.

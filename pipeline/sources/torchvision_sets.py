@@ -19,7 +19,7 @@ from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.sources.contents import LocalFile, Pixels, pnm
 from onceclip.pipeline.sources.places import key_of
 from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions
-from onceclip.stores.keys import encode_key
+from onceclip.stores.identity import encode_key
 
 USES = frozenset({"root", "download"})
 PREFIX = "torchvision:"

@@ -24,7 +24,7 @@ from onceclip.pipeline.sources.record import Listing, Record, SourceOptions, nat
 from onceclip.pipeline.sources.suffixes import IMAGES, VIDEOS, suffix
 from onceclip.pipeline.sources.tar import Member, index
 from onceclip.pipeline.words import counted
-from onceclip.stores.keys import encode_key
+from onceclip.stores.identity import encode_key
 
 USES: frozenset[str] = frozenset()
 _AT_ONCE = 8

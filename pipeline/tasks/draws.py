@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onceclip.stores.fingerprint import digest, fingerprint
+from onceclip.stores.identity import digest, fingerprint
 
 GENERATOR = "blake2b-rank-1"
 

@@ -18,7 +18,7 @@ from onceclip.pipeline.tasks.classes import ALL, BASE, names_of
 from onceclip.pipeline.tasks.draws import Draw, draw
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
-from onceclip.stores.fingerprint import DIGEST_BYTES
+from onceclip.stores.identity import DIGEST_BYTES
 
 VAL_SHOTS = 4
 UNLABELLED_PER_CLASS = 64

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from onceclip.adapters import CLAP, WiseFT, descent
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters.engine import train
+from onceclip.adapters.training import Run
 
 
 def together(methods, task):

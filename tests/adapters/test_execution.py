@@ -20,7 +20,8 @@ from onceclip.adapters import (
     descent,
 )
 from onceclip.adapters.compiling import Compiling, compiles, compiling
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters.engine import train
+from onceclip.adapters.training import Run
 
 
 def by_gradient(case):

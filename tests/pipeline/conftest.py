@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onceclip.stores import Store, open_store
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
 
 
 @pytest.fixture

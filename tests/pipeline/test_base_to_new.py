@@ -26,7 +26,7 @@ from onceclip.pipeline.tasks.classes import names_of
 from onceclip.pipeline.tasks.other_classes import for_text
 from onceclip.pipeline.tasks.tasks import make_task
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
-from onceclip.stores.fingerprint import fingerprint
+from onceclip.stores.identity import fingerprint
 
 Arrays = dict[str, np.ndarray]
 ImportOf = Callable[..., Store]

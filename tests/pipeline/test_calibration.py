@@ -14,7 +14,8 @@ from onceclip.adapters import load_classifier
 from onceclip.adapters.calibration import best_temperature
 from onceclip.pipeline.evaluation.evaluate import evaluate
 from onceclip.pipeline.evaluation.metrics import metrics
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import Store, open_store
 

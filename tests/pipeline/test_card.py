@@ -12,7 +12,7 @@ import pytest
 import xarray
 
 from onceclip.stores import open_store
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 Run = Callable[..., Any]
 

@@ -21,10 +21,11 @@ from onceclip.pipeline.embed import add_text, prompts_for
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.extract import ExtractOptions, extract
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
 from onceclip.pipeline.predict import encoder_of, predict_images
 from onceclip.pipeline.prediction_inputs import list_inputs
 from onceclip.pipeline.recorded_encoder import recorded_encoder
+from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.tasks.tasks import check_encoder
 from onceclip.stores import Store, open_store
 

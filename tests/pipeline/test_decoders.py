@@ -24,7 +24,7 @@ from onceclip.pipeline.decoders import Decoders
 from onceclip.pipeline.errors import DecoderError, SourceError
 from onceclip.pipeline.preparation import Preparation
 from onceclip.pipeline.sources import LocalFile
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
 
 SMALL = Preparation((8, 8))
 # What cannot be written as a file. A worker imports this module by its name, as it does with a plug-in's.

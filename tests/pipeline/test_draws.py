@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onceclip.pipeline.splits import SHARES, draw_splits
 from onceclip.pipeline.tasks.draws import draw
-from onceclip.stores.fingerprint import digest
+from onceclip.stores.identity import digest
 from onceclip.stores.schema import NO_SPLIT, SPLITS
 
 reproducible = settings(derandomize=True, deadline=None, database=None, max_examples=40)

@@ -18,7 +18,8 @@ from sklearn.metrics import confusion_matrix, precision_score, recall_score
 from onceclip.adapters import Classifier, load_classifier
 from onceclip.pipeline.evaluation.evaluate import evaluate, evaluate_together, score
 from onceclip.pipeline.evaluation.metrics import SCORES
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, StoreWriter, open_store
 
 NAMES = ["ant", "bee", "cow", "dog", "elk", "fox", "gnu"]

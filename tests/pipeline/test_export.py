@@ -35,7 +35,8 @@ FILES = {"safetensors": "a.safetensors", "torch": "a.pt2", "onnx": "a.onnx"}
 @pytest.fixture(scope="module")
 def linear_path(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved adapter that is one linear map, with a temperature."""
-    from onceclip.pipeline.fit import RunSpec, fit
+    from onceclip.pipeline.fit import fit
+    from onceclip.pipeline.run import RunSpec
 
     path = tmp_path_factory.mktemp("linear") / "adapter"
     fitted = fit(open_store(str(store_path)), RunSpec("gda", 4)).classifier

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from onceclip import OnceclipError
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import NotAStore, open_store
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 Extract = Callable[..., Any]
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from onceclip.pipeline.evaluation.evaluate import evaluate
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
 from onceclip.pipeline.importing import import_arrays
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, StoreMismatch, open_store
 from onceclip.stores.schema import SPLITS
 

@@ -14,7 +14,7 @@ from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.importing import import_arrays
 from onceclip.stores import StoreError, StoreIncomplete, StoreWriter, open_store
 from onceclip.stores.schema import SPLITS
-from onceclip.stores.verify import verify
+from onceclip.stores.verification import verify
 
 pyarrow = pytest.importorskip("pyarrow")
 DIM = 8

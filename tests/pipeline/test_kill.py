@@ -96,8 +96,9 @@ def test_an_extraction_killed_at_any_moment_ends_as_if_nothing_had_been(
 def look(path: Path) -> str:
     """What a user sees of a store: info works or is an error of ours, and fit refuses what is not whole."""
     from onceclip import OnceclipError
-    from onceclip.pipeline.fit import RunSpec, fit
+    from onceclip.pipeline.fit import fit
     from onceclip.pipeline.info import info
+    from onceclip.pipeline.run import RunSpec
 
     try:
         values = info(str(path))
@@ -137,7 +138,7 @@ def main(root: Path, work: Path, moments: str) -> None:
     import onceclip.pipeline.extract as module
     from onceclip.pipeline import fit, info, units  # noqa: F401 - so that no child has to import them
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-    from onceclip.stores.verify import verify
+    from onceclip.stores.verification import verify
 
     torch.set_num_threads(1)
     spec = EncoderSpec("demo")

@@ -5,7 +5,8 @@ import pytest
 
 from onceclip.adapters import METHODS
 from onceclip.adapters.task import EMBEDDING
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.run import RunSpec
 
 QUICK = {"epochs": 3}
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from onceclip.stores import Store, open_store
-from onceclip.stores.keys import decode_key
+from onceclip.stores.identity import decode_key
 
 NFC, NFD = "caf\u00e9.png".encode(), "cafe\u0301.png".encode()
 NAMES = [b"caf\xe9.png", NFC, NFD, "\N{FIRE}.png".encode(), b"two\nlines.png", b"100%.png", b"100%25.png", b"%E9.png",
@@ -72,7 +72,8 @@ def path(root: Path, extract_demo: Callable[..., Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(path: Path) -> Path:
-    from onceclip.pipeline.fit import RunSpec, fit
+    from onceclip.pipeline.fit import fit
+    from onceclip.pipeline.run import RunSpec
 
     fit(open_store(str(path)), RunSpec("tip-adapter", 2)).classifier.save(path.parent / "adapter")
     return path.parent / "adapter"

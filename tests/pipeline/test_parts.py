@@ -105,7 +105,8 @@ def main(how: str, work: Path, *roots: Path) -> None:
     """Print a JSON object per part."""
     import onceclip.pipeline.extract_part as module
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-    from onceclip.pipeline.extract import ExtractOptions, OutputOptions, extract
+    from onceclip.pipeline.extract import ExtractOptions, extract
+    from onceclip.pipeline.outputs import OutputOptions
     from onceclip.pipeline.views import Views
 
     spec, outputs = EncoderSpec("demo"), OutputOptions(views=Views(number=3), preproj=True)

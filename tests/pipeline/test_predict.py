@@ -17,10 +17,11 @@ from onceclip.adapters.heads import Linear
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import PredictionError, SourceError
 from onceclip.pipeline.evaluation.evaluate import evaluate
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
 from onceclip.pipeline.outputs import OutputOptions
 from onceclip.pipeline.predict import encoder_of, predict_images, predict_store, rows_to_label
 from onceclip.pipeline.prediction_inputs import list_inputs
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
 
 Extract = Callable[..., Any]

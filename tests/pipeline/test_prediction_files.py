@@ -18,9 +18,10 @@ import pytest
 
 from onceclip.adapters import Classifier, load_classifier
 from onceclip.pipeline.errors import PredictionError
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
 from onceclip.pipeline.predict import Prediction, predict_store
 from onceclip.pipeline.prediction_files import Passing, json_text, logits_file, prediction_file
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, open_store
 
 Run = Callable[..., Any]

@@ -135,7 +135,8 @@ def test_a_causal_model_that_pools_its_last_place_keeps_its_whole_context(model_
 def test_scale_and_bias_of_a_sigmoid_model_reach_the_logits(model_like: Callable[..., str], image_folder: Path,
                                                             extract_demo: Callable[..., Any], tmp_path: Path) -> None:
     """SigLIP scores s x.w + b with a scale and a bias of its own."""
-    from onceclip.pipeline.fit import RunSpec, fit
+    from onceclip.pipeline.fit import fit
+    from onceclip.pipeline.run import RunSpec
     from onceclip.stores import open_store
 
     name = model_like("sigmoid", init_logit_bias=-10.0, init_logit_scale=float(np.log(10)))

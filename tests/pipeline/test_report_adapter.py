@@ -16,8 +16,9 @@ from PIL import Image
 
 from onceclip.adapters import load_classifier
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
 from onceclip.pipeline.report.mistakes import SIDE, surest_mistakes, thumbnail
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, open_store
 
 

@@ -12,9 +12,10 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 import onceclip
 from onceclip.pipeline.evaluation.metrics import metrics
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
 from onceclip.pipeline.report.settings import read_results
 from onceclip.pipeline.results import NAME, append_row, append_rows, mean_interval, read_rows
+from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.sweep import known
 from onceclip.stores import Store
 

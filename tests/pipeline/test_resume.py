@@ -13,8 +13,9 @@ import pytest
 from zarr.storage import LocalStore
 
 from onceclip.pipeline.encoders import Encoder
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
 from onceclip.pipeline.inventory import Inventory, take_inventory
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, StoreIncomplete, StoreWriter, open_store
 from onceclip.stores.schema import TODO
 

@@ -22,7 +22,7 @@ import pytest
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.sources import Listing, RemoteFile, SourceOptions, natural_order, open_source
 from onceclip.stores import open_store
-from onceclip.stores.keys import decode_key
+from onceclip.stores.identity import decode_key
 
 Made = tuple[str, SourceOptions]
 NAMES = ["0.png", "10.png", "2.PNG", "50%.png", "two\nlines.png", "cafe\u0301.png", "caf\u00e9.png",
@@ -120,7 +120,7 @@ def own_function(root: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
     (place / "own_source.py").write_text(
         "from pathlib import Path\n"
         "from onceclip.pipeline.sources import LocalFile, Record, natural_order\n"
-        "from onceclip.stores.keys import encode_key\n"
+        "from onceclip.stores.identity import encode_key\n"
         "def pets(root):\n"
         "    for path in sorted(map(str, Path(root).rglob('*.*')), key=natural_order):\n"
         "        name = path[len(root) + 1:]\n"

@@ -12,7 +12,8 @@ import pytest
 
 from onceclip.adapters import METHODS
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.tasks.tasks import draw_task, make_task
 from onceclip.stores import Store, StoreIncomplete, StoreMismatch, TextSet, open_store
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import Store, open_store
-from onceclip.stores.fingerprint import digest
-from onceclip.stores.verify import verify
+from onceclip.stores.identity import digest
+from onceclip.stores.verification import verify
 
 ARCHIVE = Path(__file__).resolve().parent.parent / "data" / "schema-1.zip"
 

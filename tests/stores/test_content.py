@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from onceclip.stores import StoreDamaged, StoreWriter, Table, open_store
-from onceclip.stores import content as content_module
-from onceclip.stores.content import content_of
+from onceclip.stores import table as content_module
 from onceclip.stores.schema import BAD, REMOVED, STORED, TODO
-from onceclip.stores.verify import verify
+from onceclip.stores.table import content_of
+from onceclip.stores.verification import verify
 
 ENCODER = {"name": "any", "fingerprint": "0" * 32}
 CLASSES = ["cat", "dog", 'é"']
@@ -133,7 +133,7 @@ def test_a_part_of_a_column_that_is_gone_is_damage(name: str, tmp_path: Path) ->
 
 
 def test_pictures_in_two_splits_are_found_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onceclip.stores.soundness._PIECE", 16)
+    monkeypatch.setattr("onceclip.stores.verification._PIECE", 16)
     table = mixed(2000)
     table.key[:] = [f"{row:04d}" for row in range(2000)]
     random = np.random.default_rng(5)
@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
     """Planning holds one piece, verifying a few bytes per row; a key alone would take more than 40."""
     for name, value in (("RUN_ROWS", 1 << 14), ("_PIECE", 1 << 12), ("_BLOCK", 1 << 12)):
         monkeypatch.setattr(content_module, name, value)
-    monkeypatch.setattr("onceclip.stores.soundness._PIECE", 1 << 16)
+    monkeypatch.setattr("onceclip.stores.verification._PIECE", 1 << 16)
     peaks: dict[str, list[int]] = {"plan": [], "verify": []}
     for rows in (2 << 16, 4 << 16):
         table = mixed(rows)  # in no order, so that runs are merged in a file

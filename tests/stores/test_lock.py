@@ -61,3 +61,34 @@ def test_a_lock_leaves_nothing_behind_even_after_a_failure(store_copy: Path) -> 
         with pytest.raises(ZeroDivisionError):
             failing()
         assert beside(store_copy) == []
+
+
+def test_a_lock_that_is_a_link_leaves_the_file_that_it_names_alone(store_copy: Path, tmp_path: Path) -> None:
+    """An archive from a stranger may hold `pets.zarr.lock -> ~/.ssh/authorized_keys`."""
+    (tmp_path / "victim").write_text("precious")
+    for target in ("victim", "nothing"):
+        lock = store_copy.with_name("copy.zarr.lock")
+        lock.symlink_to(tmp_path / target)
+        with pytest.raises(StoreError, match=r"copy\.zarr\.lock is a symbolic link, .*: move it away"), \
+                write_lock(str(store_copy)):
+            pytest.fail("the link was followed")
+        lock.unlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_folder_in_the_place_of_the_lock_is_one_line(store_copy: Path) -> None:
+    store_copy.with_name("copy.zarr.lock").mkdir()
+    with pytest.raises(StoreError, match=r"copy\.zarr\.lock is a folder, .*: move it away"), \
+            write_lock(str(store_copy)):
+        pytest.fail("a folder was locked")
+
+
+def test_a_lock_deleted_by_hand_is_no_error_and_not_the_next_writers(store_copy: Path) -> None:
+    lock = store_copy.with_name("copy.zarr.lock")
+    with write_lock(str(store_copy)):
+        lock.unlink()
+    with write_lock(str(store_copy)):
+        lock.unlink()
+        lock.write_text("of another writer")
+    assert lock.read_text() == "of another writer"

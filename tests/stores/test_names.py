@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onceclip.stores import StoreMismatch, TextSet
-from onceclip.stores.fingerprint import canonical, fingerprint
-from onceclip.stores.keys import decode_key, encode_key
+from onceclip.stores.identity import canonical, decode_key, encode_key, fingerprint
 
 settings.register_profile("onceclip", derandomize=True, deadline=None, database=None)
 settings.load_profile("onceclip")

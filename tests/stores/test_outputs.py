@@ -18,10 +18,10 @@ import zarr
 from onceclip import OnceclipError
 from onceclip.stores import Output, StoreDamaged, StoreError, StoreIncomplete, StoreWriter, Table, open_store
 from onceclip.stores.compact import compact
-from onceclip.stores.fingerprint import fingerprint
-from onceclip.stores.place import occupied
+from onceclip.stores.identity import fingerprint
+from onceclip.stores.location import occupied
 from onceclip.stores.schema import ATTRIBUTE, CHUNK_BYTES, STORED, TODO, Column, heights, seal
-from onceclip.stores.verify import repair, verify
+from onceclip.stores.verification import repair, verify
 
 ROWS, UNIT, DIM = 40, 16, 4
 ENCODER = {"name": "any", "fingerprint": "0" * 32}

@@ -14,7 +14,7 @@ from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.extract import ExtractOptions
 from onceclip.pipeline.parts import Part
 from onceclip.stores import NotAStore, open_store
-from onceclip.stores.remote import is_remote
+from onceclip.stores.location import is_remote
 
 
 def test_parts_make_one_store_behind_a_url(url: str, image_folder: Path, store_path: Path, encoder: Any,

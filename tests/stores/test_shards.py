@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from onceclip import OnceclipError
-from onceclip.pipeline.fit import RunSpec, fit
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.run import RunSpec
 from onceclip.stores import NotAStore, StoreDamaged, StoreError, StoreIncomplete, open_store
 from onceclip.stores.compact import compact
-from onceclip.stores.flat import ABSENT, FlatArray, checksum, row_checksums
-from onceclip.stores.shards import put_rows
-from onceclip.stores.values import read_rows
-from onceclip.stores.verify import repair, verify
+from onceclip.stores.flat_files import ABSENT, FlatArray, checksum, row_checksums
+from onceclip.stores.rows import Checksums, put_rows, read_rows
+from onceclip.stores.verification import repair, verify
 
 TABLE = ("key", "label", "split", "state", "digest", "reason", "group")
 
@@ -53,7 +53,7 @@ def shuffle_shard(path: Path, chunks: int, seed: int) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 70), st.sampled_from([(1, 0), (4, 0), (8, 8), (4, 8), (3, 9), (4, 64)]),
        st.sampled_from([(3,), (2, 3), (1,)]), st.sampled_from(["float16", "float32", "float64"]),
-       st.sampled_from(["zarr", "own", "shuffled"]), st.integers(0, 2**32 - 1))
+       st.sampled_from(["whole", "rows", "shuffled"]), st.integers(0, 2**32 - 1))
 def test_every_layout_reads_as_zarr_reads_it(tmp_path_factory: pytest.TempPathFactory, rows: int,
                                              heights: tuple[int, int], shape: tuple[int, ...], dtype: str, writer: str,
                                              seed: int) -> None:
@@ -61,7 +61,7 @@ def test_every_layout_reads_as_zarr_reads_it(tmp_path_factory: pytest.TempPathFa
     values = chance.standard_normal((rows, *shape)).astype(dtype)
     chunk, shard = heights
     array = sharded(path, values, chunk, shard)
-    if writer == "zarr":
+    if writer == "whole":
         array[...] = values
     else:
         put_rows(array, slice(0, rows), values)
@@ -75,8 +75,8 @@ def test_every_layout_reads_as_zarr_reads_it(tmp_path_factory: pytest.TempPathFa
     checksums = row_checksums(values)
     for wanted in (np.arange(rows), chance.integers(0, rows, 5), np.sort(chance.permutation(rows)[:rows // 2 + 1]),
                    np.arange(rows)[chunk:], np.zeros(0, np.int64)):
-        for found, whole in (read_rows(array, flat, wanted, lambda: checksums), read_rows(array, flat, wanted),
-                             read_rows(array, None, wanted)):
+        for found, whole in (read_rows(array, flat, wanted, Checksums(array, lambda: checksums)),
+                             read_rows(array, flat, wanted), read_rows(array, None, wanted)):
             assert found.tobytes() == array[...][wanted].tobytes()
             assert whole
 

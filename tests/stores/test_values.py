@@ -11,8 +11,8 @@ import pytest
 
 from onceclip.pipeline.importing import import_arrays
 from onceclip.stores import Store, StoreDamaged, open_store
-from onceclip.stores.flat import FlatArray, row_checksums
-from onceclip.stores.values import read_rows
+from onceclip.stores.flat_files import FlatArray, row_checksums
+from onceclip.stores.rows import Checksums, read_rows
 
 ROWS, DIM, UNIT = 230, 7, 64
 
@@ -52,7 +52,7 @@ def test_flat_files_and_zarr_give_the_same_bytes(store: Store, selection: str) -
     expected = array[...][rows]
     flat = FlatArray.of(array)
     assert flat is not None, "a store on a local disk is read directly"
-    for way in (lambda: read_rows(array, flat, rows, lambda: store.column("checksum"))[0],
+    for way in (lambda: read_rows(array, flat, rows, Checksums(array, lambda: store.column("checksum")))[0],
                 lambda: read_rows(array, flat, rows)[0], lambda: read_rows(array, None, rows)[0],
                 lambda: store.embeddings(rows)):
         assert way().tobytes() == expected.tobytes()

@@ -13,7 +13,7 @@ import pytest
 
 from onceclip import OnceclipError
 from onceclip.stores import NotAStore, StoreError, StoreWriter, open_store
-from onceclip.stores.verify import repair, verify
+from onceclip.stores.verification import repair, verify
 
 Run = Callable[..., Any]
 

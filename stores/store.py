@@ -6,17 +6,17 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from shlex import quote
 from typing import Any
 
 import numpy as np
 import zarr
 
-from onceclip.stores.content import Content, content_of
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
-from onceclip.stores.flat import FlatArray, row_checksums
-from onceclip.stores.place import damage, open_group
+from onceclip.stores.flat_files import FlatArray, row_checksums
+from onceclip.stores.location import damage, open_group
+from onceclip.stores.rows import Checksums, column_checksum, read_column, read_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
     COLUMNS,
@@ -29,14 +29,15 @@ from onceclip.stores.schema import (
     Column,
     Output,
     checksum_name,
+    fits,
     get_array,
     read_whole,
     require_chunks,
+    require_sound,
     unseal,
 )
-from onceclip.stores.table import Table
-from onceclip.stores.text import TextSet
-from onceclip.stores.values import fast_reads, faster_elsewhere, read_column, read_rows
+from onceclip.stores.table import Content, Table, content_of
+from onceclip.stores.text_set import TextSet
 
 PIECE_ROWS = 16384
 
@@ -58,6 +59,7 @@ class Store:
         self.path = path
         self.group = group
         self.attributes: dict[str, Any] = unseal(group.attrs[ATTRIBUTE])
+        require_sound(self.attributes)
         self.encoder: dict[str, Any] = self.attributes["encoder"]
         self.classes: tuple[str, ...] = tuple(self.attributes["classes"])
         self.complete: bool = self.attributes["complete"]
@@ -65,6 +67,7 @@ class Store:
         self._arrays: dict[str, zarr.Array] = {}
         self._columns: dict[str, np.ndarray] = {}
         self._flats: dict[str, FlatArray | None] = {}
+        self._checksums: dict[str, Checksums | None] = {}
         self._whole: set[str] = set()
 
     @property
@@ -75,26 +78,36 @@ class Store:
     def array(self, name: str) -> zarr.Array:
         """One of the arrays under `image/`.
 
-        Raises KeyError if there is none.
+        Raises KeyError if there is none, StoreDamaged if its description is not that of this store's.
         """
         if name not in self._arrays:
-            array = get_array(self.group, f"image/{name}")
-            if self.group.read_only and faster_elsewhere(array) and self.has(checksum_name(name)):
-                with fast_reads():
-                    array = get_array(self.group, f"image/{name}")
+            array = self._opened(f"image/{name}")
+            if array is None:
+                raise KeyError(name)
+            described = self.row_arrays.get(name)
+            with damage(self.path, f"image/{name}"):
+                if described and (array.shape[1:] != described.shape or not fits(array.dtype, described.dtype)):
+                    raise ValueError(f"it has rows of shape {array.shape[1:]} and type {array.dtype}")
             self._arrays[name] = array
         return self._arrays[name]
+
+    def _opened(self, name: str) -> zarr.Array | None:
+        """An array of the store by its path; None if there is none."""
+        with damage(self.path, name):
+            try:
+                return get_array(self.group, name)
+            except KeyError:
+                return None
 
     def encoder_array(self, name: str) -> np.ndarray:
         """One of the encoder's own arrays, such as "projection".
 
         Raises StoreIncomplete if it was not stored.
         """
-        try:
-            array = get_array(self.group, f"encoder/{name}")
-        except KeyError:
+        array = self._opened(f"encoder/{name}")
+        if array is None:
             raise StoreIncomplete(f"{self.path} has no encoder/{name}: extract into a new store with the option that "
-                                  "stores it") from None
+                                  "stores it")
         with damage(self.path, f"encoder/{name}"):
             return read_whole(array)
 
@@ -104,8 +117,31 @@ class Store:
         Raises StoreDamaged if a chunk of it is missing or damaged.
         """
         if name not in self._columns:
-            self._columns[name] = self._read(name, 0, self._height)
+            column = self._read(name, 0, self._height)
+            with damage(self.path, f"image/{name}"):
+                if name in self._recorded and column_checksum([column]) != self._recorded[name]:
+                    raise ValueError("its chunks are not in their places")
+                if self.complete and name == "label" and (column >= len(self.classes)).any():
+                    raise ValueError("it has labels of classes that the store does not name")
+            self._columns[name] = column
         return self._columns[name]
+
+    def column_checksums(self) -> dict[str, int]:
+        """CRC-32C of every column as a whole, made anew in bounded memory: chunks alone do not know their places."""
+        names = [name for name, described in self.row_arrays.items() if not described.values and self.has(name)]
+        return {name: column_checksum(part for part, in self.parts(name)) for name in names}
+
+    @cached_property
+    def _recorded(self) -> dict[str, Any]:
+        """The checksums of columns that were recorded when the store was finished."""
+        recorded = self.attributes.get("columns", {}) if self.complete else {}
+        # A store that an older version went on with has those of what it was before.
+        return recorded if recorded.get("of") == self.fingerprint else {}
+
+    def misplaced_columns(self) -> list[str]:
+        """Names of the columns whose chunks are not in their places, found out in bounded memory."""
+        found = self.column_checksums() if self._recorded else {}
+        return [name for name, each in found.items() if self._recorded.get(name, each) != each]
 
     def part(self, name: str, where: slice) -> np.ndarray:
         """Consecutive rows of a column, which is not kept in memory.
@@ -234,15 +270,31 @@ class Store:
         array, rows = self.array(name), self.rows(labelled=False) if rows is None else np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         with damage(self.path, f"image/{name}"):
-            column = checksum_name(name)
-            checksums = (lambda: self.column(column)) if self.has(column) else None
-            result, whole = read_rows(array, self._flat(name), rows, checksums)
+            result, whole = read_rows(array, self._flat(name), rows, self._checksums_of(name))
         stored = self.column("state")[rows] == STORED
         if not whole or not stored.all():
             row = rows[np.argmin(stored & np.isfinite(result.reshape(len(rows), -1)[:, 0]))]
             raise StoreDamaged(f"{self.path}: image/{name} has no values for row {row} ({self.column('key')[row]}): "
                                f"bad images have none; for others, `onceclip verify {self.path}` says more")
         return result
+
+    def checked(self, name: str, where: slice) -> np.ndarray:
+        """Consecutive rows of the embeddings or of an output as they are, bad rows too: (rows, ...).
+
+        Raises StoreDamaged if bytes are missing or do not match their checksum.
+        """
+        with damage(self.path, f"image/{name}, rows {where.start} to {where.stop - 1}"):
+            checksums = self._checksums_of(name)
+            if checksums is None:
+                require_chunks(self.array(name))
+            return read_rows(self.array(name), self._flat(name), np.arange(where.start, where.stop), checksums)[0]
+
+    def _checksums_of(self, name: str) -> Checksums | None:
+        if name not in self._checksums:
+            column = checksum_name(name)
+            self._checksums[name] = Checksums(self.array(name), partial(self.column, column)) if self.has(column) \
+                else None
+        return self._checksums[name]
 
     def checksums(self, name: str, where: slice) -> np.ndarray:
         """CRC-32C of consecutive rows of the embeddings or of an output: (rows,) uint32."""
@@ -298,7 +350,8 @@ class Store:
         """
         expected = self.text_fingerprint(name)
         with damage(self.path, f"text/{name}"):
-            text = TextSet.read(self.group[f"text/{name}"])  # type: ignore[arg-type]
+            place = self.attributes["texts"][name].get("place", name)
+            text = TextSet.read(self.group[f"text/{place}"])  # type: ignore[arg-type]
         if text.encoder != self.encoder["fingerprint"]:
             raise StoreMismatch(f"{self.path}: text set {name!r} was made by encoder {text.encoder}, the images by "
                                 f"{self.encoder['fingerprint']}: embed the prompts again with the store's encoder")

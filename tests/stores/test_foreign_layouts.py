@@ -1,4 +1,4 @@
-"""Layouts that are no flat files, as other programs write them, read by the zarrs codecs."""
+"""Layouts that are no flat files, as other programs write them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from onceclip.stores import StoreDamaged, StoreWriter, open_store
-from onceclip.stores.flat import FlatArray
-from onceclip.stores.verify import verify
+from onceclip.stores import StoreDamaged, open_store
+from onceclip.stores.flat_files import FlatArray
+from onceclip.stores.verification import verify
 
 
 @pytest.fixture(params=["compressed", "big-endian", "compressed shards"])
@@ -29,17 +29,9 @@ def foreign(request: pytest.FixtureRequest, store_copy: Path) -> Path:
     return store_copy
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["zarrs", "zarr"])
-def test_a_foreign_layout_gives_the_same_bytes_with_and_without_zarrs(foreign: Path, store_path: Path, fast: bool,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    if fast:
-        pytest.importorskip("zarrs")
-    else:
-        monkeypatch.setattr("onceclip.stores.values.find_spec", lambda name: None)
+def test_a_foreign_layout_gives_the_same_bytes(foreign: Path, store_path: Path) -> None:
     store, expected = open_store(str(foreign)), open_store(str(store_path))
     assert FlatArray.of(store.array("embedding")) is None
-    used = type(store.array("embedding")._async_array.codec_pipeline).__name__
-    assert used == ("ZarrsCodecPipeline" if fast else "BatchedCodecPipeline")
     np.testing.assert_array_equal(store.embeddings(), expected.embeddings())
     rows = np.array([59, 0, 33, 32])
     np.testing.assert_array_equal(store.embeddings(rows), expected.embeddings(rows))
@@ -48,8 +40,6 @@ def test_a_foreign_layout_gives_the_same_bytes_with_and_without_zarrs(foreign: P
 
 @pytest.mark.parametrize("last", [False, True], ids=["whole chunk", "last chunk"])
 def test_a_flipped_byte_in_a_foreign_layout_is_an_error(foreign: Path, store_path: Path, last: bool) -> None:
-    """zarrs passes over the checksum of a chunk that it reads in part, such as the last one; rows have their own."""
-    pytest.importorskip("zarrs")
     whole = open_store(str(store_path)).embeddings()
     chunks = (path for path in (foreign / "image" / "embedding" / "c").rglob("0") if path.is_file())
     chunk = sorted(chunks, key=lambda path: int(path.parent.name))[-last]
@@ -66,13 +56,3 @@ def test_a_flipped_byte_in_a_foreign_layout_is_an_error(foreign: Path, store_pat
                 found += 1
     assert found > 40
     assert verify(str(foreign)).faults
-
-
-def test_flat_files_and_everything_that_is_written_stay_with_their_own_paths(store_copy: Path, foreign: Path) -> None:
-    """zarrs writes a file in place: a killed process would leave half of it."""
-    pytest.importorskip("zarrs")
-    writer = StoreWriter.open(str(foreign), open_store(str(foreign)).encoder)
-    assert type(writer.store.array("embedding")._async_array.codec_pipeline).__name__ == "BatchedCodecPipeline"
-    column = open_store(str(store_copy)).array("digest")
-    assert FlatArray.of(column) is not None
-    assert type(column._async_array.codec_pipeline).__name__ == "BatchedCodecPipeline"

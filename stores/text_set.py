@@ -10,8 +10,10 @@ import numpy as np
 import zarr
 
 from onceclip.stores.errors import StoreMismatch
-from onceclip.stores.fingerprint import digest, fingerprint
+from onceclip.stores.identity import digest, fingerprint
 from onceclip.stores.schema import ATTRIBUTE, get_array, put_array, read_whole, seal, unseal
+
+BESIDE = ",new"  # ending of the group of a set that is to take the place of another; no set's name has a comma
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,17 @@ class TextSet:
 
     @classmethod
     def read(cls, group: zarr.Group) -> TextSet:
-        """Read the set that `write` stored."""
+        """Read the set that `write` stored.
+
+        Raises KeyError, ValueError or TypeError if it is damaged.
+        """
         attributes = unseal(group.attrs[ATTRIBUTE])
         columns = {name: read_whole(get_array(group, name))
                    for name in ("embedding", "class_ptr", "template_id", "prompt")}
+        pointer, prompts = columns["class_ptr"], len(columns["embedding"])
+        if (len(pointer) != len(attributes["classes"]) + 1 or pointer[0] != 0 or pointer[-1] != prompts
+                or (np.diff(pointer) < 0).any() or {len(columns["template_id"]), len(columns["prompt"])} != {prompts}):
+            raise ValueError("its arrays do not fit each other")
         return cls(columns["embedding"], tuple(attributes["classes"]), columns["class_ptr"], columns["template_id"],
                    tuple(map(str, columns["prompt"])), attributes["encoder"], attributes["source"])
 

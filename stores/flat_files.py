@@ -31,6 +31,47 @@ def checksum(values: np.ndarray | bytes) -> int:
     return int(google_crc32c.value(_frozen(values) if isinstance(values, np.ndarray) else values))
 
 
+def joined_checksums(checksums: np.ndarray, size: int) -> np.ndarray:
+    """CRC-32C of blocks that follow each other, of those of each: (..., blocks) uint32 gives (...). size: of a block.
+
+    A checksum is linear in its bits: that of A and B is that of A, shifted by the length of B, xor that of B. Blocks
+    are joined in pairs, and pairs of pairs. A checksum of nothing is zero and stays so, whatever is put behind it.
+    """
+    shift = _shift_of(size)
+    while checksums.shape[-1] > 1:
+        if checksums.shape[-1] % 2:
+            checksums = np.concatenate([np.zeros((*checksums.shape[:-1], 1), np.uint32), checksums], -1)
+        checksums = _shifted(shift, checksums[..., 0::2]) ^ checksums[..., 1::2]
+        shift = _shifted(shift, shift)
+    return checksums[..., 0]
+
+
+def _shift_of(size: int) -> np.ndarray:
+    """What putting `size` zero bytes behind some bytes does to each bit of their checksum: (32,) uint32."""
+    # One zero byte: eight steps of the polynomial.
+    step = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    for _ in range(8):
+        step = (step >> np.uint32(1)) ^ (np.uint32(0x82F63B78) * (step & np.uint32(1)))
+    shift = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    while size:
+        if size & 1:
+            shift = _shifted(step, shift)
+        step, size = _shifted(step, step), size >> 1
+    return shift
+
+
+def _shifted(shift: np.ndarray, checksums: np.ndarray) -> np.ndarray:
+    """Apply a shift (32,) to every checksum, a byte of them at a time."""
+    result = np.zeros_like(checksums)
+    numbers = np.arange(256)
+    for byte in range(4):
+        table = np.zeros(256, np.uint32)
+        for bit in range(8):
+            table ^= np.where(numbers >> bit & 1, shift[8 * byte + bit], np.uint32(0))
+        result ^= table[(checksums >> np.uint32(8 * byte)) & np.uint32(0xFF)]
+    return result
+
+
 def _frozen(values: np.ndarray) -> np.ndarray:
     """A view that nobody may write to: the checksum takes no other memory."""
     view = values.view()
@@ -88,19 +129,29 @@ class FlatArray:
     def chunk(self, number: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read one whole chunk: (height, ...), into `out` if given.
 
+        Raises what `chunk_and_checksum` raises.
+        """
+        return self.chunk_and_checksum(number, out)[0]
+
+    def chunk_and_checksum(self, number: int, out: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+        """Read one whole chunk (height, ...), into `out` if given, and give its CRC-32C too.
+
         Raises OSError if it is missing, ValueError if it is cut short or does not match its checksum.
         """
-        buffer = np.empty((self.height, *self.row_shape), self.dtype) if out is None else out
         check = bytearray(CHECKSUM.itemsize)
-        size = buffer.nbytes + len(check)
+        size = self.height * self.row_bytes + len(check)
         offset = self._offset(number)
         with open(self._path(number), "rb", buffering=0) as file:
-            count = os.preadv(file.fileno(), [buffer.reshape(-1).view(np.uint8).data, check], offset)
-            if count != size or (not self.sharded and os.fstat(file.fileno()).st_size != size):
+            there = os.fstat(file.fileno()).st_size
+            if there < offset + size or (not self.sharded and there != size):  # before any memory is taken for it
                 raise ValueError(f"chunk {number} is not {size} bytes long")
-        if checksum(buffer) != int(np.frombuffer(check, CHECKSUM)[0]):
+            buffer = np.empty((self.height, *self.row_shape), self.dtype) if out is None else out
+            if os.preadv(file.fileno(), [buffer.reshape(-1).view(np.uint8).data, check], offset) != size:
+                raise ValueError(f"chunk {number} is not {size} bytes long")
+        found = checksum(buffer)
+        if found != int(np.frombuffer(check, CHECKSUM)[0]):
             raise ValueError(f"chunk {number}: the checksum does not match")
-        return buffer
+        return buffer, found
 
     def rows(self, number: int) -> np.ndarray:
         """The rows of a chunk as a memory map of items of `row_bytes` bytes: (height,), none of them checked.
@@ -122,6 +173,13 @@ class FlatArray:
                 raise ValueError(f"chunk {number} is cut short")
             self._rows[number] = np.frombuffer(self._maps[file], f"V{self.row_bytes}", self.height, offset)
         return self._rows[number]
+
+    def require_files(self) -> None:
+        """Raise OSError or ValueError unless every file is there and holds a chunk: shapes are claims."""
+        chunk = self.height * self.row_bytes + CHECKSUM.itemsize
+        for number in range(0, -(-self.array.shape[0] // self.height), self.chunks_per_file):
+            if os.stat(self._path(number)).st_size < chunk:
+                raise ValueError(f"chunk {number} is not {chunk} bytes long")
 
     def _offset(self, number: int) -> int:
         """Where a chunk begins in its file."""

@@ -1,10 +1,33 @@
-"""Row keys: a path relative to the root, as text of one line that any file system name survives."""
+"""Identity of things: hashes over declared values, never over paths or times, and the keys of rows."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+from typing import Any
 from urllib.parse import unquote_to_bytes
+
+DIGEST_BYTES = 16
+
+
+def canonical(values: Any) -> bytes:
+    """The one JSON spelling of some values: sorted keys, no spaces, ASCII only.
+
+    Raises ValueError or TypeError for values that JSON cannot hold, NaN among them.
+    """
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def fingerprint(values: Any) -> str:
+    """Hash of JSON values: 32 hexadecimal digits."""
+    return digest(canonical(values)).hex()
+
+
+def digest(content: bytes | memoryview) -> bytes:
+    """Hash of some bytes, such as an image file: 16 bytes."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 # Control characters and line ends too, so that a key is always one line.
 _ESCAPED = re.compile("[%\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")

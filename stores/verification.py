@@ -1,0 +1,299 @@
+"""Reading everything that a store holds, and saying what is wrong with it."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import islice
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+from zarr.errors import ZarrUserWarning
+
+from onceclip.stores.errors import StoreError
+from onceclip.stores.flat_files import FlatArray, row_checksums
+from onceclip.stores.identity import DIGEST_BYTES
+from onceclip.stores.location import damage
+from onceclip.stores.lock import write_lock
+from onceclip.stores.rows import finite_rows
+from onceclip.stores.schema import SPLITS, STORED, TODO, checksum_name
+from onceclip.stores.store import Store, open_store
+from onceclip.stores.writer import StoreWriter
+
+_AHEAD = 64  # reads that are handed to threads before the first of them is done
+_UNITS = 16  # whose columns are kept while their chunks are read
+_PIECE = 1 << 20  # rows that are compared at once
+_SPLIT = np.uint64(3)  # the bits that hold the number of a split
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault.
+
+    where: array and chunk, or the rows' keys. what: the fault. unit: the unit that it spoils, or None.
+    unfinished: whether the next extraction mends it as it is.
+    """
+
+    where: str
+    what: str
+    unit: int | None = None
+    unfinished: bool = False
+
+
+Read = Callable[[], list[Problem]]  # reads one chunk and gives what is wrong with it
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found. faults: bytes or counts that are wrong. remarks: what a user should know. chunks: all read."""
+
+    store: str
+    chunks: int
+    images: int
+    faults: list[Problem] = field(default_factory=list)
+    remarks: list[Problem] = field(default_factory=list)
+
+
+def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
+           workers: int | None = None) -> Verification:
+    """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
+
+    Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
+    extraction, text sets of another encoder or without a class. Remarks: equal content in two splits.
+    progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
+    Raises NotAStore if there is no store.
+    """
+    store = open_store(path)
+    with damage(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)  # foreign files are no concern of ours
+        members = sorted(store.group.members(max_depth=None))  # they come in any order
+    arrays = {name: node for name, node in members if isinstance(node, zarr.Array)}
+    described = store.row_arrays
+    values = {f"image/{name}" for name, each in described.items() if each.values} | {"image/view"}
+    faults = [Problem(f"image/{name}", "is missing") for name, each in described.items()
+              if not each.optional and not store.has(name)]
+    lengths = {name: store.array(name).shape[0] for name in described if store.has(name)}
+    if len(set(lengths.values())) > 1:
+        faults.append(Problem("image", f"columns differ in length: {lengths}"))
+    columns = [_Column(store, name, array) for name, array in arrays.items() if name not in values]
+    rows = [_Values(store, name, array) for name, array in arrays.items() if name in values]
+    total, done = sum(each.chunks for each in columns) + sum(each.chunks for each in rows), 0
+    with ThreadPoolExecutor(workers) as pool:
+        def run(reads: Iterable[Read]) -> list[Problem]:
+            nonlocal done
+            found = []
+            for problems in _in_threads(pool, reads):
+                found += problems
+                done += 1
+                progress(done / total)
+            return found
+
+        # The columns first: what they say is what the values are held against.
+        faults += run(partial(each.problems, number) for each in columns for number in range(each.chunks))
+        if not faults:
+            faults += [Problem(f"image/{name}", "has chunks that are not in their places")
+                       for name in store.misplaced_columns()]
+        sound = not faults
+        if sound:
+            store.column("state")  # kept, as all that follows asks for it
+        faults += run(partial(each.problems, number, sound) for each in rows for number in range(each.chunks))
+    remarks: list[Problem] = []
+    if not faults:
+        faults, remarks = [*row_faults(store), *text_faults(store)], list(equal_content(store))
+    return Verification(path, total, lengths.get("state", 0), faults, remarks)
+
+
+def _in_threads(pool: ThreadPoolExecutor, reads: Iterable[Read]) -> Iterator[list[Problem]]:
+    """Do reads in their order, of which few are under way at any time."""
+    upcoming = iter(reads)
+    ahead = deque(pool.submit(read) for read in islice(upcoming, _AHEAD))
+    while ahead:
+        yield ahead.popleft().result()
+        ahead.extend(pool.submit(read) for read in islice(upcoming, 1))
+
+
+class _Column:
+    """An array of which it is enough that every chunk can be read."""
+
+    def __init__(self, store: Store, name: str, array: zarr.Array) -> None:
+        self.name, self.array, self.size = name, array, store.attributes["unit_rows"]
+        self.chunks = prod(array.cdata_shape)
+        column = store.row_arrays.get(name.removeprefix("image/"))
+        self.per_unit = bool(column and column.per_unit)
+
+    def problems(self, number: int) -> list[Problem]:
+        """Read one chunk. An array that is written per unit names the unit."""
+        array = self.array
+        place = tuple(map(int, np.unravel_index(number, array.cdata_shape))) if array.ndim else ()
+        unit = place[0] * array.chunks[0] // self.size if self.per_unit else None
+        where = f"{self.name}, chunk {'/'.join(map(str, place))}" if place else self.name
+        try:
+            if not _exists(array, place):
+                return [Problem(where, "is missing", unit)]
+            array.blocks[place] if place else array[...]
+        except StoreError:
+            raise  # a connection that was lost says nothing about the chunk
+        except Exception as error:  # what a decoder raises for damaged bytes is of many types
+            return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
+        return []
+
+
+class _Values:
+    """Embeddings or another output, whose rows are checked where the columns are sound."""
+
+    def __init__(self, store: Store, name: str, array: zarr.Array) -> None:
+        self.store, self.name, self.array = store, name, array
+        self.chunks = -(-array.shape[0] // array.chunks[0])
+        self.flat, self.size = FlatArray.of(array), store.attributes["unit_rows"]
+        self.column = checksum_name(name.removeprefix("image/"))
+        self.columns = lru_cache(_UNITS)(self._columns)
+
+    def _columns(self, first: int, behind: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Of some units: which rows are stored, and the checksums of all."""
+        where = slice(first * self.size, behind * self.size)
+        checksums = self.store.part(self.column, where) if self.store.has(self.column) else None
+        return self.store.part("state", where) == STORED, checksums
+
+    def problems(self, number: int, sound: bool) -> list[Problem]:
+        """Read one chunk of rows. sound: whether the columns are, so that it can be held against them."""
+        name, array, size = self.name, self.array, self.size
+        height = array.chunks[0]
+        rows = slice(number * height, min((number + 1) * height, array.shape[0]))
+        unit = rows.start // size
+        where = f"{name}, chunk {number}{'/0' * (array.ndim - 1)}"
+        try:
+            if self.flat:
+                values = self.flat.chunk(number)[:rows.stop - rows.start]
+            elif not _exists(array, (number * height // (array.shards or array.chunks)[0],) + (0,) * (array.ndim - 1)):
+                raise FileNotFoundError
+            else:
+                values = np.asarray(array[rows])
+        except StoreError:
+            raise
+        except FileNotFoundError:
+            return [Problem(where, "is missing", unit)]
+        except Exception as error:
+            return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
+        if not sound:
+            return []
+        stored, checksums = self.columns(unit, -(-rows.stop // size))
+        here = slice(rows.start - unit * size, rows.stop - unit * size)
+        stored, faults = stored[here], []
+        if checksums is not None and (row_checksums(values) != checksums[here])[stored].any():
+            faults.append(Problem(where, f"does not match image/{self.column}", unit))
+        finite = finite_rows(values)
+        # Other outputs may be missing for some rows, but not be there in part.
+        needed = stored if name == "image/embedding" else stored & np.isfinite(values.reshape(len(values), -1)[:, 0])
+        if (needed & ~finite).any():
+            faults.append(Problem(where, f"{int((needed & ~finite).sum())} stored rows have no finite values", unit))
+        return faults
+
+
+def _exists(array: zarr.Array, place: tuple[int, ...]) -> bool:
+    return bool(sync((array.store_path / array.metadata.encode_chunk_key(place)).exists()))
+
+
+def repair(path: str, found: Verification) -> int:
+    """Mark the units that faults spoil as to be done, so that the next extraction makes just those anew.
+
+    Gives the number of units. Raises StoreError for faults that no extraction mends.
+    """
+    faults = [problem for problem in found.faults if not problem.unfinished]
+    beyond = [problem for problem in faults if problem.unit is None]
+    if beyond:
+        raise StoreError(f"{path}: {beyond[0].where} {beyond[0].what}; encoding again cannot mend this: take the store "
+                         "from a copy, or delete it and extract again")
+    units = sorted({problem.unit for problem in faults if problem.unit is not None})
+    if not units:
+        return 0
+    with write_lock(path):
+        store = open_store(path)
+        writer = StoreWriter.open(path, store.encoder)
+        writer.update(complete=False)
+        for unit in units:
+            size = min(writer.unit_rows, store.array("state").shape[0] - unit * writer.unit_rows)
+            writer.commit(unit, np.full((size, store.dim), np.nan), np.zeros((size, DIGEST_BYTES), np.uint8),
+                          np.full(size, "", object), np.full(size, TODO, np.int8),
+                          {name: np.full((size, *output.shape), np.nan) for name, output in store.outputs.items()})
+    return len(units)
+
+
+def row_faults(store: Store) -> Iterator[Problem]:
+    """Whether states, labels, keys and the fingerprint agree."""
+    rows = todo = unknown = 0
+    for state, label in store.parts("state", "label"):
+        rows, todo = rows + len(state), todo + int((state == TODO).sum())
+        unknown += int((label >= len(store.classes)).sum())
+    if todo or not store.complete:
+        yield Problem("image/state", f"the extraction is unfinished, {todo} of {rows} images are to be done",
+                      unfinished=True)
+    if unknown:
+        yield Problem("image/label", "names a class that the store does not have")
+        return
+    content = store.content()
+    if store.complete and content.fingerprint != store.fingerprint:
+        yield Problem("image", "does not have the content that the store's fingerprint says")
+    if content.repeated:
+        yield Problem("image/key", f"{content.repeated} stored rows have the key of another")
+
+
+def text_faults(store: Store) -> Iterator[Problem]:
+    """Whether every text set is of the store's encoder, whole and finite."""
+    for name in store.texts:
+        try:
+            text = store.text(name).of_classes(store.classes)
+        except StoreError as error:
+            yield Problem(f"text/{name}", str(error))
+            continue
+        if not np.isfinite(text.embedding).all():
+            yield Problem(f"text/{name}", "holds values that are not finite")
+
+
+def equal_content(store: Store) -> Iterator[Problem]:
+    """Equal content in two splits: draws leave such rows out, but a user should know."""
+    places: dict[bytes, dict[int, Any]] = defaultdict(dict)
+    suspects = _in_two_splits(store)
+    if not len(suspects):
+        return
+    for state, split, digest, key in store.parts("state", "split", "digest", "key"):
+        marks = _marks(digest)
+        placed = (state == STORED) & (split >= 0)
+        for row in np.flatnonzero(placed & (suspects[np.searchsorted(suspects, marks) % len(suspects)] == marks)):
+            places[bytes(digest[row])].setdefault(int(split[row]), key[row])
+    for splits in places.values():
+        if len(splits) > 1:
+            named = " and ".join(f"{key} ({SPLITS[split]})" for split, key in sorted(splits.items()))
+            yield Problem(named, "are the same picture in different splits")
+
+
+def _in_two_splits(store: Store) -> np.ndarray:
+    """Marks of digests that stored rows of different splits have, in order: (n,) uint64, with few others among them.
+
+    Eight bytes per row are in memory: a digest's mark, with the row's split in two bits that every mark has empty.
+    """
+    marks = np.empty(store.array("state").shape[0], np.uint64)
+    size = 0
+    for state, split, digest in store.parts("state", "split", "digest"):
+        placed = (state == STORED) & (split >= 0)
+        found = _marks(digest[placed]) | split[placed].astype(np.uint64)
+        marks[size:size + len(found)] = found
+        size += len(found)
+    marks = marks[:size]
+    marks.sort()
+    found = [np.empty(0, np.uint64)]
+    for start in range(0, size - 1, _PIECE):
+        here, following = marks[start:start + _PIECE], marks[start + 1:start + 1 + _PIECE]
+        here = here[:len(following)]
+        found.append(here[(here != following) & ((here | _SPLIT) == (following | _SPLIT))] & ~_SPLIT)
+    return np.unique(np.concatenate(found))
+
+
+def _marks(digest: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(digest).view(np.uint64)[:, 0] & ~_SPLIT
