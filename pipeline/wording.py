@@ -9,8 +9,7 @@ from typing import Any
 
 from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.demo.tour import SEEDS, Tour
-from onceclip.pipeline.extract import Extraction
-from onceclip.pipeline.extract_part import PartDone
+from onceclip.pipeline.extract import Extraction, PartDone
 from onceclip.pipeline.summary import accuracy_lines
 from onceclip.stores.verify import Verification
 
@@ -24,16 +23,12 @@ def extraction_lines(done: Extraction) -> list[str]:
     """What `extract` did, every bad image by name, and the next command."""
     rate = f", {done.encoded / done.seconds:.0f} images/s" if done.encoded else ""
     stored = [f"{name} {'x'.join(map(str, shape))}" for name, shape in done.outputs.items()]
-    if done.rounding["relative"]:
-        stored.append(f"rounding moved embeddings by {done.rounding['relative']:.1e} of their length at most "
-                      f"(1 - cosine {done.rounding['cosine']:.1e})")
     return [
         f"{done.store}: {_images(done.images - done.bad)} of {_classes(len(done.classes))} ({_splits(done.splits)})",
         f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
         f"bad {done.bad:,}; {counted(done.text['prompts'], 'prompt')}; {done.seconds:.1f} s{rate}",
         *([f"  {'; '.join(stored)}"] if stored else []),
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        *(_profile_lines(done.profile) if done.profile else []),
         *_next(done.store, done.splits, len(done.classes), done.text["prompts"] > 0),
     ]
 
@@ -54,21 +49,6 @@ def part_lines(done: PartDone) -> list[str]:
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
         f"The store is complete. Next: onceclip fit {quote(done.store)} --method tip-adapter --shots 16 --select val"
         if done.complete else "Other parts have images to encode still; the last one to end finishes the store.",
-    ]
-
-
-def _profile_lines(found: Mapping[str, Any]) -> list[str]:
-    """Where the time went: everything ran at the same time, so the seconds do not add up."""
-    pictures, lanes = max(found["images"], 1), found["lanes"]
-    workers = {"read": "processes", "decode": "processes", "transform": "processes", "encode": "lanes", "write": ""}
-    rows = [f"    {name:<10}{found[name]:>9.2f}{1000 * found[name] / pictures:>12.3f}   "
-            f"{f'{found[of]} {of}' if of else '1 thread'}" for name, of in workers.items()]
-    share = f", {100 * found['share']:.0f} % of it" if found["share"] else ""
-    return [
-        "  where the time went     (of all together)",
-        f"    {'':<10}{'seconds':>9}{'ms/image':>12}", *rows,
-        f"  the encoder alone: {found['encoder_rate']:,.1f} images/s in {lanes} lanes; this run: "
-        f"{found['rate']:,.1f} images/s{share}",
     ]
 
 

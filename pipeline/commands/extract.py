@@ -49,7 +49,6 @@ if TYPE_CHECKING:
               help="Images per unit of a new store.")
 @click.option("--cache-dir", metavar="DIR", help="Where downloaded weights are kept.")
 @click.option("--allow-random", is_flag=True, help="Accept a model without weights, for tests of speed.")
-@click.option("--profile", is_flag=True, help="Show where the time goes.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any image is bad.")
 @json_option
 def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store: str, model: str,
@@ -57,7 +56,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
             class_names: Path | None, precision: str, compile: bool, dtype: str, batch_size: int, decode: str,
             exif: bool, decode_timeout: float, workers: int,
             local_workers: int | None, scheduler: str | None, part: Part | None, unit_rows: int,
-            cache_dir: str | None, allow_random: bool, profile: bool, strict: bool, as_json: bool) -> None:
+            cache_dir: str | None, allow_random: bool, strict: bool, as_json: bool) -> None:
     """Encode images and the prompts of their classes, once.
 
     Reads SOURCE, writes STORE. SOURCE holds one folder of images per class, or train/, val/ and test/ with such
@@ -79,25 +78,25 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     Example:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
     """
-    one_way(scheduler=scheduler, local_workers=local_workers, part=part, profile=profile)
-    workforce = hired(scheduler, local_workers, ("onceclip.pipeline.cluster.worker",))
-    crew = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
+    one_way(scheduler=scheduler, local_workers=local_workers, part=part)
+    workforce = hired(scheduler, local_workers, ("onceclip.pipeline.units",))
+    hands = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
-    from onceclip.pipeline.extract import Extraction, ExtractOptions
+    from onceclip.pipeline.extract import Extraction, PartDone, extract_part
     from onceclip.pipeline.extract import extract as run
-    from onceclip.pipeline.extract_part import PartDone, extract_part
     from onceclip.pipeline.prompts import load_phrases, load_templates
     from onceclip.pipeline.sources import SourceOptions
+    from onceclip.pipeline.survey import ExtractOptions
     from onceclip.pipeline.wording import extraction_lines, part_lines
 
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
                              batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
-                             outputs=outputs_of(outputs), decode_timeout=decode_timeout, profile=profile)
+                             outputs=outputs_of(outputs), decode_timeout=decode_timeout)
     encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
                            cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
     done: Extraction | PartDone = (extract_part(source, store, encoder, options, part) if part else
-                                   run(source, store, encoder, options, crew))
+                                   run(source, store, encoder, options, hands))
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
     show(as_json, vars(done), lambda: part_lines(done) if isinstance(done, PartDone) else extraction_lines(done))
