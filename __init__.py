@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     from onceclip.pipeline.estimator import FewShotClassifier
     from onceclip.pipeline.evaluation.evaluate import evaluate
     from onceclip.pipeline.export import export
-    from onceclip.pipeline.extract import ExtractOptions, extract
+    from onceclip.pipeline.extract import extract
     from onceclip.pipeline.fit import fit
     from onceclip.pipeline.plan import make_specs
     from onceclip.pipeline.run import RunSpec
+    from onceclip.pipeline.survey import ExtractOptions
     from onceclip.pipeline.sweep import sweep
     from onceclip.pipeline.tasks.tasks import make_task
     from onceclip.stores import Store, open_store
@@ -65,7 +66,7 @@ _PUBLIC = {
     "make_task": "onceclip.pipeline.tasks.tasks",
     "extract": "onceclip.pipeline.extract",
     "EncoderSpec": "onceclip.pipeline.encoders",
-    "ExtractOptions": "onceclip.pipeline.extract",
+    "ExtractOptions": "onceclip.pipeline.survey",
     "fit": "onceclip.pipeline.fit",
     "RunSpec": "onceclip.pipeline.run",
     "make_specs": "onceclip.pipeline.plan",

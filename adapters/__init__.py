@@ -34,8 +34,7 @@ from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.selection import POLICIES, Selection, fit_all, fit_selected
-from onceclip.adapters.task import Rows, Task
-from onceclip.adapters.text import Text
+from onceclip.adapters.task import Rows, Task, Text
 from onceclip.adapters.transfer import transfer
 
 __all__ = [

@@ -207,8 +207,7 @@ class Method:
 
         seed: of the start values and of the batch order of a trained method. progress: gets the fraction done.
         """
-        from onceclip.adapters.engine import require_finite, train
-        from onceclip.adapters.training import Run, no_progress
+        from onceclip.adapters.engine import Run, no_progress, require_finite, train
 
         self.check(task)
         prepared = self.prepare(task)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.engine import finite, require_finite, train
+from onceclip.adapters.engine import Progress, Run, finite, no_progress, require_finite, train
 from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.groups import in_lockstep
 from onceclip.adapters.method import Method, Value, unknown
@@ -23,7 +23,6 @@ from onceclip.adapters.stack import Parameters
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.threads import threads_for
 from onceclip.adapters.together import logits_together
-from onceclip.adapters.training import Progress, Run, no_progress
 
 POLICIES = ("fixed", "val", "val-full", "loo")
 Fitted = tuple[Method, Parameters]  # a method with its values, and what was trained with them

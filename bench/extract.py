@@ -33,12 +33,13 @@ from bench.peers import Files
 from onceclip.pipeline.decoders import Decoders
 from onceclip.pipeline.device_decoder import DeviceDecoder
 from onceclip.pipeline.devices import CUDA
+from onceclip.pipeline.encode import EncoderThreads
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
-from onceclip.pipeline.fill import Filling
+from onceclip.pipeline.equipment import Equipment, EquipmentSpec
 from onceclip.pipeline.inventory import take_inventory
-from onceclip.pipeline.lanes import Lanes
 from onceclip.pipeline.preparation import ON_DEVICE
 from onceclip.pipeline.sources import class_names, open_source
+from onceclip.pipeline.units import encode_units, rows_to_embed, unit_tasks
 from onceclip.stores import StoreWriter
 
 SIZES = {"500x375": (500, 375), "1920x1080": (1920, 1080)}
@@ -83,10 +84,10 @@ class Ways:
         self.pixels = np.zeros((encoder.batch_size, *preparation.shape), preparation.dtype)
 
     def encoder_only(self) -> int:
-        """Batches that are in memory already, in as many lanes as an extraction has."""
-        with Lanes(self.encoder) as lanes:
-            passes = -(-len(self.records) // (lanes.number * len(self.pixels))) * lanes.number
-            for future in [lanes.submit(self.encoder.encode_images, self.pixels) for _ in range(passes)]:
+        """Batches that are in memory already, in as many threads as an extraction has."""
+        with EncoderThreads(self.encoder) as threads:
+            passes = -(-len(self.records) // (threads.number * len(self.pixels))) * threads.number
+            for future in [threads.submit(self.encoder.encode_images, self.pixels) for _ in range(passes)]:
                 future.result()
         return passes * len(self.pixels)
 
@@ -123,10 +124,10 @@ class Ways:
             classes = class_names(self.records)
             inventory = take_inventory(self.records, classes, writer.store)
             writer.plan(inventory.table, classes)
-            with Lanes(self.encoder) as lanes:
-                filling = Filling(writer, decoders, lanes, inventory.contents)
-                filling.embeddings()
-            return filling.images
+            equipment = Equipment(EquipmentSpec(EncoderSpec(self.encoder.info["name"])), self.encoder, decoders)
+            todo = rows_to_embed(writer)
+            tasks = unit_tasks(writer, todo, inventory.contents, equipment.spec)
+            return sum(done.rows - done.bad for done in encode_units(equipment, writer, tasks, len(todo.rows), False))
 
     @contextmanager
     def _decoders(self) -> Iterator[Decoders]:

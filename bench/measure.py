@@ -19,7 +19,7 @@ from click.core import ParameterSource
 
 from bench.goals import GOALS
 from bench.machine import these_versions, this_machine
-from onceclip.stores.errors import OnceclipError
+from onceclip import OnceclipError
 
 Seconds = dict[str, list[float]]
 

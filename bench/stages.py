@@ -67,17 +67,19 @@ def fill(path: str, rows: int, unit_rows: int) -> dict[str, Any]:
 def resume(path: str, rows: int, unit_rows: int) -> dict[str, Any]:
     """Find what is to be done, and write it as an extraction does."""
     from onceclip.pipeline.encode import EMBEDDING, Encoded
-    from onceclip.pipeline.fill import rows_to_embed
-    from onceclip.pipeline.units import Units
+    from onceclip.pipeline.unit_buffers import UnitBuffers
+    from onceclip.pipeline.units import rows_to_embed
 
     writer = StoreWriter.open(path, ENCODER)
-    missing, _ = rows_to_embed(writer)
-    with Units(writer, missing) as units:
+    missing = rows_to_embed(writer).rows
+    with UnitBuffers(writer) as buffers:
+        for number, count in zip(*np.unique(missing // unit_rows, return_counts=True), strict=True):
+            buffers.expect(int(number), int(count))
         for begin in range(0, len(missing), BATCH):
             batch = missing[begin:begin + BATCH]
             start, stop = int(batch[0]), int(batch[-1]) + 1
-            units.put(Encoded(batch, digests(start, stop), [""] * len(batch), np.arange(len(batch)),
-                              {EMBEDDING: values(start, stop)}))
+            buffers.put(Encoded(batch, digests(start, stop), [""] * len(batch), np.arange(len(batch)),
+                                {EMBEDDING: values(start, stop)}))
     return {"resumed": len(missing)}
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.views import KINDS, TEN_CROP, Views
-from onceclip.stores import Output, Store, StoreMismatch, StoreWriter
+from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.flat_files import row_checksums
+from onceclip.stores.location import occupied
 from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
-
-if TYPE_CHECKING:
-    from onceclip.pipeline.crew import Described
 
 VIEW, PREPROJ, TOKEN = "view", "preproj", "token"
 
@@ -54,6 +52,63 @@ class OutputOptions:
 EMBEDDING_ALONE = OutputOptions()
 
 
+@dataclass(frozen=True)
+class StorePlan:
+    """What a store is made from: an encoder as a value, and the outputs that the store is to have.
+
+    info, dim, has_text: as of `Encoder`. outputs: arrays beside the embedding. projection, projection_bias: as of
+    `Encoder`, if "preproj" is among the outputs.
+    """
+
+    info: dict[str, Any]
+    dim: int
+    has_text: bool
+    outputs: dict[str, Output]
+    projection: np.ndarray | None = None
+    projection_bias: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, encoder: Encoder, options: OutputOptions) -> StorePlan:
+        """Plan a store for an encoder.
+
+        Raises EncoderError if it cannot give an output that is asked for.
+        """
+        outputs = options.planned(encoder)
+        more = (encoder.projection, encoder.projection_bias) if PREPROJ in outputs else ()
+        return cls(encoder.info, encoder.dim, encoder.has_text, outputs, *more)
+
+    def writer(self, path: str, dtype: str, unit_rows: int) -> StoreWriter:
+        """What writes the store at a path, or a new one. dtype, unit_rows: of a new one.
+
+        Raises StoreMismatch if another encoder made the store or it has other outputs.
+        """
+        if not store_exists(path):
+            return StoreWriter.create(path, self.info, self.dim, dtype, unit_rows, self.outputs)
+        writer = StoreWriter.open(path, self.info)
+        check_outputs(writer.store, self.outputs)
+        return writer
+
+    def put_projection(self, writer: StoreWriter) -> None:
+        """Store what leads from "preproj" to the embedding, if the store has "preproj" and the encoder a matrix."""
+        if PREPROJ not in writer.store.outputs:
+            return
+        if self.projection is not None:
+            writer.put_encoder("projection", self.projection)
+        if self.projection_bias is not None:
+            writer.put_encoder("projection_bias", self.projection_bias, ("dim",))
+
+
+def store_exists(path: str) -> bool:
+    """Whether there is a store to go on with; whatever else stands at the path is an error."""
+    try:
+        open_store(path)
+    except NotAStore:
+        if occupied(path):
+            raise
+        return False
+    return True
+
+
 def check_outputs(store: Store, planned: dict[str, Output]) -> None:
     """Raise StoreMismatch unless a store has, of what is asked for, just that; what nobody asks for it may have too."""
     for name, output in planned.items():
@@ -62,14 +117,6 @@ def check_outputs(store: Store, planned: dict[str, Output]) -> None:
             has = f"{name} {present.spec}" if present else f"no {name}"
             raise StoreMismatch(f"{store.path} has {has}, not {output.spec}: extract into another store, or leave the "
                                 "option away")
-
-
-def put_projection(writer: StoreWriter, described: Described) -> None:
-    """Store what leads from "preproj" to the embedding, where the encoder has a matrix for it."""
-    if described.projection is not None:
-        writer.put_encoder("projection", described.projection)
-    if described.projection_bias is not None:
-        writer.put_encoder("projection_bias", described.projection_bias, ("dim",))
 
 
 def rows_without_views(store: Store) -> np.ndarray:

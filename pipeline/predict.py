@@ -12,10 +12,9 @@ from torch import Tensor
 
 from onceclip.adapters import Classifier
 from onceclip.pipeline.decoders import Decoders
-from onceclip.pipeline.encode import Encoded, encode
+from onceclip.pipeline.encode import Encoded, EncoderThreads, encode
 from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.errors import PredictionError
-from onceclip.pipeline.lanes import Lanes
 from onceclip.pipeline.outputs import TOKEN
 from onceclip.pipeline.recorded_encoder import recorded_encoder
 from onceclip.pipeline.sources import Record
@@ -78,8 +77,8 @@ def predict_images(classifier: Classifier, images: Sequence[Record], encoder: En
     """
     tokens = _check(classifier, encoder)
     contents = enumerate(image.content for image in images)
-    with Decoders(len(images)) as decoders, Lanes(encoder) as lanes, closing(
-            encode(decoders, lanes, contents, len(images), outputs=classifier.inputs, tokens=tokens)) as pieces:
+    with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(
+            encode(decoders, threads, contents, len(images), outputs=classifier.inputs, tokens=tokens)) as pieces:
         for piece in pieces:
             answers = _answers(classifier, _rows(classifier, piece), top_k, min_probability)
             for row, reason in zip(piece.rows, piece.reasons, strict=True):

@@ -1,20 +1,41 @@
-"""Splits drawn at extraction where the folders give none: stratified, recorded, and stable when a folder grows."""
+"""The split of every row: the source's own, or drawn: stratified, recorded, and stable when a folder grows."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.survey import Survey
+from onceclip.stores import open_store
 from onceclip.stores.identity import digest
 from onceclip.stores.schema import NO_SPLIT, SPLITS, STORED
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
 SEED = 1
 METHOD = "blake2b of seed and content, largest deficit first"
+
+
+def splits_of(store: str, found: Survey, present: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """The split of every row of a store, drawn where the source does not say; and how it came about.
+
+    present: rows of the images that are there.
+    Raises SourceError if none of these could be read.
+    """
+    table = open_store(store).table
+    if not (table.state[present] == STORED).any():
+        reasons = Counter(table.reason[present]).most_common(1)
+        raise SourceError(f"none of the {len(present)} images in {found.source} could be read (most often: "
+                          f"{reasons[0][0]}): look at the files, or give another folder")
+    if found.has_splits:
+        return table.split, {"how": "folders"}
+    drawn = draw_splits(table.label, table.split, table.state, table.digest, table.group)
+    return drawn, {"how": "drawn", "method": METHOD, "seed": SEED, "shares": SHARES}
 
 
 def draw_splits(label: np.ndarray, split: np.ndarray, state: np.ndarray, content: np.ndarray,

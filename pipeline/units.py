@@ -1,172 +1,155 @@
-"""The units of a store that are being filled, and the thread that writes them."""
+"""The one loop that fills a store, unit by unit, and what is left to encode of one that was begun."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Self
+import os
+import socket
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
+import torch
 
-from onceclip.pipeline.encode import EMBEDDING, Encoded
+from onceclip.pipeline.cluster.machine import reached
+from onceclip.pipeline.encode import EMBEDDING, EncoderThreads, encode
+from onceclip.pipeline.equipment import CACHE, Equipment, EquipmentSpec
+from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.outputs import TOKEN, VIEW, rows_without_views, views_of
+from onceclip.pipeline.sources import Content, LocalFile
+from onceclip.pipeline.unit_buffers import UnitBuffers
 from onceclip.stores import StoreWriter, open_store
-from onceclip.stores.schema import BAD, STORED
-
-FLUSH_SECONDS = 30.0  # at most this much encoding is lost when the process is killed
-VIEW = "view"
-_PIECE = 1 << 20  # rows that are counted at once
+from onceclip.stores.location import damage, everywhere
+from onceclip.stores.schema import SPLITS, STORED, TODO
 
 
-@dataclass
-class Rounding:
-    """How much storing embeddings changed them, at most.
+@dataclass(frozen=True)
+class Todo:
+    """What is left to encode. rows: which, in order. total: how many rows there are with those that are done.
 
-    relative: length of the change over the embedding's. cosine: 1 - cosine of the two.
+    views: whether their views are to be encoded, or else the images.
     """
 
-    relative: float = 0.0
-    cosine: float = 0.0
-
-    def add(self, exact: np.ndarray, stored: np.ndarray) -> None:
-        """Compare embeddings (n, dim) with what is stored of them."""
-        some = exact.any(axis=1)
-        if exact.dtype == stored.dtype or not some.any():
-            return
-        exact, rounded = exact[some].astype(np.float64), stored[some].astype(np.float64)
-        length = np.linalg.norm(exact, axis=1)
-        other = np.maximum(np.linalg.norm(rounded, axis=1), np.finfo(np.float16).tiny)
-        cosine = np.einsum("nd,nd->n", exact, rounded) / (length * other)
-        self.relative = max(self.relative, float((np.linalg.norm(rounded - exact, axis=1) / length).max()))
-        self.cosine = max(self.cosine, float((1 - cosine).max()))
+    rows: np.ndarray
+    total: int
+    views: bool = False
 
 
-@dataclass
-class _Unit:
-    """left: rows that are still to come."""
+@dataclass(frozen=True)
+class UnitTask:
+    """A unit of a store, and its rows that are to be encoded: (row, image file) each. views: as of `Todo`."""
 
-    where: slice
-    embedding: np.ndarray
-    outputs: dict[str, np.ndarray]
-    digest: np.ndarray
-    reason: np.ndarray
-    state: np.ndarray
-    left: int
-    written: float = field(default_factory=time.monotonic)
+    store: str
+    number: int
+    images: tuple[tuple[int, Content], ...]
+    equipment: EquipmentSpec
+    views: bool = False
+
+    def __str__(self) -> str:
+        (first, content), (last, _) = self.images[0], self.images[-1]
+        path = getattr(content, "path", None) or getattr(content, "name", "")
+        return f"unit {self.number} of {self.store} (rows {first} to {last}{f', from {path} on' if path else ''})"
 
 
-class Units:
-    """Takes what was encoded; a unit is written, in the background, as soon as it is full.
+@dataclass(frozen=True)
+class Progress:
+    """Rows that were encoded, and how many of them are bad."""
 
-    When the `with` block ends, however it does, what has come is written too: the next run goes on behind it.
-    stored, bad: numbers of rows. seconds: spent on writing.
+    rows: int
+    bad: int
+
+
+def rows_to_embed(writer: StoreWriter) -> Todo:
+    """Rows without an embedding, of the units that a writer has."""
+    state, size = writer.store.array("state"), writer.unit_rows
+    with damage(writer.store.path, "image/state"):
+        if writer.units is None:
+            states = np.asarray(state[...])
+            return Todo(np.flatnonzero(states == TODO), len(states))
+        rows, total = [np.empty(0, np.int64)], 0
+        for number in sorted(writer.units):  # a worker has one of maybe a million
+            states = np.asarray(state[number * size:(number + 1) * size])
+            rows.append(number * size + np.flatnonzero(states == TODO))
+            total += len(states)
+    return Todo(np.concatenate(rows), total)
+
+
+def rows_to_view(writer: StoreWriter, split: np.ndarray) -> Todo:
+    """Stored rows that are to have views and have none, of the units that a writer has. split: (rows,)."""
+    store = open_store(writer.store.path)
+    made = views_of(store)
+    if made is None:
+        return Todo(np.empty(0, np.int64), 0, views=True)
+    chosen = (store.column("state") == STORED) & np.isin(split, [SPLITS.index(name) for name in made[1]])
+    if writer.units is not None:
+        chosen &= np.isin(np.arange(len(chosen)) // writer.unit_rows, list(writer.units))
+    return Todo(np.flatnonzero(chosen & rows_without_views(store)), int(chosen.sum()), views=True)
+
+
+def unit_tasks(writer: StoreWriter, todo: Todo, contents: Mapping[int, Content],
+               equipment: EquipmentSpec) -> Iterator[UnitTask]:
+    """The units of some rows, made as they are taken. contents: row to image file."""
+    store, size = everywhere(writer.store.path), writer.unit_rows
+    last = int(todo.rows[-1]) // size if len(todo.rows) else -1
+    edges = np.searchsorted(todo.rows, size * np.arange(last + 2))
+    for number, (start, stop) in enumerate(pairwise(edges.tolist())):
+        if start < stop:
+            images = tuple((row, contents[row]) for row in todo.rows[start:stop].tolist())
+            yield UnitTask(store, number, images, equipment, todo.views)
+
+
+def encode_units(equipment: Equipment, writer: StoreWriter, tasks: Iterable[UnitTask], images: int, views: bool,
+                 threads: int = 0, flush: bool = True) -> Generator[Progress, None, None]:
+    """Encode units in their order, and write each when it is full; gives what is done as it goes on.
+
+    Decoding runs ahead and batches go on from one unit into the next.
+    images, views: how many images there are in all tasks, and whether all are about views. threads: encoder threads on
+    a CPU, 0 for one per core. flush: whether units that are not full yet are written now and then.
     """
+    outputs, batch_size = writer.store.outputs, equipment.spec.batch_size
+    found = views_of(writer.store) if views else None
+    crops = found[0] if found else None
+    names = (EMBEDDING,) if crops else (EMBEDDING, *(name for name in outputs if name != VIEW))
+    tokens = outputs[TOKEN].spec["tokens"] if TOKEN in outputs else "last"
+    with (EncoderThreads(equipment.encoder, threads) as pool, UnitBuffers(writer, flush) as buffers,
+          closing(encode(equipment.decoders, pool, _images_of(tasks, buffers), images, batch_size, names, tokens,
+                         crops)) as batches):
+        for encoded in batches:
+            bad = buffers.put_views(encoded, crops.kind == "random") if crops else buffers.put(encoded)
+            yield Progress(len(encoded.rows), bad)
 
-    def __init__(self, writer: StoreWriter, rows: np.ndarray, flush: bool = True) -> None:
-        """rows: those that will come, in any order. flush: write units that are not full yet now and then, too."""
-        self.writer, self.flush, self.rounding, self.seconds = writer, flush, Rounding(), 0.0
-        self.stored = self.bad = 0
-        self._left: Counter[int] = Counter()
-        for start in range(0, len(rows), _PIECE):
-            numbers, counts = np.unique(rows[start:start + _PIECE] // writer.unit_rows, return_counts=True)
-            self._left.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
-        self._open: dict[int, _Unit] = {}
-        self._pool = ThreadPoolExecutor(1, "write")
-        self._writing: deque[Future[None]] = deque()
-        self._store = open_store(writer.store.path)  # the writer's own may hold columns from before its last commits
-        self._dtype = np.dtype(writer.store.attributes["dtype"])
 
-    def __enter__(self) -> Self:
-        return self
+def _images_of(tasks: Iterable[UnitTask], buffers: UnitBuffers) -> Iterator[tuple[int, Content]]:
+    """The images of some units; the buffers learn of a unit before they get its rows."""
+    for task in tasks:
+        buffers.expect(task.number, len(task.images))
+        yield from task.images
 
-    def __exit__(self, *_: object) -> None:
-        with self._pool:
-            for unit in self._open.values():
-                self._commit(unit)
-            while self._writing:
-                self._writing.popleft().result()
 
-    def put(self, encoded: Encoded) -> None:
-        """Take rows that were encoded from the beginning."""
-        reasons, source = self._judged(encoded, "the encoder gave values")
-        for unit, picked, here in self._places(encoded.rows):
-            good = reasons[picked] == ""
-            for name, array in {EMBEDDING: unit.embedding, **unit.outputs}.items():
-                array[here] = np.nan
-                if name in encoded.values:
-                    array[here[good]] = encoded.values[name][source[picked[good]]]
-            if good.any():
-                self.rounding.add(encoded.values[EMBEDDING][source[picked[good]]], unit.embedding[here[good]])
-            unit.digest[here] = encoded.digests[picked]
-            self._done(unit, here, reasons[picked])
+def encode_unit(task: UnitTask, equipment: Equipment | None = None) -> Progress:
+    """On a worker: encode the rows of one unit and commit it, with what this process has opened.
 
-    def put_views(self, encoded: Encoded, plain: bool) -> None:
-        """Take the views of rows that are stored. plain: whether view 0 is the embedding that is there."""
-        reasons, source = self._judged(encoded, "the encoder gave values of a view")
-        for unit, picked, here in self._places(encoded.rows):
-            changed = (unit.digest[here] != encoded.digests[picked]).any(axis=1) & (reasons[picked] == "")
-            reasons[picked[changed]] = "its file changed during the extraction"
-            good = reasons[picked] == ""
-            if good.any():
-                views = encoded.values[EMBEDDING][source[picked[good]]]
-                if plain:
-                    views = np.concatenate([unit.embedding[here[good], None], views], axis=1)
-                unit.outputs[VIEW][here[good]] = views
-            # The digest stays as it was, so that the next extraction sees that such a file is another one.
-            for array in (unit.embedding, *unit.outputs.values()):
-                array[here[~good]] = np.nan
-            self._done(unit, here, reasons[picked])
+    Two workers have a unit at the same time only if we lost contact with one of them, and it goes on. Every write
+    replaces a whole file by its final name, and both write the whole unit with the same values, the states last; so it
+    does not matter whose are last. A unit that is not full is not written: it would take back what the other one has
+    done. (If the values of two workers differ in their last bits, as those of different GPUs may, the values of one can
+    end up beside the checksums of the other: reading says so, and `onceclip verify --repair` has the unit made again.)
+    """
+    equipment = equipment or CACHE.get(task.equipment)
+    _look_for_images(task)
+    writer = reached(task.store, partial(StoreWriter.open, task.store, equipment.encoder.info, units=[task.number]))
+    left = {row for row, _ in task.images} if task.views else {*rows_to_embed(writer).rows.tolist()}
+    images = tuple(each for each in task.images if each[0] in left)
+    with closing(encode_units(equipment, writer, [replace(task, images=images)], len(images), task.views,
+                              torch.get_num_threads(), flush=False)) as done:
+        return Progress(len(task.images), sum(each.bad for each in done))
 
-    def _judged(self, encoded: Encoded, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """Why each image is bad, with values that cannot be stored among the reasons; and its place in the values."""
-        reasons, source = np.array(encoded.reasons, object), np.full(len(encoded.rows), -1)
-        source[encoded.good] = np.arange(len(encoded.good))
-        fits = np.ones(len(encoded.good), bool)
-        for values in encoded.values.values():
-            fits &= (np.abs(values) <= np.finfo(self._dtype).max).all(axis=tuple(range(1, values.ndim)))
-        reasons[encoded.good[~fits]] = f"{what} that {self._dtype} cannot hold"
-        return reasons, source
 
-    def _places(self, rows: np.ndarray) -> Iterator[tuple[_Unit, np.ndarray, np.ndarray]]:
-        """For each unit, which of some rows are its own, and where in it they are."""
-        numbers = rows // self.writer.unit_rows
-        for number in np.unique(numbers).tolist():
-            picked = np.flatnonzero(numbers == number)
-            unit = self._open.get(number) or self._opened(number)
-            yield unit, picked, rows[picked] - unit.where.start
-
-    def _opened(self, number: int) -> _Unit:
-        where, embedding, outputs = self.writer.unit(number)
-        digest, reason, state = (self._store.part(name, where) for name in ("digest", "reason", "state"))
-        self._open[number] = _Unit(where, embedding, outputs, digest, reason, state, self._left[number])
-        return self._open[number]
-
-    def _done(self, unit: _Unit, here: np.ndarray, reasons: np.ndarray) -> None:
-        good = reasons == ""
-        unit.reason[here] = reasons
-        unit.state[here] = np.where(good, STORED, BAD)  # after all else, so that Ctrl-C never leaves half a row
-        unit.left -= len(here)
-        self.stored += int(good.sum())
-        self.bad += int((~good).sum())
-        if not unit.left or (self.flush and time.monotonic() - unit.written > FLUSH_SECONDS):
-            self._commit(unit)
-        if not unit.left:
-            del self._open[unit.where.start // self.writer.unit_rows]
-
-    def _commit(self, unit: _Unit) -> None:
-        while len(self._writing) > 1 or (self._writing and self._writing[0].done()):
-            self._writing.popleft().result()
-        unit.written = time.monotonic()
-        columns = [unit.embedding, unit.digest, unit.reason, unit.state]
-        outputs = unit.outputs
-        if unit.left:  # more rows will be put into these arrays
-            columns, outputs = [each.copy() for each in columns], {name: each.copy() for name, each in outputs.items()}
-        self._writing.append(self._pool.submit(self._write, unit.where.start, columns, outputs))
-
-    def _write(self, start: int, columns: list[np.ndarray], outputs: dict[str, np.ndarray]) -> None:
-        begun = time.perf_counter()
-        embedding, digest, reason, state = columns
-        self.writer.commit(start // self.writer.unit_rows, embedding, digest, reason, state, outputs)
-        self.seconds += time.perf_counter() - begun
+def _look_for_images(task: UnitTask) -> None:
+    """Raise SourceError rather than record a unit of bad images where this machine does not have the folder."""
+    paths = [content.path for _, content in task.images if isinstance(content, LocalFile)]
+    if paths and not any(os.path.exists(os.path.dirname(path)) for path in paths):
+        raise SourceError(f"the worker on {socket.gethostname()} finds none of the folders of {task}: give images that "
+                          "all machines can read, or the URL of their folder")

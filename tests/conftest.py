@@ -94,7 +94,8 @@ def encoder() -> Any:
 def extract_demo() -> Callable[..., Any]:
     """Extract a folder with the demo encoder: extract_demo(folder, store, model=..., unit_rows=..., ...)."""
     from onceclip.pipeline.encoders import EncoderSpec
-    from onceclip.pipeline.extract import ExtractOptions, extract
+    from onceclip.pipeline.extract import extract
+    from onceclip.pipeline.survey import ExtractOptions
 
     def run(folder: Path, store: Path | str, model: str = "demo", **options: Any) -> Any:
         return extract(folder, store, EncoderSpec(model), ExtractOptions(**{"workers": 1, **options}))

@@ -23,9 +23,10 @@ def shelf(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pets/, and pets.zarr which has every output and a second text set."""
     from onceclip.pipeline.embed import add_text, prompts_for
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-    from onceclip.pipeline.extract import ExtractOptions, extract
+    from onceclip.pipeline.extract import extract
     from onceclip.pipeline.outputs import OutputOptions
     from onceclip.pipeline.prompts import load_templates
+    from onceclip.pipeline.survey import ExtractOptions
 
     root = tmp_path_factory.mktemp("shelf")
     shutil.copytree(pets / "pets", root / "pets")

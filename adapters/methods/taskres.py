@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from onceclip.adapters.engine import train
+from onceclip.adapters.engine import Run, train
 from onceclip.adapters.heads import Head
 from onceclip.adapters.method import Hyperparameter, Method
 from onceclip.adapters.prototypes import base_settings, base_vectors, cosine_head
@@ -15,7 +15,6 @@ from onceclip.adapters.recipe import recipe
 from onceclip.adapters.task import Task
 from onceclip.adapters.text import Text
 from onceclip.adapters.text_projection import TextProjection
-from onceclip.adapters.training import Run
 
 
 class TaskRes(Method):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
 from onceclip.adapters.task import Task
-from onceclip.adapters.unit import unit
+from onceclip.adapters.text import unit
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from onceclip.pipeline.commands.sources import source_options
 from onceclip.pipeline.words import counted, counts
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.extract import Extraction
-    from onceclip.pipeline.extract_part import PartDone
+    from onceclip.pipeline.extract import Extraction, PartDone
     from onceclip.pipeline.parts import Part
 
 
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
               help="Images per unit of a new store.")
 @click.option("--cache-dir", metavar="DIR", help="Where downloaded weights are kept.")
 @click.option("--allow-random", is_flag=True, help="Accept a model without weights, for tests of speed.")
-@click.option("--profile", is_flag=True, help="Show where the time goes.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any image is bad.")
 @json_option
 def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store: str, model: str,
@@ -62,7 +60,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
             class_names: Path | None, precision: str, compile: bool, dtype: str, batch_size: int, decode: str,
             exif: bool, decode_timeout: float, workers: int,
             local_workers: int | None, scheduler: str | None, part: Part | None, unit_rows: int,
-            cache_dir: str | None, allow_random: bool, profile: bool, strict: bool, as_json: bool) -> None:
+            cache_dir: str | None, allow_random: bool, strict: bool, as_json: bool) -> None:
     """Encode images and the prompts of their classes, once.
 
     Reads SOURCE, writes STORE. SOURCE holds one folder of images per class, or train/, val/ and test/ with such
@@ -84,24 +82,24 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     Example:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
     """
-    one_way(scheduler=scheduler, local_workers=local_workers, part=part, profile=profile)
-    workforce = hired(scheduler, local_workers, ("onceclip.pipeline.cluster.worker",))
-    crew = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
+    one_way(scheduler=scheduler, local_workers=local_workers, part=part)
+    workforce = hired(scheduler, local_workers, ("onceclip.pipeline.units",))
+    hands = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
-    from onceclip.pipeline.extract import ExtractOptions
+    from onceclip.pipeline.extract import PartDone, extract_part
     from onceclip.pipeline.extract import extract as run
-    from onceclip.pipeline.extract_part import PartDone, extract_part
     from onceclip.pipeline.prompts import load_phrases, load_templates
     from onceclip.pipeline.sources import SourceOptions
+    from onceclip.pipeline.survey import ExtractOptions
 
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
                              batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
-                             outputs=outputs_of(outputs), decode_timeout=decode_timeout, profile=profile)
+                             outputs=outputs_of(outputs), decode_timeout=decode_timeout)
     encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
                            cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
     done: Extraction | PartDone = (extract_part(source, store, encoder, options, part) if part else
-                                   run(source, store, encoder, options, crew))
+                                   run(source, store, encoder, options, hands))
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
     show(as_json, vars(done), lambda: part_lines(done) if isinstance(done, PartDone) else extraction_lines(done))
@@ -113,9 +111,6 @@ def extraction_lines(done: Extraction) -> list[str]:
     """What `extract` did, every bad image by name, and the next command."""
     rate = f", {done.encoded / done.seconds:.0f} images/s" if done.encoded else ""
     stored = [f"{name} {'x'.join(map(str, shape))}" for name, shape in done.outputs.items()]
-    if done.rounding["relative"]:
-        stored.append(f"rounding moved embeddings by {done.rounding['relative']:.1e} of their length at most "
-                      f"(1 - cosine {done.rounding['cosine']:.1e})")
     return [
         f"{done.store}: {counted(done.images - done.bad, 'image')} of {counted(len(done.classes), 'class', 'classes')} "
         f"({counts(done.splits)})",
@@ -123,7 +118,6 @@ def extraction_lines(done: Extraction) -> list[str]:
         f"bad {done.bad:,}; {counted(done.text['prompts'], 'prompt')}; {done.seconds:.1f} s{rate}",
         *([f"  {'; '.join(stored)}"] if stored else []),
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        *(_profile_lines(done.profile) if done.profile else []),
         *next_lines(done.store, done.splits, len(done.classes), done.text["prompts"] > 0),
     ]
 
@@ -144,19 +138,4 @@ def part_lines(done: PartDone) -> list[str]:
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
         f"The store is complete. Next: onceclip fit {quote(done.store)} --method tip-adapter --shots 16 --select val"
         if done.complete else "Other parts have images to encode still; the last one to end finishes the store.",
-    ]
-
-
-def _profile_lines(found: Mapping[str, Any]) -> list[str]:
-    """Where the time went: everything ran at the same time, so the seconds do not add up."""
-    pictures, lanes = max(found["images"], 1), found["lanes"]
-    workers = {"read": "processes", "decode": "processes", "transform": "processes", "encode": "lanes", "write": ""}
-    rows = [f"    {name:<10}{found[name]:>9.2f}{1000 * found[name] / pictures:>12.3f}   "
-            f"{f'{found[of]} {of}' if of else '1 thread'}" for name, of in workers.items()]
-    share = f", {100 * found['share']:.0f} % of it" if found["share"] else ""
-    return [
-        "  where the time went     (of all together)",
-        f"    {'':<10}{'seconds':>9}{'ms/image':>12}", *rows,
-        f"  the encoder alone: {found['encoder_rate']:,.1f} images/s in {lanes} lanes; this run: "
-        f"{found['rate']:,.1f} images/s{share}",
     ]

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from onceclip.pipeline.demo.digits import TEMPLATE, write_digits
 from onceclip.pipeline.encoders import DEMO, EncoderSpec
-from onceclip.pipeline.extract import Extraction, ExtractOptions, extract
+from onceclip.pipeline.extract import Extraction, extract
 from onceclip.pipeline.plan import make_specs
 from onceclip.pipeline.report import write_results_report
 from onceclip.pipeline.results import NAME
 from onceclip.pipeline.summary import Table, tables
+from onceclip.pipeline.survey import ExtractOptions
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import open_store
 

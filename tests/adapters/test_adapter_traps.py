@@ -25,9 +25,8 @@ from onceclip.adapters import (
     fit_selected,
 )
 from onceclip.adapters.channels import Channels
-from onceclip.adapters.engine import train
+from onceclip.adapters.engine import Run, train
 from onceclip.adapters.heads.rectified import rectify
-from onceclip.adapters.training import Run
 
 MINE = ["clip-adapter", "tip-adapter-f", "ape", "ape-t", "clip-a-self", "meta-adapter", "multi-modal-adapter", "sgva",
         "vt-clip"]

@@ -7,8 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from onceclip.adapters import CLAP, WiseFT, descent
-from onceclip.adapters.engine import train
-from onceclip.adapters.training import Run
+from onceclip.adapters.engine import Run, train
 
 
 def together(methods, task):

@@ -25,13 +25,12 @@ from onceclip.adapters import (
     stream,
     transfer,
 )
-from onceclip.adapters.engine import train
+from onceclip.adapters.engine import Run, train
 from onceclip.adapters.heads import pack
 from onceclip.adapters.moving import moved
 from onceclip.adapters.search import Search
 from onceclip.adapters.stream import Stream
 from onceclip.adapters.together import logits_together
-from onceclip.adapters.training import Run
 
 CUDA = torch.device("cuda")
 ATTRIBUTES = {torch.Tensor.device: lambda there: CUDA if there else torch.device("cpu"),
@@ -313,8 +312,7 @@ def one_gpu(monkeypatch):
 @pytest.mark.usefixtures("one_gpu")
 @pytest.mark.parametrize("more", [{"select": "fixed"}, {"select": "val"}, {"stream": True}, {"classes": "base"}])
 def test_a_run_is_trained_on_the_device_and_scored_on_the_cpu(store_path, monkeypatch, more):
-    from onceclip.pipeline.fit import fit
-    from onceclip.pipeline.run import RunSpec
+    from onceclip.pipeline.fit import RunSpec, fit
     from onceclip.stores import open_store
 
     monkeypatch.setattr(stream, "ThreadPoolExecutor", Waiting)

@@ -20,8 +20,7 @@ from onceclip.adapters import (
     descent,
 )
 from onceclip.adapters.compiling import Compiling, compiles, compiling
-from onceclip.adapters.engine import train
-from onceclip.adapters.training import Run
+from onceclip.adapters.engine import Run, train
 
 
 def by_gradient(case):

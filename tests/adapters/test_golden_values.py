@@ -7,8 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import ClipAdapter, Rows, Task, Text, TipAdapter, TipAdapterF, ZeroShot
-from onceclip.adapters.engine import train
-from onceclip.adapters.training import Run
+from onceclip.adapters.engine import Run, train
 
 KEY_ROW = (0.163246, 0.332761, -0.434234, 0.303587, 0.232944, -0.342903, -0.474461, -0.430044)
 QUERY_LABEL = torch.tensor([0, 1, 2, 0])

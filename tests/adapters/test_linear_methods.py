@@ -26,8 +26,7 @@ from onceclip.adapters import (
     ZeroShotLinearProbe,
     fit_selected,
 )
-from onceclip.adapters.engine import train
-from onceclip.adapters.training import Run
+from onceclip.adapters.engine import Run, train
 from onceclip.adapters.unit import unit
 
 NOISY = 1.0  # so that zero-shot makes mistakes and training has something to do

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from onceclip.adapters import CLAP, ClipAdapter, descent, engine, fit_all, fit_selected, groups, lockstep
-from onceclip.adapters.engine import train
+from onceclip.adapters.engine import Run, train
 from onceclip.adapters.method import Hyperparameter
 from onceclip.adapters.search import Search
 from onceclip.adapters.selection import Choice, fit_each, select_all
-from onceclip.adapters.training import Run
 
 from .test_execution import by_gradient, close, numbers
 

@@ -20,10 +20,9 @@ from onceclip.adapters import (
     ZeroShotLinearProbe,
     descent,
 )
-from onceclip.adapters.engine import train
+from onceclip.adapters.engine import Run, train
 from onceclip.adapters.starts import kaiming_normal
 from onceclip.adapters.stream import Stream
-from onceclip.adapters.training import Run
 
 ORDER = 2**32  # the stream of random numbers that shuffles batches
 

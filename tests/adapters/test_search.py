@@ -16,10 +16,9 @@ from onceclip.adapters import (
     fit_selected,
 )
 from onceclip.adapters.compiling import _CURRENT, Compiling, compiling
-from onceclip.adapters.engine import train
+from onceclip.adapters.engine import Run, train
 from onceclip.adapters.search import Search
 from onceclip.adapters.together import join, logits_together
-from onceclip.adapters.training import Run
 
 
 def test_a_grid_is_all_combinations_in_order():

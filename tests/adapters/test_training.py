@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from onceclip.adapters import METHODS, ClipAdapter, Method, MethodError, Rows, TipAdapterF, descent
-from onceclip.adapters.engine import train
+from onceclip.adapters.engine import Run, train
 from onceclip.adapters.schedule import SCHEDULES, Moment, step_size
-from onceclip.adapters.training import Run
 
 
 def another(setting, value):

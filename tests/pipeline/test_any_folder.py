@@ -159,7 +159,8 @@ def test_a_run_that_is_killed_leaves_no_process(running: subprocess.Popen[str]) 
 MEASURE = """
 import json, resource, sys
 from onceclip.pipeline.encoders import EncoderSpec
-from onceclip.pipeline.extract import ExtractOptions, extract
+from onceclip.pipeline.extract import extract
+from onceclip.pipeline.survey import ExtractOptions
 done = extract(sys.argv[1], sys.argv[2], EncoderSpec("demo"), ExtractOptions(unit_rows=256, workers=2))
 print(json.dumps([done.encoded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """

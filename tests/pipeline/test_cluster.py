@@ -18,9 +18,10 @@ from onceclip.pipeline.cluster import scheduler as module
 from onceclip.pipeline.cluster.scheduler import connected
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import WorkerError
-from onceclip.pipeline.extract import ExtractOptions, extract
+from onceclip.pipeline.extract import extract
 from onceclip.pipeline.plan import make_specs
 from onceclip.pipeline.results import append_rows, read_rows
+from onceclip.pipeline.survey import ExtractOptions
 from onceclip.pipeline.sweep import sweep
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import STORED
@@ -78,7 +79,7 @@ def test_workers_make_the_store_of_one_process(
 
     extract_demo(image_folder, tmp_path / "one.zarr", unit_rows=16, batch_size=8)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("onceclip.pipeline.extract.open_encoder", None)
+    monkeypatch.setattr("onceclip.pipeline.equipment.open_encoder", None)
     result = run("extract", os.path.relpath(image_folder), "two.zarr", "--model", "demo", "--unit-rows", 16,
                  "--batch-size", 8, "--scheduler", scheduler)
     assert result.exit_code == 0, result.stderr
@@ -149,7 +150,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(
     assert message in result.stderr
 
 
-@pytest.mark.parametrize("options", [("--scheduler", "a:1", "--local-workers", "2"), ("--part", "1/2", "--profile"),
+@pytest.mark.parametrize("options", [("--scheduler", "a:1", "--local-workers", "2"),
                                      ("--local-workers", "0", "--part", "1/2")])
 def test_ways_to_share_the_work_that_exclude_each_other_are_wrong_usage(run: Callable[..., Any],
                                                                         options: tuple[str, ...]) -> None:

@@ -116,16 +116,3 @@ def test_images_are_turned_as_their_cameras_say_where_that_is_asked_for(root: Pa
     store = open_store(str(tmp_path / "s.zarr"))
     rows = [int(np.flatnonzero(store.table.key == f"disc/{name}.png")[0]) for name in ("plain", "turned")]
     np.testing.assert_array_equal(*store.embeddings(np.array(rows)))
-
-
-@pytest.mark.slow
-def test_the_profile_says_where_the_time_went(root: Path, tmp_path: Path, run_json: Callable[..., Any],
-                                              run: Callable[..., Any]) -> None:
-    profile = run_json("extract", root, tmp_path / "s.zarr", "--model", "demo", "--views", 2, "--profile")["profile"]
-    assert profile["images"] == 12 + 6  # half of them have one more view
-    assert all(profile[name] > 0 for name in ("read", "decode", "transform", "encode", "write", "wall", "encoder_rate"))
-    assert profile["share"] == pytest.approx(profile["rate"] / profile["encoder_rate"])
-    shown = run("extract", root, tmp_path / "t.zarr", "--model", "demo", "--profile").stdout
-    assert "the encoder alone" in shown
-    again = run_json("extract", root, tmp_path / "t.zarr", "--model", "demo", "--profile")["profile"]
-    assert (again["images"], again["share"]) == (0, None)

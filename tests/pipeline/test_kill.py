@@ -135,16 +135,17 @@ def main(root: Path, work: Path, moments: str) -> None:
     """Print a JSON object per trial."""
     import torch
 
-    import onceclip.pipeline.extract as module
-    from onceclip.pipeline import fit, info, units  # noqa: F401 - so that no child has to import them
+    from onceclip.pipeline import equipment, fit, info, unit_buffers  # noqa: F401 - so that no child imports them
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
+    from onceclip.pipeline.extract import extract as run
+    from onceclip.pipeline.survey import ExtractOptions
     from onceclip.stores.verification import verify
 
     torch.set_num_threads(1)
     spec = EncoderSpec("demo")
     encoder = open_encoder(spec)
-    module.open_encoder = lambda spec: encoder
-    units.FLUSH_SECONDS = 0.0  # so that there are as many writes as there can be
+    equipment.open_encoder = lambda spec: encoder
+    unit_buffers.FLUSH_SECONDS = 0.0  # so that there are as many writes as there can be
     warnings.simplefilter("error")
     start, note = work / "start.zarr", work / "note"
 
@@ -162,7 +163,7 @@ def main(root: Path, work: Path, moments: str) -> None:
             return dying
 
         Path.replace, os.unlink = counted(Path.replace), counted(os.unlink)
-        module.extract(root, path, spec, module.ExtractOptions(batch_size=1, unit_rows=3, workers=1))
+        run(root, path, spec, ExtractOptions(batch_size=1, unit_rows=3, workers=1))
         return events
 
     def check(path: Path) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.outputs import OutputOptions
 from onceclip.pipeline.preparation import Preparation
-from onceclip.pipeline.units import Rounding
+from onceclip.pipeline.units import Todo, rows_to_view
 from onceclip.pipeline.views import TEN_CROP, Views
 from onceclip.stores import Store, StoreDamaged, StoreMismatch, open_store
 
@@ -218,35 +218,14 @@ def test_a_bad_image_has_no_outputs(root: Path, tmp_path: Path, extract_demo: Ex
 def test_a_file_that_changes_between_the_passes_is_bad_and_encoded_next_time(
         root: Path, tmp_path: Path, extract_demo: Extract, glyph: Callable[..., Path],
         monkeypatch: pytest.MonkeyPatch) -> None:
-    from onceclip.pipeline.fill import Filling
-
-    views = Filling.views
-
-    def changing(self: Filling, split: np.ndarray) -> None:
+    def changing(*given: Any) -> Todo:
         glyph(root / "disc" / "03.png", "cross", 9)
-        views(self, split)
+        return rows_to_view(*given)
 
     options = {"outputs": replace(THREE, views_for=("train", "val", "test"))}
     with monkeypatch.context() as patch:
-        patch.setattr(Filling, "views", changing)
+        patch.setattr("onceclip.pipeline.extract.rows_to_view", changing)
         done = extract_demo(root, tmp_path / "s.zarr", **options)
     assert done.bad_images == {"disc/03.png": "its file changed during the extraction"}
     done = extract_demo(root, tmp_path / "s.zarr", **options)
     assert (done.encoded, done.bad_images) == (1, {})
-
-
-def test_the_report_says_how_much_float16_rounded(root: Path, tmp_path: Path, extract_demo: Extract) -> None:
-    half = extract_demo(root, tmp_path / "half.zarr").rounding
-    full = extract_demo(root, tmp_path / "full.zarr", dtype="float32").rounding
-    first, second = (open_store(str(tmp_path / name)).embeddings() for name in ("half.zarr", "full.zarr"))
-    change = np.linalg.norm(first.astype(float) - second, axis=1) / np.linalg.norm(second.astype(float), axis=1)
-    assert half["relative"] == pytest.approx(change.max(), rel=0.2)
-    assert 0 < half["cosine"] < half["relative"] ** 2
-    assert full == {"relative": 0.0, "cosine": 0.0}
-
-
-def test_rounding_of_nothing_is_nothing() -> None:
-    rounding = Rounding()
-    rounding.add(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float16))
-    rounding.add(np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float16))
-    assert rounding == Rounding()

@@ -103,10 +103,11 @@ def test_a_part_of_a_sweep_without_a_run_is_no_failure(imported: Store, tmp_path
 
 def main(how: str, work: Path, *roots: Path) -> None:
     """Print a JSON object per part."""
-    import onceclip.pipeline.extract_part as module
+    import onceclip.pipeline.equipment as module
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-    from onceclip.pipeline.extract import ExtractOptions, extract
+    from onceclip.pipeline.extract import extract, extract_part
     from onceclip.pipeline.outputs import OutputOptions
+    from onceclip.pipeline.survey import ExtractOptions
     from onceclip.pipeline.views import Views
 
     spec, outputs = EncoderSpec("demo"), OutputOptions(views=Views(number=3), preproj=True)
@@ -119,7 +120,7 @@ def main(how: str, work: Path, *roots: Path) -> None:
         if child:
             return child
         try:
-            done = module.extract_part(source, work / store, spec, options, Part(number, 3))
+            done = extract_part(source, work / store, spec, options, Part(number, 3))
             os.write(1, json.dumps(asdict(done)).encode() + b"\n")
         except BaseException:
             traceback.print_exc()

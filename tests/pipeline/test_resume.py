@@ -107,7 +107,7 @@ def test_a_killed_process_leaves_a_store_that_goes_on(
         consistent: Consistent) -> None:
     """clip-retrieval#368, datasets#5089: what was done when the process died is kept."""
     code = ("import os, signal, sys; from onceclip.pipeline.encoders import Encoder, EncoderSpec;"
-            "from onceclip.pipeline.extract import ExtractOptions, extract\n"
+            "from onceclip.pipeline.extract import extract; from onceclip.pipeline.survey import ExtractOptions\n"
             "encode, left = Encoder.encode_images, [8]\n"
             "def dying(self, pixels, *rest, **options):\n"
             "    left[0] -= 1\n"
@@ -135,7 +135,7 @@ def test_a_power_cut_between_any_two_writes_costs_no_row(
 
     Everything after the n-th write is lost, for every n. The store that grows has new, changed and removed images.
     """
-    monkeypatch.setattr("onceclip.pipeline.extract.open_encoder", lambda spec: encoder)
+    monkeypatch.setattr("onceclip.pipeline.equipment.open_encoder", lambda spec: encoder)
     root = folder_of({"disc": 3, "ring": 3})
     extract_demo(root, tmp_path / "start.zarr", unit_rows=4)
     glyph(root / "cross" / "new.png", "cross", 1)

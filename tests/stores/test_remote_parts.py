@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 
-from onceclip.pipeline import extract_part as module
+from onceclip.pipeline import equipment
+from onceclip.pipeline import extract as module
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.extract import ExtractOptions
 from onceclip.pipeline.parts import Part
+from onceclip.pipeline.survey import ExtractOptions
 from onceclip.stores import NotAStore, open_store
 from onceclip.stores.location import is_remote
 
 
 def test_parts_make_one_store_behind_a_url(url: str, image_folder: Path, store_path: Path, encoder: Any,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_encoder", lambda spec: encoder)
+    monkeypatch.setattr(equipment, "open_encoder", lambda spec: encoder)
     monkeypatch.setattr(module, "PATIENCE", 0.0)
     options = ExtractOptions(unit_rows=16, workers=1)
 
@@ -39,7 +40,7 @@ def test_parts_make_one_store_behind_a_url(url: str, image_folder: Path, store_p
 def test_a_part_that_comes_when_all_is_done_has_nothing_to_wait_for(
         url: str, folder_of: Callable[..., Path], extract_demo: Callable[..., Any], encoder: Any,
         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_encoder", lambda spec: encoder)
+    monkeypatch.setattr(equipment, "open_encoder", lambda spec: encoder)
     root = folder_of({"disc": 4, "ring": 4})
     extract_demo(root, url)
     done = module.extract_part(root, url, EncoderSpec("demo"), ExtractOptions(workers=1), Part(2, 2))
