@@ -193,6 +193,8 @@ def main(root: Path, work: Path, moments: str) -> None:
             done += 1
             if done == (KILLS if moment else FILES):
                 break
+        # The machine may be busier now than when the first one was timed, or less so.
+        duration *= 0.9 if not killed else 1.0 if seen == "unfinished" else 1.05
 
 
 if __name__ == "__main__":
