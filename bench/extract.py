@@ -157,7 +157,7 @@ class Ways:
         if decode in ON_DEVICE:
             jpegs = {place: jpeg for place, content in enumerate(contents) if (jpeg := preparation.jpeg(content))}
             with DeviceDecoder(preparation, self.encoder.device, 1) as device:
-                for place, pixels in zip(jpegs, device.submit(list(jpegs.values())).result().pixels, strict=True):
+                for place, pixels in zip(jpegs, device.submit(list(jpegs.values())).result(), strict=True):
                     found[place] = pixels
         return np.stack([preparation.pixels(content) if pixels is None else pixels
                          for content, pixels in zip(contents, found, strict=True)])
