@@ -125,9 +125,10 @@ class Ways:
             inventory = take_inventory(self.records, classes, writer.store)
             writer.plan(inventory.table, classes)
             equipment = Equipment(EquipmentSpec(EncoderSpec(self.encoder.info["name"])), self.encoder, decoders)
-            todo = rows_to_embed(writer)
-            tasks = unit_tasks(writer, todo, inventory.contents, equipment.spec)
-            return sum(done.rows - done.bad for done in encode_units(equipment, writer, tasks, len(todo.rows), False))
+            remaining = rows_to_embed(writer)
+            tasks = unit_tasks(writer, remaining, inventory.contents, equipment.spec)
+            steps = encode_units(equipment, writer, tasks, len(remaining.rows), views=False)
+            return sum(step.rows - step.bad for step in steps)
 
     @contextmanager
     def _decoders(self) -> Iterator[Decoders]:
