@@ -125,9 +125,10 @@ class Ways:
             inventory = take_inventory(self.records, classes, writer.store)
             writer.plan(inventory.table, classes)
             equipment = Equipment(EquipmentSpec(EncoderSpec(self.encoder.info["name"])), self.encoder, decoders)
-            todo = rows_to_embed(writer)
-            tasks = unit_tasks(writer, todo, inventory.contents, equipment.spec)
-            return sum(done.rows - done.bad for done in encode_units(equipment, writer, tasks, len(todo.rows), False))
+            remaining = rows_to_embed(writer)
+            tasks = unit_tasks(writer, remaining, inventory.contents, equipment.spec)
+            steps = encode_units(equipment, writer, tasks, len(remaining.rows), views=False)
+            return sum(step.rows - step.bad for step in steps)
 
     @contextmanager
     def _decoders(self) -> Iterator[Decoders]:
@@ -157,7 +158,7 @@ class Ways:
         if decode in ON_DEVICE:
             jpegs = {place: jpeg for place, content in enumerate(contents) if (jpeg := preparation.jpeg(content))}
             with DeviceDecoder(preparation, self.encoder.device, 1) as device:
-                for place, pixels in zip(jpegs, device.submit(list(jpegs.values())).result().pixels, strict=True):
+                for place, pixels in zip(jpegs, device.submit(list(jpegs.values())).result(), strict=True):
                     found[place] = pixels
         return np.stack([preparation.pixels(content) if pixels is None else pixels
                          for content, pixels in zip(contents, found, strict=True)])

@@ -46,19 +46,11 @@ class Batch:
         return np.flatnonzero([not reason for reason in self.reasons])
 
 
-@dataclass(frozen=True)
-class FromDevice:
-    """Pixels of plain JPEGs, None for one that could not be decoded, and the seconds of decoding and transforming."""
-
-    pixels: list[np.ndarray | None]
-    seconds: tuple[float, float]
-
-
 class Device(Protocol):
     """What decodes the plain JPEGs that the processes hand on."""
 
-    def submit(self, jpegs: list[Jpeg]) -> Future[FromDevice]:
-        """Have some decoded."""
+    def submit(self, jpegs: list[Jpeg]) -> Future[list[np.ndarray | None]]:
+        """Have some decoded: pixels of each, None for one that could not be."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class _Handed:
     batch: Batch
     places: list[int]
     jpegs: list[Jpeg]
-    future: Future[FromDevice]
+    future: Future[list[np.ndarray | None]]
 
 
 class Stream:
@@ -138,18 +130,13 @@ class Stream:
         """Whether so much waits for the device that nothing is to be added."""
         return sum(len(jpeg.content) for handed in self._handed for jpeg in handed.jpegs) >= _WAITING_BYTES
 
-    def take(self) -> tuple[np.ndarray, int]:
-        """Take in what the device has decoded, and have the processes do what it could not.
-
-        Gives the seconds, as of Done, and how many JPEGs it could not decode.
-        """
-        seconds, given_back = np.zeros(3), 0
+    def take(self) -> int:
+        """Take in what the device has decoded, and have the processes do what it could not; gives how much that is."""
+        given_back = 0
         for handed in [each for each in self._handed if each.future.done()]:
             self._handed.remove(handed)
-            found = handed.future.result()
-            seconds[1:] += found.seconds
             back = []
-            for place, jpeg, pixels in zip(handed.places, handed.jpegs, found.pixels, strict=True):
+            for place, jpeg, pixels in zip(handed.places, handed.jpegs, handed.future.result(), strict=True):
                 if pixels is None:
                     back.append((place, Held(jpeg.content)))
                 else:
@@ -159,12 +146,12 @@ class Stream:
             if back:
                 places, contents = zip(*back, strict=True)
                 self.tasks.appendleft(self._task(handed.batch, list(places), list(contents), given_back=True))
-        return seconds, given_back
+        return given_back
 
     def blame(self, task: Task, guilty: int, reason: str) -> None:
         """Have one image of a task recorded as bad, and the others done again, by another process."""
         if task.verdict:  # even reading it once more ends a process
-            self.finish(Done(task.number, [digest(b"")], [task.verdict], (0.0, 0.0, 0.0), {}))
+            self.finish(Done(task.number, [digest(b"")], [task.verdict], {}))
             return
         batch, places = self._places.pop(task.number)
         others = [place for place in range(len(places)) if place != guilty]

@@ -86,7 +86,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a task's images, and the seconds spent on reading, decoding and transforming them.
+    """What became of a task's images.
 
     digests: 16 bytes an image. reasons: why an image is bad, empty for a good one. jpegs: what is handed on, by its
     place within the task.
@@ -95,7 +95,6 @@ class Done:
     number: int
     digests: list[bytes]
     reasons: list[str]
-    seconds: tuple[float, float, float]
     jpegs: dict[int, Jpeg]
 
 
@@ -149,38 +148,30 @@ class _Worker:
         return future.result
 
     def _do(self, task: Task, readers: list[Callable[[], bytes]]) -> Done:
-        digests, reasons, seconds, jpegs = [], [], np.zeros(3), {}
+        digests, reasons, jpegs = [], [], {}
         hands_on = self.job.jpegs and not (task.given_back or task.verdict)
         for place, (reader, offset) in enumerate(zip(readers, task.offsets, strict=True)):
             self.cells[self.job.cell] = place
             # The kernel ends this process if the image takes longer, whatever its decoder is doing.
             signal.setitimer(signal.ITIMER_REAL, self.job.timeout)
-            content, reason, times = b"", task.verdict, [time.perf_counter()]
+            content, reason = b"", task.verdict
             try:
                 content = reader()
-                times.append(time.perf_counter())
                 if hands_on and (jpeg := self.job.preparation.jpeg(content)):
                     jpegs[place] = jpeg
                 elif not task.verdict:
-                    self._prepare(content, offset, times)
+                    self._prepare(content, offset)
             except BadImage as error:
                 reason = task.verdict or str(error)
-            times += [time.perf_counter()] * (4 - len(times))
-            seconds += np.diff(times)
             digests.append(digest(content))
             reasons.append(reason)
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.cells[self.job.cell] = IDLE
-        return Done(task.number, digests, reasons, (seconds[0], seconds[1], seconds[2]), jpegs)
+        return Done(task.number, digests, reasons, jpegs)
 
-    def _prepare(self, content: bytes, offset: int, times: list[float]) -> None:
+    def _prepare(self, content: bytes, offset: int) -> None:
         preparation, views = self.job.preparation, self.job.views
-        if views is None:
-            opened = preparation.open(content)
-            times.append(time.perf_counter())
-            pixels = preparation.plain(opened)
-        else:
-            pixels = views.pixels(content, preparation)
+        pixels = preparation.pixels(content) if views is None else views.pixels(content, preparation)
         np.ndarray(pixels.shape, pixels.dtype, self.memory, offset)[...] = pixels
 
 

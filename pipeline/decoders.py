@@ -22,8 +22,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Self
 
-import numpy as np
-
 from onceclip import OnceclipError
 from onceclip.pipeline.batches import Batch, Device, Stream
 from onceclip.pipeline.decode_worker import IDLE, Done, Job, Task
@@ -56,7 +54,6 @@ class Decoders:
 
     After `start` they import what they need while the caller does other things. All the rest happens in the caller's
     thread, inside `batches` and `wait`.
-    seconds: of all processes together, and of the device, for reading, decoding and transforming.
     given_back: JPEGs that the device could not decode, which the processes therefore did.
     """
 
@@ -65,7 +62,7 @@ class Decoders:
 
         timeout: seconds that reading and decoding one image may take.
         """
-        self.timeout, self.seconds = timeout, np.zeros(3)
+        self.timeout = timeout
         self.number = processes or min(os.cpu_count() or 1, -(-images // _WORTH_A_PROCESS) or 1)
         self.given_back = 0
         self._stream: Stream | None = None
@@ -153,9 +150,7 @@ class Decoders:
             if ready is self._bell:
                 self._bell.recv(4096)
                 if stream:
-                    seconds, given_back = stream.take()
-                    self.seconds += seconds
-                    self.given_back += given_back
+                    self.given_back += stream.take()
                 continue
             process = by_connection[ready]
             try:
@@ -167,7 +162,6 @@ class Decoders:
                 raise done
             process.tasks.popleft()
             if stream:
-                self.seconds += done.seconds
                 stream.finish(done)
 
     def _replace(self, process: _Process) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,6 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
 
-from onceclip.pipeline.batches import FromDevice
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.preparation import JPEG_PIXELS, ON_DEVICE, Jpeg, Preparation
 
@@ -52,31 +50,24 @@ class DeviceDecoder:
         self._pool.shutdown(cancel_futures=True)
         self._opened.close()
 
-    def submit(self, jpegs: list[Jpeg]) -> Future[FromDevice]:
-        """Have plain JPEGs decoded; the future gives FromDevice: (height, width, 3) uint8 each."""
+    def submit(self, jpegs: list[Jpeg]) -> Future[list[np.ndarray | None]]:
+        """Have plain JPEGs decoded: (height, width, 3) uint8 each, None for one that cannot be."""
         return self._pool.submit(self._decoded, jpegs)
 
     @torch.inference_mode()
-    def _decoded(self, jpegs: list[Jpeg]) -> FromDevice:
-        found: list[np.ndarray | None] = []
-        seconds = np.zeros(2)
+    def _decoded(self, jpegs: list[Jpeg]) -> list[np.ndarray | None]:
         with torch.cuda.stream(self._stream):  # nothing on a CPU
-            for piece in _pieces(jpegs):
-                found += self._piece(piece, seconds)
-        return FromDevice(found, (seconds[0], seconds[1]))
+            return [found for piece in _pieces(jpegs) for found in self._piece(piece)]
 
-    def _piece(self, jpegs: Sequence[Jpeg], seconds: np.ndarray) -> list[np.ndarray | None]:
+    def _piece(self, jpegs: Sequence[Jpeg]) -> list[np.ndarray | None]:
         """Some JPEGs together; one after the other if that fails, since no more is said than that one is to blame."""
-        begun = time.perf_counter()
         try:
             images = _decode([jpeg.content for jpeg in jpegs], self._device)
-            decoded = time.perf_counter()
             pixels = torch.stack([self._fitted(image) for image in images]).permute(0, 2, 3, 1).cpu().numpy()
         except RuntimeError:  # of torch, for bytes that it cannot decode and for want of memory
             if len(jpegs) == 1:
                 return [None]
-            return [found for jpeg in jpegs for found in self._piece([jpeg], seconds)]
-        seconds += decoded - begun, time.perf_counter() - decoded
+            return [found for jpeg in jpegs for found in self._piece([jpeg])]
         return list(pixels)
 
     def _fitted(self, image: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from onceclip.pipeline.prompts import numbered
 from onceclip.pipeline.sources import Content
 from onceclip.pipeline.splits import splits_of
 from onceclip.pipeline.survey import ExtractOptions, Survey, survey
-from onceclip.pipeline.units import Todo, rows_to_embed, rows_to_view
+from onceclip.pipeline.units import Remaining, rows_to_embed, rows_to_view
 from onceclip.pipeline.workers import Workers
 from onceclip.stores import Store, StoreWriter, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
@@ -159,22 +159,23 @@ def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, clas
     return True
 
 
-def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, todo: Todo,
+def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remaining: Remaining,
             contents: Mapping[int, Content]) -> int:
     """Encode what is left to do, and show how far that is; gives how many rows became good."""
-    if not len(todo.rows):
+    if not len(remaining.rows):
         return 0
-    done, bad, progress = todo.total - len(todo.rows), 0, processes.options.progress
+    done, bad, progress = remaining.total - len(remaining.rows), 0, processes.options.progress
     if done and progress:
-        tqdm.write(f"{done:,} of {todo.total:,} already done", file=sys.stderr)
-    with tqdm(total=todo.total, initial=done, unit="image", desc="views" if todo.views else "encode",
-              disable=None if progress else True) as bar, closing(processes.encode(writer, todo, contents)) as steps:
+        tqdm.write(f"{done:,} of {remaining.total:,} already done", file=sys.stderr)
+    with (tqdm(total=remaining.total, initial=done, unit="image", desc="views" if remaining.views else "encode",
+               disable=None if progress else True) as bar,
+          closing(processes.encode(writer, remaining, contents)) as steps):
         for step in steps:
             bar.update(step.rows)
             bad += step.bad
             if bad:
                 bar.set_postfix(bad=bad)
-    return len(todo.rows) - bad
+    return len(remaining.rows) - bad
 
 
 def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, Any], encoded: int,

@@ -27,7 +27,7 @@ from onceclip.pipeline.outputs import StorePlan
 from onceclip.pipeline.sources import Content, LocalFile
 from onceclip.pipeline.sources.videos import Frame
 from onceclip.pipeline.survey import ExtractOptions
-from onceclip.pipeline.units import Progress, Todo, UnitTask, encode_unit, encode_units, unit_tasks
+from onceclip.pipeline.units import Progress, Remaining, UnitTask, encode_unit, encode_units, unit_tasks
 from onceclip.pipeline.workers import Workers
 from onceclip.stores import StoreWriter
 from onceclip.stores.location import everywhere
@@ -52,13 +52,13 @@ class ThisProcess:
         return embed_prompts(writer, self.equipment.encoder, classes, self.options.phrases,
                              self.options.templates), writer
 
-    def encode(self, writer: StoreWriter, todo: Todo,
+    def encode(self, writer: StoreWriter, remaining: Remaining,
                contents: Mapping[int, Content]) -> Generator[Progress, None, None]:
         """Encode what is left to do of a store. contents: row to image file."""
-        tasks = unit_tasks(writer, todo, contents, self.equipment.spec)
-        yield from encode_units(self.equipment, writer, tasks, len(todo.rows), todo.views)
+        tasks = unit_tasks(writer, remaining, contents, self.equipment.spec)
+        yield from encode_units(self.equipment, writer, tasks, len(remaining.rows), remaining.views)
         returned = self.equipment.decoders.given_back
-        if returned and self.options.progress and not todo.views:
+        if returned and self.options.progress and not remaining.views:
             tqdm.write(f"{returned:,} JPEGs were left to the decode processes: torchvision could not decode them",
                        file=sys.stderr)
 
@@ -80,10 +80,10 @@ class WorkerProcesses:
         done, = self.workers.work(embed_text, [task])
         return done, StoreWriter.open(path, self.plan.info)
 
-    def encode(self, writer: StoreWriter, todo: Todo,
+    def encode(self, writer: StoreWriter, remaining: Remaining,
                contents: Mapping[int, Content]) -> Generator[Progress, None, None]:
         """As of `ThisProcess`, a unit a task."""
-        return self.workers.work(encode_unit, map(_for_workers, unit_tasks(writer, todo, contents, self.spec)))
+        return self.workers.work(encode_unit, map(_for_workers, unit_tasks(writer, remaining, contents, self.spec)))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from onceclip.stores.schema import SPLITS, STORED, TODO
 
 
 @dataclass(frozen=True)
-class Todo:
+class Remaining:
     """What is left to encode. rows: which, in order. total: how many rows there are with those that are done.
 
     views: whether their views are to be encoded, or else the images.
@@ -39,7 +39,7 @@ class Todo:
 
 @dataclass(frozen=True)
 class UnitTask:
-    """A unit of a store, and its rows that are to be encoded: (row, image file) each. views: as of `Todo`."""
+    """A unit of a store, and its rows that are to be encoded: (row, image file) each. views: as of `Remaining`."""
 
     store: str
     number: int
@@ -61,43 +61,43 @@ class Progress:
     bad: int
 
 
-def rows_to_embed(writer: StoreWriter) -> Todo:
+def rows_to_embed(writer: StoreWriter) -> Remaining:
     """Rows without an embedding, of the units that a writer has."""
     state, size = writer.store.array("state"), writer.unit_rows
     with damage(writer.store.path, "image/state"):
         if writer.units is None:
             states = np.asarray(state[...])
-            return Todo(np.flatnonzero(states == TODO), len(states))
+            return Remaining(np.flatnonzero(states == TODO), len(states))
         rows, total = [np.empty(0, np.int64)], 0
         for number in sorted(writer.units):  # a worker has one of maybe a million
             states = np.asarray(state[number * size:(number + 1) * size])
             rows.append(number * size + np.flatnonzero(states == TODO))
             total += len(states)
-    return Todo(np.concatenate(rows), total)
+    return Remaining(np.concatenate(rows), total)
 
 
-def rows_to_view(writer: StoreWriter, split: np.ndarray) -> Todo:
+def rows_to_view(writer: StoreWriter, split: np.ndarray) -> Remaining:
     """Stored rows that are to have views and have none, of the units that a writer has. split: (rows,)."""
     store = open_store(writer.store.path)
     made = views_of(store)
     if made is None:
-        return Todo(np.empty(0, np.int64), 0, views=True)
+        return Remaining(np.empty(0, np.int64), 0, views=True)
     chosen = (store.column("state") == STORED) & np.isin(split, [SPLITS.index(name) for name in made[1]])
     if writer.units is not None:
         chosen &= np.isin(np.arange(len(chosen)) // writer.unit_rows, list(writer.units))
-    return Todo(np.flatnonzero(chosen & rows_without_views(store)), int(chosen.sum()), views=True)
+    return Remaining(np.flatnonzero(chosen & rows_without_views(store)), int(chosen.sum()), views=True)
 
 
-def unit_tasks(writer: StoreWriter, todo: Todo, contents: Mapping[int, Content],
+def unit_tasks(writer: StoreWriter, remaining: Remaining, contents: Mapping[int, Content],
                equipment: EquipmentSpec) -> Iterator[UnitTask]:
     """The units of some rows, made as they are taken. contents: row to image file."""
     store, size = everywhere(writer.store.path), writer.unit_rows
-    last = int(todo.rows[-1]) // size if len(todo.rows) else -1
-    edges = np.searchsorted(todo.rows, size * np.arange(last + 2))
+    last = int(remaining.rows[-1]) // size if len(remaining.rows) else -1
+    edges = np.searchsorted(remaining.rows, size * np.arange(last + 2))
     for number, (start, stop) in enumerate(pairwise(edges.tolist())):
         if start < stop:
-            images = tuple((row, contents[row]) for row in todo.rows[start:stop].tolist())
-            yield UnitTask(store, number, images, equipment, todo.views)
+            images = tuple((row, contents[row]) for row in remaining.rows[start:stop].tolist())
+            yield UnitTask(store, number, images, equipment, remaining.views)
 
 
 def encode_units(equipment: Equipment, writer: StoreWriter, tasks: Iterable[UnitTask], images: int, views: bool,

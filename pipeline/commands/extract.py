@@ -83,8 +83,8 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
     """
     one_way(scheduler=scheduler, local_workers=local_workers, part=part)
-    workforce = hired(scheduler, local_workers, ("onceclip.pipeline.units",))
-    hands = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
+    # Workers start before this process imports what they import too.
+    cluster = click.get_current_context().with_resource(hired(scheduler, local_workers, ("onceclip.pipeline.units",)))
 
     from onceclip.pipeline.extract import PartDone, extract_part
     from onceclip.pipeline.extract import extract as run
@@ -99,7 +99,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
                            cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
     done: Extraction | PartDone = (extract_part(source, store, encoder, options, part) if part else
-                                   run(source, store, encoder, options, hands))
+                                   run(source, store, encoder, options, cluster))
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
     show(as_json, vars(done), lambda: part_lines(done) if isinstance(done, PartDone) else extraction_lines(done))

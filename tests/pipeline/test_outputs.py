@@ -16,7 +16,7 @@ from PIL import Image
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.outputs import OutputOptions
 from onceclip.pipeline.preparation import Preparation
-from onceclip.pipeline.units import Todo, rows_to_view
+from onceclip.pipeline.units import Remaining, rows_to_view
 from onceclip.pipeline.views import TEN_CROP, Views
 from onceclip.stores import Store, StoreDamaged, StoreMismatch, open_store
 
@@ -218,7 +218,7 @@ def test_a_bad_image_has_no_outputs(root: Path, tmp_path: Path, extract_demo: Ex
 def test_a_file_that_changes_between_the_passes_is_bad_and_encoded_next_time(
         root: Path, tmp_path: Path, extract_demo: Extract, glyph: Callable[..., Path],
         monkeypatch: pytest.MonkeyPatch) -> None:
-    def changing(*given: Any) -> Todo:
+    def changing(*given: Any) -> Remaining:
         glyph(root / "disc" / "03.png", "cross", 9)
         return rows_to_view(*given)
 
