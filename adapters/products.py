@@ -19,6 +19,7 @@ _ALIKE = 0.6, 1.5  # of the default's time
 _FASTER = 0.9  # of the default's time, so that noise alone never decides
 _LOCK = threading.Lock()
 _entered: list[str] = []  # the ways that blocks of code are in at the moment
+_decided: list[str] = []  # the ways that were decided elsewhere, the last of which counts
 _ERROR = 4.0  # times the default's error: other orders of summation stay below, bfloat16 is thousands of times above
 
 
@@ -27,9 +28,23 @@ def fast_products() -> str:
 
     torch reaches oneDNN's kernels only where lower precision is allowed. On AMD these are about twice as fast as the
     default (MKL takes its AVX2 kernels there) and as exact; where the hardware has bfloat16 tiles they really round.
-    So both are timed and compared with float64, once per process and in some 50 ms. Nothing changes on CUDA.
+    So both are timed and compared with float64, once per process and in some 50 ms, unless `decided` names one.
+    Nothing changes on CUDA.
     """
-    return _probed()
+    return _decided[-1] if _decided else _probed()
+
+
+@contextmanager
+def decided(choice: str) -> Iterator[None]:
+    """Have `fast_products` give a choice of another process, if it is exact on this CPU.
+
+    What is timed can turn out differently in two processes, whose results would then differ in their last digits.
+    """
+    _decided.append(ONEDNN if choice == ONEDNN and _exact() else DEFAULT)
+    try:
+        yield
+    finally:
+        _decided.pop()
 
 
 @contextmanager
@@ -51,35 +66,47 @@ def products(choice: str) -> Iterator[None]:
 
 @cache
 def _probed() -> str:
+    return ONEDNN if _exact() and _faster() else DEFAULT
+
+
+@cache
+def _exact() -> bool:
+    """Whether oneDNN's products round no more than the default's."""
     if not _available():
-        return DEFAULT
+        return False
+    left, right = _factors()
+    exact = left.double() @ right.double()
+    error = {}
+    for name in (DEFAULT, ONEDNN):
+        with products(name):
+            error[name] = _distance(left @ right, exact)
+    return error[ONEDNN] <= _ERROR * error[DEFAULT]
+
+
+def _faster() -> bool:
+    """Whether oneDNN's products take less time than the default's."""
+    left, right = _factors()
+    seconds = {DEFAULT: float("inf"), ONEDNN: float("inf")}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # waiting for other threads would be timed too
     try:
-        return _choose()
+        for number in range(_MOST + 1):
+            if number > _ROUNDS and not _ALIKE[0] < seconds[ONEDNN] / seconds[DEFAULT] < _ALIKE[1]:
+                break
+            for name in seconds:
+                with products(name):
+                    begun = time.perf_counter()
+                    left @ right
+                    if number:  # the first call also prepares
+                        seconds[name] = min(seconds[name], time.perf_counter() - begun)
     finally:
-        set_products(DEFAULT)
         torch.set_num_threads(threads)
+    return seconds[ONEDNN] <= _FASTER * seconds[DEFAULT]
 
 
-def _choose() -> str:
+def _factors() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(rows, _WIDTH, generator=generator) for rows in (_ROWS, _WIDTH))
-    exact = left.double() @ right.double()
-    seconds = {DEFAULT: float("inf"), ONEDNN: float("inf")}
-    error = dict.fromkeys(seconds, 0.0)
-    for number in range(_MOST + 1):
-        if number > _ROUNDS and not _ALIKE[0] < seconds[ONEDNN] / seconds[DEFAULT] < _ALIKE[1]:
-            break
-        for name in seconds:
-            set_products(name)
-            begun = time.perf_counter()
-            product = left @ right
-            if number:  # the first call also prepares
-                seconds[name] = min(seconds[name], time.perf_counter() - begun)
-            error[name] = _distance(product, exact)
-    good = error[ONEDNN] <= _ERROR * error[DEFAULT] and seconds[ONEDNN] <= _FASTER * seconds[DEFAULT]
-    return ONEDNN if good else DEFAULT
+    return torch.randn(_ROWS, _WIDTH, generator=generator), torch.randn(_WIDTH, _WIDTH, generator=generator)
 
 
 def _distance(product: Tensor, exact: Tensor) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from onceclip.adapters import MethodError
 from onceclip.adapters.compiling import AUTO
+from onceclip.adapters.products import DEFAULT, decided, fast_products
 from onceclip.pipeline.cluster.machine import visible_gpus
 from onceclip.pipeline.devices import CPU, CUDA, training_device
 from onceclip.pipeline.errors import DeviceError, ResultError
@@ -25,7 +25,7 @@ from onceclip.pipeline.results import append_rows, by_run, read_rows, rows_name
 from onceclip.pipeline.run import RunSpec
 from onceclip.pipeline.stores_file import record_stores
 from onceclip.pipeline.words import counted, shots_of
-from onceclip.pipeline.workers import Here, Processes, Workers
+from onceclip.pipeline.workers import Workers
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
 from onceclip.stores.remote import everywhere
 
@@ -63,14 +63,15 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, worke
         record_stores(folder, stores)
         done = settled(rows, retry_failed) | (_of_others(part, stores, specs) if part else {})
         plan = make_plan(stores, specs, done, compile, device)
+        identities = [spec.identity(opened[path]) for path, spec in plan.runs]
+        products = _products([rows[each] for each in identities if each in rows]) if plan.todo else DEFAULT
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
                   disable=None if progress and plan.todo else True) as bar:
-            for made in carry_out(plan, workers, hands):
+            for made in carry_out(plan, products, workers, hands):
                 append_rows(folder, made, name)
                 rows |= {row["run"]: row for row in made}
                 bar.update(len(made))
                 bar.set_postfix_str(f"{made[0]['method']}, {shots_of(made[0]['shots'])}")
-    identities = [spec.identity(opened[path]) for path, spec in plan.runs]
     return [rows[each] for each in identities if each in rows or not part]
 
 
@@ -81,6 +82,11 @@ def _of_others(part: Part, stores: Sequence[Store], specs: Sequence[RunSpec]) ->
     mine = set(part.share(range(len(groups))))
     return {spec.identity(opened[group.store]): None for number, group in enumerate(groups) if number not in mine
             for spec in group.specs}
+
+
+def _products(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How to multiply matrices: as for the rows that a sweep has already, else the fastest way of this machine."""
+    return next((row["products"] for row in rows if "products" in row), None) or fast_products()
 
 
 def known(folder: Path) -> dict[str, dict[str, Any]]:
@@ -102,28 +108,34 @@ def require_result(rows: Sequence[Mapping[str, Any]]) -> None:
                           "add --retry-failed to the same command")
 
 
-def carry_out(plan: Plan, workers: int = 0, hands: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each group of a plan, as they come. workers, hands: as for `sweep`."""
+def carry_out(plan: Plan, products: str, workers: int = 0,
+              hands: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each group of a plan, as they come. products: as of `Located`. workers, hands: as for `sweep`."""
     if hands is None:
         device = plan.groups[0].device if plan.groups else CPU
         gpus = visible_gpus() if training_device(device).type == CUDA else []
         most = 1 if ":" in device else len(gpus) or os.cpu_count() or 1
         number = min(workers or (most if plan.todo >= MANY else 1), len(plan.groups))
         if number > 1:
-            with Processes(number, gpus) as processes:
-                yield from carry_out(plan, hands=processes)
+            from onceclip.pipeline.cluster.scheduler import local
+
+            with local(number, gpus) as processes:
+                yield from carry_out(plan, products, hands=processes)
             return
-    located = (Located(group, everywhere(group.store)) for group in plan.groups)
-    with closing((hands or Here()).work(run_located, located, twice=True)) as done:
-        yield from done
+    located = (Located(group, everywhere(group.store), products) for group in plan.groups)
+    yield from hands.work(run_located, located) if hands else map(run_located, located)
 
 
 @dataclass(frozen=True)
 class Located:
-    """A group, and where its store is for a process with another working directory."""
+    """A group, and where its store is for a process with another working directory.
+
+    products: how to multiply matrices, which the command decides for all its workers.
+    """
 
     group: Group
     place: str
+    products: str
 
     def __str__(self) -> str:
         first = self.group.specs[0]
@@ -133,7 +145,8 @@ class Located:
 
 def run_located(located: Located) -> list[dict[str, Any]]:
     """Carry out a group wherever this process is; its rows say the path that the user gave."""
-    rows = run_group(replace(located.group, store=located.place))
+    with decided(located.products):
+        rows = run_group(replace(located.group, store=located.place))
     return [{**row, "store": located.group.store} for row in rows]
 
 

@@ -179,7 +179,7 @@ def process(elsewhere: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, *map(str, arguments)], cwd=elsewhere, capture_output=True, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=300)
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
 
     return call
 

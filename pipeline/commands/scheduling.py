@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,9 +14,6 @@ if TYPE_CHECKING:
 scheduler_option = click.option(
     "--scheduler", metavar="ADDRESS|FILE|dask", help="Have the workers of a dask scheduler do it: its address, the "
     "file that it wrote, or dask for the one that DASK_SCHEDULER_ADDRESS names (docs/clusters.md).")
-local_workers_option = click.option(
-    "--local-workers", type=click.IntRange(0), metavar="N", help="Share it among N processes of this machine; 0: one "
-    "per core, or per GPU.  [default: this process alone]")
 
 
 class PartOf(click.ParamType):
@@ -50,18 +45,16 @@ def hired(scheduler: str | None, local_workers: int | None = None,
     """
     if scheduler is not None:
         from onceclip.pipeline.cluster.scheduler import connected
-        from onceclip.pipeline.process import load
 
-        with connected(scheduler) as cluster:
-            cluster.begin(load, modules)
+        with connected(scheduler, modules) as cluster:
             yield cluster
     elif local_workers is not None:
         from onceclip.pipeline.cluster.machine import cores, visible_gpus
-        from onceclip.pipeline.workers import Processes
+        from onceclip.pipeline.cluster.scheduler import local
 
         gpus = visible_gpus()
-        with Processes(local_workers or len(gpus) or cores(), gpus, modules) as processes:
-            yield processes
+        with local(local_workers or len(gpus) or cores(), gpus, modules) as cluster:
+            yield cluster
     else:
         yield None
 
@@ -71,26 +64,3 @@ def one_way(**given: Any) -> None:
     named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
     if len(named) > 1:
         raise click.UsageError(f"{' and '.join(named)} do not go together: give one of them")
-
-
-def on_a_worker(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option to be carried out as a whole by a worker of a scheduler."""
-
-    @scheduler_option
-    @wraps(function)
-    def command(scheduler: str | None, **values: Any) -> None:
-        if scheduler is None:
-            function(**values)
-            return
-        from onceclip.pipeline.cluster.command import Command, run_command
-        from onceclip.pipeline.cluster.scheduler import connected
-
-        task = Command(function.__name__, {**values, "scheduler": None}, os.getcwd())
-        with connected(scheduler) as cluster:
-            said, = cluster.work(run_command, [task])
-        click.echo(said.err, err=True, nl=False)
-        click.echo(said.out, nl=False)
-        if said.failure:
-            raise click.ClickException(said.failure)
-
-    return command

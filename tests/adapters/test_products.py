@@ -14,9 +14,11 @@ from onceclip.adapters import ClipAdapter, products
 @pytest.fixture(autouse=True)
 def probed_anew() -> Iterator[None]:
     """Every test probes for itself; afterwards the process multiplies as before."""
-    products._probed.cache_clear()
+    for cached in (products._probed, products._exact):
+        cached.cache_clear()
     yield
-    products._probed.cache_clear()
+    for cached in (products._probed, products._exact):
+        cached.cache_clear()
     products.fast_products()
 
 
@@ -34,7 +36,19 @@ def test_products_stay_as_exact_as_float32_whatever_is_chosen() -> None:
 
 def test_the_choice_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = products.fast_products()
-    monkeypatch.setattr(products, "_choose", lambda: pytest.fail("probed twice"))
+    monkeypatch.setattr(products, "_faster", lambda: pytest.fail("probed twice"))
+    assert products.fast_products() == first
+
+
+def test_what_another_process_chose_is_taken_only_where_it_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = products.fast_products()
+    for exact, taken in ((True, "onednn"), (False, "default")):
+        monkeypatch.setattr(products, "_exact", lambda exact=exact: exact)
+        with products.decided("onednn"):
+            assert products.fast_products() == taken
+            with products.decided("default"):
+                assert products.fast_products() == "default"
+            assert products.fast_products() == taken
     assert products.fast_products() == first
 
 
@@ -89,7 +103,7 @@ def test_a_faster_way_is_taken_only_if_it_does_not_round(monkeypatch: pytest.Mon
     monkeypatch.setattr(products.time, "perf_counter", tick)
     monkeypatch.setattr(products, "_distance",
                         lambda *pair: measured(*pair) + (noise if way[0] == "onednn" else 0.0))
-    assert products._choose() == chosen
+    assert products.fast_products() == chosen
 
 
 def test_an_older_torch_with_cuda_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

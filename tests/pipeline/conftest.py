@@ -151,30 +151,3 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
     """Every file of a store."""
     return lambda path: {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*")
                          if file.is_file() and file.suffix != ".partial"}
-
-
-@pytest.fixture(scope="session")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store of three pieces of test rows and some more, in four classes that overlap."""
-    from onceclip.pipeline.importing import import_arrays
-
-    rows, folder, random = 52_000, tmp_path_factory.mktemp("many"), np.random.default_rng(3)
-    label, centres = np.arange(rows) % 4, random.normal(size=(4, 8))
-    np.savez(folder / "many.npz", embedding=(centres[label] + 1.2 * random.normal(size=(rows, 8))).astype(np.float32),
-             label=label, split=np.where(np.arange(rows) < 80, "train", "test"), text=centres.astype(np.float32),
-             key=np.array([f"{number:05d}.png" for number in range(rows)]),
-             class_names=np.array(["ant", "bee", "cow", "dog"]), logit_scale=np.float64(10.0))
-    import_arrays(folder / "many.npz", folder / "many.zarr")
-    return open_store(str(folder / "many.zarr"))
-
-
-@pytest.fixture(scope="session")
-def many_adapter(many: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A calibrated classifier that was fitted on four images of each class of it."""
-    from dataclasses import replace
-
-    from onceclip.pipeline.fit import RunSpec, fit
-
-    folder = tmp_path_factory.mktemp("many-adapter") / "tip-adapter"
-    replace(fit(many, RunSpec("tip-adapter", 4)).classifier, temperature=1.7, calibrated_on="loo").save(folder)
-    return folder

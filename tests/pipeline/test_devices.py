@@ -114,7 +114,6 @@ class Recorded:
     """Takes the place of worker processes, and carries out nothing."""
 
     made: list[tuple[int, Sequence[str]]] = []
-    devices: list[str] = []
 
     def __init__(self, number: int, gpus: Sequence[str] = (), *_: Any) -> None:
         self.made.append((number, gpus))
@@ -125,10 +124,9 @@ class Recorded:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def work(self, function: Any, tasks: Any, twice: bool = False) -> Iterator[Any]:
-        """Note the devices of the groups."""
-        self.devices.extend(task.group.device for task in tasks)
-        yield from ()
+    def work(self, function: Any, tasks: Any) -> Iterator[Any]:
+        """Carry them out here."""
+        return map(function, tasks)
 
 
 @pytest.mark.parametrize(("choice", "workers", "made"), [
@@ -138,15 +136,13 @@ def test_processes_of_a_sweep_have_a_gpu_each(imported: Store, choice: str, work
     """One per GPU unless more are asked for, and never one per core: they would take its memory from each other."""
     gpus("A", "B")
     monkeypatch.setattr(sweeping, "visible_gpus", lambda: ["0", "1"])
-    monkeypatch.setattr(sweeping, "Processes", Recorded)
+    monkeypatch.setattr("onceclip.pipeline.cluster.scheduler.local", Recorded)
     monkeypatch.setattr(sweeping, "MANY", 1)
     monkeypatch.setattr(Recorded, "made", [])
-    monkeypatch.setattr(Recorded, "devices", [])
-    monkeypatch.setattr(sweeping, "Here", lambda: Recorded.__new__(Recorded))
+    monkeypatch.setattr(sweeping, "run_located", lambda located: located.group.device)
     plan = sweeping.make_plan([imported], SPECS, {}, device=choice)
-    assert list(sweeping.carry_out(plan, workers)) == []
+    assert list(sweeping.carry_out(plan, "default", workers)) == [choice] * len(plan.groups)
     assert Recorded.made == made
-    assert Recorded.devices == [choice] * len(plan.groups)
 
 
 def test_a_numbered_gpu_is_for_one_process(imported: Store, tmp_path: Path, gpus: Callable[..., None]) -> None:

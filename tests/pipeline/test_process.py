@@ -1,4 +1,4 @@
-"""Processes that are forks of one that has imported what they need: they start fast, and nothing of them stays."""
+"""Workers of this machine: they die, are replaced, and what they cannot do is named; nothing of them stays."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from onceclip.pipeline.process import can_fork
-from onceclip.pipeline.workers import Processes
+from onceclip.pipeline.cluster import scheduler
+from onceclip.pipeline.cluster.scheduler import Cluster, local
+from onceclip.pipeline.errors import WorkerError
 from onceclip.stores import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_fork(), reason="elsewhere processes are no forks")]
+pytestmark = pytest.mark.slow
 # Shells start what they put into the background deaf to SIGINT, and so its children.
 PROGRAM = """
 import signal
@@ -30,24 +32,45 @@ if __name__ == "__main__":
 Run = Callable[..., "subprocess.Popen[str]"]
 
 
-def looked_at(name: str) -> dict[str, Any]:
-    """What a worker finds as it takes its first task."""
-    imported = "torch" in sys.modules
-    import torch
-
-    time.sleep(0.2)
-    return {"pid": os.getpid(), "parent": os.getppid(), "imported": imported, "threads": torch.get_num_threads(),
-            "set": os.environ.get(name), "alive": len(os.listdir("/proc/self/task")), "folder": os.getcwd()}
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """Workers can import this file, whatever folder the tests are started in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2])
+        yield
 
 
-def end_first(task: tuple[int, str]) -> int:
-    """Kill a process, once; gives the parent of this one."""
-    pid, note = task
-    if not os.path.exists(note):
-        Path(note).touch()
-        os.kill(pid or os.getpid(), signal.SIGKILL)
-        time.sleep(60)
-    return os.getppid()
+@pytest.fixture(scope="module")
+def workers(importable: None) -> Iterator[Cluster]:
+    """Two of them."""
+    with local(2, modules=("torch",)) as processes:
+        yield processes
+
+
+def work_of(task: tuple[str, str]) -> str:
+    """Note that a task was begun, then do it: end this process, fail, or give its own name."""
+    name, note = task
+    with open(note, "a") as file:
+        file.write(f"{name}\n")
+    if name == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "failing":
+        raise WorkerError("as it should")
+    return name
+
+
+def look(name: str) -> dict[str, Any]:
+    """What a worker finds as it takes a task."""
+    return {"pid": os.getpid(), "threads": torch.get_num_threads(), "set": os.environ.get(name), "folder": os.getcwd()}
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of some processes that still run."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.fixture
@@ -70,31 +93,75 @@ def running(session: int) -> list[str]:
     return [line.split()[0] for line in listed.stdout.splitlines() if "Z" not in line.split()[1]]
 
 
-def wait_until(true: Callable[[], object], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
+def wait_until(true: Callable[[], object]) -> None:
     while not true():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
-def test_workers_are_forks_of_one_process_that_has_imported_their_modules(
+def test_a_task_that_ends_its_workers_is_set_aside_and_all_others_are_done(
+        workers: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    note, names = tmp_path / "note", ["a", "deadly", *"bcdefg"]
+    work = workers.work(work_of, [(name, str(note)) for name in names])
+    done = [next(work) for _ in "abcdefg"]
+    with pytest.raises(WorkerError, match=r"^1 task was set aside.*deadly.*it ended every worker that took it"):
+        next(work)
+    assert sorted(done) == list("abcdefg")
+    assert note.read_text().split().count("deadly") >= 2
+    assert capfd.readouterr().err == ""  # dask would tell of each worker
+
+
+def test_what_a_task_raises_ends_the_work(workers: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"^as it should$"):
+        list(workers.work(work_of, [(name, str(tmp_path / "note")) for name in ("a", "failing", "b")]))
+    assert list(workers.work(work_of, [("a", str(tmp_path / "note"))])) == ["a"]
+
+
+def test_tasks_are_taken_as_they_are_needed(workers: Cluster, tmp_path: Path) -> None:
+    """A billion images must not become a billion tasks in memory."""
+    taken = 0
+
+    def tasks() -> Any:
+        nonlocal taken
+        for number in range(50):
+            taken += 1
+            yield str(number), str(tmp_path / "note")
+
+    work = workers.work(work_of, tasks())
+    next(work)
+    assert taken <= 4
+    work.close()
+
+
+def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_command(
         monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each has one thread, the environment of the command as it is, its folder, and another one takes its place."""
-    monkeypatch.setenv("ONCECLIP_TEST", "first")
-    with Processes(2, modules=("torch",)) as processes:
-        before = list(processes.work(looked_at, ["ONCECLIP_TEST"] * 2))
-    monkeypatch.setenv("ONCECLIP_TEST", "second")
+    """What they are to do first waits for nobody; at the end they are ended in the middle of it."""
+    monkeypatch.setenv("ONCECLIP_TEST", "set")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.chdir(tmp_path)
-    with Processes(2, modules=("torch",)) as processes:
-        after = list(processes.work(looked_at, ["ONCECLIP_TEST"] * 2))
-        server, = {each["parent"] for each in [*before, *after]}
-        assert list(processes.work(end_first, [(0, str(tmp_path / "worker"))])) == [server]
-        assert list(processes.work(end_first, [(server, str(tmp_path / "server"))])) != [server]
-    assert server != os.getpid()
-    assert len({each["pid"] for each in [*before, *after]}) == 4
-    assert all(each["imported"] and each["threads"] == 1 and each["alive"] <= 4 for each in [*before, *after])
-    assert [each["set"] for each in [*before, *after]] == ["first"] * 2 + ["second"] * 2
-    assert {each["folder"] for each in after} == {str(tmp_path)}
+    with local(2, gpus=["a", "b"]) as workers:
+        assert workers.per_machine == 2
+        found = list(workers.work(look, ["ONCECLIP_TEST"] * 8))
+        devices = {each["set"] for each in workers.work(look, ["CUDA_VISIBLE_DEVICES"] * 8)}
+        workers.begin(sleep, 600)
+        pids = list(workers.client.run(os.getpid).values())
+    assert {(each["threads"], each["set"], each["folder"]) for each in found} == {(1, "set", str(tmp_path))}
+    assert devices <= {"a", "b"}
+    assert {each["pid"] for each in found} <= set(pids)
+    assert not alive(pids)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_RECOUNT", 0.1)
+    monkeypatch.setattr(scheduler, "_PATIENCE", 1.0)
+    with local(1) as workers:
+        work = workers.work(work_of, [(name, str(tmp_path / "note")) for name in ("a", "deadly", "b")])
+        assert next(work) == "a"
+        monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts with it
+        with pytest.raises(WorkerError, match=r"^no worker can be started any more: see whether this machine has room"):
+            list(work)
+    with pytest.raises(WorkerError, match=r"^2 workers cannot be started .*: see whether this machine"), local(2):
+        pass
 
 
 def test_a_command_that_is_killed_leaves_no_process(imported: Store, tmp_path: Path, started: Run) -> None:
@@ -102,32 +169,24 @@ def test_a_command_that_is_killed_leaves_no_process(imported: Store, tmp_path: P
                       "--grid", "epochs=400", "--compile", "off", "--local-workers", 2, "--out", tmp_path / "out")
     with process:
         wait_until((tmp_path / "out" / "results.jsonl").exists)
-        assert len(running(process.pid)) >= 4  # the command, what the workers are forks of, and they
+        assert len(running(process.pid)) >= 3  # the command and its workers
         process.kill()
         process.wait()
         wait_until(lambda: not running(process.pid))
 
 
-def test_ctrl_c_while_modules_are_imported_says_what_it_always_says(imported: Store, tmp_path: Path,
-                                                                    started: Run) -> None:
-    modules = tmp_path / "modules"
-    modules.mkdir()
-    # In place of the module of which the workers of `verify` need most: it takes for ever in all processes but one.
-    (modules / "sitecustomize.py").write_text(
-        "import pathlib, sys, time\n"
-        "class Slow:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'onceclip.pipeline.cluster.verification' and 'forkserver' in ' '.join(sys.orig_argv):\n"
-        f"            pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
-        "            time.sleep(3)\n"
-        "sys.meta_path.insert(0, Slow())\n")
-    process = started("verify", imported.path, "--local-workers", 2,
-                      env={**os.environ, "PYTHONPATH": str(modules)})
+@pytest.mark.parametrize("moment", ["workers start", "workers are at work"])
+def test_ctrl_c_says_what_it_always_says_and_leaves_no_process(imported: Store, tmp_path: Path, started: Run,
+                                                               moment: str) -> None:
+    process = started("sweep", imported.path, "--methods", "clip-adapter", "--shots", "16", "--seeds", "1-4",
+                      "--grid", "epochs=100000", "--compile", "off", "--local-workers", 2, "--out", tmp_path / "out")
     with process:
-        wait_until((tmp_path / "begun").exists)
-        time.sleep(1)  # until the command waits for it, or nearly
+        wait_until(lambda: len(running(process.pid)) >= 3)
+        if moment == "workers are at work":
+            wait_until((tmp_path / "out" / "stores.json").exists)
+            time.sleep(3)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out, complaint = process.communicate(timeout=60)
+        out, complaint = process.communicate()
         wait_until(lambda: not running(process.pid))
     assert process.returncode == 130
     assert (out, complaint.split("\r")[-1].strip()) == ("", "Stopped. What was done is kept: run the same command "
@@ -141,5 +200,7 @@ def test_a_file_of_the_working_directory_is_not_taken_for_a_module(imported: Sto
     folder.mkdir()
     for name in ("random.py", "numpy.py", "zarr.py"):
         (folder / name).write_text("raise SystemExit('this is not the module that was meant')\n")
-    with started("verify", imported.path, "--local-workers", 1, cwd=folder) as process:
-        assert process.wait() == 0, process.stderr.read() if process.stderr else ""
+    with started("sweep", imported.path, "--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--local-workers", 2,
+                 "--out", "out", cwd=folder, env={**os.environ, "PYTHONSAFEPATH": ""}) as process:
+        _, complaint = process.communicate()
+    assert process.returncode == 0, complaint
