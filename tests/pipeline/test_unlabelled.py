@@ -13,7 +13,8 @@ import pytest
 from onceclip.adapters import METHODS
 from onceclip.pipeline.fit import fit
 from onceclip.pipeline.run import RunSpec
-from onceclip.pipeline.tasks.tasks import Drawn, draw_task, tasks
+from onceclip.pipeline.tasks import tasks
+from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.stores import Store, open_store
 
 Arrays = dict[str, np.ndarray]
