@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from onceclip.pipeline.errors import SourceError
 
@@ -21,6 +21,17 @@ class Member:
     size: int
 
 
+class _Header(tarfile.TarInfo):
+    """A header in which times of GNU's incremental archives are not taken for the beginning of a long name."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == tarfile.GNU_MAGIC:
+            member.name = buf[:100].partition(b"\0")[0].decode(encoding, errors)
+        return member
+
+
 def index(place: str, file: BinaryIO) -> Iterator[Member]:
     """The members of an archive that are files, in its order; only headers are read.
 
@@ -31,7 +42,7 @@ def index(place: str, file: BinaryIO) -> Iterator[Member]:
         raise SourceError(f"{place} is compressed, so that its members cannot be read one by one: decompress it first")
     file.seek(0)
     try:
-        archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+        archive = tarfile.TarFile(fileobj=file, tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
     except tarfile.TarError as error:
         raise SourceError(f"{place} is not a tar archive ({error}): give one") from error
     last = "its beginning"

@@ -18,7 +18,7 @@ from onceclip.pipeline.cluster import scheduler as module
 from onceclip.pipeline.cluster.scheduler import connected
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import WorkerError
-from onceclip.pipeline.extract import extract
+from onceclip.pipeline.extract import ExtractOptions, extract
 from onceclip.pipeline.plan import make_specs
 from onceclip.pipeline.results import append_rows, read_rows
 from onceclip.pipeline.survey import ExtractOptions

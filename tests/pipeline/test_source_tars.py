@@ -59,6 +59,17 @@ def test_folders_links_and_long_names_of_every_format_are_understood(tmp_path: P
             assert sorted(each.name for each in index("t", stream)) == ["cat/a.png", long]
 
 
+def test_times_of_an_incremental_archive_are_no_part_of_a_name() -> None:
+    """`tar --format=gnu --incremental` writes them where other formats have the beginning of a long name."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as file:
+        file.addfile(tarfile.TarInfo("cat/a.png"))
+    header = bytearray(content.getvalue())
+    header[345:369] = b"15303265502\x0015303265502\0"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:512]) + 8 * 32)
+    assert [each.name for each in index("t", io.BytesIO(bytes(header)))] == ["cat/a.png"]
+
+
 def test_an_archive_that_was_cut_short_is_an_error(tmp_path: Path) -> None:
     """An archive may be without its end mark; where a file of it ends early, others behind that are missing too."""
     image = b"x" * 700

@@ -36,7 +36,7 @@ def test_streaming_is_part_of_what_a_run_is(imported: Store) -> None:
 
 
 def test_every_epoch_sees_each_row_once_with_its_label(imported: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("adapters.stream", "pipeline.tasks"):
+    for module in ("adapters.stream", "pipeline.tasks.tasks"):
         monkeypatch.setattr(f"onceclip.{module}.BLOCK", 10)
     held, streamed = (draw_task(imported, stream=stream).task.support for stream in (False, True))
     order = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def test_every_epoch_sees_each_row_once_with_its_label(imported: Store, monkeypa
 @pytest.mark.parametrize("method", ["clip-adapter", "zs-lp"])
 def test_blocks_in_random_order_learn_as_well(imported: Store, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     held = fit(imported, RunSpec(method, values=QUICK))
-    for module in ("adapters.stream", "pipeline.tasks", "adapters.training"):
+    for module in ("adapters.stream", "pipeline.tasks.tasks", "adapters.training"):
         monkeypatch.setattr(f"onceclip.{module}.BLOCK", 16)
     streamed = fit(imported, RunSpec(method, values=QUICK, stream=True))
     assert streamed.row["n_support"] == held.row["n_support"]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import METHODS
-from onceclip.pipeline import tasks
 from onceclip.pipeline.fit import fit
 from onceclip.pipeline.run import RunSpec
+from onceclip.pipeline.tasks import tasks
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.stores import Store, open_store
 
