@@ -11,7 +11,6 @@ _SMALL = {"cpu": 2**17}  # elements of one run's parameters from which its steps
 _TOGETHER = {"cpu": 2**19, "cuda": 2**28}  # elements that one step works on
 _LEAST = 2**13  # elements of a stack's parameters: libraries sum the products of smaller ones in other orders
 _MOST = {"cpu": 64, "cuda": 1024}
-_ONE_BY_ONE = {"cpu"}  # devices on which a step costs what it computes
 
 
 def scored(device: str) -> int:
@@ -22,11 +21,6 @@ def scored(device: str) -> int:
 def stacks(parameters: int, device: str) -> bool:
     """Whether runs with so many elements of parameters share their steps; on a GPU all do."""
     return parameters < _SMALL.get(device, 2**63)
-
-
-def in_lockstep(device: str) -> bool:
-    """Whether runs on different draws share steps too: where starting a step is what it costs, as on a GPU."""
-    return device not in _ONE_BY_ONE
 
 
 def group_sizes(parameters: int, activations: int, device: str) -> tuple[int, int]:

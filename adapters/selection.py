@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.engine import Progress, Run, finite, no_progress, require_finite, train
+from onceclip.adapters.compiling import several
+from onceclip.adapters.engine import Progress, Run, finite, no_progress, part_of, require_finite, train
 from onceclip.adapters.errors import MethodError, UnknownName
-from onceclip.adapters.groups import in_lockstep
 from onceclip.adapters.method import Method, Value, unknown
 from onceclip.adapters.mixing import best_weight
 from onceclip.adapters.search import GRID, SURVIVORS, Search
-from onceclip.adapters.side_by_side import Computation, Wanted, carry_on
 from onceclip.adapters.stack import Parameters
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.threads import threads_for
@@ -41,16 +39,6 @@ class Selection:
     accuracy: float | None = None
     tried: int = 0
     interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What hyperparameters are chosen for: arguments as of `fit_selected`."""
-
-    method: Method
-    task: Task
-    held: Set[str] = frozenset()
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,26 +65,6 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
     is no candidate.
     Raises MethodError if the policy needs rows that the task does not have.
     """
-    found, = select_all([Choice(method, task, held, seed)], policy, progress, search)
-    if isinstance(found, MethodError):
-        raise found
-    return found
-
-
-def select_all(choices: Sequence[Choice], policy: str, progress: Progress = no_progress,
-               search: Search = GRID) -> list[Selection | MethodError]:
-    """What `fit_selected` gives, or the failure, of several choices; what they train may be trained together."""
-    work = choices[0].task.work
-    together = [choices] if in_lockstep(choices[0].task.device.type) else [[choice] for choice in choices]
-    results: list[Selection | MethodError] = []
-    for some in together:
-        with threads_for(work):
-            results += carry_on([_selecting(choice, policy, search) for choice in some], progress)
-    return results
-
-
-def _selecting(choice: Choice, policy: str, search: Search) -> Computation[Selection]:
-    method, task, held, seed = choice.method, choice.task, choice.held, choice.seed
     if policy not in POLICIES:
         raise MethodError(f"no selection policy {policy!r}: there are: {', '.join(POLICIES)}")
     for name in held:
@@ -107,26 +75,27 @@ def _selecting(choice: Choice, policy: str, search: Search) -> Computation[Selec
     free = {name: setting.search for name, setting in method.hyperparameters.items()
             if setting.search and name not in held}
     mixing = method.mixing if method.mixing not in held else None
-    prepared = method.prepare(task)
-    if policy == "fixed" or not (free or mixing):
-        return Selection((yield from _fitting(method, task, prepared, seed)))
-    settings = search.settings(free, seed)
-    if policy == "loo":
-        trials = yield from _refined(list(_leave_one_out(method, task, prepared, settings, mixing)), free, search,
-                                     lambda more: _left_out(method, task, prepared, more, mixing))
-        best = max(trials, key=lambda trial: trial.rank)
-        classifier = yield from _fitting(best.method, task, best.method.prepare(task), seed)
-        return Selection(classifier, best.accuracy, len(trials), best.interval)
-    if task.val is None or not len(task.val):
-        raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
-    best, tried = yield from _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
-                                        mixing, seed, search, free)
-    return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, tried, best.interval)
+    with threads_for(task.work):
+        prepared = method.prepare(task)
+        if policy == "fixed" or not (free or mixing):
+            return Selection(_fitted(method, task, prepared, seed, progress))
+        settings = search.settings(free, seed)
+        if policy == "loo":
+            trials = _refined(_leave_one_out(method, task, prepared, settings, mixing), free, search,
+                              lambda more: _leave_one_out(method, task, prepared, more, mixing))
+            best = max(trials, key=lambda trial: trial.rank)
+            classifier = _fitted(best.method, task, best.method.prepare(task), seed, progress)
+            return Selection(classifier, best.accuracy, len(trials), best.interval)
+        if task.val is None or not len(task.val):
+            raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
+        best, tried = _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
+                                 mixing, seed, search, free, progress)
+        return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, tried, best.interval)
 
 
-def _fitting(method: Method, task: Task, prepared: Any, seed: int) -> Computation[Classifier]:
+def _fitted(method: Method, task: Task, prepared: Any, seed: int, progress: Progress) -> Classifier:
     """Train a method as it is."""
-    parameters, = yield Wanted([Run(method, task, prepared, seed)])
+    parameters, = train([Run(method, task, prepared, seed)], progress)
     require_finite(method, parameters)
     return method.classifier(task, prepared, parameters)
 
@@ -137,56 +106,45 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
 
     Each gets its accuracy on the task's validation rows, if it has any, or the failure of its training.
     """
-    return fit_each([Choice(method, task, seed=seed) for method in methods], progress)
-
-
-def fit_each(choices: Sequence[Choice], progress: Progress = no_progress) -> list[Selection | MethodError]:
-    """As `fit_all`, of one method on several tasks; what is held does not matter."""
-    for task in {id(choice.task): choice.task for choice in choices}.values():
-        choices[0].method.check(task)
+    methods[0].check(task)
     shared: dict[Any, Any] = {}
-    with threads_for(choices[0].task.work):
-        for choice in choices:
-            if _firm(choice) not in shared:
-                shared[_firm(choice)] = choice.method.prepare(choice.task)
-        runs = [Run(choice.method, choice.task, shared[_firm(choice)], choice.seed) for choice in choices]
-        trained = train(runs, progress)
+    with threads_for(task.work):
+        for method in methods:
+            if _firm(method) not in shared:
+                shared[_firm(method)] = method.prepare(task)
+        runs = [Run(method, task, shared[_firm(method)], seed) for method in methods]
         results: list[Selection | MethodError] = []
-        good: dict[int, list[int]] = defaultdict(list)
-        for place, (run, parameters) in enumerate(zip(runs, trained, strict=True)):
+        for run, parameters in zip(runs, train(runs, progress), strict=True):
             try:
                 require_finite(run.method, parameters)
-                results.append(Selection(run.method.classifier(run.task, run.prepared, parameters)))
-                good[id(run.task)].append(place)
+                results.append(Selection(run.method.classifier(task, run.prepared, parameters)))
             except MethodError as error:
                 results.append(error)
-        for places in good.values():
-            rows = choices[places[0]].task.val
-            if rows is None or not len(rows):
-                continue
-            heads = [results[place].classifier.head for place in places]  # type: ignore[union-attr]
-            for place, logits in zip(places, logits_together(heads, runs[0].method.rows_of(rows)), strict=True):
-                results[place] = replace(results[place], accuracy=_score(logits, rows.label)[0])  # type: ignore[type-var]
-    return results
+        heads = [result.classifier.head for result in results if isinstance(result, Selection)]
+        if not heads or task.val is None or not len(task.val):
+            return results
+        logits = logits_together(heads, methods[0].rows_of(task.val))
+        label = task.val.label
+        return [replace(result, accuracy=_score(next(logits), label)[0]) if isinstance(result, Selection) else result
+                for result in results]
 
 
-def _firm(choice: Choice) -> tuple[Any, ...]:
-    """What `Method.prepare` may depend on: the task, and values that are neither searched nor only calculated with."""
-    method = choice.method
-    return (id(choice.task), *((name, value) for name, value in method.values.items() if not (
-        isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing)))
+def _firm(method: Method) -> tuple[Any, ...]:
+    """The values that `Method.prepare` may depend on: neither searched nor only calculated with."""
+    return tuple((name, value) for name, value in method.values.items() if not (
+        isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing))
 
 
 def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,
-               search: Search, free: Mapping[str, tuple[Value, ...]]) -> Computation[tuple[_Trial, int]]:
+               search: Search, free: Mapping[str, tuple[Value, ...]], progress: Progress) -> tuple[_Trial, int]:
     """The best of some settings on validation rows, and how many were compared."""
     trained = methods[0].trained and "epochs" in methods[0].values
     rungs = search.rungs(len(methods), int(methods[0].values["epochs"])) if trained else [0]
 
-    def compared(some: Sequence[Method], narrow: bool, start: float = 0.0, share: float = 1.0,
-                 alike: int = 0) -> Computation[list[_Trial]]:
-        wanted = Wanted([Run(each, task, prepared, seed) for each in some], narrow, start, share, alike)
-        fitted = yield wanted
+    def compared(some: Sequence[Method], narrow: bool, progress: Progress, alike: int = 0) -> list[_Trial]:
+        """Train and score settings. alike: number of trainings like these that the whole search consists of."""
+        with several(alike or len(some)):
+            fitted = train([Run(each, task, prepared, seed) for each in some], progress, narrow)
         if not any(map(finite, fitted)):
             require_finite(some[0], fitted[0])
         return list(_scored(list(zip(some, fitted, strict=True)), prepared, rows, mixing))
@@ -194,27 +152,27 @@ def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows,
     going: list[Method] = list(methods)
     for number, epochs in enumerate(rungs):
         shortened = [method.with_values(epochs=epochs) for method in going] if trained else going
-        trials = yield from compared(shortened, search.narrow, number / len(rungs), 1 / len(rungs),
-                                     search.alike(len(methods), rungs, number))
+        trials = compared(shortened, search.narrow, part_of(progress, number / len(rungs), 1 / len(rungs)),
+                          search.alike(len(methods), rungs, number))
         order = sorted(range(len(trials)), key=lambda place: trials[place].rank, reverse=True)
         if number < len(rungs) - 1:
             going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
-    trials = yield from _refined(trials, free, search, lambda more: compared(
-        [methods[0].with_values(**values) for values in more], search.narrow))
+    trials = _refined(trials, free, search, lambda more: compared(
+        [methods[0].with_values(**values) for values in more], search.narrow, progress))
     best = max(trials, key=lambda trial: trial.rank)
     if search.narrow and trained:
-        best, = yield from compared([best.method], narrow=False)
+        best, = compared([best.method], narrow=False, progress=progress)
     return best, max(len(methods), len(trials))
 
 
 def _refined(trials: list[_Trial], free: Mapping[str, tuple[Value, ...]], search: Search,
-             score: Callable[[list[dict[str, Value]]], Computation[list[_Trial]]]) -> Computation[list[_Trial]]:
+             score: Callable[[list[dict[str, Value]]], list[_Trial]]) -> list[_Trial]:
     """The trials, and those of the values between the best one and its neighbours, round by round."""
     for _ in range(search.rounds):
         best = max(trials, key=lambda trial: trial.rank)
         more = search.between([trial.method.values for trial in trials], best.method.values, free)
         if more:
-            trials = trials + (yield from score(more))
+            trials = trials + score(more)
     return trials
 
 
@@ -245,21 +203,16 @@ def _mixed_all(fitted: Sequence[Fitted], prepared: Any, values: Tensor, label: T
 
 
 def _leave_one_out(method: Method, task: Task, prepared: Any, settings: Sequence[dict[str, Value]],
-                   mixing: str | None) -> Iterator[_Trial]:
-    label = task.support.label
+                   mixing: str | None) -> list[_Trial]:
+    label, trials = task.support.label, []
     for values in settings:
         each, interval = method.with_values(**values), None
         first, second = each.leave_one_out(prepared)
         weight = float(each.values[each.mixing]) if each.mixing else 0.0
         if mixing is not None:
             each, weight, interval = _mixed(each, mixing, first, second, label)
-        yield _Trial(each, {}, *_score(first + weight * second, label), interval)
-
-
-def _left_out(method: Method, task: Task, prepared: Any, settings: Sequence[dict[str, Value]],
-              mixing: str | None) -> Computation[list[_Trial]]:
-    yield from ()  # nothing is trained
-    return list(_leave_one_out(method, task, prepared, settings, mixing))
+        trials.append(_Trial(each, {}, *_score(first + weight * second, label), interval))
+    return trials
 
 
 def _mixed(method: Method, mixing: str, first: Tensor, second: Tensor,
