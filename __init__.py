@@ -43,8 +43,8 @@ if TYPE_CHECKING:
         load_classifier,
         merge,
     )
+    from onceclip.adapters.classifier import ClassifierModule
     from onceclip.adapters.methods import PromptWeights, TemplateSelection
-    from onceclip.adapters.module import ClassifierModule
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.estimator import FewShotClassifier
     from onceclip.pipeline.evaluate import evaluate

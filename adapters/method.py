@@ -9,9 +9,7 @@ head or a penalty is made: the engine may put those of many runs in one tensor.
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,57 +17,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.errors import MethodError, UnknownName
+from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads import Head, Linear, Sum
 from onceclip.adapters.task import EMBEDDING, Rows, Task
-
-Value = float | int | str | bool
-
-
-@dataclass(frozen=True)
-class Hyperparameter:
-    """One named setting of a method.
-
-    default: used where nothing is chosen; must work without a validation set.
-    meaning: one line for `onceclip methods NAME`.
-    search: the values tried when it is chosen on validation rows; empty if it never is.
-    low, high: allowed range of a number (both ends included).
-    choices: allowed values of a text.
-    retrain: whether another value needs another training.
-    """
-
-    default: Value
-    meaning: str
-    search: tuple[Value, ...] = ()
-    low: float = 0.0
-    high: float = float("inf")
-    choices: tuple[str, ...] = ()
-    retrain: bool = False
-
-    def parse(self, name: str, value: Value) -> Value:
-        """Turn a number, or a text from the command line, into a valid value.
-
-        Raises MethodError if it is not one.
-        """
-        kind = type(self.default)
-        try:
-            if kind is bool:
-                parsed: Value = _BOOLEANS[str(value).lower()]
-            elif kind is int and float(value) != int(float(value)):
-                raise ValueError
-            else:
-                parsed = int(float(value)) if kind is int else kind(value)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise MethodError(f"{name}={value} is not {_KINDS[kind]}: {self.meaning}") from None
-        if self.choices and parsed not in self.choices:
-            raise MethodError(f"{name}={value} is not one of {', '.join(self.choices)}: {self.meaning}")
-        if kind in (int, float) and not self.low <= float(parsed) <= self.high:
-            raise MethodError(f"{name}={value} is not between {self.low:g} and {self.high:g}: {self.meaning}")
-        return parsed
-
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+from onceclip.adapters.training.trainable import Hyperparameter, Value
 
 
 class Method:
@@ -207,7 +158,8 @@ class Method:
 
         seed: of the start values and of the batch order of a trained method. progress: gets the fraction done.
         """
-        from onceclip.adapters.engine import Run, no_progress, require_finite, train
+        from onceclip.adapters.training.engine import require_finite, train
+        from onceclip.adapters.training.loop import Run, no_progress
 
         self.check(task)
         prepared = self.prepare(task)
@@ -250,13 +202,3 @@ def zero_shot_head(task: Task) -> Linear:
     """Zero-shot logits `s x . w_c + b`, the first term of most methods."""
     weights = task.zero_shot_weights
     return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
-
-
-def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
-    """One line that names the nearest known name and lists all of them."""
-    known = list(known)
-    spelled = {each.lower(): each for each in reversed(known)}
-    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.4)
-    hint = f"did you mean {spelled[near[0]]!r}? " if near else ""
-    listing = ", ".join(known) if known else "none"
-    return f"no {what} {name!r}{where}: {hint}there are: {listing}"

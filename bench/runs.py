@@ -21,9 +21,10 @@ from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.products import peak, step_work
 from bench.synthetic import task as make_task
 from onceclip.adapters import METHODS, Task
-from onceclip.adapters.compiling import OFF, ON, Compiling, compiling
-from onceclip.adapters.engine import Run, train
-from onceclip.adapters.products import fast_products
+from onceclip.adapters.cpu import fast_products
+from onceclip.adapters.training.compile import OFF, ON, Compiling, compiling
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 METHOD = {"linear": "linear-probe-adamw", "clip-adapter": "clip-adapter", "tip-adapter-f": "tip-adapter-f"}
 BATCH = 256

@@ -13,10 +13,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from onceclip.adapters import Classifier, MethodError, Rows, Task, Text, fit_selected, method_class
-from onceclip.adapters.calibration import calibrated
-from onceclip.adapters.moving import moved
+from onceclip.adapters.classifier import moved
+from onceclip.adapters.ops import unit
+from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.task import EMBEDDING
-from onceclip.adapters.unit import unit
 from onceclip.pipeline.devices import CPU, training_device
 from onceclip.pipeline.errors import DeviceError, EstimatorError
 from onceclip.stores import Store

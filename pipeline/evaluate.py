@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier
-from onceclip.adapters.engine import no_progress
-from onceclip.adapters.threads import threads_for
-from onceclip.adapters.together import logits_together
+from onceclip.adapters.cpu import threads_for
+from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.classes import names_of
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation import Evaluation, scores_of, temperature_of

@@ -9,13 +9,13 @@ from typing import Any
 
 import onceclip
 from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, method_class
-from onceclip.adapters.calibration import calibrated
-from onceclip.adapters.compiling import USUAL, Compiling, compiling
-from onceclip.adapters.engine import no_progress
-from onceclip.adapters.moving import moved
-from onceclip.adapters.products import fast_products
-from onceclip.adapters.search import Search
-from onceclip.adapters.selection import fit_all, fit_selected
+from onceclip.adapters.classifier import moved
+from onceclip.adapters.cpu import fast_products
+from onceclip.adapters.selection.calibration import calibrated
+from onceclip.adapters.selection.search import Search
+from onceclip.adapters.selection.selection import fit_all, fit_selected
+from onceclip.adapters.training.compile import USUAL, Compiling, compiling
+from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.base_to_new import NEW_SCORES, base_to_new
 from onceclip.pipeline.classes import ALL
 from onceclip.pipeline.devices import CPU, name_of, training_device, within_memory

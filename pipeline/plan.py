@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onceclip.adapters import method_class
-from onceclip.adapters.compiling import AUTO, OFF, USUAL, Compiling
 from onceclip.adapters.method import Method
+from onceclip.adapters.training.compile import AUTO, OFF, USUAL, Compiling
 from onceclip.pipeline.counting import counted
 from onceclip.pipeline.devices import CPU, is_gpu
 from onceclip.pipeline.errors import TaskError

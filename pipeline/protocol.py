@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from onceclip.adapters import Classifier
-from onceclip.adapters.engine import no_progress
+from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.classes import ALL, names_of
 from onceclip.pipeline.evaluate import Judge, Scoring, score
 from onceclip.pipeline.evaluation import Evaluation

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onceclip.adapters.compiling import OFF, Compiling
+from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.counting import counted
 from onceclip.pipeline.devices import CPU, device_like
 from onceclip.pipeline.errors import ResultError

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from onceclip.adapters import MethodError
-from onceclip.adapters.compiling import AUTO
+from onceclip.adapters.training.compile import AUTO
 from onceclip.pipeline.cluster.machine import visible_gpus
 from onceclip.pipeline.counting import counted, shots_of
 from onceclip.pipeline.devices import CPU, CUDA, training_device

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from onceclip.adapters import Rows, Task, Text
-from onceclip.adapters.stream import BLOCK, Stream
-from onceclip.adapters.task import EMBEDDING
+from onceclip.adapters.task import BLOCK, EMBEDDING, Stream
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.classes import ALL, BASE, names_of
 from onceclip.pipeline.counting import counted

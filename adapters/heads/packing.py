@@ -8,19 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from onceclip.adapters.errors import AdapterFileError
-from onceclip.adapters.heads.bilinear import ProbabilityBilinear
-from onceclip.adapters.heads.bottleneck import Bottleneck
-from onceclip.adapters.heads.columns import Columns
-from onceclip.adapters.heads.cross_modal import CrossModal
-from onceclip.adapters.heads.head import Head
-from onceclip.adapters.heads.kernel import Kernel
-from onceclip.adapters.heads.linear import Linear
-from onceclip.adapters.heads.machine import FourierFeatures, KernelMachine
-from onceclip.adapters.heads.projected import Projected
+from onceclip.adapters.heads.attention import CrossModal, VisualGuide
+from onceclip.adapters.heads.base import Head
+from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine
+from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
-from onceclip.adapters.heads.rectified import Rectified
-from onceclip.adapters.heads.visual_guide import VisualGuide
-from onceclip.adapters.heads.weighted import Sum
+from onceclip.adapters.heads.residual import Bottleneck, Rectified
 
 HEADS: dict[str, type[Head]] = {"linear": Linear, "kernel": Kernel, "bottleneck": Bottleneck, "sum": Sum,
                                "projected": Projected, "prompt-max": PromptMax, "prompt-weighted": PromptWeighted,

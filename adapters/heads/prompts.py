@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads.head import Head
+from onceclip.adapters.heads.base import Head
 
 WEIGHTINGS = ("autoclip", "softmax")
 _HALVINGS = 60

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onceclip.adapters.errors import UnknownName
-from onceclip.adapters.method import Method, unknown
+from onceclip.adapters.errors import UnknownName, unknown
+from onceclip.adapters.method import Method
 from onceclip.adapters.methods.ape import APE
 from onceclip.adapters.methods.ape_t import APET
 from onceclip.adapters.methods.clap import CLAP

@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.run_axis import product
-from onceclip.adapters.starts import xavier_normal
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.ops import product, unit
 from onceclip.adapters.task import Task
-from onceclip.adapters.unit import unit
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe, xavier_normal
 
 _GAIN = 0.67  # of the start values behind the attention
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Bottleneck, Head, Linear, blend
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.starts import linear_start
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
 
 class ClipAdapter(Method):

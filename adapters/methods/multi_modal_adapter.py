@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.heads.cross_modal import MASKS, CrossModal
-from onceclip.adapters.method import Hyperparameter, Method
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.starts import linear_bias, linear_start, xavier_uniform
+from onceclip.adapters.heads.attention import MASKS, CrossModal
+from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import (
+    Hyperparameter,
+    keeping,
+    linear_bias,
+    linear_start,
+    recipe,
+    xavier_uniform,
+)
 
 
 class MultiModalAdapter(Method):

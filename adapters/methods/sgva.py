@@ -10,12 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Columns, Head, Linear, Projected
-from onceclip.adapters.heads.rectified import Rectified, rectify
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.starts import linear_start
+from onceclip.adapters.heads.residual import Rectified, rectify
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
-from onceclip.adapters.unit import unit
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
 
 @dataclass(frozen=True)

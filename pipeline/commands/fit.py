@@ -65,9 +65,9 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         onceclip fit --from-row results:17
     """
     from onceclip.adapters.classifier import CONFIG, WEIGHTS
-    from onceclip.adapters.compiling import Compiling
     from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
-    from onceclip.adapters.search import Search
+    from onceclip.adapters.selection.search import Search
+    from onceclip.adapters.training.compile import Compiling
     from onceclip.pipeline.fit import fit as run
     from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.replay import compare, compiling_of, device_of, read_row, spec_of

@@ -103,7 +103,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
     from onceclip.adapters import METHODS
-    from onceclip.adapters.search import Search
+    from onceclip.adapters.selection.search import Search
     from onceclip.pipeline.counting import counted
     from onceclip.pipeline.devices import training_device
     from onceclip.pipeline.plan import OWN, estimate, make_plan, make_specs, shared

@@ -24,9 +24,10 @@ from onceclip.adapters import (
     ZeroShot,
     fit_selected,
 )
-from onceclip.adapters.channels import Channels
-from onceclip.adapters.engine import Run, train
-from onceclip.adapters.heads.rectified import rectify
+from onceclip.adapters.heads.residual import rectify
+from onceclip.adapters.methods.ape import Channels
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 MINE = ["clip-adapter", "tip-adapter-f", "ape", "ape-t", "clip-a-self", "meta-adapter", "multi-modal-adapter", "sgva",
         "vt-clip"]

@@ -5,9 +5,8 @@ import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from onceclip.adapters import affinity
-from onceclip.adapters.affinity import cache_logits, caches_together, same_cache
-from onceclip.adapters.heads import Kernel, Linear
+from onceclip.adapters.heads import Kernel, Linear, kernel
+from onceclip.adapters.heads.kernel import cache_logits, caches_together, same_cache
 from onceclip.adapters.methods.tip_adapter import SHARPNESS
 
 GRIDS = {"searched": SHARPNESS, "geometric": [0.25 * 2 ** (number / 2) for number in range(17)],
@@ -60,7 +59,7 @@ def test_pieces_of_any_size_give_the_same(name, monkeypatch):
     rows, keys = drawn()
     heads = [Kernel(keys, LABELS["ragged"], 5, beta) for beta in SHARPNESS]
     whole = torch.stack(list(caches_together(heads, rows)))
-    monkeypatch.setattr(affinity, name, 50)
+    monkeypatch.setattr(kernel, name, 50)
     assert_close(torch.stack(list(caches_together(heads, rows))), whole, rtol=1e-6, atol=1e-7)
 
 

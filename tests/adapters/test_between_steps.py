@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from onceclip.adapters import CLAP, WiseFT, descent
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters import CLAP, WiseFT
+from onceclip.adapters.training import engine
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 
 def together(methods, task):
@@ -19,7 +21,7 @@ def together(methods, task):
 def alone(method, task):
     """Parameters of a run without an axis of runs, as large ones are trained."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(descent, "stacks", lambda *_: False)
+        patch.setattr(engine, "stacks", lambda *_: False)
         return train([Run(method, task, method.prepare(task), 0)])[0]
 
 

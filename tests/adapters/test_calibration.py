@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import AdapterFileError, TipAdapter, ZeroShot, load_classifier, merge
-from onceclip.adapters.calibration import best_temperature, calibrated
+from onceclip.adapters.selection.calibration import best_temperature, calibrated
 from onceclip.pipeline.metrics import metrics
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from onceclip.adapters import ClipAdapter, ZeroShotLinearProbe, code_folder
+from onceclip.adapters import ClipAdapter, ZeroShotLinearProbe
+from onceclip.adapters.training import code_cache
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 ROOT = Path(__file__).parents[2]
@@ -19,8 +20,8 @@ from onceclip.adapters import ZeroShotLinearProbe, code_folder
 from onceclip.adapters.compiling import Compiling, compiling
 from tests.adapters.conftest import _task
 
-made, make = [], code_folder.make
-code_folder.make = lambda *given: made.append(1) or make(*given)
+made, make = [], code_cache.make
+code_cache.make = lambda *given: made.append(1) or make(*given)
 with compiling(Compiling("on")):
     classifier = ZeroShotLinearProbe(epochs=5).fit(_task((6, 6, 7), dim=32))
 print(len(made), "torch._inductor" in sys.modules, classifier.head.weight.sum().item())
@@ -30,7 +31,7 @@ print(len(made), "torch._inductor" in sys.modules, classifier.head.weight.sum().
 @pytest.fixture
 def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(code_folder, "_loaded", {})
+    monkeypatch.setattr(code_cache, "_loaded", {})
 
 
 def run():
@@ -48,27 +49,27 @@ def test_a_second_process_loads_what_the_first_had_made_and_a_damaged_file_is_no
     first, second = run(), run()
     assert first[:2] == ["1", "True"]
     assert second == ["0", "False", first[2]]  # the compiler is not even imported
-    file, = code_folder.folder().glob("*.so")
+    file, = code_cache.folder().glob("*.so")
     whole = file.read_bytes()
     for damaged in (whole[:len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
         file.write_bytes(damaged)
-        assert code_folder.load(file.stem) is None
+        assert code_cache.load(file.stem) is None
     file.write_bytes(whole)
-    assert code_folder.load(file.stem)
+    assert code_cache.load(file.stem)
 
 
 def test_a_name_follows_what_the_code_is_made_of(monkeypatch):
     parts = (1, 2.0, "x", None, torch.float32, torch.device("cpu"), ClipAdapter, ((3, 4), torch.int64))
-    name = code_folder.digest(*parts)
-    assert name == code_folder.digest(*parts)
+    name = code_cache.digest(*parts)
+    assert name == code_cache.digest(*parts)
     for place, other in enumerate((2, 2.5, "y", 0, torch.float64, torch.device("meta"), ZeroShotLinearProbe,
                                    ((4, 4), torch.int64))):
-        assert code_folder.digest(*parts[:place], other, *parts[place + 1:]) != name
+        assert code_cache.digest(*parts[:place], other, *parts[place + 1:]) != name
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 77)
-        assert code_folder.digest(*parts) != name
-    monkeypatch.setattr(code_folder, "_processor", lambda: "another")
-    assert code_folder.digest(*parts) != name
+        assert code_cache.digest(*parts) != name
+    monkeypatch.setattr(code_cache, "_processor", lambda: "another")
+    assert code_cache.digest(*parts) != name
 
 
 def test_what_only_this_process_knows_has_no_name():
@@ -85,36 +86,36 @@ def test_what_only_this_process_knows_has_no_name():
         hyperparameters = {**ClipAdapter.hyperparameters,
                            "ratio": replace(ClipAdapter.hyperparameters["ratio"], search=(0.5,))}
 
-    assert code_folder.digest(Stranger) is None
-    assert code_folder.digest(Quiet) is None
-    assert code_folder.digest(object()) is None
-    assert code_folder.digest((1, (Stranger,))) is None
+    assert code_cache.digest(Stranger) is None
+    assert code_cache.digest(Quiet) is None
+    assert code_cache.digest(object()) is None
+    assert code_cache.digest((1, (Stranger,))) is None
     Searching().with_values(ratio=0.5)  # copying leaves a trace in the class
-    assert code_folder.digest(Searching)
+    assert code_cache.digest(Searching)
 
 
 def test_a_folder_that_cannot_be_written_to_keeps_nothing(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
-    code_folder.note("name", "x")
-    assert code_folder.noted("name") is None
-    assert code_folder.load("name") is None
+    code_cache.note("name", "x")
+    assert code_cache.noted("name") is None
+    assert code_cache.load("name") is None
 
 
 def test_notes_are_kept_and_damaged_ones_passed_over():
-    code_folder.note("name", ["code", [1, 2]])
-    assert code_folder.noted("name") == ["code", [1, 2]]
-    (code_folder.folder() / "name.json").write_text("[1, ")
-    assert code_folder.noted("name") is None
+    code_cache.note("name", ["code", [1, 2]])
+    assert code_cache.noted("name") == ["code", [1, 2]]
+    (code_cache.folder() / "name.json").write_text("[1, ")
+    assert code_cache.noted("name") is None
 
 
 def test_a_full_disk_leaves_nothing_behind(monkeypatch):
-    code_folder.note("name", "x")
+    code_cache.note("name", "x")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(code_folder.os, "replace", full)
-    code_folder.note("name", "y")
-    assert code_folder.noted("name") == "x"
-    assert len(list(code_folder.folder().iterdir())) == 1
+    monkeypatch.setattr(code_cache.os, "replace", full)
+    code_cache.note("name", "y")
+    assert code_cache.noted("name") == "x"
+    assert len(list(code_cache.folder().iterdir())) == 1

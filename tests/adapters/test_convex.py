@@ -7,10 +7,10 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.testing import assert_close
 
 from onceclip.adapters import LinearProbe
-from onceclip.adapters.convex import solve
 from onceclip.adapters.heads import Linear
-from onceclip.adapters.run_axis import reduced_products
-from onceclip.adapters.training import Run
+from onceclip.adapters.ops import reduced_products
+from onceclip.adapters.training.convex import solve
+from onceclip.adapters.training.loop import Run
 
 
 def solved(method, task, seed=0):

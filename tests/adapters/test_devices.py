@@ -22,15 +22,15 @@ from onceclip.adapters import (
     ZeroShotLinearProbe,
     fit_all,
     fit_selected,
-    stream,
     transfer,
 )
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters.classifier import moved
 from onceclip.adapters.heads import pack
-from onceclip.adapters.moving import moved
-from onceclip.adapters.search import Search
-from onceclip.adapters.stream import Stream
-from onceclip.adapters.together import logits_together
+from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.selection.search import Search
+from onceclip.adapters.task import Stream
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 CUDA = torch.device("cuda")
 ATTRIBUTES = {torch.Tensor.device: lambda there: CUDA if there else torch.device("cpu"),
@@ -296,7 +296,7 @@ def test_runs_on_several_draws_are_on_the_device_what_they_are_alone(name, make_
 
 @pytest.mark.parametrize("method", [ClipAdapter(epochs=2), ZeroShotLinearProbe(epochs=2, batch_size=4)])
 def test_rows_that_are_read_in_every_epoch_come_to_the_device(method, make_task, make_rows, monkeypatch):
-    monkeypatch.setattr(stream, "ThreadPoolExecutor", Waiting)
+    monkeypatch.setattr("onceclip.adapters.task.ThreadPoolExecutor", Waiting)
     task = make_task((4, 4, 4))
     embedding = task.support.embedding.numpy()
     support = Stream(task.support.label, lambda places: iter([embedding[places]]), torch.empty(0))
@@ -315,7 +315,7 @@ def test_a_run_is_trained_on_the_device_and_scored_on_the_cpu(store_path, monkey
     from onceclip.pipeline.fit import RunSpec, fit
     from onceclip.stores import open_store
 
-    monkeypatch.setattr(stream, "ThreadPoolExecutor", Waiting)
+    monkeypatch.setattr("onceclip.adapters.task.ThreadPoolExecutor", Waiting)
     store = open_store(str(store_path))
     spec = RunSpec("clip-adapter", 4, 1, {"epochs": 3}, **more)
     expected = fit(store, spec)

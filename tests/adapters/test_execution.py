@@ -7,20 +7,11 @@ import pytest
 import torch
 from torch.fx.experimental import proxy_tensor
 
-from onceclip.adapters import (
-    CLAP,
-    METHODS,
-    ClipAdapter,
-    Method,
-    MethodError,
-    TipAdapterF,
-    WiseFT,
-    ZeroShotLinearProbe,
-    code_folder,
-    descent,
-)
-from onceclip.adapters.compiling import Compiling, compiles, compiling
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters import CLAP, METHODS, ClipAdapter, Method, MethodError, TipAdapterF, WiseFT, ZeroShotLinearProbe
+from onceclip.adapters.training import code_cache, engine
+from onceclip.adapters.training.compile import Compiling, compiles, compiling
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 
 def by_gradient(case):
@@ -63,17 +54,17 @@ def test_a_run_has_the_same_bits_in_any_company(case, make_task, make_method):
 def test_pieces_of_any_size_give_the_same_bits(make_task, monkeypatch):
     task = make_task((3,) * 20, dim=512)
     runs = [Run(ZeroShotLinearProbe(learning_rate=rate / 100, epochs=9), task, task, 0) for rate in range(1, 8)]
-    monkeypatch.setattr(descent, "threads_for", lambda _: nullcontext())  # which follows the largest size there may be
+    monkeypatch.setattr(engine, "threads_for", lambda _: nullcontext())  # which follows the largest size there may be
     expected = train(runs)
     for size in (1, 2, 3, 6, 7):
-        monkeypatch.setattr(descent, "group_sizes", lambda *_, size=size: (size, size))
+        monkeypatch.setattr(engine, "group_sizes", lambda *_, size=size: (size, size))
         assert all(map(same, train(runs), expected))
 
 
 def test_large_runs_are_trained_one_by_one_and_small_ones_share_steps(make_task, monkeypatch):
     sizes = []
-    training = descent.Training
-    monkeypatch.setattr(descent, "Training", lambda runs, starts, alone, compile: sizes.append((len(runs), alone))
+    training = engine.Training
+    monkeypatch.setattr(engine, "Training", lambda runs, starts, alone, compile: sizes.append((len(runs), alone))
                         or training(runs, starts, alone, compile))
     for dim in (128, 512):
         task = make_task((3, 3), dim=dim)
@@ -111,7 +102,7 @@ def test_a_traced_step_of_a_run_without_an_axis_of_runs_is_the_plain_one(case, m
     """As large runs have theirs; what differs between runs is an input of the graph here too."""
     if not by_gradient(case):
         pytest.skip("not trained by the engine's steps")
-    monkeypatch.setattr(descent, "stacks", lambda *_: False)
+    monkeypatch.setattr(engine, "stacks", lambda *_: False)
     task = make_task((6, 6, 7), views=2, dtype=torch.float64)
     close(*traced(numbers(make_method, case, 2, batch_size=6, epochs=3), task))
 
@@ -137,7 +128,7 @@ def test_state_that_changes_between_epochs_reaches_compiled_steps(make_task, con
 @pytest.mark.parametrize("methods", [[ClipAdapter(ratio=ratio, epochs=3) for ratio in (0.1, 0.2, 0.7)],
                                      [WiseFT(smoothing=share, clip=0.1, epochs=3) for share in (0.05, 0.1, 0.2)]])
 def test_one_graph_serves_all_runs_without_an_axis_of_runs(methods, make_task, monkeypatch, uncompiled):
-    monkeypatch.setattr(descent, "stacks", lambda *_: False)
+    monkeypatch.setattr(engine, "stacks", lambda *_: False)
     close(*traced(methods, make_task((6, 6, 7), dtype=torch.float64)))
     assert len(uncompiled) == 1
 
@@ -185,7 +176,7 @@ def test_a_step_that_cannot_be_compiled_is_taken_plainly_or_refused(make_task, c
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_compiled_step_that_goes_elsewhere_is_refused(make_task, monkeypatch):
-    monkeypatch.setattr(code_folder, "make", lambda *_: lambda tensors: None)
+    monkeypatch.setattr(code_cache, "make", lambda *_: lambda tensors: None)
     task = make_task()
     with compiling(Compiling("on")), pytest.raises(MethodError, match="from the plain one"):
         ZeroShotLinearProbe(epochs=3).fit(task)

@@ -23,7 +23,7 @@ from onceclip.adapters import (
     Text,
     VtClip,
 )
-from onceclip.adapters.channels import Channels
+from onceclip.adapters.methods.ape import Channels
 
 
 def grid(shape, shift):

@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from onceclip.adapters import GDA, GDAEM, MethodError, ProKeR, Rows, Task, Text, TipX
-from onceclip.adapters import ridge as ridge_module
 from onceclip.adapters.heads import FourierFeatures, KernelMachine
-from onceclip.adapters.methods import gda_new_classes, proker
-from onceclip.adapters.methods.gda_new_classes import new_classes
+from onceclip.adapters.methods import gda, proker
+from onceclip.adapters.methods.gda import new_classes
+from onceclip.adapters.training import ridge as ridge_module
 
 SHAPES = pytest.mark.parametrize(("shots", "views"), [((4, 4, 4), 0), ((2, 5, 3), 3), ((3, 0, 4), 2), ((1, 1, 1), 2)],
                                  ids=["equal", "ragged", "without images", "one shot"])
@@ -299,7 +299,7 @@ def test_gda_by_the_mean_of_the_classes_covariances_equals_the_dense_formula(mak
 @pytest.mark.parametrize("dim", [12, 3])
 def test_gda_of_new_classes_equals_the_dense_formula(make_task, make_rows, monkeypatch, dim, piece):
     """Neighbours of each text, scatter around it, the mean of the classes' inverses; base rows with all their views."""
-    monkeypatch.setattr(gda_new_classes, "_CLASSES", piece)
+    monkeypatch.setattr(gda, "_CLASSES", piece)
     task = make_task((4, 5, 3), dim, views=2, dtype=torch.float64)
     text = torch.from_numpy(unit(grid((5, dim), 0.4)))
     rows, queries = stacked(task)[0], unit(make_rows((3, 3, 3), dim, seed=9).embedding)

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import ClipAdapter, Rows, Task, Text, TipAdapter, TipAdapterF, ZeroShot
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 KEY_ROW = (0.163246, 0.332761, -0.434234, 0.303587, 0.232944, -0.342903, -0.474461, -0.430044)
 QUERY_LABEL = torch.tensor([0, 1, 2, 0])

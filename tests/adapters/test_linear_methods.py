@@ -26,8 +26,9 @@ from onceclip.adapters import (
     ZeroShotLinearProbe,
     fit_selected,
 )
-from onceclip.adapters.engine import Run, train
-from onceclip.adapters.unit import unit
+from onceclip.adapters.ops import unit
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 NOISY = 1.0  # so that zero-shot makes mistakes and training has something to do
 STARTS = pytest.mark.parametrize("name", ["zs-lp", "clap", "taskres", "wise-ft", "rla"])

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onceclip.adapters import mixing
-from onceclip.adapters.mixing import best_weight, intervals
+from onceclip.adapters.selection import mixing
+from onceclip.adapters.selection.mixing import best_weight, intervals
 
 TRIED = [number / 64 for number in range(-128, 513)]  # dyadic: products with small whole numbers are exact
 

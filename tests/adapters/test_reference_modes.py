@@ -18,11 +18,12 @@ from onceclip.adapters import (
     Text,
     WiseFT,
     ZeroShotLinearProbe,
-    descent,
 )
-from onceclip.adapters.engine import Run, train
-from onceclip.adapters.starts import kaiming_normal
-from onceclip.adapters.stream import Stream
+from onceclip.adapters.task import Stream
+from onceclip.adapters.training import engine
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
+from onceclip.adapters.training.trainable import kaiming_normal
 
 ORDER = 2**32  # the stream of random numbers that shuffles batches
 
@@ -41,7 +42,7 @@ def test_nesterov_steps_are_those_of_torch_alone_and_in_a_stack(make_task, monke
     methods = [WiseFT(optimiser="nesterov", momentum=momentum, schedule="constant", epochs=7, learning_rate=rate,
                       weight_decay=decay) for rate, decay in ((0.02, 0.0), (0.01, 0.0), (0.01, 0.1))]
     together = train([Run(each, task, task, 0) for each in methods])
-    monkeypatch.setattr(descent, "stacks", lambda *_: False)
+    monkeypatch.setattr(engine, "stacks", lambda *_: False)
     for method, found in zip(methods, together, strict=True):
         alone = train([Run(method, task, task, 0)])[0]
         weight = task.zero_shot_weights.clone().requires_grad_()
@@ -189,7 +190,7 @@ def test_runs_on_mixed_batches_are_stacked(make_task, monkeypatch):
     task = noisy(make_task)
     methods = [CrossModalLinearProbe(preset="reference", epochs=1, learning_rate=rate) for rate in (1e-3, 1e-2)]
     together = train([Run(each, task, task, 0) for each in methods])
-    monkeypatch.setattr(descent, "stacks", lambda *_: False)
+    monkeypatch.setattr(engine, "stacks", lambda *_: False)
     for method, found in zip(methods, together, strict=True):
         assert_close(found, train([Run(method, task, task, 0)])[0], rtol=0, atol=1e-10)
 

@@ -5,20 +5,13 @@ import math
 import pytest
 import torch
 
-from onceclip.adapters import (
-    GDA,
-    ClipAdapter,
-    LinearProbeAdamW,
-    LpClip,
-    MethodError,
-    TipAdapter,
-    descent,
-    fit_selected,
-)
-from onceclip.adapters.compiling import _CURRENT, Compiling, compiling
-from onceclip.adapters.engine import Run, train
-from onceclip.adapters.search import Search
-from onceclip.adapters.together import join, logits_together
+from onceclip.adapters import GDA, ClipAdapter, LinearProbeAdamW, LpClip, MethodError, TipAdapter, fit_selected
+from onceclip.adapters.heads.batched import join, logits_together
+from onceclip.adapters.selection.search import Search
+from onceclip.adapters.training import engine
+from onceclip.adapters.training.compile import _CURRENT, Compiling, compiling
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 
 def test_a_grid_is_all_combinations_in_order():
@@ -56,8 +49,8 @@ def test_rungs_of_halving_end_with_whole_trainings():
 def test_halving_finds_what_the_grid_finds_with_fewer_epochs(make_task, monkeypatch):
     """Nine ratios, one of which alone can learn: the others keep zero-shot's answers."""
     spent = {"halving": 0, "grid": 0}
-    epoch = "onceclip.adapters.training.Training.epoch"
-    from onceclip.adapters.training import Training
+    epoch = "onceclip.adapters.training.loop.Training.epoch"
+    from onceclip.adapters.training.loop import Training
 
     original = Training.epoch
     found = {}
@@ -85,7 +78,7 @@ def test_all_trainings_of_a_halving_are_compiled_or_none(make_task, monkeypatch)
         seen.append((run.method.epochs, run.method.epochs * _CURRENT.get().alike))
         return False
 
-    monkeypatch.setattr(descent, "compiles", compiles)
+    monkeypatch.setattr(engine, "compiles", compiles)
     method = ClipAdapter(epochs=90)
     with compiling(Compiling(alike=7)):
         fit_selected(method, make_task((3, 3), val=2), "val", frozenset({"learning_rate"}),
@@ -164,7 +157,7 @@ def test_heads_scored_together_give_the_logits_of_each_alone(make_task, make_row
               "other structures": [TipAdapter().fit(task), GDA().fit(task)]}[heads]
     assert (join([each.head for each in fitted]) is None) == (heads == "other structures")
     for most in (2**24, 40):
-        monkeypatch.setattr("onceclip.adapters.together.scored", lambda device, most=most: most)
+        monkeypatch.setattr("onceclip.adapters.heads.batched.scored", lambda device, most=most: most)
         for classifier, logits in zip(fitted, logits_together([each.head for each in fitted], rows), strict=True):
             torch.testing.assert_close(logits, classifier.logits(rows), rtol=1e-5, atol=1e-4)
 

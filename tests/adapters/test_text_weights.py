@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from onceclip.adapters import MethodError, Rows, Task, Text, ZeroShot, method_class
-from onceclip.adapters.engine import Run, train
 from onceclip.adapters.text import RULES
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 TEMPLATES = torch.tensor([0, 1, 2, -1, -1] * 3)
 

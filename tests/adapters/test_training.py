@@ -7,9 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onceclip.adapters import METHODS, ClipAdapter, Method, MethodError, Rows, TipAdapterF, descent
-from onceclip.adapters.engine import Run, train
-from onceclip.adapters.schedule import SCHEDULES, Moment, step_size
+from onceclip.adapters import METHODS, ClipAdapter, Method, MethodError, Rows, TipAdapterF
+from onceclip.adapters.training import engine
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
+from onceclip.adapters.training.optimizer import Moment, step_size
+from onceclip.adapters.training.trainable import SCHEDULES
 
 
 def another(setting, value):
@@ -125,7 +128,7 @@ def test_runs_trained_together_are_those_trained_one_by_one(case, make_task, mak
                    for values in itertools.product(*numbers.values())]
         together = train([Run(method, task, prepared, 7) for method in methods])
         with monkeypatch.context() as patch:
-            patch.setattr(descent, "stacks", lambda *_: False)
+            patch.setattr(engine, "stacks", lambda *_: False)
             alone = [train([Run(method, task, prepared, 7)])[0] for method in methods]
         assert len(methods) >= 4
         for one, other in zip(together, alone, strict=True):

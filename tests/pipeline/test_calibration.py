@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from onceclip.adapters import load_classifier
-from onceclip.adapters.calibration import best_temperature
+from onceclip.adapters.selection.calibration import best_temperature
 from onceclip.pipeline.evaluate import evaluate
 from onceclip.pipeline.fit import RunSpec, fit
 from onceclip.pipeline.metrics import metrics

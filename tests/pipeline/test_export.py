@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from onceclip.adapters import load_classifier
 from onceclip.adapters.heads import Linear, packing
-from onceclip.adapters.heads.collapse import as_linear
+from onceclip.adapters.heads.linear import as_linear
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.export import export

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.heads.batched import logits_together
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
-from onceclip.adapters.together import logits_together
 
 VALIDATION, LEFT_OUT = "val", "loo"
 _REACH = math.log(1e12)  # of the search for log T, to both sides

@@ -11,16 +11,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.compiling import several
-from onceclip.adapters.engine import Progress, Run, finite, no_progress, part_of, require_finite, train
-from onceclip.adapters.errors import MethodError, UnknownName
-from onceclip.adapters.method import Method, Value, unknown
-from onceclip.adapters.mixing import best_weight
-from onceclip.adapters.search import GRID, SURVIVORS, Search
-from onceclip.adapters.stack import Parameters
+from onceclip.adapters.cpu import threads_for
+from onceclip.adapters.errors import MethodError, UnknownName, unknown
+from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.method import Method
+from onceclip.adapters.selection.mixing import best_weight
+from onceclip.adapters.selection.search import GRID, SURVIVORS, Search
 from onceclip.adapters.task import Rows, Task
-from onceclip.adapters.threads import threads_for
-from onceclip.adapters.together import logits_together
+from onceclip.adapters.training.compile import several
+from onceclip.adapters.training.engine import finite, require_finite, train
+from onceclip.adapters.training.loop import Progress, Run, no_progress, part_of
+from onceclip.adapters.training.stack import Parameters
+from onceclip.adapters.training.trainable import Value
 
 POLICIES = ("fixed", "val", "val-full", "loo")
 Fitted = tuple[Method, Parameters]  # a method with its values, and what was trained with them

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import cross_entropy, log_softmax
 
-from onceclip.adapters.groups import scored
 from onceclip.adapters.heads import Head, pack, unpack
+from onceclip.adapters.heads.batched import scored
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
 

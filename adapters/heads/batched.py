@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onceclip.adapters.affinity import caches_together, same_cache
-from onceclip.adapters.groups import scored
 from onceclip.adapters.heads import Head, pack, unpack
+from onceclip.adapters.heads.kernel import caches_together, same_cache
+
+
+def scored(device: str) -> int:
+    """Elements of the largest tensor between where rows are only scored: what caches keep, or keeps a GPU busy."""
+    return 2**20 if device == "cpu" else 2**24
 
 
 def join(heads: Sequence[Head]) -> Head | None:

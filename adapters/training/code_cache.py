@@ -45,7 +45,7 @@ def digest(*parts: Any) -> str | None:
 @cache
 def sources() -> str:
     """A digest of all that the steps of this package's methods are written in."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 

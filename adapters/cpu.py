@@ -1,4 +1,4 @@
-"""How a CPU multiplies float32 matrices: the fastest way that is as exact as the default."""
+"""How a CPU computes: number of threads, and the fastest way to multiply float32 matrices that is exact."""
 
 from __future__ import annotations
 
@@ -107,3 +107,24 @@ def set_products(choice: str) -> None:
         _switch().fp32_precision = "bf16" if choice == ONEDNN else "none"
     else:
         torch.set_float32_matmul_precision("medium" if choice == ONEDNN else "highest")
+
+
+_SMALL = 2**26  # multiply-adds of one pass
+_TINY = 2**20  # below which the faster products are slower to begin
+
+
+@contextmanager
+def threads_for(multiply_adds: int) -> Iterator[None]:
+    """Give a small computation one thread, and any the fastest exact products.
+
+    Threads that wait for each other at every small product can be many times slower than one, most of all on a
+    machine whose other cores are busy.
+    """
+    before = torch.get_num_threads()
+    if multiply_adds < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        with products(DEFAULT if multiply_adds < _TINY else fast_products()):
+            yield
+    finally:
+        torch.set_num_threads(before)

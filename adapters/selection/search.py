@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.method import Value
+from onceclip.adapters.training.trainable import Value
 
 KINDS = ("grid", "random", "halving", "halves")
 _ROUNDS = 4  # from the coarse to the fine grid of the published searches

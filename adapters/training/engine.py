@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from onceclip.adapters.convex import solve
-from onceclip.adapters.descent import descend
+from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.method import Method
-from onceclip.adapters.run_axis import reduced_products
-from onceclip.adapters.stack import Parameters, calculated, stackable
-from onceclip.adapters.threads import threads_for
-from onceclip.adapters.training import Progress, Run, no_progress, part_of
+from onceclip.adapters.ops import reduced_products
+from onceclip.adapters.training.compile import compiles, required
+from onceclip.adapters.training.convex import solve
+from onceclip.adapters.training.loop import Progress, Run, Training, no_progress, part_of
+from onceclip.adapters.training.stack import Parameters, calculated, stackable
 
 
 def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = False) -> list[Parameters]:
@@ -85,3 +85,61 @@ def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
         with threads_for(first.task.work):
             return [first.method.solve(first.prepared, start, progress)]
     return descend(group, progress)
+
+
+def descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
+    """Train runs on one task with one seed that differ only in numbers."""
+    run, start = group[0], group[0].start
+    device = run.task.device.type
+    elements = sum(value.numel() * value.element_size() // 4 for value in start.values())
+    compile = None
+    if compiles(run, elements):
+        from onceclip.adapters.training.compile import CompiledStep
+
+        compile = CompiledStep(required())
+    alone = not (stackable(run.method) and stacks(elements, device))
+    size, most = (1, 1) if alone else _sizes(run, start, elements, device, len(group), compile is not None)
+    results: list[Parameters] = []
+    # Whatever the number of runs: threads and products show in last digits.
+    with threads_for(run.task.work * most):
+        for begin in range(0, len(group), size):
+            runs = group[begin:begin + size]
+            padded = [*runs, *[runs[-1]] * (size - len(runs))]
+            training = Training(padded, [each.start for each in padded], alone, compile)
+            share = part_of(progress, begin / len(group), len(runs) / len(group))
+            results += training.run(share)[:len(runs)]
+    return results
+
+
+def _sizes(run: Run, start: Parameters, elements: int, device: str, count: int, compiled: bool) -> tuple[int, int]:
+    """Number of runs in a piece, and of the largest pieces that may be.
+
+    What a piece lacks, copies of a run fill. compiled: code of a single run would not be that of several.
+    """
+    if not stacks(elements, device):
+        return 1, 1
+    rows = min(int(run.method.values.get("batch_size", 0)) or len(run.task.support), len(run.task.support))
+    activations = rows * run.method.training_head(run.prepared, start).width
+    least, most = group_sizes(elements, activations, device)
+    return max(least, 1 + compiled, -(-count // -(-count // most))), most
+
+
+_SMALL = {"cpu": 2**17}  # elements of one run's parameters from which its steps fall out of a core's caches in a stack
+_TOGETHER = {"cpu": 2**19, "cuda": 2**28}  # elements that one step works on
+_LEAST = 2**13  # elements of a stack's parameters: libraries sum the products of smaller ones in other orders
+_MOST = {"cpu": 64, "cuda": 1024}
+
+
+def stacks(parameters: int, device: str) -> bool:
+    """Whether runs with so many elements of parameters share their steps; on a GPU all do."""
+    return parameters < _SMALL.get(device, 2**63)
+
+
+def group_sizes(parameters: int, activations: int, device: str) -> tuple[int, int]:
+    """The smallest and the largest number of runs that share a step.
+
+    parameters, activations: elements of one run, the latter of the largest intermediate tensor of a step.
+    """
+    kind = device if device in _TOGETHER else "cuda"
+    most = max(1, min(_MOST[kind], _TOGETHER[kind] // (parameters + activations)))
+    return (min(most, -(-_LEAST // parameters)) if kind == "cpu" else 1), most

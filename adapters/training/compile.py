@@ -9,24 +9,152 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule, Node
 
-from onceclip.adapters import code_folder
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.graph import lifted, places
-from onceclip.adapters.leaves import kind, leaves
-from onceclip.adapters.optimiser import Numbers
-from onceclip.adapters.run_axis import narrow
-from onceclip.adapters.schedule import Moment
-from onceclip.adapters.training import Training
+from onceclip.adapters.ops import narrow
+from onceclip.adapters.training import code_cache
+from onceclip.adapters.training.loop import Run, Training
+from onceclip.adapters.training.optimizer import Moment, Numbers
+from onceclip.adapters.training.stack import stackable
+
+_PLAIN = (int, float, str, bytes, type, type(None))
+
+
+def leaves(value: Any) -> list[Any]:
+    """All tensors and plain values in an object, in the order of its fields; of what else there is, which it is.
+
+    Two objects whose leaves are alike make the same computation.
+    """
+    return list(_leaves(value, set()))
+
+
+def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
+    if isinstance(value, (Tensor, *_PLAIN)):
+        yield value
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    parts = (value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else
+             vars(value).items() if hasattr(value, "__dict__") and not callable(value) else None)
+    if parts is None:
+        yield type(value), id(value)
+        return
+    yield type(value)
+    for name, part in parts:
+        yield name
+        yield from _leaves(part, seen)
+
+
+def kind(leaf: Any) -> Any:
+    """What must be equal of two leaves: the form of a tensor, the type and value of all else."""
+    return (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+
+
+def lifted(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The graph with the tensors that it holds as further inputs, and these tensors.
+
+    traced: what `make_fx` made of a function; it is changed.
+    """
+    constants: dict[str, Tensor] = {}
+    inputs: dict[str, Node] = {}
+    nodes = traced.graph.find_nodes(op="get_attr")
+    last = traced.graph.find_nodes(op="placeholder")[-1]
+    for node in nodes:
+        name = str(node.target)
+        if name not in constants:
+            constants[name] = getattr(traced, name)
+            delattr(traced, name)  # or a graph that serves all tasks would keep the first
+            with traced.graph.inserting_after(last):
+                last = traced.graph.placeholder(f"constant_{len(constants)}")
+            inputs[name] = last
+        node.replace_all_uses_with(inputs[name])
+        traced.graph.erase_node(node)
+    traced.recompile()
+    return traced, list(constants.values())
+
+
+def places(constants: Sequence[Tensor], found: Sequence[Any]) -> list[int] | None:
+    """Where constants stand among the leaves of what a graph was made of; None if one does not."""
+    known = {id(leaf): place for place, leaf in enumerate(found) if isinstance(leaf, Tensor)}
+    return [known[id(each)] for each in constants] if all(id(each) in known for each in constants) else None
+
+
+AUTO, ON, OFF = CHOICES = ("auto", "on", "off")
+_WHOLE = 10.0  # seconds of plain steps in all that pay for compiling, which takes as long, once for all later processes
+_EACH = 0.002  # of one run, below which trying its code takes a group as long as is gained
+_STEP = 1e-4  # of a step without numbers, which some runs share
+_RATE = 1.6e10  # parameters times rows in a second, forward and backward, in float32
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """choice: "auto" where it pays on a CPU, "on" or "off". alike: number of trainings that the work consists of.
+
+    Raises MethodError for another choice.
+    """
+
+    choice: str = AUTO
+    alike: int = 1
+
+    def __post_init__(self) -> None:
+        if self.choice not in CHOICES:
+            raise MethodError(f"compile={self.choice}: there are {', '.join(CHOICES)}")
+
+
+USUAL = Compiling()
+_CURRENT: ContextVar[Compiling] = ContextVar("compiling", default=USUAL)
+
+
+@contextmanager
+def compiling(choice: Compiling) -> Iterator[None]:
+    """Train by this choice inside."""
+    token = _CURRENT.set(choice)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def several(number: int) -> Iterator[None]:
+    """What is around consists of so many trainings like those inside."""
+    around = _CURRENT.get()
+    with compiling(replace(around, alike=around.alike * number)):
+        yield
+
+
+def compiles(run: Run, parameters: int) -> bool:
+    """Whether a run's steps are compiled, whatever is trained beside it. parameters: their elements."""
+    current = _CURRENT.get()
+    if not stackable(run.method) or current.choice == OFF:
+        return False
+    if current.choice == ON:
+        return True
+    if run.task.device.type != "cpu":
+        return False
+    steps = run.method.epochs * run.steps_per_epoch()
+    rows = run.method.epochs * len(run.task.support)
+    seconds = steps * _STEP + rows * parameters / _RATE
+    return seconds >= _EACH and seconds * current.alike >= _WHOLE
+
+
+def required() -> bool:
+    """Whether a step that cannot be compiled is an error."""
+    return _CURRENT.get().choice == ON
+
 
 Step = Callable[[Tensor, Tensor, Moment], None]
 _APART = 0.02  # of the length of a step's changes, by which both ways may differ: bfloat16 rounds at other places
@@ -44,7 +172,7 @@ class CompiledStep:
 
     def __init__(self, required: bool) -> None:
         self.required = required
-        self._code: code_folder.Code | None = None
+        self._code: code_cache.Code | None = None
         self._constants: Sequence[Tensor] = ()
         self._failed = False
 
@@ -78,7 +206,7 @@ class CompiledStep:
         key = training.alone, torch.get_num_threads(), narrow(), *map(kind, found)
         for number in (None, training.stack.runs):
             name, where = _remembered(number, *key)
-            if name and (code := code_folder.load(name)):
+            if name and (code := code_cache.load(name)):
                 self._code, self._constants = code, [found[place] for place in where]
                 with suppress(MethodError):
                     return self._try(training, plain, rows, label)
@@ -109,11 +237,11 @@ class CompiledStep:
                                     for node, sizes in zip(inputs, free, strict=False) for place in sizes):
                 return ""
             tensors, free = [*example, *self._constants], [*free, *[{} for _ in self._constants]]
-            name = code_folder.digest(graph.code, *(
+            name = code_cache.digest(graph.code, *(
                 (*(sizes.get(place, size) for place, size in enumerate(each.shape)), each.dtype, each.device)
                 for each, sizes in zip(tensors, free, strict=True)))
             assert name is not None
-            self._code = code_folder.load(name) or code_folder.make(name, graph, tensors, free)
+            self._code = code_cache.load(name) or code_cache.make(name, graph, tensors, free)
         return name
 
     def _try(self, training: Training, plain: Training, rows: Tensor, label: Tensor) -> None:
@@ -130,15 +258,15 @@ class CompiledStep:
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
     """The name of the code for steps of such leaves, empty if there is none, and the places of its constants."""
-    index = code_folder.digest(code_folder.sources(), *key)
-    return _known.get(key) or (index and code_folder.noted(index)) or ("", ())
+    index = code_cache.digest(code_cache.sources(), *key)
+    return _known.get(key) or (index and code_cache.noted(index)) or ("", ())
 
 
 def _remember(name: str, where: Sequence[int], *key: Any) -> None:
     """Have this process and later ones find the code by the leaves."""
     _known[key] = name, where
-    if (index := code_folder.digest(code_folder.sources(), *key)) is not None:
-        code_folder.note(index, _known[key])
+    if (index := code_cache.digest(code_cache.sources(), *key)) is not None:
+        code_cache.note(index, _known[key])
 
 
 @contextmanager

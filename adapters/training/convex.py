@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.method import Method
-from onceclip.adapters.run_axis import reduced_products
-from onceclip.adapters.stack import Parameters
-from onceclip.adapters.threads import threads_for
-from onceclip.adapters.training import Run
+from onceclip.adapters.ops import reduced_products
+from onceclip.adapters.training.loop import Run
+from onceclip.adapters.training.stack import Parameters
 
 _STEPS = 1000
 _PAIRS = 8  # of a step and the change of the gradient over it
