@@ -77,7 +77,7 @@ _PUBLIC = {
     "Classifier": "onceclip.adapters",
     "export": "onceclip.pipeline.export",
     "FewShotClassifier": "onceclip.pipeline.estimator",
-    "ClassifierModule": "onceclip.adapters.module",
+    "ClassifierModule": "onceclip.adapters.classifier",
     "load_classifier": "onceclip.adapters",
     "merge": "onceclip.adapters",
     "best_merge": "onceclip.adapters",

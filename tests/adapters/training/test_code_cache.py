@@ -13,7 +13,7 @@ from onceclip.adapters import ClipAdapter, ZeroShotLinearProbe
 from onceclip.adapters.training import code_cache
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys, torch
 from onceclip.adapters import ZeroShotLinearProbe, code_folder
