@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from onceclip.errors import OnceclipError
+
 if TYPE_CHECKING:
     from onceclip.adapters import (
         APE,
@@ -122,10 +124,6 @@ __all__ = [
     "ZeroShotLinearProbe", "__version__", "best_merge", "evaluate", "export", "extract", "fit", "load_classifier",
     "make_specs", "make_task", "merge", "open_store", "sweep",
 ]
-
-
-class OnceclipError(Exception):
-    """A failure that the user can mend: one line that says what, where and how."""
 
 
 def __getattr__(name: str) -> Any:
