@@ -21,9 +21,12 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, Kernel, KernelMachine, pack, unpack
 from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.heads.packing import from_json, to_json
 from onceclip.adapters.ops import unit
+from onceclip.adapters.plugin import import_module
 from onceclip.adapters.saving import file_of, write_together
 from onceclip.adapters.task import EMBEDDING
+from onceclip.adapters.training.trainable import RENAMED
 
 FORMAT = 1
 CONFIG = "adapter_config.json"
@@ -106,7 +109,7 @@ class Classifier:
         """
         description, tensors = pack(self.head)
         config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
-                  "class_names": list(self.class_names), "head": description, "provenance": self.provenance,
+                  "class_names": list(self.class_names), "head": to_json(description), "provenance": self.provenance,
                   "inputs": list(self.inputs), "parameters": sorted(self.parameters),
                   "temperature": self.temperature, "calibrated_on": self.calibrated_on}
         tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
@@ -134,10 +137,12 @@ class Classifier:
                 f"{rows.get(self.calibrated_on, self.calibrated_on)}")
 
 
-def load_classifier(folder: str | Path) -> Classifier:
+def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifier:
     """Read a classifier that `Classifier.save` wrote.
 
-    Raises AdapterFileError if the folder holds none, or one of a newer format.
+    modules: names of modules that are imported, so that heads and methods from them may be taken: a file's word alone
+        imports nothing.
+    Raises AdapterFileError if the folder holds none, or one of a newer format or with a head of another module.
 
     Example:
         >>> onceclip.TipAdapter().fit(task).save("pets-tip")
@@ -145,6 +150,8 @@ def load_classifier(folder: str | Path) -> Classifier:
         torch.Size([5, 4])
     """
     folder = Path(folder)
+    for module in modules:
+        import_module(module)
     if not file_of(folder, CONFIG).is_file():
         raise AdapterFileError(f"{folder} is not a saved adapter (no {CONFIG} in it): give the folder that "
                                "`onceclip fit --out` wrote")
@@ -159,11 +166,15 @@ def load_classifier(folder: str | Path) -> Classifier:
         temperature = float(config.get("temperature", 1.0))
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature {temperature}")
-        return Classifier(unpack(config["head"], tensors), tuple(config["class_names"]), config["dim"],
-                          config["method"], config["hyperparameters"], config["provenance"],
+        hyperparameters = {RENAMED.get(name, name): value for name, value in config["hyperparameters"].items()}
+        return Classifier(unpack(from_json(config["head"], modules, str(folder)), tensors),
+                          tuple(config["class_names"]), config["dim"],
+                          config["method"], hyperparameters, config["provenance"],
                           tuple(config.get("inputs", (EMBEDDING,))), parameters, temperature,
                           str(config.get("calibrated_on", "")))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except MethodError as error:
+        raise AdapterFileError(str(error)) from error
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterFileError(f"{folder} holds a damaged adapter ({error}): fit it again") from error
 
 
@@ -205,7 +216,7 @@ class ClassifierModule(nn.Module):
         super().__init__()
         self.class_names = classifier.class_names
         self.temperature = classifier.temperature
-        self._normalise = classifier.inputs == (EMBEDDING,)
+        self._normalize = classifier.inputs == (EMBEDDING,)
         self._description, tensors = pack(without_branches(classifier.head))
         self._names = {name: name.replace(".", "_") for name in tensors}
         for name, values in tensors.items():
@@ -215,7 +226,7 @@ class ClassifierModule(nn.Module):
         """Score raw embeddings (rows, dim)."""
         head = self._head()
         rows = embeddings.to(head.dtype)
-        logits = head(unit(rows) if self._normalise else rows).float()
+        logits = head(unit(rows) if self._normalize else rows).float()
         return logits, (logits / self.temperature).softmax(dim=-1)
 
     def _head(self) -> Head:

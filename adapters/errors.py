@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from onceclip import OnceclipError
+from onceclip.errors import OnceclipError
 
 
 class MethodError(OnceclipError):

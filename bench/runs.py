@@ -55,7 +55,7 @@ def ours(task: Task, name: str, runs: int, epochs: int, narrow: bool = False,
          compile: str = OFF) -> Callable[[], object]:
     """Train runs that differ in learning rate."""
     cls = METHODS[METHOD[name]]
-    values: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "optimiser": "adamw", "schedule": "cosine",
+    values: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "optimizer": "adamw", "schedule": "cosine",
                               "epsilon": 1e-4, "weight_decay": 0.01}
     if name == "linear":
         values["start"] = "random"

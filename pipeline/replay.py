@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onceclip.adapters.methods import stored_method_class
 from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.counting import counted
 from onceclip.pipeline.devices import CPU, device_like
@@ -61,8 +62,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
     """What a row asked for, if the store still has the content that it was made of.
 
-    Raises ResultError if images, text or encoder have changed.
+    Raises ResultError if images, text or encoder have changed, MethodError for a method of a module that the user did
+    not name.
     """
+    stored_method_class(row["asked"]["method"], "the row")  # which RunSpec would import
     spec = RunSpec(**row["asked"])
     then, now = row["fingerprints"], spec.contents(store)
     changed = [name for name in now if now[name] != then[name]]

@@ -31,6 +31,8 @@ class CrossModal(Head):
     mask: "blocking", only the other modality is seen; "shipped", its scores are one higher; "none".
     """
 
+    name = "cross-modal"
+
     text: Tensor
     inward: Tensor
     inward_bias: Tensor
@@ -126,6 +128,8 @@ class VisualGuide(Head):
     text: (classes, dim), unit. query: (heads x head width, dim). key, value: (heads x head width, token width).
     out: O (dim, heads x head width). ratio: r. tokens, heads: their numbers. scale, bias: the encoder's.
     """
+
+    name = "visual-guide"
 
     text: Tensor
     query: Tensor

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 
 class Head:
-    """Maps unit rows (rows, dim) to logits (rows, classes)."""
+    """Maps unit rows (rows, dim) to logits (rows, classes). A head is a frozen dataclass.
+
+    name: what saved adapters call it.
+    """
+
+    name: ClassVar[str]
 
     def __call__(self, rows: Tensor) -> Tensor:
         raise NotImplementedError

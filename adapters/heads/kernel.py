@@ -28,6 +28,8 @@ class Kernel(Head):
     beta: sharpness. weight: (keys,), how much each key counts; None for one.
     """
 
+    name = "kernel"
+
     keys: Tensor
     label: Tensor
     classes: int
@@ -73,6 +75,8 @@ class KernelMachine(Head):
     keys: (keys, dim). value: (keys, classes). beta: sharpness.
     """
 
+    name = "kernel-machine"
+
     keys: Tensor
     value: Tensor
     beta: float | Tensor
@@ -100,6 +104,8 @@ class FourierFeatures(Head):
     frequency: (frequencies, dim). head: takes rows of twice as many columns as there are frequencies.
     Source: Random Features for Large-Scale Kernel Machines (Rahimi and Recht, NeurIPS 2007).
     """
+
+    name = "fourier-features"
 
     frequency: Tensor
     head: Head

@@ -19,6 +19,8 @@ class Linear(Head):
     bias: (classes,) or None.
     """
 
+    name = "linear"
+
     weight: Tensor
     bias: Tensor | None = None
 
@@ -41,6 +43,8 @@ class Sum(Head):
 
     heads: the terms. weights: one factor per term.
     """
+
+    name = "sum"
 
     heads: tuple[Head, ...]
     weights: tuple[float | Tensor, ...]
@@ -65,6 +69,8 @@ class Columns(Head):
     index: (columns,) int64. head: takes rows (n, columns).
     """
 
+    name = "columns"
+
     index: Tensor
     head: Head
 
@@ -86,6 +92,8 @@ class Projected(Head):
 
     head: the other one. matrix: (dim, width), or None for the identity. bias: (dim,) or None.
     """
+
+    name = "projected"
 
     head: Head
     matrix: Tensor | None = None
@@ -111,6 +119,8 @@ class ProbabilityBilinear(Head):
     weight: W, (anchors, dim). temperature: tau. matrix: M, (anchors, classes).
     entropy: e, (classes,), or None where all classes are treated alike, so that it would change no probability.
     """
+
+    name = "probability-bilinear"
 
     weight: Tensor
     temperature: float | Tensor

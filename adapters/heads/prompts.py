@@ -24,6 +24,8 @@ class PromptMax(Head):
     classes: number of classes. bias: the encoder's.
     """
 
+    name = "prompt-max"
+
     prompts: Tensor
     class_index: Tensor
     classes: int
@@ -55,6 +57,8 @@ class PromptWeighted(Head):
     weighting: one of WEIGHTINGS. entropy: the share, 1 for equal weights.
     Source: AutoCLIP (Metzen et al., TMLR 2024), section 3 and appendix A.3.
     """
+
+    name = "prompt-weighted"
 
     bank: Tensor
     scale: float

@@ -17,17 +17,19 @@ class Bottleneck(Head):
     """A residual two-layer map in front of another head: `head(unit(r relu(U relu(D x)) + (1 - r) x))`.
 
     down: (hidden, dim). up: (dim, hidden). ratio: r, between 0 and 1.
-    renormalise: False leaves out the scaling to unit length, as the cross-modal adapter does.
+    renormalize: False leaves out the scaling to unit length, as the cross-modal adapter does.
     """
+
+    name = "bottleneck"
 
     down: Tensor
     up: Tensor
     ratio: float | Tensor
     head: Head
-    renormalise: bool = True
+    renormalize: bool = True
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return self.head(blend(rows, self.down, self.up, self.ratio, self.renormalise))
+        return self.head(blend(rows, self.down, self.up, self.ratio, self.renormalize))
 
     @property
     def width(self) -> int:
@@ -38,11 +40,11 @@ class Bottleneck(Head):
         return self.down.dtype
 
 
-def blend(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor, renormalise: bool = True) -> Tensor:
+def blend(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor, renormalize: bool = True) -> Tensor:
     """Mix rows (n, dim) with their two-layer map and scale to unit length."""
     adapted = relu(product(relu(product(rows, down)), up))
     mixed = torch.lerp(rows, adapted, per_run(ratio))
-    return unit(mixed) if renormalise else mixed
+    return unit(mixed) if renormalize else mixed
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Rectified(Head):
 
     down: (hidden, width). up: (width, hidden). ratio: r. Unlike a `Bottleneck` it leaves no row negative in a column.
     """
+
+    name = "rectified"
 
     down: Tensor
     up: Tensor

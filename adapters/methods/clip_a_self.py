@@ -70,7 +70,7 @@ class ClipASelf(Method):
         **keeping(),
     }
     presets = {"reference": {"learning_rate": 2e-3, "epochs": 200, "batch_size": 32, "weight_decay": 5e-4,
-                             "optimiser": "sgd", "schedule": "dassl"}}
+                             "optimizer": "sgd", "schedule": "dassl"}}
     trained = True
     transfers = True
 

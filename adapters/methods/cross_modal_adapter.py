@@ -43,4 +43,4 @@ class CrossModalAdapter(CrossModalLinearProbe):
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         linear = super().head(prepared, parameters)
-        return Bottleneck(parameters["down"], parameters["up"], self.ratio, linear, renormalise=False)
+        return Bottleneck(parameters["down"], parameters["up"], self.ratio, linear, renormalize=False)

@@ -53,7 +53,7 @@ class MultiModalAdapter(Method):
         "bottleneck": Hyperparameter(32, "width of the narrowest layers", low=1, high=4096, retrain=True),
         "heads": Hyperparameter(4, "heads of the attention", low=1, high=256, retrain=True),
         "head_width": Hyperparameter(32, "width of a head", low=1, high=4096, retrain=True),
-        **recipe(learning_rate=1e-3, epochs=20, batch_size=64, weight_decay=1e-4, optimiser="adam",
+        **recipe(learning_rate=1e-3, epochs=20, batch_size=64, weight_decay=1e-4, optimizer="adam",
                  schedule="constant"),
         **keeping(),
     }

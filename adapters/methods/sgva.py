@@ -66,10 +66,10 @@ class SgVA(Method):
         "distillation": Hyperparameter(1.0, "weight of staying near zero-shot in training", high=1000.0, retrain=True),
         "temperature": Hyperparameter(5.0, "what divides the logits there; the authors'", low=0.01, high=1000.0,
                                       retrain=True),
-        **recipe(learning_rate=1e-2, epochs=100, weight_decay=5e-4, optimiser="sgd", schedule="dassl"),
+        **recipe(learning_rate=1e-2, epochs=100, weight_decay=5e-4, optimizer="sgd", schedule="dassl"),
         **keeping(),
     }
-    presets = {"reference": {"optimiser": "nesterov"}}
+    presets = {"reference": {"optimizer": "nesterov"}}
     mixing = "weight"
     trained = True
     inputs = ("preproj", "embedding")

@@ -25,7 +25,7 @@ class TextProjection(Method):
     """
 
     name = "text-projection"
-    hyperparameters = recipe(learning_rate=1e-4, epochs=50, weight_decay=0.0, optimiser="adam")
+    hyperparameters = recipe(learning_rate=1e-4, epochs=50, weight_decay=0.0, optimizer="adam")
     trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ class TaskRes(Method):
     (`learn_alpha`), and an enhanced base, the text projection trained first: for `enhanced` epochs, with a step size of
     our own, since the authors' code only downloads the result.
 
-    Source: Task Residual for Tuning Vision-Language Models (Yu et al., CVPR 2023); optimiser and schedule from
+    Source: Task Residual for Tuning Vision-Language Models (Yu et al., CVPR 2023); optimizer and schedule from
     the authors' code.
 
     Example:
@@ -63,7 +63,7 @@ class TaskRes(Method):
         "enhanced": Hyperparameter(0, "epochs in which a linear map of the class vectors is trained first, the "
                                    "enhanced base; 0 for none", high=1e6, retrain=True),
         **base_settings(length=10.0),
-        **recipe(learning_rate=2e-3, epochs=100, batch_size=256, weight_decay=5e-4, optimiser="adam",
+        **recipe(learning_rate=2e-3, epochs=100, batch_size=256, weight_decay=5e-4, optimizer="adam",
                  schedule="dassl"),
     }
     presets = {"reference": {"base": "raw"}, "reference-8-shots": {"base": "raw", "epochs": 200},

@@ -68,7 +68,7 @@ class ZeroShotLinearProbe(Method):
         "start": Hyperparameter("text", "start values of the class vectors: those that `base` names, or random ones",
                                 choices=("text", "random"), retrain=True),
         **base_settings(length=10.0),
-        **recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0, optimiser="sgd", schedule="dassl"),
+        **recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0, optimizer="sgd", schedule="dassl"),
     }
     presets = {"reference": {"base": "raw"}}
     trained = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from copy import copy
@@ -25,78 +25,21 @@ from torch.fx import GraphModule, Node
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.ops import narrow
 from onceclip.adapters.training import code_cache
-from onceclip.adapters.training.loop import Run, Training
-from onceclip.adapters.training.optimizer import Moment, Numbers
-from onceclip.adapters.training.stack import stackable
-
-_PLAIN = (int, float, str, bytes, type, type(None))
-
-
-def leaves(value: Any) -> list[Any]:
-    """All tensors and plain values in an object, in the order of its fields; of what else there is, which it is.
-
-    Two objects whose leaves are alike make the same computation.
-    """
-    return list(_leaves(value, set()))
-
-
-def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
-    if isinstance(value, (Tensor, *_PLAIN)):
-        yield value
-        return
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    parts = (value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else
-             vars(value).items() if hasattr(value, "__dict__") and not callable(value) else None)
-    if parts is None:
-        yield type(value), id(value)
-        return
-    yield type(value)
-    for name, part in parts:
-        yield name
-        yield from _leaves(part, seen)
-
-
-def kind(leaf: Any) -> Any:
-    """What must be equal of two leaves: the form of a tensor, the type and value of all else."""
-    return (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
-
-
-def lifted(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
-    """The graph with the tensors that it holds as further inputs, and these tensors.
-
-    traced: what `make_fx` made of a function; it is changed.
-    """
-    constants: dict[str, Tensor] = {}
-    inputs: dict[str, Node] = {}
-    nodes = traced.graph.find_nodes(op="get_attr")
-    last = traced.graph.find_nodes(op="placeholder")[-1]
-    for node in nodes:
-        name = str(node.target)
-        if name not in constants:
-            constants[name] = getattr(traced, name)
-            delattr(traced, name)  # or a graph that serves all tasks would keep the first
-            with traced.graph.inserting_after(last):
-                last = traced.graph.placeholder(f"constant_{len(constants)}")
-            inputs[name] = last
-        node.replace_all_uses_with(inputs[name])
-        traced.graph.erase_node(node)
-    traced.recompile()
-    return traced, list(constants.values())
-
-
-def places(constants: Sequence[Tensor], found: Sequence[Any]) -> list[int] | None:
-    """Where constants stand among the leaves of what a graph was made of; None if one does not."""
-    known = {id(leaf): place for place, leaf in enumerate(found) if isinstance(leaf, Tensor)}
-    return [known[id(each)] for each in constants] if all(id(each) in known for each in constants) else None
-
+from onceclip.adapters.training.loop import Run, Step, Training
+from onceclip.adapters.training.optimizer import Position, StepNumbers
+from onceclip.adapters.training.stack import stackable, varying
 
 AUTO, ON, OFF = CHOICES = ("auto", "on", "off")
 _WHOLE = 10.0  # seconds of plain steps in all that pay for compiling, which takes as long, once for all later processes
 _EACH = 0.002  # of one run, below which trying its code takes a group as long as is gained
 _STEP = 1e-4  # of a step without numbers, which some runs share
 _RATE = 1.6e10  # parameters times rows in a second, forward and backward, in float32
+_APART = 0.02  # of the length of a step's changes, by which both ways may differ: bfloat16 rounds at other places
+_NODES = 300  # of a graph: CLIP-Adapter's has 150
+_LEAST = 11  # rows and runs to trace with, or somewhat more
+_FIRST = Position(0, 1, 0, 1)
+_PLAIN = (int, float, str, bytes, type, type(None))
+_known: dict[Any, tuple[str, Sequence[int]]] = {}  # code by its name, and the places of constants among leaves
 
 
 @dataclass(frozen=True)
@@ -130,7 +73,7 @@ def compiling(choice: Compiling) -> Iterator[None]:
 
 @contextmanager
 def several(number: int) -> Iterator[None]:
-    """What is around consists of so many trainings like those inside."""
+    """Say that the whole work has so many trainings like those inside: each pays its part of compiling."""
     around = _CURRENT.get()
     with compiling(replace(around, alike=around.alike * number)):
         yield
@@ -156,16 +99,8 @@ def required() -> bool:
     return _CURRENT.get().choice == ON
 
 
-Step = Callable[[Tensor, Tensor, Moment], None]
-_APART = 0.02  # of the length of a step's changes, by which both ways may differ: bfloat16 rounds at other places
-_NODES = 300  # of a graph: CLIP-Adapter's has 150
-_LEAST = 11  # rows and runs to trace with, or somewhat more
-_FIRST = Moment(0, 1, 0, 1)
-_known: dict[Any, tuple[str, Sequence[int]]] = {}  # code by its name, and the places of constants among leaves
-
-
 class CompiledStep:
-    """The step of some trainings that have method, task and number of runs in common.
+    """The compiled step of trainings that share method, task and number of runs.
 
     required: raise MethodError where it cannot be compiled; otherwise the plain step is taken.
     """
@@ -177,7 +112,7 @@ class CompiledStep:
         self._failed = False
 
     def __call__(self, training: Training, rows: Tensor, label: Tensor) -> Step:
-        """What carries out the steps of a training, of which this is a batch."""
+        """The compiled step of a training, or its plain one. rows, label: its first batch."""
         if self._code is None and not self._failed:
             try:
                 self._make(training, rows, label)
@@ -188,13 +123,13 @@ class CompiledStep:
                                       "use --compile off") from error
                 logging.getLogger(__name__).info("%s is trained without compiling: %s", training.first.method.name,
                                                  reason)
-        return training.step if self._failed else partial(self._carry_out, training)
+        return training.step if self._failed else partial(self._run, training)
 
-    def _carry_out(self, training: Training, rows: Tensor, label: Tensor, at: Moment) -> None:
+    def _run(self, training: Training, rows: Tensor, label: Tensor, position: Position) -> None:
         assert self._code is not None
         if len(label) == 1:  # code is for two rows and more; of two equal ones the mean is the same
             rows, label = rows.repeat(2, 1), label.repeat(2)
-        self._code([*_tensors(training, rows, label, training.optimiser.numbers(at)), *self._constants])
+        self._code([*_tensors(training, rows, label, training.optimizer.numbers(position)), *self._constants])
 
     @torch.no_grad()
     def _make(self, training: Training, rows: Tensor, label: Tensor) -> None:
@@ -202,8 +137,8 @@ class CompiledStep:
             raise MethodError("its device is no CPU")
         plain = _copy(training)
         plain.step(rows, label, _FIRST)  # also fills what methods and tasks keep, which must not happen in a graph
-        found = leaves((training.first.task, training.first.prepared, training.fixed))
-        key = training.alone, torch.get_num_threads(), narrow(), *map(kind, found)
+        found = pytree_leaves((training.first.task, training.first.prepared, _step_constants(training)))
+        key = training.alone, torch.get_num_threads(), narrow(), *map(leaf_key, found)
         for number in (None, training.stack.runs):
             name, where = _remembered(number, *key)
             if name and (code := code_cache.load(name)):
@@ -214,7 +149,7 @@ class CompiledStep:
             if name := self._write(training, rows, label, found, number):
                 break
         self._try(training, plain, rows, label)
-        if (kept := places(self._constants, found)) is not None:
+        if (kept := positions_of(self._constants, found)) is not None:
             _remember(name, kept, number, *key)
 
     def _write(self, training: Training, rows: Tensor, label: Tensor, found: Sequence[Any], runs: int | None) -> str:
@@ -228,7 +163,7 @@ class CompiledStep:
 
         with _quiet():
             example, free = _example(training, rows, label, found, runs)
-            graph, self._constants = lifted(make_fx(partial(_step, training), tracing_mode="symbolic",
+            graph, self._constants = lift_constants(make_fx(partial(_step, training), tracing_mode="symbolic",
                                                     _allow_non_fake_inputs=True)(*example))
             if not self.required and len(graph.graph.nodes) > _NODES:
                 raise MethodError("its steps are of so many parts that compiling them takes minutes")
@@ -247,13 +182,20 @@ class CompiledStep:
     def _try(self, training: Training, plain: Training, rows: Tensor, label: Tensor) -> None:
         """Take a first step elsewhere. Raises MethodError unless it goes where the plain one went."""
         other = _copy(training)
-        self._carry_out(other, rows, label, _FIRST)
-        start, one, two = ([*chain.from_iterable(each.optimiser.moments[:1])] or each.optimiser.values
+        self._run(other, rows, label, _FIRST)
+        start, one, two = ([*chain.from_iterable(each.optimizer.moments[:1])] or each.optimizer.values
                            for each in (training, plain, other))
         moved, apart = (math.sqrt(sum(float((end - begin).norm())**2 for end, begin in zip(one, base, strict=True)))
                         for base in (start, two))
         if not apart <= _APART * moved:
             raise MethodError(f"the compiled step is {apart:.3g} from the plain one, which goes {moved:.3g} far")
+
+
+def _step_constants(training: Training) -> tuple[Any, ...]:
+    """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations."""
+    method, optimizer = training.first.method, training.optimizer
+    return (type(method), optimizer.clips, optimizer.decays, training.stack.smoothed,
+            {name: value for name, value in method.values.items() if name not in varying(method)})
 
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
@@ -285,24 +227,24 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tensors(training: Training, rows: Tensor, label: Tensor, numbers: Numbers) -> list[Tensor]:
+def _tensors(training: Training, rows: Tensor, label: Tensor, numbers: StepNumbers) -> list[Tensor]:
     """All that a step reads and changes, apart from what belongs to the task."""
-    optimiser = training.optimiser
-    return [rows, label, *numbers, *training.stack.numbers.values(), *training.state.values(), *optimiser.values,
-            *chain.from_iterable(optimiser.moments)]
+    optimizer = training.optimizer
+    return [rows, label, *numbers, *training.stack.numbers.values(), *training.state.values(), *optimizer.values,
+            *chain.from_iterable(optimizer.moments)]
 
 
 def _step(training: Training, rows: Tensor, label: Tensor, *tensors: Tensor) -> None:
     """A step as a function of those tensors, some of which it changes. training: gives their names and numbers."""
     remaining = iter(tensors)
-    numbers = Numbers(*islice(remaining, len(Numbers._fields)))
+    numbers = StepNumbers(*islice(remaining, len(StepNumbers._fields)))
     own = {name: next(remaining) for name in training.stack.numbers}
     state = {name: next(remaining) for name in training.state}
     values = {name: next(remaining) for name in training.parameters}
-    moments = [[next(remaining) for _ in values] for _ in training.optimiser.moments]
+    moments = [[next(remaining) for _ in values] for _ in training.optimizer.moments]
     leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
     gradients = training.gradients(leaves, state, own, rows, label)
-    training.optimiser.move(list(values.values()), [each.detach() for each in gradients], moments, numbers)
+    training.optimizer.update(list(values.values()), [each.detach() for each in gradients], moments, numbers)
 
 
 def _example(training: Training, rows: Tensor, label: Tensor,
@@ -311,7 +253,7 @@ def _example(training: Training, rows: Tensor, label: Tensor,
 
     Rows and runs are as many as no other size is: torch takes equal sizes for the same. Arguments as of `_write`.
     """
-    tensors = _tensors(training, rows, label, copy(training.optimiser).numbers(_FIRST))
+    tensors = _tensors(training, rows, label, copy(training.optimizer).numbers(_FIRST))
     free = [{0: "rows"} if place < 2 else {0: "runs"} if each.ndim and not training.alone and runs is None else {}
             for place, each in enumerate(tensors)]
     fixed = {size for each, names in zip(tensors, free, strict=True) for size in each.shape[len(names):]}
@@ -324,9 +266,69 @@ def _example(training: Training, rows: Tensor, label: Tensor,
 
 def _copy(training: Training) -> Training:
     """The training with parameters and moments of its own."""
-    other, optimiser = copy(training), copy(training.optimiser)
+    other, optimizer = copy(training), copy(training.optimizer)
     other.parameters = {name: value.detach().clone().requires_grad_() for name, value in training.parameters.items()}
-    optimiser.values = [value.detach() for value in other.parameters.values()]
-    optimiser.moments = [[each.clone() for each in kept] for kept in optimiser.moments]
-    other.optimiser = optimiser
+    optimizer.values = [value.detach() for value in other.parameters.values()]
+    optimizer.moments = [[each.clone() for each in kept] for kept in optimizer.moments]
+    other.optimizer = optimizer
     return other
+
+
+def pytree_leaves(value: Any) -> list[Any]:
+    """All tensors and plain values in an object, in the order of its fields; other values by their identity.
+
+    Two objects with equal leaves make the same computation.
+    """
+    return list(_leaves(value, set()))
+
+
+def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
+    if isinstance(value, (Tensor, *_PLAIN)):
+        yield value
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    parts = (value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else
+             vars(value).items() if hasattr(value, "__dict__") and not callable(value) else None)
+    if parts is None:
+        yield type(value), id(value)
+        return
+    yield type(value)
+    for name, part in parts:
+        yield name
+        yield from _leaves(part, seen)
+
+
+def leaf_key(leaf: Any) -> Any:
+    """What two leaves must share: the shape, type and device of a tensor, the type and value of all else."""
+    return (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+
+
+def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The graph with the tensors that it holds as further inputs, and these tensors.
+
+    traced: what `make_fx` made of a function; it is changed.
+    """
+    constants: dict[str, Tensor] = {}
+    inputs: dict[str, Node] = {}
+    nodes = traced.graph.find_nodes(op="get_attr")
+    last = traced.graph.find_nodes(op="placeholder")[-1]
+    for node in nodes:
+        name = str(node.target)
+        if name not in constants:
+            constants[name] = getattr(traced, name)
+            delattr(traced, name)  # or a graph that serves all tasks would keep the first
+            with traced.graph.inserting_after(last):
+                last = traced.graph.placeholder(f"constant_{len(constants)}")
+            inputs[name] = last
+        node.replace_all_uses_with(inputs[name])
+        traced.graph.erase_node(node)
+    traced.recompile()
+    return traced, list(constants.values())
+
+
+def positions_of(constants: Sequence[Tensor], found: Sequence[Any]) -> list[int] | None:
+    """Where constants stand among the leaves of what a graph was made of; None if one does not."""
+    known = {id(leaf): place for place, leaf in enumerate(found) if isinstance(leaf, Tensor)}
+    return [known[id(each)] for each in constants] if all(id(each) in known for each in constants) else None

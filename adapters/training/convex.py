@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.cpu import threads_for
-from onceclip.adapters.method import Method
 from onceclip.adapters.ops import reduced_products
 from onceclip.adapters.training.loop import Run
 from onceclip.adapters.training.stack import Parameters
@@ -35,7 +34,7 @@ def solve(run: Run, start: Parameters) -> Parameters:
     `_lowest`, any other loss to torch's L-BFGS. Products are of the parameters' type, whatever a search asks for.
     """
     with torch.enable_grad(), threads_for(run.task.work), reduced_products(None):
-        if type(run.method).loss is Method.loss and not run.method.values.get("smoothing"):
+        if run.method.plain_loss and not run.method.values.get("smoothing"):
             regression = _Regression(run, start)
             if regression.linear():
                 return regression.named(_lowest(regression))
@@ -46,16 +45,16 @@ def _by_loss(run: Run, start: Parameters) -> Parameters:
     parameters = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     rows, label = run.method.training_rows(run.task, run.prepared, 0)
     noise = run.noise()
-    optimiser = torch.optim.LBFGS(parameters.values(), max_iter=_STEPS, history_size=20, tolerance_grad=1e-6,
+    optimizer = torch.optim.LBFGS(parameters.values(), max_iter=_STEPS, history_size=20, tolerance_grad=1e-6,
                                   tolerance_change=1e-9, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = run.method.loss(run.prepared, parameters, rows, label, noise)
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     return {name: value.detach() for name, value in parameters.items()}
 
 

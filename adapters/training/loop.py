@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from onceclip.adapters.method import Method
 from onceclip.adapters.task import BLOCK, Rows, Stream, Task
-from onceclip.adapters.training.optimizer import Moment, Optimiser
-from onceclip.adapters.training.stack import Parameters, Stack, calculated
+from onceclip.adapters.training.optimizer import Optimizer, Position
+from onceclip.adapters.training.stack import Parameters, Stack
+from onceclip.adapters.training.trainable import Trainable
 
 Progress = Callable[[float], None]
-Compile = Callable[["Training", Tensor, Tensor], Callable[..., None]]
+Step = Callable[[Tensor, Tensor, Position], None]  # rows, labels, and where in the training the step is
+CompileStep = Callable[["Training", Tensor, Tensor], Step]  # of a training and its first batch
 _ORDER, _NOISE = 2**32, 2**33  # start values, batch order and noise come from streams of their own
 
 
@@ -25,7 +25,7 @@ _ORDER, _NOISE = 2**32, 2**33  # start values, batch order and noise come from s
 class Run:
     """One training: a method with its values, the task, what `Method.prepare` made of it, and a seed."""
 
-    method: Method
+    method: Trainable
     task: Task
     prepared: Any
     seed: int
@@ -55,104 +55,87 @@ def no_progress(fraction: float) -> None:
 
 
 def part_of(progress: Progress, start: float, share: float) -> Progress:
-    """What watches a part of the work. start: fraction that is done before. share: the part's own."""
+    """Progress of a part of the work. start: fraction that is done before. share: the part's own."""
     return lambda fraction: progress(start + fraction * share)
 
 
 class Training:
-    """The training of runs on one task with one seed that differ only in numbers.
+    """The training of runs that share a task and a seed; only float hyperparameters differ.
 
     starts: their start values. alone: whether it is a single run whose parameters have no axis of runs.
-    compile: makes another way to carry out `step`, with the same arguments, of this training and its first batch.
+    compile_step: makes a faster way to carry out `step`; None to take the steps as they are written here.
     """
 
     def __init__(self, runs: Sequence[Run], starts: Sequence[Parameters], alone: bool = False,
-                 compile: Compile | None = None) -> None:
+                 compile_step: CompileStep | None = None) -> None:
         self.first, self.methods, self.alone = runs[0], [run.method for run in runs], alone
         self.stack = Stack(self.methods, self.first.task, self.first.prepared, alone)
         joined = self.stack.join(starts)
         self.state = {name: joined.pop(name) for name in self.first.method.state if name in joined}
         self.parameters = {name: value.requires_grad_() for name, value in joined.items()}
-        self.optimiser = Optimiser(self.methods, self.parameters, alone)
-        self.best = Best(self.stack, self.first.method, self.first.task)
+        self.optimizer = Optimizer(self.methods, self.parameters, alone)
+        self.best = BestCheckpoint(self.stack, self.first.method, self.first.task)
         self.steps = self.first.steps_per_epoch()
         self.order = torch.Generator().manual_seed(self.first.seed + _ORDER)
         self.noise = self.first.noise()
-        self._compile = compile
-        self._step: Callable[..., None] = self.step
+        self._compile_step = compile_step
+        self._step: Step = self.step
 
     def run(self, progress: Progress = no_progress) -> list[Parameters]:
-        """Carry out all epochs and give the parameters of every run."""
+        """Carry out all epochs and give the parameters of every run: the last, or the best on validation rows."""
         epochs = self.first.method.epochs
         for epoch in range(epochs):
             self.epoch(epoch)
             progress((epoch + 1) / epochs)
-            if self.over(epoch):
+            if self.state:
+                self.state = self.stack.after_epoch(self.parameters | self.state)
+            if self.best.update(self.parameters | self.state, epoch):
                 break
-        return self.result()
-
-    def over(self, epoch: int) -> bool:
-        """What is done between epochs; whether no run needs another one."""
-        if self.state:
-            self.state = self.stack.after_epoch(self.parameters | self.state)
-        return self.best.seen(self.parameters | self.state, epoch)
-
-    def result(self) -> list[Parameters]:
-        """The parameters of every run: the last, or the best on validation rows."""
         return self.stack.split(self.best.chosen(self.parameters | self.state))
 
-    def epoch(self, number: int, most: int | None = None) -> None:
-        """Carry out one epoch, or the first `most` steps of it."""
+    def epoch(self, number: int) -> None:
+        """Carry out one epoch."""
         epochs = self.first.method.epochs
-        for place, (rows, label) in enumerate(islice(self.batches(number, self.order), most)):
-            if self._compile is not None:
-                self._step, self._compile = self._compile(self, rows, label), None
-            self._step(rows, label, Moment(number * self.steps + place, epochs * self.steps, number, epochs))
+        for index, (rows, label) in enumerate(self._batches(number)):
+            if self._compile_step is not None:
+                self._step, self._compile_step = self._compile_step(self, rows, label), None
+            self._step(rows, label, Position(number * self.steps + index, epochs * self.steps, number, epochs))
 
-    def step(self, rows: Tensor, label: Tensor, at: Moment) -> None:
-        """Carry out one step on a batch."""
-        self.optimiser.step(self.gradients(self.parameters, self.state, None, rows, label), at)
+    def step(self, rows: Tensor, label: Tensor, position: Position) -> None:
+        """Carry out one step on a batch: rows (n, width), label (n,)."""
+        self.optimizer.step(self.gradients(self.parameters, self.state, None, rows, label), position)
 
     def gradients(self, parameters: Parameters, state: Parameters, numbers: Parameters | None, rows: Tensor,
                   label: Tensor) -> Sequence[Tensor]:
-        """Gradients of all parameters; those of a run are its own."""
+        """Gradients of all parameters; those of a run are its own. Arguments as of `Stack.loss`."""
         with torch.enable_grad():
             loss = self.stack.loss(parameters | state, rows, label, self.noise, numbers)
             return torch.autograd.grad(loss.sum(), list(parameters.values()))
 
-    @property
-    def fixed(self) -> tuple[Any, ...]:
-        """What a step takes of the method as it is."""
-        method = self.first.method
-        return (type(method), self.optimiser.clips, self.optimiser.decays, self.stack.smoothed,
-                {name: value for name, value in method.values.items() if name not in calculated(method)})
-
-    def rows(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The rows that an epoch is made of, and their labels; not of a stream, which has them in blocks."""
-        return self.first.method.training_rows(self.first.task, self.first.prepared, epoch)
-
-    def batches(self, number: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows and labels of every step of an epoch."""
-        support = self.first.task.support
-        for rows, label in support.blocks(order) if isinstance(support, Stream) else [self.rows(number)]:
-            for piece in self.first.method.batches(len(label), order):
-                yield _at(rows, piece), _at(label, piece)
+        method, task = self.first.method, self.first.task
+        blocks = (task.support.blocks(self.order) if isinstance(task.support, Stream) else
+                  [method.training_rows(task, self.first.prepared, number)])
+        for rows, label in blocks:
+            for batch in method.batches(len(label), self.order):
+                yield _rows_at(rows, batch), _rows_at(label, batch)
 
 
-def _at(values: Tensor, piece: Tensor | slice) -> Tensor:
-    if isinstance(piece, slice):
-        return values if piece == slice(None) else values[piece]
-    return values.index_select(0, piece.to(values.device))
+def _rows_at(values: Tensor, batch: Tensor | slice) -> Tensor:
+    if isinstance(batch, slice):
+        return values if batch == slice(None) else values[batch]
+    return values.index_select(0, batch.to(values.device))
 
 
-class Best:
-    """Keeps what was best so far, run by run, where a method has `keep` set to "best" and the task validation rows.
+class BestCheckpoint:
+    """The best parameters of every run so far, where `keep` is "best" and the task has validation rows.
 
     Ties go to the lower cross-entropy, then to the earlier epoch. With a `patience`, a run that has not become better
     for that many epochs is over: later epochs, which runs beside it may need, count no more.
     """
 
-    def __init__(self, stack: Stack, method: Method, task: Task) -> None:
+    def __init__(self, stack: Stack, method: Trainable, task: Task) -> None:
         self.stack, self.patience = stack, int(method.values.get("patience", 0))
         self.rows: Rows | None = task.val if method.values.get("keep") == "best" and task.val else None
         self.input = None if self.rows is None else method.rows_of(self.rows)
@@ -163,7 +146,7 @@ class Best:
         self.over = torch.zeros(runs, dtype=torch.bool, device=device)
         self.kept: Parameters = {}
 
-    def seen(self, parameters: Parameters, epoch: int) -> bool:
+    def update(self, parameters: Parameters, epoch: int) -> bool:
         """Look at the parameters after an epoch; whether all runs are over."""
         if self.rows is None or self.input is None:
             return False

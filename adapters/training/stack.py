@@ -12,21 +12,21 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from onceclip.adapters.heads import Head, pack, unpack
 from onceclip.adapters.heads.batched import scored
-from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Trainable
 
 Parameters = dict[str, Tensor]
 _FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
 _OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # what no loss is made of
 
 
-def stackable(method: Method) -> bool:
+def stackable(method: Trainable) -> bool:
     """Whether runs of a method may share their steps: gradient descends on the loss that a stack knows."""
-    return method.solver == "gradient" and type(method).loss is Method.loss
+    return method.solver == "gradient" and method.plain_loss
 
 
-def calculated(method: Method) -> set[str]:
-    """Names of the numbers that may differ between the runs of a stack."""
+def varying(method: Trainable) -> set[str]:
+    """Names of the float hyperparameters that may differ between the runs of a stack."""
     return {name for name, setting in method.hyperparameters.items()
             if setting.retrain and isinstance(method.values[name], float) and name not in _FIXED}
 
@@ -39,14 +39,14 @@ class Stack:
     depend on those beside it; they differ in the last digits from those of the run alone.
     """
 
-    def __init__(self, methods: Sequence[Method], task: Task, prepared: Any, alone: bool = False) -> None:
+    def __init__(self, methods: Sequence[Trainable], task: Task, prepared: Any, alone: bool = False) -> None:
         self.method, self.prepared, self.runs, self.alone = methods[0], prepared, len(methods), alone
         # All that may differ between runs, also where it does not: rounding must not depend on the other runs.
         self.numbers = {name: self._tensor([float(method.values[name]) for method in methods], task)
-                        for name in calculated(self.method) - _OF_STEPS} if stackable(self.method) else {}
+                        for name in varying(self.method) - _OF_STEPS} if stackable(self.method) else {}
         self.smoothed = any(method.values.get("smoothing") for method in methods)
         self._shared: set[str] | None = None
-        self._penalised = type(self.method).penalty is not Method.penalty
+        self._penalized = self.method.has_penalty
 
     def _tensor(self, numbers: list[float], task: Task) -> Tensor:
         return task.text.embedding.new_tensor(numbers[0] if self.alone else numbers)
@@ -79,7 +79,7 @@ class Stack:
         if self.smoothed:
             smoothing = numbers["smoothing"]
             loss = (1 - smoothing) * loss - smoothing * likely.mean(dim=(1, 2))
-        if self._penalised:
+        if self._penalized:
             loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
                                     parameters, numbers)
         return loss
@@ -91,7 +91,7 @@ class Stack:
         loss = -likely.gather(1, label.unsqueeze(1)).mean()
         if self.smoothed:
             loss = (1 - numbers["smoothing"]) * loss - numbers["smoothing"] * likely.mean()
-        return loss + method.penalty(self.prepared, parameters) if self._penalised else loss
+        return loss + method.penalty(self.prepared, parameters) if self._penalized else loss
 
     def head(self, parameters: Parameters, numbers: Parameters | None = None) -> Head:
         """The head that training sees, of all runs."""
@@ -100,7 +100,7 @@ class Stack:
         description: dict[str, Any] = {}
         tensors: Parameters = {}
 
-        def make(method: Method, each: Parameters) -> Parameters:
+        def make(method: Trainable, each: Parameters) -> Parameters:
             values, packed = pack(method.training_head(self.prepared, each), copy=False)
             description.update(values)
             tensors.update(packed)
@@ -114,13 +114,13 @@ class Stack:
         return unpack(description, tensors)
 
     @torch.no_grad()
-    def _without_runs(self, make: Callable[[Method, Parameters], Parameters], parameters: Parameters) -> set[str]:
+    def _without_runs(self, make: Callable[[Trainable, Parameters], Parameters], parameters: Parameters) -> set[str]:
         """Names of a head's tensors that all runs share; those of two runs come back repeated, without memory."""
         twice = ({name: torch.cat([value[:1], value[:1]]).detach() for name, value in values.items()}
                  for values in (parameters, self.numbers))
         return {name for name, value in self._map(make, *twice).items() if value.stride(0) == 0}
 
-    def _map(self, function: Callable[[Method, Parameters], Any], parameters: Parameters,
+    def _map(self, function: Callable[[Trainable, Parameters], Any], parameters: Parameters,
              numbers: Parameters | None = None) -> Any:
         return vmap(lambda each, values: function(self.method.with_values(**values), each))(
             parameters, self.numbers if numbers is None else numbers)

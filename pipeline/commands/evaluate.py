@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, show
 from onceclip.pipeline.commands.scheduling import hired, local_workers_option, one_way, scheduler_option
 
 _FOR_WORKERS = ("onceclip.pipeline.cluster.evaluation",)
@@ -28,12 +28,13 @@ _FOR_WORKERS = ("onceclip.pipeline.cluster.evaluation",)
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
+@import_option
 @local_workers_option
 @scheduler_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
              only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
-             local_workers: int | None, scheduler: str | None, as_json: bool) -> None:
+             modules: tuple[str, ...], local_workers: int | None, scheduler: str | None, as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -67,7 +68,7 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
 
     chosen = classes if classes in CHOICES else tuple(name.strip() for name in classes.split(","))
     protocol = Protocol(split, chosen, text, only_its_classes)
-    classifier, other = load_classifier(adapter), load_classifier(against) if against else None
+    classifier, other = load_classifier(adapter, modules), load_classifier(against, modules) if against else None
     found = []
     for store in map(open_store, stores):
         with percentage(f"evaluate {store.path}") as progress:

@@ -247,10 +247,10 @@ def test_clip_a_self_attends_within_each_class_however_many_sentences_it_has(mak
         assert_close(method.head(method.prepare(each), given).weight, torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-def test_clip_adapter_without_renormalisation_is_the_plain_blend(dtype):
+def test_clip_adapter_without_renormalization_is_the_plain_blend(dtype):
     task = golden_task(dtype)
     parameters = {"image_down": grid((2, 8), 0.5).to(dtype), "image_up": grid((8, 2), 0.7).to(dtype)}
     rows = normalize(queries(dtype), dim=1)
     adapted = torch.relu(torch.relu(rows @ parameters["image_down"].T) @ parameters["image_up"].T)
     expected = 100 * (0.2 * adapted + 0.8 * rows) @ task.text.class_weights.T
-    assert_close(ClipAdapter(renormalise=False).head(task, parameters)(rows), expected)
+    assert_close(ClipAdapter(renormalize=False).head(task, parameters)(rows), expected)

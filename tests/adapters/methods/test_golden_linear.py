@@ -140,15 +140,15 @@ def test_lp_plus_plus_trains_like_a_loop_of_torch(gradient):
     found = method.solve(prepared, start, lambda part: None)
     weight, bias, alpha = (start[name].clone().requires_grad_() for name in ("weight", "bias", "alpha"))
     rows, text = torch.from_numpy(unit(grid((6, 8), 0.3))), torch.from_numpy(unit_mean())
-    optimiser = torch.optim.SGD([weight, bias], lr=prepared.weight_step, momentum=0.9)
+    optimizer = torch.optim.SGD([weight, bias], lr=prepared.weight_step, momentum=0.9)
     gradients = []
     for epoch in range(25):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         alpha.grad = None
         logits = rows @ weight.T + bias + (rows @ text.T) * alpha
         cross_entropy(logits, task.support.label).backward()
         gradients.append(alpha.grad)
-        optimiser.step()
+        optimizer.step()
         if epoch % 10 == 9:
             step = {"fresh": gradients[-1], "mean": sum(gradients[-10:]) / 10, "accumulate": sum(gradients)}[gradient]
             with torch.no_grad():

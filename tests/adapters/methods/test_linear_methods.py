@@ -254,12 +254,12 @@ def test_the_probe_by_adamw_is_that_of_a_plain_loop_of_torch(make_task):
     with torch.no_grad():
         layer.weight.copy_(start["weight"])
         layer.bias.copy_(start["bias"])
-    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     for _ in range(20):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.nn.functional.cross_entropy(layer(task.support.unit), task.support.label).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     trained = train([Run(method, task, task, 0)])[0]
     assert_close(trained["weight"], layer.weight.detach(), rtol=0, atol=1e-9)

@@ -39,7 +39,7 @@ def text_head(task, vectors):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_nesterov_steps_are_those_of_torch_alone_and_in_a_stack(make_task, monkeypatch, momentum):
     task = noisy(make_task)
-    methods = [WiseFT(optimiser="nesterov", momentum=momentum, schedule="constant", epochs=7, learning_rate=rate,
+    methods = [WiseFT(optimizer="nesterov", momentum=momentum, schedule="constant", epochs=7, learning_rate=rate,
                       weight_decay=decay) for rate, decay in ((0.02, 0.0), (0.01, 0.0), (0.01, 0.1))]
     together = train([Run(each, task, task, 0) for each in methods])
     monkeypatch.setattr(engine, "stacks", lambda *_: False)
@@ -47,12 +47,12 @@ def test_nesterov_steps_are_those_of_torch_alone_and_in_a_stack(make_task, monke
         alone = train([Run(method, task, task, 0)])[0]
         weight = task.zero_shot_weights.clone().requires_grad_()
         bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-        optimiser = torch.optim.SGD([weight, bias], lr=method.learning_rate, momentum=momentum,
+        optimizer = torch.optim.SGD([weight, bias], lr=method.learning_rate, momentum=momentum,
                                     weight_decay=method.weight_decay, nesterov=momentum > 0)
         for _ in range(7):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             cross_entropy(task.support.unit @ weight.T + bias, task.support.label).backward()
-            optimiser.step()
+            optimizer.step()
         for name, expected in (("weight", weight), ("bias", bias)):
             assert_close(alone[name], expected.detach(), rtol=0, atol=1e-10)
             assert_close(found[name], expected.detach(), rtol=0, atol=1e-10)
@@ -60,19 +60,19 @@ def test_nesterov_steps_are_those_of_torch_alone_and_in_a_stack(make_task, monke
 
 def test_smoothed_labels_are_those_of_torch_in_a_stack(make_task):
     task = noisy(make_task)
-    methods = [WiseFT(smoothing=share, schedule="constant", optimiser="sgd", momentum=0, epochs=7)
+    methods = [WiseFT(smoothing=share, schedule="constant", optimizer="sgd", momentum=0, epochs=7)
                for share in (0.0, 0.1, 0.4)]
     together = train([Run(each, task, task, 0) for each in methods])
     alike = train([Run(each.with_values(learning_rate=rate), task, task, 0) for each in methods[1:2]
                    for rate in (0.01, 0.02)])[0]
     for method, found in zip(methods, together, strict=True):
         weight = task.zero_shot_weights.clone().requires_grad_()
-        optimiser = torch.optim.SGD([weight, bias := torch.zeros(3, dtype=torch.float64, requires_grad=True)], lr=0.01)
+        optimizer = torch.optim.SGD([weight, bias := torch.zeros(3, dtype=torch.float64, requires_grad=True)], lr=0.01)
         for _ in range(7):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             logits = task.support.unit @ weight.T + bias
             cross_entropy(logits, task.support.label, label_smoothing=method.smoothing).backward()
-            optimiser.step()
+            optimizer.step()
         alone = train([Run(method, task, task, 0)])[0]
         for trained in (found, alone, *([alike] if method.smoothing == 0.1 else [])):
             assert_close(trained["weight"], weight.detach(), rtol=0, atol=1e-10)
@@ -81,7 +81,7 @@ def test_smoothed_labels_are_those_of_torch_in_a_stack(make_task):
 
 def test_the_momentum_of_sgva_is_nesterovs_only_where_it_is_asked_for():
     """Its presets hold no step size: the authors set one by hand for every data set and number of shots."""
-    assert (SgVA().optimiser, SgVA(preset="reference").optimiser) == ("sgd", "nesterov")
+    assert (SgVA().optimizer, SgVA(preset="reference").optimizer) == ("sgd", "nesterov")
 
 
 def test_random_class_vectors_have_the_deviation_of_kaiming():
@@ -169,8 +169,8 @@ def test_training_on_mixed_batches_lowers_the_mean_over_images_and_prompts(make_
     task = noisy(make_task)
     method = CrossModalLinearProbe(preset="reference", epochs=2, learning_rate=0.01)
     weight = normalize(task.text.raw_mean, dim=1).requires_grad_()
-    optimiser = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: (step + 1) / 50 if step < 50 else 0.5 * (
+    optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 50 if step < 50 else 0.5 * (
         1 + torch.cos(torch.tensor(torch.pi * (step - 50) / 150, dtype=torch.float64)).item()))
     order = torch.Generator().manual_seed(3 + ORDER)
     for epoch in range(2):
@@ -178,9 +178,9 @@ def test_training_on_mixed_batches_lowers_the_mean_over_images_and_prompts(make_
         for batch in method.batches(len(rows), order):
             image, prompt = batch[:4], batch[4:]
             loss = sum(cross_entropy(task.logit_scale * rows[half] @ weight.T, label[half]) for half in (image, prompt))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (loss / 2).backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     found = train([Run(method, task, task, 3)])[0]["weight"]
     assert_close(found, weight.detach(), rtol=0, atol=1e-9)

@@ -28,15 +28,15 @@ def alone(method, task):
 def test_gradients_are_cut_to_the_length_that_torch_cuts_them_to(make_task):
     """WiSE-FT's script: one length over weights and biases together."""
     task = make_task((5, 4, 6), noise=0.6, dtype=torch.float64)
-    method = WiseFT(optimiser="sgd", momentum=0.0, learning_rate=0.5, epochs=8, schedule="constant", clip=0.05)
+    method = WiseFT(optimizer="sgd", momentum=0.0, learning_rate=0.5, epochs=8, schedule="constant", clip=0.05)
     weight = task.zero_shot_weights.clone().requires_grad_()
     bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimiser, lengths = torch.optim.SGD([weight, bias], lr=0.5), []
+    optimizer, lengths = torch.optim.SGD([weight, bias], lr=0.5), []
     for _ in range(8):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         cross_entropy(task.support.unit @ weight.T + bias, task.support.label).backward()
         lengths.append(float(torch.nn.utils.clip_grad_norm_([weight, bias], 0.05)))
-        optimiser.step()
+        optimizer.step()
     assert min(lengths) > 0.05
     trained = alone(method, task)
     torch.testing.assert_close(trained["weight"], weight.detach(), rtol=0, atol=1e-12)
@@ -45,7 +45,7 @@ def test_gradients_are_cut_to_the_length_that_torch_cuts_them_to(make_task):
 
 def test_runs_in_one_stack_have_their_own_lengths(make_task):
     task = make_task((5, 4, 6), noise=0.6, dtype=torch.float64)
-    methods = [WiseFT(optimiser="sgd", epochs=8, clip=clip) for clip in (0.0, 1e-3, 0.05)]
+    methods = [WiseFT(optimizer="sgd", epochs=8, clip=clip) for clip in (0.0, 1e-3, 0.05)]
     for method, one in zip(methods, together(methods, task), strict=True):
         for name, value in alone(method, task).items():
             torch.testing.assert_close(one[name], value, rtol=1e-12, atol=1e-12)
@@ -60,14 +60,14 @@ def test_the_adaptive_constraint_of_clap_is_that_of_a_plain_loop(make_task, epoc
     label = task.support.label
     held = torch.stack([zero_shot[label == number, number].mean() for number in range(3)])
     before, moved, prototype = held.clone(), torch.zeros(3, dtype=torch.float64), start.clone().requires_grad_()
-    optimiser = torch.optim.SGD([prototype], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD([prototype], lr=0.1, momentum=0.9)
     for epoch in range(epochs):
-        optimiser.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2 if epoch else 1e-5
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2 if epoch else 1e-5
+        optimizer.zero_grad()
         logits = 100 * task.support.unit @ normalize(prototype).T
         penalty = (held * (prototype - start).square().sum(dim=1)).mean()
         (cross_entropy(logits, label) + penalty).backward()
-        optimiser.step()
+        optimizer.step()
         distance = (prototype.detach() - start).square().sum(dim=1)
         held, moved = (held + moved * distance).clamp(min=0), distance
     trained = alone(CLAP(constraint="adaptive", epochs=epochs), task)

@@ -64,8 +64,8 @@ def test_pieces_of_any_size_give_the_same_bits(make_task, monkeypatch):
 def test_large_runs_are_trained_one_by_one_and_small_ones_share_steps(make_task, monkeypatch):
     sizes = []
     training = engine.Training
-    monkeypatch.setattr(engine, "Training", lambda runs, starts, alone, compile: sizes.append((len(runs), alone))
-                        or training(runs, starts, alone, compile))
+    monkeypatch.setattr(engine, "Training", lambda runs, starts, alone, compile_step: sizes.append((len(runs), alone))
+                        or training(runs, starts, alone, compile_step))
     for dim in (128, 512):
         task = make_task((3, 3), dim=dim)
         train([Run(ClipAdapter(epochs=1, ratio=ratio), task, task, 0) for ratio in (0.1, 0.2, 0.3)])
@@ -108,11 +108,11 @@ def test_a_traced_step_of_a_run_without_an_axis_of_runs_is_the_plain_one(case, m
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("optimiser", ["adam", "sgd", "nesterov"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "nesterov"])
 @pytest.mark.parametrize("more", [{}, {"momentum": 0.0, "weight_decay": 0.0}, {"clip": 0.01, "smoothing": 0.1}])
-def test_a_traced_step_is_the_plain_one_of_every_optimiser(make_task, make_method, optimiser, more):
+def test_a_traced_step_is_the_plain_one_of_every_optimizer(make_task, make_method, optimizer, more):
     task = make_task((6, 6, 7), dtype=torch.float64)
-    methods = [WiseFT(learning_rate=rate, optimiser=optimiser, schedule="dassl", epochs=5, **more)
+    methods = [WiseFT(learning_rate=rate, optimizer=optimizer, schedule="dassl", epochs=5, **more)
                for rate in (0.01, 0.02)]
     close(*traced(methods, task))
 

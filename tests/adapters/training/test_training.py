@@ -11,7 +11,7 @@ from onceclip.adapters import METHODS, ClipAdapter, Method, MethodError, Rows, T
 from onceclip.adapters.training import engine
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
-from onceclip.adapters.training.optimizer import Moment, step_size
+from onceclip.adapters.training.optimizer import Position, step_size
 from onceclip.adapters.training.trainable import SCHEDULES
 
 
@@ -37,7 +37,7 @@ def test_only_hyperparameters_marked_retrain_change_what_is_trained(case, make_t
     if not base.trained:
         assert base.initial(base.prepare(task), torch.Generator()) == {}
         return
-    needs = {"momentum": {"optimiser": "sgd"}, "warmup": {"schedule": "warmup"}, "epsilon": {"optimiser": "adam"},
+    needs = {"momentum": {"optimizer": "sgd"}, "warmup": {"schedule": "warmup"}, "epsilon": {"optimizer": "adam"},
              "clip": {"clip": 1e-6}}
     for name in base.hyperparameters.keys() - {"keep", "patience"}:  # which need validation rows
         setting, more = base.hyperparameters[name], needs.get(name, {})
@@ -119,11 +119,11 @@ def test_runs_trained_together_are_those_trained_one_by_one(case, make_task, mak
     numbers = {name: (setting.default, another(setting, setting.default))
                for name, setting in base.hyperparameters.items()
                if setting.retrain and isinstance(setting.default, float) and name not in ("epsilon", "momentum")}
-    for optimiser, batch, kind, tolerance in (("adamw", 5, torch.float32, 1e-5), ("adamw", 5, torch.float64, 1e-12),
+    for optimizer, batch, kind, tolerance in (("adamw", 5, torch.float32, 1e-5), ("adamw", 5, torch.float64, 1e-12),
                                               ("adam", 0, torch.float64, 1e-11), ("sgd", 5, torch.float64, 1e-12)):
         task = make_task((6, 6, 6), views=2, dtype=kind)
         prepared = base.prepare(task)
-        fixed = {"batch_size": batch, "optimiser": optimiser, "epsilon": 1e-3 if kind == torch.float32 else 1e-8}
+        fixed = {"batch_size": batch, "optimizer": optimizer, "epsilon": 1e-3 if kind == torch.float32 else 1e-8}
         methods = [make_method(case, **fixed, **dict(zip(numbers, values, strict=True)))
                    for values in itertools.product(*numbers.values())]
         together = train([Run(method, task, prepared, 7) for method in methods])
@@ -149,7 +149,7 @@ def test_equal_runs_are_trained_once(make_task, monkeypatch):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_step_sizes_of_every_schedule(name):
     """Ten steps in five epochs from a rate of 0.2, three of warm-up: the values of the formulas."""
-    sizes = [step_size(name, 0.2, Moment(step, 10, step // 2, 5), warmup=3) for step in range(10)]
+    sizes = [step_size(name, 0.2, Position(step, 10, step // 2, 5), warmup=3) for step in range(10)]
     cosine = [0.1 * (1 + math.cos(math.pi * part)) for part in torch.linspace(0, 1, 11)[:10].tolist()]
     per_epoch = [1e-5, *(0.1 * (1 + math.cos(math.pi * part)) for part in (0, 0.2, 0.4, 0.6))]
     rising = [0.2 / 3, 0.4 / 3, 0.2, *(0.1 * (1 + math.cos(math.pi * step / 7)) for step in range(7))]
@@ -160,14 +160,14 @@ def test_step_sizes_of_every_schedule(name):
 
 @pytest.mark.parametrize("batch", [0, 7])
 def test_training_is_that_of_a_plain_loop_of_torch(make_task, batch):
-    """Written out with torch's own optimiser, schedule and shuffling."""
+    """Written out with torch's own optimizer, schedule and shuffling."""
     task = make_task((6, 6, 6), dtype=torch.float64)
     method = ClipAdapter(epochs=6, batch_size=batch, learning_rate=0.01, ratio=0.4)
     down, up = (value.clone().requires_grad_() for value in
                 method.initial(task, torch.Generator().manual_seed(3)).values())
-    optimiser = torch.optim.AdamW([down, up], lr=0.01, weight_decay=0.01, fused=False, foreach=False)
+    optimizer = torch.optim.AdamW([down, up], lr=0.01, weight_decay=0.01, fused=False, foreach=False)
     rows, label, size = task.support.unit, task.support.label, batch or len(task.support)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 6 * math.ceil(len(label) / size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6 * math.ceil(len(label) / size))
     order = torch.Generator().manual_seed(3 + 2**32)
     for _ in range(6):
         places = torch.randperm(len(label), generator=order) if batch else torch.arange(len(label))
@@ -175,9 +175,9 @@ def test_training_is_that_of_a_plain_loop_of_torch(make_task, batch):
             adapted = torch.relu(torch.relu(rows[piece] @ down.T) @ up.T)
             mixed = torch.nn.functional.normalize(0.4 * adapted + 0.6 * rows[piece], dim=1)
             loss = torch.nn.functional.cross_entropy(mixed @ task.zero_shot_weights.T, label[piece])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     trained = train([Run(method, task, task, 3)])[0]
     torch.testing.assert_close(trained["image_down"], down.detach(), rtol=0, atol=1e-12)
@@ -185,7 +185,7 @@ def test_training_is_that_of_a_plain_loop_of_torch(make_task, batch):
 
 
 def test_start_values_of_any_layout_in_memory_train_alike(make_task):
-    """Fused optimiser steps take a parameter and its gradient for laid out in one way, and say nothing if not."""
+    """Fused optimizer steps take a parameter and its gradient for laid out in one way, and say nothing if not."""
     class Transposed(ClipAdapter):
         name = "transposed"
 
