@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, Kernel, KernelMachine, pack, unpack
-from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.heads.packing import from_json, to_json
 from onceclip.adapters.ops import unit
 from onceclip.adapters.plugin import import_module
@@ -74,7 +74,7 @@ class Classifier:
         """
         rows = self.prepared(embeddings)
         with threads_for(len(rows) * self.dim * max(self.head.width, self.dim)):
-            return next(logits_together([self.head], rows)).cpu()
+            return next(batched_logits([self.head], rows)).cpu()
 
     def probabilities(self, embeddings: Tensor | np.ndarray) -> Tensor:
         """Softmax of the logits over the temperature: (rows, classes)."""
@@ -178,7 +178,7 @@ def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifi
         raise AdapterFileError(f"{folder} holds a damaged adapter ({error}): fit it again") from error
 
 
-def moved(classifiers: Sequence[Classifier], where: torch.device | str) -> list[Classifier]:
+def to_device(classifiers: Sequence[Classifier], where: torch.device | str) -> list[Classifier]:
     """Copies of classifiers on another device; tensors that they share are shared there, too."""
     copies: dict[Any, Tensor] = {}
 

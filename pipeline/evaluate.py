@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onceclip.adapters import Classifier
 from onceclip.adapters.cpu import threads_for
-from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.classes import names_of
 from onceclip.pipeline.errors import TaskError
@@ -160,7 +160,7 @@ def _logits(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -
     for values in inputs_of(first, store, rows):
         queries = first.prepared(values)
         with threads_for(len(queries) * queries.shape[1] * max(head.width for head in heads) * len(heads)):
-            yield logits_together(heads, queries)
+            yield batched_logits(heads, queries)
 
 
 def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterator[Tensor | np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import onceclip
 from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, method_class
-from onceclip.adapters.classifier import moved
+from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.selection.search import Search
@@ -80,7 +80,7 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
                       [_selected(method, task, spec, policy, progress)
                        for method, spec in zip(methods, specs, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
-        fitted = fitted if where.type == CPU else moved(fitted, CPU)
+        fitted = fitted if where.type == CPU else to_device(fitted, CPU)
     seconds = (time.perf_counter() - fitting) / len(specs)
     fine = [spec for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
     good = [replace(each, provenance=_provenance(store, spec, drawn, policy))

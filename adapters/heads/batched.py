@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, pack, unpack
-from onceclip.adapters.heads.kernel import caches_together, same_cache
+from onceclip.adapters.heads.kernel import batched_cache_logits, same_cache
 
 
-def scored(device: str) -> int:
-    """Elements of the largest tensor between where rows are only scored: what caches keep, or keeps a GPU busy."""
+def elements_at_once(device: str) -> int:
+    """Elements of the largest tensor in between while rows are scored: what caches keep, or keeps a GPU busy."""
     return 2**20 if device == "cpu" else 2**24
 
 
@@ -68,16 +68,16 @@ def _same_memory(one: Tensor, other: Tensor) -> bool:
 
 
 @torch.no_grad()
-def logits_together(heads: Sequence[Head], rows: Tensor) -> Iterator[Tensor]:
+def batched_logits(heads: Sequence[Head], rows: Tensor) -> Iterator[Tensor]:
     """Logits of every head on the same rows, one head after the other: float32 (rows, classes).
 
     rows: as the heads take them, unit embeddings mostly.
     """
     if len(heads) > 1 and same_cache(heads):
-        yield from caches_together(heads, rows)  # type: ignore[arg-type]
+        yield from batched_cache_logits(heads, rows)  # type: ignore[arg-type]
         return
     width = max(max(head.width for head in heads), rows.shape[1])
-    elements = scored(rows.device.type)
+    elements = elements_at_once(rows.device.type)
     most = max(1, elements // (width * max(len(rows), 1)))
     for start in range(0, len(heads), most):
         group = heads[start:start + most]
@@ -92,5 +92,5 @@ def logits_together(heads: Sequence[Head], rows: Tensor) -> Iterator[Tensor]:
 
 
 def _alone(head: Head, rows: Tensor) -> Tensor:
-    step = max(1, scored(rows.device.type) // max(head.width, rows.shape[1]))
+    step = max(1, elements_at_once(rows.device.type) // max(head.width, rows.shape[1]))
     return torch.cat([head(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)])

@@ -146,7 +146,7 @@ def same_cache(heads: Sequence[Head]) -> bool:
         for head in heads)
 
 
-def caches_together(heads: Sequence[Kernel], rows: Tensor) -> Iterator[Tensor]:
+def batched_cache_logits(heads: Sequence[Kernel], rows: Tensor) -> Iterator[Tensor]:
     """Logits (rows, classes) of heads that are the `same_cache`, one head after the other.
 
     rows: (rows, dim), unit embeddings.

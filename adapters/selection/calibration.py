@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
 
@@ -53,7 +53,7 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     """
     method = method.with_values(**{name: classifier.hyperparameters[name] for name in method.values})
     if task.val is not None and len(task.val):
-        logits, = logits_together([classifier.head], method.rows_of(task.val))
+        logits, = batched_logits([classifier.head], method.rows_of(task.val))
         return replace(classifier, temperature=best_temperature(logits, task.val.label), calibrated_on=VALIDATION)
     if not len(task.support):
         return classifier

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
-from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
 from onceclip.adapters.selection.mixing import best_weight
 from onceclip.adapters.selection.search import GRID, SURVIVORS, Search
@@ -56,12 +56,12 @@ class _Trial:
         return self.accuracy, -self.loss
 
 
-def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = frozenset(), seed: int = 0,
+def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = frozenset(), seed: int = 0,
                  progress: Progress = no_progress, search: Search = GRID) -> Selection:
     """Choose the free hyperparameters by a policy and fit.
 
     policy: "fixed" takes the present values; "val" and "val-full" use the task's validation rows; "loo" uses
-        leave-one-image-out on the support. held: names that keep their present values, beside those that a
+        leave-one-image-out on the support. frozen: names that keep their present values, beside those that a
         preset gives. search: what is tried.
     Ties in accuracy go to the lower cross-entropy, then to the value that was tried first. A training that diverges
     is no candidate.
@@ -69,14 +69,14 @@ def fit_selected(method: Method, task: Task, policy: str, held: Set[str] = froze
     """
     if policy not in POLICIES:
         raise MethodError(f"no selection policy {policy!r}: there are: {', '.join(POLICIES)}")
-    for name in held:
+    for name in frozen:
         if name not in method.hyperparameters:
             raise UnknownName(unknown("hyperparameter", name, method.hyperparameters, f" of {method.name}"))
-    held = held | set(method.presets.get(str(method.values.get("preset")), ()))
+    frozen = frozen | set(method.presets.get(str(method.values.get("preset")), ()))
     method.check(task)
     free = {name: setting.search for name, setting in method.hyperparameters.items()
-            if setting.search and name not in held}
-    mixing = method.mixing if method.mixing not in held else None
+            if setting.search and name not in frozen}
+    mixing = method.mixing if method.mixing not in frozen else None
     with threads_for(task.work):
         prepared = method.prepare(task)
         if policy == "fixed" or not (free or mixing):
@@ -125,7 +125,7 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
         heads = [result.classifier.head for result in results if isinstance(result, Selection)]
         if not heads or task.val is None or not len(task.val):
             return results
-        logits = logits_together(heads, methods[0].rows_of(task.val))
+        logits = batched_logits(heads, methods[0].rows_of(task.val))
         label = task.val.label
         return [replace(result, accuracy=_score(next(logits), label)[0]) if isinstance(result, Selection) else result
                 for result in results]
@@ -191,14 +191,14 @@ def _scored(fitted: Sequence[Fitted], prepared: Any, rows: Rows, mixing: str | N
 
 def _as_they_are(fitted: Sequence[Fitted], prepared: Any, values: Tensor, label: Tensor) -> Iterator[Scored]:
     heads = [method.head(prepared, parameters) for method, parameters in fitted]
-    for each, logits in zip(fitted, logits_together(heads, values), strict=True):
+    for each, logits in zip(fitted, batched_logits(heads, values), strict=True):
         yield (*each, *_score(logits, label), None)
 
 
 def _mixed_all(fitted: Sequence[Fitted], prepared: Any, values: Tensor, label: Tensor, mixing: str) -> Iterator[Scored]:
     """With the best mixing weight of each."""
     terms = [method.terms(prepared, parameters) for method, parameters in fitted]
-    firsts, seconds = (logits_together([each[place] for each in terms], values) for place in (0, 1))
+    firsts, seconds = (batched_logits([each[place] for each in terms], values) for place in (0, 1))
     for (method, parameters), first, second in zip(fitted, firsts, seconds, strict=True):
         chosen, weight, interval = _mixed(method, mixing, first, second, label)
         yield chosen, parameters, *_score(first + weight * second, label), interval

@@ -39,7 +39,7 @@ _NODES = 300  # of a graph: CLIP-Adapter's has 150
 _LEAST = 11  # rows and runs to trace with, or somewhat more
 _FIRST = Position(0, 1, 0, 1)
 _PLAIN = (int, float, str, bytes, type, type(None))
-_known: dict[Any, tuple[str, Sequence[int]]] = {}  # code by its name, and the places of constants among leaves
+_known: dict[Any, tuple[str, Sequence[int]]] = {}  # names of code, and positions of its constants among leaves
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ _CURRENT: ContextVar[Compiling] = ContextVar("compiling", default=USUAL)
 
 @contextmanager
 def compiling(choice: Compiling) -> Iterator[None]:
-    """Train by this choice inside."""
+    """Train by this choice in a block of code."""
     token = _CURRENT.set(choice)
     try:
         yield
@@ -185,10 +185,10 @@ class CompiledStep:
         self._run(other, rows, label, _FIRST)
         start, one, two = ([*chain.from_iterable(each.optimizer.moments[:1])] or each.optimizer.values
                            for each in (training, plain, other))
-        moved, apart = (math.sqrt(sum(float((end - begin).norm())**2 for end, begin in zip(one, base, strict=True)))
+        distance, apart = (math.sqrt(sum(float((end - begin).norm())**2 for end, begin in zip(one, base, strict=True)))
                         for base in (start, two))
-        if not apart <= _APART * moved:
-            raise MethodError(f"the compiled step is {apart:.3g} from the plain one, which goes {moved:.3g} far")
+        if not apart <= _APART * distance:
+            raise MethodError(f"the compiled step is {apart:.3g} from the plain one, which goes {distance:.3g} far")
 
 
 def _step_constants(training: Training) -> tuple[Any, ...]:
@@ -199,13 +199,13 @@ def _step_constants(training: Training) -> tuple[Any, ...]:
 
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
-    """The name of the code for steps of such leaves, empty if there is none, and the places of its constants."""
+    """The name of the code for steps with these leaves, empty if there is none, and the positions of its constants."""
     index = code_cache.digest(code_cache.sources(), *key)
     return _known.get(key) or (index and code_cache.noted(index)) or ("", ())
 
 
 def _remember(name: str, where: Sequence[int], *key: Any) -> None:
-    """Have this process and later ones find the code by the leaves."""
+    """Let this process and later ones find the code by the leaves."""
     _known[key] = name, where
     if (index := code_cache.digest(code_cache.sources(), *key)) is not None:
         code_cache.note(index, _known[key])
@@ -213,7 +213,7 @@ def _remember(name: str, where: Sequence[int], *key: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Compile in this process, which may be one of many, and keep from the user what that says of the machine."""
+    """Compile in this process, which may be one of many, without the compiler's messages."""
     from torch._inductor import config
 
     logger = logging.getLogger("torch.utils.cpp_extension")
@@ -228,7 +228,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _tensors(training: Training, rows: Tensor, label: Tensor, numbers: StepNumbers) -> list[Tensor]:
-    """All that a step reads and changes, apart from what belongs to the task."""
+    """All tensors that a step reads and changes, apart from those of the task."""
     optimizer = training.optimizer
     return [rows, label, *numbers, *training.stack.numbers.values(), *training.state.values(), *optimizer.values,
             *chain.from_iterable(optimizer.moments)]
@@ -242,8 +242,8 @@ def _step(training: Training, rows: Tensor, label: Tensor, *tensors: Tensor) -> 
     state = {name: next(remaining) for name in training.state}
     values = {name: next(remaining) for name in training.parameters}
     moments = [[next(remaining) for _ in values] for _ in training.optimizer.moments]
-    leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-    gradients = training.gradients(leaves, state, own, rows, label)
+    parameters = {name: value.detach().requires_grad_() for name, value in values.items()}
+    gradients = training.gradients(parameters, state, own, rows, label)
     training.optimizer.update(list(values.values()), [each.detach() for each in gradients], moments, numbers)
 
 
@@ -329,6 +329,6 @@ def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
 
 
 def positions_of(constants: Sequence[Tensor], found: Sequence[Any]) -> list[int] | None:
-    """Where constants stand among the leaves of what a graph was made of; None if one does not."""
+    """Positions of constants among the leaves that a graph was made of; None if one is not among them."""
     known = {id(leaf): place for place, leaf in enumerate(found) if isinstance(leaf, Tensor)}
     return [known[id(each)] for each in constants] if all(id(each) in known for each in constants) else None

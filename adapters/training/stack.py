@@ -11,17 +11,17 @@ from torch.func import vmap
 from torch.nn.functional import cross_entropy, log_softmax
 
 from onceclip.adapters.heads import Head, pack, unpack
-from onceclip.adapters.heads.batched import scored
+from onceclip.adapters.heads.batched import elements_at_once
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Trainable
 
 Parameters = dict[str, Tensor]
 _FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
-_OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # what no loss is made of
+_OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # of the optimizer, no part of the loss
 
 
 def stackable(method: Trainable) -> bool:
-    """Whether runs of a method may share their steps: gradient descends on the loss that a stack knows."""
+    """Whether runs of a method may share their steps: trained by gradient, on the loss that a stack computes."""
     return method.solver == "gradient" and method.plain_loss
 
 
@@ -34,7 +34,7 @@ def varying(method: Trainable) -> set[str]:
 class Stack:
     """The loss of several runs of one method on one task, as a function of their stacked parameters.
 
-    methods: one per run; they differ in numbers that are only calculated with. task, prepared: what they share.
+    methods: one per run; only float hyperparameters differ. task, prepared: what they share.
     alone: whether it is a single run whose parameters have no leading axis. The numbers of a run in a stack do not
     depend on those beside it; they differ in the last digits from those of the run alone.
     """
@@ -66,31 +66,34 @@ class Stack:
 
     def loss(self, parameters: Parameters, rows: Tensor, label: Tensor, generator: torch.Generator,
              numbers: Parameters | None = None) -> Tensor:
-        """Loss of every run (runs,), or of the one alone (). numbers: in place of its own."""
+        """Loss of every run (runs,), or of the one alone ().
+
+        numbers: hyperparameters as tensors, in place of the runs' own.
+        """
         if self.alone:
             return (self.method.loss(self.prepared, parameters, rows, label, generator) if numbers is None else
-                    self._of_one(parameters, rows, label, numbers))
+                    self._loss_of_one(parameters, rows, label, numbers))
         numbers = self.numbers if numbers is None else numbers
         # With rows innermost: over a few classes that lie next to each other it takes up to thirty times as long.
         columns = self.head(parameters, numbers)(rows).transpose(1, 2).contiguous()
-        wanted = label.expand(columns.shape[0], 1, -1)
-        likely = log_softmax(columns, dim=1)
-        loss = -likely.gather(1, wanted).mean(dim=(1, 2))
+        target = label.expand(columns.shape[0], 1, -1)
+        log_probability = log_softmax(columns, dim=1)
+        loss = -log_probability.gather(1, target).mean(dim=(1, 2))
         if self.smoothed:
             smoothing = numbers["smoothing"]
-            loss = (1 - smoothing) * loss - smoothing * likely.mean(dim=(1, 2))
+            loss = (1 - smoothing) * loss - smoothing * log_probability.mean(dim=(1, 2))
         if self._penalized:
             loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
                                     parameters, numbers)
         return loss
 
-    def _of_one(self, parameters: Parameters, rows: Tensor, label: Tensor, numbers: Parameters) -> Tensor:
-        """The loss of the run alone, as of these numbers; `Method.loss` reads them as Python has them."""
+    def _loss_of_one(self, parameters: Parameters, rows: Tensor, label: Tensor, numbers: Parameters) -> Tensor:
+        """The loss of the run alone, with tensors as hyperparameters; `Method.loss` reads Python numbers."""
         method = self.method.with_values(**numbers)
-        likely = log_softmax(method.training_head(self.prepared, parameters)(rows), dim=1)
-        loss = -likely.gather(1, label.unsqueeze(1)).mean()
+        log_probability = log_softmax(method.training_head(self.prepared, parameters)(rows), dim=1)
+        loss = -log_probability.gather(1, label.unsqueeze(1)).mean()
         if self.smoothed:
-            loss = (1 - numbers["smoothing"]) * loss - numbers["smoothing"] * likely.mean()
+            loss = (1 - numbers["smoothing"]) * loss - numbers["smoothing"] * log_probability.mean()
         return loss + method.penalty(self.prepared, parameters) if self._penalized else loss
 
     def head(self, parameters: Parameters, numbers: Parameters | None = None) -> Head:
@@ -136,8 +139,8 @@ class Stack:
     def scores(self, parameters: Parameters, rows: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Accuracy and mean cross-entropy of every run (runs,) on some rows."""
         head = self.head(parameters)
-        step = max(1, scored(rows.device.type) // (head.width * self.runs))
-        logits = torch.cat([head(piece) for piece in rows.split(step)], dim=-2)
+        step = max(1, elements_at_once(rows.device.type) // (head.width * self.runs))
+        logits = torch.cat([head(batch) for batch in rows.split(step)], dim=-2)
         logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
         accuracy = (logits.argmax(-1) == label).double().mean(dim=1)
         loss = torch.stack([cross_entropy(each, label) for each in logits])

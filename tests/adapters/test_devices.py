@@ -24,9 +24,9 @@ from onceclip.adapters import (
     fit_selected,
     transfer,
 )
-from onceclip.adapters.classifier import moved
+from onceclip.adapters.classifier import to_device
 from onceclip.adapters.heads import pack
-from onceclip.adapters.heads.batched import logits_together
+from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.task import Stream
 from onceclip.adapters.training.engine import train
@@ -125,7 +125,7 @@ def there_and_back(fit, task):
     with SecondDevice() as device:
         classifier = fit(task.to("cuda"))
         assert all(map(device.has, classifier.parameters.values()))
-        return moved([classifier], "cpu")[0]
+        return to_device([classifier], "cpu")[0]
 
 
 def same_logits(fit, task, make_rows):
@@ -255,11 +255,11 @@ def test_runs_that_are_trained_together_share_what_they_shared(make_task):
     task = make_task((4, 4, 4), val=3)
     with SecondDevice():
         fitted = [each.classifier for each in fit_all(methods, task.to("cuda"))]
-        back = moved(fitted, "cpu")
+        back = to_device(fitted, "cpu")
     first, *others = (classifier.head.heads[1] for classifier in back)
     assert all(each.keys is first.keys and each.label is first.label for each in others)
-    expected = logits_together([each.classifier.head for each in fit_all(methods, task)], task.support.unit)
-    found = logits_together([each.head for each in back], task.support.unit)
+    expected = batched_logits([each.classifier.head for each in fit_all(methods, task)], task.support.unit)
+    found = batched_logits([each.head for each in back], task.support.unit)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -269,7 +269,7 @@ def test_a_classifier_serves_other_classes_on_the_device(name, make_method, make
     classifier, others = make_method((name, {})).fit(make_task((4, 4, 4))), make_task((3, 3, 3, 3), seed=5)
     queries = others.support.input(classifier.inputs)
     with SecondDevice():
-        found, = moved([transfer(classifier, others.to("cuda"))], "cpu")
+        found, = to_device([transfer(classifier, others.to("cuda"))], "cpu")
     expected = transfer(classifier, others)
     torch.testing.assert_close(found.logits(queries), expected.logits(queries), rtol=1e-4, atol=1e-4)
 

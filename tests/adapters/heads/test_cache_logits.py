@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from onceclip.adapters.heads import Kernel, Linear, kernel
-from onceclip.adapters.heads.kernel import cache_logits, caches_together, same_cache
+from onceclip.adapters.heads.kernel import batched_cache_logits, cache_logits, same_cache
 from onceclip.adapters.methods.tip_adapter import SHARPNESS
 
 GRIDS = {"searched": SHARPNESS, "geometric": [0.25 * 2 ** (number / 2) for number in range(17)],
@@ -30,7 +30,7 @@ def test_caches_together_are_the_caches_one_by_one(grid, labels, weighted):
     weight = torch.linspace(0.5, 2, 20) if weighted else None
     heads = [Kernel(keys, LABELS[labels], 5, float(beta), weight) for beta in GRIDS[grid]]
     assert same_cache(heads)
-    for together, head in zip(caches_together(heads, rows), heads, strict=True):
+    for together, head in zip(batched_cache_logits(heads, rows), heads, strict=True):
         assert_close(together, head(rows), rtol=2e-5, atol=1e-7)
 
 
@@ -58,9 +58,9 @@ def test_few_exponentials_serve_a_grid(grid, exponentials, monkeypatch):
 def test_pieces_of_any_size_give_the_same(name, monkeypatch):
     rows, keys = drawn()
     heads = [Kernel(keys, LABELS["ragged"], 5, beta) for beta in SHARPNESS]
-    whole = torch.stack(list(caches_together(heads, rows)))
+    whole = torch.stack(list(batched_cache_logits(heads, rows)))
     monkeypatch.setattr(kernel, name, 50)
-    assert_close(torch.stack(list(caches_together(heads, rows))), whole, rtol=1e-6, atol=1e-7)
+    assert_close(torch.stack(list(batched_cache_logits(heads, rows))), whole, rtol=1e-6, atol=1e-7)
 
 
 def test_only_caches_of_the_same_keys_belong_together():

@@ -33,7 +33,7 @@ def test_logits_of_a_row_do_not_depend_on_other_rows(method, make_task, queries)
 def test_logits_do_not_depend_on_the_size_of_pieces(method, make_task, queries, monkeypatch):
     classifier = method.fit(make_task())
     whole = classifier.logits(queries)
-    monkeypatch.setattr("onceclip.adapters.heads.batched.scored", lambda device: 4 * classifier.head.width)
+    monkeypatch.setattr("onceclip.adapters.heads.batched.elements_at_once", lambda device: 4 * classifier.head.width)
     assert_close(classifier.logits(queries), whole, rtol=1e-5, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onceclip.adapters import GDA, ClipAdapter, LinearProbeAdamW, LpClip, MethodError, TipAdapter, fit_selected
-from onceclip.adapters.heads.batched import join, logits_together
+from onceclip.adapters.heads.batched import batched_logits, join
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.training import engine
 from onceclip.adapters.training.compile import _CURRENT, Compiling, compiling
@@ -157,8 +157,8 @@ def test_heads_scored_together_give_the_logits_of_each_alone(make_task, make_row
               "other structures": [TipAdapter().fit(task), GDA().fit(task)]}[heads]
     assert (join([each.head for each in fitted]) is None) == (heads == "other structures")
     for most in (2**24, 40):
-        monkeypatch.setattr("onceclip.adapters.heads.batched.scored", lambda device, most=most: most)
-        for classifier, logits in zip(fitted, logits_together([each.head for each in fitted], rows), strict=True):
+        monkeypatch.setattr("onceclip.adapters.heads.batched.elements_at_once", lambda device, most=most: most)
+        for classifier, logits in zip(fitted, batched_logits([each.head for each in fitted], rows), strict=True):
             torch.testing.assert_close(logits, classifier.logits(rows), rtol=1e-5, atol=1e-4)
 
 

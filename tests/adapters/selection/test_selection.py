@@ -60,24 +60,24 @@ def test_val_picks_the_value_that_the_labels_of_validation_rows_call_for(make_ta
 @pytest.mark.parametrize(("labels_are", "scale"), [("right", 9.0), ("wrong", 1.0)])
 def test_ties_in_accuracy_go_to_the_lower_cross_entropy(make_task, labels_are, scale):
     task = make_task(val=4)
-    found = fit_selected(Shifted(), task if labels_are == "right" else moved(task, 1), "val", held={"shift"})
+    found = fit_selected(Shifted(), task if labels_are == "right" else moved(task, 1), "val", frozen={"shift"})
     assert found.classifier.hyperparameters["scale"] == scale
 
 
 def test_full_ties_go_to_the_value_that_was_tried_first(make_task):
     """Without a weight on the cache its sharpness makes no difference."""
-    found = fit_selected(TipAdapter(alpha=0), make_task(val=4), "val", held={"alpha"})
+    found = fit_selected(TipAdapter(alpha=0), make_task(val=4), "val", frozen={"alpha"})
     assert found.classifier.hyperparameters["beta"] == TipAdapter.hyperparameters["beta"].search[0]
 
 
 def test_held_names_are_not_searched(make_task):
     task = moved(make_task(val=4), 1)
-    found = fit_selected(Shifted(shift=2), task, "val", held={"shift"})
+    found = fit_selected(Shifted(shift=2), task, "val", frozen={"shift"})
     assert found.classifier.hyperparameters["shift"] == 2
-    tip = fit_selected(TipAdapter(beta=7.5), task, "val", held={"beta"})
+    tip = fit_selected(TipAdapter(beta=7.5), task, "val", frozen={"beta"})
     assert tip.classifier.hyperparameters["beta"] == 7.5
     assert (tip.tried, tip.interval is None) == (1, False)
-    tip = fit_selected(TipAdapter(alpha=0.7), task, "val", held={"alpha"})
+    tip = fit_selected(TipAdapter(alpha=0.7), task, "val", frozen={"alpha"})
     assert tip.classifier.hyperparameters["alpha"] == 0.7
     assert tip.interval is None
 
