@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from onceclip.errors import OnceclipError
+
 if TYPE_CHECKING:
     from onceclip.adapters import (
         APE,
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
         load_classifier,
         merge,
     )
+    from onceclip.adapters.classifier import ClassifierModule
     from onceclip.adapters.methods import PromptWeights, TemplateSelection
-    from onceclip.adapters.module import ClassifierModule
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.estimator import FewShotClassifier
     from onceclip.pipeline.evaluation.evaluate import evaluate
@@ -78,7 +80,7 @@ _PUBLIC = {
     "Classifier": "onceclip.adapters",
     "export": "onceclip.pipeline.export",
     "FewShotClassifier": "onceclip.pipeline.estimator",
-    "ClassifierModule": "onceclip.adapters.module",
+    "ClassifierModule": "onceclip.adapters.classifier",
     "load_classifier": "onceclip.adapters",
     "merge": "onceclip.adapters",
     "best_merge": "onceclip.adapters",
@@ -123,10 +125,6 @@ __all__ = [
     "ZeroShotLinearProbe", "__version__", "best_merge", "evaluate", "export", "extract", "fit", "load_classifier",
     "make_specs", "make_task", "merge", "open_store", "sweep",
 ]
-
-
-class OnceclipError(Exception):
-    """A failure that the user can mend: one line that says what, where and how."""
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from onceclip.adapters.classifier import Classifier, load_classifier
 from onceclip.adapters.errors import AdapterFileError, MethodError, UnknownName
 from onceclip.adapters.merging import best_merge, merge
-from onceclip.adapters.method import Hyperparameter, Method
+from onceclip.adapters.method import Method
 from onceclip.adapters.methods import METHODS, method_class
 from onceclip.adapters.methods.ape import APE
 from onceclip.adapters.methods.ape_t import APET
@@ -33,8 +33,10 @@ from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
-from onceclip.adapters.selection import POLICIES, Selection, fit_all, fit_selected
-from onceclip.adapters.task import Rows, Task, Text
+from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
+from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.text import Text
+from onceclip.adapters.training.trainable import Hyperparameter
 from onceclip.adapters.transfer import transfer
 
 __all__ = [

@@ -1,10 +1,11 @@
-"""A fitted classifier: raw embeddings in, logits out; saved as safetensors and JSON."""
+"""A fitted classifier: raw embeddings in, logits out; saved as safetensors and JSON; also as a torch module."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import AdapterFileError, MethodError
-from onceclip.adapters.heads import Head, pack, unpack
+from onceclip.adapters.heads import Head, Kernel, KernelMachine, pack, unpack
+from onceclip.adapters.heads.batched import batched_logits
+from onceclip.adapters.heads.packing import from_json, to_json
+from onceclip.adapters.ops import unit
+from onceclip.adapters.plugin import import_module
 from onceclip.adapters.saving import file_of, write_together
 from onceclip.adapters.task import EMBEDDING
-from onceclip.adapters.threads import threads_for
-from onceclip.adapters.together import logits_together
-from onceclip.adapters.unit import unit
+from onceclip.adapters.training.trainable import RENAMED
 
 FORMAT = 1
 CONFIG = "adapter_config.json"
@@ -69,7 +74,7 @@ class Classifier:
         """
         rows = self.prepared(embeddings)
         with threads_for(len(rows) * self.dim * max(self.head.width, self.dim)):
-            return next(logits_together([self.head], rows)).cpu()
+            return next(batched_logits([self.head], rows)).cpu()
 
     def probabilities(self, embeddings: Tensor | np.ndarray) -> Tensor:
         """Softmax of the logits over the temperature: (rows, classes)."""
@@ -104,7 +109,7 @@ class Classifier:
         """
         description, tensors = pack(self.head)
         config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
-                  "class_names": list(self.class_names), "head": description, "provenance": self.provenance,
+                  "class_names": list(self.class_names), "head": to_json(description), "provenance": self.provenance,
                   "inputs": list(self.inputs), "parameters": sorted(self.parameters),
                   "temperature": self.temperature, "calibrated_on": self.calibrated_on}
         tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
@@ -132,10 +137,12 @@ class Classifier:
                 f"{rows.get(self.calibrated_on, self.calibrated_on)}")
 
 
-def load_classifier(folder: str | Path) -> Classifier:
+def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifier:
     """Read a classifier that `Classifier.save` wrote.
 
-    Raises AdapterFileError if the folder holds none, or one of a newer format.
+    modules: names of modules that are imported, so that heads and methods from them may be taken: a file's word alone
+        imports nothing.
+    Raises AdapterFileError if the folder holds none, or one of a newer format or with a head of another module.
 
     Example:
         >>> onceclip.TipAdapter().fit(task).save("pets-tip")
@@ -143,6 +150,8 @@ def load_classifier(folder: str | Path) -> Classifier:
         torch.Size([5, 4])
     """
     folder = Path(folder)
+    for module in modules:
+        import_module(module)
     if not file_of(folder, CONFIG).is_file():
         raise AdapterFileError(f"{folder} is not a saved adapter (no {CONFIG} in it): give the folder that "
                                "`onceclip fit --out` wrote")
@@ -157,9 +166,86 @@ def load_classifier(folder: str | Path) -> Classifier:
         temperature = float(config.get("temperature", 1.0))
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature {temperature}")
-        return Classifier(unpack(config["head"], tensors), tuple(config["class_names"]), config["dim"],
-                          config["method"], config["hyperparameters"], config["provenance"],
+        hyperparameters = {RENAMED.get(name, name): value for name, value in config["hyperparameters"].items()}
+        return Classifier(unpack(from_json(config["head"], modules, str(folder)), tensors),
+                          tuple(config["class_names"]), config["dim"],
+                          config["method"], hyperparameters, config["provenance"],
                           tuple(config.get("inputs", (EMBEDDING,))), parameters, temperature,
                           str(config.get("calibrated_on", "")))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except MethodError as error:
+        raise AdapterFileError(str(error)) from error
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterFileError(f"{folder} holds a damaged adapter ({error}): fit it again") from error
+
+
+def to_device(classifiers: Sequence[Classifier], where: torch.device | str) -> list[Classifier]:
+    """Copies of classifiers on another device; tensors that they share are shared there, too."""
+    copies: dict[Any, Tensor] = {}
+
+    def move(value: Tensor) -> Tensor:
+        memory = value.data_ptr(), value.dtype, value.shape, value.stride()
+        if memory not in copies:
+            copies[memory] = value.detach().to(where)
+        return copies[memory]
+
+    moves = []
+    for classifier in classifiers:
+        description, tensors = pack(classifier.head, copy=False)
+        head = unpack(description, {name: move(value) for name, value in tensors.items()})
+        parameters = {name: move(value) for name, value in classifier.parameters.items()}
+        moves.append(replace(classifier, head=head, parameters=parameters))
+    return moves
+
+
+class ClassifierModule(nn.Module):
+    """A classifier that moves, compiles and exports as any module does; its tensors are buffers.
+
+    Raw embeddings (rows, dim) go in; float32 logits and probabilities, both (rows, classes), come out. Rows are not
+    looked at: NaN in gives NaN out.
+
+    classifier: the fitted one; its tensors are copied.
+
+    Example:
+        >>> module = onceclip.ClassifierModule(onceclip.TipAdapter().fit(task))
+        >>> logits, probabilities = module(embeddings)
+        >>> logits.shape, probabilities.shape
+        (torch.Size([5, 4]), torch.Size([5, 4]))
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.class_names = classifier.class_names
+        self.temperature = classifier.temperature
+        self._normalize = classifier.inputs == (EMBEDDING,)
+        self._description, tensors = pack(without_branches(classifier.head))
+        self._names = {name: name.replace(".", "_") for name in tensors}
+        for name, values in tensors.items():
+            self.register_buffer(self._names[name], values)
+
+    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Score raw embeddings (rows, dim)."""
+        head = self._head()
+        rows = embeddings.to(head.dtype)
+        logits = head(unit(rows) if self._normalize else rows).float()
+        return logits, (logits / self.temperature).softmax(dim=-1)
+
+    def _head(self) -> Head:
+        return unpack(self._description, {name: getattr(self, buffer) for name, buffer in self._names.items()})
+
+
+def without_branches(head: Head) -> Head:
+    """The same head with nothing in it that looks at the values of tensors, which no exported program can do.
+
+    A cache adds up its keys by a matrix (keys, classes) instead of by their labels.
+    """
+    if isinstance(head, Kernel):
+        value = one_hot(head.label, head.classes).to(head.keys)
+        return KernelMachine(head.keys, value if head.weight is None else value * head.weight.unsqueeze(1), head.beta)
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(inner(each) for each in value)
+        return without_branches(value) if isinstance(value, Head) else value
+
+    return replace(head, **{field.name: inner(getattr(head, field.name))  # type: ignore[type-var]
+                            for field in fields(head)})  # type: ignore[arg-type]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from onceclip import OnceclipError
+import difflib
+from collections.abc import Iterable
+
+from onceclip.errors import OnceclipError
 
 
 class MethodError(OnceclipError):
@@ -15,3 +18,13 @@ class UnknownName(MethodError):  # noqa: N818 - reads as what it is
 
 class AdapterFileError(OnceclipError):
     """A folder does not hold a saved adapter, or holds one that this version cannot read."""
+
+
+def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
+    """One line that names the nearest known name and lists all of them."""
+    known = list(known)
+    spelled = {each.lower(): each for each in reversed(known)}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.4)
+    hint = f"did you mean {spelled[near[0]]!r}? " if near else ""
+    listing = ", ".join(known) if known else "none"
+    return f"no {what} {name!r}{where}: {hint}there are: {listing}"

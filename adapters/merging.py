@@ -11,7 +11,7 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Linear, Sum, pack, unpack
-from onceclip.adapters.mixing import Mixing, best_weight
+from onceclip.adapters.selection.mixing import Mixing, best_weight
 from onceclip.adapters.task import Rows
 
 MERGED = "merged_with"  # among the values of a merged classifier: the method of the other one

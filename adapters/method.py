@@ -8,106 +8,53 @@ head or a penalty is made: the engine may put those of many runs in one tensor.
 
 from __future__ import annotations
 
-import copy
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.errors import MethodError, UnknownName
+from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads import Head, Linear, Sum
-from onceclip.adapters.task import EMBEDDING, Rows, Task
-
-Value = float | int | str | bool
-
-
-@dataclass(frozen=True)
-class Hyperparameter:
-    """One named setting of a method.
-
-    default: used where nothing is chosen; must work without a validation set.
-    meaning: one line for `onceclip methods NAME`.
-    search: the values tried when it is chosen on validation rows; empty if it never is.
-    low, high: allowed range of a number (both ends included).
-    choices: allowed values of a text.
-    retrain: whether another value needs another training.
-    """
-
-    default: Value
-    meaning: str
-    search: tuple[Value, ...] = ()
-    low: float = 0.0
-    high: float = float("inf")
-    choices: tuple[str, ...] = ()
-    retrain: bool = False
-
-    def parse(self, name: str, value: Value) -> Value:
-        """Turn a number, or a text from the command line, into a valid value.
-
-        Raises MethodError if it is not one.
-        """
-        kind = type(self.default)
-        try:
-            if kind is bool:
-                parsed: Value = _BOOLEANS[str(value).lower()]
-            elif kind is int and float(value) != int(float(value)):
-                raise ValueError
-            else:
-                parsed = int(float(value)) if kind is int else kind(value)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise MethodError(f"{name}={value} is not {_KINDS[kind]}: {self.meaning}") from None
-        if self.choices and parsed not in self.choices:
-            raise MethodError(f"{name}={value} is not one of {', '.join(self.choices)}: {self.meaning}")
-        if kind in (int, float) and not self.low <= float(parsed) <= self.high:
-            raise MethodError(f"{name}={value} is not between {self.low:g} and {self.high:g}: {self.meaning}")
-        return parsed
+from onceclip.adapters.heads.packing import plugin_heads, require_independent_rows
+from onceclip.adapters.ops import unit
+from onceclip.adapters.plugin import full_name
+from onceclip.adapters.task import EMBEDDING, Stream, Task
+from onceclip.adapters.training.engine import require_finite, train
+from onceclip.adapters.training.loop import Progress, Run, no_progress
+from onceclip.adapters.training.trainable import RENAMED, Hyperparameter, Trainable, Value
 
 
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-class Method:
+class Method(Trainable):
     """An algorithm that turns a task into a classifier.
 
     name, summary, family, source, equation: what `onceclip methods` prints.
-    hyperparameters: its settings. presets: named sets of values for them, such as those of a paper's code.
+    hyperparameters, trained, solver, inputs, state: see `Trainable`.
+    presets: named sets of values for hyperparameters, such as those of a paper's code.
     mixing: the hyperparameter that weighs B where the logits are `A + weight * B`.
     select: the policy by which hyperparameters are chosen where the user names none.
-    trained, solver: whether there are parameters to train, and by what: "gradient", "lbfgs"
-        or "own", which is `solve`.
-    inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
     needs: what else a task must have, in words for people. wants_unlabelled: whether it reads rows without labels.
     needs_text: whether it looks at prompts; without, a task of class names alone will do.
     transfers: whether what it learns serves other classes; `for_classes` makes their head.
-    state: names among its parameters that no gradient changes; `after_epoch` does.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    family: ClassVar[str]
-    source: ClassVar[str]
-    equation: ClassVar[str]
-    hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
+    summary: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    equation: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
     mixing: ClassVar[str | None] = None
     select: ClassVar[str] = "fixed"
-    trained: ClassVar[bool] = False
-    solver: ClassVar[str] = "gradient"
     needs_support: ClassVar[bool] = True
     needs_text: ClassVar[bool] = True
-    inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
     needs: ClassVar[str] = ""
     wants_unlabelled: ClassVar[bool] = False
     transfers: ClassVar[bool] = False
-    state: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
         if cls.presets and "preset" not in cls.hyperparameters:
             preset = Hyperparameter("none", "named values for the others; those given by hand win",
                                     choices=("none", *cls.presets))
@@ -115,6 +62,9 @@ class Method:
 
     def __init__(self, **values: Value) -> None:
         for name in values:
+            if RENAMED.get(name) in self.hyperparameters:
+                raise UnknownName(f"the hyperparameter {name} of {self.name} is called {RENAMED[name]}: write "
+                                  f"{RENAMED[name]}={values[name]}")
             if name not in self.hyperparameters:
                 raise UnknownName(unknown("hyperparameter", name, self.hyperparameters, f" of {self.name}"))
         if self.presets:
@@ -123,26 +73,9 @@ class Method:
         self.values = {name: setting.parse(name, values.get(name, setting.default))
                        for name, setting in self.hyperparameters.items()}
 
-    def __getattr__(self, name: str) -> Any:
-        """Hyperparameters read as attributes: `self.beta`."""
-        values = self.__dict__.get("values", {})
-        if name in values:
-            return values[name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def with_values(self, **values: Any) -> Self:
-        """Copy with some hyperparameters replaced."""
-        other = copy.copy(self)
-        other.values = {**self.values, **values}
-        return other
-
     def prepare(self, task: Task) -> Any:
         """Work that no hyperparameter changes, done once for a task; handed to all methods below."""
         return task
-
-    def initial(self, prepared: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """Start values of the trained parameters; none for a training-free method."""
-        return {}
 
     def head(self, prepared: Any, parameters: dict[str, Tensor]) -> Head:
         """The classifier's head for given parameters; differentiable in them."""
@@ -159,42 +92,6 @@ class Method:
         """The two heads A and B where the logits are `A + weight * B`."""
         raise NotImplementedError
 
-    def penalty(self, prepared: Any, parameters: dict[str, Tensor]) -> Tensor | float:
-        """What training adds to the mean cross-entropy."""
-        return 0.0
-
-    def after_epoch(self, prepared: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What its `state` is after an epoch of training."""
-        return {}
-
-    def loss(self, prepared: Any, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
-             generator: torch.Generator) -> Tensor:
-        """What a training step lowers; write it anew only where it is no mean cross-entropy plus `penalty`.
-
-        A hyperparameter `smoothing` is the share of every label that all classes have alike.
-        rows: (n, width) input of the training head. label: (n,). generator: for noise such as dropout.
-        """
-        logits = self.training_head(prepared, parameters)(rows)
-        smoothing = float(self.values.get("smoothing", 0.0))
-        return cross_entropy(logits, label, label_smoothing=smoothing) + self.penalty(prepared, parameters)
-
-    def training_rows(self, task: Task, prepared: Any, epoch: int) -> tuple[Tensor, Tensor]:
-        """The rows (n, width) that one epoch is made of, and their labels (n,)."""
-        return task.support.epoch(epoch), task.support.label
-
-    def rows_of(self, rows: Rows) -> Tensor:
-        """What its heads take of some rows: unit embeddings, or other outputs as they are."""
-        return rows.unit if self.inputs == (EMBEDDING,) else rows.input(self.inputs)
-
-    def batches(self, count: int, order: torch.Generator) -> Sequence[Tensor | slice]:
-        """Positions among `count` training rows for every step of one epoch; equally many in all epochs."""
-        size = int(self.values.get("batch_size", 0)) or count
-        return [slice(None)] if size >= count else torch.randperm(count, generator=order).split(size)
-
-    def solve(self, prepared: Any, start: dict[str, Tensor], progress: Callable[[float], None]) -> dict[str, Tensor]:
-        """Fitted parameters from the start values, of a method whose `solver` is "own"."""
-        raise NotImplementedError(f"{type(self).__name__} has a solver of its own and does not define it")
-
     def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
         """Logits A and B (rows, classes) of each support image, as if that image were not in the support.
 
@@ -202,16 +99,14 @@ class Method:
         """
         raise MethodError(f"{self.name} has no leave-one-image-out form: use --select val or fixed")
 
-    def fit(self, task: Task, seed: int = 0, progress: Callable[[float], None] | None = None) -> Classifier:
+    def fit(self, task: Task, seed: int = 0, progress: Progress = no_progress) -> Classifier:
         """Fit with the present hyperparameters; `fit_selected` chooses them first.
 
         seed: of the start values and of the batch order of a trained method. progress: gets the fraction done.
         """
-        from onceclip.adapters.engine import Run, no_progress, require_finite, train
-
         self.check(task)
         prepared = self.prepare(task)
-        parameters = train([Run(self, task, prepared, seed)], progress or no_progress)[0]
+        parameters = train([Run(self, task, prepared, seed)], progress)[0]
         require_finite(self, parameters)
         return self.classifier(task, prepared, parameters)
 
@@ -219,8 +114,17 @@ class Method:
         """Wrap the head of fitted parameters."""
         with torch.no_grad():
             head = self.head(prepared, parameters)
-        return Classifier(head, task.text.class_names, task.width(self.inputs), self.name, dict(self.values),
+        width = task.width(self.inputs)
+        if plugin_heads(head):
+            require_independent_rows(head, self._some_rows(task, width))
+        return Classifier(head, task.text.class_names, width, full_name(type(self)), dict(self.values),
                           inputs=self.inputs, parameters=self.kept(prepared, parameters) if self.transfers else {})
+
+    def _some_rows(self, task: Task, width: int) -> Tensor:
+        """Rows (n, width) to try a head on: of the support, or random ones where there are too few in memory."""
+        if len(task.support) > 1 and not isinstance(task.support, Stream):
+            return self.rows_of(task.support)
+        return unit(torch.randn(4, width, generator=torch.Generator().manual_seed(0))).to(task.text.embedding)
 
     def kept(self, prepared: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a classifier of a method that transfers keeps for `for_classes`; mostly the trained parameters."""
@@ -250,13 +154,3 @@ def zero_shot_head(task: Task) -> Linear:
     """Zero-shot logits `s x . w_c + b`, the first term of most methods."""
     weights = task.zero_shot_weights
     return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
-
-
-def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
-    """One line that names the nearest known name and lists all of them."""
-    known = list(known)
-    spelled = {each.lower(): each for each in reversed(known)}
-    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.4)
-    hint = f"did you mean {spelled[near[0]]!r}? " if near else ""
-    listing = ", ".join(known) if known else "none"
-    return f"no {what} {name!r}{where}: {hint}there are: {listing}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.unit import unit
+from onceclip.adapters.ops import unit
 
 RULES = ("unit-mean", "raw-mean", "score-mean")
 

@@ -10,7 +10,7 @@ from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.merging import MERGED
 from onceclip.adapters.method import Method
-from onceclip.adapters.methods import method_class
+from onceclip.adapters.methods import stored_method_class
 from onceclip.adapters.task import Task
 
 
@@ -26,7 +26,7 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
     if MERGED in classifier.hyperparameters:
         raise MethodError(f"a merge of {classifier.method} and {classifier.hyperparameters[MERGED]} serves its own "
                           "classes alone: transfer the two, then merge them")
-    method = method_class(classifier.method)(**classifier.hyperparameters)
+    method = stored_method_class(classifier.method, "this adapter")(**classifier.hyperparameters)
     if not method.transfers:
         raise MethodError(f"what {method.name} learns belongs to the classes that it was fitted on: use a method that "
                           "serves other classes, too (`onceclip methods` says which), or fit it on these")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from bench.measure import Row, Seconds, bench, make_row
-from onceclip.adapters.products import DEFAULT, ONEDNN
+from onceclip.adapters.cpu import DEFAULT, ONEDNN
 from onceclip.pipeline.demo.digits import write_digits
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
 

@@ -15,8 +15,8 @@ from bench import peers
 from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.synthetic import task as make_task
 from onceclip.adapters import ClipAdapter
-from onceclip.adapters.engine import train
-from onceclip.adapters.training import Run
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 from onceclip.pipeline.devices import CUDA, name_of, training_device
 
 PEER = "peer, loop"

@@ -30,10 +30,10 @@ from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.processes import cores, onceclip, spread, start, wait_for
 from bench.synthetic import store as make_store
 from onceclip.adapters import ClipAdapter, Task, fit_selected
-from onceclip.adapters.compiling import ON, Compiling, compiling
-from onceclip.adapters.engine import train
-from onceclip.adapters.search import Search
-from onceclip.adapters.training import Run
+from onceclip.adapters.selection.search import Search
+from onceclip.adapters.training.compile import ON, Compiling, compiling
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.tasks.tasks import make_task
 from onceclip.stores import Store, open_store

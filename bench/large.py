@@ -15,7 +15,7 @@ from bench.measure import Row, bench, in_turn, make_row, scaled
 from bench.products import peak, step_work
 from bench.runs import ours, theirs
 from bench.synthetic import task as make_task
-from onceclip.adapters.compiling import ON
+from onceclip.adapters.training.compile import ON
 
 
 @bench("large", small={"classes": 10, "shots": 2, "dim": 16, "repeats": 1})

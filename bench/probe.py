@@ -24,10 +24,10 @@ from bench import peers
 from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.synthetic import task as make_task
 from onceclip.adapters import Classifier, LinearProbe, LinearProbeAdamW, Task
-from onceclip.adapters.compiling import OFF, ON, Compiling, compiling
-from onceclip.adapters.engine import train
-from onceclip.adapters.ridge import Ridges
-from onceclip.adapters.training import Run
+from onceclip.adapters.training.compile import OFF, ON, Compiling, compiling
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
+from onceclip.adapters.training.ridge import Ridges
 
 NUMBER = 97
 MATCH = 1e-5  # of the objective

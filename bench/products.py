@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from onceclip.adapters.threads import threads_for
+from onceclip.adapters.cpu import threads_for
 
 WIDTH = 1024
 

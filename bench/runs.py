@@ -21,10 +21,10 @@ from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.products import peak, step_work
 from bench.synthetic import task as make_task
 from onceclip.adapters import METHODS, Task
-from onceclip.adapters.compiling import OFF, ON, Compiling, compiling
-from onceclip.adapters.engine import train
-from onceclip.adapters.products import fast_products
-from onceclip.adapters.training import Run
+from onceclip.adapters.cpu import fast_products
+from onceclip.adapters.training.compile import OFF, ON, Compiling, compiling
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 METHOD = {"linear": "linear-probe-adamw", "clip-adapter": "clip-adapter", "tip-adapter-f": "tip-adapter-f"}
 BATCH = 256
@@ -55,7 +55,7 @@ def ours(task: Task, name: str, runs: int, epochs: int, narrow: bool = False,
          compile: str = OFF) -> Callable[[], object]:
     """Train runs that differ in learning rate."""
     cls = METHODS[METHOD[name]]
-    values: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "optimiser": "adamw", "schedule": "cosine",
+    values: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "optimizer": "adamw", "schedule": "cosine",
                               "epsilon": 1e-4, "weight_decay": 0.01}
     if name == "linear":
         values["start"] = "random"

@@ -18,9 +18,9 @@ from bench import peers
 from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.synthetic import features
 from onceclip.adapters import Rows, Task, Text
-from onceclip.adapters.affinity import cache_logits
-from onceclip.adapters.mixing import best_weight, intervals
-from onceclip.adapters.threads import threads_for
+from onceclip.adapters.cpu import threads_for
+from onceclip.adapters.heads.kernel import cache_logits
+from onceclip.adapters.selection.mixing import best_weight, intervals
 
 BETAS = [0.1 + number * (13 - 0.1) / 200 for number in range(200)]
 ALPHAS = [0.1 + number * (13 - 0.1) / 20 for number in range(20)]

@@ -15,8 +15,8 @@ import torch
 from bench.measure import Row, bench, in_turn, make_row, ratio
 from bench.store import make
 from onceclip.adapters import METHODS, Rows, Task, Text
-from onceclip.adapters.stream import BLOCK, Stream
-from onceclip.adapters.training import Run, Training
+from onceclip.adapters.task import BLOCK, Stream
+from onceclip.adapters.training.loop import Run, Training
 from onceclip.stores import open_store
 
 CLASSES = 100

@@ -85,7 +85,7 @@ def table_of_methods() -> Iterator[str]:
 
 def tests_of(method: type[Method]) -> list[str]:
     """The files of golden values and dense formulas that name a method; else other tests of its family alone."""
-    named = [file.name for file in sorted(TESTS.glob("test_*.py"))
+    named = [file.name for file in sorted(TESTS.rglob("test_*.py"))
              if re.search(rf"\b{method.__name__}\b", file.read_text(encoding="utf-8"))]
     held = [name for name in named if name.startswith(("test_golden", "test_dense"))]
     return held or [name for name in named if name.startswith(("test_text", "test_linear", "test_prompt"))]

@@ -126,6 +126,6 @@ def _text(value: Any) -> str:
 
 
 def _unknown(what: str, name: str, known: Any, place: object) -> str:
-    from onceclip.adapters.method import unknown  # imports torch, which a good file does not need
+    from onceclip.adapters.errors import unknown  # imports torch, which a good file does not need
 
     return unknown(what, name, known, f" in {place}")

@@ -13,10 +13,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from onceclip.adapters import Classifier, MethodError, Rows, Task, Text, fit_selected, method_class
-from onceclip.adapters.calibration import calibrated
-from onceclip.adapters.moving import moved
+from onceclip.adapters.classifier import to_device
+from onceclip.adapters.ops import unit
+from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.task import EMBEDDING
-from onceclip.adapters.unit import unit
 from onceclip.pipeline.devices import CPU, training_device
 from onceclip.pipeline.errors import DeviceError, EstimatorError
 from onceclip.stores import Store
@@ -125,12 +125,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         else:
             task = self._task(Rows(rows, label))
         where = training_device(self.device)
-        found, = moved([fit_selected(method, task.to(where), self.select, frozenset(self.params or ()),
+        found, = to_device([fit_selected(method, task.to(where), self.select, frozenset(self.params or ()),
                                      self.seed).classifier], CPU)
         if self.text is not None or self.select == "val":  # else no row is unknown to its class's mean
             found = calibrated(found, method, task)
         if self.select == "val":
-            again, = moved([method.with_values(**found.hyperparameters)
+            again, = to_device([method.with_values(**found.hyperparameters)
                             .fit(self._task(Rows(rows, label)).to(where), self.seed)], CPU)
             found = replace(found, head=again.head, parameters=again.parameters)
         return replace(found, provenance={} if self.encoder is None else {"encoder": dict(self.encoder)})

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onceclip
-from onceclip.adapters import Classifier, Method, MethodError, Selection, method_class
-from onceclip.adapters.calibration import calibrated
-from onceclip.adapters.compiling import USUAL, Compiling, compiling
-from onceclip.adapters.moving import moved
-from onceclip.adapters.products import fast_products
-from onceclip.adapters.search import Search
-from onceclip.adapters.selection import Choice, fit_each, select_all
-from onceclip.adapters.training import no_progress
+from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, method_class
+from onceclip.adapters.classifier import to_device
+from onceclip.adapters.cpu import fast_products
+from onceclip.adapters.selection.calibration import calibrated
+from onceclip.adapters.selection.search import Search
+from onceclip.adapters.selection.selection import fit_all, fit_selected
+from onceclip.adapters.training.compile import USUAL, Compiling, compiling
+from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.devices import CPU, name_of, training_device, within_memory
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
@@ -58,7 +58,7 @@ def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_prog
 def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None] = no_progress,
               calibrate: bool = False, compile: Compiling = USUAL,
               device: str = CPU) -> list[Fitted | MethodError]:
-    """Carry out runs that differ in hyperparameter values and seeds alone: trained and scored together.
+    """Carry out runs that differ in hyperparameter values alone: trained and scored together.
 
     calibrate: give the classifiers their temperatures; see `calibrated`. compile: whether the steps of their trainings
         are compiled, and of how many like them they are some. device: as for `fit`.
@@ -69,27 +69,24 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     first, products = specs[0], fast_products()
     methods = [method_class(spec.method)(**spec.values) for spec in specs]
     policy = first.select or methods[0].select
-    draws = {seed: _drawn(store, replace(first, seed=seed), methods[0], policy) for seed in
-             dict.fromkeys(spec.seed for spec in specs)}
-    if first.select is None and policy != "fixed" and draws[first.seed].task.val is None:
-        for drawn in draws.values():
-            drawn.remarks.append(f"no validation rows in {store.path}: hyperparameters stay at their defaults")
+    drawn = _drawn(store, first, methods[0], policy)
+    if first.select is None and policy != "fixed" and drawn.task.val is None:
+        drawn.remarks.append(f"no validation rows in {store.path}: hyperparameters stay at their defaults")
         policy = "fixed"
     fitting = time.perf_counter()
-    with compiling(compile), within_memory(where, f"{first.method} on {len(draws[first.seed].support.rows):,} rows"):
-        tasks = {seed: drawn.task if where.type == CPU else drawn.task.to(where) for seed, drawn in draws.items()}
-        choices = [Choice(method, tasks[spec.seed], frozenset(spec.values), spec.seed)
-                   for method, spec in zip(methods, specs, strict=True)]
-        selections = (fit_each(choices, progress) if policy == "fixed" else
-                      select_all(choices, policy, progress, Search.parse(first.search, first.narrow)))
+    with compiling(compile), within_memory(where, f"{first.method} on {len(drawn.support.rows):,} rows"):
+        task = drawn.task if where.type == CPU else drawn.task.to(where)
+        selections = (fit_all(methods, task, first.seed, progress) if policy == "fixed" else
+                      [_selected(method, task, spec, policy, progress)
+                       for method, spec in zip(methods, specs, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
-        fitted = fitted if where.type == CPU else moved(fitted, CPU)
+        fitted = fitted if where.type == CPU else to_device(fitted, CPU)
     seconds = (time.perf_counter() - fitting) / len(specs)
     fine = [spec for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
-    good = [replace(each, provenance=_provenance(store, spec, draws[spec.seed], policy))
+    good = [replace(each, provenance=_provenance(store, spec, drawn, policy))
             for each, spec in zip(fitted, fine, strict=True)]
     if calibrate:
-        good = [calibrated(classifier, methods[0], draws[spec.seed].task)
+        good = [calibrated(classifier, methods[0], drawn.task)
                 for classifier, spec in zip(good, fine, strict=True)]
     scored = iter(zip(good, _scores(good, store, first), strict=True) if good else ())
     total = (time.perf_counter() - begun) / len(specs)
@@ -99,11 +96,21 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
             results.append(selection)
             continue
         classifier, scores = next(scored)
-        row = _row(store, spec, draws[spec.seed], policy, selection, scores)
+        row = _row(store, spec, drawn, policy, selection, scores)
         row |= {"seconds": seconds, "seconds_total": total, "products": products, "compiling": asdict(compile),
                 "device": name_of(where), "version": onceclip.__version__}
-        results.append(Fitted(classifier, row, draws[spec.seed].remarks))
+        results.append(Fitted(classifier, row, drawn.remarks))
     return results
+
+
+def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
+              progress: Callable[[float], None]) -> Selection | MethodError:
+    """The selection of one run, or its failure."""
+    try:
+        return fit_selected(method, task, policy, frozenset(spec.values), spec.seed, progress,
+                            Search.parse(spec.search, spec.narrow))
+    except MethodError as error:
+        return error
 
 
 def _drawn(store: Store, spec: RunSpec, method: Method, policy: str) -> Drawn:

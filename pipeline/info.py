@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import compress, count, islice
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ _PIECE = 1 << 20  # rows that are counted at once
 _SAMPLE = 4096
 
 
-def info(path: str) -> dict[str, Any]:
+def info(path: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     """Describe a store or an adapter folder as JSON values.
 
+    modules: as for `load_classifier`.
     Raises NotAStore if the path is neither.
     """
     if (Path(path) / CONFIG).is_file():
-        classifier = load_classifier(path)
+        classifier = load_classifier(path, modules)
         return {"kind": "adapter", "path": path, "method": classifier.method, "dim": classifier.dim,
                 "hyperparameters": classifier.hyperparameters, "classes": list(classifier.class_names),
                 "provenance": classifier.provenance}

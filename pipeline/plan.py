@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onceclip.adapters import method_class
-from onceclip.adapters.compiling import AUTO, USUAL, Compiling
 from onceclip.adapters.method import Method
+from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.devices import CPU, is_gpu
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.run import RunSpec
@@ -23,7 +23,7 @@ GROUP_RUNS, ON_A_GPU = 64, 1024
 
 @dataclass(frozen=True)
 class Group:
-    """Runs on one store that one process trains and scores together: of one draw, or on a GPU of many.
+    """Runs on one store that one process trains and scores together: of one draw.
 
     fingerprint: the store's content. compile: whether steps are compiled, which the whole plan decides, so that a part
     of it, or what is left of it, gives the same numbers. device: that trains them, as for `fit`.
@@ -94,13 +94,11 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     specs = list(specs)
     runs = [(store.path, spec) for store in stores for spec in specs]
     opened = {store.path: store for store in stores}
-    on_a_gpu = is_gpu(device)
-    most = ON_A_GPU if on_a_gpu else GROUP_RUNS
+    most = ON_A_GPU if is_gpu(device) else GROUP_RUNS
     together: dict[Any, list[RunSpec]] = defaultdict(list)
     for path, spec in runs:
         if spec.identity(opened[path]) not in done:
-            draw = None if on_a_gpu else spec.seed  # the steps of many draws take a GPU hardly longer than of one
-            together[path, draw, *spec.common].append(spec)
+            together[path, spec.seed, *spec.common].append(spec)
     alike = Counter(spec.method for _, spec in runs)
     groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
                     Compiling(compile, alike[members[0].method]), device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onceclip.adapters.compiling import OFF, Compiling
+from onceclip.adapters.methods import stored_method_class
+from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.devices import CPU, device_like
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.fit import Fitted
@@ -40,8 +41,10 @@ def read_row(reference: str) -> dict[str, Any]:
 def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
     """What a row asked for, if the store still has the content that it was made of.
 
-    Raises ResultError if images, text or encoder have changed.
+    Raises ResultError if images, text or encoder have changed, MethodError for a method of a module that the user did
+    not name.
     """
+    stored_method_class(row["asked"]["method"], "the row")  # which RunSpec would import
     spec = RunSpec(**row["asked"])
     then, now = row["fingerprints"], spec.contents(store)
     changed = [name for name in now if now[name] != then[name]]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onceclip.adapters import method_class
+from onceclip.adapters.plugin import full_name
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.stores import Store
@@ -17,7 +18,8 @@ from onceclip.stores.identity import fingerprint
 class RunSpec:
     """One run.
 
-    method: its name. shots: labelled rows per class, None for all. seed: of the draw and of the training.
+    method: its name, or of one of your own MODULE:CLASS or the class. shots: labelled rows per class, None for all.
+    seed: of the draw and of the training.
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
     select: the selection policy; None takes the method's own, as far as the store has the rows for it.
     class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
@@ -45,7 +47,9 @@ class RunSpec:
     classes: str = ALL
 
     def __post_init__(self) -> None:
-        known = method_class(self.method).hyperparameters
+        method = method_class(self.method)
+        object.__setattr__(self, "method", full_name(method))
+        known = method.hyperparameters
         values = {name: known[name].parse(name, value) if name in known else value
                   for name, value in self.values.items()}
         object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run

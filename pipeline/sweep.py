@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from onceclip.adapters import MethodError
-from onceclip.adapters.compiling import AUTO
-from onceclip.adapters.products import DEFAULT, decided, fast_products
+from onceclip.adapters.cpu import DEFAULT, decided, fast_products
+from onceclip.adapters.training.compile import AUTO
 from onceclip.pipeline.cluster.machine import visible_gpus
 from onceclip.pipeline.devices import CPU, CUDA, training_device
 from onceclip.pipeline.errors import DeviceError, ResultError

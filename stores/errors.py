@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onceclip import OnceclipError
+from onceclip.errors import OnceclipError
 
 
 class StoreError(OnceclipError):

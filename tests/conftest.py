@@ -235,17 +235,17 @@ def compiler() -> None:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Has graphs carried out operation by operation, and nothing known of before; gives the graphs."""
-    from onceclip.adapters import code_folder, compiled
+    from onceclip.adapters.training import code_cache, compile
 
     graphs: list[Any] = []
 
     def make(name: str, graph: Any, *_: Any) -> Any:
         graphs.append(graph)
-        code_folder._loaded[name] = lambda tensors: graph(*tensors)
-        return code_folder._loaded[name]
+        code_cache._loaded[name] = lambda tensors: graph(*tensors)
+        return code_cache._loaded[name]
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(code_folder, "make", make)
-    monkeypatch.setattr(code_folder, "_loaded", {})
-    monkeypatch.setattr(compiled, "_known", {})
+    monkeypatch.setattr(code_cache, "make", make)
+    monkeypatch.setattr(code_cache, "_loaded", {})
+    monkeypatch.setattr(compile, "_known", {})
     return graphs

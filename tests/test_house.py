@@ -59,8 +59,8 @@ def test_nothing_but_the_main_module_imports_the_command_line() -> None:
 
 
 @pytest.mark.checkout
-def test_the_root_holds_three_python_files_because_all_of_them_ship() -> None:
-    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
+def test_the_root_holds_four_python_files_because_all_of_them_ship() -> None:
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py", "errors.py"}
 
 
 @pytest.mark.checkout

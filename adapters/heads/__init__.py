@@ -4,17 +4,12 @@ A head is pure and row-independent, differentiable in its tensors, and saved by 
 trained together its tensors, numbers too, have a leading axis of runs; `product` and `per_run` see to it.
 """
 
-from onceclip.adapters.heads.bilinear import ProbabilityBilinear
-from onceclip.adapters.heads.bottleneck import Bottleneck, blend
-from onceclip.adapters.heads.columns import Columns
-from onceclip.adapters.heads.head import Head
-from onceclip.adapters.heads.kernel import Kernel, sum_by_class
-from onceclip.adapters.heads.linear import Linear
-from onceclip.adapters.heads.machine import FourierFeatures, KernelMachine, fourier
+from onceclip.adapters.heads.base import Head
+from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine, fourier, sum_by_class
+from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
 from onceclip.adapters.heads.packing import HEADS, pack, unpack
-from onceclip.adapters.heads.projected import Projected
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
-from onceclip.adapters.heads.weighted import Sum
+from onceclip.adapters.heads.residual import Bottleneck, blend
 
 __all__ = [
     "HEADS", "Bottleneck", "Columns", "FourierFeatures", "Head", "Kernel", "KernelMachine", "Linear",

@@ -1,15 +1,19 @@
-"""A head that compares rows with keys."""
+"""Heads that compare rows with keys."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from onceclip.adapters.heads.head import Head
-from onceclip.adapters.run_axis import per_run, product
+from onceclip.adapters.cpu import threads_for
+from onceclip.adapters.heads.base import Head
+from onceclip.adapters.ops import per_run, product
 
 _LAID = WeakTensorKeyDictionary()  # how labels lie, which is asked at every step
 
@@ -23,6 +27,8 @@ class Kernel(Head):
     classes: number of classes, also of those without a key.
     beta: sharpness. weight: (keys,), how much each key counts; None for one.
     """
+
+    name = "kernel"
 
     keys: Tensor
     label: Tensor
@@ -60,3 +66,177 @@ def _in_order(label: Tensor) -> int:
     each, rest = divmod(len(label), max(classes, 1))
     ordered = torch.arange(classes, device=label.device).repeat_interleave(each)
     return each if not rest and torch.equal(label, ordered) else 0
+
+
+@dataclass(frozen=True)
+class KernelMachine(Head):
+    """Logits `sum_i exp(-beta (1 - x . key_i)) value_i` with any values, as a kernel regression has them.
+
+    keys: (keys, dim). value: (keys, classes). beta: sharpness.
+    """
+
+    name = "kernel-machine"
+
+    keys: Tensor
+    value: Tensor
+    beta: float | Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        affinity = torch.exp(per_run(self.beta) * (product(rows, self.keys) - 1))
+        return product(affinity, self.value.transpose(-1, -2))
+
+    @property
+    def width(self) -> int:
+        return max(self.value.shape[-2:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys.dtype
+
+
+@dataclass(frozen=True)
+class FourierFeatures(Head):
+    """Random Fourier features in front of another head: `head([cos(x F^T), sin(x F^T)] / sqrt(frequencies))`.
+
+    The scalar product of the features of two unit vectors a and b approximates `exp(-beta (1 - a . b))` where the
+    frequencies are drawn from a normal distribution of variance beta.
+
+    frequency: (frequencies, dim). head: takes rows of twice as many columns as there are frequencies.
+    Source: Random Features for Large-Scale Kernel Machines (Rahimi and Recht, NeurIPS 2007).
+    """
+
+    name = "fourier-features"
+
+    frequency: Tensor
+    head: Head
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.head(fourier(rows, self.frequency))
+
+    @property
+    def width(self) -> int:
+        return max(self.head.width, 2 * self.frequency.shape[-2])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.frequency.dtype
+
+
+def fourier(rows: Tensor, frequency: Tensor) -> Tensor:
+    """Cosines and sines (rows, 2 frequencies) of rows (rows, dim), of unit length."""
+    phase = product(rows, frequency)
+    return torch.cat([phase.cos(), phase.sin()], dim=-1) / frequency.shape[-2] ** 0.5
+
+
+_RESULTS = 2**26  # numbers in the logits that are held at a time: 256 MiB in float32
+_BLOCK = 2**25  # numbers in one product of rows and keys
+_CACHED = 2**17  # of them that one core works on at a time: what its cache holds, twice
+_FACTORS = 32  # exponentials that are multiplied up before the next one is computed afresh
+_CLOSE = 1e-9
+_TINY = 1e-30
+
+
+def same_cache(heads: Sequence[Head]) -> bool:
+    """Whether heads are caches of the very same keys that differ in their sharpness alone."""
+    first = heads[0]
+    return isinstance(first, Kernel) and isinstance(first.beta, float) and all(
+        isinstance(head, Kernel) and isinstance(head.beta, float)
+        and all(getattr(head, field.name) is getattr(first, field.name) for field in fields(first)
+                if field.name not in ("beta", "classes"))
+        for head in heads)
+
+
+def batched_cache_logits(heads: Sequence[Kernel], rows: Tensor) -> Iterator[Tensor]:
+    """Logits (rows, classes) of heads that are the `same_cache`, one head after the other.
+
+    rows: (rows, dim), unit embeddings.
+    """
+    first = heads[0]
+    most = max(1, _RESULTS // max(len(rows) * first.classes, 1))
+    for start in range(0, len(heads), most):
+        sharpness = [float(head.beta) for head in heads[start:start + most]]
+        yield from cache_logits(rows, first.keys, first.label, first.classes, sharpness, first.weight)
+
+
+def cache_logits(rows: Tensor, keys: Tensor, label: Tensor, classes: int, sharpness: Sequence[float],
+                 weight: Tensor | None = None) -> Tensor:
+    """Sums over each class of `weight_i exp(-beta (1 - x . key_i))` for every beta: (betas, rows, classes).
+
+    rows: (rows, dim). keys: (keys, dim). label: (keys,) int64. sharpness: the betas, in any order.
+    weight: (keys,), or None for one.
+    """
+    order = sorted(range(len(sharpness)), key=sharpness.__getitem__)
+    ascending = [sharpness[place] for place in order]
+    columns = _shot_major(label, classes)
+    if columns is not None:  # the sum over a class is then a few additions of whole rows
+        missing, columns = columns == len(keys), columns.clamp(max=len(keys) - 1)
+        keys, weight = keys[columns.flatten()], None if weight is None else weight[columns]
+    result = rows.new_empty(len(sharpness), len(rows), classes)
+    step = max(1, _BLOCK // max(len(keys), 1))
+    for start in range(0, len(rows), step):
+        distance = 1 - product(rows[start:start + step], keys)
+        if columns is not None:
+            distance = distance.unflatten(1, columns.shape)
+            if missing.any():
+                distance.masked_fill_(missing, math.inf)
+        _sum_powers(distance, ascending, order, label, weight, result[:, start:start + step])
+    return result
+
+
+def _sum_powers(distance: Tensor, ascending: Sequence[float], order: Sequence[int], label: Tensor,
+                weight: Tensor | None, result: Tensor) -> None:
+    """Write the sums over classes of all powers of a block of distances into result (betas, rows, classes)."""
+    on_cpu = distance.device.type == "cpu"
+    step = max(1, _CACHED // max(distance[0].numel(), 1)) if on_cpu else len(distance)
+    with threads_for(0) if on_cpu else nullcontext():  # in pieces that small threads only wait for each other
+        for start in range(0, len(distance), step):
+            piece = slice(start, start + step)
+            for place, power in zip(order, _powers(distance[piece], ascending), strict=True):
+                weighted = power if weight is None else power * weight
+                result[place, piece] = (weighted.sum(dim=1) if power.ndim == 3 else
+                                        sum_by_class(weighted, label, result.shape[2]))
+
+
+def _shot_major(label: Tensor, classes: int) -> Tensor | None:
+    """Places of the first, second, ... key of every class (most shots, classes), as many as there are keys for none.
+
+    None where classes differ so much in their shots that most of such a table would be empty.
+    """
+    count = torch.bincount(label, minlength=classes)
+    most = int(count.max()) if len(label) else 0
+    if not most or most * classes > 2 * len(label):
+        return None
+    order = label.argsort(stable=True)
+    shot = torch.arange(len(label), device=label.device) - (count.cumsum(0) - count)[label[order]]
+    table = label.new_full((most, classes), len(label))
+    table[shot, label[order]] = order
+    return table
+
+
+def _powers(distance: Tensor, sharpness: Sequence[float]) -> Iterator[Tensor]:
+    """`exp(-beta distance)` for ascending betas.
+
+    On a grid of equal steps a power is the one before times a constant, on one that doubles it is the square of one
+    before: one exponential serves many betas. Every factor brings its rounding along, so they are counted.
+    """
+    held: list[tuple[float, int, Tensor]] = []  # the last two: a grid may double at every second step
+    width, step = 0.0, distance
+    for beta, following in zip(sharpness, [*sharpness[1:], math.inf], strict=True):
+        before = held[-1] if held else (beta, _FACTORS, distance)
+        half = next((each for each in held if _close(2 * each[0], beta) and 2 * each[1] <= _FACTORS), None)
+        if half is not None:
+            factors, power = 2 * half[1], half[2] * half[2]
+        elif width and _close(beta - before[0], width) and before[1] < _FACTORS:
+            factors, power = before[1] + 1, before[2] * step
+        else:
+            # A missing key is infinitely far, and 0 times that is no number.
+            factors, power = 1, torch.exp(-max(beta, _TINY) * distance)
+            gap = beta - before[0]
+            if gap > 0 and _close(following - beta, gap) and not _close(gap, width):
+                width, step = gap, torch.exp(-gap * distance)
+        held = [*held[-1:], (beta, factors, power)]
+        yield power
+
+
+def _close(first: float, second: float) -> bool:
+    return abs(first - second) <= _CLOSE * second

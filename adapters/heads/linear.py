@@ -1,4 +1,4 @@
-"""A linear head."""
+"""Linear heads, and maps and sums in front of heads that stay linear."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads.head import Head
-from onceclip.adapters.run_axis import product
+from onceclip.adapters.heads.base import Head
+from onceclip.adapters.ops import per_run, product, unit
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Linear(Head):
     weight: (classes, dim), with any logit scale already multiplied in.
     bias: (classes,) or None.
     """
+
+    name = "linear"
 
     weight: Tensor
     bias: Tensor | None = None
@@ -33,3 +35,135 @@ class Linear(Head):
     @property
     def dtype(self) -> torch.dtype:
         return self.weight.dtype
+
+
+@dataclass(frozen=True)
+class Sum(Head):
+    """Weighted sum of heads.
+
+    heads: the terms. weights: one factor per term.
+    """
+
+    name = "sum"
+
+    heads: tuple[Head, ...]
+    weights: tuple[float | Tensor, ...]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return sum((per_run(weight) * head(rows) for weight, head in zip(self.weights, self.heads, strict=True)),
+                   start=rows.new_zeros(()))
+
+    @property
+    def width(self) -> int:
+        return max(head.width for head in self.heads)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.heads[0].dtype
+
+
+@dataclass(frozen=True)
+class Columns(Head):
+    """Another head on some columns of the rows, scaled to unit length: chosen channels, or one of several outputs.
+
+    index: (columns,) int64. head: takes rows (n, columns).
+    """
+
+    name = "columns"
+
+    index: Tensor
+    head: Head
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.head(unit(rows.index_select(-1, self.index)))
+
+    @property
+    def width(self) -> int:
+        return max(len(self.index), self.head.width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.dtype
+
+
+@dataclass(frozen=True)
+class Projected(Head):
+    """A linear map in front of another head: `head(unit(M x + b))`.
+
+    head: the other one. matrix: (dim, width), or None for the identity. bias: (dim,) or None.
+    """
+
+    name = "projected"
+
+    head: Head
+    matrix: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        mapped = rows if self.matrix is None else product(rows, self.matrix)
+        return self.head(unit(mapped if self.bias is None else mapped + self.bias.unsqueeze(-2)))
+
+    @property
+    def width(self) -> int:
+        return self.head.width if self.matrix is None else max(self.head.width, *self.matrix.shape[-2:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.dtype
+
+
+@dataclass(frozen=True)
+class ProbabilityBilinear(Head):
+    """Logits `p M + H(p) e` of the probabilities `p = softmax(x W^T / tau)` and their entropy H in nats.
+
+    weight: W, (anchors, dim). temperature: tau. matrix: M, (anchors, classes).
+    entropy: e, (classes,), or None where all classes are treated alike, so that it would change no probability.
+    """
+
+    name = "probability-bilinear"
+
+    weight: Tensor
+    temperature: float | Tensor
+    matrix: Tensor
+    entropy: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        logarithm = (product(rows, self.weight) / per_run(self.temperature)).log_softmax(dim=-1)
+        probability = logarithm.exp()
+        logits = product(probability, self.matrix.transpose(-1, -2))
+        if self.entropy is None:
+            return logits
+        spread = -(probability * logarithm).sum(dim=-1, keepdim=True)
+        return logits + spread * self.entropy.unsqueeze(-2)
+
+    @property
+    def width(self) -> int:
+        return max(self.weight.shape[-2], self.matrix.shape[-1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+
+def as_linear(head: Head) -> Linear | None:
+    """The one linear head that gives the same logits on unit rows, or None if there is none.
+
+    A weighted sum of linear heads is one, whatever its depth; so is a linear head behind a scaling to unit length.
+    """
+    if isinstance(head, Linear):
+        return head
+    if isinstance(head, Projected) and head.matrix is None and head.bias is None:
+        return as_linear(head.head)
+    if not isinstance(head, Sum):
+        return None
+    terms = [as_linear(each) for each in head.heads]
+    linear = [each for each in terms if each is not None]
+    if len(linear) < len(terms):
+        return None
+    # In float64: the terms of a sum may be much larger than what is left of them.
+    weight = sum((float(factor) * each.weight.double() for factor, each in zip(head.weights, linear, strict=True)),
+                 start=torch.zeros((), dtype=torch.float64))
+    biases = [float(factor) * each.bias.double() for factor, each in zip(head.weights, linear, strict=True)
+              if each.bias is not None]
+    bias: Tensor | None = torch.stack(biases).sum(dim=0).to(head.dtype) if biases else None
+    return Linear(weight.to(head.dtype), bias)

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from onceclip.adapters.errors import AdapterFileError
-from onceclip.adapters.heads.bilinear import ProbabilityBilinear
-from onceclip.adapters.heads.bottleneck import Bottleneck
-from onceclip.adapters.heads.columns import Columns
-from onceclip.adapters.heads.cross_modal import CrossModal
-from onceclip.adapters.heads.head import Head
-from onceclip.adapters.heads.kernel import Kernel
-from onceclip.adapters.heads.linear import Linear
-from onceclip.adapters.heads.machine import FourierFeatures, KernelMachine
-from onceclip.adapters.heads.projected import Projected
+from onceclip.adapters.errors import AdapterFileError, MethodError
+from onceclip.adapters.heads.attention import CrossModal, VisualGuide
+from onceclip.adapters.heads.base import Head
+from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine
+from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
-from onceclip.adapters.heads.rectified import Rectified
-from onceclip.adapters.heads.visual_guide import VisualGuide
-from onceclip.adapters.heads.weighted import Sum
+from onceclip.adapters.heads.residual import Bottleneck, Rectified
+from onceclip.adapters.plugin import full_name, is_plugin, stored_class
 
-HEADS: dict[str, type[Head]] = {"linear": Linear, "kernel": Kernel, "bottleneck": Bottleneck, "sum": Sum,
-                               "projected": Projected, "prompt-max": PromptMax, "prompt-weighted": PromptWeighted,
-                               "columns": Columns, "rectified": Rectified, "cross-modal": CrossModal,
-                               "visual-guide": VisualGuide,
-                               "kernel-machine": KernelMachine, "fourier-features": FourierFeatures,
-                               "probability-bilinear": ProbabilityBilinear}
-_NAMES = {kind: name for name, kind in HEADS.items()}
+HEADS: dict[str, type[Head]] = {head.name: head for head in (
+    Linear, Kernel, Bottleneck, Sum, Projected, PromptMax, PromptWeighted, Columns, Rectified, CrossModal, VisualGuide,
+    KernelMachine, FourierFeatures, ProbabilityBilinear,
+)}
+_RENAMED_FIELDS = {"renormalise": "renormalize"}  # spellings that saved adapters may have
+_ROWS = 4  # on which a head from outside is tried
+_APART = 1e-3  # of the largest logit
 
 
 def pack(head: Head, prefix: str = "", copy: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Split a head into a JSON description and its named tensors; copies of them, unless told otherwise."""
-    description: dict[str, Any] = {"type": _NAMES[type(head)]}
+    """Split a head into a description and its named tensors; copies of them, unless told otherwise.
+
+    A description has the head's class as its "type" and its fields by name; `to_json` makes it ready for a file.
+    """
+    description: dict[str, Any] = {"type": type(head)}
     tensors: dict[str, Tensor] = {}
 
     def put(name: str, value: Any) -> Any:
@@ -54,20 +53,82 @@ def pack(head: Head, prefix: str = "", copy: bool = True) -> tuple[dict[str, Any
     return description, tensors
 
 
-def unpack(description: dict[str, Any], tensors: dict[str, Tensor]) -> Head:
-    """Rebuild a head from what `pack` made.
-
-    Raises AdapterFileError for a head type that this version does not know.
-    """
-    values = dict(description)
-    kind = values.pop("type")
-    if kind not in HEADS:
-        raise AdapterFileError(f"the adapter has a head of type {kind!r}, which this version of onceclip does not "
-                               "know: install a newer version")
+def unpack(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Head:
+    """Rebuild a head from what `pack` made."""
 
     def get(value: Any) -> Any:
         if isinstance(value, dict):
             return unpack(value, tensors) if "type" in value else tensors[value["tensor"]]
         return tuple(get(item) for item in value) if isinstance(value, list) else value
 
-    return HEADS[kind](**{name: get(value) for name, value in values.items()})
+    head: Head = description["type"](**{name: get(value) for name, value in description.items() if name != "type"})
+    return head
+
+
+def to_json(description: Any) -> Any:
+    """A description with names in place of classes, MODULE:CLASS for those from outside.
+
+    Raises MethodError for a class that no name leads back to.
+    """
+    if isinstance(description, dict):
+        return {name: to_json(value) for name, value in description.items()}
+    if isinstance(description, list):
+        return [to_json(value) for value in description]
+    if not isinstance(description, type):
+        return description
+    if "<locals>" in description.__qualname__:
+        raise MethodError(f"the head {full_name(description)} cannot be saved: define its class at the top of a module")
+    return full_name(description)
+
+
+def from_json(description: Any, modules: Sequence[str] = (), where: str = "the adapter") -> Any:
+    """What `to_json` made, with classes again.
+
+    modules: named by the user, whose heads may be taken. where: the file, for messages.
+    Raises MethodError for a head of another module, AdapterFileError for one that this version does not know.
+    """
+    if isinstance(description, list):
+        return [from_json(value, modules, where) for value in description]
+    if not isinstance(description, dict):
+        return description
+    values = {_RENAMED_FIELDS.get(name, name): from_json(value, modules, where) for name, value in description.items()}
+    if "type" in values:
+        name = values["type"]
+        if ":" in name:
+            values["type"] = stored_class(name, Head, modules, where)
+        elif name in HEADS:
+            values["type"] = HEADS[name]
+        else:
+            raise AdapterFileError(f"{where} has a head of type {name!r}, which this version of onceclip does not "
+                                   "know: install a newer version")
+    return values
+
+
+def plugin_heads(head: Head) -> list[type[Head]]:
+    """Classes from outside of onceclip that a head is made of.
+
+    Raises MethodError for one that is no dataclass.
+    """
+    if not is_dataclass(head):
+        raise MethodError(f"the head {full_name(type(head))} is no dataclass: heads are saved by their fields")
+    values = [getattr(head, field.name) for field in fields(head)]
+    parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    inner = [kind for part in parts if isinstance(part, Head) for kind in plugin_heads(part)]
+    return [type(head), *inner] if is_plugin(type(head)) else inner
+
+
+@torch.no_grad()
+def require_independent_rows(head: Head, rows: Tensor) -> None:
+    """Try a head from outside on some rows (n, width), as it takes them.
+
+    Raises MethodError if the logits of a row depend on those beside it.
+    """
+    kinds = plugin_heads(head)
+    if not kinds:
+        return
+    rows = rows[:_ROWS]
+    together, alone = head(rows), torch.cat([head(row) for row in rows.split(1)])
+    allowed = _APART * max(1.0, float(together.abs().max()))
+    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=0, atol=allowed, equal_nan=True):
+        raise MethodError(f"the head {full_name(kinds[0])} gives a row other logits beside others than alone: write it "
+                          "so that every row is scored by itself")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads.head import Head
+from onceclip.adapters.heads.base import Head
 
 WEIGHTINGS = ("autoclip", "softmax")
 _HALVINGS = 60
@@ -23,6 +23,8 @@ class PromptMax(Head):
     prompts: (prompts, dim), unit vectors times the logit scale. class_index: (prompts,) int64.
     classes: number of classes. bias: the encoder's.
     """
+
+    name = "prompt-max"
 
     prompts: Tensor
     class_index: Tensor
@@ -55,6 +57,8 @@ class PromptWeighted(Head):
     weighting: one of WEIGHTINGS. entropy: the share, 1 for equal weights.
     Source: AutoCLIP (Metzen et al., TMLR 2024), section 3 and appendix A.3.
     """
+
+    name = "prompt-weighted"
 
     bank: Tensor
     scale: float

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from onceclip.adapters.errors import UnknownName
-from onceclip.adapters.method import Method, unknown
+import sys
+
+from onceclip.adapters.errors import UnknownName, unknown
+from onceclip.adapters.method import Method
 from onceclip.adapters.methods.ape import APE
 from onceclip.adapters.methods.ape_t import APET
 from onceclip.adapters.methods.clap import CLAP
@@ -34,6 +36,7 @@ from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
+from onceclip.adapters.plugin import import_class, stored_class
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ZeroShot, TemplateSelection, PromptWeights,
@@ -47,11 +50,27 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
 )}
 
 
-def method_class(name: str) -> type[Method]:
-    """Look a method up by its name.
+def method_class(name: str | type[Method]) -> type[Method]:
+    """The method of a name, or the class that MODULE:CLASS names, which is imported; a class is given back.
 
-    Raises UnknownName with the nearest name if there is none.
+    name: given by the user, never by a file.
+    Raises UnknownName with the nearest name if there is none, MethodError for a class that cannot be imported.
+
+    Example:
+        >>> onceclip.adapters.method_class("gda").__name__
+        'GDA'
     """
+    if isinstance(name, type):
+        return name
+    return import_class(name, Method) if ":" in name else _known(name)
+
+
+def stored_method_class(name: str, where: str) -> type[Method]:
+    """The method that a file names; one from outside only if its module is imported already. where: the file."""
+    return stored_class(name, Method, sys.modules, where) if ":" in name else _known(name)
+
+
+def _known(name: str) -> type[Method]:
     if name not in METHODS:
         raise UnknownName(unknown("method", name, METHODS))
     return METHODS[name]

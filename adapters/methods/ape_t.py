@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onceclip.adapters.channels import CRITERIA, TEXT, Channels
 from onceclip.adapters.heads import Head, Kernel, Linear
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.methods.ape import CRITERIA, TEXT, Channels
 from onceclip.adapters.methods.tip_adapter import SHARPNESS
-from onceclip.adapters.recipe import keeping, recipe
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe
 
 # Channels kept, alpha, learning rate, epsilon, epochs: what the authors' configurations hold for ResNet-50.
 _PUBLISHED = {

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.method import Hyperparameter
-from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
-from onceclip.adapters.prototypes import base_vectors, cosine_head
+from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe, base_vectors, cosine_head
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.run_axis import product
-from onceclip.adapters.starts import xavier_normal
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.ops import product, unit
 from onceclip.adapters.task import Task
-from onceclip.adapters.unit import unit
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe, xavier_normal
 
 _GAIN = 0.67  # of the start values behind the attention
 
@@ -72,7 +70,7 @@ class ClipASelf(Method):
         **keeping(),
     }
     presets = {"reference": {"learning_rate": 2e-3, "epochs": 200, "batch_size": 32, "weight_decay": 5e-4,
-                             "optimiser": "sgd", "schedule": "dassl"}}
+                             "optimizer": "sgd", "schedule": "dassl"}}
     trained = True
     transfers = True
 

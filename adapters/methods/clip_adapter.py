@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Bottleneck, Head, Linear, blend
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.starts import linear_start
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
 
 class ClipAdapter(Method):
@@ -45,19 +44,19 @@ class ClipAdapter(Method):
         "learn_ratio": Hyperparameter(False, "train the ratio too, from the value of `ratio`", retrain=True),
         "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
                                     retrain=True),
-        "renormalise": Hyperparameter(True, "scale the blend to unit length", retrain=True),
+        "renormalize": Hyperparameter(True, "scale the blend to unit length", retrain=True),
         **recipe(learning_rate=1e-3, epochs=300),
         **keeping(),
     }
     presets = {
         "paper": {"batch_size": 32, "learning_rate": 1e-5},
-        "vdt": {"optimiser": "sgd", "learning_rate": 2e-3, "weight_decay": 5e-4, "schedule": "dassl", "epochs": 200,
+        "vdt": {"optimizer": "sgd", "learning_rate": 2e-3, "weight_decay": 5e-4, "schedule": "dassl", "epochs": 200,
                 "batch_size": 32},
-        "lp++": {"ratio": 0.5, "renormalise": False, "optimiser": "sgd", "momentum": 0.0, "learning_rate": 1e-2,
+        "lp++": {"ratio": 0.5, "renormalize": False, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 1e-2,
                  "weight_decay": 0.0, "schedule": "dassl", "epochs": 300, "batch_size": 32, "keep": "best"},
-        "clap": {"optimiser": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "schedule": "dassl", "epochs": 300,
+        "clap": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "schedule": "dassl", "epochs": 300,
                  "batch_size": 256},
-        "prolip": {"optimiser": "adam", "epsilon": 1e-4, "weight_decay": 0.0, "epochs": 300, "batch_size": 0},
+        "prolip": {"optimizer": "adam", "epsilon": 1e-4, "weight_decay": 0.0, "epochs": 300, "batch_size": 0},
     }
     trained = True
     transfers = True
@@ -79,10 +78,10 @@ class ClipAdapter(Method):
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         head = zero_shot_head(prepared)
         if "text_down" in parameters:
-            adapted = blend(prepared.text.class_weights, *self._branch("text", parameters), self.renormalise)
+            adapted = blend(prepared.text.class_weights, *self._branch("text", parameters), self.renormalize)
             head = Linear(prepared.logit_scale * adapted, head.bias)
         if "image_down" in parameters:
-            return Bottleneck(*self._branch("image", parameters), head, self.renormalise)
+            return Bottleneck(*self._branch("image", parameters), head, self.renormalize)
         return head
 
     def _branch(self, branch: str, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, float | Tensor]:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Bottleneck, Head
-from onceclip.adapters.method import Hyperparameter
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
-from onceclip.adapters.starts import linear_start
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, linear_start
 
 
 class CrossModalAdapter(CrossModalLinearProbe):
@@ -44,4 +43,4 @@ class CrossModalAdapter(CrossModalLinearProbe):
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         linear = super().head(prepared, parameters)
-        return Bottleneck(parameters["down"], parameters["up"], self.ratio, linear, renormalise=False)
+        return Bottleneck(parameters["down"], parameters["up"], self.ratio, linear, renormalize=False)

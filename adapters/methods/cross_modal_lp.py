@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.starts import linear_start
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
-from onceclip.adapters.unit import unit
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
 _STEPS = 100  # of an epoch of half batches: after so many the authors look at validation rows
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.methods.gda import precision_of
+from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
-from onceclip.adapters.unit import unit
+from onceclip.adapters.training.trainable import Hyperparameter
 
 _FEW = 1e-6  # rows that a class has in sum: with fewer it stays where its text is
 

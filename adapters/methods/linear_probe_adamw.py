@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Hyperparameter, Method
-from onceclip.adapters.recipe import recipe
-from onceclip.adapters.starts import linear_start
+from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, linear_start, recipe
 
 
 class LinearProbeAdamW(Method):

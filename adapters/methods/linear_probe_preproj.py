@@ -7,8 +7,8 @@ from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear, Projected
 from onceclip.adapters.methods.lpclip import LpClip
+from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Rows, Task
-from onceclip.adapters.unit import unit
 
 
 class LinearProbePreproj(LpClip):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Hyperparameter, Method
+from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
 
 _EVERY = 10  # epochs between two steps of alpha
 _START = 250.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from onceclip.adapters.method import Hyperparameter
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.training.trainable import Hyperparameter
 
 
 class LpClip(LinearProbe):

@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.heads.cross_modal import MASKS, CrossModal
-from onceclip.adapters.method import Hyperparameter, Method
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.starts import linear_bias, linear_start, xavier_uniform
+from onceclip.adapters.heads.attention import MASKS, CrossModal
+from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import (
+    Hyperparameter,
+    keeping,
+    linear_bias,
+    linear_start,
+    recipe,
+    xavier_uniform,
+)
 
 
 class MultiModalAdapter(Method):
@@ -47,7 +53,7 @@ class MultiModalAdapter(Method):
         "bottleneck": Hyperparameter(32, "width of the narrowest layers", low=1, high=4096, retrain=True),
         "heads": Hyperparameter(4, "heads of the attention", low=1, high=256, retrain=True),
         "head_width": Hyperparameter(32, "width of a head", low=1, high=4096, retrain=True),
-        **recipe(learning_rate=1e-3, epochs=20, batch_size=64, weight_decay=1e-4, optimiser="adam",
+        **recipe(learning_rate=1e-3, epochs=20, batch_size=64, weight_decay=1e-4, optimizer="adam",
                  schedule="constant"),
         **keeping(),
     }

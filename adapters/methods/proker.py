@@ -10,9 +10,10 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import FourierFeatures, Head, KernelMachine, Linear, Sum, fourier
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.ridge import Ridges
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.ridge import Ridges
+from onceclip.adapters.training.trainable import Hyperparameter
 
 FORMS = ("auto", "views", "means", "features")
 _MOST = 2**14  # rows of a kernel matrix: 2 GiB in float64

@@ -18,7 +18,7 @@ class ProLIP(RLA):
     have, stays. The projection belongs to no class and serves other ones. Where views of the features are stored they
     take turns, the second one first.
 
-    Source: CLIP's Visual Embedding Projector is a Few-shot Cornucopia (Fahes et al., 2024); optimiser,
+    Source: CLIP's Visual Embedding Projector is a Few-shot Cornucopia (Fahes et al., 2024); optimizer,
     epsilon, schedule, full batches and order of views from the authors' code.
 
     Example:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.recipe import recipe
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import recipe
 
 
 class PromptWeights(Method):

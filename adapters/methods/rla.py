@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Projected
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import recipe
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, recipe
 
 
 class RLA(Method):
@@ -18,7 +18,7 @@ class RLA(Method):
     matrix belongs to no class and serves other ones.
 
     Source: CLIP's Visual Embedding Projector is a Few-shot Cornucopia (Fahes et al., 2024): the regularised linear
-    adapter; optimiser, epsilon, schedule and full batches from the authors' code of ProLIP.
+    adapter; optimizer, epsilon, schedule and full batches from the authors' code of ProLIP.
 
     Example:
         >>> onceclip.RLA(strength=0.1).fit(task).logits(embeddings).shape
@@ -34,7 +34,7 @@ class RLA(Method):
         "strength": Hyperparameter(1.0, "factor of the penalty", search=(0.1, 1.0, 10.0), high=1e6, retrain=True),
         "power": Hyperparameter(1, "the penalty is divided by the number of shots to this power", high=4.0,
                                 retrain=True),
-        **recipe(learning_rate=1e-3, epochs=300, weight_decay=0.0, epsilon=1e-4, optimiser="adam"),
+        **recipe(learning_rate=1e-3, epochs=300, weight_decay=0.0, epsilon=1e-4, optimizer="adam"),
     }
     trained = True
     transfers = True

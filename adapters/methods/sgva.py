@@ -10,12 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Columns, Head, Linear, Projected
-from onceclip.adapters.heads.rectified import Rectified, rectify
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.starts import linear_start
+from onceclip.adapters.heads.residual import Rectified, rectify
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
-from onceclip.adapters.unit import unit
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,10 @@ class SgVA(Method):
         "distillation": Hyperparameter(1.0, "weight of staying near zero-shot in training", high=1000.0, retrain=True),
         "temperature": Hyperparameter(5.0, "what divides the logits there; the authors'", low=0.01, high=1000.0,
                                       retrain=True),
-        **recipe(learning_rate=1e-2, epochs=100, weight_decay=5e-4, optimiser="sgd", schedule="dassl"),
+        **recipe(learning_rate=1e-2, epochs=100, weight_decay=5e-4, optimizer="sgd", schedule="dassl"),
         **keeping(),
     }
-    presets = {"reference": {"optimiser": "nesterov"}}
+    presets = {"reference": {"optimizer": "nesterov"}}
     mixing = "weight"
     trained = True
     inputs = ("preproj", "embedding")

@@ -7,14 +7,33 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from onceclip.adapters.engine import Run, train
 from onceclip.adapters.heads import Head
-from onceclip.adapters.method import Hyperparameter, Method
-from onceclip.adapters.prototypes import base_settings, base_vectors, cosine_head
-from onceclip.adapters.recipe import recipe
+from onceclip.adapters.method import Method
+from onceclip.adapters.methods.zs_lp import base_settings, base_vectors, cosine_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.text import Text
-from onceclip.adapters.text_projection import TextProjection
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
+from onceclip.adapters.training.trainable import Hyperparameter, recipe
+
+
+class TextProjection(Method):
+    """A linear map of the class vectors, trained from the identity: TaskRes's enhanced base.
+
+    The authors train the encoder's text projection anew. An embedding is that projection of what the text tower gives,
+    and as long as the tower is no wider than the embedding, every other projection of it is a linear map of this one.
+    """
+
+    name = "text-projection"
+    hyperparameters = recipe(learning_rate=1e-4, epochs=50, weight_decay=0.0, optimizer="adam")
+    trained = True
+
+    def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
+        like = prepared.text.embedding
+        return {"matrix": torch.eye(prepared.dim, dtype=like.dtype, device=like.device)}
+
+    def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
+        return cosine_head(prepared, prepared.text.raw_mean @ parameters["matrix"].T)
 
 
 class TaskRes(Method):
@@ -25,7 +44,7 @@ class TaskRes(Method):
     (`learn_alpha`), and an enhanced base, the text projection trained first: for `enhanced` epochs, with a step size of
     our own, since the authors' code only downloads the result.
 
-    Source: Task Residual for Tuning Vision-Language Models (Yu et al., CVPR 2023); optimiser and schedule from
+    Source: Task Residual for Tuning Vision-Language Models (Yu et al., CVPR 2023); optimizer and schedule from
     the authors' code.
 
     Example:
@@ -44,7 +63,7 @@ class TaskRes(Method):
         "enhanced": Hyperparameter(0, "epochs in which a linear map of the class vectors is trained first, the "
                                    "enhanced base; 0 for none", high=1e6, retrain=True),
         **base_settings(length=10.0),
-        **recipe(learning_rate=2e-3, epochs=100, batch_size=256, weight_decay=5e-4, optimiser="adam",
+        **recipe(learning_rate=2e-3, epochs=100, batch_size=256, weight_decay=5e-4, optimizer="adam",
                  schedule="dassl"),
     }
     presets = {"reference": {"base": "raw"}, "reference-8-shots": {"base": "raw", "epochs": 200},

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
-from onceclip.adapters.text import unit
+from onceclip.adapters.training.trainable import Hyperparameter
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Kernel
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
 
 # Each is twice the one before the last: with one exponential comes that of the double, see affinity.py.
 SHARPNESS = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)

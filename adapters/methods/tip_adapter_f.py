@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Kernel
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.methods.tip_adapter import SHARPNESS
-from onceclip.adapters.recipe import keeping, recipe
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe
 
 _PUBLISHED = {"imagenet": 1.17, "caltech101": 3.0, "dtd": 2.0, "eurosat": 2.0, "fgvc": 5.0, "food101": 1.17,
               "oxford-flowers": 10.0, "oxford-pets": 1.17, "stanford-cars": 3.0, "sun397": 1.17, "ucf101": 3.0}
@@ -23,7 +23,7 @@ class TipAdapterF(Method):
     script keeps the epoch that is best on the test set, for which `keep=best` takes validation rows instead. The
     presets are its recipe for each data set, with the weight of the cache that was set by hand for it.
 
-    Source: Tip-Adapter (Zhang et al., ECCV 2022), section 3.2; optimiser and epsilon from the authors' code.
+    Source: Tip-Adapter (Zhang et al., ECCV 2022), section 3.2; optimizer and epsilon from the authors' code.
 
     Example:
         >>> onceclip.TipAdapterF(epochs=10).fit(task).logits(embeddings).shape

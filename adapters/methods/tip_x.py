@@ -9,9 +9,10 @@ from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Kernel, ProbabilityBilinear, Sum
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.methods.tip_adapter import SHARPNESS, TipAdapter
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
 
 _PIECE = 2**12  # rows whose pairs with all others are held at a time
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.heads.visual_guide import VisualGuide
-from onceclip.adapters.method import Hyperparameter, Method
-from onceclip.adapters.recipe import keeping, recipe
-from onceclip.adapters.starts import xavier_uniform
+from onceclip.adapters.heads.attention import VisualGuide
+from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe, xavier_uniform
 
 
 class VtClip(Method):

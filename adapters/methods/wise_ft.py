@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.recipe import recipe
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, recipe
 
 
 class WiseFT(Method):

@@ -8,8 +8,9 @@ from torch import Tensor
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, PromptMax, PromptWeighted
 from onceclip.adapters.heads.prompts import WEIGHTINGS
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
+from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
 
 
 class ZeroShot(Method):

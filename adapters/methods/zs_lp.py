@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Head
-from onceclip.adapters.method import Hyperparameter, Method
-from onceclip.adapters.prototypes import base_settings, base_vectors, cosine_head
-from onceclip.adapters.recipe import recipe
-from onceclip.adapters.starts import kaiming_normal
+from onceclip.adapters.heads import Head, Linear
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter, kaiming_normal, recipe
+
+BASES = ("zero-shot", "raw")
+
+
+def base_settings(length: float) -> dict[str, Hyperparameter]:
+    """The hyperparameters that say what training starts from, with this length by default.
+
+    A cosine does not see the length of a class vector, but a step of a given size turns a long one less: the length is
+    a step size in disguise, and differs between encoders.
+    """
+    return {
+        "base": Hyperparameter("zero-shot", "what training starts from: the zero-shot class vectors with `length`, or "
+                               "the mean raw prompt vectors as they are (the papers' code)", choices=BASES,
+                               retrain=True),
+        "length": Hyperparameter(length, "length of the class vectors at the start; longer ones turn less in a step",
+                                 low=1e-3, high=1e4, retrain=True),
+    }
+
+
+def base_vectors(task: Task, base: str, length: float) -> Tensor:
+    """Class vectors (classes, dim) before training, by the values of `base_settings`."""
+    return task.text.raw_mean if base == "raw" else length * unit(task.text.class_weights)
+
+
+def cosine_head(task: Task, vectors: Tensor) -> Linear:
+    """Logits `s x . unit(v_c) + b` for class vectors (classes, dim) of any length."""
+    return replace(zero_shot_head(task), weight=task.logit_scale * unit(vectors))
 
 
 class ZeroShotLinearProbe(Method):
@@ -40,7 +68,7 @@ class ZeroShotLinearProbe(Method):
         "start": Hyperparameter("text", "start values of the class vectors: those that `base` names, or random ones",
                                 choices=("text", "random"), retrain=True),
         **base_settings(length=10.0),
-        **recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0, optimiser="sgd", schedule="dassl"),
+        **recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0, optimizer="sgd", schedule="dassl"),
     }
     presets = {"reference": {"base": "raw"}}
     trained = True

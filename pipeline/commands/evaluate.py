@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, show
 from onceclip.pipeline.words import percent
 
 CONFUSIONS = 10  # wrong pairs that people are shown
@@ -32,10 +32,11 @@ _NATS = ("nll", "ece")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
+@import_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
              only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
-             as_json: bool) -> None:
+             modules: tuple[str, ...], as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -59,7 +60,7 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
 
     chosen = classes if classes in CHOICES else tuple(name.strip() for name in classes.split(","))
     protocol = Protocol(split, chosen, text, only_its_classes)
-    classifier, other = load_classifier(adapter), load_classifier(against) if against else None
+    classifier, other = load_classifier(adapter, modules), load_classifier(against, modules) if against else None
     found = []
     for store in map(open_store, stores):
         with percentage(f"evaluate {store.path}") as progress:

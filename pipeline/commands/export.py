@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, encoder_spec, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, encoder_spec, import_option, json_option, show
 
 
 @click.command()
@@ -23,9 +23,10 @@ from onceclip.pipeline.commands.options import LocalPath, encoder_spec, json_opt
 @click.option("--model", metavar="NAME", help="Where the encoder is, if the adapter cannot say; as of `extract`.")
 @click.option("--pretrained", metavar="TAG|FILE", help="Weights of an open_clip model.")
 @click.option("--preprocess", metavar="openai|FILE", help="How images are prepared for a weights FILE.")
+@import_option
 @json_option
 def export(adapter: Path, format: str, file: Path, with_encoder: bool, check: str | None, model: str | None,
-           pretrained: str | None, preprocess: str | None, as_json: bool) -> None:
+           pretrained: str | None, preprocess: str | None, modules: tuple[str, ...], as_json: bool) -> None:
     """Write a saved adapter into a file for other programs.
 
     Raw embeddings go in, logits and probabilities come out, for any number of rows. The file is run and its answers
@@ -45,7 +46,7 @@ def export(adapter: Path, format: str, file: Path, with_encoder: bool, check: st
     from onceclip.pipeline.export.check_rows import prepared_images, stored_rows
     from onceclip.pipeline.recorded_encoder import recorded_encoder
 
-    classifier, encoder, rows = load_classifier(adapter), None, None
+    classifier, encoder, rows = load_classifier(adapter, modules), None, None
     if with_encoder:
         given = encoder_spec(model, pretrained, preprocess, "cpu") if model else None
         encoder = recorded_encoder(classifier.provenance.get("encoder", {}), "the adapter", given, "cpu",

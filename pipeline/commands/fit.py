@@ -15,6 +15,7 @@ from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
     compile_option,
+    import_option,
     json_option,
     show,
     training_device_option,
@@ -28,7 +29,7 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
 @click.command()
 @click.argument("store", required=False)
 @click.option("--method", metavar="M", shell_complete=complete_methods,
-              help="Name of a method; `onceclip methods` lists them.")
+              help="Name of a method; `onceclip methods` lists them. MODULE:CLASS is one of your own.")
 @click.option("--shots", type=Shots(), default="all", show_default=True, help="Labelled training images per class.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the draw and of the training.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a hyperparameter (repeatable).")
@@ -55,10 +56,12 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Save the adapter and its result row.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
+@import_option
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
+        compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool,
+        modules: tuple[str, ...], as_json: bool) -> None:
     """Fit a few-shot classifier on a store and score it.
 
     Hyperparameters given by --set are never searched. Test images are not reachable while fitting.
@@ -69,9 +72,10 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         onceclip fit --from-row results:17
     """
     from onceclip.adapters.classifier import CONFIG, WEIGHTS
-    from onceclip.adapters.compiling import Compiling
+    from onceclip.adapters.plugin import import_module
     from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
-    from onceclip.adapters.search import Search
+    from onceclip.adapters.selection.search import Search
+    from onceclip.adapters.training.compile import Compiling
     from onceclip.pipeline.fit import fit as run
     from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.replay import compare, compiling_of, device_of, read_row, spec_of
@@ -93,6 +97,8 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     if row is None and not (store and method):
         raise click.UsageError("give STORE and --method, or --from-row")
     opened = open_store(store or str((row or {}).get("store")))
+    for module in modules:
+        import_module(module)
     values = dict(map(_setting, settings))
     spec = spec_of(row, opened) if row else RunSpec(
         str(method), shots or None, seed, values, text, select, class_weights, search, narrow,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import json_option, show
+from onceclip.pipeline.commands.options import import_option, json_option, show
 from onceclip.pipeline.words import counted, counts, shots_of
 
 _LISTED = 20  # classes
@@ -17,8 +17,9 @@ _TEMPLATES = 3
 @click.argument("path")
 @click.option("--card", "with_card", is_flag=True, help="Also write README.md into the store, for those you share it "
               "with; one that was changed by hand is left alone.")
+@import_option
 @json_option
-def info(path: str, with_card: bool, as_json: bool) -> None:
+def info(path: str, with_card: bool, modules: tuple[str, ...], as_json: bool) -> None:
     """Show what a store or a saved adapter holds.
 
     \b
@@ -29,7 +30,7 @@ def info(path: str, with_card: bool, as_json: bool) -> None:
     from onceclip.pipeline.info import info as describe
     from onceclip.stores.card import write_card
 
-    values = describe(path)
+    values = describe(path, modules)
     if with_card:
         if values["kind"] != "store":
             raise click.ClickException(f"{path} is an adapter, only stores have a card: leave --card out")

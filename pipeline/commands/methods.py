@@ -24,7 +24,8 @@ def methods(name: str | None, as_json: bool) -> None:
     """List the methods, or explain one.
 
     The list has each method's family, what a fit costs, whether it serves classes that it was not fitted on, and what
-    it needs. With a NAME: equation, hyperparameters with what is tried, presets and source.
+    it needs. With a NAME, or MODULE:CLASS of your own: equation, hyperparameters with what is tried, presets and
+    source.
     """
     values = describe(name)
     show(as_json, values, lambda: method_lines(values))

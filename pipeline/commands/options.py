@@ -20,6 +20,9 @@ compile_option = click.option("--compile", type=click.Choice(["auto", "on", "off
 training_device_option = click.option("--device", default="cpu", show_default=True, metavar="D",
                                       help="Train on cpu, cuda, cuda:1 ..., or auto: a GPU where there is one.")
 
+import_option = click.option("--import", "modules", multiple=True, metavar="MODULE",
+                             help="Import a module of yours: methods and heads from it may be used (repeatable).")
+
 
 class LocalPath(click.Path):
     """A path on this machine: of what is not a store, a URL would become a folder of an odd name."""

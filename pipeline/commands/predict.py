@@ -9,7 +9,14 @@ from pathlib import Path
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
+from onceclip.pipeline.commands.options import (
+    LocalPath,
+    encoder_options,
+    encoder_spec,
+    import_option,
+    json_option,
+    show,
+)
 
 
 @click.command()
@@ -27,10 +34,12 @@ from onceclip.pipeline.commands.options import LocalPath, encoder_options, encod
 @click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos.")
 @click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread.")
 @encoder_options(required=False)
+@import_option
 @json_option
 def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: int, min_probability: float,
             out: Path | None, logits: Path | None, root: str | None, every: int | None, frames: int | None,
-            model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
+            model: str | None, pretrained: str | None, preprocess: str | None, device: str, modules: tuple[str, ...],
+            as_json: bool) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image: name, class and probability, separated by tabs. Bad images keep their line, with the
@@ -52,7 +61,7 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
 
     if out and out.suffix.lower() not in FORMATS:
         raise click.BadParameter(f"{out} does not end in {', '.join(FORMATS)}", param_hint="--out")
-    classifier = load_classifier(adapter)
+    classifier = load_classifier(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
     store = store_among(inputs)
     if store:

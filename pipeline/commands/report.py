@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, show
 
 
 @click.command()
@@ -17,8 +17,10 @@ from onceclip.pipeline.commands.options import LocalPath, json_option, show
               "[default: test]")
 @click.option("--images", metavar="FOLDER", help="Of an adapter's page: where the store's images are (whatever "
               "`extract` takes), for pictures of mistakes.  [default: the store's path without .zarr, if there]")
+@import_option
 @json_option
-def report(results: tuple[str, ...], out: Path, split: str | None, images: str | None, as_json: bool) -> None:
+def report(results: tuple[str, ...], out: Path, split: str | None, images: str | None, modules: tuple[str, ...],
+           as_json: bool) -> None:
     """Write one HTML page of results folders, or of one saved adapter on a store.
 
     Results: learning curves, tables, differences to zero-shot, chosen hyperparameters, classes, calibration, cost and
@@ -36,7 +38,7 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
 
     first, *others = map(Path, results)
     if (first / CONFIG).is_file() and len(others) == 1 and not (others[0] / NAME).is_file():
-        found = write_adapter_report(first, results[1], out, split or "test", images)
+        found = write_adapter_report(first, results[1], out, split or "test", images, modules)
         show(as_json, found, lambda: [f"{out}: {100 * found['accuracy']:.2f} % right, {len(found['mistakes'])} "
                                       f"mistakes shown, {found['pictures']} with a picture"])
         return

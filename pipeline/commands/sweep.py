@@ -57,7 +57,7 @@ class ShotList(click.ParamType):
 @click.command()
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
-              help="Names, or all.  [default: six of them]")
+              help="Names, MODULE:CLASS for methods of your own, or all.  [default: six of them]")
 @click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True)
 @click.option("--seeds", type=Numbers(), default="1-5", show_default=True)
 @click.option("--grid", "grids", multiple=True, metavar="NAME=V1,V2|own",
@@ -107,7 +107,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
     from onceclip.adapters import METHODS
-    from onceclip.adapters.search import Search
+    from onceclip.adapters.selection.search import Search
     from onceclip.pipeline.devices import training_device
     from onceclip.pipeline.plan import OWN, make_plan, make_specs, shared
     from onceclip.pipeline.summary import as_values, tables

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters.products import DEFAULT, products
+from onceclip.adapters.cpu import DEFAULT, products
 from onceclip.pipeline.encoders.backend import EMBEDDING, LAST, OUTPUTS, PRECISIONS, TOKENS, Backend, out_of_memory
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.preparation import Preparation

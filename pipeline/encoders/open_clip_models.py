@@ -14,7 +14,7 @@ import torch
 from open_clip.factory import get_model_config
 from torch import Tensor
 
-from onceclip.adapters.method import unknown
+from onceclip.adapters.errors import unknown
 from onceclip.pipeline.encoders.backend import EMBEDDING, Backend, default_precision, weights_digest
 from onceclip.pipeline.encoders.spec import DEMO, OPEN_CLIP_SOURCES, EncoderSpec
 from onceclip.pipeline.encoders.towers import projection_of, reads_class_token, several_outputs

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from onceclip.adapters.products import DEFAULT, fast_products
+from onceclip.adapters.cpu import DEFAULT, fast_products
 from onceclip.pipeline.devices import device_named
 from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
 from onceclip.pipeline.encoders.encoder import Encoder

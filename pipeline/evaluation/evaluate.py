@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier
-from onceclip.adapters.threads import threads_for
-from onceclip.adapters.together import logits_together
-from onceclip.adapters.training import no_progress
+from onceclip.adapters.cpu import threads_for
+from onceclip.adapters.heads.batched import batched_logits
+from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.intervals import row_interval, units_of
 from onceclip.pipeline.evaluation.metrics import Tally
@@ -142,7 +142,7 @@ def _logits(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -
     for values in inputs_of(first, store, rows):
         queries = first.prepared(values)
         with threads_for(len(queries) * queries.shape[1] * max(head.width for head in heads) * len(heads)):
-            yield logits_together(heads, queries)
+            yield batched_logits(heads, queries)
 
 
 def _labelled(classifier: Classifier, store: Store, split: str, classes: Sequence[str] | None,

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from onceclip.adapters import Classifier, method_class
-from onceclip.adapters.training import no_progress
+from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.evaluate import Evaluation, evaluate_together, score
 from onceclip.pipeline.evaluation.metrics import SCORES
 from onceclip.pipeline.tasks.classes import ALL, BASE, NEW, names_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier
-from onceclip.adapters.method import unknown
+from onceclip.adapters.errors import unknown
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.export import linear_file, onnx_file, torch_program

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from onceclip.adapters import Classifier
-from onceclip.adapters.module import ClassifierModule
+from onceclip.adapters.classifier import ClassifierModule
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.encoders.backend import LAST
 from onceclip.pipeline.errors import ExportError

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from onceclip.adapters.heads.collapse import as_linear
-from onceclip.adapters.heads.projected import Projected
+from onceclip.adapters.heads.linear import Projected, as_linear
 from onceclip.adapters.task import EMBEDDING
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.export.subject import Subject

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import onceclip
 from onceclip.adapters import Classifier
-from onceclip.adapters.module import ClassifierModule
+from onceclip.adapters.classifier import ClassifierModule
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.export.image_classifier import ImageClassifier
 

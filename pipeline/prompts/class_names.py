@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onceclip.adapters.method import unknown
+from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import PromptError
 from onceclip.stores.identity import decode_key
 

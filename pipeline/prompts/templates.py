@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onceclip.adapters.method import unknown
+from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import PromptError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)

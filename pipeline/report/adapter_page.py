@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ PAIRS = 15
 
 
 def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "test",
-                         images: str | None = None) -> dict[str, Any]:
+                         images: str | None = None, modules: Sequence[str] = ()) -> dict[str, Any]:
     """Write one self-contained HTML file on what a saved adapter does on a split of a store.
 
-    images: the source of the store's images, for pictures of mistakes.
+    images: the source of the store's images, for pictures of mistakes. modules: as for `load_classifier`.
     Raises AdapterFileError, StoreError or TaskError if there is nothing to score.
     """
-    classifier, opened = load_classifier(adapter), open_store(store)
+    classifier, opened = load_classifier(adapter, modules), open_store(store)
     scores = evaluate(classifier, opened, split)
     mistakes, remark = with_pictures(surest_mistakes(classifier, opened, split), opened, images)
     classes = sorted(scores["per_class"], key=lambda each: (each["recall"] is None, each["recall"], each["class"]))

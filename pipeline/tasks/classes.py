@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onceclip.adapters.method import unknown
+from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import TaskError
 from onceclip.stores import Store
 

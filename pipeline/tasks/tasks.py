@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier, Rows, Task, Text
-from onceclip.adapters.stream import BLOCK, Stream
-from onceclip.adapters.task import EMBEDDING
+from onceclip.adapters.task import BLOCK, EMBEDDING, Stream
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.tasks.classes import ALL, BASE, names_of

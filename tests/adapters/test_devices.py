@@ -22,15 +22,15 @@ from onceclip.adapters import (
     ZeroShotLinearProbe,
     fit_all,
     fit_selected,
-    stream,
     transfer,
 )
-from onceclip.adapters.engine import Run, train
+from onceclip.adapters.classifier import to_device
 from onceclip.adapters.heads import pack
-from onceclip.adapters.moving import moved
-from onceclip.adapters.search import Search
-from onceclip.adapters.stream import Stream
-from onceclip.adapters.together import logits_together
+from onceclip.adapters.heads.batched import batched_logits
+from onceclip.adapters.selection.search import Search
+from onceclip.adapters.task import Stream
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 CUDA = torch.device("cuda")
 ATTRIBUTES = {torch.Tensor.device: lambda there: CUDA if there else torch.device("cpu"),
@@ -125,7 +125,7 @@ def there_and_back(fit, task):
     with SecondDevice() as device:
         classifier = fit(task.to("cuda"))
         assert all(map(device.has, classifier.parameters.values()))
-        return moved([classifier], "cpu")[0]
+        return to_device([classifier], "cpu")[0]
 
 
 def same_logits(fit, task, make_rows):
@@ -255,11 +255,11 @@ def test_runs_that_are_trained_together_share_what_they_shared(make_task):
     task = make_task((4, 4, 4), val=3)
     with SecondDevice():
         fitted = [each.classifier for each in fit_all(methods, task.to("cuda"))]
-        back = moved(fitted, "cpu")
+        back = to_device(fitted, "cpu")
     first, *others = (classifier.head.heads[1] for classifier in back)
     assert all(each.keys is first.keys and each.label is first.label for each in others)
-    expected = logits_together([each.classifier.head for each in fit_all(methods, task)], task.support.unit)
-    found = logits_together([each.head for each in back], task.support.unit)
+    expected = batched_logits([each.classifier.head for each in fit_all(methods, task)], task.support.unit)
+    found = batched_logits([each.head for each in back], task.support.unit)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -269,7 +269,7 @@ def test_a_classifier_serves_other_classes_on_the_device(name, make_method, make
     classifier, others = make_method((name, {})).fit(make_task((4, 4, 4))), make_task((3, 3, 3, 3), seed=5)
     queries = others.support.input(classifier.inputs)
     with SecondDevice():
-        found, = moved([transfer(classifier, others.to("cuda"))], "cpu")
+        found, = to_device([transfer(classifier, others.to("cuda"))], "cpu")
     expected = transfer(classifier, others)
     torch.testing.assert_close(found.logits(queries), expected.logits(queries), rtol=1e-4, atol=1e-4)
 
@@ -296,7 +296,7 @@ def test_runs_on_several_draws_are_on_the_device_what_they_are_alone(name, make_
 
 @pytest.mark.parametrize("method", [ClipAdapter(epochs=2), ZeroShotLinearProbe(epochs=2, batch_size=4)])
 def test_rows_that_are_read_in_every_epoch_come_to_the_device(method, make_task, make_rows, monkeypatch):
-    monkeypatch.setattr(stream, "ThreadPoolExecutor", Waiting)
+    monkeypatch.setattr("onceclip.adapters.task.ThreadPoolExecutor", Waiting)
     task = make_task((4, 4, 4))
     embedding = task.support.embedding.numpy()
     support = Stream(task.support.label, lambda places: iter([embedding[places]]), torch.empty(0))
@@ -312,10 +312,11 @@ def one_gpu(monkeypatch):
 @pytest.mark.usefixtures("one_gpu")
 @pytest.mark.parametrize("more", [{"select": "fixed"}, {"select": "val"}, {"stream": True}, {"classes": "base"}])
 def test_a_run_is_trained_on_the_device_and_scored_on_the_cpu(store_path, monkeypatch, more):
-    from onceclip.pipeline.fit import RunSpec, fit
+    from onceclip.pipeline.fit import fit
+    from onceclip.pipeline.run import RunSpec
     from onceclip.stores import open_store
 
-    monkeypatch.setattr(stream, "ThreadPoolExecutor", Waiting)
+    monkeypatch.setattr("onceclip.adapters.task.ThreadPoolExecutor", Waiting)
     store = open_store(str(store_path))
     spec = RunSpec("clip-adapter", 4, 1, {"epochs": 3}, **more)
     expected = fit(store, spec)

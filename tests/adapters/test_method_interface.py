@@ -56,7 +56,7 @@ def test_a_method_in_one_class_can_be_fitted_chosen_saved_and_loaded(make_task, 
     loaded = load_classifier(tmp_path)
     logits = loaded.logits(queries.embedding)
     assert torch.equal(logits, classifier.logits(queries.embedding))
-    assert loaded.method == "nearest-mean"
+    assert loaded.method == f"{__name__}:NearestMean"
     assert 0 < loaded.hyperparameters["alpha"] < float("inf")
     assert (logits.argmax(dim=1) == queries.label).float().mean() > 0.8
     assert loaded.predict(queries.embedding)[0] == task.text.class_names[int(logits[0].argmax())]

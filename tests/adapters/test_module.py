@@ -7,10 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from onceclip.adapters import CLAP, LinearProbe, Text, TipAdapter, ZeroShot, merge
+from onceclip.adapters.classifier import ClassifierModule
 from onceclip.adapters.heads import Linear, Projected, Sum
-from onceclip.adapters.heads.collapse import as_linear
-from onceclip.adapters.module import ClassifierModule
-from onceclip.adapters.unit import unit
+from onceclip.adapters.heads.linear import as_linear
+from onceclip.adapters.ops import unit
 
 LINEAR = {"zero-shot", "template-selection", "prompt-weights", "linear-probe", "lpclip", "linear-probe-preproj",
           "linear-probe-adamw", "zs-lp", "clap", "lp++", "cross-modal-lp", "wise-ft", "taskres", "clip-a-self",

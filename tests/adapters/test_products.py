@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from onceclip.adapters import ClipAdapter, products
+from onceclip.adapters import ClipAdapter, cpu
 
 
 @pytest.fixture(autouse=True)
 def probed_anew() -> Iterator[None]:
     """Every test probes for itself; afterwards the process multiplies as before."""
-    for cached in (products._probed, products._exact):
+    for cached in (cpu._probed, cpu._exact):
         cached.cache_clear()
     yield
-    for cached in (products._probed, products._exact):
+    for cached in (cpu._probed, cpu._exact):
         cached.cache_clear()
-    products.fast_products()
+    cpu.fast_products()
 
 
 def error_of_products() -> float:
@@ -30,45 +30,45 @@ def error_of_products() -> float:
 
 
 def test_products_stay_as_exact_as_float32_whatever_is_chosen() -> None:
-    with products.products(products.fast_products()):
+    with cpu.products(cpu.fast_products()):
         assert error_of_products() < 2e-6  # bfloat16 would be at 2e-3, TF32 at 3e-4
 
 
 def test_the_choice_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = products.fast_products()
-    monkeypatch.setattr(products, "_faster", lambda: pytest.fail("probed twice"))
-    assert products.fast_products() == first
+    first = cpu.fast_products()
+    monkeypatch.setattr(cpu, "_faster", lambda: pytest.fail("probed twice"))
+    assert cpu.fast_products() == first
 
 
 def test_what_another_process_chose_is_taken_only_where_it_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = products.fast_products()
+    first = cpu.fast_products()
     for exact, taken in ((True, "onednn"), (False, "default")):
-        monkeypatch.setattr(products, "_exact", lambda exact=exact: exact)
-        with products.decided("onednn"):
-            assert products.fast_products() == taken
-            with products.decided("default"):
-                assert products.fast_products() == "default"
-            assert products.fast_products() == taken
-    assert products.fast_products() == first
+        monkeypatch.setattr(cpu, "_exact", lambda exact=exact: exact)
+        with cpu.decided("onednn"):
+            assert cpu.fast_products() == taken
+            with cpu.decided("default"):
+                assert cpu.fast_products() == "default"
+            assert cpu.fast_products() == taken
+    assert cpu.fast_products() == first
 
 
 def test_blocks_of_code_leave_the_way_to_multiply_as_it_was() -> None:
     """Else what a process computed before would show in the last bits of what it computes after."""
-    switch = products._switch()
+    switch = cpu._switch()
     before = switch.fp32_precision
-    with products.products("onednn"):
+    with cpu.products("onednn"):
         inner = switch.fp32_precision
-        with products.products("default"):
+        with cpu.products("default"):
             assert switch.fp32_precision == before != inner
         assert switch.fp32_precision == inner
-        with pytest.raises(ZeroDivisionError), products.products("default"):
+        with pytest.raises(ZeroDivisionError), cpu.products("default"):
             raise ZeroDivisionError
         assert switch.fp32_precision == inner
     assert switch.fp32_precision == before
 
 
 def test_threads_that_end_one_after_the_other_do_not_change_each_others_products() -> None:
-    switch, first, second = products._switch(), products.products("onednn"), products.products("onednn")
+    switch, first, second = cpu._switch(), cpu.products("onednn"), cpu.products("onednn")
     first.__enter__()
     inner = switch.fp32_precision
     second.__enter__()
@@ -79,9 +79,9 @@ def test_threads_that_end_one_after_the_other_do_not_change_each_others_products
 
 
 def test_fitting_leaves_the_way_to_multiply_alone(make_task: Callable[..., Any]) -> None:
-    before = products._switch().fp32_precision
+    before = cpu._switch().fp32_precision
     ClipAdapter(epochs=2).fit(make_task((40, 40, 40), dim=64))
-    assert products._switch().fp32_precision == before
+    assert cpu._switch().fp32_precision == before
 
 
 @pytest.mark.parametrize(("seconds", "noise", "chosen"), [
@@ -93,30 +93,30 @@ def test_fitting_leaves_the_way_to_multiply_alone(make_task: Callable[..., Any])
 def test_a_faster_way_is_taken_only_if_it_does_not_round(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float],
                                                         noise: float, chosen: str) -> None:
     """On Intel's AMX the same switch multiplies in bfloat16; timings and errors are made up, the decision is real."""
-    clock, way, measured = [0.0], [""], products._distance
-    monkeypatch.setattr(products, "set_products", lambda name: way.__setitem__(0, name))
+    clock, way, measured = [0.0], [""], cpu._distance
+    monkeypatch.setattr(cpu, "set_products", lambda name: way.__setitem__(0, name))
 
     def tick() -> float:
         clock[0] += seconds[way[0]] / 2
         return clock[0]
 
-    monkeypatch.setattr(products.time, "perf_counter", tick)
-    monkeypatch.setattr(products, "_distance",
+    monkeypatch.setattr(cpu.time, "perf_counter", tick)
+    monkeypatch.setattr(cpu, "_distance",
                         lambda *pair: measured(*pair) + (noise if way[0] == "onednn" else 0.0))
-    assert products.fast_products() == chosen
+    assert cpu.fast_products() == chosen
 
 
 def test_an_older_torch_with_cuda_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """There one switch serves all devices, and would lower precision on CUDA."""
-    monkeypatch.setattr(products, "_switch", lambda: None)
+    monkeypatch.setattr(cpu, "_switch", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: pytest.fail(f"set {name}"))
-    assert products.fast_products() == "default"
+    assert cpu.fast_products() == "default"
 
 
 def test_cudas_own_precision_is_never_touched(process: Callable[..., Any]) -> None:
     code = ("import torch; before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cuda.matmul.allow_tf32;"
-            "from onceclip.adapters.products import fast_products; fast_products();"
+            "from onceclip.adapters.cpu import fast_products; fast_products();"
             "assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cuda.matmul.allow_tf32) == before")
     done = process("-c", code)
     assert done.returncode == 0, done.stderr

@@ -22,8 +22,9 @@ from onceclip.adapters import (
     transfer,
 )
 from onceclip.adapters.heads import Linear
-from onceclip.adapters.method import Hyperparameter, Method, zero_shot_head
-from onceclip.adapters.methods.gda_new_classes import new_classes
+from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.methods.gda import new_classes
+from onceclip.adapters.training.trainable import Hyperparameter
 
 SERVES_OTHERS = [name for name, method in METHODS.items() if method.transfers]
 SERVES_ITS_OWN = [name for name in METHODS if name not in SERVES_OTHERS]

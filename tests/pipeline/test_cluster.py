@@ -18,7 +18,7 @@ from onceclip.pipeline.cluster import scheduler as module
 from onceclip.pipeline.cluster.scheduler import connected
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import WorkerError
-from onceclip.pipeline.extract import ExtractOptions, extract
+from onceclip.pipeline.extract import extract
 from onceclip.pipeline.plan import make_specs
 from onceclip.pipeline.results import append_rows, read_rows
 from onceclip.pipeline.survey import ExtractOptions
@@ -93,7 +93,7 @@ def test_workers_make_the_store_of_one_process(
 def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl_c(
         hands: module.Cluster, imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = make_specs(["zero-shot", "tip-adapter"], [1, 2], [1, 2, 3], select="fixed")
-    monkeypatch.setattr("onceclip.adapters.products._probed", lambda: "default")  # whatever the workers would choose
+    monkeypatch.setattr("onceclip.adapters.cpu._probed", lambda: "default")  # whatever the workers would choose
     alone = sweep([imported], specs, tmp_path / "one")
 
     def stopped(*arguments: Any) -> None:

@@ -14,9 +14,8 @@ from click.testing import Result
 from onceclip.pipeline import sweep as sweeping
 from onceclip.pipeline.devices import device_like, device_named, name_of, training_device, within_memory
 from onceclip.pipeline.errors import DeviceError
-from onceclip.pipeline.evaluation.metrics import CALIBRATED
-from onceclip.pipeline.fit import Fitted, fit, fit_group
-from onceclip.pipeline.plan import make_plan, make_specs
+from onceclip.pipeline.fit import fit
+from onceclip.pipeline.plan import make_specs
 from onceclip.pipeline.replay import device_of
 from onceclip.pipeline.results import append_rows, read_rows
 from onceclip.pipeline.run import RunSpec
@@ -130,7 +129,7 @@ class Recorded:
 
 
 @pytest.mark.parametrize(("choice", "workers", "made"), [
-    ("cuda", 0, [(2, ["0", "1"])]), ("auto", 4, [(2, ["0", "1"])]), ("cpu", 2, [(2, [])]), ("cuda:1", 0, [])])
+    ("cuda", 0, [(2, ["0", "1"])]), ("auto", 4, [(4, ["0", "1"])]), ("cpu", 2, [(2, [])]), ("cuda:1", 0, [])])
 def test_processes_of_a_sweep_have_a_gpu_each(imported: Store, choice: str, workers: int, made: list[Any],
                                               gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """One per GPU unless more are asked for, and never one per core: they would take its memory from each other."""
@@ -151,22 +150,3 @@ def test_a_numbered_gpu_is_for_one_process(imported: Store, tmp_path: Path, gpus
     with pytest.raises(DeviceError, match=r"--device cuda:1: each worker sees one GPU.*use --device cuda"):
         sweep([imported], SPECS, tmp_path / "results", workers=2, device="cuda:1")
     assert not (tmp_path / "results").exists()
-
-
-@pytest.mark.parametrize("select", [None, "val"])
-def test_a_gpu_has_the_runs_of_all_draws_together(imported: Store, gpus: Callable[..., None],
-                                                  select: str | None) -> None:
-    """And gives each the row that it has alone."""
-    specs = [RunSpec("zs-lp", shots, seed, {"epochs": 4}, select=select) for seed in (1, 2, 3) for shots in (1, 2)]
-    assert [len(group.specs) for group in make_plan([imported], specs, {}, device="auto").groups] == [1] * 6
-    gpus("A")
-    for choice in ("auto", "cuda"):
-        groups = make_plan([imported], specs, {}, device=choice).groups
-        assert [[spec.seed for spec in group.specs] for group in groups] == [[1, 2, 3]] * 2
-    for group in groups:
-        for spec, found in zip(group.specs, fit_group(imported, group.specs), strict=True):
-            expected = fit(imported, spec).row
-            assert isinstance(found, Fitted)
-            for name in expected.keys() - {"seconds", "seconds_total", "details", *CALIBRATED}:
-                other = expected[name]
-                assert found.row[name] == (pytest.approx(other) if isinstance(other, float) else other), name

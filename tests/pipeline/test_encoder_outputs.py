@@ -210,7 +210,7 @@ def test_decoding_in_another_way_is_another_encoder_and_the_default_adds_nothing
 
 def test_how_products_are_computed_is_recorded_and_is_not_another_encoder(encoder: Any,
                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    from onceclip.adapters.products import fast_products
+    from onceclip.adapters.cpu import fast_products
 
     assert (encoder.info["products"], encoder.info["compiled"]) == ("default", False)  # too small for anything else
     monkeypatch.setattr("onceclip.pipeline.encoders.opening._SMALL", 0)

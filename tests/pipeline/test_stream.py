@@ -54,7 +54,7 @@ def test_every_epoch_sees_each_row_once_with_its_label(imported: Store, monkeypa
 @pytest.mark.parametrize("method", ["clip-adapter", "zs-lp"])
 def test_blocks_in_random_order_learn_as_well(imported: Store, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     held = fit(imported, RunSpec(method, values=QUICK))
-    for module in ("adapters.stream", "pipeline.tasks.tasks", "adapters.training"):
+    for module in ("adapters.task", "pipeline.tasks.tasks", "adapters.training.loop"):
         monkeypatch.setattr(f"onceclip.{module}.BLOCK", 16)
     streamed = fit(imported, RunSpec(method, values=QUICK, stream=True))
     assert streamed.row["n_support"] == held.row["n_support"]

@@ -1,0 +1,96 @@
+"""Scoring many heads on the same rows: what they share is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.heads import Head, pack, unpack
+from onceclip.adapters.heads.kernel import batched_cache_logits, same_cache
+
+
+def elements_at_once(device: str) -> int:
+    """Elements of the largest tensor in between while rows are scored: what caches keep, or keeps a GPU busy."""
+    return 2**20 if device == "cpu" else 2**24
+
+
+def join(heads: Sequence[Head]) -> Head | None:
+    """One head with a leading axis of runs for heads of the same structure, or None if they differ in it.
+
+    Tensors that are one and the same in all heads stay single, so that a product with them is made once.
+    """
+    if len(heads) == 1:
+        return heads[0]
+    packed = [pack(head, copy=False) for head in heads]
+    tensors: dict[str, Tensor] = {}
+    try:
+        description = _join([description for description, _ in packed], [each for _, each in packed], tensors, "number")
+    except ValueError:
+        return None
+    return unpack(description, tensors)
+
+
+def _join(values: Sequence[Any], tensors: Sequence[dict[str, Tensor]], joined: dict[str, Tensor], name: str) -> Any:
+    """What all heads have at one place of their descriptions. Raises ValueError if it cannot be one thing."""
+    first = values[0]
+    if isinstance(first, dict) and "tensor" in first:
+        parts = [each[value["tensor"]] for each, value in zip(tensors, values, strict=True)]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError(name)
+        same = all(part is parts[0] or _same_memory(part, parts[0]) for part in parts)
+        if not same and not parts[0].is_floating_point() and not all(torch.equal(part, parts[0]) for part in parts):
+            raise ValueError(name)
+        joined[first["tensor"]] = parts[0] if same or not parts[0].is_floating_point() else torch.stack(parts)
+        return first
+    if isinstance(first, dict):
+        if any(value.keys() != first.keys() for value in values):
+            raise ValueError(name)
+        return {key: _join([value[key] for value in values], tensors, joined, f"{name}.{key}") for key in first}
+    if isinstance(first, list):
+        if any(len(value) != len(first) for value in values):
+            raise ValueError(name)
+        return [_join([value[place] for value in values], tensors, joined, f"{name}.{place}")
+                for place in range(len(first))]
+    if all(value == first for value in values):
+        return first
+    if not all(isinstance(value, float) for value in values):
+        raise ValueError(name)
+    like = next(tensor for tensor in tensors[0].values() if tensor.is_floating_point())
+    joined[name] = torch.tensor(values, dtype=like.dtype, device=like.device)
+    return {"tensor": name}
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+
+
+@torch.no_grad()
+def batched_logits(heads: Sequence[Head], rows: Tensor) -> Iterator[Tensor]:
+    """Logits of every head on the same rows, one head after the other: float32 (rows, classes).
+
+    rows: as the heads take them, unit embeddings mostly.
+    """
+    if len(heads) > 1 and same_cache(heads):
+        yield from batched_cache_logits(heads, rows)  # type: ignore[arg-type]
+        return
+    width = max(max(head.width for head in heads), rows.shape[1])
+    elements = elements_at_once(rows.device.type)
+    most = max(1, elements // (width * max(len(rows), 1)))
+    for start in range(0, len(heads), most):
+        group = heads[start:start + most]
+        joined = join(group)
+        if joined is None:
+            yield from (_alone(head, rows) for head in group)
+            continue
+        step = max(1, elements // (width * len(group)))
+        pieces = [joined(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)]
+        logits = torch.cat(pieces, dim=-2)
+        yield from logits if logits.ndim == 3 else (logits for _ in group)
+
+
+def _alone(head: Head, rows: Tensor) -> Tensor:
+    step = max(1, elements_at_once(rows.device.type) // max(head.width, rows.shape[1]))
+    return torch.cat([head(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)])

@@ -1,0 +1,85 @@
+"""Unit vectors, and the matrix product that knows of a leading axis of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+_SHORTEST = 1e-12
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale vectors (..., dim) to length one."""
+    if vectors.requires_grad and torch.is_grad_enabled():
+        return _Unit.apply(vectors)[0]
+    return normalize(vectors, dim=-1)
+
+
+class _Unit(torch.autograd.Function):
+    """The same with a derivative in three passes over memory instead of ten: training small adapters lives on it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(vectors: Tensor) -> tuple[Tensor, Tensor]:
+        scale = vectors.norm(dim=-1, keepdim=True).clamp_min(_SHORTEST).reciprocal()
+        return vectors * scale, scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
+        vectors, scale = ctx.saved_tensors
+        return (gradient - vectors * (vectors * gradient).sum(dim=-1, keepdim=True)) * scale
+
+
+# torch looks it up at every call, which takes as long as a product.
+_Unit.forward.__signature__ = signature(_Unit.forward)  # type: ignore[attr-defined]
+
+
+_REDUCED: ContextVar[torch.dtype | None] = ContextVar("reduced", default=None)
+
+
+@contextmanager
+def reduced_products(dtype: torch.dtype | None) -> Iterator[None]:
+    """Compute products in a narrower type; everything else, sums and parameters too, stays as it is."""
+    token = _REDUCED.set(dtype)
+    try:
+        yield
+    finally:
+        _REDUCED.reset(token)
+
+
+def narrow() -> torch.dtype | None:
+    """The narrower type that products are computed in, if they are."""
+    return _REDUCED.get()
+
+
+def product(rows: Tensor, weight: Tensor) -> Tensor:
+    """`rows weight^T`: (n, d) times (o, d) gives (n, o).
+
+    Either may have a leading axis of runs, (runs, n, d) and (runs, o, d); then so has the result. Rows that all runs
+    share make one large product instead of many small ones.
+    """
+    dtype, narrower = rows.dtype, narrow()
+    if narrower is not None:
+        rows, weight = rows.to(narrower), weight.to(narrower)
+    if weight.ndim == 3 and rows.ndim == 2:
+        wide = weight.flatten(0, 1) @ rows.T  # rows innermost: what follows goes over them at full speed
+        return wide.to(dtype).view(*weight.shape[:2], rows.shape[0]).transpose(1, 2)
+    return (rows @ weight.transpose(-1, -2)).to(dtype)
+
+
+def per_run(value: float | Tensor) -> float | Tensor:
+    """A number, or one per run (runs,) so that it multiplies (runs, n, o)."""
+    return value.view(-1, 1, 1) if isinstance(value, Tensor) and value.ndim == 1 else value

@@ -1,0 +1,75 @@
+"""Methods and heads from outside of onceclip, which are named MODULE:CLASS.
+
+What a user names is imported. What a file names is data: it is looked up among the modules that the user named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from types import ModuleType
+from typing import TypeVar
+
+from onceclip.adapters.errors import MethodError
+
+Kind = TypeVar("Kind")
+_PACKAGE = __name__.partition(".")[0]
+
+
+def is_plugin(kind: type) -> bool:
+    """Whether a class is defined outside of onceclip."""
+    return kind.__module__.partition(".")[0] != _PACKAGE
+
+
+def full_name(kind: type) -> str:
+    """The `name` of a class of onceclip, MODULE:CLASS of any other."""
+    return f"{kind.__module__}:{kind.__qualname__}" if is_plugin(kind) else str(kind.name)  # type: ignore[attr-defined]
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module that the user named, from the working directory or among what is installed.
+
+    Raises MethodError if it cannot be imported.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a user's code may raise anything
+        text = (str(error).strip().splitlines() or [""])[0]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise MethodError(f"cannot import {name!r} ({type(error).__name__}: {text} in "
+                          f"{os.path.basename(frame.filename)}:{frame.lineno}): name a module in this folder or of an "
+                          "installed package") from error
+
+
+def import_class(path: str, base: type[Kind]) -> type[Kind]:
+    """The class that the user named as MODULE:CLASS.
+
+    Raises MethodError if there is none, or it does not derive from the base.
+    """
+    return _class_in(import_module(path.partition(":")[0]), path, base)
+
+
+def stored_class(path: str, base: type[Kind], modules: Iterable[str], where: str) -> type[Kind]:
+    """The class that a file names as MODULE:CLASS, out of modules that are imported already.
+
+    modules: those that the user named. where: the file, for the message.
+    Raises MethodError for a class of any other module.
+    """
+    name = path.partition(":")[0]
+    if name not in modules or name not in sys.modules:
+        raise MethodError(f"{where} needs {path}, which is no part of onceclip: if you trust the code of {name}, add "
+                          f"--import {name} (in Python modules=[{name!r}])")
+    return _class_in(sys.modules[name], path, base)
+
+
+def _class_in(module: ModuleType, path: str, base: type[Kind]) -> type[Kind]:
+    found = vars(module).get(path.partition(":")[2])
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise MethodError(f"{module.__name__} has no class {path.partition(':')[2]!r} that derives from "
+                          f"{base.__name__}: give MODULE:CLASS")
+    return found

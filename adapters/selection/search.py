@@ -1,0 +1,110 @@
+"""Which hyperparameters a selection tries: a grid, random draws, short trainings of which the best go on, or halves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onceclip.adapters.errors import MethodError
+from onceclip.adapters.training.trainable import Value
+
+KINDS = ("grid", "random", "halving", "halves")
+_ROUNDS = 4  # from the coarse to the fine grid of the published searches
+SURVIVORS = 3  # one of so many goes on to a training of so many times the epochs
+
+
+@dataclass(frozen=True)
+class Search:
+    """How settings are found.
+
+    kind: "grid" tries all combinations of the methods' search values; "random" draws from their ranges; "halving"
+        trains all for a few epochs, the better third for three times as many, and so on (Jamieson and Talwalkar,
+        Non-stochastic Best Arm Identification, AISTATS 2016; every training has its whole schedule); "halves" goes on
+        after the grid between the best value and its neighbours, as the linear probes of CLIP (Radford et al., 2021,
+        A.3) and CLIP_benchmark find their decay.
+    count: number of random draws; 0 takes the grid. Of "halves", the rounds; 0 for four, which turn a grid into one
+        sixteen times as fine where it is best.
+    narrow: multiply matrices in bfloat16 while searching; the winner is trained again as usual.
+    """
+
+    kind: str = "grid"
+    count: int = 0
+    narrow: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise MethodError(f"no search {self.kind!r}: there are: grid, random:N, halving, halving:N, halves, "
+                              "halves:N")
+        if self.kind == "random" and self.count < 1:
+            raise MethodError("--search random needs the number of draws: random:30")
+
+    @classmethod
+    def parse(cls, text: str, narrow: bool = False) -> Search:
+        """Read "grid", "random:30", "halving", "halving:30", "halves" or "halves:8".
+
+        Raises MethodError for anything else.
+        """
+        kind, _, count = text.partition(":")
+        if count and not count.isdecimal():
+            raise MethodError(f"--search {text}: {count!r} is not a number of draws; write random:30")
+        return cls(kind, int(count or 0), narrow)
+
+    def settings(self, free: Mapping[str, tuple[Value, ...]], seed: int) -> list[dict[str, Value]]:
+        """The settings to try. free: search values of every hyperparameter that may be chosen."""
+        if not self.count or self.kind == "halves":
+            return [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
+        generator = random.Random(seed)
+        return [{name: _draw(values, generator) for name, values in free.items()} for _ in range(self.count)]
+
+    @property
+    def rounds(self) -> int:
+        """How often values between the best one and its neighbours are tried."""
+        return (self.count or _ROUNDS) if self.kind == "halves" else 0
+
+    def between(self, tried: Sequence[Mapping[str, Value]], best: Mapping[str, Value],
+                free: Mapping[str, tuple[Value, ...]]) -> list[dict[str, Value]]:
+        """The settings halfway, on a logarithmic scale, from the best one to what was tried on either side of it.
+
+        One number of `free` differs at a time; texts, whole numbers and zero have nothing between them.
+        """
+        found = []
+        for name, values in free.items():
+            if all(isinstance(value, float) for value in values):
+                known, own = sorted({float(each[name]) for each in tried}), float(best[name])
+                place = known.index(own)
+                for other in known[max(place - 1, 0):place] + known[place + 1:place + 2]:
+                    if own * other > 0:
+                        found.append({**{key: best[key] for key in free}, name: math.sqrt(own * other)})
+        return found
+
+    def rungs(self, settings: int, epochs: int) -> list[int]:
+        """Epochs of the trainings that follow each other, the last of them whole."""
+        if self.kind != "halving":
+            return [epochs]
+        number = int(math.log(max(min(settings, epochs), 1), SURVIVORS)) + 1
+        return [max(1, round(epochs / SURVIVORS**(number - 1 - rung))) for rung in range(number)]
+
+    def alike(self, settings: int, rungs: Sequence[int], rung: int) -> int:
+        """Number of trainings of one rung that all rungs together take as long as. rungs: their epochs, see `rungs`."""
+        whole, going = 0, settings
+        for epochs in rungs:
+            whole += going * epochs
+            going = -(-going // SURVIVORS)
+        return -(-whole // max(rungs[rung], 1))
+
+
+def _draw(values: tuple[Value, ...], generator: random.Random) -> Value:
+    """A value of the range that search values span; of texts and whole numbers one of them."""
+    numbers = [value for value in values if isinstance(value, float)]
+    if len(numbers) < len(values) or len(numbers) < 2:
+        return generator.choice(values)
+    low, high = min(numbers), max(numbers)
+    if low <= 0:
+        return generator.uniform(low, high)
+    return math.exp(generator.uniform(math.log(low), math.log(high)))
+
+
+GRID = Search()

@@ -1,0 +1,334 @@
+"""A training step as one piece of machine code, in which the passes over memory between its products are one.
+
+torch writes the step down as a graph of tensor operations, and makes code of it that serves any number of rows and of
+runs, any values and any task of the same shapes. No method knows of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from onceclip.adapters.errors import MethodError
+from onceclip.adapters.ops import narrow
+from onceclip.adapters.training import code_cache
+from onceclip.adapters.training.loop import Run, Step, Training
+from onceclip.adapters.training.optimizer import Position, StepNumbers
+from onceclip.adapters.training.stack import stackable, varying
+
+AUTO, ON, OFF = CHOICES = ("auto", "on", "off")
+_WHOLE = 10.0  # seconds of plain steps in all that pay for compiling, which takes as long, once for all later processes
+_EACH = 0.002  # of one run, below which trying its code takes a group as long as is gained
+_STEP = 1e-4  # of a step without numbers, which some runs share
+_RATE = 1.6e10  # parameters times rows in a second, forward and backward, in float32
+_APART = 0.02  # of the length of a step's changes, by which both ways may differ: bfloat16 rounds at other places
+_NODES = 300  # of a graph: CLIP-Adapter's has 150
+_LEAST = 11  # rows and runs to trace with, or somewhat more
+_FIRST = Position(0, 1, 0, 1)
+_PLAIN = (int, float, str, bytes, type, type(None))
+_known: dict[Any, tuple[str, Sequence[int]]] = {}  # names of code, and positions of its constants among leaves
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """choice: "auto" where it pays on a CPU, "on" or "off". alike: number of trainings that the work consists of.
+
+    Raises MethodError for another choice.
+    """
+
+    choice: str = AUTO
+    alike: int = 1
+
+    def __post_init__(self) -> None:
+        if self.choice not in CHOICES:
+            raise MethodError(f"compile={self.choice}: there are {', '.join(CHOICES)}")
+
+
+USUAL = Compiling()
+_CURRENT: ContextVar[Compiling] = ContextVar("compiling", default=USUAL)
+
+
+@contextmanager
+def compiling(choice: Compiling) -> Iterator[None]:
+    """Train by this choice in a block of code."""
+    token = _CURRENT.set(choice)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def several(number: int) -> Iterator[None]:
+    """Say that the whole work has so many trainings like those inside: each pays its part of compiling."""
+    around = _CURRENT.get()
+    with compiling(replace(around, alike=around.alike * number)):
+        yield
+
+
+def compiles(run: Run, parameters: int) -> bool:
+    """Whether a run's steps are compiled, whatever is trained beside it. parameters: their elements."""
+    current = _CURRENT.get()
+    if not stackable(run.method) or current.choice == OFF:
+        return False
+    if current.choice == ON:
+        return True
+    if run.task.device.type != "cpu":
+        return False
+    steps = run.method.epochs * run.steps_per_epoch()
+    rows = run.method.epochs * len(run.task.support)
+    seconds = steps * _STEP + rows * parameters / _RATE
+    return seconds >= _EACH and seconds * current.alike >= _WHOLE
+
+
+def required() -> bool:
+    """Whether a step that cannot be compiled is an error."""
+    return _CURRENT.get().choice == ON
+
+
+class CompiledStep:
+    """The compiled step of trainings that share method, task and number of runs.
+
+    required: raise MethodError where it cannot be compiled; otherwise the plain step is taken.
+    """
+
+    def __init__(self, required: bool) -> None:
+        self.required = required
+        self._code: code_cache.Code | None = None
+        self._constants: Sequence[Tensor] = ()
+        self._failed = False
+
+    def __call__(self, training: Training, rows: Tensor, label: Tensor) -> Step:
+        """The compiled step of a training, or its plain one. rows, label: its first batch."""
+        if self._code is None and not self._failed:
+            try:
+                self._make(training, rows, label)
+            except Exception as error:  # of any kind: torch compiles with what the machine has
+                self._failed, reason = True, (str(error).strip() or type(error).__name__).splitlines()[0]
+                if self.required:
+                    raise MethodError(f"the steps of {training.first.method.name} cannot be compiled ({reason}): "
+                                      "use --compile off") from error
+                logging.getLogger(__name__).info("%s is trained without compiling: %s", training.first.method.name,
+                                                 reason)
+        return training.step if self._failed else partial(self._run, training)
+
+    def _run(self, training: Training, rows: Tensor, label: Tensor, position: Position) -> None:
+        assert self._code is not None
+        if len(label) == 1:  # code is for two rows and more; of two equal ones the mean is the same
+            rows, label = rows.repeat(2, 1), label.repeat(2)
+        self._code([*_tensors(training, rows, label, training.optimizer.numbers(position)), *self._constants])
+
+    @torch.no_grad()
+    def _make(self, training: Training, rows: Tensor, label: Tensor) -> None:
+        if rows.device.type != "cpu":
+            raise MethodError("its device is no CPU")
+        plain = _copy(training)
+        plain.step(rows, label, _FIRST)  # also fills what methods and tasks keep, which must not happen in a graph
+        found = pytree_leaves((training.first.task, training.first.prepared, _step_constants(training)))
+        key = training.alone, torch.get_num_threads(), narrow(), *map(leaf_key, found)
+        for number in (None, training.stack.runs):
+            name, where = _remembered(number, *key)
+            if name and (code := code_cache.load(name)):
+                self._code, self._constants = code, [found[place] for place in where]
+                with suppress(MethodError):
+                    return self._try(training, plain, rows, label)
+        for number in (None, training.stack.runs):
+            if name := self._write(training, rows, label, found, number):
+                break
+        self._try(training, plain, rows, label)
+        if (kept := positions_of(self._constants, found)) is not None:
+            _remember(name, kept, number, *key)
+
+    def _write(self, training: Training, rows: Tensor, label: Tensor, found: Sequence[Any], runs: int | None) -> str:
+        """Write the step down and have code made of it, unless there is; gives the code's name.
+
+        found: leaves of task and method. runs: their number, None for code that serves any. Some operations do not
+        allow that: then the name is empty.
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx  # a second, for those who compile nothing
+        from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+        with _quiet():
+            example, free = _example(training, rows, label, found, runs)
+            graph, self._constants = lift_constants(make_fx(partial(_step, training), tracing_mode="symbolic",
+                                                    _allow_non_fake_inputs=True)(*example))
+            if not self.required and len(graph.graph.nodes) > _NODES:
+                raise MethodError("its steps are of so many parts that compiling them takes minutes")
+            inputs = graph.graph.find_nodes(op="placeholder")
+            if runs is None and any(is_concrete_int(node.meta["val"].shape[place])
+                                    for node, sizes in zip(inputs, free, strict=False) for place in sizes):
+                return ""
+            tensors, free = [*example, *self._constants], [*free, *[{} for _ in self._constants]]
+            name = code_cache.digest(graph.code, *(
+                (*(sizes.get(place, size) for place, size in enumerate(each.shape)), each.dtype, each.device)
+                for each, sizes in zip(tensors, free, strict=True)))
+            assert name is not None
+            self._code = code_cache.load(name) or code_cache.make(name, graph, tensors, free)
+        return name
+
+    def _try(self, training: Training, plain: Training, rows: Tensor, label: Tensor) -> None:
+        """Take a first step elsewhere. Raises MethodError unless it goes where the plain one went."""
+        other = _copy(training)
+        self._run(other, rows, label, _FIRST)
+        start, one, two = ([*chain.from_iterable(each.optimizer.moments[:1])] or each.optimizer.values
+                           for each in (training, plain, other))
+        distance, apart = (math.sqrt(sum(float((end - begin).norm())**2 for end, begin in zip(one, base, strict=True)))
+                        for base in (start, two))
+        if not apart <= _APART * distance:
+            raise MethodError(f"the compiled step is {apart:.3g} from the plain one, which goes {distance:.3g} far")
+
+
+def _step_constants(training: Training) -> tuple[Any, ...]:
+    """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations."""
+    method, optimizer = training.first.method, training.optimizer
+    return (type(method), optimizer.clips, optimizer.decays, training.stack.smoothed,
+            {name: value for name, value in method.values.items() if name not in varying(method)})
+
+
+def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
+    """The name of the code for steps with these leaves, empty if there is none, and the positions of its constants."""
+    index = code_cache.digest(code_cache.sources(), *key)
+    return _known.get(key) or (index and code_cache.noted(index)) or ("", ())
+
+
+def _remember(name: str, where: Sequence[int], *key: Any) -> None:
+    """Let this process and later ones find the code by the leaves."""
+    _known[key] = name, where
+    if (index := code_cache.digest(code_cache.sources(), *key)) is not None:
+        code_cache.note(index, _known[key])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Compile in this process, which may be one of many, without the compiler's messages."""
+    from torch._inductor import config
+
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), config.patch(compile_threads=1):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tensors(training: Training, rows: Tensor, label: Tensor, numbers: StepNumbers) -> list[Tensor]:
+    """All tensors that a step reads and changes, apart from those of the task."""
+    optimizer = training.optimizer
+    return [rows, label, *numbers, *training.stack.numbers.values(), *training.state.values(), *optimizer.values,
+            *chain.from_iterable(optimizer.moments)]
+
+
+def _step(training: Training, rows: Tensor, label: Tensor, *tensors: Tensor) -> None:
+    """A step as a function of those tensors, some of which it changes. training: gives their names and numbers."""
+    remaining = iter(tensors)
+    numbers = StepNumbers(*islice(remaining, len(StepNumbers._fields)))
+    own = {name: next(remaining) for name in training.stack.numbers}
+    state = {name: next(remaining) for name in training.state}
+    values = {name: next(remaining) for name in training.parameters}
+    moments = [[next(remaining) for _ in values] for _ in training.optimizer.moments]
+    parameters = {name: value.detach().requires_grad_() for name, value in values.items()}
+    gradients = training.gradients(parameters, state, own, rows, label)
+    training.optimizer.update(list(values.values()), [each.detach() for each in gradients], moments, numbers)
+
+
+def _example(training: Training, rows: Tensor, label: Tensor,
+             found: Sequence[Any], runs: int | None) -> tuple[list[Tensor], list[dict[int, str]]]:
+    """Tensors to trace with, and names for those of their sizes that are free.
+
+    Rows and runs are as many as no other size is: torch takes equal sizes for the same. Arguments as of `_write`.
+    """
+    tensors = _tensors(training, rows, label, copy(training.optimizer).numbers(_FIRST))
+    free = [{0: "rows"} if place < 2 else {0: "runs"} if each.ndim and not training.alone and runs is None else {}
+            for place, each in enumerate(tensors)]
+    fixed = {size for each, names in zip(tensors, free, strict=True) for size in each.shape[len(names):]}
+    fixed |= {size for leaf in found if isinstance(leaf, Tensor) for size in leaf.shape}
+    numbers = (number for number in count(_LEAST) if number not in fixed)
+    sizes = {"rows": next(numbers), "runs": next(numbers)}
+    return [each.new_zeros((*(sizes[name] for name in names.values()), *each.shape[len(names):]))
+            for each, names in zip(tensors, free, strict=True)], free
+
+
+def _copy(training: Training) -> Training:
+    """The training with parameters and moments of its own."""
+    other, optimizer = copy(training), copy(training.optimizer)
+    other.parameters = {name: value.detach().clone().requires_grad_() for name, value in training.parameters.items()}
+    optimizer.values = [value.detach() for value in other.parameters.values()]
+    optimizer.moments = [[each.clone() for each in kept] for kept in optimizer.moments]
+    other.optimizer = optimizer
+    return other
+
+
+def pytree_leaves(value: Any) -> list[Any]:
+    """All tensors and plain values in an object, in the order of its fields; other values by their identity.
+
+    Two objects with equal leaves make the same computation.
+    """
+    return list(_leaves(value, set()))
+
+
+def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
+    if isinstance(value, (Tensor, *_PLAIN)):
+        yield value
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    parts = (value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else
+             vars(value).items() if hasattr(value, "__dict__") and not callable(value) else None)
+    if parts is None:
+        yield type(value), id(value)
+        return
+    yield type(value)
+    for name, part in parts:
+        yield name
+        yield from _leaves(part, seen)
+
+
+def leaf_key(leaf: Any) -> Any:
+    """What two leaves must share: the shape, type and device of a tensor, the type and value of all else."""
+    return (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+
+
+def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The graph with the tensors that it holds as further inputs, and these tensors.
+
+    traced: what `make_fx` made of a function; it is changed.
+    """
+    constants: dict[str, Tensor] = {}
+    inputs: dict[str, Node] = {}
+    nodes = traced.graph.find_nodes(op="get_attr")
+    last = traced.graph.find_nodes(op="placeholder")[-1]
+    for node in nodes:
+        name = str(node.target)
+        if name not in constants:
+            constants[name] = getattr(traced, name)
+            delattr(traced, name)  # or a graph that serves all tasks would keep the first
+            with traced.graph.inserting_after(last):
+                last = traced.graph.placeholder(f"constant_{len(constants)}")
+            inputs[name] = last
+        node.replace_all_uses_with(inputs[name])
+        traced.graph.erase_node(node)
+    traced.recompile()
+    return traced, list(constants.values())
+
+
+def positions_of(constants: Sequence[Tensor], found: Sequence[Any]) -> list[int] | None:
+    """Positions of constants among the leaves that a graph was made of; None if one is not among them."""
+    known = {id(leaf): place for place, leaf in enumerate(found) if isinstance(leaf, Tensor)}
+    return [known[id(each)] for each in constants] if all(id(each) in known for each in constants) else None

@@ -1,0 +1,146 @@
+"""The one place that trains: a list of runs in, their fitted parameters out.
+
+A method writes its mathematics for one run. Which runs are trained together is decided here alone, by sizes: what is
+trained beside a run must not change its numbers, whichever process it lands in. So whether a run shares its steps
+follows from its own size, also where it is the only one; how many go together follows from the machine's caches, and
+the numbers do not depend on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from onceclip.adapters.cpu import threads_for
+from onceclip.adapters.errors import MethodError
+from onceclip.adapters.ops import reduced_products
+from onceclip.adapters.training.compile import CompiledStep, compiles, required
+from onceclip.adapters.training.convex import solve
+from onceclip.adapters.training.loop import Progress, Run, Training, no_progress, part_of
+from onceclip.adapters.training.stack import Parameters, stackable, varying
+from onceclip.adapters.training.trainable import Trainable
+
+_SMALL = {"cpu": 2**17}  # elements of one run's parameters from which its steps fall out of a core's caches in a stack
+_TOGETHER = {"cpu": 2**19, "cuda": 2**28}  # elements that one step works on
+_LEAST = 2**13  # elements of a stack's parameters: libraries sum the products of smaller ones in other orders
+_MOST = {"cpu": 64, "cuda": 1024}
+
+
+def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = False) -> list[Parameters]:
+    """Train every run and give its parameters, in order.
+
+    Runs that share a task and a seed, of which only float hyperparameters differ, are trained together where that is
+    faster; the result is that of the runs one by one. Equal runs are trained once.
+    progress: called now and then with the fraction that is done. narrow: multiply matrices in bfloat16, for a search
+    whose winners are trained again; parameters and sums stay as they are.
+    """
+    results: list[Parameters] = [{} for _ in runs]
+    groups: dict[Any, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, run in enumerate(runs):
+        groups[_group_key(run)][_run_key(run)].append(place)
+    done = 0.0
+    for group in groups.values():
+        share = sum(map(len, group.values())) / len(runs)
+        with reduced_products(torch.bfloat16 if narrow else None):
+            trained = _train_group([runs[equal[0]] for equal in group.values()], part_of(progress, done, share))
+        for equal, parameters in zip(group.values(), trained, strict=True):
+            for place in equal:
+                results[place] = parameters
+        done += share
+    if any(results):
+        progress(1.0)
+    return results
+
+
+def finite(parameters: Parameters) -> bool:
+    """Whether a training went well."""
+    return all(math.isfinite(float(value.sum())) for value in parameters.values())
+
+
+def require_finite(method: Trainable, parameters: Parameters) -> None:
+    """Raise MethodError if the training of a run diverged."""
+    if not finite(parameters):
+        remedy = "lower --set learning_rate" if "learning_rate" in method.values else "choose other hyperparameters"
+        raise MethodError(f"training of {method.name} diverged (its parameters are no longer finite): {remedy}")
+
+
+def _values(method: Trainable) -> dict[str, Any]:
+    """The hyperparameters of which another value needs another training."""
+    return {name: value for name, value in method.values.items() if method.hyperparameters[name].retrain}
+
+
+def _group_key(run: Run) -> Any:
+    """What runs must share to be trained together."""
+    method, free = run.method, varying(run.method)
+    return (id(run.task), id(run.prepared), run.seed, type(method), None if stackable(method) else _run_key(run),
+            tuple((name, value) for name, value in _values(method).items() if name not in free))
+
+
+def _run_key(run: Run) -> Any:
+    """What equal runs of a group share."""
+    return tuple(_values(run.method).items())
+
+
+def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
+    first, start = group[0], group[0].start
+    if not start:
+        return [{} for _ in group]
+    if first.method.solver == "lbfgs":
+        return [solve(first, start)]
+    if first.method.solver == "own":
+        with threads_for(first.task.work):
+            return [first.method.solve(first.prepared, start, progress)]
+    return _descend(group, progress)
+
+
+def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
+    """Train runs of a group by gradient steps, in stacks of a size that suits the device."""
+    run, start = group[0], group[0].start
+    device = run.task.device.type
+    elements = sum(value.numel() * value.element_size() // 4 for value in start.values())
+    compile_step = CompiledStep(required()) if compiles(run, elements) else None
+    alone = not (stackable(run.method) and stacks(elements, device))
+    size, most = (1, 1) if alone else _stack_sizes(run, start, elements, device, len(group), compile_step is not None)
+    results: list[Parameters] = []
+    # Whatever the number of runs: threads and products show in last digits.
+    with threads_for(run.task.work * most):
+        for begin in range(0, len(group), size):
+            runs = group[begin:begin + size]
+            padded = [*runs, *[runs[-1]] * (size - len(runs))]
+            training = Training(padded, [each.start for each in padded], alone, compile_step)
+            share = part_of(progress, begin / len(group), len(runs) / len(group))
+            results += training.run(share)[:len(runs)]
+    return results
+
+
+def _stack_sizes(run: Run, start: Parameters, elements: int, device: str, count: int,
+                 compiled: bool) -> tuple[int, int]:
+    """Number of runs in a stack of this group, and the largest number that a stack may have.
+
+    Copies of a run fill what the last stack lacks. compiled: code of a single run would not be that of several.
+    """
+    if not stacks(elements, device):
+        return 1, 1
+    rows = min(int(run.method.values.get("batch_size", 0)) or len(run.task.support), len(run.task.support))
+    activations = rows * run.method.training_head(run.prepared, start).width
+    least, most = group_sizes(elements, activations, device)
+    return max(least, 1 + compiled, -(-count // -(-count // most))), most
+
+
+def stacks(parameters: int, device: str) -> bool:
+    """Whether runs with so many elements of parameters share their steps; on a GPU all do."""
+    return parameters < _SMALL.get(device, 2**63)
+
+
+def group_sizes(parameters: int, activations: int, device: str) -> tuple[int, int]:
+    """The smallest and the largest number of runs that share a step.
+
+    parameters, activations: elements of one run, the latter of the largest intermediate tensor of a step.
+    """
+    kind = device if device in _TOGETHER else "cuda"
+    most = max(1, min(_MOST[kind], _TOGETHER[kind] // (parameters + activations)))
+    return (min(most, -(-_LEAST // parameters)) if kind == "cpu" else 1), most

@@ -1,0 +1,121 @@
+"""Code is made once for all processes, and never taken for what it is not."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from onceclip.adapters import ClipAdapter, ZeroShotLinearProbe
+from onceclip.adapters.training import code_cache
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+ROOT = Path(__file__).parents[3]
+PROGRAM = """
+import sys, torch
+from onceclip.adapters import ZeroShotLinearProbe, code_folder
+from onceclip.adapters.compiling import Compiling, compiling
+from tests.adapters.conftest import _task
+
+made, make = [], code_cache.make
+code_cache.make = lambda *given: made.append(1) or make(*given)
+with compiling(Compiling("on")):
+    classifier = ZeroShotLinearProbe(epochs=5).fit(_task((6, 6, 7), dim=32))
+print(len(made), "torch._inductor" in sys.modules, classifier.head.weight.sum().item())
+"""
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(code_cache, "_loaded", {})
+
+
+def run():
+    """Whatever folder and environment an earlier test left."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, cwd=ROOT,
+                          env=environment)
+    assert not done.returncode, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_a_second_process_loads_what_the_first_had_made_and_a_damaged_file_is_not_loaded():
+    first, second = run(), run()
+    assert first[:2] == ["1", "True"]
+    assert second == ["0", "False", first[2]]  # the compiler is not even imported
+    file, = code_cache.folder().glob("*.so")
+    whole = file.read_bytes()
+    for damaged in (whole[:len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        assert code_cache.load(file.stem) is None
+    file.write_bytes(whole)
+    assert code_cache.load(file.stem)
+
+
+def test_a_name_follows_what_the_code_is_made_of(monkeypatch):
+    parts = (1, 2.0, "x", None, torch.float32, torch.device("cpu"), ClipAdapter, ((3, 4), torch.int64))
+    name = code_cache.digest(*parts)
+    assert name == code_cache.digest(*parts)
+    for place, other in enumerate((2, 2.5, "y", 0, torch.float64, torch.device("meta"), ZeroShotLinearProbe,
+                                   ((4, 4), torch.int64))):
+        assert code_cache.digest(*parts[:place], other, *parts[place + 1:]) != name
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 77)
+        assert code_cache.digest(*parts) != name
+    monkeypatch.setattr(code_cache, "_processor", lambda: "another")
+    assert code_cache.digest(*parts) != name
+
+
+def test_what_only_this_process_knows_has_no_name():
+    """A class from elsewhere may be written anew under the same name; one that only searches other values may not."""
+
+    class Stranger(ClipAdapter):
+        def head(self, prepared, parameters):
+            return super().head(prepared, parameters)
+
+    class Quiet(ClipAdapter):
+        momentum = 0.5
+
+    class Searching(ClipAdapter):
+        hyperparameters = {**ClipAdapter.hyperparameters,
+                           "ratio": replace(ClipAdapter.hyperparameters["ratio"], search=(0.5,))}
+
+    assert code_cache.digest(Stranger) is None
+    assert code_cache.digest(Quiet) is None
+    assert code_cache.digest(object()) is None
+    assert code_cache.digest((1, (Stranger,))) is None
+    Searching().with_values(ratio=0.5)  # copying leaves a trace in the class
+    assert code_cache.digest(Searching)
+
+
+def test_a_folder_that_cannot_be_written_to_keeps_nothing(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    code_cache.note("name", "x")
+    assert code_cache.noted("name") is None
+    assert code_cache.load("name") is None
+
+
+def test_notes_are_kept_and_damaged_ones_passed_over():
+    code_cache.note("name", ["code", [1, 2]])
+    assert code_cache.noted("name") == ["code", [1, 2]]
+    (code_cache.folder() / "name.json").write_text("[1, ")
+    assert code_cache.noted("name") is None
+
+
+def test_a_full_disk_leaves_nothing_behind(monkeypatch):
+    code_cache.note("name", "x")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(code_cache.os, "replace", full)
+    code_cache.note("name", "y")
+    assert code_cache.noted("name") == "x"
+    assert len(list(code_cache.folder().iterdir())) == 1
