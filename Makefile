@@ -18,7 +18,8 @@ lint: install-test
 
 # Tests again, on the wheel that users get, from another folder: of files and commands, not of the mathematics.
 WHEEL := tests/test_cli.py tests/test_cli_failures.py tests/test_house.py \
-	$(addprefix tests/pipeline/test_,extract.py predict.py sweep.py report.py export.py sources.py)
+	$(addprefix tests/pipeline/,extraction/test_extract.py prediction/test_predict.py runs/test_sweep.py \
+	reporting/test_report.py export/test_export.py sources/test_sources.py)
 test-wheel: install-test
 	rm -rf build/wheel && mkdir -p build/wheel/site
 	$(BIN)/python -m build --wheel --outdir build/wheel . >build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; false)

@@ -48,15 +48,14 @@ if TYPE_CHECKING:
     from onceclip.adapters.classifier import ClassifierModule
     from onceclip.adapters.methods import PromptWeights, TemplateSelection
     from onceclip.pipeline.encoders import EncoderSpec
-    from onceclip.pipeline.estimator import FewShotClassifier
     from onceclip.pipeline.evaluation.evaluate import evaluate
     from onceclip.pipeline.export import export
-    from onceclip.pipeline.extract import extract
-    from onceclip.pipeline.fit import fit
-    from onceclip.pipeline.plan import make_specs
-    from onceclip.pipeline.run import RunSpec
-    from onceclip.pipeline.survey import ExtractOptions
-    from onceclip.pipeline.sweep import sweep
+    from onceclip.pipeline.extraction.extract import extract
+    from onceclip.pipeline.extraction.survey import ExtractOptions
+    from onceclip.pipeline.runs.estimator import FewShotClassifier
+    from onceclip.pipeline.runs.fit import fit
+    from onceclip.pipeline.runs.run import RunSpec
+    from onceclip.pipeline.runs.sweep import make_specs, sweep
     from onceclip.pipeline.tasks.tasks import make_task
     from onceclip.stores import Store, open_store
 
@@ -66,20 +65,20 @@ _PUBLIC = {
     "open_store": "onceclip.stores",
     "Store": "onceclip.stores",
     "make_task": "onceclip.pipeline.tasks.tasks",
-    "extract": "onceclip.pipeline.extract",
+    "extract": "onceclip.pipeline.extraction.extract",
     "EncoderSpec": "onceclip.pipeline.encoders",
-    "ExtractOptions": "onceclip.pipeline.survey",
-    "fit": "onceclip.pipeline.fit",
-    "RunSpec": "onceclip.pipeline.run",
-    "make_specs": "onceclip.pipeline.plan",
-    "sweep": "onceclip.pipeline.sweep",
+    "ExtractOptions": "onceclip.pipeline.extraction.survey",
+    "fit": "onceclip.pipeline.runs.fit",
+    "RunSpec": "onceclip.pipeline.runs.run",
+    "make_specs": "onceclip.pipeline.runs.sweep",
+    "sweep": "onceclip.pipeline.runs.sweep",
     "evaluate": "onceclip.pipeline.evaluation.evaluate",
     "Task": "onceclip.adapters",
     "Rows": "onceclip.adapters",
     "Text": "onceclip.adapters",
     "Classifier": "onceclip.adapters",
     "export": "onceclip.pipeline.export",
-    "FewShotClassifier": "onceclip.pipeline.estimator",
+    "FewShotClassifier": "onceclip.pipeline.runs.estimator",
     "ClassifierModule": "onceclip.adapters.classifier",
     "load_classifier": "onceclip.adapters",
     "merge": "onceclip.adapters",

@@ -13,8 +13,7 @@ import click
 
 from onceclip import OnceclipError, __version__
 from onceclip.pipeline.commands import COMMANDS
-from onceclip.pipeline.commands.completion import completing
-from onceclip.pipeline.configuration import configurable, origin, unknown_variables
+from onceclip.pipeline.commands.configuration import completing, configurable, origin, unknown_variables
 
 
 class Commands(click.Group):

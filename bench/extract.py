@@ -30,16 +30,16 @@ from torch.utils.data import DataLoader
 
 from bench.measure import Row, Seconds, bench, make_row, ratio
 from bench.peers import Files
-from onceclip.pipeline.decoders import Decoders
-from onceclip.pipeline.device_decoder import DeviceDecoder
-from onceclip.pipeline.devices import CUDA
-from onceclip.pipeline.encode import EncoderThreads
+from onceclip.pipeline.decoding.decoders import Decoders
+from onceclip.pipeline.decoding.on_device import DeviceDecoder
+from onceclip.pipeline.decoding.preparation import ON_DEVICE
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
-from onceclip.pipeline.equipment import Equipment, EquipmentSpec
-from onceclip.pipeline.inventory import take_inventory
-from onceclip.pipeline.preparation import ON_DEVICE
+from onceclip.pipeline.encoders.images import EncoderThreads
+from onceclip.pipeline.extraction.equipment import Equipment, EquipmentSpec
+from onceclip.pipeline.extraction.inventory import take_inventory
+from onceclip.pipeline.extraction.units import encode_units, rows_to_embed, unit_tasks
 from onceclip.pipeline.sources import class_names, open_source
-from onceclip.pipeline.units import encode_units, rows_to_embed, unit_tasks
+from onceclip.pipeline.workers.devices import CUDA
 from onceclip.stores import StoreWriter
 
 SIZES = {"500x375": (500, 375), "1920x1080": (1920, 1080)}

@@ -17,7 +17,7 @@ from bench.synthetic import task as make_task
 from onceclip.adapters import ClipAdapter
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
-from onceclip.pipeline.devices import CUDA, name_of, training_device
+from onceclip.pipeline.workers.devices import CUDA, name_of, training_device
 
 PEER = "peer, loop"
 EPSILON, BATCH = 1e-4, 256

@@ -34,7 +34,7 @@ def task(classes: int, shots: int, dim: int, seed: int = 0, noise: float = 1.1) 
 def store(path: Path, classes: int, train: int, val: int, test: int, dim: int, seed: int = 0,
           noise: float = 1.1) -> Path:
     """A store with so many rows per class in each split."""
-    from onceclip.pipeline.importing import import_arrays
+    from onceclip.pipeline.extraction.import_arrays import import_arrays
 
     embedding, label, text = features(classes, train + val + test, dim, seed, noise)
     split = np.tile(np.repeat(["train", "val", "test"], [train, val, test]), classes)

@@ -14,8 +14,8 @@ import torch
 
 from bench.measure import Row, bench, in_turn, make_row
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
+from onceclip.pipeline.encoders.sentences import BATCH, encode_sentences
 from onceclip.pipeline.prompts import load_templates
-from onceclip.pipeline.sentences import BATCH, encode_sentences
 
 
 def prompts(classes: int, repeated: float) -> list[str]:

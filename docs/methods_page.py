@@ -16,9 +16,9 @@ import numpy as np
 
 from onceclip.adapters import METHODS, Method
 from onceclip.pipeline.commands.methods import cost, trainings
-from onceclip.pipeline.results import mean_interval
-from onceclip.pipeline.run import RunSpec
-from onceclip.pipeline.sweep import known, sweep
+from onceclip.pipeline.runs.results import mean_interval
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.sweep import known, sweep
 from onceclip.stores import Store, open_store
 
 TESTS = Path(__file__).resolve().parent.parent / "tests" / "adapters"

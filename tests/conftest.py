@@ -94,8 +94,8 @@ def encoder() -> Any:
 def extract_demo() -> Callable[..., Any]:
     """Extract a folder with the demo encoder: extract_demo(folder, store, model=..., unit_rows=..., ...)."""
     from onceclip.pipeline.encoders import EncoderSpec
-    from onceclip.pipeline.extract import extract
-    from onceclip.pipeline.survey import ExtractOptions
+    from onceclip.pipeline.extraction.extract import extract
+    from onceclip.pipeline.extraction.survey import ExtractOptions
 
     def run(folder: Path, store: Path | str, model: str = "demo", **options: Any) -> Any:
         return extract(folder, store, EncoderSpec(model), ExtractOptions(**{"workers": 1, **options}))
@@ -114,8 +114,8 @@ def store_path(image_folder: Path, extract_demo: Callable[..., Any]) -> Path:
 @pytest.fixture(scope="session")
 def adapter_path(store_path: Path) -> Path:
     """A saved adapter, fitted on the shared store; not to be changed."""
-    from onceclip.pipeline.fit import fit
-    from onceclip.pipeline.run import RunSpec
+    from onceclip.pipeline.runs.fit import fit
+    from onceclip.pipeline.runs.run import RunSpec
     from onceclip.stores import open_store
 
     path = store_path.parent / "adapter"
@@ -137,7 +137,7 @@ def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("encoders") / "other"
-    shutil.copytree(str(files("onceclip.pipeline.demo") / "model"), folder)
+    shutil.copytree(str(files("onceclip.pipeline.encoders") / "demo_model"), folder)
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["visual.proj"] = weights["visual.proj"].clone()
     weights["visual.proj"][0, 0] += 1

@@ -21,12 +21,12 @@ NAMES = sorted(onceclip._PUBLIC)
 @pytest.fixture(scope="module")
 def shelf(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pets/, and pets.zarr which has every output and a second text set."""
-    from onceclip.pipeline.embed import add_text, prompts_for
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-    from onceclip.pipeline.extract import extract
-    from onceclip.pipeline.outputs import OutputOptions
+    from onceclip.pipeline.extraction.extract import extract
+    from onceclip.pipeline.extraction.outputs import OutputOptions
+    from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.prompts import load_templates
-    from onceclip.pipeline.survey import ExtractOptions
+    from onceclip.pipeline.prompts.embedding import add_text, prompts_for
 
     root = tmp_path_factory.mktemp("shelf")
     shutil.copytree(pets / "pets", root / "pets")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from onceclip.pipeline.demo.tour import BASELINE, METHODS, SEEDS, SHOTS
-from onceclip.pipeline.results import read_rows
-from onceclip.pipeline.summary import tables
+from onceclip.pipeline.commands.demo_images import BASELINE, METHODS, SEEDS, SHOTS
+from onceclip.pipeline.runs.results import read_rows
+from onceclip.pipeline.runs.summary import tables
 
 pytestmark = pytest.mark.slow
 

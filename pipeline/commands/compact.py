@@ -25,7 +25,7 @@ def compact(store: str, new: str, shard_rows: int | None, as_json: bool) -> None
     Example:
         onceclip compact pets.zarr s3://my-bucket/pets.zarr
     """
-    from onceclip.pipeline.progress import percentage
+    from onceclip.pipeline.commands.options import percentage
     from onceclip.stores.compact import compact as run
 
     with percentage("compact") as progress:

@@ -11,7 +11,7 @@ from onceclip.pipeline.commands.options import LocalPath, json_option, show
 from onceclip.pipeline.commands.sweep import accuracy_lines
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.demo.tour import Tour
+    from onceclip.pipeline.commands.demo_images import Tour
 
 
 @click.command()
@@ -25,8 +25,8 @@ def demo(out: Path, as_json: bool) -> None:
     Writes the digits as an image folder, encodes them, fits six methods with 1 to 16 labelled images per class and
     5 seeds, prints the table of accuracies and writes a report with learning curves. Takes a minute or two.
     """
-    from onceclip.pipeline.demo.tour import run_tour
-    from onceclip.pipeline.summary import as_values
+    from onceclip.pipeline.commands.demo_images import run_tour
+    from onceclip.pipeline.runs.summary import as_values
 
     tour = run_tour(out, lambda line: click.echo(line, err=as_json))
     show(as_json, {"images": str(tour.images), "store": str(tour.store), "results": str(tour.results),
@@ -36,7 +36,7 @@ def demo(out: Path, as_json: bool) -> None:
 
 def tour_lines(tour: Tour) -> list[str]:
     """The demonstration's table and what to do next."""
-    from onceclip.pipeline.demo.tour import SEEDS
+    from onceclip.pipeline.commands.demo_images import SEEDS
 
     return [
         "", f"Test accuracy in per cent, mean ± 95 % interval of {len(SEEDS)} seeds; "

@@ -51,10 +51,10 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
         raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
 
     from onceclip.adapters import load_classifier
+    from onceclip.pipeline.commands.options import percentage
     from onceclip.pipeline.evaluation.intervals import compare
     from onceclip.pipeline.evaluation.metrics import write_matrix
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
-    from onceclip.pipeline.progress import percentage
     from onceclip.pipeline.tasks.classes import CHOICES
     from onceclip.stores import open_store
 

@@ -42,9 +42,9 @@ def export(adapter: Path, format: str, file: Path, with_encoder: bool, check: st
         raise click.UsageError("--model, --pretrained and --preprocess name an encoder: add --with-encoder")
 
     from onceclip.adapters import load_classifier
+    from onceclip.pipeline.encoders.opening import recorded_encoder
     from onceclip.pipeline.export import export as write
-    from onceclip.pipeline.export.check_rows import prepared_images, stored_rows
-    from onceclip.pipeline.recorded_encoder import recorded_encoder
+    from onceclip.pipeline.export.export import prepared_images, stored_rows
 
     classifier, encoder, rows = load_classifier(adapter, modules), None, None
     if with_encoder:

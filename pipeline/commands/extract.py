@@ -9,15 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onceclip.pipeline.commands.options import BatchSize, LocalPath, encoder_options, encoder_spec, json_option, show
-from onceclip.pipeline.commands.outputs import output_options, outputs_of
-from onceclip.pipeline.commands.scheduling import hired, one_way, part_option, scheduler_option
-from onceclip.pipeline.commands.sources import source_options
+from onceclip.pipeline.commands.extract_options import output_options, outputs_of, source_options
+from onceclip.pipeline.commands.options import (
+    BatchSize,
+    LocalPath,
+    encoder_options,
+    encoder_spec,
+    hired,
+    json_option,
+    one_way,
+    part_option,
+    scheduler_option,
+    show,
+)
 from onceclip.pipeline.words import counted, counts
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.extract import Extraction, PartDone
-    from onceclip.pipeline.parts import Part
+    from onceclip.pipeline.extraction.extract import Extraction, PartDone
+    from onceclip.pipeline.workers.work import Part
 
 
 @click.command()
@@ -84,13 +93,14 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     """
     one_way(scheduler=scheduler, local_workers=local_workers, part=part)
     # Workers start before this process imports what they import too.
-    cluster = click.get_current_context().with_resource(hired(scheduler, local_workers, ("onceclip.pipeline.units",)))
+    cluster = click.get_current_context().with_resource(
+        hired(scheduler, local_workers, ("onceclip.pipeline.extraction.units",)))
 
-    from onceclip.pipeline.extract import PartDone, extract_part
-    from onceclip.pipeline.extract import extract as run
+    from onceclip.pipeline.extraction.extract import PartDone, extract_part
+    from onceclip.pipeline.extraction.extract import extract as run
+    from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.prompts import load_phrases, load_templates
     from onceclip.pipeline.sources import SourceOptions
-    from onceclip.pipeline.survey import ExtractOptions
 
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,

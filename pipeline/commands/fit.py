@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from onceclip.pipeline.commands.completion import complete_methods
+from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
@@ -76,12 +76,11 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
     from onceclip.adapters.selection.search import Search
     from onceclip.adapters.training.compile import Compiling
-    from onceclip.pipeline.fit import fit as run
-    from onceclip.pipeline.progress import percentage
-    from onceclip.pipeline.replay import compare, compiling_of, device_of, read_row, spec_of
-    from onceclip.pipeline.results import NAME, append_row
-    from onceclip.pipeline.run import RunSpec
-    from onceclip.pipeline.stores_file import record_stores
+    from onceclip.pipeline.commands.options import percentage
+    from onceclip.pipeline.runs.fit import fit as run
+    from onceclip.pipeline.runs.replay import compare, compiling_of, device_of, read_row, spec_of
+    from onceclip.pipeline.runs.results import NAME, append_row, record_stores
+    from onceclip.pipeline.runs.run import RunSpec
     from onceclip.stores import open_store
 
     Search.parse(search)

@@ -26,8 +26,8 @@ def info(path: str, with_card: bool, modules: tuple[str, ...], as_json: bool) ->
     Example:
         onceclip info pets.zarr --card
     """
-    from onceclip.pipeline.card import card
-    from onceclip.pipeline.info import info as describe
+    from onceclip.pipeline.reporting.description import card
+    from onceclip.pipeline.reporting.description import info as describe
     from onceclip.stores.card import write_card
 
     values = describe(path, modules)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onceclip.pipeline.commands.completion import complete_methods
+from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.options import json_option, show
 
 if TYPE_CHECKING:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec
+    from onceclip.pipeline.workers.work import Workers
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -90,3 +93,66 @@ def encoder_spec(model: str, pretrained: str | None, preprocess: str | None, dev
 def show(as_json: bool, values: Any, lines: Callable[[], list[str]]) -> None:
     """Print one JSON object for scripts, or lines for people."""
     click.echo(json.dumps(values, allow_nan=False) if as_json else "\n".join(lines()))
+
+
+@contextmanager
+def percentage(name: str) -> Iterator[Callable[[float], None]]:
+    """A bar for work that tells the fraction that is done; shown on a terminal, after the first second."""
+    with tqdm(total=100, desc=name, delay=1, leave=False, disable=None,
+              bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as bar:
+        yield lambda fraction: None if bar.disable else bar.update(100 * fraction - bar.n)
+
+
+scheduler_option = click.option(
+    "--scheduler", metavar="ADDRESS|FILE|dask", help="Have the workers of a dask scheduler do it: its address, the "
+    "file that it wrote, or dask for the one that DASK_SCHEDULER_ADDRESS names (docs/clusters.md).")
+
+
+class PartOf(click.ParamType):
+    """One of several shares of the work."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:
+        from onceclip.pipeline.workers.work import Part
+
+        try:
+            return value if isinstance(value, Part) else Part.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, context)
+
+
+part_option = click.option(
+    "--part", type=PartOf(), metavar="I/N", help="Do one of N shares, such as 2/8, beside processes that do the "
+    "others, as in a job array (docs/clusters.md).")
+
+
+@contextmanager
+def hired(scheduler: str | None, local_workers: int | None = None,
+          modules: Sequence[str] = ()) -> Iterator[Workers | None]:
+    """The workers that options name; None where they name none. local_workers: 0 for one per GPU, or per core.
+
+    modules: what workers import while this process prepares their tasks.
+    Raises WorkerError if the scheduler does not answer.
+    """
+    if scheduler is not None:
+        from onceclip.pipeline.workers.cluster import connected
+
+        with connected(scheduler, modules) as cluster:
+            yield cluster
+    elif local_workers is not None:
+        from onceclip.pipeline.workers.cluster import local
+        from onceclip.pipeline.workers.devices import cores, visible_gpus
+
+        gpus = visible_gpus()
+        with local(local_workers or len(gpus) or cores(), gpus, modules) as cluster:
+            yield cluster
+    else:
+        yield None
+
+
+def one_way(**given: Any) -> None:
+    """Raise UsageError if several of some options are given; names are those of the parameters."""
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
+    if len(named) > 1:
+        raise click.UsageError(f"{' and '.join(named)} do not go together: give one of them")

@@ -54,9 +54,9 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
     from tqdm import tqdm
 
     from onceclip.adapters import load_classifier
-    from onceclip.pipeline.predict import encoder_of, predict_images, predict_store, rows_to_label
-    from onceclip.pipeline.prediction_files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
-    from onceclip.pipeline.prediction_inputs import list_inputs, store_among
+    from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
+    from onceclip.pipeline.prediction.inputs import list_inputs, store_among
+    from onceclip.pipeline.prediction.predict import encoder_of, predict_images, predict_store, rows_to_label
     from onceclip.pipeline.sources import SourceOptions
 
     if out and out.suffix.lower() not in FORMATS:

@@ -32,8 +32,8 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
         onceclip report pets-adapter pets.zarr --out mistakes.html
     """
     from onceclip.adapters.classifier import CONFIG
-    from onceclip.pipeline.report import write_adapter_report, write_results_report
-    from onceclip.pipeline.results import NAME
+    from onceclip.pipeline.reporting import write_adapter_report, write_results_report
+    from onceclip.pipeline.runs.results import NAME
     from onceclip.pipeline.words import counted
 
     first, *others = map(Path, results)

@@ -9,22 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onceclip.pipeline.commands.completion import complete_methods
+from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
     compile_option,
+    hired,
     json_option,
+    one_way,
+    part_option,
+    scheduler_option,
     show,
     training_device_option,
 )
-from onceclip.pipeline.commands.scheduling import hired, one_way, part_option, scheduler_option
 from onceclip.pipeline.words import counted
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.parts import Part
-    from onceclip.pipeline.results import Mean
-    from onceclip.pipeline.summary import Key, Table
+    from onceclip.pipeline.runs.results import Mean
+    from onceclip.pipeline.runs.summary import Key, Table
+    from onceclip.pipeline.workers.work import Part
 
 DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
 
@@ -103,16 +106,15 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     one_way(scheduler=scheduler, local_workers=local_workers or None)
     one_way(scheduler=scheduler, part=part)
     workforce = nullcontext() if dry_run else hired(scheduler, local_workers if local_workers > 1 else None,
-                                                    ("onceclip.pipeline.sweep",))
+                                                    ("onceclip.pipeline.runs.sweep",))
     workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
     from onceclip.adapters import METHODS
     from onceclip.adapters.selection.search import Search
-    from onceclip.pipeline.devices import training_device
-    from onceclip.pipeline.plan import OWN, make_plan, make_specs, shared
-    from onceclip.pipeline.summary import as_values, tables
-    from onceclip.pipeline.sweep import known, require_result, settled
-    from onceclip.pipeline.sweep import sweep as run
+    from onceclip.pipeline.runs.summary import as_values, tables
+    from onceclip.pipeline.runs.sweep import OWN, known, make_plan, make_specs, require_result, settled, shared
+    from onceclip.pipeline.runs.sweep import sweep as run
+    from onceclip.pipeline.workers.devices import training_device
     from onceclip.stores import open_store
 
     if scheduler is None:
@@ -148,7 +150,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 def table_lines(table: Table) -> list[str]:
     """A table as text: accuracies, then differences to zero-shot, in per cent."""
-    from onceclip.pipeline.summary import BASELINE, short_words, unserved_words
+    from onceclip.pipeline.runs.summary import BASELINE, short_words, unserved_words
 
     runs = max((mean.runs for mean in table.accuracy.values()), default=0)
     parts = [f"{table.title}: test accuracy in per cent, mean ± 95 % interval of up to {counted(runs, 'seed')}",

@@ -44,9 +44,9 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
         onceclip text pets.zarr --name ensemble --templates imagenet
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
     """
-    from onceclip.pipeline.embed import add_text, check_name, prompts_for
+    from onceclip.pipeline.encoders.opening import recorded_encoder
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates, numbered
-    from onceclip.pipeline.recorded_encoder import recorded_encoder
+    from onceclip.pipeline.prompts.embedding import add_text, check_name, prompts_for
     from onceclip.stores import open_store
 
     if prompts_form and not prompts:

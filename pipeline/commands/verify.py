@@ -28,7 +28,7 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     Example:
         onceclip verify pets.zarr
     """
-    from onceclip.pipeline.progress import percentage
+    from onceclip.pipeline.commands.options import percentage
     from onceclip.stores.verification import repair as mend
     from onceclip.stores.verification import verify as run
 

@@ -2,8 +2,8 @@
 
 from onceclip.pipeline.encoders.backend import EMBEDDING, OUTPUTS, PREPROJ, TOKEN, TOKENS
 from onceclip.pipeline.encoders.encoder import Encoder
-from onceclip.pipeline.encoders.opening import open_encoder
-from onceclip.pipeline.encoders.spec import DEMO, EncoderSpec, check_spec, findable
+from onceclip.pipeline.encoders.opening import check_spec, open_encoder
+from onceclip.pipeline.encoders.spec import DEMO, EncoderSpec, findable
 
 __all__ = ["DEMO", "EMBEDDING", "OUTPUTS", "PREPROJ", "TOKEN", "TOKENS", "Encoder", "EncoderSpec", "check_spec",
            "findable", "open_encoder"]

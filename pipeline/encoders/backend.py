@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.spec import EncoderSpec
 from onceclip.pipeline.errors import EncoderError
-from onceclip.pipeline.preparation import Preparation
 from onceclip.stores.identity import digest, fingerprint
 
 EMBEDDING, PREPROJ, TOKEN = OUTPUTS = ("embedding", "preproj", "token")

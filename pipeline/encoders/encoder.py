@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.cpu import DEFAULT, products
+from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import EMBEDDING, LAST, OUTPUTS, PRECISIONS, TOKENS, Backend, out_of_memory
+from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import EncoderError
-from onceclip.pipeline.preparation import Preparation
-from onceclip.pipeline.sentences import encode_sentences
 
 _BATCH = {"cuda": 256}  # images per pass that keep a device busy
 _CPU_BATCH = 32  # what a pass keeps stays in the caches

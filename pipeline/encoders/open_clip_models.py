@@ -15,12 +15,14 @@ from open_clip.factory import get_model_config
 from torch import Tensor
 
 from onceclip.adapters.errors import unknown
+from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import EMBEDDING, Backend, default_precision, weights_digest
 from onceclip.pipeline.encoders.spec import DEMO, OPEN_CLIP_SOURCES, EncoderSpec
 from onceclip.pipeline.encoders.towers import projection_of, reads_class_token, several_outputs
 from onceclip.pipeline.errors import EncoderError
-from onceclip.pipeline.preparation import Preparation
 from onceclip.stores.identity import fingerprint
+
+_DEMO_FOLDER = files("onceclip.pipeline.encoders") / "demo_model"
 
 
 class OpenClipBackend(Backend):
@@ -98,7 +100,7 @@ def check_names(spec: EncoderSpec) -> None:
 
 
 def _load(spec: EncoderSpec, device: torch.device, precision: str) -> tuple[Any, Any]:
-    name = f"local-dir:{files('onceclip.pipeline.demo') / 'model'}" if spec.model == DEMO else spec.model
+    name = f"local-dir:{_DEMO_FOLDER}" if spec.model == DEMO else spec.model
     try:
         # The hub's client reports every one of its retries; the error below says it once.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -136,7 +138,7 @@ def _preprocess_config(choice: str | None) -> dict[str, Any]:
 
 def _architecture(spec: EncoderSpec) -> dict[str, Any]:
     if spec.model == DEMO:
-        text = (files("onceclip.pipeline.demo") / "model" / "open_clip_config.json").read_text(encoding="utf-8")
+        text = (_DEMO_FOLDER / "open_clip_config.json").read_text(encoding="utf-8")
         return json.loads(text)["model_cfg"]
     if spec.model.startswith("local-dir:"):
         path = Path(spec.model.removeprefix("local-dir:")) / "open_clip_config.json"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from onceclip.adapters.cpu import DEFAULT, fast_products
-from onceclip.pipeline.devices import device_named
+from onceclip.pipeline.decoding.preparation import DECODES, ON_DEVICE
 from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
 from onceclip.pipeline.encoders.encoder import Encoder
-from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, check_spec, is_plugin
-from onceclip.pipeline.errors import EncoderError
+from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, findable, is_open_clip, is_plugin
+from onceclip.pipeline.errors import EncoderError, SourceError
+from onceclip.pipeline.workers.devices import device_named
 from onceclip.stores.identity import fingerprint
 
 _SMALL = 10_000_000  # weights: below, attention is many tiny products, each of which oneDNN takes longer to begin
@@ -70,8 +72,42 @@ def _products(backend: Backend, device: torch.device) -> str:
 
 def _decode_on(device: torch.device) -> str:
     """The way to decode on a device, by its kind: other decoders give other pixels."""
-    from onceclip.pipeline.device_decoder import check_device
+    from onceclip.pipeline.decoding.on_device import check_device
 
     kind = "cuda" if device.type == "cuda" else "cpu"
     check_device(device if kind == "cuda" else torch.device(kind))
     return f"torchvision-{kind}"
+
+
+def recorded_encoder(info: Mapping[str, Any], owner: str, given: EncoderSpec | None = None, device: str = "auto",
+                     otherwise: str = "") -> Encoder:
+    """Load the encoder that made something; `given` says which where the record cannot.
+
+    What decides the embeddings beside the weights, such as the precision, is as in the record.
+
+    info: the record. owner: what has it, for people. otherwise: what they can do instead, for the end of the message.
+    Raises SourceError if the record does not say where the encoder is, and nothing is given.
+    """
+    if given is None:
+        if not findable(info):
+            raise SourceError(f"{owner} does not say where its encoder ({info.get('name', 'unknown')}) is: name it "
+                              f"with --model (and --pretrained){otherwise}")
+        given = EncoderSpec(info["name"], info.get("pretrained"), device=device)
+    return open_encoder(replace(given, precision=info.get("precision", given.precision),
+                                decode=info.get("decode", given.decode), exif=info.get("exif", given.exif)))
+
+
+def check_spec(spec: EncoderSpec) -> None:
+    """Raise EncoderError for what is wrong with a specification before anything is loaded."""
+    if spec.decode not in (*DECODES, *ON_DEVICE):
+        raise EncoderError(f"--decode {spec.decode}: there are {', '.join(DECODES)}")
+    if is_open_clip(spec.model):
+        from onceclip.pipeline.encoders.open_clip_models import check_names
+
+        check_names(spec)
+        return
+    for option, value in (("--pretrained", spec.pretrained), ("--preprocess", spec.preprocess),
+                          ("--allow-random", spec.allow_random)):
+        if value:
+            raise EncoderError(f"{option} is for models of open_clip; {spec.model} says by itself what it is: leave "
+                               "it away")

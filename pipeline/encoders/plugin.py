@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
     PRECISIONS,
@@ -27,7 +28,6 @@ from onceclip.pipeline.encoders.backend import (
 )
 from onceclip.pipeline.encoders.spec import EncoderSpec
 from onceclip.pipeline.errors import EncoderError
-from onceclip.pipeline.preparation import Preparation
 from onceclip.stores.identity import canonical
 
 _SAMPLES = ((320, 240), (64, 200))  # width and height of pictures that show what a preprocessing gives
@@ -128,7 +128,7 @@ class PluginBackend(Backend):
             return replace(given, decode=spec.decode, exif=spec.exif)
         if not callable(given):
             raise EncoderError(f"{self._path} needs `preprocess`: a function from a Pillow image to floats "
-                               "(3, height, width), or an onceclip.pipeline.preparation.Preparation")
+                               "(3, height, width), or an onceclip.pipeline.decoding.preparation.Preparation")
         if spec.decode != "exact":
             raise EncoderError(f"--decode {spec.decode.partition('-')[0]}: {self._path} prepares images by itself: "
                                "leave it away, or give it a Preparation")

@@ -1,13 +1,10 @@
-"""What a user says about an encoder, and what is wrong with it before anything is loaded."""
+"""What a user says about an encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from onceclip.pipeline.errors import EncoderError
-from onceclip.pipeline.preparation import DECODES, ON_DEVICE
 
 DEMO = "demo"
 OPEN_CLIP_SOURCES = ("hf-hub:", "local-dir:")
@@ -62,19 +59,3 @@ def findable(info: Mapping[str, Any]) -> bool:
     if info.get("imported") or "plugin" in info or not name or name.startswith("local-dir:"):
         return False
     return not name.startswith(TRANSFORMERS) or "/" in name
-
-
-def check_spec(spec: EncoderSpec) -> None:
-    """Raise EncoderError for what is wrong with a specification before anything is loaded."""
-    if spec.decode not in (*DECODES, *ON_DEVICE):
-        raise EncoderError(f"--decode {spec.decode}: there are {', '.join(DECODES)}")
-    if is_open_clip(spec.model):
-        from onceclip.pipeline.encoders.open_clip_models import check_names
-
-        check_names(spec)
-        return
-    for option, value in (("--pretrained", spec.pretrained), ("--preprocess", spec.preprocess),
-                          ("--allow-random", spec.allow_random)):
-        if value:
-            raise EncoderError(f"{option} is for models of open_clip; {spec.model} says by itself what it is: leave "
-                               "it away")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
     PRECISIONS,
@@ -24,7 +25,6 @@ from onceclip.pipeline.encoders.backend import (
 )
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec
 from onceclip.pipeline.errors import EncoderError
-from onceclip.pipeline.preparation import Preparation
 from onceclip.stores.identity import fingerprint
 
 _KINDS = ("clip", "siglip")

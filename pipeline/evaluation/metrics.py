@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.pipeline.whole_file import whole_file
+from onceclip.pipeline.files import whole_file
 
 BINS = 15
 TOP = 5

@@ -1,5 +1,5 @@
 """Adapters for other programs: one file per format."""
 
-from onceclip.pipeline.export.exporting import FORMATS, Exported, export
+from onceclip.pipeline.export.export import FORMATS, Exported, export
 
 __all__ = ["FORMATS", "Exported", "export"]

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from onceclip.adapters.heads.linear import Projected, as_linear
 from onceclip.adapters.task import EMBEDDING
 from onceclip.pipeline.errors import ExportError
-from onceclip.pipeline.export.subject import Subject
+from onceclip.pipeline.export.model import Subject
 
 SUFFIX = ".safetensors"
 FORMULA = "logits = unit(x) @ weight.T + bias; probabilities = softmax(logits / temperature)"

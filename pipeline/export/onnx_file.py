@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onceclip.pipeline.errors import ExportError
-from onceclip.pipeline.export.subject import OUTPUTS, Subject
+from onceclip.pipeline.export.model import OUTPUTS, Subject
 from onceclip.pipeline.export.torch_program import program_of, quiet
 
 SUFFIX = ".onnx"

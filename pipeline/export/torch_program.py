@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onceclip.pipeline.errors import ExportError
-from onceclip.pipeline.export.subject import Subject
+from onceclip.pipeline.export.model import Subject
 
 SUFFIX = ".pt2"
 METADATA = "onceclip.json"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.sources.contents import LocalFile, Pixels, RemoteFile
+from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile
 from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions, class_names, natural_order
 from onceclip.pipeline.words import alike, counted
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 
 from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.files import parent, read_place, suffix, text_of
 from onceclip.pipeline.sources.manifest import Row, check_numbers, records_of
-from onceclip.pipeline.sources.places import parent, read_place, text_of
 from onceclip.pipeline.sources.record import Listing, SourceOptions
-from onceclip.pipeline.sources.suffixes import suffix
 
 USES = frozenset({"root", "every", "frames"})
 SPLITS = ("train", "val", "test")

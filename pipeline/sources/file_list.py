@@ -6,9 +6,9 @@ import posixpath
 import sys
 
 from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.files import text_of
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.manifest import Row, records_of
-from onceclip.pipeline.sources.places import text_of
 from onceclip.pipeline.sources.record import Listing, SourceOptions
 
 USES = frozenset({"root", "every", "frames"})

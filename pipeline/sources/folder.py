@@ -8,10 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.sources.contents import LocalFile, RemoteFile, remote_folder, unreachable
-from onceclip.pipeline.sources.places import is_url, key_of, local_place
+from onceclip.pipeline.files import (
+    IMAGES,
+    VIDEOS,
+    LocalFile,
+    RemoteFile,
+    is_url,
+    key_of,
+    local_place,
+    remote_folder,
+    suffix,
+    unreachable,
+)
 from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions, natural_order
-from onceclip.pipeline.sources.suffixes import IMAGES, VIDEOS, suffix
 from onceclip.stores.identity import encode_key
 
 USES = frozenset({"every", "frames"})

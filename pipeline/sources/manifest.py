@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.sources.contents import LocalFile
+from onceclip.pipeline.files import (
+    IMAGES,
+    VIDEOS,
+    LocalFile,
+    file_at,
+    is_url,
+    key_of,
+    parent,
+    read_place,
+    suffix,
+    text_of,
+)
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
-from onceclip.pipeline.sources.places import file_at, is_url, key_of, parent, read_place, text_of
 from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
-from onceclip.pipeline.sources.suffixes import IMAGES, VIDEOS, suffix
 
 USES = frozenset({"root", "every", "frames"})
 COLUMNS = ("path", "label", "split", "group")

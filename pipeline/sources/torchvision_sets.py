@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.sources.contents import LocalFile, Pixels, pnm
-from onceclip.pipeline.sources.places import key_of
+from onceclip.pipeline.files import LocalFile, Pixels, key_of, pnm
 from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions
 from onceclip.stores.identity import encode_key
 

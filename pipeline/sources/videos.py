@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.sources.contents import File, pnm
+from onceclip.pipeline.files import VIDEOS, File, pnm, suffix
 from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
-from onceclip.pipeline.sources.suffixes import VIDEOS, suffix
 from onceclip.pipeline.words import counted
 
 _NAMED = 4

@@ -312,8 +312,8 @@ def one_gpu(monkeypatch):
 @pytest.mark.usefixtures("one_gpu")
 @pytest.mark.parametrize("more", [{"select": "fixed"}, {"select": "val"}, {"stream": True}, {"classes": "base"}])
 def test_a_run_is_trained_on_the_device_and_scored_on_the_cpu(store_path, monkeypatch, more):
-    from onceclip.pipeline.fit import fit
-    from onceclip.pipeline.run import RunSpec
+    from onceclip.pipeline.runs.fit import fit
+    from onceclip.pipeline.runs.run import RunSpec
     from onceclip.stores import open_store
 
     monkeypatch.setattr("onceclip.adapters.task.ThreadPoolExecutor", Waiting)

@@ -76,7 +76,7 @@ def arrays() -> dict[str, np.ndarray]:
 @pytest.fixture
 def import_of(tmp_path: Path) -> Callable[..., Store]:
     """Make a store of arrays: import_of(arrays, "name", encoder=...)."""
-    from onceclip.pipeline.importing import import_arrays
+    from onceclip.pipeline.extraction.import_arrays import import_arrays
 
     def make(arrays: dict[str, np.ndarray], name: str = "imported", **options: Any) -> Store:
         np.savez(tmp_path / f"{name}.npz", **arrays)
@@ -97,7 +97,7 @@ MEANS = '''
 import os
 import time
 
-from onceclip.pipeline.preparation import Preparation
+from onceclip.pipeline.decoding.preparation import Preparation
 
 
 class Means:

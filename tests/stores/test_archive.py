@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onceclip.pipeline.fit import fit
-from onceclip.pipeline.run import RunSpec
+from onceclip.pipeline.runs.fit import fit
+from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import Store, open_store
 from onceclip.stores.identity import digest
 from onceclip.stores.verification import verify

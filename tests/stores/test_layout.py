@@ -106,7 +106,7 @@ def test_a_store_can_be_copied_elsewhere_and_is_the_same_store(store_path: Path,
 
 
 def test_a_store_in_memory_works_through_its_url(tmp_path: Path) -> None:
-    from onceclip.pipeline.importing import import_arrays
+    from onceclip.pipeline.extraction.import_arrays import import_arrays
 
     vectors = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
     np.savez(tmp_path / "a.npz", embedding=vectors, label=np.arange(30) % 3)

@@ -83,7 +83,8 @@ def test_a_killed_extraction_goes_on(s3_url: str, folder_of: Callable[..., Path]
                                      process: Callable[..., Any]) -> None:
     """The fifth pass dies, some time after the fourth has filled the second unit."""
     code = ("import os, signal, sys, time; from onceclip.pipeline.encoders import Encoder, EncoderSpec;"
-            "from onceclip.pipeline.extract import extract; from onceclip.pipeline.survey import ExtractOptions\n"
+            "from onceclip.pipeline.extraction.extract import extract;"
+            "from onceclip.pipeline.extraction.survey import ExtractOptions\n"
             "encode, left = Encoder.encode_images, [4]\n"
             "def dying(self, pixels, *rest, **options):\n"
             "    left[0] -= 1\n"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from onceclip.pipeline import equipment
-from onceclip.pipeline import extract as module
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.parts import Part
-from onceclip.pipeline.survey import ExtractOptions
+from onceclip.pipeline.extraction import equipment
+from onceclip.pipeline.extraction import extract as module
+from onceclip.pipeline.extraction.survey import ExtractOptions
+from onceclip.pipeline.workers.work import Part
 from onceclip.stores import NotAStore, open_store
 from onceclip.stores.location import is_remote
 

@@ -70,7 +70,7 @@ def test_what_is_not_on_s3_is_named(s3: Any, text: str, message: str) -> None:
 
 
 def test_storage_that_does_not_answer_is_named(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onceclip.pipeline.sources.contents import remote_folder
+    from onceclip.pipeline.files import remote_folder
 
     def forget() -> None:
         type(s3).clear_instance_cache()

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from onceclip import OnceclipError
-from onceclip.pipeline.fit import fit
-from onceclip.pipeline.run import RunSpec
+from onceclip.pipeline.runs.fit import fit
+from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import NotAStore, StoreDamaged, StoreError, StoreIncomplete, open_store
 from onceclip.stores.compact import compact
 from onceclip.stores.flat_files import ABSENT, FlatArray, checksum, row_checksums

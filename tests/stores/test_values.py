@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onceclip.pipeline.importing import import_arrays
+from onceclip.pipeline.extraction.import_arrays import import_arrays
 from onceclip.stores import Store, StoreDamaged, open_store
 from onceclip.stores.flat_files import FlatArray, row_checksums
 from onceclip.stores.rows import Checksums, read_rows

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from onceclip import OnceclipError
-from onceclip.pipeline.fit import fit
-from onceclip.pipeline.run import RunSpec
+from onceclip.pipeline.runs.fit import fit
+from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import StoreError, open_store
 from onceclip.stores.verification import repair, verify
 

@@ -8,7 +8,7 @@ from onceclip.adapters import METHODS, ZeroShot
 from onceclip.adapters.heads import pack
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.export import export
-from onceclip.pipeline.export.exporting import FORMATS
+from onceclip.pipeline.export.export import FORMATS
 
 
 def answers_of(path, rows):

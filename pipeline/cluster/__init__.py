@@ -1,1 +1,0 @@
-"""Extractions and sweeps by several processes: of this machine, or of those that a dask scheduler has."""

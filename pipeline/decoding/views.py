@@ -1,0 +1,105 @@
+"""Further versions of an image, decided by its content alone: the same on every machine and in every order."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from onceclip.pipeline.decoding.preparation import FILTERS, Opened, Preparation
+from onceclip.pipeline.errors import BadImage
+from onceclip.stores.identity import canonical, digest
+
+KINDS = ("random", "ten-crop")
+_TRIES = 10
+_TEN_CROP_RESIZE = (8, 7)  # 256 for an encoder of 224 pixels, as is usual for ten crops
+
+
+@dataclass(frozen=True)
+class Views:
+    """How views of an image are made.
+
+    kind: "random" for view 0, the plain one, and `number` - 1 random resized crops that are flipped half of the time;
+    "ten-crop" for the four corners and the centre of an image resized to 8/7 of the encoder's size, then the same
+    flipped. scale: range of the crops' share of the area. ratio: range of their width / height.
+    seed: with an image's content and the number of the view it decides the crop.
+    """
+
+    kind: str = "random"
+    number: int = 10
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    seed: int = 1
+
+    @property
+    def drawn(self) -> int:
+        """Number of views that are not the plain one."""
+        return self.number - (self.kind == "random")
+
+    def spec(self) -> dict[str, Any]:
+        """As JSON values that say all about them."""
+        if self.kind == "ten-crop":
+            return {"kind": self.kind, "number": self.number, "resize": list(_TEN_CROP_RESIZE)}
+        return {**asdict(self), "scale": list(self.scale), "ratio": list(self.ratio), "flip": 0.5, "plain": 0}
+
+    def pixels(self, content: bytes, preparation: Preparation) -> np.ndarray:
+        """The views of an image file that are not the plain one: (drawn, *pixels of one image).
+
+        Raises BadImage as `Preparation.pixels` does.
+        """
+        opened = preparation.open(content, whole=True)
+        try:
+            if self.kind == "ten-crop":
+                return np.stack([preparation.array(image) for image in _ten_crops(opened, preparation)])
+            return np.stack([preparation.array(self._crop(opened.image, digest(content), number, preparation))
+                             for number in range(1, self.number)])
+        except Exception as error:
+            raise BadImage(f"cannot be cropped ({str(error) or type(error).__name__})") from error
+
+    def _crop(self, image: Image.Image, content: bytes, number: int, preparation: Preparation) -> Image.Image:
+        """One random resized crop, drawn as torchvision's RandomResizedCrop draws it."""
+        # Of Python's generators only `random()` is promised to give the same numbers in every version.
+        draw = random.Random(int.from_bytes(digest(canonical([self.seed, content.hex(), number])))).random
+        left, top, width, height = self._box(*image.size, draw)
+        flip = draw() < 0.5
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize(preparation.size[::-1], FILTERS[preparation.interpolation])
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+    def _box(self, wide: int, high: int, draw: Any) -> tuple[int, int, int, int]:
+        def between(low: float, high: float) -> float:
+            return low + (high - low) * draw()
+
+        for _ in range(_TRIES):
+            area = wide * high * between(*self.scale)
+            ratio = math.exp(between(*map(math.log, self.ratio)))
+            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < width <= wide and 0 < height <= high:
+                return int(draw() * (wide - width + 1)), int(draw() * (high - height + 1)), width, height
+        # An image too long for any of these: its middle, as long as the range of ratios allows.
+        width = min(wide, round(high * self.ratio[1]))
+        height = min(high, round(wide / self.ratio[0]))
+        return (wide - width) // 2, (high - height) // 2, max(width, 1), max(height, 1)
+
+
+TEN_CROP = Views("ten-crop")
+
+
+def _ten_crops(opened: Opened, preparation: Preparation) -> list[Image.Image]:
+    height, width = preparation.size
+    more, less = _TEN_CROP_RESIZE
+    large = replace(preparation, size=(round(height * more / less), round(width * more / less)), resize_mode="shortest")
+    wide, high = large.resized(*opened.size)
+    image = opened.image.resize((wide, high), FILTERS[preparation.interpolation])
+    right, below = wide - width, high - height
+    middle = round(right / 2), round(below / 2)
+    corners = [(0, 0), (right, 0), (0, below), (right, below), middle]
+
+    def five(image: Image.Image) -> list[Image.Image]:
+        return [image.crop((left, top, left + width, top + height)) for left, top in corners]
+
+    return five(image) + five(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))

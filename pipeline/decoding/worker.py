@@ -1,0 +1,195 @@
+"""One decode process: it reads, decodes and prepares images into memory that it shares with the process it serves.
+
+Plain JPEGs it hands on as they are where another decoder is to do them. It imports neither torch nor open_clip. It
+ends with the process it serves, however that ends: its socket closes then.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from onceclip import OnceclipError
+from onceclip.pipeline.decoding.preparation import Jpeg, Preparation, decoding
+from onceclip.pipeline.decoding.views import Views
+from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.sources.record import Content
+from onceclip.stores.identity import digest
+
+IDLE = -1
+_PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY, errno.ENFILE,
+            errno.EMFILE}
+_PAUSES = (0.1, 0.5, 2.0)  # seconds before reading again what may come back
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a decode process is told once.
+
+    cell: which of the shared int64 numbers says the place of the image in hand within its task, IDLE for none.
+    memory: bytes of the shared memory. timeout: seconds that one image may take. views: these instead of the plain
+    pixels. jpegs: whether plain JPEGs are handed on as they are.
+    """
+
+    preparation: Preparation
+    views: Views | None
+    cell: int
+    memory: int
+    timeout: float
+    jpegs: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some images.
+
+    offsets: where in the shared memory the pixels of each go, in bytes. verdict: why they are bad, where that is known
+    and their digests alone are wanted. given_back: whether they were handed on and could not be decoded there.
+    """
+
+    number: int
+    contents: list[Content]
+    offsets: list[int]
+    verdict: str = ""
+    given_back: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that were read already, or why there are none."""
+
+    content: bytes
+    reason: str = ""
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises BadImage if there are none.
+        """
+        if self.reason:
+            raise BadImage(self.reason)
+        return self.content
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a task's images.
+
+    digests: 16 bytes an image. reasons: why an image is bad, empty for a good one. jpegs: what is handed on, by its
+    place within the task.
+    """
+
+    number: int
+    digests: list[bytes]
+    reasons: list[str]
+    jpegs: dict[int, Jpeg]
+
+
+def serve(handle: int, memory: int) -> None:
+    """Do the tasks that come over a socket until it closes. handle, memory: open file descriptors."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is served
+    with Connection(handle) as connection, decoding():
+        try:
+            _Worker(connection, memory).run()
+        except (EOFError, ConnectionError):
+            os._exit(0)  # without waiting for threads that read
+
+
+class _Worker:
+    def __init__(self, connection: Connection, memory: int) -> None:
+        self.connection, self.handle, self.readers = connection, memory, ThreadPoolExecutor(_READERS)
+        self.messages: SimpleQueue[Any] = SimpleQueue()
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
+        while True:
+            message = self.messages.get()
+            if isinstance(message, BaseException):
+                raise message
+            if isinstance(message, Job):
+                self.job = message
+                self.memory = mmap.mmap(self.handle, message.memory)
+                self.cells = np.frombuffer(self.memory, np.int64, message.cell + 1)
+                continue
+            try:
+                self.connection.send(self._do(*message))
+            except OnceclipError as error:  # not the image's fault: a storage does not answer, for example
+                self.connection.send(error)
+
+    def _listen(self) -> None:
+        """Take in what comes, always: a sender that waits for this process, which waits for the sender, would hang."""
+        try:
+            while True:
+                message = self.connection.recv()
+                if isinstance(message, Task):
+                    message = message, [self._reader(content) for content in message.contents]
+                self.messages.put(message)
+        except BaseException as error:
+            self.messages.put(error)
+
+    def _reader(self, content: Content) -> Callable[[], bytes]:
+        """How to get the bytes; of what comes over a network the reading begins here."""
+        if getattr(content, "reading", "disk") != "network":
+            return lambda: read(content)
+        future: Future[bytes] = self.readers.submit(read, content)
+        return future.result
+
+    def _do(self, task: Task, readers: list[Callable[[], bytes]]) -> Done:
+        digests, reasons, jpegs = [], [], {}
+        hands_on = self.job.jpegs and not (task.given_back or task.verdict)
+        for place, (reader, offset) in enumerate(zip(readers, task.offsets, strict=True)):
+            self.cells[self.job.cell] = place
+            # The kernel ends this process if the image takes longer, whatever its decoder is doing.
+            signal.setitimer(signal.ITIMER_REAL, self.job.timeout)
+            content, reason = b"", task.verdict
+            try:
+                content = reader()
+                if hands_on and (jpeg := self.job.preparation.jpeg(content)):
+                    jpegs[place] = jpeg
+                elif not task.verdict:
+                    self._prepare(content, offset)
+            except BadImage as error:
+                reason = task.verdict or str(error)
+            digests.append(digest(content))
+            reasons.append(reason)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.cells[self.job.cell] = IDLE
+        return Done(task.number, digests, reasons, jpegs)
+
+    def _prepare(self, content: bytes, offset: int) -> None:
+        preparation, views = self.job.preparation, self.job.views
+        pixels = preparation.pixels(content) if views is None else views.pixels(content, preparation)
+        np.ndarray(pixels.shape, pixels.dtype, self.memory, offset)[...] = pixels
+
+
+def read(content: Content) -> bytes:
+    """The bytes of an image; a failure that may pass is tried again a few times.
+
+    Raises BadImage if there are none.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return content.read()
+        except BadImage as error:
+            cause = error.__cause__
+            if pause is None or not isinstance(cause, OSError) or cause.errno not in _PASSING:
+                raise
+            time.sleep(pause)
+        except OnceclipError:
+            raise
+        except Exception as error:  # of a source's own library
+            raise BadImage(f"cannot be read ({str(error) or type(error).__name__})") from error
+    raise AssertionError

@@ -1,0 +1,130 @@
+"""Writing an adapter for other programs, and comparing what the file says with what onceclip says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onceclip.adapters import Classifier
+from onceclip.adapters.errors import unknown
+from onceclip.pipeline.decoding.preparation import decoding
+from onceclip.pipeline.encoders import Encoder
+from onceclip.pipeline.errors import BadImage, ExportError
+from onceclip.pipeline.export import linear_file, onnx_file, torch_program
+from onceclip.pipeline.export.model import Subject
+from onceclip.pipeline.sources.folder import list_images
+from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
+from onceclip.stores import open_store
+
+FORMATS: dict[str, ModuleType] = {"safetensors": linear_file, "torch": torch_program, "onnx": onnx_file}
+_TOLERANCE = 1e-4
+_ROUNDINGS = 16 * float(torch.finfo(torch.float32).eps)  # of the largest logit, where that is more
+_ROWS, _IMAGES = 64, 4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file.
+
+    size: in bytes. rows: how many were compared. difference: the largest one, of a logit or a probability, between the
+    file's answers and onceclip's.
+    """
+
+    file: Path
+    format: str
+    size: int
+    rows: int
+    difference: float
+
+
+def export(classifier: Classifier, format: str, file: str | Path, encoder: Encoder | None = None,
+           check: np.ndarray | Tensor | None = None) -> Exported:
+    """Write an adapter for other programs; the file appears when it has been run and gives the same answers.
+
+    format: "safetensors" (one linear map), "torch" (a program of torch.export) or "onnx". encoder: goes into the file
+    too, so that pixels go in instead of embeddings. check: rows to compare on, raw embeddings (rows, dim) or pixels
+    (rows, 3, height, width) from 0 to 1; random ones by default.
+    Raises ExportError if the format cannot hold the adapter, a package is missing, or the answers differ by more than
+    1e-4 (or 16 roundings of the largest logit) or in a class that is no tie.
+
+    Example:
+        >>> made = onceclip.export(onceclip.TipAdapter().fit(task), "torch", "pets.pt2")
+        >>> made.rows, made.difference < 1e-4
+        (64, True)
+    """
+    if format not in FORMATS:
+        raise ExportError(unknown("format", format, FORMATS))
+    subject, file = Subject(classifier, encoder), Path(file)
+    if file.suffix != FORMATS[format].SUFFIX:
+        raise ExportError(f"{file}: give a name that ends in {FORMATS[format].SUFFIX}, which readers of this format "
+                          "go by")
+    values = subject.random(_ROWS if encoder is None else _IMAGES) if check is None else torch.as_tensor(check)
+    part = file.with_name(file.name + ".part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        FORMATS[format].write(subject, part)
+        difference = _compare(subject, FORMATS[format], part, values.float())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return Exported(file, format, file.stat().st_size, len(values), difference)
+
+
+def _compare(subject: Subject, format: ModuleType, part: Path, values: Tensor) -> float:
+    """The largest difference of answers. Raises ExportError if it, or a class, is not what rounding explains."""
+    logits, probabilities = subject.answers(values)
+    found_logits, found_probabilities = format.run(part, values)
+    allowed = max(_TOLERANCE, _ROUNDINGS * float(logits.abs().max()))
+    difference = max(float((found_logits - logits).abs().max()),
+                     float((found_probabilities - probabilities).abs().max()))
+    short = logits.amax(dim=1) - logits.gather(1, found_logits.argmax(dim=1, keepdim=True)).squeeze(1)
+    if not difference <= allowed or bool((short > 2 * allowed).any()):  # NaN is no agreement either
+        raise ExportError(f"{part.name.removesuffix('.part')} was not written: its answers differ from onceclip's "
+                          f"by {difference:.2g} on {len(values)} rows, more than the {allowed:.1g} of rounding: please "
+                          "report it with the method and the versions of torch and onnxruntime")
+    return difference
+
+
+_CHECK_ROWS, _CHECK_IMAGES = 1024, 16
+
+
+def stored_rows(classifier: Classifier, place: str) -> np.ndarray:
+    """Raw rows of a store, spread over it: what the classifier takes (rows, dim).
+
+    Raises StoreMismatch if another encoder made the store, ExportError if it has no rows.
+    """
+    store = open_store(place)
+    check_encoder(classifier, store)
+    rows = store.rows(labelled=False)
+    if not len(rows):
+        raise ExportError(f"{place} has no rows to compare on: give another --check, or none")
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(_CHECK_ROWS, len(rows))).astype(int))]
+    return np.concatenate([np.asarray(values, np.float32) for values in inputs_of(classifier, store, chosen)])
+
+
+def prepared_images(encoder: Encoder, folder: Path) -> np.ndarray:
+    """Pixels of the first images of a folder, as an exported file takes them: float32 (images, 3, height, width).
+
+    Raises ExportError if none of them can be read.
+    """
+    if not folder.is_dir():
+        raise ExportError(f"--check {folder} is no folder: with --with-encoder give a folder of images")
+    found: list[np.ndarray] = []
+    with decoding():
+        for record in list_images(folder):
+            try:
+                found.append(encoder.preparation.pixels(record.content.read()))
+            except BadImage:
+                continue
+            if len(found) == _CHECK_IMAGES:
+                break
+    if not found:
+        raise ExportError(f"no image of {folder} can be read: give another --check, or none")
+    pixels = np.stack(found)
+    return pixels if encoder.preparation.custom else pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255

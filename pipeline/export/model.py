@@ -1,0 +1,131 @@
+"""What is exported: an adapter alone, or with its image encoder in front."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+import onceclip
+from onceclip.adapters import Classifier
+from onceclip.adapters.classifier import ClassifierModule
+from onceclip.pipeline.encoders import Encoder
+from onceclip.pipeline.encoders.backend import LAST
+from onceclip.pipeline.errors import ExportError
+
+OUTPUTS = ("logits", "probabilities")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier, and the encoder that goes into the file with it, if any."""
+
+    classifier: Classifier
+    encoder: Encoder | None = None
+
+    @property
+    def input(self) -> str:
+        """Name of what goes in."""
+        return "embeddings" if self.encoder is None else "pixels"
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """What goes in to logits and probabilities."""
+        adapter = ClassifierModule(self.classifier)
+        return (adapter if self.encoder is None else ImageClassifier(self.encoder, adapter, self.classifier)).eval()
+
+    def random(self, rows: int) -> Tensor:
+        """Rows to try it on, always the same: embeddings (rows, dim) or pixels (rows, 3, height, width)."""
+        generator = torch.Generator().manual_seed(0)
+        if self.encoder is None:
+            return torch.randn(rows, self.classifier.dim, generator=generator)
+        return torch.rand(rows, 3, *self.encoder.preparation.size, generator=generator)
+
+    @torch.no_grad()
+    def answers(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What onceclip itself makes of rows: logits and probabilities, both (rows, classes)."""
+        rows = self.module.rows(values) if isinstance(self.module, ImageClassifier) else values
+        logits = self.classifier.logits(rows)
+        return logits, (logits / self.classifier.temperature).softmax(dim=1)
+
+    def metadata(self) -> dict[str, str]:
+        """What a reader of the file must know, as texts: some plain, some JSON."""
+        made = self.classifier.provenance.get("encoder", {})
+        values = {
+            "method": self.classifier.method,
+            "class_names": json.dumps(self.classifier.class_names),
+            "temperature": repr(self.classifier.temperature),
+            "encoder": str(made.get("name", "")),
+            "encoder_fingerprint": str(made.get("fingerprint", "")),
+            "inputs": json.dumps(self.classifier.inputs),
+            "onceclip_version": onceclip.__version__,
+        }
+        if self.encoder is not None:
+            preparation = self.encoder.preparation
+            values["preprocessing"] = json.dumps(asdict(preparation))
+            values["pixels"] = ("float32 (batch, 3, height, width) as the encoder's own preprocessing gives them"
+                                if preparation.custom else
+                                "float32 RGB (batch, 3, height, width) from 0 to 1; mean and std are applied inside")
+        return values
+
+
+class ImageClassifier(nn.Module):
+    """Pixels (batch, 3, height, width) to logits and probabilities (batch, classes), in float32.
+
+    Pixels are RGB from 0 to 1, prepared but not normalised; those of an encoder with a preprocessing of its own are
+    what that gives.
+    Raises ExportError if the encoder is no torch module, or not the one that the adapter was fitted with.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder, adapter: ClassifierModule, classifier: Classifier) -> None:
+        super().__init__()
+        _require_one_encoder(encoder, classifier)
+        self._tokens = _tokens_of(classifier)
+        # As an encoder does for images that overflow in half precision: other programs compute in float32.
+        backend = encoder._backend if encoder._backend.precision == "fp32" else encoder._full_precision
+        if backend.model is None:
+            raise ExportError(f"{encoder.info['name']} is no torch module, so it cannot be written into a file: export "
+                              "the adapter alone, without --with-encoder")
+        self.model, self.adapter = backend.model, adapter
+        self._backend, self._inputs = backend, classifier.inputs
+        self._custom = bool(encoder.preparation.custom)
+        for name, values in (("mean", encoder.preparation.mean), ("std", encoder.preparation.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32, device=encoder.device).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify prepared pixels."""
+        return self.adapter(self.rows(pixels))
+
+    def rows(self, pixels: Tensor) -> Tensor:
+        """What the adapter takes of prepared pixels: (batch, dim)."""
+        images = pixels if self._custom else (pixels - self.mean) / self.std
+        given = self._backend.images(images, self._inputs, self._tokens or LAST)
+        return torch.cat([given[name].flatten(1) for name in self._inputs], dim=1)
+
+
+def _require_one_encoder(encoder: Encoder, classifier: Classifier) -> None:
+    made, mine = classifier.provenance.get("encoder", {}), encoder.info["fingerprint"]
+    if not made.get("imported") and made.get("fingerprint") not in (None, mine):
+        raise ExportError(f"the adapter was fitted on embeddings of {made['name']} ({made['fingerprint']}), this "
+                          f"encoder is {encoder.info['name']} ({mine}): name the right one with --model and "
+                          "--pretrained")
+    if classifier.inputs == ("embedding",) and encoder.dim != classifier.dim:
+        raise ExportError(f"the adapter takes {classifier.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: "
+                          "name the encoder that made the features")
+
+
+def _tokens_of(classifier: Classifier) -> str:
+    """Which patch tokens the adapter takes; empty if it takes none."""
+    if "token" not in classifier.inputs:
+        return ""
+    kind = classifier.provenance.get("outputs", {}).get("token", {}).get("tokens", "")
+    if not kind:
+        raise ExportError(f"the adapter ({classifier.method}) takes patch tokens and does not say which: export it "
+                          "alone, without --with-encoder")
+    return str(kind)

@@ -1,0 +1,266 @@
+"""Stage 1: encode the images of a source and its class prompts once, into a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from onceclip.pipeline.encoders import EncoderSpec
+from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.extraction.inventory import Inventory, take_inventory
+from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, store_exists
+from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses, open_processes
+from onceclip.pipeline.extraction.splits import splits_of
+from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
+from onceclip.pipeline.extraction.units import Remaining, rows_to_embed, rows_to_view
+from onceclip.pipeline.prompts import numbered
+from onceclip.pipeline.sources import Content
+from onceclip.pipeline.workers.work import Part, Workers
+from onceclip.stores import Store, StoreWriter, open_store, write_lock
+from onceclip.stores.errors import StoreBusy
+from onceclip.stores.identity import DIGEST_BYTES
+from onceclip.stores.location import is_remote
+from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
+
+PARTS = "plan"  # the attribute of a store that says for which images parts of an extraction are at work
+PATIENCE = 3600.0  # seconds that a part waits for the plan
+_PAUSE = 0.5
+_DEFAULTS = ExtractOptions()
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What one extraction did. encoded, reused, moved, removed, bad: numbers of images."""
+
+    store: str
+    images: int
+    encoded: int
+    reused: int
+    moved: int
+    removed: int
+    bad: int
+    bad_images: dict[str, str]
+    classes: dict[str, int]
+    splits: dict[str, int]
+    outputs: dict[str, list[int]]
+    encoder: dict[str, Any]
+    text: dict[str, Any]
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """What one part of an extraction did.
+
+    images: those of its units. encoded, bad: how many of them this process encoded, and how many are bad.
+    complete: whether the store is finished, all other parts included.
+    """
+
+    store: str
+    part: str
+    images: int
+    encoded: int
+    bad: int
+    bad_images: dict[str, str]
+    complete: bool
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+
+
+def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options: ExtractOptions = _DEFAULTS,
+            workers: Workers | None = None) -> Extraction:
+    """Encode a source of images into a store; on a store that exists, only what is new or changed.
+
+    source: a folder of class folders, or what else `open_source` takes. workers: what encodes; None for this process.
+    Raises SourceError if there is nothing to encode or every image is bad, EncoderError for the encoder,
+    StoreMismatch if another encoder made the store or it has other outputs, WorkerError for units that no worker could
+    encode.
+
+    Example:
+        >>> done = onceclip.extract("pets", "pets-2.zarr", onceclip.EncoderSpec("demo"))
+        >>> done.images, done.encoded, done.bad
+        (160, 160, 0)
+    """
+    begun, path = time.perf_counter(), str(store)
+    found = survey(str(source), options)
+    new = not store_exists(path)
+    with open_processes(encoder, options, len(found.records), new, workers) as processes, write_lock(path):
+        writer = processes.plan.writer(path, options.dtype, options.unit_rows)
+        inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
+        changed = _plan(writer, processes.plan, inventory, found.classes)
+        text: dict[str, Any] = {"prompts": 0, "encoded": 0}
+        if processes.plan.has_text and found.classes:
+            text, writer = processes.text(writer, found.classes)
+        encoded = _encode(processes, writer, rows_to_embed(writer), inventory.contents)
+        if changed:
+            split, drawn = splits_of(path, found, inventory.present)
+            _encode(processes, writer, rows_to_view(writer, split), inventory.contents)
+            writer.finish(split, split_source=drawn)
+    return _report(open_store(path), found, inventory, text, encoded, time.perf_counter() - begun)
+
+
+def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, options: ExtractOptions,
+                 part: Part) -> PartDone:
+    """Encode one part of a source into a store, every `part.of`-th unit, beside processes that encode the others.
+
+    The first part to come plans the store, the last one to end finishes it: text, splits, completeness. Where storage
+    has no locks, behind URLs, part 1 plans, and parts that end at the same moment finish it with the same content.
+    Views whose images' splits have to be drawn are left to the one that finishes.
+    Raises SourceError if the store was planned for other images or no plan comes; otherwise as `extract`.
+    """
+    begun, path = time.perf_counter(), str(store)
+    found = survey(str(source), options)
+    with open_processes(encoder, options, len(found.records) // part.of, start=False) as processes:
+        while not _planned(path, processes.plan, found, options, part):
+            if time.perf_counter() - begun > PATIENCE:
+                raise SourceError(f"part 1 has not planned {path} within {PATIENCE:g} s: start --part 1/{part.of} too")
+            time.sleep(_PAUSE)
+        before = open_store(path)
+        row_of = {str(key): row for row, key in enumerate(before.table.key) if before.table.state[row] != REMOVED}
+        contents = {row_of[record.key]: record.content for record in found.records}
+        size = before.attributes["unit_rows"]
+        units = part.share(range(-(-len(before.table) // size)))
+        writer = StoreWriter.open(path, processes.plan.info, units=units)
+        encoded = _encode(processes, writer, rows_to_embed(writer), contents)
+        if found.has_splits:
+            _encode(processes, writer, rows_to_view(writer, before.table.split), contents)
+        complete = _complete(path, processes, found, contents)
+    table = open_store(path).table
+    mine = [row for row in sorted(contents) if row // size in units]
+    bad = {str(table.key[row]): str(table.reason[row]) for row in mine if table.state[row] == BAD}
+    return PartDone(path, str(part), len(mine), encoded, len(bad), bad, complete, time.perf_counter() - begun,
+                    found.remarks)
+
+
+def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, classes: list[str]) -> bool:
+    """Say which rows the store is to have; gives whether that leaves anything to do."""
+    renamed = tuple(classes) != writer.store.classes
+    if writer.store.complete and not inventory.changed and not renamed:
+        return False
+    if PARTS in writer.store.attributes:
+        writer.update(**{PARTS: None})
+    # A plan that stands is not written again: a worker we lost contact with may still be writing a unit of it.
+    if inventory.changed or renamed:
+        writer.plan(inventory.table, classes)
+    store_plan.put_projection(writer)
+    return True
+
+
+def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remaining: Remaining,
+            contents: Mapping[int, Content]) -> int:
+    """Encode what is left to do, and show how far that is; gives how many rows became good."""
+    if not len(remaining.rows):
+        return 0
+    done, bad, progress = remaining.total - len(remaining.rows), 0, processes.options.progress
+    if done and progress:
+        tqdm.write(f"{done:,} of {remaining.total:,} already done", file=sys.stderr)
+    with (tqdm(total=remaining.total, initial=done, unit="image", desc="views" if remaining.views else "encode",
+               disable=None if progress else True) as bar,
+          closing(processes.encode(writer, remaining, contents)) as steps):
+        for step in steps:
+            bar.update(step.rows)
+            bad += step.bad
+            if bad:
+                bar.set_postfix(bad=bad)
+    return len(remaining.rows) - bad
+
+
+def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, Any], encoded: int,
+            seconds: float) -> Extraction:
+    table = store.table
+    counts = Counter(store.classes[label] for label in table.label[store.rows()])
+    bad = {str(table.key[row]): str(table.reason[row]) for row in inventory.present if table.state[row] == BAD}
+    warnings = list(found.remarks)
+    if text["encoded"] and (warning := numbered(found.phrases)):
+        warnings.append(warning)
+    if store.classes and not store.texts:
+        warnings.append(f"{store.encoder['name']} has no text encoder: the store has no prompts, which most methods "
+                        "need (linear-probe does without)")
+    warnings += [f"class {name!r} has no prompts, because the text set is from a file: add it there and run "
+                 "`onceclip text` again" for name in text.get("missing", ())]
+    warnings += [f"class {name!r} has no readable image" for name in store.classes if not counts[name]]
+    return Extraction(
+        store=store.path, images=len(found.records), encoded=encoded, reused=inventory.reused, moved=inventory.moved,
+        removed=inventory.removed, bad=len(bad), bad_images=bad,
+        classes={name: counts[name] for name in store.classes},
+        splits={name: len(store.rows(name)) for name in SPLITS},
+        outputs={name: list(output.shape) for name, output in store.outputs.items()},
+        encoder=store.encoder, text=text, seconds=seconds, warnings=warnings)
+
+
+def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOptions, part: Part) -> bool:
+    """Plan the store if that falls to this part; gives whether it is planned, for just these images."""
+    fingerprint = _fingerprint(found)
+    with _patient_lock(path):
+        store = open_store(path) if store_exists(path) else None
+        planned = store.attributes.get(PARTS) if store else None
+        if store and planned and not store.complete:
+            if planned != fingerprint:
+                raise SourceError(f"{path} is being made of other images: give all parts the same source; if it has "
+                                  "changed, run `onceclip extract` without --part once all parts have ended")
+            check_outputs(store, store_plan.outputs)
+            return True
+        if is_remote(path) and part.number > 1:
+            return store is not None and store.complete and _holds(store, found)
+        writer = store_plan.writer(path, options.dtype, options.unit_rows)
+        inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
+        if _plan(writer, store_plan, inventory, found.classes):
+            writer.update(**{PARTS: fingerprint})  # what the others wait for
+        return True
+
+
+def _holds(store: Store, found: Survey) -> bool:
+    """Whether a store has just these images, by their keys and classes."""
+    table = store.table
+    here = table.state != REMOVED
+    labels = [store.classes[label] if label >= 0 else None for label in table.label[here].tolist()]
+    return dict(zip(map(str, table.key[here]), labels, strict=True)) == {each.key: each.label for each in found.records}
+
+
+def _fingerprint(found: Survey) -> str:
+    """Identity of the records of a source, but for the images' bytes."""
+    made = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for record in found.records:
+        made.update(json.dumps([record.key, record.label, record.split, record.group]).encode("ascii"))
+    return made.hexdigest()
+
+
+def _complete(path: str, processes: ThisProcess | WorkerProcesses, found: Survey,
+              contents: Mapping[int, Content]) -> bool:
+    """Finish the store if nothing is left to encode; gives whether it is finished."""
+    if (open_store(path).column("state") == TODO).any():
+        return False
+    with _patient_lock(path):
+        if not open_store(path).complete:
+            writer = StoreWriter.open(path, processes.plan.info)
+            if processes.plan.has_text and found.classes:
+                _, writer = processes.text(writer, found.classes)
+            split, drawn = splits_of(path, found, np.array(sorted(contents)))
+            _encode(processes, writer, rows_to_view(writer, split), contents)
+            writer.finish(split, split_source=drawn, **{PARTS: None})
+    return True
+
+
+@contextmanager
+def _patient_lock(path: str) -> Iterator[None]:
+    """Hold the lock of a store, once no other process has it any more."""
+    with ExitStack() as opened:
+        while True:
+            try:
+                opened.enter_context(write_lock(path))
+                break
+            except StoreBusy:
+                time.sleep(_PAUSE)
+        yield

@@ -1,0 +1,137 @@
+"""What a store has per image beside the embedding: which was asked for, and whether a store has just that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onceclip.pipeline.decoding.views import KINDS, TEN_CROP, Views
+from onceclip.pipeline.encoders import Encoder
+from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
+from onceclip.stores.flat_files import row_checksums
+from onceclip.stores.location import occupied
+from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
+
+VIEW, PREPROJ, TOKEN = "view", "preproj", "token"
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What to store beside the embedding.
+
+    views: how they are made, None for none. views_for: of images in which splits. preproj: the encoder's output before
+    its projection. tokens: which patch tokens, "last" or "value"; empty for none.
+    """
+
+    views: Views | None = None
+    views_for: tuple[str, ...] = ("train",)
+    preproj: bool = False
+    tokens: str = ""
+
+    def planned(self, encoder: Encoder) -> dict[str, Output]:
+        """The arrays that these options ask for.
+
+        Raises EncoderError if the encoder cannot give one.
+        """
+        found = {}
+        if self.views:
+            splits = [name for name in SPLITS if name in self.views_for]
+            found[VIEW] = Output((self.views.number, encoder.dim), ("view", "dim"),
+                                 {**self.views.spec(), "splits": splits})
+        wanted = [name for name, asked in ((PREPROJ, self.preproj), (TOKEN, self.tokens)) if asked]
+        shapes = encoder.output_shapes(("embedding", *wanted), self.tokens or "last")
+        if self.preproj:
+            found[PREPROJ] = Output(shapes[PREPROJ], ("width",), {"layer": "before the projection"})
+        if self.tokens:
+            found[TOKEN] = Output(shapes[TOKEN], ("token", "dim"), {"tokens": self.tokens})
+        return found
+
+
+EMBEDDING_ALONE = OutputOptions()
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What a store is made from: an encoder as a value, and the outputs that the store is to have.
+
+    info, dim, has_text: as of `Encoder`. outputs: arrays beside the embedding. projection, projection_bias: as of
+    `Encoder`, if "preproj" is among the outputs.
+    """
+
+    info: dict[str, Any]
+    dim: int
+    has_text: bool
+    outputs: dict[str, Output]
+    projection: np.ndarray | None = None
+    projection_bias: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, encoder: Encoder, options: OutputOptions) -> StorePlan:
+        """Plan a store for an encoder.
+
+        Raises EncoderError if it cannot give an output that is asked for.
+        """
+        outputs = options.planned(encoder)
+        more = (encoder.projection, encoder.projection_bias) if PREPROJ in outputs else ()
+        return cls(encoder.info, encoder.dim, encoder.has_text, outputs, *more)
+
+    def writer(self, path: str, dtype: str, unit_rows: int) -> StoreWriter:
+        """What writes the store at a path, or a new one. dtype, unit_rows: of a new one.
+
+        Raises StoreMismatch if another encoder made the store or it has other outputs.
+        """
+        if not store_exists(path):
+            return StoreWriter.create(path, self.info, self.dim, dtype, unit_rows, self.outputs)
+        writer = StoreWriter.open(path, self.info)
+        check_outputs(writer.store, self.outputs)
+        return writer
+
+    def put_projection(self, writer: StoreWriter) -> None:
+        """Store what leads from "preproj" to the embedding, if the store has "preproj" and the encoder a matrix."""
+        if PREPROJ not in writer.store.outputs:
+            return
+        if self.projection is not None:
+            writer.put_encoder("projection", self.projection)
+        if self.projection_bias is not None:
+            writer.put_encoder("projection_bias", self.projection_bias, ("dim",))
+
+
+def store_exists(path: str) -> bool:
+    """Whether there is a store to go on with; whatever else stands at the path is an error."""
+    try:
+        open_store(path)
+    except NotAStore:
+        if occupied(path):
+            raise
+        return False
+    return True
+
+
+def check_outputs(store: Store, planned: dict[str, Output]) -> None:
+    """Raise StoreMismatch unless a store has, of what is asked for, just that; what nobody asks for it may have too."""
+    for name, output in planned.items():
+        present = store.outputs.get(name)
+        if present != output:
+            has = f"{name} {present.spec}" if present else f"no {name}"
+            raise StoreMismatch(f"{store.path} has {has}, not {output.spec}: extract into another store, or leave the "
+                                "option away")
+
+
+def rows_without_views(store: Store) -> np.ndarray:
+    """Whether each row has no views: (rows,) bool; told by their checksums, without reading them."""
+    nothing = row_checksums(np.full((1, *store.outputs[VIEW].shape), np.nan, store.attributes["dtype"]))
+    found = store.column(checksum_name(VIEW))
+    return (found == nothing) | (found == COLUMNS["checksum"].fill)
+
+
+def views_of(store: Store) -> tuple[Views, list[str]] | None:
+    """How a store's views are made, and of images in which splits; None if it has none of this project's making."""
+    spec = store.outputs[VIEW].spec if VIEW in store.outputs else {}
+    if spec.get("kind") not in KINDS:
+        return None
+    if spec["kind"] == TEN_CROP.kind:
+        return TEN_CROP, spec["splits"]
+    scale, ratio = (tuple(spec[name]) for name in ("scale", "ratio"))
+    return Views(spec["kind"], spec["number"], scale, ratio, spec["seed"]), spec["splits"]

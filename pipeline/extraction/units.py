@@ -1,0 +1,155 @@
+"""The one loop that fills a store, unit by unit, and what is left to encode of one that was begun."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from onceclip.pipeline.encoders.images import EMBEDDING, EncoderThreads, encode
+from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.extraction.equipment import CACHE, Equipment, EquipmentSpec
+from onceclip.pipeline.extraction.outputs import TOKEN, VIEW, rows_without_views, views_of
+from onceclip.pipeline.extraction.unit_buffers import UnitBuffers
+from onceclip.pipeline.sources import Content, LocalFile
+from onceclip.pipeline.workers.devices import reached
+from onceclip.stores import StoreWriter, open_store
+from onceclip.stores.location import damage, everywhere
+from onceclip.stores.schema import SPLITS, STORED, TODO
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is left to encode. rows: which, in order. total: how many rows there are with those that are done.
+
+    views: whether their views are to be encoded, or else the images.
+    """
+
+    rows: np.ndarray
+    total: int
+    views: bool = False
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """A unit of a store, and its rows that are to be encoded: (row, image file) each. views: as of `Remaining`."""
+
+    store: str
+    number: int
+    images: tuple[tuple[int, Content], ...]
+    equipment: EquipmentSpec
+    views: bool = False
+
+    def __str__(self) -> str:
+        (first, content), (last, _) = self.images[0], self.images[-1]
+        path = getattr(content, "path", None) or getattr(content, "name", "")
+        return f"unit {self.number} of {self.store} (rows {first} to {last}{f', from {path} on' if path else ''})"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Rows that were encoded, and how many of them are bad."""
+
+    rows: int
+    bad: int
+
+
+def rows_to_embed(writer: StoreWriter) -> Remaining:
+    """Rows without an embedding, of the units that a writer has."""
+    state, size = writer.store.array("state"), writer.unit_rows
+    with damage(writer.store.path, "image/state"):
+        if writer.units is None:
+            states = np.asarray(state[...])
+            return Remaining(np.flatnonzero(states == TODO), len(states))
+        rows, total = [np.empty(0, np.int64)], 0
+        for number in sorted(writer.units):  # a worker has one of maybe a million
+            states = np.asarray(state[number * size:(number + 1) * size])
+            rows.append(number * size + np.flatnonzero(states == TODO))
+            total += len(states)
+    return Remaining(np.concatenate(rows), total)
+
+
+def rows_to_view(writer: StoreWriter, split: np.ndarray) -> Remaining:
+    """Stored rows that are to have views and have none, of the units that a writer has. split: (rows,)."""
+    store = open_store(writer.store.path)
+    made = views_of(store)
+    if made is None:
+        return Remaining(np.empty(0, np.int64), 0, views=True)
+    chosen = (store.column("state") == STORED) & np.isin(split, [SPLITS.index(name) for name in made[1]])
+    if writer.units is not None:
+        chosen &= np.isin(np.arange(len(chosen)) // writer.unit_rows, list(writer.units))
+    return Remaining(np.flatnonzero(chosen & rows_without_views(store)), int(chosen.sum()), views=True)
+
+
+def unit_tasks(writer: StoreWriter, remaining: Remaining, contents: Mapping[int, Content],
+               equipment: EquipmentSpec) -> Iterator[UnitTask]:
+    """The units of some rows, made as they are taken. contents: row to image file."""
+    store, size = everywhere(writer.store.path), writer.unit_rows
+    last = int(remaining.rows[-1]) // size if len(remaining.rows) else -1
+    edges = np.searchsorted(remaining.rows, size * np.arange(last + 2))
+    for number, (start, stop) in enumerate(pairwise(edges.tolist())):
+        if start < stop:
+            images = tuple((row, contents[row]) for row in remaining.rows[start:stop].tolist())
+            yield UnitTask(store, number, images, equipment, remaining.views)
+
+
+def encode_units(equipment: Equipment, writer: StoreWriter, tasks: Iterable[UnitTask], images: int, views: bool,
+                 threads: int = 0, flush: bool = True) -> Generator[Progress, None, None]:
+    """Encode units in their order, and write each when it is full; gives what is done as it goes on.
+
+    Decoding runs ahead and batches go on from one unit into the next.
+    images, views: how many images there are in all tasks, and whether all are about views. threads: encoder threads on
+    a CPU, 0 for one per core. flush: whether units that are not full yet are written now and then.
+    """
+    outputs, batch_size = writer.store.outputs, equipment.spec.batch_size
+    found = views_of(writer.store) if views else None
+    crops = found[0] if found else None
+    names = (EMBEDDING,) if crops else (EMBEDDING, *(name for name in outputs if name != VIEW))
+    tokens = outputs[TOKEN].spec["tokens"] if TOKEN in outputs else "last"
+    with (EncoderThreads(equipment.encoder, threads) as pool, UnitBuffers(writer, flush) as buffers,
+          closing(encode(equipment.decoders, pool, _images_of(tasks, buffers), images, batch_size, names, tokens,
+                         crops)) as batches):
+        for encoded in batches:
+            bad = buffers.put_views(encoded, crops.kind == "random") if crops else buffers.put(encoded)
+            yield Progress(len(encoded.rows), bad)
+
+
+def _images_of(tasks: Iterable[UnitTask], buffers: UnitBuffers) -> Iterator[tuple[int, Content]]:
+    """The images of some units; the buffers learn of a unit before they get its rows."""
+    for task in tasks:
+        buffers.expect(task.number, len(task.images))
+        yield from task.images
+
+
+def encode_unit(task: UnitTask, equipment: Equipment | None = None) -> Progress:
+    """On a worker: encode the rows of one unit and commit it, with what this process has opened.
+
+    Two workers have a unit at the same time only if we lost contact with one of them, and it goes on. Every write
+    replaces a whole file by its final name, and both write the whole unit with the same values, the states last; so it
+    does not matter whose are last. A unit that is not full is not written: it would take back what the other one has
+    done. (If the values of two workers differ in their last bits, as those of different GPUs may, the values of one can
+    end up beside the checksums of the other: reading says so, and `onceclip verify --repair` has the unit made again.)
+    """
+    equipment = equipment or CACHE.get(task.equipment)
+    _look_for_images(task)
+    writer = reached(task.store, partial(StoreWriter.open, task.store, equipment.encoder.info, units=[task.number]))
+    left = {row for row, _ in task.images} if task.views else {*rows_to_embed(writer).rows.tolist()}
+    images = tuple(each for each in task.images if each[0] in left)
+    with closing(encode_units(equipment, writer, [replace(task, images=images)], len(images), task.views,
+                              torch.get_num_threads(), flush=False)) as done:
+        return Progress(len(task.images), sum(each.bad for each in done))
+
+
+def _look_for_images(task: UnitTask) -> None:
+    """Raise SourceError rather than record a unit of bad images where this machine does not have the folder."""
+    paths = [content.path for _, content in task.images if isinstance(content, LocalFile)]
+    if paths and not any(os.path.exists(os.path.dirname(path)) for path in paths):
+        raise SourceError(f"the worker on {socket.gethostname()} finds none of the folders of {task}: give images that "
+                          "all machines can read, or the URL of their folder")

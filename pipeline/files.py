@@ -1,0 +1,246 @@
+"""Files that have their name only when they are whole."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from onceclip.pipeline.errors import BadImage, SourceError
+from onceclip.stores.identity import encode_key
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written as NAME.part and gets its name at the end; after a failure there is none.
+
+    path: the folders that it lies in are made where they are missing.
+    Raises OSError with the name of the file, also where writing fails in the middle of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+IMAGES = frozenset([
+    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+])
+VIDEOS = frozenset([
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+])
+
+
+def suffix(name: str) -> str:
+    """The ending of a name from its last dot on, in lower case."""
+    return os.path.splitext(name)[1].lower()
+
+
+# Names in manifests, lists and archives are text in which bytes that are not UTF-8 are surrogates, whatever the locale;
+# names of local files are as `os` has them.
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is a URL of something else than this machine's disks."""
+    return "://" in place and not place.startswith(("file://", "local://"))
+
+
+def local_place(place: str) -> str:
+    """The path that a file:// URL means; anything else as it is."""
+    return remote_folder(place)[1] if place.startswith(("file://", "local://")) else place
+
+
+def parent(place: str) -> str:
+    """The folder that a file lies in."""
+    if not is_url(place):
+        return os.path.dirname(local_place(place)) or os.curdir
+    return place.rpartition("/")[0]
+
+
+def file_at(root: str, name: str) -> File:
+    """A file by its name in a folder, its absolute path, or its URL."""
+    if is_url(name):
+        folder, _, name = name.rpartition("/")
+        return RemoteFile(folder, name)
+    if is_url(root):
+        return RemoteFile(root.rstrip("/"), posixpath.normpath(name.lstrip("/")))
+    return LocalFile(os.path.join(local_place(root), local_name(local_place(name))))
+
+
+def read_place(place: str) -> bytes:
+    """The bytes of a file, of any size.
+
+    Raises SourceError if it cannot be read.
+    """
+    try:
+        if not is_url(place):
+            return Path(local_place(place)).read_bytes()
+        files, path = remote_folder(place)
+        return bytes(files.cat_file(path))
+    except FileNotFoundError as error:
+        raise SourceError(f"{place} does not exist: correct its name") from error
+    except OSError as error:
+        raise SourceError(f"{place} cannot be read ({error.strerror or error}): give a file that can") from error
+    except Exception as error:  # every client has types of its own, most of them without a common base
+        raise unreachable(place, error) from error
+
+
+def text_of(content: bytes) -> str:
+    """Text of which every byte can be found again, also those that are not UTF-8."""
+    return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+def local_name(text: str) -> str:
+    """A name from a text, as `os` takes it.
+
+    Raises UnicodeEncodeError if it cannot be the name of a file.
+    """
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+def key_of(text: str) -> str:
+    """The key of a name from a text.
+
+    Raises UnicodeEncodeError if it cannot be the name of a file.
+    """
+    return encode_key(local_name(text))
+
+
+_AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file on this machine's disks, or `size` bytes of it from `start` on."""
+
+    path: str | os.PathLike[str]
+    start: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the file.
+
+        Raises BadImage if it cannot be read, is not a regular file, or is empty.
+        """
+        try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):
+                raise BadImage("not a regular file")
+            with self.stream() as file:
+                file.seek(self.start)
+                content = file.read(-1 if self.size is None else self.size)
+        except OSError as error:
+            raise BadImage(f"cannot be read ({error.strerror or error})") from error
+        return _whole(content, self.size)
+
+    def stream(self) -> BinaryIO:
+        """The file, opened."""
+        return open(self.path, "rb")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file under the URL of a folder, or `size` bytes of it from `start` on."""
+
+    root: str
+    name: str
+    start: int = 0
+    size: int | None = None
+
+    @property
+    def reading(self) -> str:
+        """Where it is worth reading."""
+        return "process" if self.root.startswith("memory:") else "network"
+
+    def read(self) -> bytes:
+        """The bytes of the file.
+
+        Raises BadImage if it is not there or is empty, SourceError if its storage does not answer.
+        """
+        try:
+            files, path = self._place()
+            part = {} if self.size is None else {"start": self.start, "end": self.start + self.size}
+            return _whole(files.cat_file(path, **part), self.size)
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise BadImage(f"cannot be read ({error.strerror or error})") from error
+        except BadImage:
+            raise
+        except Exception as error:  # every client has types of its own, most of them without a common base
+            raise unreachable(f"{self.root}/{self.name}", error) from error
+
+    def stream(self) -> BinaryIO:
+        """The file, opened."""
+        files, path = self._place()
+        return files.open(path, "rb", block_size=_AHEAD)
+
+    def _place(self) -> tuple[Any, str]:
+        files, base = remote_folder(self.root)
+        return files, f"{base.rstrip('/')}/{self.name}"
+
+
+File = LocalFile | RemoteFile
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pixels:
+    """An image that is an array already: uint8, (height, width) or (height, width, 3)."""
+
+    values: np.ndarray
+
+    def read(self) -> bytes:
+        """The image as a PNM file, which holds the pixels as they are."""
+        return pnm(self.values)
+
+
+def pnm(values: np.ndarray) -> bytes:
+    """A PNM file of some pixels: uint8, (height, width) or (height, width, 3)."""
+    kind = b"P6" if values.ndim == 3 else b"P5"
+    height, width = values.shape[:2]
+    return b"%b %d %d 255\n" % (kind, width, height) + np.ascontiguousarray(values, np.uint8).tobytes()
+
+
+@lru_cache(maxsize=64)
+def remote_folder(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    # Listings that the client remembers would hide what others write.
+    files, path = url_to_fs(url, use_listings_cache=False)
+    return files, str(path)
+
+
+def unreachable(url: str, error: Exception) -> SourceError:
+    """What to say when the storage of a URL fails."""
+    said = " ".join((str(error) or type(error).__name__).split())[:200]
+    protocol = url.partition("://")[0]
+    if isinstance(error, ImportError):
+        remedy = "pip install onceclip[s3]" if protocol in ("s3", "s3a") else said
+        return SourceError(f"{url}: the package for {protocol}:// is not installed: {remedy}")
+    if "Protocol not known" in said:
+        return SourceError(f"{url}: nothing is known of {protocol}:// URLs: give a path, s3://BUCKET/FOLDER or another "
+                           "URL that fsspec knows")
+    return SourceError(f"{url}: the storage cannot be read ({said}): check the address, the network and the "
+                       "credentials (docs/remote.md), then run the command again")
+
+
+def _whole(content: bytes, size: int | None) -> bytes:
+    if size is not None and len(content) < size:
+        raise BadImage("cut short")
+    if not content:
+        raise BadImage("empty file")
+    return content

@@ -1,0 +1,1 @@
+"""Labels for images and stored rows."""

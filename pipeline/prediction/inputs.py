@@ -1,0 +1,90 @@
+"""The images that a prediction is asked for: files, folders and other sources, one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from onceclip.pipeline import sources
+from onceclip.pipeline.errors import PredictionError
+from onceclip.pipeline.files import IMAGES, VIDEOS, file_at, is_url, key_of, local_place, suffix
+from onceclip.pipeline.sources import Listing, Record, SourceOptions, open_source
+from onceclip.pipeline.sources.videos import with_frames
+from onceclip.stores import NotAStore, Store, open_store
+from onceclip.stores.identity import encode_key
+from onceclip.stores.location import looks_like_store
+
+
+def list_inputs(inputs: Sequence[str | Path], options: SourceOptions = sources.DEFAULTS) -> Listing:
+    """List the images of all inputs in the order given; their classes, where a source has some, are left out.
+
+    inputs: image or video files, or what `open_source` lists. A file is called as it was given, an image of a source as
+    the source calls it; where there are several inputs, the images of a folder have that before their name. A file
+    that is not there is listed too.
+    Raises SourceError if a source cannot be listed.
+    """
+    options = replace(options, unlabelled=True)
+    records: list[Record] = []
+    remarks: list[str] = []
+    for text in map(str, inputs):
+        listing = _file(text, options) if _is_file(text) else open_source(text, options)
+        folder = len(inputs) > 1 and _folder(text)
+        records += ([replace(record, key=f"{folder}{record.key}") for record in listing.records] if folder
+                    else listing.records)
+        remarks += listing.remarks
+    return Listing(records, remarks)
+
+
+def store_among(inputs: Sequence[str]) -> Store | None:
+    """The store that is to be labelled, or None where the inputs are images.
+
+    Raises PredictionError for a store beside other inputs.
+    """
+    if len(inputs) == 1:
+        return _store_at(inputs[0])
+    for text in inputs:
+        if os.path.isdir(text) and looks_like_store(text):
+            raise PredictionError(f"{text} is a store among {len(inputs)} inputs: label it alone")
+    return None
+
+
+def _store_at(text: str) -> Store | None:
+    if not looks_like_store(text):
+        return None
+    if not is_url(text):
+        return open_store(text)
+    if _is_file(text) or _recognised(text):
+        return None
+    try:
+        return open_store(text)
+    except NotAStore:
+        if suffix(text) == ".zarr":
+            raise
+        return None
+
+
+def _is_file(text: str) -> bool:
+    """Whether an input is one file, which need not be there, rather than a source of several."""
+    if suffix(text) in IMAGES | VIDEOS:
+        return not os.path.isdir(local_place(text))
+    return not is_url(text) and not _recognised(text)
+
+
+def _recognised(text: str) -> bool:
+    return any(import_module(f"{sources.__name__}.{name}").recognises(text) for name in sources.SOURCES)
+
+
+def _file(text: str, options: SourceOptions) -> Listing:
+    key = key_of(text) if is_url(text) else encode_key(text)
+    listing = Listing([Record(key, file_at("", text))])
+    return with_frames(listing, options) if suffix(text) in VIDEOS else listing
+
+
+def _folder(text: str) -> str:
+    """A folder as it stands before the names of its images; empty for other sources."""
+    if is_url(text):
+        return "" if suffix(text) else f"{key_of(text.rstrip('/'))}/"
+    return f"{encode_key(text.rstrip('/'))}/" if os.path.isdir(local_place(text)) else ""

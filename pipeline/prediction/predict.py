@@ -1,0 +1,138 @@
+"""Labels for images or for a store, from a saved adapter; in order, and with no more in memory than is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onceclip.adapters import Classifier
+from onceclip.pipeline.decoding.decoders import Decoders
+from onceclip.pipeline.encoders import Encoder, EncoderSpec
+from onceclip.pipeline.encoders.images import Encoded, EncoderThreads, encode
+from onceclip.pipeline.encoders.opening import recorded_encoder
+from onceclip.pipeline.errors import PredictionError
+from onceclip.pipeline.extraction.outputs import TOKEN
+from onceclip.pipeline.sources import Record
+from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
+from onceclip.stores import Store, StoreMismatch
+from onceclip.stores.schema import BAD, SPLITS
+
+OK, UNSURE, BAD_IMAGE = "ok", "unsure", "bad"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer.
+
+    image: key or path. top: (class, probability) pairs, the most likely first; empty for a bad image.
+    logits: (classes,), None for a bad image. state: "ok", "unsure" where even the most likely class is not likely
+    enough, or "bad". reason: why it is not "ok".
+    """
+
+    image: str
+    top: list[tuple[str, float]] = field(default_factory=list)
+    logits: np.ndarray | None = None
+    reason: str = ""
+    state: str = OK
+
+
+def predict_store(classifier: Classifier, store: Store, split: str | None = None, top_k: int = 1,
+                  min_probability: float = 0.0) -> Iterator[Prediction]:
+    """Label the rows of a split, or of all, in stored order; bad images are among them.
+
+    min_probability: of an answer that is sure enough.
+    Raises StoreMismatch if another encoder made the store.
+    """
+    check_encoder(classifier, store)
+    stored, key, reason = store.rows(split, labelled=False), store.column("key"), store.column("reason")
+    answers = (answer for values in inputs_of(classifier, store, stored)
+               for answer in _answers(classifier, values, top_k, min_probability))
+    good = np.zeros(len(key), dtype=bool)
+    good[stored] = True
+    for row in rows_to_label(store, split):
+        yield (replace(next(answers), image=str(key[row])) if good[row]
+               else Prediction(str(key[row]), reason=str(reason[row]), state=BAD_IMAGE))
+
+
+def rows_to_label(store: Store, split: str | None = None) -> np.ndarray:
+    """Positions of the images of a split, or of all, stored ones and bad ones: (n,) int64."""
+    bad = store.column("state") == BAD
+    if split is not None:
+        bad &= store.column("split") == SPLITS.index(split)
+    return np.union1d(store.rows(split, labelled=False), np.flatnonzero(bad))
+
+
+def predict_images(classifier: Classifier, images: Sequence[Record], encoder: Encoder, top_k: int = 1,
+                   min_probability: float = 0.0) -> Iterator[Prediction]:
+    """Label images in the order given; `list_inputs` lists those of files and folders.
+
+    min_probability: of an answer that is sure enough.
+    Raises StoreMismatch if the adapter belongs to another encoder, PredictionError or EncoderError if it takes what
+    cannot be had of images.
+    """
+    tokens = _check(classifier, encoder)
+    contents = enumerate(image.content for image in images)
+    with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(
+            encode(decoders, threads, contents, len(images), outputs=classifier.inputs, tokens=tokens)) as pieces:
+        for piece in pieces:
+            answers = _answers(classifier, _rows(classifier, piece), top_k, min_probability)
+            for row, reason in zip(piece.rows, piece.reasons, strict=True):
+                name = images[row].key
+                yield (Prediction(name, reason=reason, state=BAD_IMAGE) if reason
+                       else replace(next(answers), image=name))
+
+
+def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device: str = "auto") -> Encoder:
+    """Load the encoder that an adapter was fitted with; `given` says which where the adapter cannot.
+
+    Raises SourceError if the adapter's embeddings were imported and nothing says which encoder made them.
+    """
+    return recorded_encoder(classifier.provenance.get("encoder", {}), "the adapter", given, device,
+                            ", or predict on a store")
+
+
+def _check(classifier: Classifier, encoder: Encoder) -> str:
+    """Raise unless the encoder is the adapter's; which patch tokens the adapter takes."""
+    mine, adapters = encoder.info["fingerprint"], classifier.provenance.get("encoder", {})
+    kind = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "")
+    if TOKEN in classifier.inputs and not kind:
+        raise PredictionError(f"the adapter ({classifier.method}) takes patch tokens and does not say which: predict "
+                              "on a store that has them, or fit it again on one that `onceclip extract` made")
+    if adapters.get("imported"):
+        width = sum(int(np.prod(shape)) for shape in
+                    encoder.output_shapes(classifier.inputs, kind or "last").values())
+        if width != classifier.dim:
+            raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {encoder.info['name']} gives "
+                                f"{width}: name the encoder that made the imported features")
+    elif adapters.get("fingerprint") not in (None, mine):
+        raise StoreMismatch(f"the adapter was fitted on embeddings of {adapters['name']} ({adapters['fingerprint']}), "
+                            f"this encoder is {encoder.info['name']} ({mine}): name the right one with --model and "
+                            "--pretrained")
+    return kind or "last"
+
+
+def _rows(classifier: Classifier, piece: Encoded) -> np.ndarray:
+    """What a classifier takes of the good images of a piece, (good, width)."""
+    if not len(piece.good):
+        return np.empty((0, classifier.dim), np.float32)
+    return np.concatenate([piece.values[name].reshape(len(piece.good), -1) for name in classifier.inputs], axis=1)
+
+
+def _answers(classifier: Classifier, values: Tensor | np.ndarray, top_k: int,
+             min_probability: float) -> Iterator[Prediction]:
+    """Answers for raw rows, still without a name. The first class is the one that `Classifier.predict` names."""
+    logits = classifier.logits(values)
+    probability = (logits / classifier.temperature).softmax(dim=1)
+    best = logits.argmax(dim=1, keepdim=True)
+    others = logits.scatter(1, best, -torch.inf).topk(min(top_k, logits.shape[1]) - 1, dim=1).indices
+    order = torch.cat([best, others], dim=1)
+    for place, shares, row in zip(order.tolist(), probability.gather(1, order).tolist(), logits.numpy(), strict=True):
+        top = [(classifier.class_names[index], share) for index, share in zip(place, shares, strict=True)]
+        name, share = top[0]
+        yield (Prediction("", top, row) if share >= min_probability else
+               Prediction("", top, row, f"most likely {name} ({share:.4f})", UNSURE))

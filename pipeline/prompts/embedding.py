@@ -1,0 +1,140 @@
+"""The text side of a store: class prompts into text sets."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onceclip.pipeline.encoders.sentences import encode_sentences
+from onceclip.pipeline.errors import PromptError
+from onceclip.pipeline.prompts.class_names import class_phrases
+from onceclip.pipeline.prompts.descriptions import Descriptions
+from onceclip.pipeline.prompts.prompts import Prompts, build_prompts
+from onceclip.pipeline.prompts.templates import DEFAULT_TEMPLATES, GENERATOR, waffle_templates
+from onceclip.stores import Store, StoreWriter, TextSet, open_store, write_lock
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import Encoder
+
+NAME = "default"
+
+
+def embed_prompts(writer: StoreWriter, encoder: Encoder, classes: Sequence[str],
+                  phrases: Mapping[str, str] | None = None, templates: Sequence[str] | None = None) -> dict[str, Any]:
+    """Embed the prompts of all classes into the set "default", unless it holds just these already.
+
+    phrases: what the prompts call some classes. templates: sentences with `{}`. What is None stays as it is in
+    the present set, so that a later extraction never changes prompts silently. A set that holds sentences of a file
+    stays as it is until templates are given.
+    Gives what was done, as JSON values.
+    Raises PromptError if such a set was cut short.
+    """
+    before = writer.store.attributes["texts"].get(NAME, {}).get("source", {})  # also of a set that was cut short
+    if templates is None and "file" in before:
+        if NAME not in writer.store.texts:
+            raise PromptError(f"{writer.store.path}: text set {NAME!r} was being made from {before['file']['name']} "
+                              "when that was stopped: run the same `onceclip text` again, or give --templates")
+        present = writer.store.text(NAME)
+        return {**_report(NAME, present), "encoded": 0, "missing": sorted(set(classes) - set(present.classes))}
+    if phrases is None:
+        phrases = {name: phrase for name, phrase in before.get("phrases", {}).items() if name in classes}
+    spoken = class_phrases(classes, phrases)
+    origin = {"waffle": before["waffle"]} if templates is None and "waffle" in before else {}
+    prompts = build_prompts(spoken, templates or before.get("templates") or DEFAULT_TEMPLATES, None, **origin)
+    return put_prompts(writer, encoder, NAME, prompts, "truncated" in before)
+
+
+def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[str, str] | None = None,
+                descriptions: Descriptions | None = None, waffle: int = 0, seed: int = 1) -> Prompts:
+    """The sentences of a store's classes for a new text set.
+
+    templates: sentences with `{}`; "a photo of a {}." where there is nothing else. phrases: what prompts call some
+        classes; None takes those of the set "default". waffle: pairs of random templates, made from `seed`.
+    Raises PromptError if phrases or descriptions do not fit the store's classes.
+    """
+    if phrases is None:
+        before = store.attributes["texts"].get(NAME, {}).get("source", {}).get("phrases", {})
+        phrases = {name: phrase for name, phrase in before.items() if name in store.classes}
+    spoken = class_phrases(store.classes, phrases)
+    origin = {}
+    if waffle:
+        templates = (*templates, *waffle_templates(list(spoken.values()), waffle, seed))
+        origin["waffle"] = {"pairs": waffle, "seed": seed, "generator": GENERATOR}
+    if not (templates or descriptions):
+        templates = DEFAULT_TEMPLATES
+    return build_prompts(spoken, tuple(dict.fromkeys(templates)), descriptions, **origin)
+
+
+def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate: bool = False,
+             overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
+    """Embed prompts into a text set of a store, without touching its images.
+
+    overwrite: whether a set that has the name and other prompts is replaced.
+    Gives what was done, as JSON values.
+    Raises PromptError if the name is taken, EncoderError for a prompt, StoreMismatch for another encoder.
+    """
+    begun = time.perf_counter()
+    with write_lock(path):
+        # Arrays made elsewhere come with a name for their encoder; that it is this one only the user can know.
+        store = open_store(path)
+        writer = StoreWriter.open(path, store.encoder if store.encoder.get("imported") else encoder.info)
+        if encoder.dim != store.dim:
+            raise PromptError(f"{path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: name "
+                              "the encoder that made the images")
+        if name in store.texts and not overwrite and not _holds(store.text(name), _planned(writer, name, prompts)):
+            raise PromptError(f"{path} has a text set {name!r} of other prompts: choose another --name, or replace it "
+                              "with --overwrite")
+        done = put_prompts(writer, encoder, name, prompts, truncate, progress)
+    return {"store": path, **done, "seconds": time.perf_counter() - begun}
+
+
+def put_prompts(writer: StoreWriter, encoder: Encoder, name: str, prompts: Prompts, truncate: bool = False,
+                progress: bool = False) -> dict[str, Any]:
+    """Embed prompts into a text set, unless the set of this name holds just these.
+
+    Otherwise all are embedded: the last bits of one depend on what shares its batch, and a set that was cut short
+    has to end as one that was not.
+    Gives what was done, as JSON values.
+    """
+    planned = _planned(writer, name, prompts)
+    present = writer.store.text(name) if name in writer.store.texts else None
+    if present and _holds(present, planned):
+        return {**_report(name, present), "encoded": 0}
+    encoded = encode_sentences(encoder, prompts.sentences, truncate, progress)
+    source = dict(planned.source)
+    if encoded.cut:
+        source["truncated"] = len(encoded.cut)
+    if writer.store.encoder.get("imported"):
+        source["encoder"] = {each: encoder.info.get(each) for each in ("name", "pretrained", "fingerprint")}
+    text = replace(planned, embedding=encoded.embedding, source=source)
+    writer.put_text(name, text)
+    return {**_report(name, text), "encoded": encoded.distinct}
+
+
+def check_name(name: str) -> None:
+    """Raise PromptError unless a text set can have this name; it is a folder of the store."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise PromptError(f"--name {name!r}: use up to 64 letters, digits, dots, hyphens and underscores, such as "
+                          "gpt-4")
+
+
+def _planned(writer: StoreWriter, name: str, prompts: Prompts) -> TextSet:
+    """The text set of some prompts, without embeddings."""
+    return TextSet(np.empty((0, writer.store.dim), np.float32), prompts.classes, prompts.class_ptr,
+                   prompts.template_id, prompts.sentences, writer.store.encoder["fingerprint"], prompts.source)
+
+
+def _holds(present: TextSet, planned: TextSet) -> bool:
+    return (present.fingerprint == planned.fingerprint
+            and np.array_equal(present.template_id, planned.template_id))
+
+
+def _report(name: str, text: TextSet) -> dict[str, Any]:
+    return {"name": name, "prompts": len(text.prompts), "templates": text.source.get("templates", []),
+            "classes": len(text.classes), "truncated": text.source.get("truncated", 0),
+            "fingerprint": text.fingerprint}

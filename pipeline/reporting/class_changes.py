@@ -1,0 +1,124 @@
+"""Where a method gains and loses against zero-shot, and what it takes for what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from onceclip.pipeline.reporting.curves import ranked
+from onceclip.pipeline.reporting.settings import Setting
+from onceclip.pipeline.runs.summary import BASELINE
+
+LISTED = 15  # classes at each end where there are more than twice as many
+PAIRS = 12
+NO_DETAILS = "The rows have no details per class: sweep again into a new folder for them."
+NO_METHOD = f"No method but {BASELINE} has a result, so that there is nothing to compare it with."
+NO_NAMES = ("The results folder has no stores.json, so that the names of the classes and their numbers of test images "
+            "are unknown: sweep again into a new folder for them.")
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """Recall of a class with zero-shot and with a method: fractions, means over seeds. images: its test images."""
+
+    name: str
+    images: int
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """The difference."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Test images of one class taken for another: per run. share: of the class's images, None where unknown."""
+
+    true: str
+    predicted: str
+    images: float
+    share: float | None
+    before: float | None
+
+
+@dataclass(frozen=True)
+class ClassView:
+    """The classes as the best line sees them at the most shots. left_out: classes between the listed ones.
+
+    missing: one sentence where there is nothing to show.
+    """
+
+    line: str
+    shots: Any
+    changes: tuple[ClassChange, ...] = ()
+    left_out: int = 0
+    reach: float = 0.0
+    confusions: tuple[Confusion, ...] = ()
+    missing: str = ""
+
+    @property
+    def compared(self) -> bool:
+        """Whether anything is known of zero-shot's confusions."""
+        return any(each.before is not None for each in self.confusions)
+
+
+def class_view(setting: Setting) -> ClassView:
+    """Per-class changes and confusions of a setting."""
+    table = setting.table
+    names = setting.store.get("classes")
+    lines = [(number, name) for number in reversed(table.shots)
+             for name in sorted(ranked(table, [each for each in table.names if each != BASELINE]),
+                                key=lambda each, number=number: -_accuracy(setting, each, number))  # type: ignore[misc]
+             if setting.details(name, number)]
+    if not lines:
+        return ClassView("", None, missing=NO_METHOD if set(table.names) == {BASELINE} else NO_DETAILS)
+    shots, line = lines[0]
+    if not names:
+        return ClassView(line, shots, missing=NO_NAMES)
+    counts = setting.store.get("test_counts") or []
+    changes = sorted(_changes(setting, line, shots, names, counts), key=lambda each: (-each.change, each.name))
+    left_out = max(len(changes) - 2 * LISTED, 0)
+    shown = changes if not left_out else [*changes[:LISTED], *changes[-LISTED:]]
+    return ClassView(line, shots, tuple(shown), left_out, max((abs(each.change) for each in shown), default=0.0),
+                     tuple(_confusions(setting, line, shots, names, counts)))
+
+
+def _accuracy(setting: Setting, name: str, shots: Any) -> float:
+    mean = setting.table.accuracy.get((name, shots))
+    return -1.0 if mean is None else mean.value
+
+
+def _changes(setting: Setting, line: str, shots: Any, names: list[str], counts: list[int]) -> list[ClassChange]:
+    mine, base = (setting.chosen.get((name, shots), {}) for name in (line, BASELINE))
+    seeds = [seed for seed in mine if mine[seed].get("details") and base.get(seed, {}).get("details")]
+    if not seeds:
+        return []
+    pairs = [(mine[seed]["details"]["right"], base[seed]["details"]["right"]) for seed in seeds]
+    return [ClassChange(names[index], counts[index], fmean(before[index] for _, before in pairs) / counts[index],
+                        fmean(after[index] for after, _ in pairs) / counts[index])
+            for index in range(len(pairs[0][0])) if counts[index]]
+
+
+def _confusions(setting: Setting, line: str, shots: Any, names: list[str], counts: list[int]) -> list[Confusion]:
+    after, before = _pairs(setting, line, shots), _pairs(setting, BASELINE, shots)
+    runs, base_runs = len(setting.details(line, shots)), len(setting.details(BASELINE, shots))
+    return [Confusion(names[true], names[predicted], number / runs,
+                      number / runs / counts[true] if counts[true] else None,
+                      before[true, predicted] / base_runs if (true, predicted) in before else None)
+            for (true, predicted), number in after.most_common(PAIRS)]
+
+
+def _pairs(setting: Setting, line: str, shots: Any) -> Counter[tuple[int, int]]:
+    found: Counter[tuple[int, int]] = Counter()
+    for details in setting.details(line, shots):
+        found.update(_of(details))
+    return found
+
+
+def _of(details: Mapping[str, Any]) -> dict[tuple[int, int], int]:
+    return {(true, predicted): number for true, predicted, number in details["confusions"]}

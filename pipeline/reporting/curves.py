@@ -1,0 +1,116 @@
+"""Learning curves: accuracy against shots, a line per method with its 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from markupsafe import Markup
+
+from onceclip.pipeline.reporting.drawing import SERIES, Plot, dot_plot, figure
+from onceclip.pipeline.runs.summary import BASELINE, Table
+from onceclip.pipeline.words import shots_of
+
+_WIDTH, _HEIGHT = 960, 480
+_DEPTH = 4
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The learning curves of a table. strong: lines drawn in colour, best first. faint: those in grey."""
+
+    table: Table
+    strong: tuple[str, ...]
+    faint: tuple[str, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anything to connect by lines."""
+        return len(self.table.shots) > 1
+
+    def draw(self) -> Markup:
+        """All lines with their names beside them; of a single number of shots a row for each."""
+        if not self.several:
+            names = ranked(self.table, [name for name in self.table.names if name not in self.faint])
+            return dot_plot(self.table, names, self.table.shots[0], _WIDTH)
+        right = 66 + 7 * max(len(each) for each in (*self.strong, BASELINE))
+        plot = Plot(self.table, self.limits, 54, 12, _WIDTH - right, _HEIGHT - 44)
+        strong = list(enumerate(self.strong))
+        lines = plot.clipped([
+            *(plot.faint(name) for name in self.faint), *(plot.interval(number, name) for number, name in strong),
+            plot.baseline(), *(plot.strong(number, name) for number, name in strong)])
+        return figure(_WIDTH, _HEIGHT, "Learning curves", self.description(),
+                      [plot.grid("labelled images per class (shots)"), lines, *plot.labels(self.strong)], "curves")
+
+    def one_by_one(self) -> list[tuple[str, Markup]]:
+        """A small drawing for each strong line: its interval, and the other lines behind it."""
+        return [(name, self._single(number, name)) for number, name in enumerate(self.strong)]
+
+    @property
+    def cut(self) -> float | None:
+        """The per cent below which lines are not drawn, if there is anything."""
+        low, _ = self.limits
+        return low if any(100 * mean.value < low for (name, _), mean in self.table.accuracy.items()
+                          if name in (*self.strong, BASELINE)) else None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest per cent of the drawing.
+
+        A method that starts far below all others, as a linear probe on one image per class does, would press them into
+        one line; so what lies lower than four times the distance from the top to the middle is cut off, but never the
+        best of a line.
+        """
+        lines = [[mean for (each, _), mean in self.table.accuracy.items() if each == name]
+                 for name in (*self.strong, BASELINE)]
+        means = [mean for line in lines for mean in line]
+        ends = [100 * (mean.value + sign * (mean.half_width or 0.0)) for mean in means for sign in (-1, 1)]
+        high = max(100 * mean.value for mean in means)
+        lowest = high - max(_DEPTH * (high - 100 * median(mean.value for mean in means)), 1.0)
+        lowest = min(lowest, *(100 * max(mean.value for mean in line) for line in lines if line))
+        low = min(ends)
+        if any(100 * mean.value < lowest for mean in means):
+            low = max(low, lowest)
+        room = 0.05 * (max(ends) - low) or 1.0
+        return max(low - room, 0.0), min(max(ends) + room, 100.0)
+
+    def _single(self, number: int, name: str) -> Markup:
+        plot = Plot(self.table, self.limits, 36, 8, 252, 150)
+        others = [each for each in (*self.strong, *self.faint) if each != name]
+        return figure(260, 176, f"Learning curve of {name}", self.describe(name),
+                      [plot.grid("", 4), plot.clipped([*(plot.faint(each) for each in others), plot.baseline(),
+                                                       plot.interval(number, name), plot.strong(number, name)])],
+                      "single")
+
+    def description(self) -> str:
+        """The drawing in words."""
+        return (f"Mean test accuracy in per cent against shots with 95 % intervals. "
+                f"{' '.join(self.describe(name) for name in self.strong)} The table below has all numbers.")
+
+    def describe(self, name: str) -> str:
+        """A line in words."""
+        cells = [(number, self.table.accuracy[name, number].value) for number in self.table.shots
+                 if (name, number) in self.table.accuracy]
+        return f"{name}: " + ", ".join(f"{100 * value:.1f} at {shots_of(number)}" for number, value in cells) + "."
+
+
+def curves_of(table: Table) -> Curves:
+    """The curves of a table: the best lines strong, at most as many as there are colours."""
+    names = ranked(table, [name for name in table.names if name != BASELINE])
+    return Curves(table, tuple(names[:SERIES]), tuple(names[SERIES:]))
+
+
+def ranked(table: Table, names: Sequence[str]) -> list[str]:
+    """Names, best first: by their mean place over all numbers of shots, last where one has none."""
+    def place(name: str) -> tuple[float, float]:
+        places, values = [], []
+        for number in table.shots:
+            mine = table.accuracy.get((name, number))
+            places.append(len(table.names) if mine is None else sum(
+                table.accuracy[other, number].value > mine.value for other in table.names
+                if (other, number) in table.accuracy))
+            values += [] if mine is None else [mine.value]
+        return sum(places), -sum(values) / len(values)
+
+    return sorted(names, key=place)

@@ -1,0 +1,140 @@
+"""What a path holds: a store or a saved adapter, finished or not."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from itertools import compress, count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import onceclip
+from onceclip.adapters import load_classifier
+from onceclip.adapters.classifier import CONFIG
+from onceclip.pipeline.words import counts
+from onceclip.stores import Store, open_store
+from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
+
+_PIECE = 1 << 20  # rows that are counted at once
+_SAMPLE = 4096
+
+
+def info(path: str, modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe a store or an adapter folder as JSON values.
+
+    modules: as for `load_classifier`.
+    Raises NotAStore if the path is neither.
+    """
+    if (Path(path) / CONFIG).is_file():
+        classifier = load_classifier(path, modules)
+        return {"kind": "adapter", "path": path, "method": classifier.method, "dim": classifier.dim,
+                "hyperparameters": classifier.hyperparameters, "classes": list(classifier.class_names),
+                "provenance": classifier.provenance}
+    return _store(open_store(path))
+
+
+def _store(store: Store) -> dict[str, Any]:
+    dtype, height = np.dtype(store.attributes["dtype"]), len(store.column("state"))
+    states: Counter[int] = Counter()
+    # Stored rows by class and split; the last of each are those without one, where -1 finds them.
+    counts = np.zeros((len(store.classes) + 1, len(SPLITS) + 1), np.int64)
+    bad: dict[str, str] = {}
+    for start in range(0, height, _PIECE):
+        state, label, split = (store.part(name, slice(start, start + _PIECE)) for name in ("state", "label", "split"))
+        states.update({number: int((state == number).sum()) for number in (STORED, BAD, REMOVED, TODO)})
+        np.add.at(counts, (label[state == STORED], split[state == STORED]), 1)
+        if (state == BAD).any():
+            key, reason = (store.part(name, slice(start, start + _PIECE))[state == BAD] for name in ("key", "reason"))
+            bad |= dict(zip(key.tolist(), reason.tolist(), strict=True))
+    return {
+        "kind": "store", "path": store.path, "schema": store.attributes.get("schema", SCHEMA),
+        "version": onceclip.__version__, "complete": store.complete, "fingerprint": store.fingerprint,
+        "encoder": store.encoder,
+        "images": {"stored": states[STORED], "bad": states[BAD], "removed": states[REMOVED], "to do": states[TODO]},
+        "bad_images": bad,
+        "splits": {name: int(counts[:, number].sum()) for number, name in enumerate(SPLITS)},
+        "split_source": store.attributes.get("split_source"),
+        "classes": {name: {split: number for split, number in zip((*SPLITS, "none"), here, strict=True) if number}
+                    for name, here in zip(store.classes, counts.tolist(), strict=False)},
+        "embedding": {"dim": store.dim, "dtype": str(dtype), "unit_rows": store.attributes["unit_rows"],
+                      "bytes": int(height * store.dim * dtype.itemsize), "views": store.has_views,
+                      "chunk_rows": store.attributes.get("chunk_rows"),
+                      "outputs": {name: list(output.shape) for name, output in store.outputs.items()},
+                      "norm": _norms(store)},
+        "texts": {name: _text(store, name) for name in store.texts},
+    }
+
+
+def _norms(store: Store) -> dict[str, float] | None:
+    """Lengths of the raw embeddings, from the first rows of the store: 1 means that they were normalised before."""
+    stored = _first(store.column("state") == STORED)
+    if not len(stored):
+        return None
+    norm = np.linalg.norm(store.embeddings(stored).astype(np.float32), axis=1)
+    return {"minimum": float(norm.min()), "median": float(np.median(norm)), "maximum": float(norm.max())}
+
+
+def _first(mask: np.ndarray) -> np.ndarray:
+    """Places of the first rows of a mask, `_SAMPLE` at most."""
+    return np.fromiter(islice(compress(count(), mask), _SAMPLE), np.int64)
+
+
+def _text(store: Store, name: str) -> dict[str, Any]:
+    text = store.text(name)
+    return {"prompts": len(text.prompts), "classes": len(text.classes), "fingerprint": text.fingerprint,
+            "first": next((prompt for prompt in text.prompts if prompt), None), "source": text.source}
+
+
+_LISTED_CLASSES = 1000  # classes
+
+
+def card(values: dict[str, Any]) -> str:
+    """Markdown for a store that `info` described, with the metadata that the Hugging Face Hub reads.
+
+    The licence is left to the owner of the images. No path of the machine is in it.
+    """
+    encoder, images, source = values["encoder"], values["images"], values["split_source"] or {}
+    name = os.path.basename(values["path"].rstrip("/")) or "store.zarr"
+    embedding = values["embedding"]
+    norm = embedding["norm"]
+    facts = {
+        "images": ", ".join(f"{number:,} {state}" for state, number in images.items() if number) or "none",
+        "splits": f"{counts(values['splits'])} ({source.get('how', 'not yet drawn')})",
+        "classes": f"{len(values['classes']):,}",
+        "embeddings": f"{embedding['dim']} x {embedding['dtype']}, "
+                      + ("normalised" if encoder.get("normalized") else "raw, not normalised")
+                      + (f", median length {norm['median']:.3g}" if norm else ""),
+        **{f"output `{output}`": " x ".join(map(str, shape)) for output, shape in embedding["outputs"].items()},
+        "encoder": " / ".join(str(encoder[part]) for part in ("name", "pretrained") if encoder.get(part)),
+        "encoder fingerprint": f"`{encoder['fingerprint']}`",
+        "store fingerprint": f"`{values['fingerprint']}`" if values["complete"] else "unfinished",
+        **{f"text `{text}`": f"{made['prompts']:,} prompts of {made['classes']:,} classes"
+           + (f", such as \"{made['first']}\"" if made["first"] else "") for text, made in values["texts"].items()},
+    }
+    classes = list(values["classes"].items())
+    method = "tip-adapter" if values["texts"] else "linear-probe"
+    lines = [
+        "---", "license: other", "license_name: to-be-chosen-by-the-owner-of-the-images",
+        "tags: [clip, image-embeddings, few-shot, zarr, onceclip]", "---", "",
+        f"# {name}", "", "Image embeddings by CLIP, for training few-shot classifiers without the images.", "",
+        "| | |", "| --- | --- |", *(f"| {key} | {_cell(value)} |" for key, value in facts.items()), "",
+        "## Use", "", "```console", "pip install onceclip",
+        f"onceclip verify {name}", f"onceclip fit {name} --method {method} --shots 16 --select val", "```", "",
+        "```python", "import onceclip", "", f"store = onceclip.open_store({name!r})",
+        'print(store.embeddings(store.rows("train")).shape)', "```", "",
+        "It is a Zarr v3 group: `zarr.open_group` and `xarray.open_zarr` read it too.", "",
+        "## Licence", "", "To be filled in by the owner of the images.", "",
+        "## Images per class", "", f"| class | {' | '.join(SPLITS)} | none |",
+        "| --- |" + " ---: |" * (len(SPLITS) + 1),
+        *(f"| {_cell(each)} | {' | '.join(str(counts.get(split, 0)) for split in (*SPLITS, 'none'))} |"
+          for each, counts in classes[:_LISTED_CLASSES]),
+        *([f"| and {len(classes) - _LISTED_CLASSES:,} more | | | | |"] if len(classes) > _LISTED_CLASSES else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

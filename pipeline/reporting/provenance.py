@@ -1,0 +1,121 @@
+"""What made the numbers: encoder, text, store, draws, versions, and the commands that repeat them."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onceclip
+from onceclip.pipeline.reporting.settings import Best, Results, Row, Setting
+from onceclip.pipeline.tasks.draws import GENERATOR
+from onceclip.pipeline.words import counts, shots_of
+
+_TEMPLATES = 3
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of a setting. prints: fingerprints by shots and seed. same: whether all methods shared each of them."""
+
+    generator: str
+    prints: Mapping[tuple[Any, int], str]
+    same: bool
+
+
+def facts_of(setting: Setting) -> Facts:
+    """What made the rows of a setting, name by name."""
+    rows, store = setting.rows, setting.store
+    first = rows[0]
+    prints: Mapping[str, Any] = next((row["fingerprints"] for row in rows if row.get("fingerprints")), {})
+    encoder = store.get("encoder", {"name": next((row["encoder"] for row in rows if row.get("encoder")), "unknown"),
+                                    "fingerprint": prints.get("encoder")})
+    facts = [("store", str(first["store"])), ("store fingerprint", prints.get("store", "")),
+             *encoder_facts(encoder), *_store_facts(store)]
+    name = str(first.get("asked", {}).get("text", first.get("text")))
+    text: Mapping[str, Any] = next((each for each in store.get("texts", {}).values()
+                                    if each.get("fingerprint") == prints.get("text")), {})
+    facts += [*text_facts(name, {"fingerprint": prints.get("text"), **text}),
+              *((title, _all(rows, key)) for title, key in
+                (("class weights", "class_weights"), ("device", "device"), ("products", "products"),
+                 ("onceclip", "version")))]
+    return [(key, value) for key, value in facts if value]
+
+
+def encoder_facts(encoder: Mapping[str, Any]) -> Facts:
+    """An encoder, name by name."""
+    preprocess = encoder.get("preprocess")
+    picture = ""
+    if isinstance(preprocess, Mapping):
+        picture = ", ".join(f"{key} {_plain(value)}" for key, value in preprocess.items() if value is not None)
+    return [("encoder", " / ".join(str(encoder[key]) for key in ("name", "pretrained") if encoder.get(key))
+             + (" (features made elsewhere)" if encoder.get("imported") else "")),
+            ("encoder fingerprint", str(encoder.get("fingerprint") or "")),
+            ("weights", str(encoder.get("weights") or "")), ("preprocessing", picture),
+            ("precision", str(encoder.get("precision") or "")),
+            ("logit scale", f"{encoder['logit_scale']:.4g}" if encoder.get("logit_scale") else "")]
+
+
+def text_facts(name: str, text: Mapping[str, Any]) -> Facts:
+    """A text set, name by name."""
+    templates = [str(each) for each in text.get("templates") or ()]
+    more = f" and {len(templates) - _TEMPLATES} more" if len(templates) > _TEMPLATES else ""
+    file = text.get("file") or {}
+    return [("text set", name + (" (made elsewhere)" if text.get("imported") else "")),
+            ("text fingerprint", str(text.get("fingerprint") or "")),
+            ("templates", ", ".join(f"“{each}”" for each in templates[:_TEMPLATES]) + more if templates else ""),
+            ("text file", f"{file.get('name')}, digest {file.get('digest')}" if file else "")]
+
+
+def _store_facts(store: Mapping[str, Any]) -> Facts:
+    if not store:
+        return []
+    made = store.get("extraction") or {}
+    bad = [f"{number:,} {reason}" for reason, number in (made.get("reasons") or {}).items()]
+    source = made.get("split_source") or {}
+    how = ", ".join(f"{key} {_plain(value)}" for key, value in source.items() if key != "how")
+    return [("classes", f"{len(store.get('classes', ())):,}"),
+            ("splits", counts(store.get("splits", {}))),
+            ("split made by", f"{source.get('how', '')}{f' ({how})' if how else ''}"),
+            ("images stored", f"{made['images']:,}" if "images" in made else ""),
+            ("bad images", f"{made['bad']:,}{': ' if bad else ''}{', '.join(bad)}" if made.get("bad") else "")]
+
+
+def draws_of(setting: Setting) -> Draws:
+    """The support draws of a setting."""
+    prints: dict[tuple[Any, int], set[str]] = defaultdict(set)
+    for row in setting.rows:
+        found = (row.get("fingerprints") or {}).get("support")
+        if found:
+            prints[row["shots"], row["seed"]].add(found)
+    known = {row.get("version") for row in setting.rows if row.get("version")} == {onceclip.__version__}
+    ordered = sorted(prints, key=lambda key: (isinstance(key[0], str), key))
+    return Draws(GENERATOR if known else "", {key: ", ".join(sorted(prints[key])) for key in ordered},
+                 all(len(each) == 1 for each in prints.values()))
+
+
+def replays(setting: Setting, best: Iterable[Best], results: Results) -> list[tuple[str, str]]:
+    """A run of the best line of every column, and the command that carries it out again."""
+    found = []
+    for each in best:
+        seed, row = next(iter(sorted(setting.chosen[each.name, each.shots].items())))
+        place = results.places.get(str(row.get("run")))
+        if place and "asked" in row:
+            found.append((f"{each.name}, {shots_of(each.shots)}, seed {seed}",
+                          f"onceclip fit --from-row {shlex.quote(place)}"))
+    return found
+
+
+def _all(rows: Iterable[Row], name: str) -> str:
+    return ", ".join(dict.fromkeys(str(row[name]) for row in rows if row.get(name)))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {each}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(f"{each:.4g}" if isinstance(each, float) else str(each) for each in value)
+    return str(value)

@@ -1,0 +1,249 @@
+"""The settings of results folders (runs on one store with one text and one policy), and what their rows say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from statistics import median
+from typing import Any
+
+from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.runs.results import NAME, Mean, read_rows, read_stores
+from onceclip.pipeline.runs.summary import Key, Table, chosen_rows, line_name, reason_of, tables
+from onceclip.pipeline.words import shots_of
+
+Row = Mapping[str, Any]
+_NEEDED = ("method", "shots", "seed", "accuracy", "store")
+POLICIES = {
+    "fixed": "at their defaults or as set",
+    "val": "chosen on min(shots, 4) validation images per class",
+    "val-full": "chosen on all validation images",
+    "loo": "chosen on the support, each image left out in turn",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What results folders hold. rows: each run once. places: FILE:N of a run. stores: descriptions by fingerprint."""
+
+    folders: tuple[Path, ...]
+    rows: tuple[Row, ...]
+    places: Mapping[str, str]
+    stores: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs on one store with one text and one policy.
+
+    prints: fingerprints of the store's content and of the text; empty where no row says them.
+    base: whether they are of base and new classes. tables: their summaries, of accuracy first.
+    rows: of all runs. chosen: the row that stands for a seed, by the names and shots of the first table.
+    store: its description in `stores.json`; empty where that is missing.
+    """
+
+    prints: tuple[str, str]
+    base: bool
+    tables: tuple[Table, ...]
+    rows: tuple[Row, ...]
+    chosen: Mapping[Key, Mapping[int, Row]]
+    store: Mapping[str, Any]
+
+    @property
+    def table(self) -> Table:
+        """The summary of accuracy."""
+        return self.tables[0]
+
+    def details(self, name: str, shots: Any) -> list[Mapping[str, Any]]:
+        """The details of the chosen rows of a line at a number of shots, as far as they have any."""
+        return [row["details"] for row in self.chosen.get((name, shots), {}).values() if row.get("details")]
+
+
+def read_results(folders: Sequence[Path]) -> Results:
+    """Read results folders; of a run that stands in several rows the last with a result counts.
+
+    Raises ResultError if there is no row, or a row is no result.
+    """
+    rows: dict[str, Row] = {}
+    places: dict[str, str] = {}
+    stores: dict[str, Mapping[str, Any]] = {}
+    for given in folders:
+        folder = given.parent if given.name == NAME else given
+        found = read_rows(folder)
+        if not found:
+            raise ResultError(f"{given} holds no result rows (no {NAME} with a row in it): give the folder that "
+                              "`onceclip sweep --out` wrote")
+        for number, row in enumerate(found, 1):
+            needed = _NEEDED if row.get("accuracy") is None else (*_NEEDED, "accuracy_val")
+            missing = [name for name in needed if name not in row]
+            if missing:
+                raise ResultError(f"{folder / NAME}: row {number} has no {missing[0]!r}: it is no result of onceclip; "
+                                  "take it out, or give another folder")
+            run = str(row.get("run") or f"{folder}:{number}")
+            if run not in rows or "error" not in row:
+                rows[run], places[run] = row, f"{folder / NAME}:{number}"
+        stores |= read_stores(folder)
+    return Results(tuple(folders), tuple(rows.values()), places, stores)
+
+
+def settings_of(results: Results) -> list[Setting]:
+    """The settings of the rows, in order of appearance.
+
+    A store or a text set that was made again under its name has other test images or prompts: a setting of its own.
+    """
+    groups: dict[Any, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in results.rows:
+        asked, prints = row.get("asked", {}), row.get("fingerprints", {})
+        key = row["store"], asked.get("text", row.get("text")), asked.get("select"), asked.get("classes") == "base"
+        groups[key][str(prints.get("store") or ""), str(prints.get("text") or "")].append(row)
+    for contents in groups.values():
+        # Rows of failures may have no fingerprints: they stand with those of the last content.
+        unknown = contents.pop(("", ""), [])
+        contents[next(reversed(contents), ("", ""))].extend(unknown)
+    return [Setting(prints, base, tuple(tables(rows)), tuple(rows), chosen_rows(rows), _store(rows, results.stores))
+            for (*_, base), contents in groups.items() for prints, rows in contents.items() if rows]
+
+
+def _store(rows: Iterable[Row], stores: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    for row in rows:
+        found = stores.get(row.get("fingerprints", {}).get("store", ""))
+        if found:
+            return found
+    return {}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best line at a number of shots. to_baseline: None for zero-shot itself. ties: lines not told apart."""
+
+    shots: Any
+    name: str
+    accuracy: Mean
+    to_baseline: Mean | None
+    ties: tuple[str, ...]
+
+
+def best_of(table: Table) -> list[Best]:
+    """The best line of every column."""
+    found = []
+    for number in table.shots:
+        names = [name for name in table.names if (name, number) in table.accuracy]
+        best = max(names, key=lambda name, number=number: table.accuracy[name, number].value)  # type: ignore[misc]
+        ties = tuple(name for name in names if name != best and is_tie(table.to_best.get((name, number))))
+        found.append(Best(number, best, table.accuracy[best, number], table.to_baseline.get((best, number)), ties))
+    return found
+
+
+def is_tie(to_best: Mean | None) -> bool:
+    """Whether a paired difference to the best has an interval that includes 0."""
+    return to_best is not None and to_best.half_width is not None and to_best.value + to_best.half_width >= 0
+
+
+def sign_of(difference: Mean | None) -> str:
+    """"better" or "worse" where the interval of a difference leaves out 0, else nothing."""
+    if difference is None or difference.half_width is None or abs(difference.value) <= difference.half_width:
+        return ""
+    return "better" if difference.value > 0 else "worse"
+
+
+def titles(settings: Sequence[Setting]) -> list[str]:
+    """A short name for every setting, which says no more than it takes to tell them apart."""
+    keys = [_key(setting) for setting in settings]
+    differ = [len(set(column)) > 1 for column in zip(*keys, strict=True)]
+    found = []
+    for (path, text, select, classes), setting in zip(keys, settings, strict=True):
+        parts = [path if sum(PurePath(each[0]).name == PurePath(path).name for each in set(keys)) > 1 and differ[0]
+                 and len({each[0] for each in keys if PurePath(each[0]).name == PurePath(path).name}) > 1
+                 else PurePath(path).name]
+        parts += [f"text {text}"] * differ[1] + [f"selection {select}"] * differ[2]
+        same = [each.prints for each, key in zip(settings, keys, strict=True) if key[:2] == (path, text)]
+        parts += [f"{what} {own[:8]}" for what, own, *all_of_it in zip(("content", "prompts"), setting.prints, *same,
+                                                                       strict=True) if len(set(all_of_it)) > 1]
+        found.append(", ".join([*parts, *(["base to new classes"] if classes else [])]))
+    return found
+
+
+def _key(setting: Setting) -> tuple[str, str, str, str]:
+    row = setting.rows[0]
+    asked = row.get("asked", {})
+    return (str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
+            "base" if setting.base else "")
+
+
+def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:
+    """Titles and tables of means over stores, for settings that several stores have alike.
+
+    A line has a cell where every store has it, for the seeds that all have; its interval is of the means of seeds.
+    A store that was made again counts once, as it was last.
+    """
+    alike: dict[tuple[str, ...], dict[str, Setting]] = defaultdict(dict)
+    for setting in settings:
+        store, *others = _key(setting)
+        alike[tuple(others)][store] = setting
+    groups = {key: list(members.values()) for key, members in alike.items() if len(members) > 1}
+    differ = [len(set(column)) > 1 for column in zip(*groups, strict=True)]
+    return [(", ".join([f"mean over {len(members)} stores", *[f"text {text}"] * differ[0],
+                        *[f"selection {select}"] * differ[1], *[f"{classes} classes"] * bool(classes)]), _mean(members))
+            for (text, select, classes), members in groups.items()]
+
+
+def _mean(settings: Sequence[Setting]) -> Table:
+    where: dict[tuple[str, Any, int], list[float]] = defaultdict(list)
+    for setting in settings:
+        for (name, shots), seeds in setting.chosen.items():
+            for seed, row in seeds.items():
+                where[name, shots, seed].append(row["accuracy"])
+    rows = [{"method": name, "shots": shots, "seed": seed, "accuracy": sum(values) / len(values), "accuracy_val": None,
+             "store": "mean", "text": ""}
+            for (name, shots, seed), values in where.items() if len(values) == len(settings)]
+    return next(iter(tables(rows)), Table("", (), (), {}, {}, {}))
+
+
+def measures(setting: Setting) -> list[tuple[str, Table]]:
+    """The tables of a setting by what they measure; those of a base-to-new setting are three."""
+    return [(table.title.rpartition(", ")[2] if setting.base else "", table) for table in setting.tables]
+
+
+def failures(rows: Iterable[Row]) -> list[tuple[str, str, list[str]]]:
+    """Runs without a result by method and reason, each with its shots and seeds."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        if row["accuracy"] is None:
+            found[line_name(row), reason_of(row)].append(f"{shots_of(row['shots'])}, seed {row['seed']}")
+    return [(name, reason, runs) for (name, reason), runs in found.items()]
+
+
+def policies(rows: Iterable[Row]) -> Mapping[str, list[str]]:
+    """The methods whose runs were selected in each way."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        if row.get("select"):
+            found[row["select"]][row["method"]] = None
+    return {policy: list(methods) for policy, methods in found.items()}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Median seconds of the runs of a line at the most shots: choosing and fitting, and everything with scoring."""
+
+    name: str
+    shots: Any
+    accuracy: float
+    seconds: float
+    total: float | None
+
+
+def costs_of(setting: Setting) -> list[Cost]:
+    """The costs of all lines whose rows have seconds, cheapest first."""
+    found = []
+    for name in setting.table.names:
+        shots = [number for number in setting.table.shots if (name, number) in setting.table.accuracy][-1]
+        rows = list(setting.chosen[name, shots].values())
+        seconds = [row["seconds"] for row in rows if row.get("seconds")]
+        totals = [row["seconds_total"] for row in rows if row.get("seconds_total")]
+        if seconds:
+            found.append(Cost(name, shots, setting.table.accuracy[name, shots].value, median(seconds),
+                              median(totals) if totals else None))
+    return sorted(found, key=lambda cost: cost.seconds)

@@ -1,0 +1,1 @@
+"""Stage 2: fit, sweep, replay and their result rows."""

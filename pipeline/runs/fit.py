@@ -1,0 +1,165 @@
+"""Stage 2: draw a task from a store, choose hyperparameters, fit, score on the test split, make the result row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import onceclip
+from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, method_class
+from onceclip.adapters.classifier import to_device
+from onceclip.adapters.cpu import fast_products
+from onceclip.adapters.selection.calibration import calibrated
+from onceclip.adapters.selection.search import Search
+from onceclip.adapters.selection.selection import fit_all, fit_selected
+from onceclip.adapters.training.compile import USUAL, Compiling, compiling
+from onceclip.adapters.training.loop import no_progress
+from onceclip.pipeline.evaluation.evaluate import evaluate_together
+from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
+from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.tasks.classes import ALL
+from onceclip.pipeline.tasks.draws import GENERATOR, Draw
+from onceclip.pipeline.tasks.tasks import Drawn, draw_task
+from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
+from onceclip.stores import Store
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier, its result row, and remarks for the user."""
+
+    classifier: Classifier
+    row: dict[str, Any]
+    remarks: list[str]
+
+
+def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_progress,
+        compile: Compiling = USUAL, device: str = CPU) -> Fitted:
+    """Carry out one run on a store.
+
+    compile: whether the steps of its training are compiled. device: that trains it, "cpu", "cuda", "cuda:1", or "auto"
+        for a GPU where there is one; the classifier comes back to the CPU, where it is scored.
+    Raises MethodError, TaskError, StoreError or DeviceError, each with one line that says how to mend it.
+
+    Example:
+        >>> fitted = onceclip.fit(store, onceclip.RunSpec("tip-adapter", shots=4, seed=1, select="val"))
+        >>> fitted.row["shots"], fitted.row["n_support"], 0 <= fitted.row["accuracy"] <= 1
+        (4, 16, True)
+    """
+    fitted, = fit_group(store, [spec], progress, calibrate=True, compile=compile, device=device)
+    if isinstance(fitted, MethodError):
+        raise fitted
+    return fitted
+
+
+def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None] = no_progress,
+              calibrate: bool = False, compile: Compiling = USUAL,
+              device: str = CPU) -> list[Fitted | MethodError]:
+    """Carry out runs that differ in hyperparameter values alone: trained and scored together.
+
+    calibrate: give the classifiers their temperatures; see `calibrated`. compile: whether the steps of their trainings
+        are compiled, and of how many like them they are some. device: as for `fit`.
+    A run whose training diverges gives its failure; the others go on.
+    Raises MethodError, TaskError, StoreError or DeviceError for what concerns all of them.
+    """
+    begun, where = time.perf_counter(), training_device(device)
+    first, products = specs[0], fast_products()
+    methods = [method_class(spec.method)(**spec.values) for spec in specs]
+    policy = first.select or methods[0].select
+    drawn = _drawn(store, first, methods[0], policy)
+    if first.select is None and policy != "fixed" and drawn.task.val is None:
+        drawn.remarks.append(f"no validation rows in {store.path}: hyperparameters stay at their defaults")
+        policy = "fixed"
+    fitting = time.perf_counter()
+    with compiling(compile), within_memory(where, f"{first.method} on {len(drawn.support.rows):,} rows"):
+        task = drawn.task if where.type == CPU else drawn.task.to(where)
+        selections = (fit_all(methods, task, first.seed, progress) if policy == "fixed" else
+                      [_selected(method, task, spec, policy, progress)
+                       for method, spec in zip(methods, specs, strict=True)])
+        fitted = [each.classifier for each in selections if isinstance(each, Selection)]
+        fitted = fitted if where.type == CPU else to_device(fitted, CPU)
+    seconds = (time.perf_counter() - fitting) / len(specs)
+    fine = [spec for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
+    good = [replace(each, provenance=_provenance(store, spec, drawn, policy))
+            for each, spec in zip(fitted, fine, strict=True)]
+    if calibrate:
+        good = [calibrated(classifier, methods[0], drawn.task)
+                for classifier, spec in zip(good, fine, strict=True)]
+    scored = iter(zip(good, _scores(good, store, first), strict=True) if good else ())
+    total = (time.perf_counter() - begun) / len(specs)
+    results: list[Fitted | MethodError] = []
+    for spec, selection in zip(specs, selections, strict=True):
+        if isinstance(selection, MethodError):
+            results.append(selection)
+            continue
+        classifier, scores = next(scored)
+        row = _row(store, spec, drawn, policy, selection, scores)
+        row |= {"seconds": seconds, "seconds_total": total, "products": products, "compiling": asdict(compile),
+                "device": name_of(where), "version": onceclip.__version__}
+        results.append(Fitted(classifier, row, drawn.remarks))
+    return results
+
+
+def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
+              progress: Callable[[float], None]) -> Selection | MethodError:
+    """The selection of one run, or its failure."""
+    try:
+        return fit_selected(method, task, policy, frozenset(spec.values), spec.seed, progress,
+                            Search.parse(spec.search, spec.narrow))
+    except MethodError as error:
+        return error
+
+
+def _drawn(store: Store, spec: RunSpec, method: Method, policy: str) -> Drawn:
+    return draw_task(store, spec.shots, spec.seed, spec.text,
+                     "val" if spec.validated and policy == "fixed" else policy, spec.class_weights, method.inputs,
+                     spec.stream, spec.classes, method.wants_unlabelled, spec.without_text(store))
+
+
+def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec) -> list[dict[str, Any]]:
+    """What each reaches on the test split; of a run of base classes also what is said of new ones."""
+    if spec.classes == ALL:
+        return evaluate_together(classifiers, store)
+    return base_to_new(classifiers, store, spec.text)
+
+
+def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[str, Any]:
+    return {
+        "version": onceclip.__version__,
+        "encoder": store.encoder,
+        "store": store.fingerprint,
+        "outputs": {name: output.spec for name, output in store.outputs.items()
+                    if name in method_class(spec.method).inputs},
+        "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
+                 **drawn.text.source},
+        "shots": spec.shots or "all", "seed": spec.seed, "select": policy,
+        "classes": spec.classes, "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
+    }
+
+
+def _draw(draw: Draw, spec: RunSpec) -> dict[str, Any]:
+    """A draw as data; one of all rows is the store's split itself, which may have millions of keys."""
+    return {"fingerprint": draw.fingerprint, "generator": GENERATOR, "keys": list(draw.keys) if spec.shots else "all"}
+
+
+def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Selection,
+         scores: Mapping[str, Any]) -> dict[str, Any]:
+    task = drawn.task
+    return {
+        "method": spec.method, "shots": spec.shots or "all", "seed": spec.seed,
+        "hyperparameters": selection.classifier.hyperparameters, "select": policy,
+        **{name: scores[name] for name in (*SCORES, *CALIBRATED)}, "accuracy_val": selection.accuracy,
+        "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
+        "n_unlabelled": 0 if task.unlabelled is None else len(task.unlabelled),
+        **{name: scores[name] for name in NEW_SCORES if name in scores},
+        "classes": task.classes, "encoder": store.encoder["name"], "text": spec.text,
+        "class_weights": spec.class_weights, "store": store.path,
+        "settings_tried": selection.tried, "mixing_interval": selection.interval and list(selection.interval),
+        "fingerprints": {**spec.contents(store), "support": drawn.support.fingerprint,
+                         "val": drawn.val and drawn.val.fingerprint,
+                         "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
+        "run": spec.identity(store), "asked": spec.as_values(), "details": scores["details"],
+    }

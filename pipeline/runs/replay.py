@@ -1,0 +1,87 @@
+"""A result row carried out again: the same run, or a refusal that says what has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onceclip.adapters.methods import stored_method_class
+from onceclip.adapters.training.compile import OFF, Compiling
+from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.runs.fit import Fitted
+from onceclip.pipeline.runs.results import NAME, read_rows
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.words import counted
+from onceclip.pipeline.workers.devices import CPU, device_like
+from onceclip.stores import Store
+
+TOLERANCE = 0.005  # of the accuracy, on another machine or device, or with other products
+
+
+def read_row(reference: str) -> dict[str, Any]:
+    """The row that FILE:N names, N from 1; FILE is a results folder or its `results.jsonl`.
+
+    Raises ResultError if there is none, or it does not say what was asked for.
+    """
+    name, _, number = reference.rpartition(":")
+    folder = Path(name).parent if Path(name).name == NAME else Path(name)
+    if not name or not folder.is_dir():
+        raise ResultError(f"--from-row {reference}: give FILE:N, where FILE is a results folder or its {NAME}, and "
+                          "N the number of a row, from 1")
+    rows = read_rows(folder)
+    if not number.isdecimal() or not 1 <= int(number) <= len(rows):
+        raise ResultError(f"--from-row {reference}: {folder} has {counted(len(rows), 'row')}: give FILE:N, where N "
+                          "is the number of one of them, from 1")
+    row = rows[int(number) - 1]
+    if "asked" not in row or row.get("accuracy") is None:
+        raise ResultError(f"--from-row {reference}: the row has no result that could be repeated")
+    return row
+
+
+def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
+    """What a row asked for, if the store still has the content that it was made of.
+
+    Raises ResultError if images, text or encoder have changed, MethodError for a method of a module that the user did
+    not name.
+    """
+    stored_method_class(row["asked"]["method"], "the row")  # which RunSpec would import
+    spec = RunSpec(**row["asked"])
+    then, now = row["fingerprints"], spec.contents(store)
+    changed = [name for name in now if now[name] != then[name]]
+    if changed:
+        details = ", ".join(f"{name} {then[name]}, now {now[name]}" for name in changed)
+        raise ResultError(f"the row was made of another {' and '.join(changed)} than {store.path} has now ({details}): "
+                          "replay it on the store that it names")
+    return spec
+
+
+def compiling_of(row: dict[str, Any]) -> Compiling:
+    """How the steps of a row's training were decided on; rows of before there was a choice were not compiled."""
+    return Compiling(**row.get("compiling", {"choice": OFF}))
+
+
+def device_of(row: dict[str, Any]) -> str:
+    """The device that trained a row, or one like it, or the CPU where there is none."""
+    return device_like(_trained_on(row))
+
+
+def _trained_on(row: dict[str, Any]) -> str:
+    return str(row.get("device", CPU))  # rows of before there was a choice were trained there
+
+
+def compare(row: dict[str, Any], again: Fitted) -> str:
+    """Say that a run gave its row again, and whether on another device.
+
+    Raises ResultError if it drew other images or its accuracy differs by more than TOLERANCE.
+    """
+    for name in ("support", "val"):
+        if row["fingerprints"][name] != again.row["fingerprints"][name]:
+            raise ResultError(f"the replay drew other {name} images than the row: another version of onceclip drew "
+                              f"them ({row['version']}, this is {again.row['version']})")
+    difference = abs(row["accuracy"] - again.row["accuracy"])
+    if difference > TOLERANCE:
+        raise ResultError(f"the replay reached {again.row['accuracy']:.4f}, the row says {row['accuracy']:.4f}: more "
+                          f"than {TOLERANCE} apart; compare their hyperparameters, `device`, `products` and `version`")
+    result = "the same accuracy as the row" if not difference else f"{difference:.5f} from the row's accuracy"
+    then, now = _trained_on(row), _trained_on(again.row)
+    return result if then == now else f"{result}; trained on {now}, and the row on {then}"

@@ -1,0 +1,280 @@
+"""Many runs: in groups, over processes, a row for each as soon as it is there; rows that exist are not made again."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from onceclip.adapters import MethodError, method_class
+from onceclip.adapters.cpu import DEFAULT, decided, fast_products
+from onceclip.adapters.method import Method
+from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
+from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
+from onceclip.pipeline.runs.fit import fit_group
+from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, record_stores, rows_name
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.words import counted, shots_of
+from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
+from onceclip.pipeline.workers.work import Part, Workers
+from onceclip.stores import Store, StoreMismatch, open_store, write_lock
+from onceclip.stores.location import everywhere
+
+MANY = 100  # runs from which starting further processes pays
+
+
+def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, workers: int = 0,
+          progress: bool = False, hands: Workers | None = None, part: Part | None = None,
+          compile: str = AUTO, retry_failed: bool = False, device: str = CPU) -> list[dict[str, Any]]:
+    """Carry out all runs on all stores and give their rows, in the order of the runs.
+
+    folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
+    workers: processes of one thread each; 0 for one per core where there are many runs. A run whose training diverges
+    has a row too, with its `error` and without accuracy.
+    hands: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
+    to a file of their own; what other parts have not made yet is left out of what is given. compile: "auto" compiles
+    the steps of long trainings on a CPU, "on" all, "off" none. retry_failed: repeat runs whose row has an `error`.
+    device: what trains, as for `fit`; with workers, which see one GPU each, none that has a number.
+    Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
+    on. Raises StoreError if another sweep is writing to the file, DeviceError if there is no such device.
+
+    Example:
+        >>> specs = onceclip.make_specs(["zero-shot", "gda"], shots=[4], seeds=[1, 2, 3])
+        >>> [row["method"] for row in onceclip.sweep([store], specs, Path("results"))]
+        ['zero-shot', 'zero-shot', 'zero-shot', 'gda', 'gda', 'gda']
+    """
+    if hands is None:
+        training_device(device)
+    if (hands is not None or workers > 1) and ":" in device:
+        raise DeviceError(f"--device {device}: each worker sees one GPU, whatever its number: use --device cuda")
+    opened = {store.path: store for store in stores}
+    name = rows_name(part)
+    with write_lock(str(folder / name)):
+        rows = known(folder)
+        record_stores(folder, stores)
+        done = settled(rows, retry_failed) | (_of_others(part, stores, specs) if part else {})
+        plan = make_plan(stores, specs, done, compile, device)
+        identities = [spec.identity(opened[path]) for path, spec in plan.runs]
+        products = _products([rows[each] for each in identities if each in rows]) if plan.todo else DEFAULT
+        with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
+                  disable=None if progress and plan.todo else True) as bar:
+            for made in carry_out(plan, products, workers, hands):
+                append_rows(folder, made, name)
+                rows |= {row["run"]: row for row in made}
+                bar.update(len(made))
+                bar.set_postfix_str(f"{made[0]['method']}, {shots_of(made[0]['shots'])}")
+    return [rows[each] for each in identities if each in rows or not part]
+
+
+def _of_others(part: Part, stores: Sequence[Store], specs: Sequence[RunSpec]) -> dict[str, Any]:
+    """The runs of all other parts; decided by what was asked for alone, whatever of it has been done by now."""
+    opened = {store.path: store for store in stores}
+    groups = make_plan(stores, specs, {}).groups
+    mine = set(part.share(range(len(groups))))
+    return {spec.identity(opened[group.store]): None for number, group in enumerate(groups) if number not in mine
+            for spec in group.specs}
+
+
+def _products(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How to multiply matrices: as for the rows that a sweep has already, else the fastest way of this machine."""
+    return next((row["products"] for row in rows if "products" in row), None) or fast_products()
+
+
+def known(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a results folder by the identity of their run."""
+    return by_run(row for row in read_rows(folder) if "run" in row)
+
+
+def settled(rows: Mapping[str, dict[str, Any]], retry_failed: bool) -> dict[str, dict[str, Any]]:
+    """Those of some rows, by run, that count as done. retry_failed: leave out the ones that have an error."""
+    return {run: row for run, row in rows.items() if not (retry_failed and "error" in row)}
+
+
+def require_result(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ResultError if there are rows and all of them are failures."""
+    reasons = Counter(str(row["error"]) for row in rows if "error" in row)
+    if rows and reasons.total() == len(rows):
+        (reason, _), = reasons.most_common(1)
+        raise ResultError(f"none of {counted(len(rows), 'run')} has a result; most often: {reason}; mend that, then "
+                          "add --retry-failed to the same command")
+
+
+def carry_out(plan: Plan, products: str, workers: int = 0,
+              hands: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each group of a plan, as they come. products: as of `Located`. workers, hands: as for `sweep`."""
+    if hands is None:
+        device = plan.groups[0].device if plan.groups else CPU
+        gpus = visible_gpus() if training_device(device).type == CUDA else []
+        most = 1 if ":" in device else len(gpus) or os.cpu_count() or 1
+        number = min(workers or (most if plan.todo >= MANY else 1), len(plan.groups))
+        if number > 1:
+            from onceclip.pipeline.workers.cluster import local
+
+            with local(number, gpus) as processes:
+                yield from carry_out(plan, products, hands=processes)
+            return
+    located = (Located(group, everywhere(group.store), products) for group in plan.groups)
+    yield from hands.work(run_located, located) if hands else map(run_located, located)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A group, and where its store is for a process with another working directory.
+
+    products: how to multiply matrices, which the command decides for all its workers.
+    """
+
+    group: Group
+    place: str
+    products: str
+
+    def __str__(self) -> str:
+        first = self.group.specs[0]
+        return (f"{counted(len(self.group.specs), 'run')} of {first.method} ({shots_of(first.shots or 'all')}, "
+                f"seed {first.seed})")
+
+
+def run_located(located: Located) -> list[dict[str, Any]]:
+    """Carry out a group wherever this process is; its rows say the path that the user gave."""
+    with decided(located.products):
+        rows = run_group(replace(located.group, store=located.place))
+    return [{**row, "store": located.group.store} for row in rows]
+
+
+def run_group(group: Group) -> list[dict[str, Any]]:
+    """Carry out a group and give its rows."""
+    store = _opened(group.store, group.fingerprint)
+    rows = []
+    results = fit_group(store, group.specs, compile=group.compile, device=group.device)
+    for spec, fitted in zip(group.specs, results, strict=True):
+        if isinstance(fitted, MethodError):
+            rows.append({"method": spec.method, "shots": spec.shots or "all", "seed": spec.seed, "accuracy": None,
+                         "error": str(fitted), "store": store.path, "fingerprints": spec.contents(store),
+                         "run": spec.identity(store), "asked": spec.as_values()})
+        else:
+            rows.append(fitted.row)
+    return rows
+
+
+@cache
+def _opened(path: str, fingerprint: str) -> Store:
+    """A store that this process has opened, with the columns that it has read."""
+    store = open_store(path)
+    if store.fingerprint != fingerprint:
+        raise StoreMismatch(f"{path} has changed since the sweep began: run the same command again")
+    return store
+
+
+OWN = "own"  # the grid of every method's own search values
+GROUP_RUNS, ON_A_GPU = 64, 1024
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs on one store that one process trains and scores together: of one draw.
+
+    fingerprint: the store's content. compile: whether steps are compiled, which the whole plan decides, so that a part
+    of it, or what is left of it, gives the same numbers. device: that trains them, as for `fit`.
+    """
+
+    store: str
+    fingerprint: str
+    specs: tuple[RunSpec, ...]
+    compile: Compiling = USUAL
+    device: str = CPU
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep. runs: (store, spec) in order. groups: of those that are still to be done."""
+
+    runs: tuple[tuple[str, RunSpec], ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def todo(self) -> int:
+        """Number of runs still to be done."""
+        return sum(len(group.specs) for group in self.groups)
+
+
+def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Sequence[int],
+               grids: Sequence[tuple[str, Sequence[str]]] = (), own: bool = False, **common: Any) -> list[RunSpec]:
+    """Every method at every number of shots with every seed and all combinations of its grids' values.
+
+    grids: (name, values), where the name may say for which method, as in `clip-adapter.ratio`. own: each method's own
+        search values, too, for hyperparameters without a grid. common: further fields of RunSpec.
+    Raises TaskError for a grid that no method has, UnknownName for a method that does not exist.
+
+    Example:
+        >>> specs = onceclip.make_specs(["zero-shot", "tip-adapter"], shots=[1, 4], seeds=[1, 2, 3])
+        >>> len(specs)
+        12
+    """
+    unused = {name for name, _ in grids}
+    specs = []
+    for name in methods:
+        method = method_class(name)
+        given: dict[str, Sequence[Any]] = {}
+        for target, values in grids:
+            for_method, _, hyperparameter = target.rpartition(".")
+            if for_method in ("", name) and hyperparameter in method.hyperparameters:
+                given[hyperparameter] = [method.hyperparameters[hyperparameter].parse(hyperparameter, value)
+                                         for value in values]
+                unused.discard(target)
+        if own:
+            given = {**{key: setting.search for key, setting in method.hyperparameters.items() if setting.search},
+                     **given}
+        for number, seed in itertools.product(shots, seeds):
+            for values in itertools.product(*given.values()):
+                specs.append(RunSpec(name, number, seed, dict(zip(given, values, strict=True)), **common))
+    if unused:
+        raise TaskError(f"--grid {min(unused)}: none of {', '.join(methods)} has such a hyperparameter; "
+                        "`onceclip methods NAME` lists them")
+    return specs
+
+
+def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any],
+              compile: str = AUTO, device: str = CPU) -> Plan:
+    """Group the runs that are not done yet.
+
+    done: result rows by the identity of their run. compile: "auto", "on" or "off". device: as for `fit`.
+    """
+    specs = list(specs)
+    runs = [(store.path, spec) for store in stores for spec in specs]
+    opened = {store.path: store for store in stores}
+    most = ON_A_GPU if is_gpu(device) else GROUP_RUNS
+    together: dict[Any, list[RunSpec]] = defaultdict(list)
+    for path, spec in runs:
+        if spec.identity(opened[path]) not in done:
+            together[path, spec.seed, *spec.common].append(spec)
+    alike = Counter(spec.method for _, spec in runs)
+    groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
+                    Compiling(compile, alike[members[0].method]), device)
+              for key, members in together.items() for start in range(0, len(members), most)]
+    return Plan(tuple(runs), tuple(groups))
+
+
+def shared(plan: Plan) -> list[str]:
+    """What the groups share, in words, one line per method."""
+    lines = []
+    for name in dict.fromkeys(group.specs[0].method for group in plan.groups):
+        groups = [group for group in plan.groups if group.specs[0].method == name]
+        runs = sum(len(group.specs) for group in groups)
+        lines.append(f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; "
+                     f"{_shared(method_class(name))}")
+    return lines
+
+
+def _shared(method: type[Method]) -> str:
+    if not method.trained:
+        return "a group is prepared once and scored in one pass"
+    if method.solver == "lbfgs":
+        return "a group is drawn once, solved run by run and scored in one pass"
+    return "a group is drawn once, trained in stacks where that is faster, and scored in one pass"

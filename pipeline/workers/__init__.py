@@ -1,0 +1,3 @@
+"""Extractions and sweeps by several processes: of this machine, or of those that a dask scheduler has."""
+
+

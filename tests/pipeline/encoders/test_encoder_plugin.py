@@ -1,0 +1,228 @@
+"""An encoder of the user's own, `--model module:function`: nothing of it is CLIP, everything else works on it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onceclip.pipeline.encoders import EncoderSpec, findable, open_encoder
+from onceclip.pipeline.errors import EncoderError
+from onceclip.stores import open_store
+
+HISTOGRAMS = '''
+"""Histograms of each colour, and a text side that knows the names of three colours."""
+import numpy as np
+import torch
+
+NAMES = ("red", "green", "blue")
+
+def preprocess(image):
+    """Runs in the processes that decode images."""
+    return np.asarray(image.convert("RGB").resize((16, 16)), np.float32).transpose(2, 0, 1) / 255
+
+class Histograms:
+    name, dim, logit_scale = "histograms", 3, 10.0
+    preprocess = staticmethod(preprocess)
+    identity = {"version": 1}
+
+    def encode_image(self, pixels):
+        return pixels.mean(dim=(2, 3))
+
+    def encode_text(self, sentences):
+        return torch.tensor([[float(name in sentence) for name in NAMES] for sentence in sentences])
+
+class ImagesOnly(Histograms):
+    encode_text = None
+
+def load():
+    return Histograms()
+
+def images_only():
+    return ImagesOnly()
+'''
+
+NETWORK = '''
+"""A small torch network on CLIP's own preparation of images."""
+import torch
+from onceclip.pipeline.decoding.preparation import Preparation
+
+class Network(torch.nn.Module):
+    name, dim = "network", 8
+    preprocess = Preparation(size=(24, 24), resize_mode="squash")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
+
+    def encode_image(self, pixels):
+        return self.layers(pixels).flatten(1)
+
+def load():
+    return Network()
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
+    """Write a module of the user's into their working directory: module("name", text)."""
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    written = []
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """An image folder of three colours."""
+    random = np.random.default_rng(0)
+    for place, name in enumerate(("red", "green", "blue")):
+        for number in range(8):
+            values = random.integers(0, 60, (20, 30, 3), dtype=np.uint8)
+            values[..., place] += 150
+            (tmp_path / "colours" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(tmp_path / "colours" / name / f"{number}.png")
+    return tmp_path / "colours"
+
+
+def test_an_encoder_that_is_no_clip_goes_through_extract_fit_evaluate_and_predict(
+        module: Callable[[str, str], str], colours: Path, tmp_path: Path, run: Callable[..., Any],
+        run_json: Callable[..., Any]) -> None:
+    module("histograms", HISTOGRAMS)
+    done = run_json("extract", colours, tmp_path / "s.zarr", "--model", "histograms:load")
+    assert (done["encoded"], done["encoder"]["name"], done["encoder"]["logit_scale"]) == (24, "histograms", 10.0)
+    store = open_store(str(tmp_path / "s.zarr"))
+    assert store.text().prompts == ("a photo of a blue.", "a photo of a green.", "a photo of a red.")
+    for row in store.rows():
+        with Image.open(colours / str(store.table.key[row])) as image:
+            expected = np.asarray(image.resize((16, 16)), np.float32).mean(axis=(0, 1)) / 255
+        np.testing.assert_allclose(store.embeddings([row])[0], expected, atol=1e-3)
+    row = run_json("fit", tmp_path / "s.zarr", "--method", "tip-adapter", "--shots", "2", "--out", tmp_path / "a")
+    assert row["accuracy"] == 1.0
+    assert run_json("evaluate", tmp_path / "a", tmp_path / "s.zarr")["accuracy"] == 1.0
+    refused = run("predict", tmp_path / "a", colours / "red")
+    assert refused.exit_code == 1
+    assert "name it with --model" in refused.stderr  # opening it runs its code: never by what a file says
+    answers = run_json("predict", tmp_path / "a", colours / "red", "--model", "histograms:load")["predictions"]
+    assert {answer["class"] for answer in answers} == {"red"}
+
+
+def test_an_encoder_without_text_makes_a_store_without_prompts_and_says_so(
+        module: Callable[[str, str], str], colours: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+    module("silent", HISTOGRAMS)
+    done = run("extract", colours, tmp_path / "s.zarr", "--model", "silent:images_only")
+    assert done.exit_code == 0, done.stderr
+    assert "histograms has no text encoder: the store has no prompts" in done.stderr
+    assert open_store(str(tmp_path / "s.zarr")).texts == []
+    assert open_store(str(tmp_path / "s.zarr")).complete
+    assert "onceclip fit" in done.stdout
+    command = shlex.split(done.stdout.partition("onceclip ")[2])
+    assert run(*command).exit_code == 0
+    failed = run("fit", tmp_path / "s.zarr", "--method", "zero-shot")
+    assert failed.exit_code == 1
+    assert "no text set 'default'" in failed.stderr
+    assert "linear-probe and onceclip.FewShotClassifier do without" in failed.stderr
+    with pytest.raises(EncoderError, match="embeds images only"):
+        open_encoder(EncoderSpec("silent:images_only")).encode_text(["a photo"])
+
+
+def test_a_torch_network_is_known_by_its_weights_and_runs_in_the_precision_asked_for(
+        module: Callable[[str, str], str]) -> None:
+    module("network", NETWORK)
+    module("other_network", NETWORK.replace("manual_seed(0)", "manual_seed(1)"))
+    encoder, other, half = (open_encoder(EncoderSpec(f"{name}:load", precision=precision)) for name, precision in
+                            (("network", "auto"), ("other_network", "auto"), ("network", "bf16")))
+    assert len({each.info["fingerprint"] for each in (encoder, other, half)}) == 3
+    assert encoder.preparation.size == (24, 24)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
+    full, rounded = (each.encode_images(pixels)["embedding"] for each in (encoder, half))
+    assert full.shape == (4, 8)
+    assert 0 < np.abs(full - rounded).max() < 0.05 * np.abs(full).max()
+    with pytest.raises(EncoderError, match="cannot give the output 'preproj'"):
+        encoder.encode_images(pixels, ("embedding", "preproj"))
+
+
+@pytest.mark.parametrize(("old", "new", "text"), [
+    ("identity = {\"version\": 1}", "", "needs `identity`"),
+    ("identity = {\"version\": 1}", "identity = {\"v\": NAMES.__len__}", "needs `identity`"),
+    ("name, dim, logit_scale = \"histograms\", 3, 10.0", "name = 'x'", "without `dim`"),
+    ("def encode_image", "def encode_images", "without `encode_image`"),
+    ("preprocess = staticmethod(preprocess)", "", "needs `preprocess`"),
+    ("preprocess = staticmethod(preprocess)", "preprocess = staticmethod(lambda image: preprocess(image))",
+     "must be a function"),
+    (".resize((16, 16))", "", "the same for every picture"),
+    (".convert(\"RGB\")", ".convert(\"L\")", "ValueError: axes don't match array in broken.py:10"),
+    ("return Histograms()", "return 1 / 0", "ZeroDivisionError: division by zero in broken.py"),
+    ("import torch", "import no_such_package", "cannot import broken .ModuleNotFoundError"),
+    ("def load", "def lead", "broken has no function 'load'"),
+], ids=str)
+def test_what_an_encoder_lacks_is_one_line_that_names_it(module: Callable[[str, str], str], old: str, new: str,
+                                                         text: str) -> None:
+    assert old in HISTOGRAMS
+    module("broken", HISTOGRAMS.replace(old, new, 1))
+    with pytest.raises(EncoderError, match=text) as caught:
+        open_encoder(EncoderSpec("broken:load"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("body", "text"), [
+    ("return pixels.mean(dim=(1, 2, 3))", r"gave an array of shape \(2,\), not \(2, 3\)"),
+    ("return pixels @ pixels.mean(dim=1)[0, :5]", r"encode_image of wrong:load failed: RuntimeError.* in wrong.py:18"),
+], ids=["shape", "failure"])
+def test_what_fails_inside_an_encoder_is_one_line_with_the_place(module: Callable[[str, str], str], body: str,
+                                                                 text: str) -> None:
+    module("wrong", HISTOGRAMS.replace("return pixels.mean(dim=(2, 3))", body))
+    encoder = open_encoder(EncoderSpec("wrong:load"))
+    with pytest.raises(EncoderError, match=text):
+        encoder.encode_images(np.zeros((2, 3, 16, 16), np.float32))
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"pretrained": "openai"}, "--pretrained is for models of open_clip"), ({"precision": "bf16"}, "could be cast"),
+    ({"decode": "fast"}, "prepares images by itself")], ids=str)
+def test_options_that_an_encoder_of_ones_own_cannot_follow_are_refused(module: Callable[[str, str], str],
+                                                                       options: dict[str, Any], text: str) -> None:
+    module("plain", HISTOGRAMS)
+    with pytest.raises(EncoderError, match=text):
+        open_encoder(EncoderSpec("plain:load", **options))
+
+
+def test_only_encoders_that_a_name_alone_finds_are_opened_by_it() -> None:
+    assert all(findable({"name": name}) for name in ("demo", "ViT-B-32", "hf-hub:a/b", "transformers:openai/clip"))
+    assert not any(findable(info) for info in ({"name": "ViT-B-32", "imported": True}, {"name": "local-dir:x"}, {},
+                                               {"name": "mine", "plugin": "mine"}, {"name": "transformers:folder"}))
+
+
+@pytest.mark.checkout
+def test_the_encoder_of_the_extending_page_works(module: Callable[[str, str], str]) -> None:
+    import torch
+
+    page = (Path(__file__).parents[3] / "docs" / "extending.md").read_text(encoding="utf-8")
+    example, = (block for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+                if "my_encoder.py" in block)
+    module("my_encoder", example)
+    names: dict[str, Any] = {}
+    exec(compile(example, "my_encoder.py", "exec"), names)
+    torch.save(names["Network"]().state_dict(), "my-weights.pt")
+    encoder = open_encoder(EncoderSpec("my_encoder:load"))
+    picture = encoder.preparation.array(Image.new("RGB", (90, 40)))
+    assert encoder.encode_images(picture[None])["embedding"].shape == (1, 128)

@@ -1,0 +1,206 @@
+"""Workers of this machine: they die, are replaced, and what they cannot do is named; nothing of them stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onceclip.pipeline.errors import WorkerError
+from onceclip.pipeline.workers import cluster as scheduler
+from onceclip.pipeline.workers.cluster import Cluster, local
+from onceclip.stores import Store
+
+pytestmark = pytest.mark.slow
+# Shells start what they put into the background deaf to SIGINT, and so its children.
+PROGRAM = """
+import signal
+from onceclip.cli import main
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
+"""
+Run = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """Workers can import this file, whatever folder the tests are started in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[3])
+        yield
+
+
+@pytest.fixture(scope="module")
+def workers(importable: None) -> Iterator[Cluster]:
+    """Two of them."""
+    with local(2, modules=("torch",)) as processes:
+        yield processes
+
+
+def work_of(task: tuple[str, str]) -> str:
+    """Note that a task was begun, then do it: end this process, fail, or give its own name."""
+    name, note = task
+    with open(note, "a") as file:
+        file.write(f"{name}\n")
+    if name == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "failing":
+        raise WorkerError("as it should")
+    return name
+
+
+def look(name: str) -> dict[str, Any]:
+    """What a worker finds as it takes a task."""
+    return {"pid": os.getpid(), "threads": torch.get_num_threads(), "set": os.environ.get(name), "folder": os.getcwd()}
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of some processes that still run."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Run:
+    """Start a command in a session of its own; its script stands in a folder of its own, as an installed one does."""
+    script = tmp_path / "scripts" / "start.py"
+    script.parent.mkdir()
+    script.write_text(PROGRAM)
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, script, *map(str, arguments)], start_new_session=True, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+    return start
+
+
+def running(session: int) -> list[str]:
+    """The processes of a session, zombies aside."""
+    listed = subprocess.run(["ps", "-s", str(session), "-o", "pid=,stat="], capture_output=True, text=True, check=False)
+    return [line.split()[0] for line in listed.stdout.splitlines() if "Z" not in line.split()[1]]
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    while not true():
+        time.sleep(0.02)
+
+
+def test_a_task_that_ends_its_workers_is_set_aside_and_all_others_are_done(
+        workers: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    note, names = tmp_path / "note", ["a", "deadly", *"bcdefg"]
+    work = workers.work(work_of, [(name, str(note)) for name in names])
+    done = [next(work) for _ in "abcdefg"]
+    with pytest.raises(WorkerError, match=r"^1 task was set aside.*deadly.*it ended every worker that took it"):
+        next(work)
+    assert sorted(done) == list("abcdefg")
+    assert note.read_text().split().count("deadly") >= 2
+    assert capfd.readouterr().err == ""  # dask would tell of each worker
+
+
+def test_what_a_task_raises_ends_the_work(workers: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"^as it should$"):
+        list(workers.work(work_of, [(name, str(tmp_path / "note")) for name in ("a", "failing", "b")]))
+    assert list(workers.work(work_of, [("a", str(tmp_path / "note"))])) == ["a"]
+
+
+def test_tasks_are_taken_as_they_are_needed(workers: Cluster, tmp_path: Path) -> None:
+    """A billion images must not become a billion tasks in memory."""
+    taken = 0
+
+    def tasks() -> Any:
+        nonlocal taken
+        for number in range(50):
+            taken += 1
+            yield str(number), str(tmp_path / "note")
+
+    work = workers.work(work_of, tasks())
+    next(work)
+    assert taken <= 4
+    work.close()
+
+
+def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_command(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What they are to do first waits for nobody; at the end they are ended in the middle of it."""
+    monkeypatch.setenv("ONCECLIP_TEST", "set")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.chdir(tmp_path)
+    with local(2, gpus=["a", "b"]) as workers:
+        assert workers.per_machine == 2
+        found = list(workers.work(look, ["ONCECLIP_TEST"] * 8))
+        devices = {each["set"] for each in workers.work(look, ["CUDA_VISIBLE_DEVICES"] * 8)}
+        workers.begin(sleep, 600)
+        pids = list(workers.client.run(os.getpid).values())
+    assert {(each["threads"], each["set"], each["folder"]) for each in found} == {(1, "set", str(tmp_path))}
+    assert devices <= {"a", "b"}
+    assert {each["pid"] for each in found} <= set(pids)
+    assert not alive(pids)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_RECOUNT", 0.1)
+    monkeypatch.setattr(scheduler, "_PATIENCE", 1.0)
+    with local(1) as workers:
+        work = workers.work(work_of, [(name, str(tmp_path / "note")) for name in ("a", "deadly", "b")])
+        assert next(work) == "a"
+        monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts with it
+        with pytest.raises(WorkerError, match=r"^no worker can be started any more: see whether this machine has room"):
+            list(work)
+    with pytest.raises(WorkerError, match=r"^2 workers cannot be started .*: see whether this machine"), local(2):
+        pass
+
+
+def test_a_command_that_is_killed_leaves_no_process(imported: Store, tmp_path: Path, started: Run) -> None:
+    process = started("sweep", imported.path, "--methods", "clip-adapter", "--shots", "4,8,16", "--seeds", "1-30",
+                      "--grid", "epochs=400", "--compile", "off", "--local-workers", 2, "--out", tmp_path / "out")
+    with process:
+        wait_until((tmp_path / "out" / "results.jsonl").exists)
+        assert len(running(process.pid)) >= 3  # the command and its workers
+        process.kill()
+        process.wait()
+        wait_until(lambda: not running(process.pid))
+
+
+@pytest.mark.parametrize("moment", ["workers start", "workers are at work"])
+def test_ctrl_c_says_what_it_always_says_and_leaves_no_process(imported: Store, tmp_path: Path, started: Run,
+                                                               moment: str) -> None:
+    process = started("sweep", imported.path, "--methods", "clip-adapter", "--shots", "16", "--seeds", "1-4",
+                      "--grid", "epochs=100000", "--compile", "off", "--local-workers", 2, "--out", tmp_path / "out")
+    with process:
+        wait_until(lambda: len(running(process.pid)) >= 3)
+        if moment == "workers are at work":
+            wait_until((tmp_path / "out" / "stores.json").exists)
+            time.sleep(3)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, complaint = process.communicate()
+        wait_until(lambda: not running(process.pid))
+    assert process.returncode == 130
+    assert (out, complaint.split("\r")[-1].strip()) == ("", "Stopped. What was done is kept: run the same command "
+                                                        "again to go on.")
+    assert "Traceback" not in complaint
+
+
+def test_a_file_of_the_working_directory_is_not_taken_for_a_module(imported: Store, tmp_path: Path,
+                                                                   started: Run) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for name in ("random.py", "numpy.py", "zarr.py"):
+        (folder / name).write_text("raise SystemExit('this is not the module that was meant')\n")
+    with started("sweep", imported.path, "--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--local-workers", 2,
+                 "--out", "out", cwd=folder, env={**os.environ, "PYTHONSAFEPATH": ""}) as process:
+        _, complaint = process.communicate()
+    assert process.returncode == 0, complaint

@@ -1,0 +1,58 @@
+"""Extractions by workers of this machine: what they store, when they are killed and when an image kills them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from onceclip.pipeline.encoders import EncoderSpec
+from onceclip.pipeline.errors import WorkerError
+from onceclip.pipeline.extraction.extract import extract
+from onceclip.pipeline.extraction.survey import ExtractOptions
+from onceclip.pipeline.workers.cluster import local
+from onceclip.stores import open_store
+from onceclip.stores.schema import STORED, TODO
+
+pytestmark = pytest.mark.slow
+
+
+def test_an_extraction_by_processes_of_which_one_is_killed_equals_that_of_one_process(
+        pictures: Path, means: str, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
+    extract(pictures, tmp_path / "one.zarr", EncoderSpec(means), options)
+    monkeypatch.setenv("MEANS_SECONDS", "0.1")
+    with local(2) as workers:
+        first, _ = workers.client.run(os.getpid).values()
+
+        def kill() -> None:
+            while not (tmp_path / "two.zarr" / "image" / "state" / "c").is_dir() or not any(
+                    open_store(str(tmp_path / "two.zarr")).column("state") == STORED):
+                time.sleep(0.02)
+            os.kill(first, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        done = extract(pictures, tmp_path / "two.zarr", EncoderSpec(means), options, workers)
+        thread.join()
+        assert first not in workers.client.run(os.getpid).values()
+    assert (done.images, done.encoded, done.bad) == (48, 48, 0)
+    assert contents(tmp_path / "two.zarr") == contents(tmp_path / "one.zarr")
+
+
+def test_a_unit_whose_image_ends_every_process_is_named_and_the_others_are_stored(
+        pictures: Path, means: str, tmp_path: Path, blank: Callable[[Path], None]) -> None:
+    """An image that crashes the encoder, on a GPU say: the run neither hangs nor ends before the rest is there."""
+    blank(pictures / "disc" / "03.png")
+    options = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
+    with local(1) as workers, pytest.raises(WorkerError, match=r"unit 3 of .*rows 24 to 31.*ended every worker"):
+        extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), options, workers)
+    state = open_store(str(tmp_path / "store.zarr")).column("state")
+    assert (state[24:32] == TODO).all()
+    assert (state[[*range(24), *range(32, 48)]] == STORED).all()
