@@ -19,7 +19,7 @@ _ALIKE = 0.6, 1.5  # of the default's time
 _FASTER = 0.9  # of the default's time, so that noise alone never decides
 _LOCK = threading.Lock()
 _entered: list[str] = []  # the ways that blocks of code are in at the moment
-_decided: list[str] = []  # the ways that were decided elsewhere, the last of which counts
+_decided: list[str] = []  # choices of another process; the last one counts
 _ERROR = 4.0  # times the default's error: other orders of summation stay below, bfloat16 is thousands of times above
 
 
@@ -36,9 +36,9 @@ def fast_products() -> str:
 
 @contextmanager
 def decided(choice: str) -> Iterator[None]:
-    """Have `fast_products` give a choice of another process, if it is exact on this CPU.
+    """Have `fast_products` return what another process chose, if it is exact on this CPU.
 
-    What is timed can turn out differently in two processes, whose results would then differ in their last digits.
+    Two processes that time for themselves can choose differently, and their results differ in the last digits.
     """
     _decided.append(ONEDNN if choice == ONEDNN and _exact() else DEFAULT)
     try:

@@ -35,13 +35,15 @@ TIMEOUT = 10.0
 _LOOPBACK = "127.0.0.1"
 _AHEAD = 2  # tasks under way per worker
 _RECOUNT = 5.0  # seconds after which the workers are counted again
-_PATIENCE = 120.0  # seconds without any local worker, each of which ends as it starts
+_PATIENCE = 120.0  # seconds without any local worker until the command ends
 _ENVIRONMENT = {**dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-                "PYTHONSAFEPATH": "1"}  # a file of the working directory is no module
+                "PYTHONSAFEPATH": "1"}  # so that no file of the working directory is imported
 _LOCAL: dict[str, Any] = {
-    "distributed.nanny.pre-spawn-environ": {},  # dask's own has memory given back after every batch, which takes time
-    "distributed.deploy.lost-worker-timeout": "365 days",  # a worker that takes long to start again is not given up
-    "distributed.scheduler.worker-ttl": None,  # nor one that is too busy to answer
+    "distributed.nanny.pre-spawn-environ": {},  # dask's default makes malloc return memory at once, which is slow
+    "distributed.deploy.lost-worker-timeout": "365 days",  # else dask drops a worker that is slow to start again
+    "distributed.scheduler.worker-ttl": None,  # and one that is too busy to answer
+    "distributed.comm.default-scheme": "tcp",  # whatever is configured for a cluster
+    "distributed.comm.require-encryption": False,
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.multiprocessing-method": "spawn",
@@ -65,22 +67,23 @@ class Cluster:
         return max(hosts.values(), default=1)
 
     def begin(self, function: Callable[[Task], Any], task: Task) -> None:
-        """As of `workers.Workers`; workers that come later are left out."""
+        """See `workers.Workers`; workers that join later are left out."""
         self._first = [self._submit(function, task, [address]) for address in self.client.nthreads()]
 
     def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
-        """As of `workers.Workers`. Raises WorkerError too if the scheduler or all local workers are lost for good."""
+        """See `workers.Workers`. Also raises WorkerError if the scheduler or all local workers are lost for good."""
         suspects: list[tuple[Task, str]] = []
         yield from self._round(function, tasks, lambda: _AHEAD * self._number(), suspects)
-        aside: list[tuple[Task, str]] = []  # one by one: each had waiting tasks beside the guilty one
+        # A task that merely waited at a worker that died is a suspect too: each gets another chance, alone.
+        aside: list[tuple[Task, str]] = []
         yield from self._round(function, [task for task, _ in suspects], lambda: 1, aside)
         refuse([(str(task), f"it ended every worker that took it, the last one {last}") for task, last in aside])
 
     def _round(self, function: Callable[[Task], Result], tasks: Iterable[Task], most: Callable[[], int],
                killed: list[tuple[Task, str]]) -> Generator[Result, None, None]:
-        """Carry out tasks, of which `most()` are under way at a time.
+        """Carry out tasks, at most `most()` of them at a time.
 
-        killed: gets the tasks that were on workers that died, too often, and the address of the last one.
+        killed: gets each task whose workers died too often, with the address of the last one.
         """
         upcoming = iter(tasks)
         running: dict[Future, Task] = {}
@@ -125,7 +128,7 @@ class Cluster:
     def _submit(self, function: Callable[[Task], Result], task: Task, workers: Sequence[str] = ()) -> Future:
         """workers: addresses of those that may have it, all by default.
 
-        What is to be done goes as bytes: the scheduler, and the loop of a worker, would import all that it names.
+        Function and task travel as bytes, since the scheduler and the worker's event loop would import all they name.
         """
         name = f"{function.__name__.strip('_')}-{self._session}-{next(self._names)}"
         return self.client.submit(_carried_out, pickle.dumps((function, task)), __version__, key=name, pure=False,
@@ -198,8 +201,7 @@ def connected(choice: str, modules: Sequence[str] = ()) -> Iterator[Cluster]:
 def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) -> Iterator[Cluster]:
     """Processes of this machine with one thread each, until the end of the `with` block.
 
-    gpus: names that CUDA_VISIBLE_DEVICES takes; the processes see one of them each, in turn. modules: what they import
-        at once.
+    gpus: names for CUDA_VISIBLE_DEVICES; each process sees one of them, in turn. modules: what they import at once.
     Raises WorkerError if they cannot be started.
     """
     _silence()
@@ -224,24 +226,24 @@ def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) ->
 
 
 def _kill(processes: SpecCluster) -> None:
-    """End workers in the middle of what they do: dask itself would wait seconds for the end of their tasks."""
+    """End the workers at once; dask would wait seconds for their tasks to end."""
     for nanny in list(processes.workers.values()):
-        nanny.close_gracefully()  # so that it starts no other one
+        nanny.close_gracefully()  # else it starts another one
         if pid := nanny.pid:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _silence() -> None:
-    """What matters of dask's log is raised."""
+    """Silence dask's log: errors that matter are raised."""
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """The variables of this process as workers are to have them: their libraries read them as they load."""
-    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "PYTHONHASHSEED")}  # the last one dask sets
+    """Set the variables that workers inherit; libraries read them when they are loaded."""
+    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "PYTHONHASHSEED")}  # dask sets the last one
     os.environ.update(_ENVIRONMENT)
     try:
         yield
@@ -252,11 +254,11 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Keep Ctrl-C from threads that are started meanwhile, and so from the processes that these start."""
+    """Hide Ctrl-C from threads that are started meanwhile, and from the processes that those start."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # it would let the signal through again
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -269,11 +271,11 @@ def _short(error: BaseException) -> str:
 
 
 def _carried_out(work: bytes, version: str) -> Any:
-    """Carry out a task on a worker, whose threads take turns: the GPU and the cores are for one task."""
+    """Carry out a task on a worker. Its threads take turns, since one task needs the GPU and all the cores."""
     if version != __version__:
         raise WorkerError(f"the worker {get_worker().address} has onceclip {__version__}, this command is {version}: "
                           "install the same version on both")
-    import torch  # the scheduler, which imports this module, has no need of it
+    import torch  # only here: the scheduler imports this module
 
     with _ONE_AT_A_TIME:
         torch.set_num_threads(get_worker().state.nthreads)
