@@ -16,8 +16,9 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys, torch
-from onceclip.adapters import ZeroShotLinearProbe, code_folder
-from onceclip.adapters.compiling import Compiling, compiling
+from onceclip.adapters import ZeroShotLinearProbe
+from onceclip.adapters.training import code_cache
+from onceclip.adapters.training.compile import Compiling, compiling
 from tests.adapters.conftest import _task
 
 made, make = [], code_cache.make
@@ -36,7 +37,7 @@ def elsewhere(monkeypatch, tmp_path):
 
 def run():
     """Whatever folder and environment an earlier test left."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, cwd=ROOT,
                           env=environment)
     assert not done.returncode, done.stderr
