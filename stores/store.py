@@ -364,14 +364,11 @@ class Store:
         """Raise StoreIncomplete if rows are still to be encoded."""
         if not self.complete:
             missing = int((self.column("state") == TODO).sum())
-            if self.attributes.get("compaction"):
-                remedy = "run the same `onceclip compact` command again to finish it, or delete it"
-            elif self.encoder.get("imported"):
-                remedy = "run the same `onceclip import` command again to finish it"
-            else:
-                remedy = "run the same `onceclip extract` command again to finish it"
+            command = ("compact" if self.attributes.get("compaction") else
+                       "import" if self.encoder.get("imported") else "extract")
             raise StoreIncomplete(f"{self.path} is unfinished ({missing} of {self._height} images are still to be "
-                                  f"stored): {remedy}")
+                                  f"stored): run the same `onceclip {command}` command again to finish it"
+                                  f"{', or delete it' if command == 'compact' else ''}")
 
     def require_encoder(self, other: str, what: str) -> None:
         """Raise StoreMismatch unless something (`what`) was made by this store's encoder (fingerprint `other`)."""
