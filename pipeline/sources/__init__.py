@@ -16,7 +16,7 @@ __all__ = ["Content", "Listing", "LocalFile", "Pixels", "Record", "RemoteFile", 
 
 # Each is a module here with `recognises`, `list_source` and `USES`, the names of the options it takes; the first that
 # recognises a text lists it.
-SOURCES = ("file_list", "torchvision_sets", "folder", "webdataset", "manifest", "coop", "plugin")
+SOURCES = ("file_list", "torchvision_sets", "folder", "archives", "manifest", "coop", "plugin")
 _FALLBACK = "folder"
 DEFAULTS = SourceOptions()
 _OPTIONS = {"root": "--root", "every": "--every", "frames": "--frames", "download": "--download"}
