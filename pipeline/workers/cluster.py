@@ -38,6 +38,7 @@ _RECOUNT = 5.0  # seconds after which the workers are counted again
 _PATIENCE = 120.0  # seconds without any local worker until the command ends
 _ENVIRONMENT = {**dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
                 "PYTHONSAFEPATH": "1"}  # so that no file of the working directory is imported
+_QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"  # it tells of semaphores of workers that were killed
 _LOCAL: dict[str, Any] = {
     "distributed.nanny.pre-spawn-environ": {},  # dask's default makes malloc return memory at once, which is slow
     "distributed.deploy.lost-worker-timeout": "365 days",  # else dask drops a worker that is slow to start again
@@ -243,8 +244,10 @@ def _silence() -> None:
 @contextmanager
 def _environment() -> Iterator[None]:
     """Set the variables that workers inherit; libraries read them when they are loaded."""
-    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "PYTHONHASHSEED")}  # dask sets the last one
-    os.environ.update(_ENVIRONMENT)
+    warnings = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _QUIET)))
+    values = {**_ENVIRONMENT, "PYTHONWARNINGS": warnings}
+    before = {name: os.environ.get(name) for name in (*values, "PYTHONHASHSEED")}  # dask sets the last one
+    os.environ.update(values)
     try:
         yield
     finally:

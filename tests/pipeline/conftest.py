@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,13 @@ def imported(arrays: dict[str, np.ndarray], import_of: Callable[..., Store]) -> 
 
 MEANS = '''
 """Mean colours; slow if asked to be, and ended by a picture of one colour."""
+import multiprocessing
 import os
 import time
 
 from onceclip.pipeline.decoding.preparation import Preparation
+
+lock = multiprocessing.get_context("spawn").RLock()  # as tqdm makes one: a process that is killed leaves it behind
 
 
 class Means:
@@ -128,7 +132,7 @@ def means_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def means(means_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Its name, which this process and those that it starts can import."""
     monkeypatch.syspath_prepend(str(means_folder))
-    monkeypatch.setenv("PYTHONPATH", str(means_folder))
+    monkeypatch.setenv("PYTHONPATH", str(means_folder), prepend=os.pathsep)
     return "means:load"
 
 
