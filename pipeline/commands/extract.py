@@ -29,12 +29,28 @@ if TYPE_CHECKING:
     from onceclip.pipeline.workers.work import Part
 
 
+class SplitShares(click.ParamType):
+    """Per cent of train, val and test: 80/10/10."""
+
+    name = "T/V/T"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        try:
+            return value if isinstance(value, tuple) else tuple(float(each) for each in str(value).split("/"))
+        except ValueError:
+            self.fail(f"{value!r} is no list of per cent for train, val and test such as 80/10/10", param, context)
+
+
 @click.command()
 @click.argument("source")
 @click.argument("store")
 @encoder_options(required=True)
 @source_options()
 @output_options()
+@click.option("--split-shares", type=SplitShares(), help="Per cent of each class for train, val and test, where "
+              "SOURCE has no splits; a store keeps those that it began with.  [default: 50/20/30]")
+@click.option("--split-seed", type=click.IntRange(0), metavar="N", help="Of the draw of splits; other seeds give other "
+              "splits.  [default: 1]")
 @click.option("--templates", metavar="NAME|FILE", help="Prompt templates: photo, imagenet, imagenet-7, a file with one "
               "a line, or a sentence with {}.  [default: those of the store, else \"a photo of a {}.\"]")
 @click.option("--class-names", type=LocalPath(path_type=Path), metavar="FILE",
@@ -65,7 +81,8 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Exit with 1 if any image is bad.")
 @json_option
 def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store: str, model: str,
-            pretrained: str | None, preprocess: str | None, device: str, templates: str | None,
+            pretrained: str | None, preprocess: str | None, device: str,
+            split_shares: tuple[float, float, float] | None, split_seed: int | None, templates: str | None,
             class_names: Path | None, precision: str, compile: bool, dtype: str, batch_size: int, decode: str,
             exif: bool, decode_timeout: float, workers: int,
             local_workers: int | None, scheduler: str | None, part: Part | None, unit_rows: int,
@@ -73,9 +90,9 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     """Encode images and the prompts of their classes, once.
 
     Reads SOURCE, writes STORE. SOURCE holds one folder of images per class, or train/, val/ and test/ with such
-    folders in them; without those, a stratified split (50 % train, 20 % val, 30 % test) is drawn and recorded. Run it
-    again when images were added, changed, moved or removed: only new content is encoded. Bad images are recorded with
-    their reason and left out.
+    folders in them; without those, a stratified split (50 % train, 20 % val, 30 % test, see --split-shares) is drawn
+    and recorded. Run it again when images were added, changed, moved or removed: only new content is encoded. Bad
+    images are recorded with their reason and left out.
 
     \b
     SOURCE is one of (docs/sources.md describes them):
@@ -105,7 +122,8 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
                              batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
-                             outputs=outputs_of(outputs), decode_timeout=decode_timeout)
+                             outputs=outputs_of(outputs), decode_timeout=decode_timeout, split_shares=split_shares,
+                             split_seed=split_seed)
     encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
                            cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
     done: Extraction | PartDone = (extract_part(source, store, encoder, options, part) if part else
