@@ -49,14 +49,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Candidates:
-    """All settings of one method on one cell.
+    """All settings of one method on one cell, each with all of its mixing weights in order.
 
-    weight: (candidates,), the mixing weight or 1. prior: (candidates,), half squared departures from the defaults.
-    default: position of the default. entropy, calibrated: (candidates, rows), cross-entropies of the validation rows.
-    right: (candidates, rows). accuracy: (candidates,) on test rows. alone: calibrated cross-entropies of the support
-    rows left out one by one (candidates, rows), or None.
+    settings: their number. weight: (candidates,), the mixing weight or 1. prior: (candidates,), what the rule charges
+    for leaving the defaults. default: position of the default. entropy, calibrated: (candidates, rows), cross-entropies
+    of the validation rows. right: (candidates, rows). accuracy: (candidates,) on test rows. alone: calibrated
+    cross-entropies of the support rows left out one by one (candidates, rows), or None.
     """
 
+    settings: int
     weight: np.ndarray
     prior: np.ndarray
     default: int
@@ -73,12 +74,25 @@ class Candidates:
         allowed = np.flatnonzero(best.mean(axis=1) <= error + 1e-9)
         return int(allowed[np.lexsort((loss.mean(axis=1)[allowed], order[allowed]))[0]])
 
+    def middle(self) -> int:
+        """Of every setting that is as accurate as any the middle of its widest best interval; the surest of these."""
+        right = self.right.sum(axis=1)
+        found = []
+        for places in np.split(np.arange(len(right)), self.settings):
+            best = places[right[places] == right.max()]
+            runs = [run for run in np.split(best, np.flatnonzero(np.diff(best) > 1) + 1) if len(run)]
+            if runs:
+                widest = max(runs, key=lambda run: self.weight[run[-1]] - self.weight[run[0]])
+                middle = (self.weight[widest[0]] + self.weight[widest[-1]]) / 2
+                found.append(int(widest[np.abs(self.weight[widest] - middle).argmin()]))
+        return min(found, key=lambda place: float(self.entropy[place].sum()))
+
     def chosen(self) -> dict[str, int]:
         """What every rule takes."""
         wrong, best = 1.0 - self.right, np.flatnonzero(self.right.sum(axis=1) == self.right.sum(axis=1).max())
         found = {
             "fixed": self.default,
-            "accuracy, middle": _middle(best, self.weight, np.arange(len(self.weight))),
+            "accuracy, middle": self.middle(),
             "accuracy, smallest": int(best[self.weight[best].argmin()]),
             "cross-entropy": int(self.entropy.sum(axis=1).argmin()),
             "calibrated": int(self.calibrated.sum(axis=1).argmin()),
@@ -95,14 +109,6 @@ class Candidates:
             both = self.alone.sum(axis=1) + self.calibrated.sum(axis=1)
             found["calibrated and left out, prior"] = int((both + self.prior).argmin())
         return found
-
-
-def _middle(best: np.ndarray, weight: np.ndarray, place: np.ndarray) -> int:
-    """Of runs of best candidates with growing weights, the middle, by weight, of the widest one."""
-    runs = np.split(best, np.flatnonzero((np.diff(best) > 1) | (np.diff(weight[best]) < 0)) + 1)
-    widest = max(runs, key=lambda run: weight[run[-1]] - weight[run[0]])
-    middle = (weight[widest[0]] + weight[widest[-1]]) / 2
-    return int(place[widest][np.abs(weight[widest] - middle).argmin()])
 
 
 def groups_of(store: Store) -> dict[str, list[int]]:
@@ -190,7 +196,7 @@ def candidates(name: str, cell: Cell) -> Candidates:
                              left[0] + weight * left[1], task.support.label)))
     columns = [np.array([np.asarray(value) for value in column]) if column[0] is not None else None
                for column in zip(*rows, strict=True)]
-    return Candidates(columns[0], columns[1], int(columns[1].argmin()), *columns[2:])  # type: ignore[arg-type]
+    return Candidates(len(fitted), columns[0], columns[1], int(columns[1].argmin()), *columns[2:])  # type: ignore[arg-type]
 
 
 def _terms(fitted: Sequence[tuple[Method, Any]], prepared: Any, method: Method,
