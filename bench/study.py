@@ -212,10 +212,9 @@ def _terms(fitted: Sequence[tuple[Method, Any]], prepared: Any, method: Method,
 
 def _left_out(method: Method, prepared: Any) -> tuple[Tensor, Tensor] | None:
     try:
-        first, second = method.leave_one_out(prepared)
+        return method.leave_one_out(prepared)
     except MethodError:
         return None
-    return first, second if method.mixing else torch.zeros(())
 
 
 @click.command("study", context_settings={"show_default": True})
