@@ -25,19 +25,20 @@ BENCHES = {
     "text": "class prompts, deduplicated or not",
     "extract": "an extraction beside its encoder alone, decoding alone and the field's loop",
     "gpu": "hundreds of runs at once on a GPU beside the field's loop there",
-    "study": "which rule chooses hyperparameters best, on groups of related classes of your stores",
     "fidelity": "how far each precision of an encoder is from float64, and how fast",
 }
+
+STUDIES = {"study": "which rule chooses hyperparameters best, on groups of related classes of your stores"}
 
 
 class Benches(click.Group):
     """Commands that are imported when they are run: each needs much."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return [*BENCHES, "all", "compare"]
+        return [*BENCHES, *STUDIES, "all", "compare"]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name in BENCHES:
+        if name in BENCHES or name in STUDIES:
             return importlib.import_module(f"bench.{name}").command
         return {"all": every, "compare": _compare()}.get(name)
 
@@ -45,7 +46,7 @@ class Benches(click.Group):
         with formatter.section("Benches"):
             formatter.write_dl([*BENCHES.items()])
         with formatter.section("Also"):
-            formatter.write_dl([("all", "every bench but study, each in a process of its own"),
+            formatter.write_dl([*STUDIES.items(), ("all", "every bench, each in a process of its own"),
                                 ("compare", "A.json B.json: what became slower")])
 
 
@@ -64,7 +65,7 @@ def main(context: click.Context) -> None:
 
 
 @click.command("all")
-@click.option("--only", help="Names with commas between.  [default: all but study; gpu where there is one]")
+@click.option("--only", help="Names with commas between.  [default: all; gpu where there is one]")
 @click.option("--quick", is_flag=True, help="Cut sizes down to see whether everything runs.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench.jsonl"), show_default=True,
               help="Append the rows here, as JSON lines.")
@@ -73,8 +74,7 @@ def every(only: str | None, quick: bool, out: Path) -> None:
     from bench.machine import this_machine
 
     begun = time.perf_counter()
-    without = {"study"} | (set() if this_machine()["gpu"] else {"gpu"})  # a study needs stores
-    names = only.split(",") if only else [name for name in BENCHES if name not in without]
+    names = only.split(",") if only else [name for name in BENCHES if name != "gpu" or this_machine()["gpu"]]
     failed = [name for name in names if not _run(name, ["--out", str(out), *(["--quick"] if quick else [])])]
     click.echo(f"\nall: {time.perf_counter() - begun:.0f} s, rows in {out}")
     if failed:

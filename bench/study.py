@@ -226,7 +226,6 @@ def _left_out(method: Method, prepared: Any) -> tuple[Tensor, Tensor] | None:
 @click.option("--out", type=click.Path(path_type=Path), help="Append a row per method, group and shots, as JSON lines.")
 def command(stores: Sequence[str], methods: str, shots: str, draws: int, text: str, out: Path | None) -> None:
     """Compare rules for choosing hyperparameters on groups of related classes of STORES."""
-    torch.set_num_threads(1)
     rows = []
     for name in methods.split(","):
         for store in map(open_store, stores):
