@@ -210,7 +210,7 @@ def _leave_one_out(method: Method, task: Task, prepared: Any, settings: Sequence
     for values in settings:
         each, interval = method.with_values(**values), None
         first, second = each.leave_one_out(prepared)
-        weight = float(each.values[each.mixing]) if each.mixing else 0.0
+        weight = float(each.values[each.mixing]) if each.mixing else 1.0
         if mixing is not None:
             each, weight, interval = _mixed(each, mixing, first, second, label)
         trials.append(_Trial(each, {}, *_score(first + weight * second, label), interval))
