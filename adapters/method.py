@@ -33,7 +33,6 @@ class Method(Trainable):
     hyperparameters, trained, solver, inputs, state: see `Trainable`.
     presets: named sets of values for hyperparameters, such as those of a paper's code.
     mixing: the hyperparameter that weighs B where the logits are `A + weight * B`.
-    select: the policy by which hyperparameters are chosen where the user names none.
     needs: what else a task must have, in words for people. wants_unlabelled: whether it reads rows without labels.
     needs_text: whether it looks at prompts; without, a task of class names alone will do.
     transfers: whether what it learns serves other classes; `for_classes` makes their head.
@@ -45,7 +44,6 @@ class Method(Trainable):
     equation: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
     mixing: ClassVar[str | None] = None
-    select: ClassVar[str] = "fixed"
     needs_support: ClassVar[bool] = True
     needs_text: ClassVar[bool] = True
     needs: ClassVar[str] = ""
@@ -95,8 +93,12 @@ class Method(Trainable):
     def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
         """Logits A and B (rows, classes) of each support image, as if that image were not in the support.
 
-        Raises MethodError where that has no closed form.
+        Only for a task that `check_left_out` lets pass.
         """
+        raise NotImplementedError
+
+    def check_left_out(self, task: Task) -> None:
+        """Raise MethodError unless `leave_one_out` has a closed form, here and for this support."""
         raise MethodError(f"{self.name} has no leave-one-image-out form: use --select val or fixed")
 
     def fit(self, task: Task, seed: int = 0, progress: Progress = no_progress) -> Classifier:
@@ -154,3 +156,10 @@ def zero_shot_head(task: Task) -> Linear:
     """Zero-shot logits `s x . w_c + b`, the first term of most methods."""
     weights = task.zero_shot_weights
     return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
+
+
+def require_two_images(task: Task) -> None:
+    """Raise MethodError if a class has a single support image, so that leaving it out leaves the class without any."""
+    if (torch.bincount(task.support.label, minlength=task.classes) == 1).any():
+        raise MethodError("leave-one-image-out leaves a class of one image without any: use 2 shots or more, or "
+                          "--select val")

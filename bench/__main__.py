@@ -28,15 +28,17 @@ BENCHES = {
     "fidelity": "how far each precision of an encoder is from float64, and how fast",
 }
 
+STUDIES = {"study": "which rule chooses hyperparameters best, on groups of related classes of your stores"}
+
 
 class Benches(click.Group):
     """Commands that are imported when they are run: each needs much."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return [*BENCHES, "all", "compare"]
+        return [*BENCHES, *STUDIES, "all", "compare"]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name in BENCHES:
+        if name in BENCHES or name in STUDIES:
             return importlib.import_module(f"bench.{name}").command
         return {"all": every, "compare": _compare()}.get(name)
 
@@ -44,7 +46,7 @@ class Benches(click.Group):
         with formatter.section("Benches"):
             formatter.write_dl([*BENCHES.items()])
         with formatter.section("Also"):
-            formatter.write_dl([("all", "every bench, each in a process of its own"),
+            formatter.write_dl([*STUDIES.items(), ("all", "every bench, each in a process of its own"),
                                 ("compare", "A.json B.json: what became slower")])
 
 

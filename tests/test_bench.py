@@ -71,6 +71,20 @@ def test_every_bench_runs_and_gives_rows_of_one_form(name: str, tmp_path: Path) 
     assert torch.get_num_threads() == threads
 
 
+def test_the_study_compares_rules_on_a_store(store_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    arguments = ["study", str(store_path), "--methods", "gda,linear-probe", "--shots", "1,2", "--draws", "1"]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(out)])
+    assert result.exit_code == 0, (result.output, result.exception)
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(row["method"], row["shots"]) for row in rows] == [("gda", 1), ("gda", 2), ("linear-probe", 1),
+                                                              ("linear-probe", 2)]
+    for row in rows:
+        assert {"fixed", "calibrated, prior", "zero-shot"} <= row["accuracy"].keys()
+        assert max(row["accuracy"].values()) <= 100
+    assert "calibrated, prior" in result.output
+
+
 def test_every_goal_belongs_to_a_bench_and_says_what_is_wanted() -> None:
     assert {goal.bench for goal in GOALS.values()} <= {*BENCHES, ""}
     assert all(math.isfinite(goal.least) != math.isfinite(goal.most) for goal in GOALS.values())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Linear, Sum
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -165,12 +165,14 @@ class GDA(Method):
         gaussian = new_classes(kept["rows"], unit(task.text.class_weights))
         return Sum((zero_shot_head(task), gaussian), (1.0, self.alpha))
 
+    def check_left_out(self, task: Task) -> None:
+        require_two_images(task)
+        if self.covariance != "pooled" or task.support.views is not None:
+            raise MethodError("leave-one-image-out of gda needs covariance=pooled and no stored views: use --select "
+                              "val")
+
     def leave_one_out(self, prepared: Statistics) -> tuple[Tensor, Tensor]:
         support = prepared.task.support
-        if self.covariance != "pooled":
-            raise MethodError("leave-one-image-out of gda needs covariance=pooled: use --select val")
-        if support.views is not None or (prepared.count == 1).any():
-            raise MethodError("leave-one-image-out of gda needs 2 shots or more and no stored views: use --select val")
         pieces = [_without(prepared, *piece) for piece in
                   zip(support.unit.double().split(_ROWS), support.label.split(_ROWS), strict=True)]
         second = torch.cat(pieces)

@@ -34,7 +34,6 @@ class LinearProbe(Method):
         "l2": Hyperparameter(1e-5, "strength of the decay", search=tuple(10.0**-power for power in range(1, 9)),
                              high=1e6, retrain=True),
     }
-    select = "val"
     trained = True
     solver = "lbfgs"
     needs_text = False

@@ -39,7 +39,6 @@ class LinearProbeAdamW(Method):
                                        0.2154, 4.642), high=100.0, retrain=True),
     }
     presets = {"reference": {"start": "random", "epochs": 20}, "command-line": {"start": "random", "epochs": 10}}
-    select = "val"
     trained = True
     needs_text = False
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import FourierFeatures, Head, KernelMachine, Linear, Sum, fourier
-from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.task import Task
+from onceclip.adapters.method import Method, require_two_images, zero_shot_head
+from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.training.ridge import Ridges
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -106,11 +106,15 @@ class ProKeR(Method):
     presets = {f"imagenet-{shots}": {"beta": beta, "ridge": ridge} for shots, beta, ridge in
                ((1, 3.0, 0.05), (2, 2.6, 0.05), (4, 1.5, 0.05), (8, 1.66, 0.07), (16, 1.7, 0.1))}
 
-    def prepare(self, task: Task) -> Regression:
-        support, form = task.support, self.rows
+    def _form(self, support: Rows) -> str:
+        """What the kernel compares with."""
         views = len(support) if support.views is None else support.views.shape[:2].numel()
-        if form == "auto":
-            form = "views" if views <= _MOST else "means" if len(support) <= _MOST else "features"
+        if self.rows != "auto":
+            return str(self.rows)
+        return "views" if views <= _MOST else "means" if len(support) <= _MOST else "features"
+
+    def prepare(self, task: Task) -> Regression:
+        support, form = task.support, self._form(task.support)
         rows, label = (support.keys, support.label) if form == "means" else support.stacked
         generator = torch.Generator().manual_seed(0)
         shape = (_FREQUENCIES if form == "features" else 0, task.dim)
@@ -135,13 +139,13 @@ class ProKeR(Method):
         fitted = super().classifier(task, prepared, parameters)
         return replace(fitted, hyperparameters={**fitted.hyperparameters, "rows": prepared.form})
 
+    def check_left_out(self, task: Task) -> None:
+        require_two_images(task)
+        if self._form(task.support) == "features":
+            raise MethodError("leave-one-image-out of proker needs the kernel itself: use --select val")
+
     def leave_one_out(self, prepared: Regression) -> tuple[Tensor, Tensor]:
         support, scale = prepared.task.support, prepared.task.logit_scale
-        if prepared.form == "features":
-            raise MethodError("leave-one-image-out of proker needs the kernel itself: use --select val")
-        if (torch.bincount(support.label, minlength=prepared.task.classes) == 1).any():
-            raise MethodError("leave-one-image-out leaves a class of one image without any: use 2 shots or more, "
-                              "or --select val")
         systems, images = prepared.systems(self.beta), support.unit.double()
         solution, inverse = systems.solution(self.ridge), systems.inverse(self.ridge)
         kernel = (self.beta * (images @ prepared.rows.T - 1)).exp_()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Kernel
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -43,12 +42,11 @@ class TipAdapter(Method):
         support = prepared.support
         return zero_shot_head(prepared), Kernel(support.keys, support.label, prepared.classes, self.beta)
 
+    def check_left_out(self, task: Task) -> None:
+        require_two_images(task)
+
     def leave_one_out(self, prepared: Task) -> tuple[Tensor, Tensor]:
         support = prepared.support
-        counts = torch.bincount(support.label, minlength=prepared.classes)
-        if (counts == 1).any():
-            raise MethodError("leave-one-image-out leaves a class of one image without any: use 2 shots or more, "
-                              "or --select val")
         zero_shot, cache = self.terms(prepared, {})
         own = torch.exp(self.beta * ((support.unit * support.keys).sum(dim=1) - 1))
         without = cache(support.unit).scatter_add(1, support.label.unsqueeze(1), -own.unsqueeze(1))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Kernel, ProbabilityBilinear, Sum
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.methods.tip_adapter import SHARPNESS, TipAdapter
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -90,10 +90,13 @@ class TipX(Method):
         cache = Kernel(support.keys, support.label, task.classes, self.beta)
         return Sum((zero_shot_head(task), divergence), (1.0, self.gamma)), cache
 
-    def leave_one_out(self, prepared: Probabilities) -> tuple[Tensor, Tensor]:
-        task, label = prepared.task, prepared.task.support.label
+    def check_left_out(self, task: Task) -> None:
+        require_two_images(task)
         if self.sums:
             raise MethodError("leave-one-image-out of tip-x needs sums=false: use --select val")
+
+    def leave_one_out(self, prepared: Probabilities) -> tuple[Tensor, Tensor]:
+        task, label = prepared.task, prepared.task.support.label
         zero_shot, cache = TipAdapter(alpha=self.alpha, beta=self.beta).leave_one_out(task)
         divergence = self.terms(prepared, {})[0].heads[1]  # type: ignore[attr-defined]
         rows = task.support.unit

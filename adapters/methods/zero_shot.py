@@ -55,6 +55,9 @@ class ZeroShot(Method):
             return PromptWeighted(text.bank, scale, bias, self.prompts, self.entropy)
         return zero_shot_head(prepared)
 
+    def check_left_out(self, task: Task) -> None:
+        """No image is part of it."""
+
     def leave_one_out(self, prepared: Task) -> tuple[Tensor, Tensor]:
         logits = self.head(prepared, {})(prepared.support.unit)  # no image is part of them
         return logits, torch.zeros_like(logits)

@@ -58,9 +58,10 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     if not len(task.support):
         return classifier
     try:
-        first, second = method.leave_one_out(method.prepare(task))
-    except MethodError:  # it has no such form, or not for this support
+        method.check_left_out(task)
+    except MethodError:
         return classifier
-    weight = float(method.values[method.mixing]) if method.mixing else 0.0
+    first, second = method.leave_one_out(method.prepare(task))
+    weight = float(method.values[method.mixing]) if method.mixing else 1.0
     temperature = best_temperature(first + weight * second, task.support.label)
     return replace(classifier, temperature=temperature, calibrated_on=LEFT_OUT)

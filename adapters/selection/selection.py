@@ -25,6 +25,8 @@ from onceclip.adapters.training.stack import Parameters
 from onceclip.adapters.training.trainable import Value
 
 POLICIES = ("fixed", "val", "val-full", "loo")
+ENOUGH = 4  # images of each class from which leaving one out says what all are worth
+LOGITS = 2**27  # elements of logits (rows, classes) that a choice is made on at most: 512 MiB in float32
 Fitted = tuple[Method, Parameters]  # a method with its values, and what was trained with them
 Scored = tuple[Method, Parameters, float, float, tuple[float, float] | None]  # with accuracy, loss, best interval
 
@@ -56,6 +58,35 @@ class _Trial:
         return self.accuracy, -self.loss
 
 
+def default_policy(method: Method, task: Task) -> str:
+    """How hyperparameters are chosen where the user does not say, for every method: "val", "loo" or "fixed".
+
+    On labelled validation rows where the task has any; else by leaving out each support image in turn, where that has a
+    closed form, every class has at least four images and the logits fit in memory; else not at all.
+    """
+    if task.val is not None and len(task.val):
+        return "val"
+    label = task.support.label
+    if not len(label) or len(label) * task.classes > LOGITS:
+        return "fixed"
+    try:
+        method.check_left_out(task)
+    except MethodError:
+        return "fixed"
+    return "loo" if int(torch.bincount(label, minlength=task.classes).min()) >= ENOUGH else "fixed"
+
+
+def choices(method: Method, frozen: Set[str] = frozenset()) -> dict[str, tuple[Value, ...]]:
+    """Values to try of every hyperparameter that may be chosen, the present one first; none of the mixing weight.
+
+    frozen: names that keep their present values, beside those that a preset gives.
+    """
+    frozen = frozen | set(method.presets.get(str(method.values.get("preset")), ()))
+    return {name: tuple(dict.fromkeys([method.values[name], *setting.search]))
+            for name, setting in method.hyperparameters.items()
+            if name not in frozen and (setting.search or name == method.mixing)}
+
+
 def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = frozenset(), seed: int = 0,
                  progress: Progress = no_progress, search: Search = GRID) -> Selection:
     """Choose the free hyperparameters by a policy and fit.
@@ -83,6 +114,7 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
             return Selection(_fitted(method, task, prepared, seed, progress))
         settings = search.settings(free, seed)
         if policy == "loo":
+            method.check_left_out(task)
             trials = _refined(_leave_one_out(method, task, prepared, settings, mixing), free, search,
                               lambda more: _leave_one_out(method, task, prepared, more, mixing))
             best = max(trials, key=lambda trial: trial.rank)
@@ -210,7 +242,7 @@ def _leave_one_out(method: Method, task: Task, prepared: Any, settings: Sequence
     for values in settings:
         each, interval = method.with_values(**values), None
         first, second = each.leave_one_out(prepared)
-        weight = float(each.values[each.mixing]) if each.mixing else 0.0
+        weight = float(each.values[each.mixing]) if each.mixing else 1.0
         if mixing is not None:
             each, weight, interval = _mixed(each, mixing, first, second, label)
         trials.append(_Trial(each, {}, *_score(first + weight * second, label), interval))

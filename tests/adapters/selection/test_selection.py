@@ -14,6 +14,7 @@ from onceclip.adapters import (
     LinearProbe,
     Method,
     MethodError,
+    ProKeR,
     Rows,
     Task,
     Text,
@@ -108,7 +109,7 @@ def test_val_is_at_least_as_good_as_any_weight_and_equals_a_fit_of_what_it_chose
             assert accuracy(type(method)(**values).fit(task), task.val) <= found.accuracy
 
 
-@pytest.mark.parametrize("method", [TipAdapter(), GDA()], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [TipAdapter(), GDA(), ProKeR()], ids=lambda method: method.name)
 def test_loo_reports_the_accuracy_of_refitting_without_each_image(make_task, method):
     task = make_task((4, 3, 5), noise=0.5)
     found = fit_selected(method, task, "loo")

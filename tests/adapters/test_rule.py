@@ -1,0 +1,85 @@
+"""The rule that chooses hyperparameters: calibrated cross-entropy, and evidence before a default is left."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, one_hot
+
+from onceclip.adapters.calibration import best_temperature
+from onceclip.adapters.rule import best_weight, calibrated_loss, departure, weights_to_try
+
+
+def noise(rows, classes, seed=0):
+    return torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_loss_is_the_cross_entropy_at_the_best_temperature(scale):
+    label = torch.arange(30) % 5
+    logits = scale * (noise(30, 5) + one_hot(label, 5))
+    expected = cross_entropy(logits.double() / best_temperature(logits, label), label, reduction="none")
+    torch.testing.assert_close(calibrated_loss(logits, label), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_loss_is_finite_where_all_rows_are_right_or_all_are_wrong(sign):
+    label = torch.arange(4)
+    assert torch.isfinite(calibrated_loss(sign * 50 * torch.eye(4), label)).all()
+
+
+def test_leaving_a_default_by_a_factor_costs_the_same_in_both_directions():
+    defaults = {"alpha": 2.0, "epochs": 100}
+    assert departure(defaults, defaults) == 0.0
+    assert departure({"alpha": 2 * math.e, "epochs": 100}, defaults) == pytest.approx(0.5)
+    assert departure({"alpha": 2 / math.e, "epochs": 100}, defaults) == pytest.approx(0.5)
+    assert departure({"alpha": 4.0, "epochs": 25}, defaults) == pytest.approx((1 + 4) * math.log(2)**2 / 2)
+
+
+def test_a_default_that_is_wrong_by_orders_of_magnitude_can_be_left():
+    assert departure({"alpha": 1e6}, {"alpha": 1.0}) == departure({"alpha": 1e-6}, {"alpha": 1.0}) == 4.0
+
+
+@pytest.mark.parametrize(("value", "default"), [(0.0, 0.1), (0.1, 0.0), ("text", "full"), (True, False)])
+def test_a_value_without_a_ratio_to_its_default_costs_as_much_as_a_factor_of_e(value, default):
+    assert departure({"name": value}, {"name": default}) == 0.5
+
+
+def test_weights_are_powers_of_two_times_the_default_between_the_bounds():
+    assert weights_to_try(0.5, 0.0, 1.0) == [2.0**power for power in range(-7, 1)]
+    assert weights_to_try(1.0, 0.0, 5.0)[-3:] == [2.0, 4.0, 5.0]
+    assert weights_to_try(1.0, 0.3, 3.0) == [0.5, 1.0, 2.0, 3.0]
+    assert 0.0 in weights_to_try(0.0, 0.0, 8.0)
+
+
+def test_without_rows_the_default_stays():
+    nothing = torch.empty(0, 3)
+    found = best_weight(nothing, nothing, torch.empty(0, dtype=torch.long), 0.02, high=10.0)
+    assert (found.weight, found.cost, found.accuracy) == (0.02, 0.0, 0.0)
+
+
+def test_a_weight_that_changes_nothing_stays_at_its_default():
+    label = torch.arange(20) % 4
+    assert best_weight(noise(20, 4), torch.zeros(20, 4), label, 0.3, high=10.0).weight == 0.3
+
+
+def test_the_same_evidence_moves_the_weight_further_with_more_rows():
+    label = torch.arange(12) % 4
+    first, second = 2 * noise(12, 4), 0.2 * (noise(12, 4, 1) + 3 * one_hot(label, 4))
+    few, many = (best_weight(first.repeat(times, 1), second.repeat(times, 1), label.repeat(times), 1.0).weight
+                 for times in (1, 50))
+    assert 1.0 < few < many
+
+
+def test_a_text_that_knows_nothing_is_overruled():
+    label = torch.arange(40) % 4
+    first, second = 10 * noise(40, 4), noise(40, 4, 1) + 3 * one_hot(label, 4)
+    found = best_weight(first, second, label, 0.02)
+    assert found.accuracy > 0.8
+    assert found.low <= found.weight <= found.high
+
+
+def test_the_weight_does_not_leave_its_bounds():
+    label = torch.arange(40) % 4
+    assert best_weight(noise(40, 4), one_hot(label, 4).float(), label, 0.5, high=1.0).weight == 1.0
+    assert best_weight(one_hot(label, 4).float(), noise(40, 4), label, 0.5, low=0.4).weight >= 0.4
