@@ -47,7 +47,7 @@ class LPPlusPlus(Method):
     the authors' code.
 
     Example:
-        >>> onceclip.LPPlusPlus(epochs=100).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.LPPlusPlus(epochs=100).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -48,7 +48,7 @@ class TaskRes(Method):
     the authors' code.
 
     Example:
-        >>> onceclip.TaskRes(alpha=1.0).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.TaskRes(alpha=1.0).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -17,6 +17,7 @@ from onceclip.pipeline.commands.options import (
     compile_option,
     import_option,
     json_option,
+    percentage,
     show,
     training_device_option,
 )
@@ -71,25 +72,17 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
         onceclip fit --from-row results:17
     """
-    from onceclip.adapters.classifier import CONFIG, WEIGHTS
     from onceclip.adapters.plugin import import_module
-    from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
     from onceclip.adapters.selection.search import Search
-    from onceclip.adapters.training.compile import Compiling
-    from onceclip.pipeline.commands.options import percentage
-    from onceclip.pipeline.runs.fit import fit as run
+    from onceclip.pipeline.api.runs import fit as run
+    from onceclip.pipeline.api.runs import free_folder
     from onceclip.pipeline.runs.replay import compare, compiling_of, device_of, read_row, spec_of
-    from onceclip.pipeline.runs.results import NAME, append_row, record_stores
     from onceclip.pipeline.runs.run import RunSpec
     from onceclip.stores import open_store
 
     Search.parse(search)
-    if out and file_of(out, CONFIG).exists() and not overwrite:
-        raise click.ClickException(f"{out} holds an adapter already: give another --out, or add --overwrite")
-    own = CONFIG, WEIGHTS, NAME, UNFINISHED, WHOLE
-    if out and out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
-        raise click.ClickException(f"{out} holds other things, and a saved adapter has a README.md of its own: give "
-                                   "--out a folder that is new or empty")
+    if out:
+        free_folder(out, overwrite)
     if from_row and (given := _given()):
         raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     row = read_row(from_row) if from_row else None
@@ -105,15 +98,12 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
-        fitted = run(opened, spec, progress, compiling_of(row) if row else Compiling(compile), device)
+        fitted = run(opened, spec, device=device, compile=compiling_of(row) if row else compile, out=out,
+                     overwrite=overwrite, progress=progress)
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
         click.echo(f"Note: {remark}", err=True)
-    if out:
-        fitted.classifier.save(out)
-        append_row(out, fitted.row)
-        record_stores(out, [opened])
     show(as_json, fitted.row, lambda: fit_lines(fitted.row, out))
 
 
