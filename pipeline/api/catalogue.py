@@ -33,7 +33,7 @@ def _values(method: type[Method]) -> dict[str, Any]:
         "name": method.name, "family": method.family, "summary": method.summary, "equation": method.equation,
         "source": method.source, "needs": method.needs, "needs_support": method.needs_support,
         "needs_text": method.needs_text, "inputs": list(method.inputs), "transfers": method.transfers,
-        "trained": method.trained, "cost": cost(method), "select": method.select,
+        "trained": method.trained, "cost": cost(method),
         "trainings_of_val": trainings(method),
         "hyperparameters": {name: _setting(setting, name == method.mixing)
                             for name, setting in method.hyperparameters.items()},

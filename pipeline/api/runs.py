@@ -142,8 +142,8 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         hyperparameter, as in {"beta": [1, 5]} or {"clip-adapter.ratio": [0.2]}, or "own" for each method's search
         values. local_workers: processes; 0 for one per core where there are many runs. workers: what carries out the
         runs, in place of such processes. part: of the runs.
-        retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is "val" by default,
-        with grids "fixed". compile, device: as for `fit`.
+        retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
+        default, with grids "fixed". compile, device: as for `fit`.
     Raises WorkerError for runs that ended every process that took them, StoreError if another sweep writes to the file.
 
     Example:
@@ -152,7 +152,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         ['zero-shot', 'zero-shot', 'zero-shot', 'gda', 'gda', 'gda']
     """
     if specs is None:
-        further = {"select": "fixed" if grids else "val", "validated": bool(grids), **further}
+        further = {"select": "fixed" if grids else None, "validated": bool(grids), **further}
         if not isinstance(grids or {}, Mapping) and grids != runs.OWN:
             raise ArgumentError(f"grids {grids!r}: give values by hyperparameter, such as {{'beta': [1, 5]}}, or 'own'")
         pairs = [(name, listed(tried, f"grid {name}")) for name, tried in grids.items()] if isinstance(

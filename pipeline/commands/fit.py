@@ -24,7 +24,8 @@ from onceclip.pipeline.commands.options import (
 from onceclip.pipeline.words import counted, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow")
+             "narrow", "refit")
+_SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
 @click.command()
@@ -44,9 +45,13 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
               "serves other classes.")
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]),
               help="How hyperparameters are chosen: not at all, on min(shots, 4) validation images per class, on the "
-              "whole val split, or by leave-one-image-out.  [default: fixed; val for linear-probe]")
+              "whole val split, or by leave-one-image-out.  [default: val if the store has validation images, else loo "
+              "where the method can and every class has 4, else fixed]")
 @click.option("--search", default="grid", show_default=True, metavar="S",
               help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
+@click.option("--refit", type=click.Choice(["none", "val", "all"]), default="none", show_default=True,
+              help="Fit once more with what was chosen, on all labelled images of train and val, or of test too (all): "
+              "the best adapter to use, and no test accuracy.")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
@@ -61,7 +66,7 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool,
+        refit: str, compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool,
         modules: tuple[str, ...], as_json: bool) -> None:
     """Fit a few-shot classifier on a store and score it.
 
@@ -94,7 +99,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     values = dict(map(_setting, settings))
     spec = spec_of(row, opened) if row else RunSpec(
         str(method), shots or None, seed, values, text, select, class_weights, search, narrow,
-        stream=stream, classes=classes)
+        stream=stream, classes=classes, refit=refit)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
@@ -131,16 +136,24 @@ def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
     values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
                        for name, value in row["hyperparameters"].items())
     chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
+    fitted_on = f", then on all {row['n_refit']:,} of {_SPLITS[row['refit']]}" if "n_refit" in row else ""
     return [
         f"{row['method']}, {shots_of(row['shots'])}, seed {row['seed']}: "
-        f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}, "
-        f"{row['seconds']:.2f} s",
-        f"  test accuracy    {percent(row['accuracy'])} ({counted(row['n_test'], 'image')}), macro recall "
-        f"{percent(row['macro_recall'])}",
+        f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
+        f"{fitted_on}, {row['seconds']:.2f} s",
+        *_accuracy(row),
         *_new_classes(row),
         f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
         *([f"Saved in {out}. Next: onceclip predict {quote(str(out))} IMAGES..."] if out else []),
     ]
+
+
+def _accuracy(row: Mapping[str, Any]) -> list[str]:
+    if row.get("accuracy_before_refit") is not None:
+        return [f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
+                "before that"]
+    return [f"  test accuracy    {percent(row['accuracy'])} ({counted(row['n_test'], 'image')}), macro recall "
+            f"{percent(row['macro_recall'])}"]
 
 
 def _new_classes(row: Mapping[str, Any]) -> list[str]:

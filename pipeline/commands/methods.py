@@ -56,7 +56,7 @@ def _one(values: dict[str, Any]) -> list[str]:
     if values["needs"]:
         result.append(f"Needs: {values['needs']}.")
     if values["hyperparameters"]:
-        result += ["", f"Hyperparameters (--set NAME=VALUE; --select {values['select']} unless you say otherwise):"]
+        result += ["", "Hyperparameters (--set NAME=VALUE):"]
         width = max(map(len, values["hyperparameters"]))
         result += [f"  {name.ljust(width)}  {_number(setting['default'])}  {setting['meaning']}{_tried(setting)}"
                    for name, setting in values["hyperparameters"].items()]

@@ -72,7 +72,7 @@ class ShotList(click.ParamType):
               "harmonic mean.")
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]), help="How each run chooses its "
               "hyperparameters; with --grid each is fixed and scored on validation rows.  "
-              "[default: val; fixed with --grid]")
+              "[default: as for fit; fixed with --grid]")
 @click.option("--search", default="grid", show_default=True, metavar="S",
               help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
@@ -122,7 +122,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
         training_device(device)
     names = list(METHODS) if methods == "all" else names_in(methods)
     axes = [_axis(grid) for grid in grids if grid != OWN]
-    policy = select or ("fixed" if grids else "val")
+    policy = select or ("fixed" if grids else None)
     specs = specs_of(names, shots, seeds, axes, OWN in grids, text=text, select=policy, search=search, narrow=narrow,
                        stream=stream, classes=classes, validated=bool(grids))
     opened = [open_store(store) for store in stores]
