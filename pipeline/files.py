@@ -1,12 +1,13 @@
-"""Files that have their name only when they are whole."""
+"""Files: written whole or not at all, and read from a disk or behind a URL."""
 
 from __future__ import annotations
 
 import os
 import posixpath
+import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,21 +21,24 @@ from onceclip.stores.identity import encode_key
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written as NAME.part and gets its name at the end; after a failure there is none.
+    """A file that is written under a random name beside it and renamed when it is whole; after a failure there is none.
+
+    Of several processes that write one file, the last one's file stays. A link at `path` is replaced, not followed.
 
     path: the folders that it lies in are made where they are missing.
     Raises OSError with the name of the file, also where writing fails in the middle of it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with part.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:  # x: a new file, never one that another process or a stranger's link put there
             yield file
         part.replace(path)
     except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:
-            error.filename = str(path)
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename, error.filename2 = str(path), None
+        with suppress(OSError):
+            part.unlink()
         raise
 
 
@@ -122,6 +126,7 @@ def key_of(text: str) -> str:
     return encode_key(local_name(text))
 
 
+LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
 _AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
 
 
@@ -136,11 +141,13 @@ class LocalFile:
     def read(self) -> bytes:
         """The bytes of the file.
 
-        Raises BadImage if it cannot be read, is not a regular file, or is empty.
+        Raises BadImage if it cannot be read, is not a regular file, is empty, or has more than LARGEST_IMAGE bytes.
         """
         try:
-            if not stat.S_ISREG(os.stat(self.path).st_mode):
+            found = os.stat(self.path)
+            if not stat.S_ISREG(found.st_mode):
                 raise BadImage("not a regular file")
+            _check_size(found.st_size if self.size is None else self.size)
             with self.stream() as file:
                 file.seek(self.start)
                 content = file.read(-1 if self.size is None else self.size)
@@ -236,6 +243,11 @@ def unreachable(url: str, error: Exception) -> SourceError:
                            "URL that fsspec knows")
     return SourceError(f"{url}: the storage cannot be read ({said}): check the address, the network and the "
                        "credentials (docs/remote.md), then run the command again")
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST_IMAGE:
+        raise BadImage(f"too large ({size:,} bytes; an image may have {LARGEST_IMAGE:,})")
 
 
 def _whole(content: bytes, size: int | None) -> bytes:

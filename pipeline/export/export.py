@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -16,13 +14,16 @@ from onceclip.adapters.errors import unknown
 from onceclip.pipeline.decoding.preparation import decoding
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.errors import BadImage, ExportError
-from onceclip.pipeline.export import linear_file, onnx_file, torch_program
-from onceclip.pipeline.export.model import Subject
+from onceclip.pipeline.export.linear_file import LinearFile
+from onceclip.pipeline.export.model import Format, Subject
+from onceclip.pipeline.export.onnx_file import OnnxFile
+from onceclip.pipeline.export.torch_program import TorchProgram
+from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.sources.folder import list_images
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.stores import open_store
 
-FORMATS: dict[str, ModuleType] = {"safetensors": linear_file, "torch": torch_program, "onnx": onnx_file}
+FORMATS: dict[str, type[Format]] = {each.name: each for each in (LinearFile, TorchProgram, OnnxFile)}
 _TOLERANCE = 1e-4
 _ROUNDINGS = 16 * float(torch.finfo(torch.float32).eps)  # of the largest logit, where that is more
 _ROWS, _IMAGES = 64, 4
@@ -45,7 +46,7 @@ class Exported:
 
 def export(classifier: Classifier, format: str, file: str | Path, encoder: Encoder | None = None,
            check: np.ndarray | Tensor | None = None) -> Exported:
-    """Write an adapter for other programs; the file appears when it has been run and gives the same answers.
+    """Write an adapter for other programs, once its content was run and gives the same answers.
 
     format: "safetensors" (one linear map), "torch" (a program of torch.export) or "onnx". encoder: goes into the file
     too, so that pixels go in instead of embeddings. check: rows to compare on, raw embeddings (rows, dim) or pixels
@@ -60,34 +61,28 @@ def export(classifier: Classifier, format: str, file: str | Path, encoder: Encod
     """
     if format not in FORMATS:
         raise ExportError(unknown("format", format, FORMATS))
-    subject, file = Subject(classifier, encoder), Path(file)
-    if file.suffix != FORMATS[format].SUFFIX:
-        raise ExportError(f"{file}: give a name that ends in {FORMATS[format].SUFFIX}, which readers of this format "
-                          "go by")
+    kind, subject, file = FORMATS[format], Subject(classifier, encoder), Path(file)
+    if file.suffix != kind.suffix:
+        raise ExportError(f"{file}: give a name that ends in {kind.suffix}, which readers of this format go by")
     values = subject.random(_ROWS if encoder is None else _IMAGES) if check is None else torch.as_tensor(check)
-    part = file.with_name(file.name + ".part")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        FORMATS[format].write(subject, part)
-        difference = _compare(subject, FORMATS[format], part, values.float())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
-    return Exported(file, format, file.stat().st_size, len(values), difference)
+    with whole_file(file) as opened:
+        content = kind.write(subject)
+        difference = _compare(subject, kind.run(content, values.float()), values.float(), file)
+        opened.write(content)
+    return Exported(file, format, len(content), len(values), difference)
 
 
-def _compare(subject: Subject, format: ModuleType, part: Path, values: Tensor) -> float:
+def _compare(subject: Subject, found: tuple[Tensor, Tensor], values: Tensor, file: Path) -> float:
     """The largest difference of answers. Raises ExportError if it, or a class, is not what rounding explains."""
-    logits, probabilities = subject.answers(values)
-    found_logits, found_probabilities = format.run(part, values)
+    (logits, probabilities), (found_logits, found_probabilities) = subject.answers(values), found
     allowed = max(_TOLERANCE, _ROUNDINGS * float(logits.abs().max()))
     difference = max(float((found_logits - logits).abs().max()),
                      float((found_probabilities - probabilities).abs().max()))
     short = logits.amax(dim=1) - logits.gather(1, found_logits.argmax(dim=1, keepdim=True)).squeeze(1)
     if not difference <= allowed or bool((short > 2 * allowed).any()):  # NaN is no agreement either
-        raise ExportError(f"{part.name.removesuffix('.part')} was not written: its answers differ from onceclip's "
-                          f"by {difference:.2g} on {len(values)} rows, more than the {allowed:.1g} of rounding: please "
-                          "report it with the method and the versions of torch and onnxruntime")
+        raise ExportError(f"{file} was not written: its answers differ from onceclip's by {difference:.2g} on "
+                          f"{len(values)} rows, more than the {allowed:.1g} of rounding: please report it with the "
+                          "method and the versions of torch and onnxruntime")
     return difference
 
 

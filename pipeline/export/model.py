@@ -1,10 +1,12 @@
-"""What is exported: an adapter alone, or with its image encoder in front."""
+"""What is exported, an adapter alone or with its image encoder in front, and what a format is."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +72,26 @@ class Subject:
                                 if preparation.custom else
                                 "float32 RGB (batch, 3, height, width) from 0 to 1; mean and std are applied inside")
         return values
+
+
+class Format(ABC):
+    """A kind of file that adapters are exported to; FORMATS lists all.
+
+    name: as users name it. suffix: of its files.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+
+    @staticmethod
+    @abstractmethod
+    def write(subject: Subject) -> bytes:
+        """The content of a file. Raises ExportError for what the format cannot hold."""
+
+    @staticmethod
+    @abstractmethod
+    def run(content: bytes, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities (rows, classes) that a file of this content gives of rows."""
 
 
 class ImageClassifier(nn.Module):

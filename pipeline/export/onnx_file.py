@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from onceclip.pipeline.errors import ExportError
-from onceclip.pipeline.export.model import OUTPUTS, Subject
+from onceclip.pipeline.export.model import OUTPUTS, Format, Subject
 from onceclip.pipeline.export.torch_program import program_of, quiet
 
-SUFFIX = ".onnx"
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _LARGEST = 2**31 - 2**20  # bytes: what the format's container can hold, less room for the graph
 
 
-def write(subject: Subject, path: Path) -> None:
-    """Write an ONNX model with the metadata as its metadata_props.
+class OnnxFile(Format):
+    """An ONNX model with the metadata as its metadata_props."""
 
-    Raises ExportError without the packages, for what torch cannot follow, and for more than 2 GiB.
-    """
-    _require_packages()
-    program = program_of(subject)
-    size = sum(values.numel() * values.element_size() for values in program.state_dict.values())
-    if size > _LARGEST:
-        raise ExportError(f"the file would have {size / 2**30:.1f} GiB, and one ONNX file holds 2 GiB at most: export "
-                          "the adapter alone, without --with-encoder, or --to torch")
-    with quiet():
-        made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[subject.input],
-                                 output_names=list(OUTPUTS))
-    assert made is not None
-    model = made.model_proto
-    _clean(model)
-    for key, value in subject.metadata().items():
-        model.metadata_props.add(key=key, value=value)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    name = "onnx"
+    suffix = ".onnx"
 
+    @staticmethod
+    def write(subject: Subject) -> bytes:
+        """The file; see `Format`. Raises ExportError also without the packages, and for more than 2 GiB."""
+        _require_packages()
+        program = program_of(subject)
+        size = sum(values.numel() * values.element_size() for values in program.state_dict.values())
+        if size > _LARGEST:
+            raise ExportError(f"the file would have {size / 2**30:.1f} GiB, and one ONNX file holds 2 GiB at most: "
+                              "export the adapter alone, without --with-encoder, or --to torch")
+        with quiet():
+            made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[subject.input],
+                                     output_names=list(OUTPUTS))
+        assert made is not None
+        model = made.model_proto
+        _clean(model)
+        for key, value in subject.metadata().items():
+            model.metadata_props.add(key=key, value=value)
+        return model.SerializeToString(deterministic=True)
 
-def run(path: Path, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities that a written file gives of rows, in ONNX Runtime on the CPU."""
-    import onnxruntime
+    @staticmethod
+    def run(content: bytes, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities that a file gives of rows, in ONNX Runtime on the CPU; see `Format`."""
+        import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits, probabilities = session.run(list(OUTPUTS), {session.get_inputs()[0].name: values.numpy()})
-    return torch.from_numpy(logits), torch.from_numpy(probabilities)
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        logits, probabilities = session.run(list(OUTPUTS), {session.get_inputs()[0].name: values.numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(probabilities)
 
 
 def _require_packages() -> None:

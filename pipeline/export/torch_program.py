@@ -8,34 +8,39 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from onceclip.pipeline.errors import ExportError
-from onceclip.pipeline.export.model import Subject
+from onceclip.pipeline.export.model import Format, Subject
 
-SUFFIX = ".pt2"
 METADATA = "onceclip.json"
 _EXAMPLES = 3  # rows: of one, torch would make a constant
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
-def write(subject: Subject, path: Path) -> None:
-    """Write a .pt2 file, with the metadata as its extra file METADATA."""
-    file = io.BytesIO()  # of a path, torch would write the name into the file
-    with quiet():
-        torch.export.save(program_of(subject), file, extra_files={METADATA: json.dumps(subject.metadata())})
-    path.write_bytes(file.getbuffer())
+class TorchProgram(Format):
+    """A .pt2 file, with the metadata as its extra file METADATA."""
 
+    name = "torch"
+    suffix = ".pt2"
 
-def run(path: Path, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities that a written file gives of rows."""
-    with quiet(), torch.no_grad():
-        logits, probabilities = torch.export.load(io.BytesIO(path.read_bytes())).module()(values)
-    return logits, probabilities
+    @staticmethod
+    def write(subject: Subject) -> bytes:
+        """The file; see `Format`."""
+        file = io.BytesIO()
+        with quiet():
+            torch.export.save(program_of(subject), file, extra_files={METADATA: json.dumps(subject.metadata())})
+        return file.getvalue()
+
+    @staticmethod
+    def run(content: bytes, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities that a file gives of rows; see `Format`."""
+        with quiet(), torch.no_grad():
+            logits, probabilities = torch.export.load(io.BytesIO(content)).module()(values)
+        return logits, probabilities
 
 
 def program_of(subject: Subject) -> torch.export.ExportedProgram:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import onnxruntime
@@ -23,7 +25,7 @@ from onceclip.adapters.heads import Linear
 from onceclip.adapters.heads.linear import as_linear
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import ExportError
-from onceclip.pipeline.export import export
+from onceclip.pipeline.export import FORMATS, export
 from onceclip.pipeline.export.export import prepared_images
 from onceclip.pipeline.export.model import Subject
 from onceclip.stores import open_store
@@ -101,6 +103,34 @@ def test_encoder_and_adapter_in_one_file_give_images_the_labels_that_predict_giv
     assert [names[place] for place in probabilities.argmax(axis=1)] == [each["class"] for each in answers]
     np.testing.assert_allclose(probabilities.max(axis=1), [each["top"][0]["probability"] for each in answers],
                                atol=1e-4)
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_the_documented_preprocessing_gives_the_pixels_of_predict_for_photos_of_any_shape(
+        encoder: Any, tmp_path: Path, mode: str) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
+    source = re.search(r"^def prepare.*?(?=^\S*files =)", page, re.MULTILINE | re.DOTALL)
+    assert source
+    for size, interpolation in ((32, "bicubic"), (224, "bilinear")):
+        preparation = replace(encoder.preparation, size=(size, size), resize_mode=mode, interpolation=interpolation)
+        names: dict[str, Any] = {"Image": Image, "np": np, "side": size, "how": asdict(preparation)}
+        exec(compile(source[0], "export.md", "exec"), names)
+        for kind, shape in (("RGB", (301, 97)), ("L", (50, 333)), ("RGBA", (640, 427)), ("RGB", (427, 641))):
+            values = np.random.default_rng(0).integers(0, 256, (*shape[::-1], len(kind)), dtype=np.uint8)
+            Image.fromarray(values.squeeze(), kind).save(tmp_path / "photo.png")
+            expected = preparation.pixels((tmp_path / "photo.png").read_bytes())
+            np.testing.assert_array_equal(names["prepare"](tmp_path / "photo.png"),
+                                          expected.transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+def test_the_command_takes_the_formats_of_the_table() -> None:
+    from onceclip.pipeline.commands.export import export as command
+
+    choice, = (each.type for each in command.params if each.name == "format")
+    assert isinstance(choice, click.Choice)
+    assert list(choice.choices) == list(FORMATS)
+    assert all(each.suffix == Path(FILES[name]).suffix for name, each in FORMATS.items())
 
 
 def test_a_torch_program_of_encoder_and_adapter_holds_the_image_tower_alone(
