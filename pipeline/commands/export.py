@@ -49,7 +49,7 @@ def export(adapter: Path, format: str, file: Path, with_encoder: bool, check: st
     classifier, encoder, rows = load_classifier(adapter, modules), None, None
     if with_encoder:
         given = encoder_spec(model, pretrained, preprocess, "cpu") if model else None
-        encoder = recorded_encoder(classifier.provenance.get("encoder", {}), "the adapter", given, "cpu",
+        encoder = recorded_encoder(classifier.encoder, "the adapter", given, "cpu",
                                    ", or leave --with-encoder away")
     if check:
         rows = prepared_images(encoder, Path(check)) if encoder else stored_rows(classifier, check)

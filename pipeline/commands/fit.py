@@ -71,9 +71,8 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
         onceclip fit --from-row results:17
     """
-    from onceclip.adapters.classifier import CONFIG, WEIGHTS
     from onceclip.adapters.plugin import import_module
-    from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
+    from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
     from onceclip.adapters.selection.search import Search
     from onceclip.adapters.training.compile import Compiling
     from onceclip.pipeline.commands.options import percentage

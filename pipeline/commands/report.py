@@ -31,7 +31,7 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
         onceclip report results --out results.html
         onceclip report pets-adapter pets.zarr --out mistakes.html
     """
-    from onceclip.adapters.classifier import CONFIG
+    from onceclip.adapters.saving import CONFIG
     from onceclip.pipeline.reporting import write_adapter_report, write_results_report
     from onceclip.pipeline.runs.results import NAME
     from onceclip.pipeline.words import counted
