@@ -97,7 +97,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def file_of(folder: Path, name: str) -> Path:
     """Where a file of an adapter is: a save that was killed may have left it to be moved."""
     whole = folder / WHOLE
-    return whole / name if not whole.is_symlink() and (whole / name).exists() else folder / name
+    return whole / name if not os.path.islink(whole) and os.path.exists(whole / name) else folder / name
 
 
 def damaged(path: Path, reason: str) -> AdapterFileError:

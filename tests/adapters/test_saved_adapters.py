@@ -18,14 +18,6 @@ def classifier(make_task):
     return TipAdapter().fit(make_task())
 
 
-def untie(folder):
-    """Make an adapter one as older versions saved it, in which the files know nothing of each other."""
-    path = folder / CONFIG
-    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items()
-                                if name != "weights_sha256"}))
-    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"format": "pt"})
-
-
 def edit_config(folder, **values):
     path = folder / CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
@@ -75,7 +67,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_adapter_is_refused_in_one_line(classifier, tmp_path, damage):
+def test_a_damaged_adapter_is_refused_in_one_line(classifier, untie, tmp_path, damage):
     classifier.save(tmp_path)
     untie(tmp_path)
     DAMAGE[damage](tmp_path)
@@ -84,7 +76,7 @@ def test_a_damaged_adapter_is_refused_in_one_line(classifier, tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_an_adapter_that_was_saved_without_digests_opens(classifier, make_task, tmp_path):
+def test_an_adapter_that_was_saved_without_digests_opens(classifier, untie, make_task, tmp_path):
     classifier.save(tmp_path)
     untie(tmp_path)
     rows = make_task().support.embedding
@@ -176,11 +168,14 @@ except AdapterFileError as error:
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 def test_a_file_that_may_not_be_read_is_said_to_be_one(classifier, tmp_path, process, name):
     classifier.save(tmp_path)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
         folder.chmod(0o755)
     (tmp_path / name).chmod(0)
     done = process("-c", UNREADABLE, tmp_path)
     assert f"{name} cannot be read (Permission denied)" in done.stdout, done.stderr
+    tmp_path.chmod(0)
+    done = process("-c", UNREADABLE, tmp_path)
+    assert f"{CONFIG} cannot be read (Permission denied)" in done.stdout, done.stderr
 
 
 def test_a_newer_format_names_both_formats(classifier, tmp_path):
