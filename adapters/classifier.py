@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -21,16 +16,12 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, Kernel, KernelMachine, pack, unpack
 from onceclip.adapters.heads.batched import batched_logits
-from onceclip.adapters.heads.packing import from_json, to_json
+from onceclip.adapters.heads.packing import from_json, parts_of, to_json
 from onceclip.adapters.ops import unit
-from onceclip.adapters.plugin import import_module
-from onceclip.adapters.saving import file_of, write_together
+from onceclip.adapters.plugin import import_module, is_plugin
+from onceclip.adapters.saving import CONFIG, FORMAT, damaged, read_adapter, write_adapter
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.training.trainable import RENAMED
-
-FORMAT = 1
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,12 @@ class Classifier:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     temperature: float = 1.0
     calibrated_on: str = ""
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """What the provenance says of the encoder; empty where it says nothing."""
+        encoder = self.provenance.get("encoder")
+        return encoder if isinstance(encoder, dict) else {}
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor | np.ndarray) -> Tensor:
@@ -114,18 +111,14 @@ class Classifier:
                   "temperature": self.temperature, "calibrated_on": self.calibrated_on}
         tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
                     for name, value in self.parameters.items()}
-        texts = {"README.md": self._card(), CONFIG: json.dumps(config, indent=2) + "\n"}
-        write_together(Path(folder), {
-            WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-            **{name: partial(Path.write_text, data=text, encoding="utf-8") for name, text in texts.items()}})
+        write_adapter(Path(folder), config, tensors, self._card())
 
     def _card(self) -> str:
         values = "\n".join(f"| {name} | {value} |" for name, value in self.hyperparameters.items())
-        encoder = self.provenance.get("encoder")
-        name = encoder.get("name", "unknown") if isinstance(encoder, dict) else "unknown"
         return (f"---\nlibrary_name: onceclip\ntags: [clip, few-shot, {self.method}]\n---\n\n"
                 f"# {self.method}\n\nA few-shot classifier of {len(self.class_names)} classes on embeddings of "
-                f"`{name}` ({self.dim} dimensions).\n\n| hyperparameter | value |\n| --- | --- |\n{values}\n\n"
+                f"`{self.encoder.get('name', 'unknown')}` ({self.dim} dimensions).\n\n"
+                f"| hyperparameter | value |\n| --- | --- |\n{values}\n\n"
                 f"Probabilities: {self._calibration()}.\n\n"
                 "Use it with `onceclip predict THIS_FOLDER IMAGES...`.\n")
 
@@ -154,30 +147,34 @@ def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifi
     folder = Path(folder)
     for module in modules:
         import_module(module)
-    if not file_of(folder, CONFIG).is_file():
-        raise AdapterFileError(f"{folder} is not a saved adapter (no {CONFIG} in it): give the folder that "
-                               "`onceclip fit --out` wrote")
+    config, tensors = read_adapter(folder)
     try:
-        config = json.loads(file_of(folder, CONFIG).read_text(encoding="utf-8"))
-        if config["format"] > FORMAT:
-            raise AdapterFileError(f"{folder} has adapter format {config['format']}, this version reads up to "
-                                   f"{FORMAT}: install a newer onceclip")
-        # In memory of their own: libraries round products by where tensors begin.
-        tensors = {name: value.clone() for name, value in load_file(file_of(folder, WEIGHTS)).items()}
-        parameters = {name: tensors[f"parameters.{name}"] for name in config.get("parameters", ())}
-        temperature = float(config.get("temperature", 1.0))
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature {temperature}")
-        hyperparameters = {RENAMED.get(name, name): value for name, value in config["hyperparameters"].items()}
-        return Classifier(unpack(from_json(config["head"], modules, str(folder)), tensors),
-                          tuple(config["class_names"]), config["dim"],
-                          config["method"], hyperparameters, config["provenance"],
-                          tuple(config.get("inputs", (EMBEDDING,))), parameters, temperature,
-                          str(config.get("calibrated_on", "")))
+        return _classifier(config, tensors, modules, str(folder))
     except MethodError as error:
         raise AdapterFileError(str(error)) from error
-    except (AttributeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise AdapterFileError(f"{folder} holds a damaged adapter ({error}): fit it again") from error
+    except AdapterFileError:
+        raise
+    except Exception as error:  # torch and Python have many types for a head whose parts do not fit
+        raise damaged(folder / CONFIG, f"{type(error).__name__}: {error}") from error
+
+
+def _classifier(config: Mapping[str, Any], tensors: dict[str, Tensor], modules: Sequence[str],
+                where: str) -> Classifier:
+    """A classifier whose parts fit each other. Raises errors of any type where they do not."""
+    names, dim = config["class_names"], config["dim"]
+    head = unpack(from_json(config["head"], modules, where), tensors)
+    for part in parts_of(head):  # before it takes memory for so many
+        classes = getattr(part, "classes", len(names))
+        if not is_plugin(type(part)) and classes != len(names):
+            raise ValueError(f"{len(names)} class_names, and a {part.name} of {classes} classes")
+    with torch.no_grad():
+        logits = head(torch.zeros(1, dim, dtype=head.dtype))
+    if logits.shape != (1, len(names)) or not head.dtype.is_floating_point:
+        raise ValueError(f"{len(names)} class_names, and logits of shape {tuple(logits.shape)}")
+    hyperparameters = {RENAMED.get(name, name): value for name, value in config["hyperparameters"].items()}
+    parameters = {name: tensors[f"parameters.{name}"] for name in config["parameters"]}
+    return Classifier(head, tuple(names), dim, config["method"], hyperparameters, config["provenance"],
+                      tuple(config["inputs"]), parameters, float(config["temperature"]), config["calibrated_on"])
 
 
 def to_device(classifiers: Sequence[Classifier], where: torch.device | str) -> list[Classifier]:

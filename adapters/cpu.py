@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ _ERROR = 4.0  # times the default's error: other orders of summation stay below,
 def fast_products() -> str:
     """The name of the fastest exact way to multiply float32 matrices on this CPU, for `products` and for records.
 
-    torch reaches oneDNN's kernels only where lower precision is allowed. On AMD these are about twice as fast as the
-    default (MKL takes its AVX2 kernels there) and as exact; where the hardware has bfloat16 tiles they really round.
+    torch reaches oneDNN's kernels only where lower precision is allowed. On an AMD EPYC (Zen 5) these are about twice
+    as fast as the default and as exact; where the hardware has bfloat16 tiles (Intel's AMX) they really round.
     So both are timed and compared with float64, once per process and in some 50 ms, unless `decided` names one.
     Nothing changes on CUDA.
     """
@@ -85,23 +86,46 @@ def _exact() -> bool:
 
 def _faster() -> bool:
     """Whether oneDNN's products take less time than the default's."""
+    factors = _factors()
+    return _race((DEFAULT, *factors), (ONEDNN, *factors)) <= _FASTER
+
+
+@cache
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32, timed once per process: many have no instructions."""
     left, right = _factors()
-    seconds = {DEFAULT: float("inf"), ONEDNN: float("inf")}
+    choice = fast_products()
+    return _race((choice, left, right), (choice, left.bfloat16(), right.bfloat16())) <= _FASTER
+
+
+def _race(*ways: tuple[str, Tensor, Tensor]) -> float:
+    """Time that the second of two products takes, over that of the first."""
+    seconds = [float("inf")] * len(ways)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # waiting for other threads would be timed too
     try:
         for number in range(_MOST + 1):
-            if number > _ROUNDS and not _ALIKE[0] < seconds[ONEDNN] / seconds[DEFAULT] < _ALIKE[1]:
+            if number > _ROUNDS and not _ALIKE[0] < seconds[1] / seconds[0] < _ALIKE[1]:
                 break
-            for name in seconds:
-                with products(name):
+            for place, (choice, left, right) in enumerate(ways):
+                with products(choice):
                     begun = time.perf_counter()
                     left @ right
                     if number:  # the first call also prepares
-                        seconds[name] = min(seconds[name], time.perf_counter() - begun)
+                        seconds[place] = min(seconds[place], time.perf_counter() - begun)
     finally:
         torch.set_num_threads(threads)
-    return seconds[ONEDNN] <= _FASTER * seconds[DEFAULT]
+    return seconds[1] / seconds[0]
+
+
+@cache
+def narrow_dtype(device: str) -> torch.dtype | None:
+    """What a search may multiply in where it need not be exact; None, with one remark, where float32 is faster."""
+    if device != "cpu" or fast_bfloat16():
+        return torch.bfloat16
+    logging.getLogger(__name__).warning("narrow: this processor multiplies bfloat16 no faster than float32, so the "
+                                        "search stays in float32")
+    return None
 
 
 def _factors() -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,17 +89,12 @@ def _with_bias(head: Linear, like: Linear) -> Linear:
 
 
 def _require_alike(fitted: Classifier, start: Classifier) -> None:
+    known = fitted.encoder and start.encoder
     for what, one, other in (("class names", fitted.class_names, start.class_names),
                              ("inputs", fitted.inputs, start.inputs), ("widths", fitted.dim, start.dim),
-                             ("encoders", _encoder(fitted, start), _encoder(start, fitted))):
-        if one != other:
+                             ("encoders", *(each.encoder.get("fingerprint") for each in (fitted, start)))):
+        if one != other and (known or what != "encoders"):
             raise MethodError(f"two classifiers of different {what} do not merge: fit both on one task")
-
-
-def _encoder(classifier: Classifier, other: Classifier) -> Any:
-    """What the encoder is known by, where both say so."""
-    known = all(isinstance(each.provenance.get("encoder"), dict) for each in (classifier, other))
-    return classifier.provenance["encoder"].get("fingerprint") if known else None
 
 
 def _merged(fitted: Classifier, start: Classifier, weight: float, head: Head) -> Classifier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -104,17 +104,24 @@ def from_json(description: Any, modules: Sequence[str] = (), where: str = "the a
     return values
 
 
-def plugin_heads(head: Head) -> list[type[Head]]:
-    """Classes from outside of onceclip that a head is made of.
+def parts_of(head: Head) -> Iterator[Head]:
+    """A head and all that it is made of.
 
     Raises MethodError for one that is no dataclass.
     """
     if not is_dataclass(head):
         raise MethodError(f"the head {full_name(type(head))} is no dataclass: heads are saved by their fields")
-    values = [getattr(head, field.name) for field in fields(head)]
-    parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
-    inner = [kind for part in parts if isinstance(part, Head) for kind in plugin_heads(part)]
-    return [type(head), *inner] if is_plugin(type(head)) else inner
+    yield head
+    for field in fields(head):
+        value = getattr(head, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Head):
+                yield from parts_of(part)
+
+
+def plugin_heads(head: Head) -> list[type[Head]]:
+    """Classes from outside of onceclip that a head is made of."""
+    return [type(part) for part in parts_of(head) if is_plugin(type(part))]
 
 
 @torch.no_grad()

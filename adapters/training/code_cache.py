@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -56,18 +57,18 @@ def note(name: str, value: Any) -> None:
 
 def noted(name: str) -> Any:
     """The value kept by a name, None if there is none."""
-    with suppress(OSError, ValueError):
-        return json.loads((folder() / f"{name}.json").read_bytes())
+    with suppress(OSError, ValueError, RecursionError):
+        return json.loads(_read(f"{name}.json"))
     return None
 
 
 def load(name: str) -> Code | None:
     """The code kept by a name, None if there is none that can be used."""
     if name not in _loaded:
-        file = folder() / f"{name}.so"
+        file = f"{name}.so"
         with suppress(OSError, RuntimeError):  # it is not there, or for another machine
-            if _checksum(file.read_bytes()) == noted(file.name):  # code that is damaged would end the process
-                _loaded[name] = _open(file)
+            if _checksum(_read(file)) == noted(file):  # code that is damaged would end the process
+                _loaded[name] = _open(folder() / file)
     return _loaded.get(name)
 
 
@@ -102,9 +103,33 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _require_own() -> None:
+    """Raise OSError unless the folder, and the one around it, are the user's, and nobody else can write to them."""
+    if folder().parts[0] == "~":  # nobody knows where the user's home is
+        raise FileNotFoundError(folder())
+    for about in (folder().parent.stat(), folder().lstat()):
+        _require_own_mode(about)
+
+
+def _require_own_mode(about: os.stat_result) -> None:
+    shared = about.st_mode & 0o002 or (about.st_mode & 0o020 and about.st_gid != about.st_uid)  # else their own group
+    if hasattr(os, "getuid") and (shared or about.st_uid != os.getuid() or stat.S_ISLNK(about.st_mode)):
+        raise PermissionError("others can write here")
+
+
+def _read(name: str) -> bytes:
+    """A file of the folder. Raises OSError if it is not there, or somebody else may have written it."""
+    _require_own()
+    with open(os.open(folder() / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+        _require_own_mode(os.fstat(file.fileno()))
+        return file.read()
+
+
 def _put(name: str, content: bytes) -> None:
     with suppress(OSError):
-        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder().parts[0] != "~":
+            folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_own()
         handle, temporary = tempfile.mkstemp(dir=folder())
         try:
             with os.fdopen(handle, "wb") as file:

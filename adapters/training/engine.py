@@ -13,9 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from onceclip.adapters.cpu import threads_for
+from onceclip.adapters.cpu import narrow_dtype, threads_for
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.ops import reduced_products
 from onceclip.adapters.training.compile import CompiledStep, compiles, required
@@ -35,8 +33,8 @@ def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = 
 
     Runs that share a task and a seed, of which only float hyperparameters differ, are trained together where that is
     faster; the result is that of the runs one by one. Equal runs are trained once.
-    progress: called now and then with the fraction that is done. narrow: multiply matrices in bfloat16, for a search
-    whose winners are trained again; parameters and sums stay as they are.
+    progress: called now and then with the fraction that is done. narrow: multiply matrices in bfloat16, where that
+    is faster, for a search whose winners are trained again; parameters and sums stay as they are.
     """
     results: list[Parameters] = [{} for _ in runs]
     groups: dict[Any, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -45,7 +43,7 @@ def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = 
     done = 0.0
     for group in groups.values():
         share = sum(map(len, group.values())) / len(runs)
-        with reduced_products(torch.bfloat16 if narrow else None):
+        with reduced_products(narrow_dtype(runs[0].task.device.type) if narrow else None):
             trained = _train_group([runs[equal[0]] for equal in group.values()], part_of(progress, done, share))
         for equal, parameters in zip(group.values(), trained, strict=True):
             for place in equal:

@@ -111,8 +111,7 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
         >>> onceclip.report("pets-tip", "pets.zarr", out="mistakes.html")["report"]
         'mistakes.html'
     """
-    from onceclip.adapters.classifier import CONFIG
-    from onceclip.adapters.saving import file_of
+    from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.reporting import write_adapter_report, write_results_report
     from onceclip.pipeline.runs.results import read_rows
 

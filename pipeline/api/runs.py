@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
-from onceclip.adapters.classifier import CONFIG, WEIGHTS
 from onceclip.adapters.plugin import full_name
-from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
+from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.text import RULES
 from onceclip.adapters.training.compile import AUTO, Compiling

@@ -115,7 +115,9 @@ def _beside(embedding: dict[str, Any]) -> str:
     return shards + (f", with {', '.join(outputs)}" if outputs else "")
 
 
-def _encoder(encoder: dict[str, Any]) -> str:
+def _encoder(encoder: Any) -> str:
+    if not isinstance(encoder, dict):
+        return str(encoder)
     weights = f" / {encoder['pretrained']}" if encoder.get("pretrained") else ""
     length = ", normalised" if encoder.get("normalized") else ""
     return f"{encoder.get('name', 'unknown')}{weights}{length}, fingerprint {encoder.get('fingerprint', 'unknown')}"

@@ -34,8 +34,7 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
         onceclip report results --out results.html
         onceclip report pets-adapter pets.zarr --out mistakes.html
     """
-    from onceclip.adapters.classifier import CONFIG
-    from onceclip.adapters.saving import file_of
+    from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.api.adapters import report as write
     from onceclip.pipeline.runs.results import NAME
 

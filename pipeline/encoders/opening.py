@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from onceclip.adapters.cpu import DEFAULT, fast_products
+from onceclip.adapters.cpu import DEFAULT, fast_bfloat16, fast_products
 from onceclip.pipeline.decoding.preparation import DECODES, ON_DEVICE
 from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
 from onceclip.pipeline.encoders.encoder import Encoder
@@ -41,6 +42,9 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
     info = {"name": backend.info["name"], "pretrained": backend.info.get("pretrained"),
             "fingerprint": fingerprint(identity), **identity, **backend.info, "products": _products(backend, device),
             "compiled": spec.compile}
+    if backend.precision == "bf16" and device.type == "cpu" and not fast_bfloat16():
+        logging.getLogger(__name__).warning("--precision bf16: this processor has no fast instructions for bfloat16; "
+                                            "fp32 takes less time here")
     if backend.model is not None:
         # Where weights want no gradient, torch compiles attention into products of expanded copies of them: 4x slower.
         backend.model.eval().requires_grad_(spec.compile)

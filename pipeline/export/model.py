@@ -55,7 +55,7 @@ class Subject:
 
     def metadata(self) -> dict[str, str]:
         """What a reader of the file must know, as texts: some plain, some JSON."""
-        made = self.classifier.provenance.get("encoder", {})
+        made = self.classifier.encoder
         values = {
             "method": self.classifier.method,
             "class_names": json.dumps(self.classifier.class_names),
@@ -132,7 +132,7 @@ class ImageClassifier(nn.Module):
 
 
 def _require_one_encoder(encoder: Encoder, classifier: Classifier) -> None:
-    made, mine = classifier.provenance.get("encoder", {}), encoder.info["fingerprint"]
+    made, mine = classifier.encoder, encoder.info["fingerprint"]
     if not made.get("imported") and made.get("fingerprint") not in (None, mine):
         raise ExportError(f"the adapter was fitted on embeddings of {made['name']} ({made['fingerprint']}), this "
                           f"encoder is {encoder.info['name']} ({mine}): name the right one with --model and "

@@ -111,13 +111,13 @@ def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device:
 
     Raises SourceError if the adapter's embeddings were imported and nothing says which encoder made them.
     """
-    return recorded_encoder(classifier.provenance.get("encoder", {}), "the adapter", given, device,
+    return recorded_encoder(classifier.encoder, "the adapter", given, device,
                             ", or predict on a store")
 
 
 def _check(classifier: Classifier, encoder: Encoder) -> str:
     """Raise unless the encoder is the adapter's; which patch tokens the adapter takes."""
-    mine, adapters = encoder.info["fingerprint"], classifier.provenance.get("encoder", {})
+    mine, adapters = encoder.info["fingerprint"], classifier.encoder
     kind = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "")
     if TOKEN in classifier.inputs and not kind:
         raise PredictionError(f"the adapter ({classifier.method}) takes patch tokens and does not say which: predict "

@@ -37,7 +37,7 @@ def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "tes
                reliability=reliability(classifier.method, scores["details"]["reliability"], scores["ece"]),
                mistakes=mistakes, remark=remark, wrong=wrong, most=MOST, hyperparameters=classifier.hyperparameters,
                temperature=classifier.temperature if classifier.calibrated_on else None,
-               facts=_facts(classifier.provenance, opened.path, opened.fingerprint))
+               facts=_facts({**classifier.provenance, "encoder": classifier.encoder}, opened.path, opened.fingerprint))
     return {"report": str(out), "accuracy": scores["accuracy"], "mistakes": [each.key for each in mistakes],
             "pictures": sum(bool(each.picture) for each in mistakes), "bytes": out.stat().st_size}
 

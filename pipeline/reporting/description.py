@@ -13,7 +13,7 @@ import numpy as np
 
 import onceclip
 from onceclip.adapters import load_classifier
-from onceclip.adapters.classifier import CONFIG
+from onceclip.adapters.saving import CONFIG
 from onceclip.pipeline.words import counts
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO

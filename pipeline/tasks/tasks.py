@@ -214,9 +214,9 @@ def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterato
 
 def check_encoder(classifier: Classifier, store: Store) -> None:
     """Raise StoreMismatch unless classifier and store belong to one encoder."""
-    encoder = classifier.provenance.get("encoder")
-    if encoder is not None:
-        store.require_encoder(encoder["fingerprint"], f"the adapter ({encoder['name']})")
+    encoder = classifier.encoder
+    if encoder:
+        store.require_encoder(str(encoder.get("fingerprint")), f"the adapter ({encoder.get('name')})")
     elif classifier.inputs == ("embedding",) and classifier.dim != store.dim:
         raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {store.path} has {store.dim}: "
                             "use a store of the adapter's encoder")

@@ -1,7 +1,10 @@
 """Synthetic tasks: separable classes around fixed centres, with the shared offset that CLIP embeddings have."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from onceclip.adapters import METHODS, Rows, Task, Text
 
@@ -94,3 +97,17 @@ def queries(request, make_rows):
 def make_method():
     """Function that builds a method of a case for quick tests: `make_method(case, **hyperparameters)`."""
     return _build
+
+
+@pytest.fixture
+def untie():
+    """Function that makes a saved adapter one as older versions wrote it, whose files do not know each other."""
+
+    def change(folder):
+        config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        values = json.loads(config.read_text())
+        del values["weights_sha256"]
+        config.write_text(json.dumps(values))
+        save_file(load_file(weights), weights, {"format": "pt"})
+
+    return change

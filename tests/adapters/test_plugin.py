@@ -152,8 +152,9 @@ def test_a_saved_method_with_a_head_of_onceclip_is_opened_and_transferred_when_i
     assert onceclip.adapters.transfer(loaded, other).class_names == other.text.class_names
 
 
-def test_a_file_that_names_any_other_class_of_a_module_is_refused(own, make_task, tmp_path):
+def test_a_file_that_names_any_other_class_of_a_module_is_refused(own, make_task, tmp_path, untie):
     method_class(f"{own}:Cubes")().fit(make_task()).save("adapter")
+    untie(tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace(f"{own}:Cubed", f"{own}:Path"))
     with pytest.raises(AdapterFileError, match="has no class 'Path' that derives from Head"):
@@ -218,13 +219,14 @@ def test_commands_take_a_method_of_ones_own(own, forget, store_path, tmp_path, r
     assert "the same accuracy as the row" in said(*again, "--import", own)
 
 
-def test_hyperparameters_that_were_renamed_say_their_new_name_and_saved_ones_still_open(make_task, tmp_path):
+def test_hyperparameters_that_were_renamed_say_their_new_name_and_saved_ones_still_open(make_task, tmp_path, untie):
     with pytest.raises(UnknownName, match="the hyperparameter optimiser of clip-adapter is called optimizer: write "
                                           "optimizer=sgd"):
         onceclip.adapters.ClipAdapter(optimiser="sgd")
     task = make_task()
     fitted = onceclip.adapters.ClipAdapter(epochs=2, renormalize=False, optimizer="sgd").fit(task)
     fitted.save(tmp_path)
+    untie(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(config.read_text().replace("renormalize", "renormalise").replace("optimizer", "optimiser"))
     loaded = load_classifier(tmp_path)

@@ -106,6 +106,23 @@ def test_a_faster_way_is_taken_only_if_it_does_not_round(monkeypatch: pytest.Mon
     assert cpu.fast_products() == chosen
 
 
+@pytest.mark.parametrize(("ratio", "dtype"), [(0.5, torch.bfloat16), (1.0, None), (8.0, None)])
+def test_a_search_is_narrow_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, ratio: float,
+                                                      caplog: pytest.LogCaptureFixture,
+                                                      dtype: torch.dtype | None) -> None:
+    """Without instructions for it, bfloat16 takes many times as long as float32."""
+    monkeypatch.setattr(cpu, "_race", lambda *_: ratio)
+    for each in (cpu._probed, cpu.fast_bfloat16, cpu.narrow_dtype):
+        each.cache_clear()
+    try:
+        assert (cpu.narrow_dtype("cpu"), cpu.narrow_dtype("cpu")) == (dtype, dtype)
+        assert len(caplog.messages) == (dtype is None)
+        assert cpu.narrow_dtype("cuda") == torch.bfloat16
+    finally:
+        for each in (cpu._probed, cpu.fast_bfloat16, cpu.narrow_dtype):
+            each.cache_clear()
+
+
 def test_an_older_torch_with_cuda_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """There one switch serves all devices, and would lower precision on CUDA."""
     monkeypatch.setattr(cpu, "_switch", lambda: None)

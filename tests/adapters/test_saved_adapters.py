@@ -3,10 +3,10 @@
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from onceclip.adapters import AdapterFileError, TipAdapter, load_classifier
 
@@ -23,6 +23,16 @@ def edit_config(folder, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def edit_weights(folder, **tensors):
+    path = folder / WEIGHTS
+    save_file({**load_file(path), **tensors}, path)  # without a digest, as older versions did
+
+
+def nested(folder):
+    path = folder / CONFIG
+    path.write_text(path.read_text().replace('"provenance": {}', '"provenance": ' + 9999 * '{"a": ' + "1" + 9999 * "}"))
+
+
 DAMAGE = {
     "empty folder": lambda folder: [file.unlink() for file in folder.iterdir()],
     "truncated JSON": lambda folder: (folder / CONFIG).write_text((folder / CONFIG).read_text()[:60]),
@@ -35,17 +45,137 @@ DAMAGE = {
     "unknown head": lambda folder: edit_config(folder, head={"type": "transformer"}),
     "head without fields": lambda folder: edit_config(folder, head={"type": "linear"}),
     "head that is a text": lambda folder: edit_config(folder, head="linear"),
+    "nested JSON": nested,
+    "a name too many": lambda folder: edit_config(folder, class_names=["a", "b", "c", "d"]),
+    "a name too few": lambda folder: edit_config(folder, class_names=["a", "b"]),
+    "names that are numbers": lambda folder: edit_config(folder, class_names=[1, 2, 3]),
+    "temperature near zero": lambda folder: edit_config(folder, temperature=1e-300),
+    "temperature that is no number": lambda folder: edit_config(folder, temperature=float("nan")),
+    "provenance of nothing": lambda folder: edit_config(folder, provenance=None),
+    "provenance that is a list": lambda folder: edit_config(folder, provenance=[]),
+    "outputs of nothing": lambda folder: edit_config(folder, provenance={"outputs": None}),
+    "encoder named by a number": lambda folder: edit_config(folder, provenance={"encoder": {"name": 5}}),
+    "inputs that are a path": lambda folder: edit_config(folder, inputs=["../../x"]),
+    "hyperparameters that are a list": lambda folder: edit_config(folder, hyperparameters=[]),
+    "another width": lambda folder: edit_config(folder, dim=11),
+    "a width of memory": lambda folder: edit_config(folder, dim=2**60),
+    "labels of no class": lambda folder: edit_weights(folder, **{"heads.1.label": torch.full((12,), 2**40)}),
+    "weights of whole numbers": lambda folder: edit_weights(
+        folder, **{"heads.0.weight": torch.ones(3, 10, dtype=torch.int64)}),
     "missing tensor": lambda folder: edit_config(folder, head={"type": "linear", "weight": {"tensor": "w"}}),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_adapter_is_refused_in_one_line(classifier, tmp_path, damage):
+def test_a_damaged_adapter_is_refused_in_one_line(classifier, untie, tmp_path, damage):
     classifier.save(tmp_path)
+    untie(tmp_path)
     DAMAGE[damage](tmp_path)
     with pytest.raises(AdapterFileError) as caught:
         load_classifier(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_that_was_saved_without_digests_opens(classifier, untie, make_task, tmp_path):
+    classifier.save(tmp_path)
+    untie(tmp_path)
+    rows = make_task().support.embedding
+    assert torch.equal(load_classifier(tmp_path).logits(rows), classifier.logits(rows))
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_changed_byte_is_noticed_and_names_the_file_or_changes_nothing(classifier, make_task, tmp_path, name):
+    classifier.save(tmp_path)
+    whole, rows = (tmp_path / name).read_bytes(), make_task().support.embedding
+    silent = 0
+    for place in range(0, len(whole), 7):
+        for change in (0x80, 0x01):
+            (tmp_path / name).write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1:])
+            try:
+                loaded = load_classifier(tmp_path)
+            except AdapterFileError as error:
+                assert str(tmp_path) in str(error)  # noqa: PT017
+                assert "\n" not in str(error)  # noqa: PT017
+            else:
+                silent += 1
+                assert torch.equal(loaded.logits(rows), classifier.logits(rows))
+                assert replace(loaded, head=classifier.head) == classifier
+    assert silent < 5  # white space and a comment of the weights' header
+
+
+def test_files_of_two_saves_are_not_put_together(classifier, other, tmp_path):
+    for number, each in enumerate((classifier, other)):
+        each.save(tmp_path / str(number))
+    (tmp_path / "0" / WEIGHTS).replace(tmp_path / "1" / WEIGHTS)
+    with pytest.raises(AdapterFileError, match=r"adapter_model.safetensors is damaged|not of one save"):
+        load_classifier(tmp_path / "1")
+
+
+READER = """
+import os, sys
+from pathlib import Path
+from onceclip.adapters import load_classifier
+
+one, two, folder = sys.argv[1:]
+given = [load_classifier(each) for each in (one, two)]
+given[0].save(folder)
+child = os.fork()
+if not child:
+    for number in range(200):
+        given[number % 2].save(folder)
+    os._exit(0)
+loads = 0
+while not os.waitpid(child, os.WNOHANG)[0]:
+    loaded = load_classifier(folder)
+    assert loaded.head.heads[1].keys.equal(given[loaded.hyperparameters["alpha"] == 2].head.heads[1].keys)
+    loads += 1
+print(loads)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_who_loads_while_another_process_saves_gets_one_save_or_the_other(classifier, make_task, tmp_path, process):
+    one, two = tmp_path / "one", tmp_path / "two"
+    classifier.save(one)
+    TipAdapter(alpha=2.0).fit(make_task(seed=9)).save(two)
+    done = process("-c", READER, one, two, tmp_path / "folder")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
+def test_files_have_the_mode_of_the_umask(classifier, tmp_path):
+    before = os.umask(0o027)
+    try:
+        classifier.save(tmp_path)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
+
+
+UNREADABLE = """
+import os, sys
+from onceclip.adapters import AdapterFileError, load_classifier
+
+if not os.geteuid():
+    os.seteuid(65534)
+try:
+    load_classifier(sys.argv[1])
+except AdapterFileError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_file_that_may_not_be_read_is_said_to_be_one(classifier, tmp_path, process, name):
+    classifier.save(tmp_path)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o755)
+    (tmp_path / name).chmod(0)
+    done = process("-c", UNREADABLE, tmp_path)
+    assert f"{name} cannot be read (Permission denied)" in done.stdout, done.stderr
+    tmp_path.chmod(0)
+    done = process("-c", UNREADABLE, tmp_path)
+    assert f"{CONFIG} cannot be read (Permission denied)" in done.stdout, done.stderr
 
 
 def test_a_newer_format_names_both_formats(classifier, tmp_path):
@@ -78,17 +208,32 @@ def test_a_save_of_what_json_cannot_hold_leaves_the_adapter_that_was_there(class
     assert contents(tmp_path) == before
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("name", [CONFIG, "README.md"])
-def test_a_save_onto_a_full_disk_names_the_file_and_leaves_the_adapter_that_was_there(
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "README.md"])
+def test_a_save_that_has_no_room_names_the_file_and_leaves_the_adapter_that_was_there(
         classifier, other, tmp_path, name):
+    resource = pytest.importorskip("resource")
     classifier.save(tmp_path)
-    before = contents(tmp_path)
-    (tmp_path / ".saving").mkdir()
-    (tmp_path / ".saving" / name).symlink_to("/dev/full")
-    with pytest.raises(AdapterFileError, match=rf"{name} cannot be written \(.*No space left.*as it was$"):
-        other.save(tmp_path)
+    before, (soft, hard) = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[name]) - 1, hard))
+    try:
+        with pytest.raises(AdapterFileError, match=rf"{name} cannot be written \(.*too large.*as it was$"):
+            other.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert contents(tmp_path) == before
+
+
+def test_a_link_in_place_of_a_save_is_not_followed(classifier, tmp_path):
+    """A folder of somebody else may hold anything."""
+    mine, folder = tmp_path / "mine", tmp_path / "adapter"
+    mine.mkdir()
+    folder.mkdir()
+    (mine / CONFIG).write_text("mine")
+    for name in (".saving", ".saved"):
+        (folder / name).symlink_to(mine)
+    classifier.save(folder)
+    assert contents(mine) == {CONFIG: b"mine"}
+    assert load_classifier(folder).method == "tip-adapter"
 
 
 def test_a_fit_that_was_killed_as_it_saved_is_repeated_by_the_same_command(classifier, store_path, tmp_path, run):

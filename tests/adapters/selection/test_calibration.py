@@ -92,12 +92,13 @@ def test_validation_rows_come_first_then_each_support_image_left_out_then_nothin
         assert (bare.temperature, bare.calibrated_on) == (1.0, "")
 
 
-def test_a_saved_adapter_keeps_its_temperature_and_an_older_one_has_none(make_task, tmp_path):
+def test_a_saved_adapter_keeps_its_temperature_and_an_older_one_has_none(make_task, tmp_path, untie):
     classifier = replace(TipAdapter().fit(make_task()), temperature=1 / 3, calibrated_on="val")
     classifier.save(tmp_path)
     again = load_classifier(tmp_path)
     assert (again.temperature, again.calibrated_on) == (1 / 3, "val")
     assert "temperature 0.3333, fitted on validation images" in (tmp_path / "README.md").read_text()
+    untie(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     older = {name: value for name, value in config.items() if name not in ("temperature", "calibrated_on")}
     (tmp_path / "adapter_config.json").write_text(json.dumps(older))

@@ -135,7 +135,8 @@ def with_search(method, name, values):
     return replace(method.hyperparameters[name], search=values)
 
 
-def test_a_narrow_search_ends_with_a_training_in_full_precision(make_task):
+def test_a_narrow_search_ends_with_a_training_in_full_precision(make_task, monkeypatch):
+    monkeypatch.setattr(engine, "narrow_dtype", lambda _: torch.bfloat16)  # also where that is slow
     """The winner's parameters are those of its own training, to the bit."""
     task = make_task((6, 6, 6), val=4, noise=0.6)
     method = ClipAdapter(epochs=8, learning_rate=0.01)

@@ -120,3 +120,31 @@ def test_a_full_disk_leaves_nothing_behind(monkeypatch):
     code_cache.note("name", "y")
     assert code_cache.noted("name") == "x"
     assert len(list(code_cache.folder().iterdir())) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users")
+@pytest.mark.parametrize("share", ["folder", "folder around", "file", "link", "link to a folder"])
+def test_nothing_is_taken_from_where_others_can_write(tmp_path, share):
+    """Code that is loaded is code that runs."""
+    code_cache.note("name", "x")
+    own = code_cache.folder()
+    if share == "link to a folder":
+        own.rename(tmp_path / "theirs")
+        own.symlink_to(tmp_path / "theirs")
+    elif share == "link":
+        (own / "name.json").rename(own / "other")
+        (own / "name.json").symlink_to(own / "other")
+    else:
+        {"folder": own, "folder around": own.parent, "file": own / "name.json"}[share].chmod(0o777)
+    assert code_cache.noted("name") is None
+    assert code_cache.load("name") is None
+
+
+def test_without_a_home_nothing_is_written_into_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where there is neither HOME nor a passwd entry
+    code_cache.note("name", "x")
+    assert not list(tmp_path.iterdir())
+    assert code_cache.noted("name") is None
