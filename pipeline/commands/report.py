@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -45,4 +46,8 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
     if split or images:
         raise click.UsageError("--split and --images are for the page of an adapter: give ADAPTER STORE")
     found = write_results_report([first, *others], out)
+    for adapter in (each for each in (first, *others) if (each / CONFIG).is_file()):
+        click.echo(f"Note: {adapter} is an adapter, and without a store the page has only its result row: classes, "
+                   f"confusions and mistakes take `onceclip report {quote(str(adapter))} STORE --out "
+                   f"{quote(str(out))}`", err=True)
     show(as_json, found, lambda: [f"{out}: {counted(found['rows'], 'run')}, {', '.join(found['settings'])}"])
