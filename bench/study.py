@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import METHODS, Method, MethodError, Rows, Task, Text
-from onceclip.adapters.engine import Run, finite, train
-from onceclip.adapters.rule import calibrated_loss, departure, weights_to_try
+from onceclip.adapters.selection.rule import calibrated_loss, departure, weights_to_try
 from onceclip.adapters.together import logits_together
+from onceclip.adapters.training.engine import finite, train
+from onceclip.adapters.training.loop import Run
 from onceclip.pipeline.tasks import make_task
 from onceclip.stores import Store, open_store
 

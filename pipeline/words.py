@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+FEW = 30  # images of which an interval says little: of none wrong it has no width
 _ALIKE = 4  # groups of names that are shown
 
 
@@ -26,6 +27,11 @@ def shots_of(number: int | str) -> str:
 def percent(value: float | None) -> str:
     """A fraction as per cent, or a dash."""
     return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def few_words(images: int) -> str:
+    """A remark behind scores of very few images; else nothing."""
+    return "" if images >= FEW else f"; too few images to tell methods apart (under {FEW})"
 
 
 def listing(names: Sequence[str], most: int = 8) -> str:

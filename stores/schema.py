@@ -147,6 +147,7 @@ def require_sound(values: Mapping[str, Any]) -> None:
         "chunk_rows": _is_count(values.get("chunk_rows", 1)),
         "dim": _is_count(values["dim"]),
         "dtype": values["dtype"] in ("float16", "float32", "float64"),
+        **{name: isinstance(values.get(name), dict | None) for name in ("columns", "split_source", "compaction")},
         "outputs": isinstance(outputs, dict) and all(map(_is_output, outputs.items())),
         "texts": isinstance(texts, dict) and all(map(_is_text_set, texts.items())),
     }

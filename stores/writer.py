@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -116,7 +117,7 @@ class StoreWriter:
                 leftover.unlink(missing_ok=True)
         return cls(Store(store.path, open_group(path, mode="r+")))._with_arrays()
 
-    def plan(self, tables: Table | Iterable[Table], classes: list[str]) -> None:
+    def plan(self, tables: Table | Iterable[Table], classes: Sequence[str]) -> None:
         """Say which rows the store is to have; those of state TODO are to be filled.
 
         The store counts as unfinished from here until `finish`. States go first, so that no row that is
@@ -124,7 +125,7 @@ class StoreWriter:
         tables: all rows; or, where these are too many for memory, consecutive pieces, best of whole units and of a
             multiple of 65,536 rows.
         """
-        self.update(classes=classes, complete=False)
+        self.update(classes=[*classes], complete=False)
         rows = 0
         for table in [tables] if isinstance(tables, Table) else tables:
             where, rows = slice(rows, rows + len(table)), rows + len(table)
@@ -188,12 +189,9 @@ class StoreWriter:
                                  len(given) != expected[0] else
                                  f"unit {number}: {name} has shape {np.shape(given)}, not {expected}")
         with self._alone(number):
-            for name, given in values.items():
-                array = self.store.array(name)
-                stored = np.asarray(given, array.dtype)
-                put_rows(array, where, stored)
-                put_rows(self.store.array(checksum_name(name)), where, row_checksums(stored))
-            self._settle(where, digest, reason, state)
+            stored = {name: np.asarray(given, self.store.array(name).dtype) for name, given in values.items()}
+            checksums = {checksum_name(name): row_checksums(each) for name, each in stored.items()}
+            self._settle(where, {**stored, **checksums, "digest": digest, "reason": reason}, state)
 
     def adopt(self, number: int, source: Store) -> None:
         """Write one unit as another store of the same rows has it, in bounded memory.
@@ -208,14 +206,20 @@ class StoreWriter:
                 for start in range(where.start, where.stop, height):
                     rows = slice(start, min(start + height, where.stop))
                     put_rows(array, rows, source.checked(name, rows))
-                put_rows(self.store.array(checksum_name(name)), where, source.checksums(name, where))
-            self._settle(where, source.part("digest", where), source.part("reason", where),
-                         source.part("state", where))
+            checksums = {checksum_name(name): source.checksums(name, where)
+                         for name in ("embedding", *self.store.outputs)}
+            self._settle(where, {**checksums, "digest": source.part("digest", where),
+                                 "reason": source.part("reason", where)}, source.part("state", where))
 
-    def _settle(self, where: slice, digest: np.ndarray, reason: np.ndarray, state: np.ndarray) -> None:
-        """What follows the values of a unit; its states make it count."""
-        put_rows(self.store.array("digest"), where, digest)
-        put_rows(self.store.array("reason"), where, reason)
+    def _settle(self, where: slice, values: Mapping[str, np.ndarray], state: np.ndarray) -> None:
+        """Write what a unit still lacks, array by array, and at last the states, which make it count.
+
+        The arrays are written at the same time: most of it is waiting until the disk has each file.
+        """
+        arrays = {name: self.store.array(name) for name in values}
+        with ThreadPoolExecutor(len(arrays)) as pool:
+            for written in [pool.submit(put_rows, arrays[name], where, each) for name, each in values.items()]:
+                written.result()
         self._flush()
         put_rows(self.store.array("state"), where, state)
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, names_in, percentage, show
-from onceclip.pipeline.words import percent
+from onceclip.pipeline.words import few_words, percent
 
 CONFUSIONS = 10  # wrong pairs that people are shown
 _COLUMNS = {"accuracy": "top-1", "top5": "top-5", "macro_recall": "macro recall", "nll": "NLL", "ece": "ECE"}
@@ -79,7 +79,7 @@ def _store_lines(scores: Mapping[str, Any]) -> list[str]:
         f"{scores['adapter']} ({scores['method']}) on {scores['store']}, {scores['split']} split: {scores['n']:,} "
         f"images{groups} of {scores['classes']} classes{among}",
         f"  accuracy {percent(scores['accuracy'])} (95 % interval {low} to {high}), {nearly}macro recall "
-        f"{percent(scores['macro_recall'])}",
+        f"{percent(scores['macro_recall'])}{few_words(scores['n'])}",
         f"  NLL {scores['nll']:.4f}, Brier {scores['brier']:.4f}, ECE {scores['ece']:.4f}{_calibrated(scores)}",
     ]
 

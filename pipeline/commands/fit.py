@@ -21,7 +21,7 @@ from onceclip.pipeline.commands.options import (
     show,
     training_device_option,
 )
-from onceclip.pipeline.words import counted, percent, shots_of
+from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
              "narrow", "refit")
@@ -109,7 +109,8 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
         click.echo(f"Note: {remark}", err=True)
-    show(as_json, fitted.row, lambda: fit_lines(fitted.row, out))
+    grouped = bool((opened.column("group")[opened.rows("test")] != "").any())
+    show(as_json, fitted.row, lambda: fit_lines(fitted.row, out, grouped))
 
 
 def _given() -> list[str]:
@@ -131,8 +132,8 @@ def _setting(text: str) -> tuple[str, str]:
     return name.strip().replace("-", "_"), value.strip()
 
 
-def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
-    """What a run reached and with which hyperparameters."""
+def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -> list[str]:
+    """What a run reached and with which hyperparameters. grouped: whether test images belong together in groups."""
     values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
                        for name, value in row["hyperparameters"].items())
     chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
@@ -141,19 +142,29 @@ def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
         f"{row['method']}, {shots_of(row['shots'])}, seed {row['seed']}: "
         f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
         f"{fitted_on}, {row['seconds']:.2f} s",
-        *_accuracy(row),
+        *_accuracy(row, grouped),
         *_new_classes(row),
         f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
         *([f"Saved in {out}. Next: onceclip predict {quote(str(out))} IMAGES..."] if out else []),
     ]
 
 
-def _accuracy(row: Mapping[str, Any]) -> list[str]:
+def _accuracy(row: Mapping[str, Any], grouped: bool) -> list[str]:
     if row.get("accuracy_before_refit") is not None:
         return [f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
                 "before that"]
-    return [f"  test accuracy    {percent(row['accuracy'])} ({counted(row['n_test'], 'image')}), macro recall "
-            f"{percent(row['macro_recall'])}"]
+    return [f"  test accuracy    {percent(row['accuracy'])} ({_interval(row, grouped)}{counted(row['n_test'], 'image')}), "
+            f"macro recall {percent(row['macro_recall'])}{few_words(row['n_test'])}"]
+
+
+def _interval(row: Mapping[str, Any], grouped: bool) -> str:
+    """The interval of the accuracy, where images are independent."""
+    from onceclip.pipeline.evaluation.intervals import count_interval
+
+    if row["accuracy"] is None or grouped:
+        return ""
+    low, high = count_interval(round(row["accuracy"] * row["n_test"]), row["n_test"])
+    return f"95 % interval {percent(low)} to {percent(high)}, "
 
 
 def _new_classes(row: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -42,6 +43,10 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
     store = (others[0] if len(others) == 1 and file_of(Path(first), CONFIG).is_file()
              and not (Path(others[0]) / NAME).is_file() else None)
     found = write(first if store else results, store, out=out, split=split, images=images, modules=modules)
+    for adapter in () if store else (each for each in results if file_of(Path(each), CONFIG).is_file()):
+        click.echo(f"Note: {adapter} is an adapter, and without a store the page has only its result row: classes, "
+                   f"confusions and mistakes take `onceclip report {quote(adapter)} STORE --out {quote(str(out))}`",
+                   err=True)
     show(as_json, found, lambda: report_lines(out, found))
 
 

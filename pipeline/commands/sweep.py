@@ -150,7 +150,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 def table_lines(table: Table) -> list[str]:
     """A table as text: accuracies, then differences to zero-shot, in per cent."""
-    from onceclip.pipeline.runs.summary import BASELINE, short_words, unserved_words
+    from onceclip.pipeline.runs.summary import BASELINE, remarks_on
 
     runs = max((mean.runs for mean in table.accuracy.values()), default=0)
     parts = [f"{table.title}: test accuracy in per cent, mean ± 95 % interval of up to {counted(runs, 'seed')}",
@@ -159,10 +159,8 @@ def table_lines(table: Table) -> list[str]:
         parts += ["", f"difference to {BASELINE} on the same seeds", *_grid(table, table.to_baseline, signed=True)]
     if len(table.names) > 2:
         parts += ["", "difference to the best of the column", *_grid(table, table.to_best, signed=True)]
-    if table.short:
-        parts += ["", short_words(table)]
-    if table.unserved:
-        parts += ["", unserved_words(table)]
+    for remark in remarks_on(table):
+        parts += ["", remark]
     if table.failed:
         parts += ["", "left out, for they have no result:"]
         parts += [f"  {_runs(names)}: {reason}" for reason, names in table.reasons.items()]

@@ -54,6 +54,11 @@ def row_interval(value: np.ndarray, unit: np.ndarray | None) -> tuple[float, flo
     return interval(np.bincount(unit, value).astype(np.int64), np.bincount(unit))
 
 
+def count_interval(right: int, rows: int) -> tuple[float, float]:
+    """`row_interval` of a number of right rows, where no row belongs to another."""
+    return row_interval(np.arange(rows) < right, None)
+
+
 def compare(right: np.ndarray, other: np.ndarray, unit: np.ndarray | None = None) -> dict[str, Any]:
     """Compare what two classifiers got right of the same rows.
 

@@ -16,6 +16,8 @@ LISTED = 15  # classes at each end where there are more than twice as many
 PAIRS = 12
 NO_DETAILS = "The rows have no details per class: sweep again into a new folder for them."
 NO_METHOD = f"No method but {BASELINE} has a result, so that there is nothing to compare it with."
+OTHER_CLASSES = ("The rows and stores.json of the results folder speak of different numbers of classes, so that none "
+                 "can be named: sweep again into a new folder.")
 NO_NAMES = ("The results folder has no stores.json, so that the names of the classes and their numbers of test images "
             "are unknown: sweep again into a new folder for them.")
 
@@ -80,12 +82,21 @@ def class_view(setting: Setting) -> ClassView:
     shots, line = lines[0]
     if not names:
         return ClassView(line, shots, missing=NO_NAMES)
-    counts = setting.store.get("test_counts") or []
+    counts = setting.store.get("test_counts", [])
+    if not all(_fits(details, len(names)) for name in (line, BASELINE) for details in setting.details(name, shots)) \
+            or len(counts) != len(names):
+        return ClassView(line, shots, missing=OTHER_CLASSES)
     changes = sorted(_changes(setting, line, shots, names, counts), key=lambda each: (-each.change, each.name))
     left_out = max(len(changes) - 2 * LISTED, 0)
     shown = changes if not left_out else [*changes[:LISTED], *changes[-LISTED:]]
     return ClassView(line, shots, tuple(shown), left_out, max((abs(each.change) for each in shown), default=0.0),
                      tuple(_confusions(setting, line, shots, names, counts)))
+
+
+def _fits(details: Mapping[str, Any], classes: int) -> bool:
+    """Whether the details of a row are of so many classes."""
+    return (len(details.get("right", ())) == classes
+            and all(max(pair[:2]) < classes for pair in details.get("confusions", ())))
 
 
 def _accuracy(setting: Setting, name: str, shots: Any) -> float:
@@ -121,4 +132,4 @@ def _pairs(setting: Setting, line: str, shots: Any) -> Counter[tuple[int, int]]:
 
 
 def _of(details: Mapping[str, Any]) -> dict[tuple[int, int], int]:
-    return {(true, predicted): number for true, predicted, number in details["confusions"]}
+    return {(true, predicted): number for true, predicted, number in details.get("confusions", ())}

@@ -1,19 +1,26 @@
-"""Learning curves: accuracy against shots, a line per method with its 95 % interval."""
+"""The drawings of a setting: learning curves with their intervals, and reliability diagrams with further scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from math import sqrt
+from statistics import fmean, median
+from typing import Any
 
 from markupsafe import Markup
 
-from onceclip.pipeline.reporting.drawing import SERIES, Plot, dot_plot, figure
+from onceclip.pipeline.reporting.drawing import SERIES, Plot, Scale, dot_plot, element, figure, line, text
+from onceclip.pipeline.reporting.settings import Row, Setting
 from onceclip.pipeline.runs.summary import BASELINE, Table
 from onceclip.pipeline.words import shots_of
 
 _WIDTH, _HEIGHT = 960, 480
 _DEPTH = 4
+PANELS = 8
+SCORES = {"accuracy": "top-1, %", "top5": "top-5, %", "macro_recall": "macro recall, %", "nll": "NLL",
+          "nll_calibrated": "NLL, calibrated", "brier": "Brier", "ece": "ECE, %",
+          "ece_calibrated": "ECE, calibrated, %"}
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,11 @@ class Curves:
         """
         lines = [[mean for (each, _), mean in self.table.accuracy.items() if each == name]
                  for name in (*self.strong, BASELINE)]
-        means = [mean for line in lines for mean in line]
+        means = [mean for each in lines for mean in each]
         ends = [100 * (mean.value + sign * (mean.half_width or 0.0)) for mean in means for sign in (-1, 1)]
         high = max(100 * mean.value for mean in means)
         lowest = high - max(_DEPTH * (high - 100 * median(mean.value for mean in means)), 1.0)
-        lowest = min(lowest, *(100 * max(mean.value for mean in line) for line in lines if line))
+        lowest = min(lowest, *(100 * max(mean.value for mean in each) for each in lines if each))
         low = min(ends)
         if any(100 * mean.value < lowest for mean in means):
             low = max(low, lowest)
@@ -114,3 +121,69 @@ def ranked(table: Table, names: Sequence[str]) -> list[str]:
         return sum(places), -sum(values) / len(values)
 
     return sorted(names, key=place)
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """Means over seeds of all scores of a line at the most shots that it has."""
+
+    name: str
+    shots: Any
+    scores: Mapping[str, float | None]
+    runs: int
+
+
+def score_lines(setting: Setting) -> list[ScoreLine]:
+    """The scores of every line, best first."""
+    found = []
+    for name in ranked(setting.table, setting.table.names):
+        shots = [number for number in setting.table.shots if (name, number) in setting.table.accuracy][-1]
+        rows = list(setting.chosen[name, shots].values())
+        found.append(ScoreLine(name, shots, {score: _mean(rows, score) for score in SCORES}, len(rows)))
+    return found
+
+
+def used_scores(lines: Sequence[ScoreLine]) -> dict[str, str]:
+    """The scores that any line has, with their headings."""
+    return {score: title for score, title in SCORES.items() if any(each.scores[score] is not None for each in lines)}
+
+
+def _mean(rows: Sequence[Row], score: str) -> float | None:
+    values = [row[score] for row in rows if row.get(score) is not None]
+    return fmean(values) if values else None
+
+
+def reliability_panels(setting: Setting) -> list[tuple[str, Markup]]:
+    """Reliability diagrams of zero-shot and of the best lines at the most shots, over all seeds together."""
+    names = [BASELINE, *ranked(setting.table, [name for name in setting.table.names if name != BASELINE])]
+    found = []
+    for name in names:
+        shots = [number for number in setting.table.shots if setting.details(name, number)]
+        if shots:
+            bins = [each["reliability"] for each in setting.details(name, shots[-1])]
+            merged = [tuple(map(sum, zip(*same, strict=True))) for same in zip(*bins, strict=True)]
+            error = _mean(list(setting.chosen[name, shots[-1]].values()), "ece")
+            found.append((f"{name}, {shots_of(shots[-1])}", reliability(name, merged, error)))
+    return found[:PANELS]
+
+
+def reliability(name: str, bins: Sequence[Sequence[float]], error: float | None) -> Markup:
+    """A reliability diagram. bins: (rows, sum of confidence, rows right) each. error: expected calibration error."""
+    x, y = Scale(0, 1, 34, 190), Scale(0, 1, 178, 24)
+    total = sum(count for count, _, _ in bins) or 1
+    said = "" if error is None else f"ECE {100 * error:.1f} %"
+    means = [(confidence / count, right / count, count) for count, confidence, right in bins if count]
+    parts = [
+        element("g", [line(x(0), y(value), x(1), y(value)) for value in (0, 0.5, 1)], class_="grid"),
+        line(x(0), y(0), x(1), y(1), class_="baseline"),
+        *(line(x(confidence), y(confidence), x(confidence), y(right), class_="gap") for confidence, right, _ in means),
+        *(element("circle", cx=x(confidence), cy=y(right), r=2.5 + 7 * sqrt(count / total), class_="bin")
+          for confidence, right, count in means),
+        *(text(29, y(value) + 4, f"{100 * value:g}", class_="tick", text_anchor="end") for value in (0, 0.5, 1)),
+        *(text(x(value), 193, f"{100 * value:g}", class_="tick", text_anchor="middle") for value in (0, 0.5, 1)),
+        text(x(1), 12, said, class_="label", text_anchor="end"),
+    ]
+    words = "; ".join(f"confidence {100 * confidence:.0f} %: right {100 * right:.0f} % of {count:g}"
+                      for confidence, right, count in means)
+    return figure(198, 200, f"Reliability of {name}", f"{said}. {words}.", parts,
+                  "reliability s0")

@@ -12,6 +12,7 @@ import onceclip
 from onceclip.pipeline.reporting.settings import Best, Results, Row, Setting
 from onceclip.pipeline.tasks.draws import GENERATOR
 from onceclip.pipeline.words import counts, shots_of
+from onceclip.stores import Store
 
 _TEMPLATES = 3
 Facts = list[tuple[str, str]]
@@ -45,6 +46,22 @@ def facts_of(setting: Setting) -> Facts:
     return [(key, value) for key, value in facts if value]
 
 
+def facts_of_adapter(made: Mapping[str, Any], store: Store) -> Facts:
+    """What made an adapter, name by name, and on which store it was scored; no value is trusted to be of its type."""
+    text, support = _mapping(made.get("text")), _mapping(made.get("support"))
+    return [("fitted with", ", ".join(f"{name} {made[name]}" for name in ("shots", "seed", "select") if name in made)),
+            ("scored on", store.path), ("store fingerprint", store.fingerprint),
+            ("fitted on store fingerprint", str(made.get("store", ""))),
+            *encoder_facts(_mapping(made.get("encoder"))), *text_facts(str(text.get("name", "")), text),
+            ("support draw fingerprint", str(support.get("fingerprint", ""))),
+            ("draws made by", str(support.get("generator", ""))),
+            ("fitted by onceclip", str(made.get("version", "")))]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def encoder_facts(encoder: Mapping[str, Any]) -> Facts:
     """An encoder, name by name."""
     preprocess = encoder.get("preprocess")
@@ -56,14 +73,15 @@ def encoder_facts(encoder: Mapping[str, Any]) -> Facts:
             ("encoder fingerprint", str(encoder.get("fingerprint") or "")),
             ("weights", str(encoder.get("weights") or "")), ("preprocessing", picture),
             ("precision", str(encoder.get("precision") or "")),
-            ("logit scale", f"{encoder['logit_scale']:.4g}" if encoder.get("logit_scale") else "")]
+            ("logit scale", _plain([encoder["logit_scale"]]) if encoder.get("logit_scale") else "")]
 
 
 def text_facts(name: str, text: Mapping[str, Any]) -> Facts:
     """A text set, name by name."""
-    templates = [str(each) for each in text.get("templates") or ()]
+    found = text.get("templates")
+    templates = list(map(str, found)) if isinstance(found, list | tuple) else []
     more = f" and {len(templates) - _TEMPLATES} more" if len(templates) > _TEMPLATES else ""
-    file = text.get("file") or {}
+    file = _mapping(text.get("file"))
     return [("text set", name + (" (made elsewhere)" if text.get("imported") else "")),
             ("text fingerprint", str(text.get("fingerprint") or "")),
             ("templates", ", ".join(f"“{each}”" for each in templates[:_TEMPLATES]) + more if templates else ""),

@@ -1,17 +1,26 @@
-"""The settings of results folders (runs on one store with one text and one policy), and what their rows say."""
+"""The settings of results folders (the runs that one table compares), and what their rows say."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from statistics import median
 from typing import Any
 
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.runs.results import NAME, Mean, read_rows, read_stores
-from onceclip.pipeline.runs.summary import Key, Table, chosen_rows, line_name, reason_of, tables
+from onceclip.pipeline.runs.summary import (
+    Experiment,
+    Key,
+    Table,
+    chosen_rows,
+    experiment_of,
+    line_name,
+    reason_of,
+    tables,
+)
 from onceclip.pipeline.words import shots_of
 
 Row = Mapping[str, Any]
@@ -36,16 +45,16 @@ class Results:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs on one store with one text and one policy.
+    """Runs on one store with one text, one kind of class weights and one policy.
 
-    prints: fingerprints of the store's content and of the text; empty where no row says them.
-    base: whether they are of base and new classes. tables: their summaries, of accuracy first.
+    experiment: what they share. prints: fingerprints of the store's content and of the text; empty where no row says
+    them. tables: their summaries, of accuracy first.
     rows: of all runs. chosen: the row that stands for a seed, by the names and shots of the first table.
     store: its description in `stores.json`; empty where that is missing.
     """
 
+    experiment: Experiment
     prints: tuple[str, str]
-    base: bool
     tables: tuple[Table, ...]
     rows: tuple[Row, ...]
     chosen: Mapping[Key, Mapping[int, Row]]
@@ -62,30 +71,33 @@ class Setting:
 
 
 def read_results(folders: Sequence[Path]) -> Results:
-    """Read results folders; of a run that stands in several rows the last with a result counts.
+    """Read results folders; of a run that stands in several rows the last with a result counts, once per device.
 
-    Raises ResultError if there is no row, or a row is no result.
+    Raises ResultError if there is no row, or a row is no result of onceclip.
     """
-    rows: dict[str, Row] = {}
-    places: dict[str, str] = {}
+    found: dict[str, dict[str, tuple[Row, str]]] = defaultdict(dict)  # by run and device
     stores: dict[str, Mapping[str, Any]] = {}
     for given in folders:
         folder = given.parent if given.name == NAME else given
-        found = read_rows(folder)
-        if not found:
+        rows = read_rows(folder)
+        if not rows:
             raise ResultError(f"{given} holds no result rows (no {NAME} with a row in it): give the folder that "
                               "`onceclip sweep --out` wrote")
-        for number, row in enumerate(found, 1):
+        for number, row in enumerate(rows, 1):
             needed = _NEEDED if row.get("accuracy") is None else (*_NEEDED, "accuracy_val")
             missing = [name for name in needed if name not in row]
             if missing:
                 raise ResultError(f"{folder / NAME}: row {number} has no {missing[0]!r}: it is no result of onceclip; "
                                   "take it out, or give another folder")
-            run = str(row.get("run") or f"{folder}:{number}")
-            if run not in rows or "error" not in row:
-                rows[run], places[run] = row, f"{folder / NAME}:{number}"
+            same = found[str(row.get("run") or f"{folder}:{number}")]
+            if "error" in row and any("error" not in other for other, _ in same.values()):
+                continue
+            for device in [device for device, (other, _) in same.items() if "error" in other]:
+                del same[device]
+            same[str(row.get("device"))] = row, f"{folder / NAME}:{number}"
         stores |= read_stores(folder)
-    return Results(tuple(folders), tuple(rows.values()), places, stores)
+    return Results(tuple(folders), tuple(row for same in found.values() for row, _ in same.values()),
+                   {run: place for run, same in found.items() for _, place in same.values()}, stores)
 
 
 def settings_of(results: Results) -> list[Setting]:
@@ -93,17 +105,17 @@ def settings_of(results: Results) -> list[Setting]:
 
     A store or a text set that was made again under its name has other test images or prompts: a setting of its own.
     """
-    groups: dict[Any, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[Experiment, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in results.rows:
-        asked, prints = row.get("asked", {}), row.get("fingerprints", {})
-        key = row["store"], asked.get("text", row.get("text")), asked.get("select"), asked.get("classes") == "base"
-        groups[key][str(prints.get("store") or ""), str(prints.get("text") or "")].append(row)
+        prints = row.get("fingerprints", {})
+        groups[experiment_of(row)][str(prints.get("store") or ""), str(prints.get("text") or "")].append(row)
     for contents in groups.values():
         # Rows of failures may have no fingerprints: they stand with those of the last content.
         unknown = contents.pop(("", ""), [])
         contents[next(reversed(contents), ("", ""))].extend(unknown)
-    return [Setting(prints, base, tuple(tables(rows)), tuple(rows), chosen_rows(rows), _store(rows, results.stores))
-            for (*_, base), contents in groups.items() for prints, rows in contents.items() if rows]
+    return [Setting(experiment, prints, tuple(tables(rows)), tuple(rows), chosen_rows(rows),
+                    _store(rows, results.stores))
+            for experiment, contents in groups.items() for prints, rows in contents.items() if rows]
 
 
 def _store(rows: Iterable[Row], stores: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -150,26 +162,28 @@ def sign_of(difference: Mean | None) -> str:
 
 def titles(settings: Sequence[Setting]) -> list[str]:
     """A short name for every setting, which says no more than it takes to tell them apart."""
-    keys = [_key(setting) for setting in settings]
-    differ = [len(set(column)) > 1 for column in zip(*keys, strict=True)]
+    keys = [setting.experiment for setting in settings]
+    paths = {key.store for key in keys}
     found = []
-    for (path, text, select, classes), setting in zip(keys, settings, strict=True):
-        parts = [path if sum(PurePath(each[0]).name == PurePath(path).name for each in set(keys)) > 1 and differ[0]
-                 and len({each[0] for each in keys if PurePath(each[0]).name == PurePath(path).name}) > 1
-                 else PurePath(path).name]
-        parts += [f"text {text}"] * differ[1] + [f"selection {select}"] * differ[2]
-        same = [each.prints for each, key in zip(settings, keys, strict=True) if key[:2] == (path, text)]
+    for key, setting in zip(keys, settings, strict=True):
+        name = PurePath(key.store).name
+        parts = [key.store if sum(PurePath(path).name == name for path in paths) > 1 else name,
+                 *_differing(key, keys, "text", "select", "class_weights")]
+        same = [each.prints for each in settings
+                if (each.experiment.store, each.experiment.text) == (key.store, key.text)]
         parts += [f"{what} {own[:8]}" for what, own, *all_of_it in zip(("content", "prompts"), setting.prints, *same,
                                                                        strict=True) if len(set(all_of_it)) > 1]
-        found.append(", ".join([*parts, *(["base to new classes"] if classes else [])]))
+        found.append(", ".join([*parts, *["base to new classes"] * key.base]))
     return found
 
 
-def _key(setting: Setting) -> tuple[str, str, str, str]:
-    row = setting.rows[0]
-    asked = row.get("asked", {})
-    return (str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
-            "base" if setting.base else "")
+_TITLES = {"text": "text", "select": "selection", "class_weights": "class weights"}
+
+
+def _differing(key: Experiment, keys: Iterable[Experiment], *names: str) -> list[str]:
+    """What tells an experiment from others, in words."""
+    return [f"{_TITLES[name]} {getattr(key, name)}" for name in names
+            if len({getattr(each, name) for each in keys}) > 1]
 
 
 def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:
@@ -178,15 +192,12 @@ def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:
     A line has a cell where every store has it, for the seeds that all have; its interval is of the means of seeds.
     A store that was made again counts once, as it was last.
     """
-    alike: dict[tuple[str, ...], dict[str, Setting]] = defaultdict(dict)
+    alike: dict[Experiment, dict[str, Setting]] = defaultdict(dict)
     for setting in settings:
-        store, *others = _key(setting)
-        alike[tuple(others)][store] = setting
+        alike[replace(setting.experiment, store="")][setting.experiment.store] = setting
     groups = {key: list(members.values()) for key, members in alike.items() if len(members) > 1}
-    differ = [len(set(column)) > 1 for column in zip(*groups, strict=True)]
-    return [(", ".join([f"mean over {len(members)} stores", *[f"text {text}"] * differ[0],
-                        *[f"selection {select}"] * differ[1], *[f"{classes} classes"] * bool(classes)]), _mean(members))
-            for (text, select, classes), members in groups.items()]
+    return [(", ".join([f"mean over {len(members)} stores", *_differing(key, groups, *_TITLES),
+                        *["base classes"] * key.base]), _mean(members)) for key, members in groups.items()]
 
 
 def _mean(settings: Sequence[Setting]) -> Table:
@@ -203,7 +214,7 @@ def _mean(settings: Sequence[Setting]) -> Table:
 
 def measures(setting: Setting) -> list[tuple[str, Table]]:
     """The tables of a setting by what they measure; those of a base-to-new setting are three."""
-    return [(table.title.rpartition(", ")[2] if setting.base else "", table) for table in setting.tables]
+    return [(table.title.rpartition(", ")[2] if setting.experiment.base else "", table) for table in setting.tables]
 
 
 def failures(rows: Iterable[Row]) -> list[tuple[str, str, list[str]]]:

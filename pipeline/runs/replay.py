@@ -44,14 +44,17 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
     Raises ResultError if images, text or encoder have changed, MethodError for a method of a module that the user did
     not name.
     """
-    stored_method_class(row["asked"]["method"], "the row")  # which RunSpec would import
     asked = row["asked"]
-    # The default policy was another one once: what the row says was used is what is repeated.
-    spec = RunSpec(**{**asked, "select": asked.get("select") or row["select"]})
-    then, now = row["fingerprints"], spec.contents(store)
-    changed = [name for name in now if now[name] != then[name]]
+    stored_method_class(str(asked.get("method")), "the row")  # which RunSpec would import
+    try:
+        # The default policy was another one once: what the row says was used is what is repeated.
+        spec = RunSpec(**{**asked, "select": asked.get("select") or row.get("select")})
+    except TypeError as error:
+        raise ResultError(f"the row's 'asked' is no run of onceclip ({error}): give another row") from error
+    then, now = row.get("fingerprints", {}), spec.contents(store)
+    changed = [name for name in now if now[name] != then.get(name)]
     if changed:
-        details = ", ".join(f"{name} {then[name]}, now {now[name]}" for name in changed)
+        details = ", ".join(f"{name} {then.get(name)}, now {now[name]}" for name in changed)
         raise ResultError(f"the row was made of another {' and '.join(changed)} than {store.path} has now ({details}): "
                           "replay it on the store that it names")
     return spec
@@ -59,7 +62,11 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
 
 def compiling_of(row: dict[str, Any]) -> Compiling:
     """How the steps of a row's training were decided on; rows of before there was a choice were not compiled."""
-    return Compiling(**row.get("compiling", {"choice": OFF}))
+    found = row.get("compiling", {"choice": OFF})
+    try:
+        return Compiling(**found)
+    except TypeError as error:
+        raise ResultError(f"the row's 'compiling' is {found}, which onceclip never writes: give another row") from error
 
 
 def device_of(row: dict[str, Any]) -> str:
@@ -76,10 +83,10 @@ def compare(row: dict[str, Any], again: Fitted) -> str:
 
     Raises ResultError if it drew other images or its accuracy differs by more than TOLERANCE.
     """
-    for name in ("support", "val") if row["n_val"] else ("support",):
-        if row["fingerprints"][name] != again.row["fingerprints"][name]:
+    for name in ("support", "val") if row.get("n_val") else ("support",):
+        if row["fingerprints"].get(name) != again.row["fingerprints"][name]:
             raise ResultError(f"the replay drew other {name} images than the row: another version of onceclip drew "
-                              f"them ({row['version']}, this is {again.row['version']})")
+                              f"them ({row.get('version')}, this is {again.row['version']})")
     then, now = _reached(row) or 0.0, _reached(again.row) or 0.0
     difference = abs(then - now)
     if difference > TOLERANCE:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,11 +17,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.evaluation.metrics import BINS
+from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.work import Part
 from onceclip.stores import Store
 from onceclip.stores.schema import BAD, SPLITS, STORED
 
 NAME = "results.jsonl"
+STORES_NAME = "stores.json"
+_log = logging.getLogger("onceclip")
 
 
 @dataclass(frozen=True)
@@ -58,17 +64,105 @@ def rows_name(part: Part | None = None) -> str:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of a results folder, those of all parts too; lines that are cut or no rows are passed over."""
+    """Read the rows of a results folder, those of all parts too; lines that are no rows are passed over with a remark.
+
+    Raises ResultError if a row has a value that no run writes.
+    """
     rows = []
     for path in (folder / NAME, *sorted(folder.glob("results.*-of-*.jsonl"))):
-        for line in path.read_bytes().splitlines() if path.is_file() else []:
+        passed_over = []
+        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
             try:
                 row = json.loads(line)
-            except ValueError:
-                continue
+            except (ValueError, RecursionError):
+                row = None
             if isinstance(row, dict):
+                _require(row, _ROW, f"{path}, line {number}")
                 rows.append(row)
+            else:
+                passed_over.append(number)
+        if passed_over:
+            _log.warning("%s: %s passed over that %s no JSON object of a run (the first is line %d)", path,
+                         counted(len(passed_over), "line"), "are" if passed_over[1:] else "is", passed_over[0])
     return rows
+
+
+def _number(least: float, most: float = math.inf) -> Callable[[Any], bool]:
+    """A test for finite numbers in a range, or None."""
+    return lambda value: value is None or (type(value) in (int, float) and least <= value <= most
+                                           and math.isfinite(value))
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _object(**fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A test for JSON objects. fits: what some of their values have to be, as far as they are there."""
+    return lambda value: isinstance(value, dict) and all(fits[name](value[name]) for name in fits if name in value)
+
+
+def _object_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _triples(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return _list_of(lambda each: isinstance(each, list) and len(each) == 3 and None not in each
+                    and all(map(fits, each)))
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _object_or_none(value: Any) -> bool:
+    return isinstance(value, dict | None)
+
+
+def _details(value: Any) -> bool:
+    fits = _object(right=_list_of(_count), reliability=_triples(_number(0)), confusions=_triples(_count))
+    return value is None or (fits(value) and {"right", "reliability", "confusions"} <= value.keys()
+                             and len(value["reliability"]) == BINS)
+
+
+_FRACTION = _number(0, 1)
+_ROW: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("accuracy", "accuracy_val", "accuracy_new", "harmonic_mean", "top5", "macro_recall", "ece",
+                     "ece_calibrated"), _FRACTION),
+    **dict.fromkeys(("nll", "nll_calibrated", "brier", "temperature", "seconds", "seconds_total"), _number(0)),
+    **dict.fromkeys(("seed", "classes", "n_support", "n_test"), _count),
+    **dict.fromkeys(("encoder", "text", "select", "device", "version", "error", "class_weights", "products"), _text),
+    **dict.fromkeys(("method", "store"), lambda value: isinstance(value, str)),
+    "shots": lambda value: value == "all" or _count(value), "run": lambda value: isinstance(value, str),
+    "settings_tried": lambda value: value is None or _count(value), "hyperparameters": _object(),
+    "compiling": _object(), "fingerprints": _object_of(_text),
+    "asked": _object(**dict.fromkeys(("method", "text", "select", "search", "classes", "class_weights"), _text),
+                     **dict.fromkeys(("narrow", "validated", "stream"), _flag), values=_object(), seed=_count,
+                     shots=lambda value: value is None or _count(value)),
+    "details": _details,
+}
+_STORE: Mapping[str, Callable[[Any], bool]] = {
+    "path": _text, "classes": _list_of(lambda each: isinstance(each, str)), "test_counts": _list_of(_count),
+    "splits": _object_of(_count), "encoder": _object(logit_scale=_number(-math.inf)),
+    "texts": _object_of(_object(templates=_list_of(_text), file=_object_or_none)),
+    "extraction": _object(images=_count, bad=_count, reasons=_object_of(_count),
+                          split_source=_object_or_none),
+}
+
+
+def _require(values: Mapping[str, Any], fits: Mapping[str, Callable[[Any], bool]], place: str) -> None:
+    for name, fit in fits.items():
+        if name in values and not fit(values[name]):
+            raise ResultError(f"{place}: {name!r} is {json.dumps(values[name])[:60]}, which onceclip never writes: "
+                              "correct it or take it out")
 
 
 def by_run(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -81,15 +175,12 @@ def by_run(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def mean_interval(values: Sequence[float]) -> Mean:
-    """Mean of values with its 95 % interval."""
-    if len(values) < 2:
+def mean_interval(values: Sequence[float], interval: bool = True) -> Mean:
+    """Mean of values with its 95 % interval. interval: whether the values are of draws, so that they have one."""
+    if len(values) < 2 or not interval:
         return Mean(fmean(values), None, len(values))
     quantile = float(student.ppf(0.975, len(values) - 1))
     return Mean(fmean(values), quantile * stdev(values) / math.sqrt(len(values)), len(values))
-
-
-STORES_NAME = "stores.json"
 
 
 def record_stores(folder: Path, stores: Sequence[Store]) -> Path:
@@ -107,12 +198,20 @@ def record_stores(folder: Path, stores: Sequence[Store]) -> Path:
 
 
 def read_stores(folder: Path) -> dict[str, dict[str, Any]]:
-    """The stores of a results folder by fingerprint; none where nothing readable says so."""
+    """The stores of a results folder by fingerprint; none where nothing readable says so.
+
+    Raises ResultError if a description has a value of a wrong type.
+    """
     try:
         found = json.loads((folder / STORES_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    _require(found, dict.fromkeys(found, _object()), str(folder / STORES_NAME))
+    for name, each in found.items():
+        _require(each, _STORE, f"{folder / STORES_NAME}, {name}")
+    return found
 
 
 def described(store: Store) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onceclip.adapters.text import RULES
 from onceclip.pipeline.runs.results import Mean, mean_interval
-from onceclip.pipeline.words import shots_of
+from onceclip.pipeline.words import counted, shots_of
 
 BASELINE = "zero-shot"
 SCORES = {"accuracy": "base classes", "accuracy_new": "new classes", "harmonic_mean": "harmonic mean of base and new"}
@@ -17,13 +18,15 @@ Key = tuple[str, Any]  # name of a line, number of shots
 
 @dataclass(frozen=True)
 class Table:
-    """All runs on one store with one text and one policy.
+    """All runs on one store with one text, one kind of class weights and one policy.
 
     title: which. names: lines in order of appearance. shots: columns. accuracy: means over seeds. to_baseline, to_best:
     mean differences on the same seeds to zero-shot and to the best line of the column; None where there is none.
     failed: number of runs without a result. reasons: why, each with the number of such runs by method.
     short: the fewest training images that a run had where some class has fewer than the shots, and how many it asked
     for, by shots. unserved: lines that have no score of new classes, for they serve none.
+    one_draw: shots at which all seeds of a line had the same training images, so that nothing has an interval.
+    repeated: rows left out because a later one is of the same line, shots and seed.
     """
 
     title: str
@@ -36,41 +39,72 @@ class Table:
     reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     short: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     unserved: tuple[str, ...] = ()
+    one_draw: tuple[Any, ...] = ()
+    repeated: int = 0
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
-    """One table for each store, text and selection policy; of runs of base classes, three.
+    """One table for each store, text, kind of class weights and selection policy; of runs of base classes, three.
 
     Of runs that differ in hyperparameter values alone and were scored on validation rows, the best there stands for its
-    seed; those that were not are lines of their own.
+    seed; those that were not are lines of their own, and so are other searches and ways of training.
     """
-    settings: dict[tuple[str, bool], list[Mapping[str, Any]]] = defaultdict(list)
+    settings: dict[Experiment, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        asked = row.get("asked", {})
-        settings[f"{row['store']}, text {asked.get('text', row.get('text'))}, "
-                 f"selection {asked.get('select') or 'own'}", asked.get("classes") == "base"].append(row)
+        settings[experiment_of(row)].append(row)
     made = []
-    for (title, halves), members in settings.items():
+    for setting, members in settings.items():
         scores = [score for score in SCORES if score == "accuracy" or
-                  (halves and any(row.get(score) is not None for row in members))]
-        made += [_table(f"{title}, {SCORES[score]}" if halves else title, members, score) for score in scores]
+                  (setting.base and any(row.get(score) is not None for row in members))]
+        title = (f"{setting.store}, text {setting.text}, selection {setting.select}"
+                 + (f", class weights {setting.class_weights}" if setting.class_weights != RULES[0] else ""))
+        made += [_table(f"{title}, {SCORES[score]}" if setting.base else title, members, score) for score in scores]
     return made
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """What the rows of one table share. base: whether they are of base and new classes."""
+
+    store: str
+    text: str
+    select: str
+    class_weights: str
+    base: bool
+
+
+def experiment_of(row: Mapping[str, Any]) -> Experiment:
+    """What a row shares with the others of its table."""
+    asked = row.get("asked", {})
+    return Experiment(str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
+                      str(asked.get("class_weights") or row.get("class_weights") or RULES[0]),
+                      asked.get("classes") == "base")
+
+
 def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:
-    chosen = {key: {seed: row[score] for seed, row in seeds.items()} for key, seeds in chosen_rows(rows, score).items()}
+    found = chosen_rows(rows, score)
+    chosen = {key: {seed: row[score] for seed, row in seeds.items()} for key, seeds in found.items()}
+    alone = {key for key, seeds in found.items() if len(seeds) > 1 and _one_draw(key[1], seeds.values())}
     reasons: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for row in rows:
         if row["accuracy"] is None:
             reasons[reason_of(row)][str(row["method"])] += 1
     names = tuple(dict.fromkeys(name for name, _ in chosen))
     shots = tuple(sorted({number for _, number in chosen}, key=lambda number: (isinstance(number, str), number)))
-    accuracy = {key: mean_interval(list(values.values())) for key, values in chosen.items()}
+    accuracy = {key: mean_interval(list(values.values()), key not in alone) for key, values in chosen.items()}
     best = {number: max((name for name in names if (name, number) in accuracy),
                         key=lambda name, number=number: accuracy[name, number].value) for number in shots}  # type: ignore[misc]
-    return Table(title, names, shots, accuracy,
-                 _differences(chosen, dict.fromkeys(shots, BASELINE)), _differences(chosen, best),
-                 sum(row["accuracy"] is None for row in rows), reasons, _short(rows), _unserved(rows, score))
+    return Table(title, names, shots, accuracy, _differences(chosen, dict.fromkeys(shots, BASELINE), alone),
+                 _differences(chosen, best, alone), sum(row["accuracy"] is None for row in rows), reasons, _short(rows),
+                 _unserved(rows, score), tuple(number for number in shots if any(key[1] == number for key in alone)),
+                 sum(row["accuracy"] is not None and row.get(score) is not None and not _in_a_grid(row)
+                     for row in rows) - sum(not _in_a_grid(row) for seeds in found.values() for row in seeds.values()))
+
+
+def _one_draw(shots: Any, rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether rows of several seeds were fitted on the same images."""
+    prints = {row.get("fingerprints", {}).get("support") for row in rows}
+    return shots == "all" or (len(prints) == 1 and None not in prints)
 
 
 def _unserved(rows: Iterable[Mapping[str, Any]], score: str) -> tuple[str, ...]:
@@ -96,44 +130,90 @@ def reason_of(row: Mapping[str, Any]) -> str:
 
 def chosen_rows(rows: Iterable[Mapping[str, Any]],
                 score: str = "accuracy") -> dict[Key, dict[int, Mapping[str, Any]]]:
-    """The row that stands for each seed of a line at a number of shots: the best on validation rows. It has a score."""
+    """The row that stands for each seed of a line at a number of shots: it has a score.
+
+    Of a grid that is the best on validation rows, of other runs that were made again the last.
+    """
+    scored = [row for row in rows if row["accuracy"] is not None and row.get(score) is not None]
     chosen: dict[Key, dict[int, Mapping[str, Any]]] = defaultdict(dict)
-    for row in rows:
-        if row["accuracy"] is None or row[score] is None:
-            continue
-        seeds = chosen[line_name(row), row["shots"]]
+    for name, row in zip(_told_apart(scored), scored, strict=True):
+        seeds = chosen[name, row["shots"]]
         known = seeds.get(row["seed"])
-        if known is None or (row["accuracy_val"] or 0.0) > (known["accuracy_val"] or 0.0):
+        if known is None or not _in_a_grid(row) or row["accuracy_val"] > (known.get("accuracy_val") or 0.0):
             seeds[row["seed"]] = row
     return dict(chosen)
 
 
+def _told_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the lines of rows: where two kinds of run have a name, shots and a seed in common, with the kind."""
+    kinds: dict[Any, set[tuple[str, ...]]] = defaultdict(set)
+    for row in rows:
+        kinds[line_name(row), row["shots"], row["seed"]].add(_kind(row))
+    mixed: dict[str, list[set[str]]] = {}
+    for (name, _, _), found in kinds.items():
+        if len(found) > 1:
+            parts = mixed.setdefault(name, [set() for _ in next(iter(found))])
+            for part, values in zip(parts, zip(*found, strict=True), strict=True):
+                part.update(values)
+    return [" ".join([name, *(own for own, part in zip(_kind(row), mixed.get(name, ()), strict=False)
+                              if len(part) > 1 and own)]) for row, name in zip(rows, map(line_name, rows), strict=True)]
+
+
+def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes another line of a run only where there is one without it: a grid, and the device if it is no CPU."""
+    device, grid = str(row.get("device") or "cpu"), _in_a_grid(row) and row.get("asked", {}).get("values")
+    return "best of its grid" if grid else "", "" if device == "cpu" else f"on {device}"
+
+
+def _in_a_grid(row: Mapping[str, Any]) -> bool:
+    """Whether a run is one of several settings that are compared on validation rows."""
+    return row.get("accuracy_val") is not None and (row.get("select") or row.get("asked", {}).get("select")) == "fixed"
+
+
 def line_name(row: Mapping[str, Any]) -> str:
-    """The method, with the values that were set where nothing says which of them is best."""
-    values = row.get("asked", {}).get("values") or {}
-    if not values or row.get("accuracy_val") is not None:
-        return str(row["method"])
-    return f"{row['method']} {' '.join(f'{name}={value}' for name, value in values.items())}"
+    """The method, with the values that were set where no grid chose among them, and how it was searched and trained."""
+    asked = row.get("asked", {})
+    parts = [str(row["method"])]
+    if not _in_a_grid(row):
+        parts += [f"{name}={value}" for name, value in (asked.get("values") or {}).items()]
+    if row["method"] != BASELINE:  # which has nothing to search and is not trained
+        if (row.get("select") or asked.get("select")) != "fixed":
+            parts += [f"search {asked['search']}"] if asked.get("search", "grid") != "grid" else []
+            parts += ["narrow"] if asked.get("narrow") else []
+        parts += ["stream"] if asked.get("stream") else []
+    return " ".join(parts)
 
 
-def _differences(chosen: Mapping[Key, Mapping[int, float]], to: Mapping[Any, str]) -> dict[Key, Mean]:
+def _differences(chosen: Mapping[Key, Mapping[int, float]], to: Mapping[Any, str],
+                 alone: Collection[Key]) -> dict[Key, Mean]:
     found = {}
     for (name, number), values in chosen.items():
         other = chosen.get((to[number], number), {})
         pairs = [value - other[seed] for seed, value in values.items() if seed in other]
         if pairs and name != to[number]:
-            found[name, number] = mean_interval(pairs)
+            found[name, number] = mean_interval(pairs, (name, number) not in alone)
     return found
 
 
-def short_words(table: Table) -> str:
+def remarks_on(table: Table) -> list[str]:
+    """What has to be known of the numbers of a table, a sentence each."""
+    found = [_short_words(table)] if table.short else []
+    if table.one_draw:
+        found.append(f"at {', '.join(map(shots_of, table.one_draw))} all seeds have the same training images: a mean "
+                     "over seeds has no interval of draws there")
+    if table.repeated:
+        found.append(f"{counted(table.repeated, 'row')} left out: of the same line, shots and seed the last counts")
+    return [*found, *([_unserved_words(table)] if table.unserved else [])]
+
+
+def _short_words(table: Table) -> str:
     """Say at which numbers of shots a draw was smaller than its name."""
     return ("some classes have fewer training images than shots: "
             + ", ".join(f"{had:,} of {asked:,} images at {shots_of(shots)}"
                         for shots, (had, asked) in table.short.items()))
 
 
-def unserved_words(table: Table) -> str:
+def _unserved_words(table: Table) -> str:
     """Say which lines are missing because they serve no new classes."""
     return f"not served: what these learn belongs to their classes: {', '.join(table.unserved)}"
 
@@ -144,7 +224,7 @@ def as_values(table: Table) -> dict[str, Any]:
         return None if mean is None else {"mean": mean.value, "half_width": mean.half_width, "runs": mean.runs}
 
     return {"title": table.title, "failed": table.failed, "reasons": table.reasons, "short": table.short,
-            "unserved": list(table.unserved), "cells": [
+            "unserved": list(table.unserved), "one_draw": list(table.one_draw), "repeated": table.repeated, "cells": [
         {"method": name, "shots": number, "accuracy": cell(mean),
          "to_baseline": cell(table.to_baseline.get((name, number))), "to_best": cell(table.to_best.get((name, number)))}
         for (name, number), mean in table.accuracy.items()]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from onceclip.adapters import load_classifier
-from onceclip.adapters.selection.calibration import best_temperature
+from onceclip.adapters.selection.rule import best_temperature
 from onceclip.pipeline.evaluation.evaluate import evaluate
 from onceclip.pipeline.evaluation.metrics import metrics
 from onceclip.pipeline.runs.fit import fit

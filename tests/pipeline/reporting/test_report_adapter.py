@@ -94,6 +94,25 @@ def test_scores_classes_and_confusions_are_those_of_evaluate(weak: Path, store_p
     assert wrong == {(true, guess): number for true, guess, number in scores["confusions"]}
 
 
+def test_the_page_leads_with_the_figures_of_the_probabilities_that_predict_gives(
+        store_path: Path, imported: Store, tmp_path: Path, run_json: Callable[..., Any]) -> None:
+    run_json("fit", imported.path, "--method", "tip-adapter", "--shots", 4, "--select", "val", "--out", tmp_path / "a")
+    scores = run_json("evaluate", tmp_path / "a", imported.path)
+    run_json("report", tmp_path / "a", imported.path, "--out", tmp_path / "page.html")
+    cards = (tmp_path / "page.html").read_text(encoding="utf-8").partition("<nav")[0]
+    assert f"<b>{100 * scores['ece_calibrated']:.1f} %</b>" in cards
+    assert f"<b>{scores['nll_calibrated']:.3f}</b>" in cards
+    assert f"{100 * scores['ece']:.1f} % without temperature" in cards
+
+
+def test_a_page_of_an_adapter_without_a_store_says_what_it_lacks(imported: Store, tmp_path: Path,
+                                                                 run: Callable[..., Any]) -> None:
+    run("fit", imported.path, "--method", "gda", "--shots", 4, "--out", tmp_path / "a")
+    done = run("report", tmp_path / "a", "--out", tmp_path / "page.html")
+    assert done.exit_code == 0
+    assert f"onceclip report {tmp_path / 'a'} STORE --out {tmp_path / 'page.html'}" in done.stderr
+
+
 def test_another_split_is_scored_and_named(weak: Path, store_path: Path, tmp_path: Path,
                                            run_json: Callable[..., Any]) -> None:
     found = run_json("report", weak, store_path, "--split", "train", "--out", tmp_path / "page.html")
@@ -137,10 +156,10 @@ def test_without_images_the_page_has_keys_and_says_how_to_get_pictures(weak: Pat
 
 def test_an_adapter_without_mistakes_has_a_page(store_path: Path, adapter_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                 tmp_path: Path) -> None:
-    from onceclip.pipeline.reporting import adapter_page
+    from onceclip.pipeline.reporting import pages
 
-    monkeypatch.setattr(adapter_page, "surest_mistakes", lambda *_: [])
-    adapter_page.write_adapter_report(adapter_path, str(store_path), tmp_path / "page.html")
+    monkeypatch.setattr(pages, "surest_mistakes", lambda *_: [])
+    pages.write_adapter_report(adapter_path, str(store_path), tmp_path / "page.html")
     assert "every image is recognised" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ import onceclip
 from onceclip.pipeline.evaluation.metrics import metrics
 from onceclip.pipeline.reporting.settings import read_results
 from onceclip.pipeline.runs.fit import fit
-from onceclip.pipeline.runs.results import NAME, append_row, append_rows, mean_interval, read_rows
+from onceclip.pipeline.runs.results import NAME, Mean, append_row, append_rows, mean_interval, read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.sweep import known
 from onceclip.stores import Store
@@ -37,11 +39,54 @@ def test_a_result_row_has_every_field_and_survives_json(imported: Store) -> None
 
 
 def test_a_line_that_is_no_text_is_passed_over_as_one_that_was_cut_short(tmp_path: Path) -> None:
-    append_row(tmp_path, {"run": 1})
+    append_row(tmp_path, {"run": "1"})
     with (tmp_path / NAME).open("ab") as file:
-        file.write(b'\xff\xfe\x00"\n{"run": 2, "meth')
-    append_row(tmp_path, {"run": 3})
-    assert read_rows(tmp_path) == [{"run": 1}, {"run": 3}]
+        file.write(b'\xff\xfe\x00"\n{"run": "2", "meth')
+    append_row(tmp_path, {"run": "3"})
+    assert read_rows(tmp_path) == [{"run": "1"}, {"run": "3"}]
+
+
+GOOD = {"run": "a", "method": "gda", "shots": 1, "seed": 1, "accuracy": 0.5, "accuracy_val": None, "store": "s.zarr"}
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000 + b"]" * 100_000, b"[1]", b'"text"', b"{", b'{"a": ' * 50_000],
+                         ids=["nested", "list", "text", "cut", "nested and cut"])
+def test_a_line_that_is_no_row_is_passed_over_with_a_remark_and_stops_nothing(
+        tmp_path: Path, line: bytes, caplog: pytest.LogCaptureFixture, run: Callable[..., Any]) -> None:
+    append_row(tmp_path, GOOD)
+    with (tmp_path / NAME).open("ab") as file:
+        file.write(line + b"\n")
+    append_row(tmp_path, {**GOOD, "run": "b"})
+    assert [row["run"] for row in read_rows(tmp_path)] == ["a", "b"]
+    remark, = caplog.messages
+    assert f"{tmp_path / NAME}: 1 line passed over" in remark
+    assert "line 2" in remark
+    assert run("report", tmp_path, "--out", tmp_path / "page.html").exit_code == 0
+
+
+@pytest.mark.parametrize("values", [
+    {"shots": None}, {"shots": {}}, {"shots": "some"}, {"shots": True}, {"shots": -1}, {"seed": "1"}, {"seed": None},
+    {"fingerprints": []}, {"fingerprints": {"store": 3}}, {"asked": 3}, {"asked": {"values": []}},
+    {"asked": {"shots": "x"}}, {"accuracy": "0.5"}, {"accuracy": math.nan}, {"accuracy": 5.0}, {"accuracy": True},
+    {"accuracy_val": -0.1}, {"nll": math.inf}, {"method": None}, {"store": 5}, {"details": []},
+    {"details": {"right": [1]}}, {"hyperparameters": None}, {"run": []}], ids=str)
+def test_a_value_that_no_run_writes_is_one_line_with_file_line_and_key(
+        tmp_path: Path, values: dict[str, Any], imported: Store, run: Callable[..., Any]) -> None:
+    (tmp_path / NAME).write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **values}) + "\n")
+    key, = values
+    for command in (("report", tmp_path, "--out", tmp_path / "page.html"), ("fit", "--from-row", f"{tmp_path}:1"),
+                    ("sweep", imported.path, "--methods", "gda", "--shots", 1, "--seeds", 1, "--out", tmp_path)):
+        done = run(*command)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert f"{NAME}, line 2: {key!r} is " in done.stderr
+
+
+@pytest.mark.parametrize("asked", [{}, {"method": "gda", "beta": 3}, {"method": "no-such"}, {"shots": 1}], ids=str)
+def test_a_row_whose_request_is_no_run_is_one_line(tmp_path: Path, imported: Store, run: Callable[..., Any],
+                                                   asked: dict[str, Any]) -> None:
+    append_row(tmp_path, {**GOOD, "asked": asked, "store": imported.path})
+    done = run("fit", "--from-row", f"{tmp_path}:1")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1), done.stderr
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -98,6 +143,7 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert (mean.value, mean.runs) == (pytest.approx(0.6), 3)
     assert mean.half_width == pytest.approx(4.302652729911275 * 0.1 / math.sqrt(3))
     assert mean_interval([0.4]).half_width is None
+    assert mean_interval([0.5, 0.6, 0.7], interval=False) == Mean(pytest.approx(0.6), None, 3)  # type: ignore[arg-type]
 
 
 def test_lines_of_a_results_file_are_whole_json_objects(tmp_path: Path) -> None:

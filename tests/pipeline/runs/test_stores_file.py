@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from onceclip.pipeline.runs.results import STORES_NAME as NAME
-from onceclip.pipeline.runs.results import read_rows, read_stores, record_stores
+from onceclip.pipeline.runs.results import append_row, read_rows, read_stores, record_stores
 from onceclip.stores import Store, open_store
 
 
@@ -78,3 +79,20 @@ def test_a_damaged_file_is_written_anew_and_stops_nothing(imported: Store, tmp_p
     assert read_stores(tmp_path) == {}
     record_stores(tmp_path, [imported])
     assert set(read_stores(tmp_path)) == {imported.fingerprint}
+
+
+@pytest.mark.parametrize("values", [{"classes": 5}, {"classes": ["a", 1]}, {"test_counts": {}}, {"splits": [1]},
+                                    {"encoder": []}, {"encoder": {"logit_scale": "100"}}, {"texts": {"default": []}},
+                                    {"extraction": {"reasons": ["x"]}}], ids=str)
+def test_a_description_of_wrong_types_is_one_line_with_file_and_key(
+        imported: Store, tmp_path: Path, values: dict[str, Any], run: Callable[..., Any]) -> None:
+    found = read_stores(record_stores(tmp_path, [imported]).parent)
+    (tmp_path / NAME).write_text(json.dumps({imported.fingerprint: {**found[imported.fingerprint], **values}}))
+    append_row(tmp_path, {"run": "a", "method": "gda", "shots": 1, "seed": 1, "accuracy": 0.5, "accuracy_val": None,
+                          "store": imported.path, "fingerprints": {"store": imported.fingerprint}})
+    key, = values
+    for command in (("report", tmp_path, "--out", tmp_path / "page.html"),
+                    ("sweep", imported.path, "--methods", "gda", "--shots", 1, "--seeds", 1, "--out", tmp_path)):
+        done = run(*command)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert f"{NAME}, {imported.fingerprint}: {key!r} is " in done.stderr

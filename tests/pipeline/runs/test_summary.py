@@ -50,3 +50,62 @@ def test_what_has_no_test_images_has_no_result_either() -> None:
     table, = tables([{"method": "gda", "shots": 4, "seed": 1, "accuracy": None, "accuracy_val": None, "n_support": 8,
                       "classes": 2, "store": "pets.zarr"}])
     assert table_lines(table)[-1] == "  gda (1 run): no test images"
+
+
+def row(accuracy: float = 0.5, method: str = "gda", shots: Any = 4, seed: int = 1, select: str = "val",
+        **further: Any) -> dict[str, Any]:
+    """A result row as far as summaries read it; what RunSpec knows goes to what was asked for."""
+    fields = ("values", "class_weights", "search", "narrow", "stream", "classes")
+    return {"method": method, "shots": shots, "seed": seed, "accuracy": accuracy, "store": "pets.zarr",
+            "accuracy_val": None if select == "fixed" else 0.5, "select": select,
+            "fingerprints": {"support": f"draw {shots} {seed}"},
+            "asked": {"text": "default", "select": select,
+                      **{key: further.pop(key) for key in fields if key in further}}, **further}
+
+
+@pytest.mark.parametrize(("values", "name"), [
+    ({"search": "random:30"}, "gda search random:30"), ({"narrow": True}, "gda narrow"),
+    ({"stream": True}, "gda stream"),
+    ({"values": {"alpha": 2.0}}, "gda alpha=2.0"), ({"device": "NVIDIA H200"}, "gda on NVIDIA H200")], ids=str)
+@pytest.mark.parametrize("order", [1, -1])
+def test_runs_that_differ_in_more_than_method_shots_and_seed_are_lines_of_their_own(
+        values: dict[str, Any], name: str, order: int) -> None:
+    """Else the better on validation rows would stand for both, and the other would be gone without a word."""
+    table, = tables([row(0.5), row(0.7, **values)][::order])
+    assert {key: mean.value for key, mean in table.accuracy.items()} == {("gda", 4): 0.5, (name, 4): 0.7}
+
+
+def test_other_class_weights_are_a_table_with_its_own_zero_shot() -> None:
+    first, second = tables([row(0.5, "zero-shot"), row(0.6), row(0.4, "zero-shot", class_weights="raw-mean"),
+                            row(0.7, class_weights="raw-mean")])
+    assert second.title == f"{first.title}, class weights raw-mean"
+    assert [table.to_baseline["gda", 4].value for table in (first, second)] == pytest.approx([0.1, 0.3])
+
+
+def test_a_run_at_its_defaults_is_no_setting_of_a_grid() -> None:
+    grid = [row(0.6, select="fixed", accuracy_val=value / 10, values={"alpha": value}) for value in (1, 2)]
+    table, = tables([row(0.5, select="fixed"), *grid])
+    assert {key: mean.value for key, mean in table.accuracy.items()} == {
+        ("gda", 4): 0.5, ("gda best of its grid", 4): 0.6}
+    assert set(tables(grid)[0].accuracy) == {("gda", 4)}
+
+
+def test_a_device_is_named_only_where_two_have_the_same_run() -> None:
+    """The other seeds of a sweep may have been made elsewhere."""
+    table, = tables([row(0.5, seed=1), row(0.7, seed=2, device="NVIDIA H200")])
+    assert table.accuracy["gda", 4].runs == 2
+
+
+def test_seeds_that_share_their_images_have_no_interval_of_draws() -> None:
+    rows = [row(value, shots=shots, seed=seed, fingerprints={"support": "all of them"} if shots == 16 else {})
+            for shots in (16, "all") for seed, value in enumerate((0.5, 0.6, 0.7), 1)]
+    table, = tables([*rows, *(row(value, seed=seed) for seed, value in enumerate((0.5, 0.6, 0.7), 1))])
+    assert [table.accuracy["gda", shots].half_width is None for shots in (4, 16, "all")] == [False, True, True]
+    said = table_lines(table)[-1]
+    assert said.startswith("at 16 shots, all shots all seeds have the same training images")
+
+
+def test_a_row_that_gives_way_to_a_later_one_is_counted() -> None:
+    table, = tables([row(0.5, version="1"), row(0.7, version="2")])
+    assert table.accuracy["gda", 4].value == 0.7
+    assert table_lines(table)[-1] == "1 row left out: of the same line, shots and seed the last counts"

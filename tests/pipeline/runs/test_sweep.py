@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onceclip.adapters import METHODS, UnknownName, products
+from onceclip.adapters import METHODS, UnknownName, cpu
 from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.runs.fit import fit, fit_group
@@ -131,7 +131,7 @@ def test_a_sweep_over_processes_killed_twice_ends_with_the_rows_of_one_process(
                        [("clip-adapter.ratio", ["0.1", "0.2", "0.3"])], select="fixed", validated=True)
     rows = known(tmp_path / "two")
     multiplied, = {row["products"] for row in rows.values()}
-    monkeypatch.setattr(products, "_probed", lambda: multiplied)  # by time, which may turn out differently
+    monkeypatch.setattr(cpu, "_probed", lambda: multiplied)  # by time, which may turn out differently
     alone = sweep([imported], specs, tmp_path / "one", workers=1)
     assert set(rows) == {row["run"] for row in alone}
     assert len(read_rows(tmp_path / "two")) == len(rows) == 45
@@ -149,12 +149,12 @@ def test_two_sweeps_never_write_one_folder(imported: Store, tmp_path: Path) -> N
 def test_rows_of_one_sweep_are_multiplied_in_one_way(imported: Store, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """The way is chosen by time, so two processes may choose differently; a sweep that goes on keeps what it has."""
-    monkeypatch.setattr(products, "_exact", lambda: True)
+    monkeypatch.setattr(cpu, "_exact", lambda: True)
     for specs, fastest in ((SPECS[:3], "onednn"), (SPECS, "default")):
-        monkeypatch.setattr(products, "_probed", lambda fastest=fastest: fastest)
+        monkeypatch.setattr(cpu, "_probed", lambda fastest=fastest: fastest)
         assert {row["products"] for row in sweep([imported], specs, tmp_path)} == {"onednn"}
-    assert products.fast_products() == "default"
-    monkeypatch.setattr(products, "_exact", lambda: False)  # as on another machine
+    assert cpu.fast_products() == "default"
+    monkeypatch.setattr(cpu, "_exact", lambda: False)  # as on another machine
     more = make_specs(["zero-shot"], [1], [1, 2, 3], select="fixed")
     assert sweep([imported], more, tmp_path)[-1]["products"] == "default"
 

@@ -1,0 +1,196 @@
+"""The two pages, of results folders and of one saved adapter: what a report says becomes one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import onceclip
+from onceclip.adapters import load_classifier
+from onceclip.pipeline.evaluation.evaluate import evaluate, temperature_of
+from onceclip.pipeline.files import whole_file
+from onceclip.pipeline.reporting.class_changes import class_view
+from onceclip.pipeline.reporting.curves import (
+    curves_of,
+    ranked,
+    reliability,
+    reliability_panels,
+    score_lines,
+    used_scores,
+)
+from onceclip.pipeline.reporting.hyperparameters import chosen_of
+from onceclip.pipeline.reporting.mistakes import MOST, surest_mistakes, with_pictures
+from onceclip.pipeline.reporting.provenance import draws_of, facts_of, facts_of_adapter, replays
+from onceclip.pipeline.reporting.settings import (
+    POLICIES,
+    Results,
+    Setting,
+    best_of,
+    costs_of,
+    failures,
+    is_tie,
+    mean_over_stores,
+    measures,
+    policies,
+    read_results,
+    settings_of,
+    sign_of,
+    titles,
+)
+from onceclip.pipeline.runs.results import Mean
+from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
+from onceclip.pipeline.words import counted, few_words, shots_of
+from onceclip.stores import open_store
+
+WHOLE_MATRIX = 30  # classes up to which the confusion matrix is drawn whole
+WORST = 20  # classes shown at once
+PAIRS = 15
+
+
+def write_results_report(folders: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write one self-contained HTML file of results folders, and tell what is in it.
+
+    Raises ResultError if they hold no result rows.
+    """
+    results = read_results(folders)
+    settings = settings_of(results)
+    names = titles(settings)
+    overall = [_tables(title, table) for title, table in mean_over_stores(settings)]
+    _write_page(out, "results.html", title="Results", overview=_overview(results, settings), overall=overall,
+               failures=failures(results.rows), baseline=BASELINE,
+               settings=[_setting(name, setting, results) for name, setting in zip(names, settings, strict=True)])
+    return {"report": str(out), "rows": len(results.rows), "settings": names, "bytes": out.stat().st_size}
+
+
+def _overview(results: Results, settings: Sequence[Setting]) -> dict[str, Any]:
+    rows = results.rows
+    shots = sorted({row["shots"] for row in rows}, key=lambda number: (isinstance(number, str), number))
+    seeds = sorted({row["seed"] for row in rows})
+    return {
+        "folders": [str(folder) for folder in results.folders], "runs": len(rows),
+        "failed": sum(row["accuracy"] is None for row in rows),
+        "stores": list(dict.fromkeys(str(row["store"]) for row in rows)),
+        "encoders": list(dict.fromkeys(str(row["encoder"]) for row in rows if row.get("encoder"))),
+        "texts": list(dict.fromkeys(str(row["text"]) for row in rows if row.get("text"))),
+        "methods": list(dict.fromkeys(str(row["method"]) for row in rows)), "shots": shots, "seeds": _ranges(seeds),
+        "policies": [(name, POLICIES.get(name, ""), methods) for name, methods in policies(rows).items()],
+    }
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers in ascending order, those that follow each other as a range."""
+    ends: list[list[int]] = []
+    for number in numbers:
+        if ends and number == ends[-1][1] + 1:
+            ends[-1][1] = number
+        else:
+            ends.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in ends)
+
+
+def _tables(title: str, table: Table) -> dict[str, Any]:
+    """A table in the order of merit, with its curves and what is best in it."""
+    return {"title": title, "table": table, "names": ranked(table, table.names), "best": best_of(table),
+            "runs": max((mean.runs for mean in table.accuracy.values()), default=0),
+            "notes": remarks_on(table),
+            "uneven": len({mean.runs for mean in table.accuracy.values()}) > 1, "curves": curves_of(table),
+            "ties": {key for key, mean in table.to_best.items() if is_tie(mean)},
+            "signs": {key: sign_of(mean) for key, mean in table.to_baseline.items()}}
+
+
+def _setting(title: str, setting: Setting, results: Results) -> dict[str, Any]:
+    made = [_tables(name, table) for name, table in measures(setting)]
+    lines = score_lines(setting)
+    return {
+        "title": title, "measures": made, "rows": len(setting.rows),
+        "hyperparameters": chosen_of(setting), "classes": class_view(setting),
+        "lines": lines, "scores": used_scores(lines), "panels": reliability_panels(setting),
+        "costs": costs_of(setting),
+        "facts": facts_of(setting), "draws": draws_of(setting), "replays": replays(setting, made[0]["best"], results),
+    }
+
+
+def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "test",
+                         images: str | None = None, modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Write one self-contained HTML file on what a saved adapter does on a split of a store.
+
+    images: the source of the store's images, for pictures of mistakes. modules: as for `load_classifier`.
+    Raises AdapterFileError, StoreError or TaskError if there is nothing to score.
+    """
+    classifier, opened = load_classifier(adapter, modules), open_store(store)
+    scores = evaluate(classifier, opened, split)
+    mistakes, remark = with_pictures(surest_mistakes(classifier, opened, split), opened, images)
+    classes = sorted(scores["per_class"], key=lambda each: (each["recall"] is None, each["recall"], each["class"]))
+    wrong = scores["n"] - sum(each["right"] for each in classes)
+    suffix = "_calibrated" if temperature_of(classifier) else ""
+    _write_page(out, "adapter.html", title=adapter.name, adapter=str(adapter), scores=scores, split=split,
+                classes=[each for each in classes if each["n"]], worst=WORST, matrix=_matrix(scores),
+                confusions=scores["confusions"][:PAIRS], counts={each["class"]: each["n"] for each in classes},
+                reliability=reliability(classifier.method, scores["details"]["reliability"], scores["ece"]),
+                calibrated={name: scores[f"{name}{suffix}"] for name in ("ece", "nll")}, few=few_words(scores["n"]),
+                mistakes=mistakes, remark=remark, wrong=wrong, most=MOST, hyperparameters=classifier.hyperparameters,
+                temperature=temperature_of(classifier), facts=facts_of_adapter({**classifier.provenance, "encoder": classifier.encoder}, opened))
+    return {"report": str(out), "accuracy": scores["accuracy"], "mistakes": [each.key for each in mistakes],
+            "pictures": sum(bool(each.picture) for each in mistakes), "bytes": out.stat().st_size}
+
+
+def _matrix(scores: dict[str, Any]) -> list[tuple[str, list[int]]] | None:
+    """Rows of the confusion matrix by class, or None where there are too many classes."""
+    names = [each["class"] for each in scores["per_class"]]
+    if len(names) > WHOLE_MATRIX:
+        return None
+    cells = {(true, predicted): number for true, predicted, number in scores["confusions"]}
+    cells |= {(each["class"], each["class"]): each["right"] for each in scores["per_class"]}
+    return [(true, [cells.get((true, predicted), 0) for predicted in names]) for true in names]
+
+
+def _write_page(path: Path, template: str, **values: Any) -> None:
+    """Fill a template and write the page; a file of that name is replaced when the new one is whole."""
+    environment = Environment(loader=PackageLoader("onceclip.pipeline.reporting"), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=_percent, signed=_signed, mean=mean, duration=_duration, count=_count,
+                               number=_number, plural=counted, shots_of=shots_of)
+    html = environment.get_template(template).render(version=onceclip.__version__, **values)
+    with whole_file(path) as file:
+        # Names of files may hold bytes that are no text.
+        file.write(html.encode("utf-8", errors="replace"))
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    """A fraction in per cent, or a dash."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _signed(value: float | None, digits: int = 1) -> str:
+    """A difference of fractions in per cent points, with its sign."""
+    return "–" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
+
+
+def mean(value: Mean | None, sign: bool = False) -> str:
+    """A mean with its interval, in per cent."""
+    if value is None:
+        return "–"
+    half = "" if value.half_width is None else f" ± {100 * value.half_width:.1f}"
+    return f"{_signed(value.value) if sign else _percent(value.value)}{half}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """A plain number, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _count(value: float) -> str:
+    """A count, which may be a mean of counts."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def _duration(seconds: float) -> str:
+    """A duration in a unit that suits it."""
+    if seconds < 1e-3:
+        return f"{1e6 * seconds:.3g} µs"
+    if seconds < 1:
+        return f"{1e3 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.3g} min"
