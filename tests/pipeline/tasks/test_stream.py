@@ -36,7 +36,7 @@ def test_streaming_is_part_of_what_a_run_is(imported: Store) -> None:
 
 
 def test_every_epoch_sees_each_row_once_with_its_label(imported: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("adapters.stream", "pipeline.tasks.tasks"):
+    for module in ("adapters.task", "pipeline.tasks.tasks"):
         monkeypatch.setattr(f"onceclip.{module}.BLOCK", 10)
     held, streamed = (draw_task(imported, stream=stream).task.support for stream in (False, True))
     order = torch.Generator().manual_seed(0)
