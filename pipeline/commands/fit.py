@@ -153,8 +153,9 @@ def _accuracy(row: Mapping[str, Any], grouped: bool) -> list[str]:
     if row.get("accuracy_before_refit") is not None:
         return [f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
                 "before that"]
-    return [f"  test accuracy    {percent(row['accuracy'])} ({_interval(row, grouped)}{counted(row['n_test'], 'image')}), "
-            f"macro recall {percent(row['macro_recall'])}{few_words(row['n_test'])}"]
+    among = _interval(row, grouped) + counted(row["n_test"], "image")
+    return [f"  test accuracy    {percent(row['accuracy'])} ({among}), macro recall {percent(row['macro_recall'])}"
+            f"{few_words(row['n_test'])}"]
 
 
 def _interval(row: Mapping[str, Any], grouped: bool) -> str:

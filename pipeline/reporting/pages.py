@@ -132,7 +132,7 @@ def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "tes
                 reliability=reliability(classifier.method, scores["details"]["reliability"], scores["ece"]),
                 calibrated={name: scores[f"{name}{suffix}"] for name in ("ece", "nll")}, few=few_words(scores["n"]),
                 mistakes=mistakes, remark=remark, wrong=wrong, most=MOST, hyperparameters=classifier.hyperparameters,
-                temperature=temperature_of(classifier), facts=facts_of_adapter({**classifier.provenance, "encoder": classifier.encoder}, opened))
+                temperature=temperature_of(classifier), facts=facts_of_adapter(classifier.provenance, opened))
     return {"report": str(out), "accuracy": scores["accuracy"], "mistakes": [each.key for each in mistakes],
             "pictures": sum(bool(each.picture) for each in mistakes), "bytes": out.stat().st_size}
 
