@@ -11,7 +11,7 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Linear, Sum, pack, unpack
-from onceclip.adapters.selection.mixing import Mixing, best_weight
+from onceclip.adapters.selection.rule import Weighed, best_weight, some_rows
 from onceclip.adapters.task import Rows
 
 MERGED = "merged_with"  # among the values of a merged classifier: the method of the other one
@@ -38,25 +38,27 @@ def merge(fitted: Classifier, start: Classifier, weight: float = 0.5) -> Classif
     return _merged(fitted, start, weight, average(start.head, fitted.head, weight))
 
 
-def best_merge(fitted: Classifier, start: Classifier, rows: Rows) -> tuple[Classifier, Mixing]:
-    """Average two classifiers with the weight that is best on labelled rows, found exactly; give it too.
+def best_merge(fitted: Classifier, start: Classifier, rows: Rows) -> tuple[Classifier, Weighed]:
+    """Average two classifiers with the weight that labelled rows speak for, and give it too.
 
-    The logits are averaged. rows: validation rows, never those that the number is reported on.
+    The logits are averaged; the weight is chosen as every hyperparameter is, and 0.5 is left only with evidence.
+    rows: validation rows, never those that the number is reported on.
     Raises MethodError if the two do not belong together, or there are no rows.
 
     Example:
         >>> task = onceclip.make_task(store, shots=4, select="val")
         >>> from onceclip.adapters import GDA, ZeroShot, best_merge
-        >>> merged, mixing = best_merge(GDA().fit(task), ZeroShot().fit(task), task.val)
-        >>> 0 <= mixing.weight <= 1
+        >>> merged, found = best_merge(GDA().fit(task), ZeroShot().fit(task), task.val)
+        >>> 0 <= found.weight <= 1
         True
     """
     _require_alike(fitted, start)
     if not len(rows):
         raise MethodError("the best weight of a merge needs labelled rows and there are none: give `merge` a weight")
+    rows = some_rows(rows, len(fitted.class_names))
     values = rows.input(fitted.inputs)
     first = start.logits(values)
-    found = best_weight(first, fitted.logits(values) - first, rows.label, high=1.0)
+    found = best_weight(first, fitted.logits(values) - first, rows.label, 0.5, high=1.0)
     if isinstance(fitted.head, Linear) and isinstance(start.head, Linear):
         return _merged(fitted, start, found.weight, average(start.head, fitted.head, found.weight)), found
     return _merged(fitted, start, found.weight, _sum(start.head, fitted.head, found.weight)), found

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
-from onceclip.adapters.heads import Head, Linear, Sum
+from onceclip.adapters.heads import Head, Linear, Sum, mixed
 from onceclip.adapters.heads.packing import plugin_heads, require_independent_rows
 from onceclip.adapters.ops import unit
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.task import EMBEDDING, Stream, Task
 from onceclip.adapters.training.engine import require_finite, train
 from onceclip.adapters.training.loop import Progress, Run, no_progress
-from onceclip.adapters.training.trainable import RENAMED, Hyperparameter, Trainable, Value
+from onceclip.adapters.training.trainable import BEFORE, RENAMED, Hyperparameter, Trainable, Value
 
 
 class Method(Trainable):
@@ -70,6 +70,12 @@ class Method(Trainable):
             values = {**self.presets.get(preset, {}), **values}
         self.values = {name: setting.parse(name, values.get(name, setting.default))
                        for name, setting in self.hyperparameters.items()}
+
+    @classmethod
+    def stored_values(cls, values: Mapping[str, Value]) -> dict[str, Value]:
+        """What the hyperparameters of a saved adapter or a row mean, which may be older than some names."""
+        return {**{name: value for name, value in BEFORE.items() if name in cls.hyperparameters},
+                **{RENAMED.get(name, name): value for name, value in values.items()}}
 
     def prepare(self, task: Task) -> Any:
         """Work that no hyperparameter changes, done once for a task; handed to all methods below."""
@@ -156,6 +162,35 @@ def zero_shot_head(task: Task) -> Linear:
     """Zero-shot logits `s x . w_c + b`, the first term of most methods."""
     weights = task.zero_shot_weights
     return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
+
+
+def share_setting(share: float) -> dict[str, Hyperparameter]:
+    """The hyperparameter of a `Shared` method, with this default."""
+    return {"share": Hyperparameter(share, "how much of training counts: 0 is zero-shot, 1 the trained head alone",
+                                    high=1.0)}
+
+
+class Shared(Method):
+    """A trained method whose logits are mixed with those of zero-shot: `z + share (t - z)`.
+
+    A subclass writes `training_head`, which makes t and which alone training sees; so another share asks for no other
+    training. Few images make a training forget what the encoder knows; a part of it gains more than the whole.
+
+    Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), of logits in place of weights.
+    """
+
+    mixing = "share"
+
+    def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
+        zero_shot, trained = self._both(prepared, parameters)
+        return zero_shot, Sum((trained, zero_shot), (1.0, -1.0))
+
+    def head(self, prepared: Any, parameters: dict[str, Tensor]) -> Head:
+        return mixed(*self._both(prepared, parameters), self.share)
+
+    def _both(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
+        task = prepared if isinstance(prepared, Task) else prepared.task
+        return zero_shot_head(task), self.training_head(prepared, parameters)
 
 
 def require_two_images(task: Task) -> None:

@@ -26,7 +26,8 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
     if MERGED in classifier.hyperparameters:
         raise MethodError(f"a merge of {classifier.method} and {classifier.hyperparameters[MERGED]} serves its own "
                           "classes alone: transfer the two, then merge them")
-    method = stored_method_class(classifier.method, "this adapter")(**classifier.hyperparameters)
+    known = stored_method_class(classifier.method, "this adapter")
+    method = known(**known.stored_values(classifier.hyperparameters))
     if not method.transfers:
         raise MethodError(f"what {method.name} learns belongs to the classes that it was fitted on: use a method that "
                           "serves other classes, too (`onceclip methods` says which), or fit it on these")

@@ -6,13 +6,13 @@ trained together its tensors, numbers too, have a leading axis of runs; `product
 
 from onceclip.adapters.heads.base import Head
 from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine, fourier, sum_by_class
-from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
+from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum, mixed
 from onceclip.adapters.heads.packing import HEADS, pack, unpack
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
 from onceclip.adapters.heads.residual import Bottleneck, blend
 
 __all__ = [
     "HEADS", "Bottleneck", "Columns", "FourierFeatures", "Head", "Kernel", "KernelMachine", "Linear",
-    "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "Sum", "blend", "fourier", "pack",
-    "sum_by_class", "unpack",
+    "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "Sum", "blend", "fourier", "mixed",
+    "pack", "sum_by_class", "unpack",
 ]

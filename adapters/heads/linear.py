@@ -145,6 +145,17 @@ class ProbabilityBilinear(Head):
         return self.weight.dtype
 
 
+def mixed(first: Head, second: Head, share: float) -> Head:
+    """The head of logits `(1 - share) first + share second`: one linear head where both are, else a sum."""
+    if share in (0.0, 1.0):
+        return second if share else first
+    if not (isinstance(first, Linear) and isinstance(second, Linear)):
+        return Sum((first, second), (1 - share, share))
+    biases = [head.weight.new_zeros(head.width) if head.bias is None else head.bias for head in (first, second)]
+    without = first.bias is None and second.bias is None
+    return Linear(torch.lerp(first.weight, second.weight, share), None if without else torch.lerp(*biases, share))
+
+
 def as_linear(head: Head) -> Linear | None:
     """The one linear head that gives the same logits on unit rows, or None if there is none.
 

@@ -53,11 +53,11 @@ class APET(Method):
                                    high=1024, retrain=True),
         "criterion": Hyperparameter(TEXT, "whether channels are chosen by the text alone or by the support too",
                                     choices=CRITERIA, retrain=True),
-        **recipe(learning_rate=3e-4, epochs=30, batch_size=256, weight_decay=0.1, epsilon=1e-3),
+        **recipe(learning_rate=1e-4, epochs=30, batch_size=256, weight_decay=0.1, epsilon=1e-3),
         **keeping(),
     }
     presets = {
-        "reference": {"criterion": "full", "similarity": 0.7},
+        "reference": {"criterion": "full", "similarity": 0.7, "learning_rate": 3e-4},
         **{name: {"channels": kept, "alpha": alpha, "train_alpha": alpha, "learning_rate": rate, "epsilon": epsilon,
                   "epochs": epochs, "keep": "best"}
            for name, (kept, alpha, rate, epsilon, epochs) in _PUBLISHED.items()},

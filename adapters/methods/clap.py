@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
+from onceclip.adapters.method import share_setting
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe, base_vectors, cosine_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -43,10 +44,12 @@ class CLAP(ZeroShotLinearProbe):
     summary = "zs-lp held near its start as far as zero-shot is right"
     equation = "as zs-lp, with the penalty mean_c lambda_c |p_c - t_c|^2,  lambda_c: mean zero-shot p(c) of class c"
     hyperparameters = {
-        "strength": Hyperparameter(1.0, "factor of the penalty", search=(0.1, 1.0, 10.0), high=1e6, retrain=True),
+        "strength": Hyperparameter(1.0, "factor of the penalty", high=1e6, retrain=True),
         "constraint": Hyperparameter("constant", "whether the weights of the penalty stay or follow an augmented "
                                      "Lagrangian", choices=("constant", "adaptive"), retrain=True),
         **{name: value for name, value in ZeroShotLinearProbe.hyperparameters.items() if name != "preset"},
+        **share_setting(0.75),
+        "learning_rate": Hyperparameter(0.1, "step size at the start of the schedule", high=1000.0, retrain=True),
     }
     state = ("held", "moved")
 
@@ -64,8 +67,9 @@ class CLAP(ZeroShotLinearProbe):
             start |= {"held": prepared.weight, "moved": torch.zeros_like(prepared.weight)}
         return start
 
-    def head(self, prepared: Constraint, parameters: dict[str, Tensor]) -> Head:  # type: ignore[override]
-        return super().head(prepared.task, parameters)
+    def training_head(self, prepared: Constraint,  # type: ignore[override]
+                      parameters: dict[str, Tensor]) -> Head:
+        return super().training_head(prepared.task, parameters)
 
     def penalty(self, prepared: Constraint, parameters: dict[str, Tensor]) -> Tensor:
         weight = parameters.get("held", prepared.weight)

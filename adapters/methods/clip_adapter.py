@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Bottleneck, Head, Linear, blend
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.method import Shared, share_setting, zero_shot_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
 
-class ClipAdapter(Method):
+class ClipAdapter(Shared):
     """A two-layer bottleneck without biases, blended with its input and scaled to unit length.
 
     `A(x) = relu(W2 relu(W1 x))`, `x' = unit(r A(x) + (1 - r) x)`, `logits = s x' W^T`; the text branch treats
@@ -38,17 +38,17 @@ class ClipAdapter(Method):
     source = "Gao et al., CLIP-Adapter: Better Vision-Language Models with Feature Adapters, IJCV 2024"
     equation = "logits = s unit(r relu(W2 relu(W1 x)) + (1-r) x).W'"
     hyperparameters = {
+        **share_setting(0.5),
         "branch": Hyperparameter("image", "what is adapted", choices=("image", "text", "both"), retrain=True),
-        "ratio": Hyperparameter(0.2, "share of the adapted vector", search=(0.2, 0.4, 0.6, 0.8), high=1.0,
-                                retrain=True),
+        "ratio": Hyperparameter(0.2, "share of the adapted vector", high=1.0, retrain=True),
         "learn_ratio": Hyperparameter(False, "train the ratio too, from the value of `ratio`", retrain=True),
         "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
                                     retrain=True),
         "renormalize": Hyperparameter(True, "scale the blend to unit length", retrain=True),
-        **recipe(learning_rate=1e-3, epochs=300),
+        **recipe(learning_rate=1e-4, epochs=300, rates=(1e-5, 1e-4, 1e-3)),
         **keeping(),
     }
-    presets = {
+    presets = {name: {"share": 1.0, **values} for name, values in {
         "paper": {"batch_size": 32, "learning_rate": 1e-5},
         "vdt": {"optimizer": "sgd", "learning_rate": 2e-3, "weight_decay": 5e-4, "schedule": "dassl", "epochs": 200,
                 "batch_size": 32},
@@ -56,8 +56,9 @@ class ClipAdapter(Method):
                  "weight_decay": 0.0, "schedule": "dassl", "epochs": 300, "batch_size": 32, "keep": "best"},
         "clap": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "schedule": "dassl", "epochs": 300,
                  "batch_size": 256},
-        "prolip": {"optimizer": "adam", "epsilon": 1e-4, "weight_decay": 0.0, "epochs": 300, "batch_size": 0},
-    }
+        "prolip": {"optimizer": "adam", "learning_rate": 1e-3, "epsilon": 1e-4, "weight_decay": 0.0, "epochs": 300,
+                   "batch_size": 0},
+    }.items()}
     trained = True
     transfers = True
 
@@ -75,7 +76,7 @@ class ClipAdapter(Method):
                     parameters[f"{branch}_theta"] = like.new_tensor(theta)
         return parameters
 
-    def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
+    def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         head = zero_shot_head(prepared)
         if "text_down" in parameters:
             adapted = blend(prepared.text.class_weights, *self._branch("text", parameters), self.renormalize)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Bottleneck, Head
+from onceclip.adapters.method import share_setting
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_start
@@ -33,6 +34,8 @@ class CrossModalAdapter(CrossModalLinearProbe):
         "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
                                     retrain=True),
         **{name: value for name, value in CrossModalLinearProbe.hyperparameters.items() if name != "preset"},
+        **share_setting(0.5),
+        "learning_rate": Hyperparameter(1e-5, "step size at the start of the schedule", high=1000.0, retrain=True),
     }
     presets = {"reference": {**CrossModalLinearProbe.presets["reference"], "weight_decay": 1e-3}}
 
@@ -41,6 +44,6 @@ class CrossModalAdapter(CrossModalLinearProbe):
         return {**super().initial(prepared, generator), "down": linear_start((hidden, dim), generator, like),
                 "up": linear_start((dim, hidden), generator, like)}
 
-    def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        linear = super().head(prepared, parameters)
+    def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
+        linear = super().training_head(prepared, parameters)
         return Bottleneck(parameters["down"], parameters["up"], self.ratio, linear, renormalize=False)

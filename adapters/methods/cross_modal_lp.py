@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.method import Shared, share_setting, zero_shot_head
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
@@ -17,7 +17,7 @@ from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear
 _STEPS = 100  # of an epoch of half batches: after so many the authors look at validation rows
 
 
-class CrossModalLinearProbe(Method):
+class CrossModalLinearProbe(Shared):
     """A linear layer trained on images and on prompts, each prompt of a class a sample of it.
 
     `logits = s x H^T`, H from the unit mean prompts and never scaled back to unit length. The loss is the mean
@@ -42,17 +42,16 @@ class CrossModalLinearProbe(Method):
     source = "Lin et al., Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning, CVPR 2023"
     equation = "logits = s x.H',  min mean CE(images) + mean CE(prompts)"
     hyperparameters = {
+        **share_setting(0.75),
         "start": Hyperparameter("zero-shot", "start values of the layer", choices=("zero-shot", "random"),
                                 retrain=True),
         "mixed_batches": Hyperparameter(False, "take half a batch of images and half of prompts per step, 100 times "
                                         "per epoch, instead of a batch of images and all prompts", retrain=True),
-        **recipe(learning_rate=1e-4, epochs=300),
-        "learning_rate": Hyperparameter(1e-4, "step size at the start of the schedule", search=(1e-5, 3e-5, 1e-4, 3e-4),
-                                        high=1000.0, retrain=True),
+        **recipe(learning_rate=3e-5, epochs=100),
         **keeping(),
     }
-    presets = {"reference": {"mixed_batches": True, "batch_size": 8, "epochs": 128, "schedule": "warmup", "warmup": 50,
-                             "keep": "best"}}
+    presets = {"reference": {"share": 1.0, "mixed_batches": True, "batch_size": 8, "learning_rate": 1e-4, "epochs": 128,
+                             "schedule": "warmup", "warmup": 50, "keep": "best"}}
     trained = True
 
     def check(self, task: Task) -> None:
@@ -85,10 +84,10 @@ class CrossModalLinearProbe(Method):
         random = self.start == "random"
         return {"weight": linear_start((prepared.classes, prepared.dim), generator, mean) if random else unit(mean)}
 
-    def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
+    def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         return Linear(prepared.logit_scale * parameters["weight"], zero_shot_head(prepared).bias)
 
     def penalty(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
         if self.mixed_batches:
             return parameters["weight"].new_zeros(())
-        return cross_entropy(self.head(prepared, parameters)(prepared.text.unit), prepared.text.class_index)
+        return cross_entropy(self.training_head(prepared, parameters)(prepared.text.unit), prepared.text.class_index)

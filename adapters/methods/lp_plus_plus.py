@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method
+from onceclip.adapters.method import Shared, share_setting
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -34,12 +34,12 @@ class Problem:
     alpha_step: float
 
 
-class LPPlusPlus(Method):
+class LPPlusPlus(Shared):
     """Logits `x . v_c + b_c + alpha_c x . w_c`, trained in two blocks that need no step size.
 
     V starts at the sum of each class's unit rows, b at zero, every alpha at `250 mean_c mean_i x_i . w_c`. V and b take
     full-batch steps with momentum of the size `4 N / lmax(X'X)`, alpha one step every tenth epoch of the size
-    `N / (4 max_c sum_i (x_i . w_c)^2)`. Neither term has the logit scale. The authors' code never clears the gradient
+    `N / (4 max_c sum_i (x_i . w_c)^2)`. Neither term has the logit scale. The result is mixed with zero-shot by `share`. The authors' code never clears the gradient
     of alpha, so that its steps use the sum of all gradients so far: `alpha_gradient=accumulate`; the honest form takes
     the present one. A class without an image starts alpha like the others.
 
@@ -57,6 +57,7 @@ class LPPlusPlus(Method):
     source = "Huang et al., LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP, CVPR 2024"
     equation = "logits_c = x.v_c + b_c + alpha_c x.w_c"
     hyperparameters = {
+        **share_setting(0.5),
         "epochs": Hyperparameter(300, "passes over the support rows", high=1e6, retrain=True),
         "momentum": Hyperparameter(0.9, "momentum of the steps of V and b", high=1.0, retrain=True),
         "alpha_gradient": Hyperparameter("fresh", "gradient of a step of alpha: the present one, the mean of the last "
@@ -65,7 +66,7 @@ class LPPlusPlus(Method):
         "keep": Hyperparameter("best", "epoch that is kept: the last, or the last of those best on validation rows "
                                "where there are any", choices=("best", "last"), retrain=True),
     }
-    presets = {"reference": {"alpha_gradient": "accumulate"}}
+    presets = {"reference": {"share": 1.0, "alpha_gradient": "accumulate"}}
     trained = True
     solver = "own"
 
@@ -83,7 +84,7 @@ class LPPlusPlus(Method):
         return {"weight": prepared.target.T @ prepared.rows, "bias": torch.zeros_like(count),
                 "alpha": torch.full_like(count, _START * float(true.mean()))}
 
-    def head(self, prepared: Problem, parameters: dict[str, Tensor]) -> Head:
+    def training_head(self, prepared: Problem, parameters: dict[str, Tensor]) -> Head:
         return Linear(parameters["weight"] + parameters["alpha"].unsqueeze(1) * prepared.text, parameters["bias"])
 
     @torch.no_grad()
@@ -109,7 +110,7 @@ class LPPlusPlus(Method):
                 if self.alpha_gradient == "mean":
                     gathered.zero_()
             if val is not None:
-                right = float((self.head(prepared, now)(val.unit).argmax(dim=1) == val.label).double().mean())
+                right = float((self.training_head(prepared, now)(val.unit).argmax(dim=1) == val.label).double().mean())
                 if right >= best:
                     kept, best = {name: value.clone() for name, value in now.items()}, right
             progress((epoch + 1) / self.epochs)

@@ -94,9 +94,9 @@ class ProKeR(Method):
               "CVPR 2025")
     equation = "logits = s (x.W' + g k(x,X) (K + ridge I)^-1 (Y - X W')),  k(a,b) = exp(-beta (1 - a.b)),  g = ridge"
     hyperparameters = {
-        "beta": Hyperparameter(1.0, "sharpness of the kernel", search=(0.5, 1.0, 2.0, 4.0, 8.0), high=1000.0),
-        "ridge": Hyperparameter(0.1, "strength of the regularisation",
-                                search=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0), low=1e-6, high=1e6),
+        "beta": Hyperparameter(0.25, "sharpness of the kernel", search=(0.25, 0.5, 1.0, 2.0, 4.0), high=1000.0),
+        "ridge": Hyperparameter(0.07, "strength of the regularisation",
+                                search=(0.01, 0.03, 0.07, 0.15, 0.4, 1.0, 3.0), low=1e-6, high=1e6),
         "gain": Hyperparameter("ridge", "factor of the regression: the ridge (the authors') or one (the textbook's)",
                                choices=("ridge", "one")),
         "rows": Hyperparameter("auto", "what the kernel compares with; auto takes the first that fits in memory",

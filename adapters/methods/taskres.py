@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.method import Method
-from onceclip.adapters.methods.zs_lp import base_settings, base_vectors, cosine_head
+from onceclip.adapters.method import Method, Shared, share_setting
+from onceclip.adapters.methods.zs_lp import DROP_LAST, base_settings, base_vectors, cosine_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.text import Text
 from onceclip.adapters.training.engine import train
@@ -36,7 +36,15 @@ class TextProjection(Method):
         return cosine_head(prepared, prepared.text.raw_mean @ parameters["matrix"].T)
 
 
-class TaskRes(Method):
+@dataclass(frozen=True)
+class Bases:
+    """A task, and the same one with the class vectors that the residual is added to."""
+
+    task: Task
+    enhanced: Task
+
+
+class TaskRes(Shared):
     """Class vectors `t_c + alpha r_c` with a trained residual r, zero at the start, compared by cosine.
 
     Adam with coupled decay, so that classes without evidence stay at their text. The paper trains 100 epochs up to 4
@@ -58,31 +66,33 @@ class TaskRes(Method):
     source = "Yu et al., Task Residual for Tuning Vision-Language Models, CVPR 2023"
     equation = "logits_c = s x.unit(t_c + alpha r_c),  r from 0 by cross-entropy"
     hyperparameters = {
-        "alpha": Hyperparameter(0.5, "weight of the residual", search=(0.25, 0.5, 1.0), high=100.0, retrain=True),
+        **share_setting(0.75),
+        "alpha": Hyperparameter(0.5, "weight of the residual", high=100.0, retrain=True),
         "learn_alpha": Hyperparameter(False, "train the weight too, from the value of `alpha`", retrain=True),
         "enhanced": Hyperparameter(0, "epochs in which a linear map of the class vectors is trained first, the "
                                    "enhanced base; 0 for none", high=1e6, retrain=True),
         **base_settings(length=10.0),
         **recipe(learning_rate=2e-3, epochs=100, batch_size=256, weight_decay=5e-4, optimizer="adam",
                  schedule="dassl"),
+        **DROP_LAST,
     }
-    presets = {"reference": {"base": "raw"}, "reference-8-shots": {"base": "raw", "epochs": 200},
-               "reference-imagenet": {"base": "raw", "learning_rate": 2e-4}}
+    presets = {name: {"share": 1.0, "base": "raw", "drop_last": True, **values} for name, values in
+               (("reference", {}), ("reference-8-shots", {"epochs": 200}),
+                ("reference-imagenet", {"learning_rate": 2e-4}))}
     trained = True
 
-    def prepare(self, task: Task) -> Task:
-        """With the enhanced base, the task with class vectors that a trained map gives."""
+    def prepare(self, task: Task) -> Bases:
         if not self.enhanced:
-            return task
+            return Bases(task, task)
         plain = task.text.raw_mean if self.base == "raw" else task.text.class_weights
         told = replace(task, text=Text(plain, torch.arange(task.classes, device=plain.device), task.text.class_names))
         matrix = train([Run(TextProjection(epochs=self.enhanced), told, told, 0)])[0]["matrix"]
-        return replace(told, text=replace(told.text, embedding=plain @ matrix.T))
+        return Bases(task, replace(told, text=replace(told.text, embedding=plain @ matrix.T)))
 
-    def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
-        residual = torch.zeros_like(prepared.text.class_weights)
+    def initial(self, prepared: Bases, generator: torch.Generator) -> dict[str, Tensor]:
+        residual = torch.zeros_like(prepared.task.text.class_weights)
         return {"residual": residual, **({"alpha": residual.new_tensor(self.alpha)} if self.learn_alpha else {})}
 
-    def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        base = base_vectors(prepared, self.base, self.length)
-        return cosine_head(prepared, base + parameters.get("alpha", self.alpha) * parameters["residual"])
+    def training_head(self, prepared: Bases, parameters: dict[str, Tensor]) -> Head:
+        base = base_vectors(prepared.enhanced, self.base, self.length)
+        return cosine_head(prepared.task, base + parameters.get("alpha", self.alpha) * parameters["residual"])

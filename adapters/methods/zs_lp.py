@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.method import Shared, share_setting, zero_shot_head
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, kaiming_normal, recipe
 
 BASES = ("zero-shot", "raw")
+
+DROP_LAST = {"drop_last": Hyperparameter(False, "leave out the last batch of an epoch where it is not full, as Dassl's "
+                                         "loader does", retrain=True)}
 
 
 def base_settings(length: float) -> dict[str, Hyperparameter]:
@@ -41,7 +44,7 @@ def cosine_head(task: Task, vectors: Tensor) -> Linear:
     return replace(zero_shot_head(task), weight=task.logit_scale * unit(vectors))
 
 
-class ZeroShotLinearProbe(Method):
+class ZeroShotLinearProbe(Shared):
     """One trained vector per class, compared with images by its cosine; training starts at zero-shot.
 
     `logits = s x . unit(p_c)`, `p_c = t_c` at the start. Views take turns over epochs: the published loader shuffles
@@ -65,12 +68,15 @@ class ZeroShotLinearProbe(Method):
               "CVPR 2024")
     equation = "logits_c = s x.unit(p_c),  p_c from t_c by cross-entropy"
     hyperparameters = {
+        **share_setting(0.5),
         "start": Hyperparameter("text", "start values of the class vectors: those that `base` names, or random ones",
                                 choices=("text", "random"), retrain=True),
         **base_settings(length=10.0),
-        **recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0, optimizer="sgd", schedule="dassl"),
+        **recipe(learning_rate=0.03, epochs=300, batch_size=256, weight_decay=0.0, optimizer="sgd", schedule="dassl",
+                 rates=(0.01, 0.03, 0.1)),
+        **DROP_LAST,
     }
-    presets = {"reference": {"base": "raw"}}
+    presets = {"reference": {"share": 1.0, "base": "raw", "learning_rate": 0.1, "drop_last": True}}
     trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
@@ -78,5 +84,5 @@ class ZeroShotLinearProbe(Method):
         return {"prototype": kaiming_normal((prepared.classes, prepared.dim), generator, vectors)
                 if self.start == "random" else vectors}
 
-    def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
+    def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         return cosine_head(prepared, parameters["prototype"])

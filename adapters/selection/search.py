@@ -25,7 +25,7 @@ class Search:
         Non-stochastic Best Arm Identification, AISTATS 2016; every training has its whole schedule); "halves" goes on
         after the grid between the best value and its neighbours, as the linear probes of CLIP (Radford et al., 2021,
         A.3) and CLIP_benchmark find their decay.
-    count: number of random draws; 0 takes the grid. Of "halves", the rounds; 0 for four, which turn a grid into one
+    count: number of settings, the defaults and random draws; 0 takes the grid. Of "halves", the rounds; 0 for four, which turn a grid into one
         sixteen times as fine where it is best.
     narrow: multiply matrices in bfloat16 while searching; the winner is trained again as usual.
     """
@@ -53,11 +53,15 @@ class Search:
         return cls(kind, int(count or 0), narrow)
 
     def settings(self, free: Mapping[str, tuple[Value, ...]], seed: int) -> list[dict[str, Value]]:
-        """The settings to try. free: search values of every hyperparameter that may be chosen."""
+        """The settings to try, the defaults first.
+
+        free: values of every hyperparameter that may be chosen, the default first.
+        """
         if not self.count or self.kind == "halves":
             return [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
         generator = random.Random(seed)
-        return [{name: _draw(values, generator) for name, values in free.items()} for _ in range(self.count)]
+        drawn = [{name: _draw(values, generator) for name, values in free.items()} for _ in range(self.count - 1)]
+        return [{name: values[0] for name, values in free.items()}, *drawn]
 
     @property
     def rounds(self) -> int:

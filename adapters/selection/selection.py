@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
-from onceclip.adapters.selection.mixing import best_weight
+from onceclip.adapters.selection.rule import LOGITS, best_weight, calibrated_loss, departure, some_rows
 from onceclip.adapters.selection.search import GRID, SURVIVORS, Search
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.training.compile import several
@@ -26,23 +25,23 @@ from onceclip.adapters.training.trainable import Value
 
 POLICIES = ("fixed", "val", "val-full", "loo")
 ENOUGH = 4  # images of each class from which leaving one out says what all are worth
-LOGITS = 2**27  # elements of logits (rows, classes) that a choice is made on at most: 512 MiB in float32
 Fitted = tuple[Method, Parameters]  # a method with its values, and what was trained with them
-Scored = tuple[Method, Parameters, float, float, tuple[float, float] | None]  # with accuracy, loss, best interval
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Selection:
     """A fitted classifier and how its hyperparameters were found.
 
-    accuracy: on the rows that chose them, or None where nothing was chosen.
-    tried: number of settings compared. interval: of the best mixing weight, where there is one.
+    accuracy, cost: on the rows that chose them, by the rule of `rule.py`, or None where nothing was chosen.
+    tried: number of settings compared. interval: of the mixing weights that are about as good, where there is one.
     """
 
     classifier: Classifier
     accuracy: float | None = None
     tried: int = 0
-    interval: tuple[float, float] | None = None
+    interval: Interval | None = None
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,25 @@ class _Trial:
     method: Method
     parameters: Parameters
     accuracy: float
-    loss: float
-    interval: tuple[float, float] | None
+    cost: float
+    interval: Interval | None = None
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        return self.accuracy, -self.loss
+
+@dataclass(frozen=True)
+class _Choice:
+    """What may be chosen. start: the values that are left only with evidence. free: values to try. mixing: its name."""
+
+    start: Method
+    free: Mapping[str, tuple[Value, ...]]
+    mixing: str | None
+
+    def distance(self, method: Method) -> float:
+        """What the rule charges for a method's values, but for the mixing weight's."""
+        return departure(method.values, {name: self.start.values[name] for name in self.free})
+
+    def best(self, trials: Sequence[_Trial]) -> _Trial:
+        """The trial of least cost; of equals the one nearest to the start, then the first."""
+        return min(trials, key=lambda trial: (trial.cost, self.distance(trial.method)))
 
 
 def default_policy(method: Method, task: Task) -> str:
@@ -87,6 +99,23 @@ def choices(method: Method, frozen: Set[str] = frozenset()) -> dict[str, tuple[V
             if name not in frozen and (setting.search or name == method.mixing)}
 
 
+def remarks_on(method: Method, task: Task, policy: str, frozen: Set[str] = frozenset()) -> list[str]:
+    """What a user should know of a choice: that nothing was chosen although there was something, or on which rows.
+
+    Arguments as of `fit_selected`.
+    """
+    if not choices(method, frozen):
+        return []
+    if policy == "fixed":
+        return ["hyperparameters are defaults: nothing chose them (--select val does, on labelled validation rows)"]
+    if policy in ("val", "val-full") and task.val is not None:
+        some = len(some_rows(task.val, task.classes))
+        if some < len(task.val):
+            return [f"hyperparameters are chosen on {some:,} of the {len(task.val):,} validation rows, evenly spread: "
+                    f"logits of all of them for {task.classes:,} classes would not fit in memory"]
+    return []
+
+
 def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = frozenset(), seed: int = 0,
                  progress: Progress = no_progress, search: Search = GRID) -> Selection:
     """Choose the free hyperparameters by a policy and fit.
@@ -94,8 +123,8 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
     policy: "fixed" takes the present values; "val" and "val-full" use the task's validation rows; "loo" uses
         leave-one-image-out on the support. frozen: names that keep their present values, beside those that a
         preset gives. search: what is tried.
-    Ties in accuracy go to the lower cross-entropy, then to the value that was tried first. A training that diverges
-    is no candidate.
+    The rule that chooses is that of `rule.py`; the present values are always among those tried. A training that
+    diverges is no candidate.
     Raises MethodError if the policy needs rows that the task does not have.
     """
     if policy not in POLICIES:
@@ -103,28 +132,27 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
     for name in frozen:
         if name not in method.hyperparameters:
             raise UnknownName(unknown("hyperparameter", name, method.hyperparameters, f" of {method.name}"))
-    frozen = frozen | set(method.presets.get(str(method.values.get("preset")), ()))
     method.check(task)
-    free = {name: setting.search for name, setting in method.hyperparameters.items()
-            if setting.search and name not in frozen}
-    mixing = method.mixing if method.mixing not in frozen else None
+    free = choices(method, frozen)
+    mixing = method.mixing if method.mixing in free else None
     with threads_for(task.work):
         prepared = method.prepare(task)
-        if policy == "fixed" or not (free or mixing):
+        if policy == "fixed" or not free:
             return Selection(_fitted(method, task, prepared, seed, progress))
-        settings = search.settings(free, seed)
+        choice = _Choice(method, {name: values for name, values in free.items() if name != mixing}, mixing)
+        settings = search.settings(choice.free, seed)
         if policy == "loo":
             method.check_left_out(task)
-            trials = _refined(_leave_one_out(method, task, prepared, settings, mixing), free, search,
-                              lambda more: _leave_one_out(method, task, prepared, more, mixing))
-            best = max(trials, key=lambda trial: trial.rank)
+            trials = _refined(_leave_one_out(choice, task, prepared, settings), choice, search,
+                              lambda more: _leave_one_out(choice, task, prepared, more))
+            best = choice.best(trials)
             classifier = _fitted(best.method, task, best.method.prepare(task), seed, progress)
-            return Selection(classifier, best.accuracy, len(trials), best.interval)
+            return Selection(classifier, best.accuracy, len(trials), best.interval, best.cost)
         if task.val is None or not len(task.val):
             raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
-        best, tried = _validated([method.with_values(**values) for values in settings], task, prepared, task.val,
-                                 mixing, seed, search, free, progress)
-        return Selection(best.method.classifier(task, prepared, best.parameters), best.accuracy, tried, best.interval)
+        best, tried = _validated(choice, settings, task, prepared, seed, search, progress)
+        classifier = best.method.classifier(task, prepared, best.parameters)
+        return Selection(classifier, best.accuracy, tried, best.interval, best.cost)
 
 
 def _fitted(method: Method, task: Task, prepared: Any, seed: int, progress: Progress) -> Classifier:
@@ -157,10 +185,10 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
         heads = [result.classifier.head for result in results if isinstance(result, Selection)]
         if not heads or task.val is None or not len(task.val):
             return results
-        logits = batched_logits(heads, methods[0].rows_of(task.val))
-        label = task.val.label
-        return [replace(result, accuracy=_score(next(logits), label)[0]) if isinstance(result, Selection) else result
-                for result in results]
+        val = some_rows(task.val, task.classes)
+        logits = batched_logits(heads, methods[0].rows_of(val))
+        return [replace(result, accuracy=_accuracy(next(logits), val.label)) if isinstance(result, Selection) else
+                result for result in results]
 
 
 def _firm(method: Method) -> tuple[Any, ...]:
@@ -169,9 +197,10 @@ def _firm(method: Method) -> tuple[Any, ...]:
         isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing))
 
 
-def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows, mixing: str | None, seed: int,
-               search: Search, free: Mapping[str, tuple[Value, ...]], progress: Progress) -> tuple[_Trial, int]:
-    """The best of some settings on validation rows, and how many were compared."""
+def _validated(choice: _Choice, settings: Sequence[dict[str, Value]], task: Task, prepared: Any, seed: int,
+               search: Search, progress: Progress) -> tuple[_Trial, int]:
+    """The best of some settings on the task's validation rows, and how many were compared."""
+    methods = [choice.start.with_values(**values) for values in settings]
     trained = methods[0].trained and "epochs" in methods[0].values
     rungs = search.rungs(len(methods), int(methods[0].values["epochs"])) if trained else [0]
 
@@ -181,81 +210,74 @@ def _validated(methods: Sequence[Method], task: Task, prepared: Any, rows: Rows,
             fitted = train([Run(each, task, prepared, seed) for each in some], progress, narrow)
         if not any(map(finite, fitted)):
             require_finite(some[0], fitted[0])
-        return list(_scored(list(zip(some, fitted, strict=True)), prepared, rows, mixing))
+        return list(_scored(list(zip(some, fitted, strict=True)), choice, task, prepared))
 
     going: list[Method] = list(methods)
     for number, epochs in enumerate(rungs):
         shortened = [method.with_values(epochs=epochs) for method in going] if trained else going
         trials = compared(shortened, search.narrow, part_of(progress, number / len(rungs), 1 / len(rungs)),
                           search.alike(len(methods), rungs, number))
-        order = sorted(range(len(trials)), key=lambda place: trials[place].rank, reverse=True)
+        order = sorted(range(len(trials)), key=lambda place: (trials[place].cost, choice.distance(going[place])))
         if number < len(rungs) - 1:
             going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
-    trials = _refined(trials, free, search, lambda more: compared(
+    trials = _refined(trials, choice, search, lambda more: compared(
         [methods[0].with_values(**values) for values in more], search.narrow, progress))
-    best = max(trials, key=lambda trial: trial.rank)
+    best = choice.best(trials)
     if search.narrow and trained:
         best, = compared([best.method], narrow=False, progress=progress)
     return best, max(len(methods), len(trials))
 
 
-def _refined(trials: list[_Trial], free: Mapping[str, tuple[Value, ...]], search: Search,
+def _refined(trials: list[_Trial], choice: _Choice, search: Search,
              score: Callable[[list[dict[str, Value]]], list[_Trial]]) -> list[_Trial]:
     """The trials, and those of the values between the best one and its neighbours, round by round."""
     for _ in range(search.rounds):
-        best = max(trials, key=lambda trial: trial.rank)
-        more = search.between([trial.method.values for trial in trials], best.method.values, free)
+        more = search.between([trial.method.values for trial in trials], choice.best(trials).method.values, choice.free)
         if more:
             trials = trials + score(more)
     return trials
 
 
 @torch.no_grad()
-def _scored(fitted: Sequence[Fitted], prepared: Any, rows: Rows, mixing: str | None) -> Iterator[_Trial]:
-    """Score fitted settings; one that diverged gets the worst score there is."""
+def _scored(fitted: Sequence[Fitted], choice: _Choice, task: Task, prepared: Any) -> Iterator[_Trial]:
+    """Score fitted settings; one that diverged costs more than any other."""
     good = [each for each in fitted if finite(each[1])]
-    values, label = good[0][0].rows_of(rows), rows.label
-    scored = (_as_they_are(good, prepared, values, label) if mixing is None else
-              _mixed_all(good, prepared, values, label, mixing))
+    val = some_rows(task.val, task.classes)  # type: ignore[arg-type]
+    values = good[0][0].rows_of(val)
+    if choice.mixing is None:
+        sides = [batched_logits([method.head(prepared, parameters) for method, parameters in good], values)]
+    else:
+        terms = [method.terms(prepared, parameters) for method, parameters in good]
+        sides = [batched_logits([each[side] for each in terms], values) for side in (0, 1)]
     for method, parameters in fitted:
-        yield _Trial(*next(scored)) if finite(parameters) else _Trial(method, parameters, -1.0, float("inf"), None)
+        if finite(parameters):
+            yield _trial(choice, method, parameters, val.label, *(next(side) for side in sides))
+        else:
+            yield _Trial(method, parameters, -1.0, float("inf"))
 
 
-def _as_they_are(fitted: Sequence[Fitted], prepared: Any, values: Tensor, label: Tensor) -> Iterator[Scored]:
-    heads = [method.head(prepared, parameters) for method, parameters in fitted]
-    for each, logits in zip(fitted, batched_logits(heads, values), strict=True):
-        yield (*each, *_score(logits, label), None)
-
-
-def _mixed_all(fitted: Sequence[Fitted], prepared: Any, values: Tensor, label: Tensor, mixing: str) -> Iterator[Scored]:
-    """With the best mixing weight of each."""
-    terms = [method.terms(prepared, parameters) for method, parameters in fitted]
-    firsts, seconds = (batched_logits([each[place] for each in terms], values) for place in (0, 1))
-    for (method, parameters), first, second in zip(fitted, firsts, seconds, strict=True):
-        chosen, weight, interval = _mixed(method, mixing, first, second, label)
-        yield chosen, parameters, *_score(first + weight * second, label), interval
-
-
-def _leave_one_out(method: Method, task: Task, prepared: Any, settings: Sequence[dict[str, Value]],
-                   mixing: str | None) -> list[_Trial]:
-    label, trials = task.support.label, []
+def _leave_one_out(choice: _Choice, task: Task, prepared: Any, settings: Sequence[dict[str, Value]]) -> list[_Trial]:
+    trials = []
     for values in settings:
-        each, interval = method.with_values(**values), None
-        first, second = each.leave_one_out(prepared)
-        weight = float(each.values[each.mixing]) if each.mixing else 1.0
-        if mixing is not None:
-            each, weight, interval = _mixed(each, mixing, first, second, label)
-        trials.append(_Trial(each, {}, *_score(first + weight * second, label), interval))
+        method = choice.start.with_values(**values)
+        first, second = method.leave_one_out(prepared)
+        logits = (first, second) if choice.mixing else (
+            first + (float(method.values[method.mixing]) if method.mixing else 1.0) * second,)
+        trials.append(_trial(choice, method, {}, task.support.label, *logits))
     return trials
 
 
-def _mixed(method: Method, mixing: str, first: Tensor, second: Tensor,
-           label: Tensor) -> tuple[Method, float, tuple[float, float]]:
-    setting = method.hyperparameters[mixing]
-    found = best_weight(first, second, label, setting.high, setting.low)
-    return method.with_values(**{mixing: found.weight}), found.weight, (found.low, found.high)
+def _trial(choice: _Choice, method: Method, parameters: Parameters, label: Tensor, first: Tensor,
+           second: Tensor | None = None) -> _Trial:
+    """Score logits, or two of them with the mixing weight that is chosen between them."""
+    if second is None or choice.mixing is None:
+        cost = float(calibrated_loss(first, label).sum()) + choice.distance(method)
+        return _Trial(method, parameters, _accuracy(first, label), cost)
+    setting = method.hyperparameters[choice.mixing]
+    found = best_weight(first, second, label, float(method.values[choice.mixing]), setting.low, setting.high)
+    chosen = method.with_values(**{choice.mixing: found.weight})
+    return _Trial(chosen, parameters, found.accuracy, found.cost + choice.distance(method), (found.low, found.high))
 
 
-def _score(logits: Tensor, label: Tensor) -> tuple[float, float]:
-    accuracy = (logits.argmax(dim=1) == label).double().mean()
-    return float(accuracy), float(cross_entropy(logits, label))
+def _accuracy(logits: Tensor, label: Tensor) -> float:
+    return float((logits.argmax(dim=1) == label).double().mean())

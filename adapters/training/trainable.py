@@ -19,6 +19,7 @@ from onceclip.adapters.task import EMBEDDING, Rows, Task
 Value = float | int | str | bool
 SCHEDULES = ("cosine", "warmup", "dassl", "constant")
 RENAMED = {"optimiser": "optimizer", "renormalise": "renormalize"}  # spellings that saved adapters may have
+BEFORE = {"share": 1.0, "drop_last": False}  # what saved adapters and rows mean that do not name them
 OPTIMIZERS = ("adamw", "adam", "sgd", "nesterov")
 
 
@@ -146,7 +147,10 @@ class Trainable:
     def batches(self, count: int, order: torch.Generator) -> Sequence[Tensor | slice]:
         """Positions among `count` training rows for every step of one epoch; equally many in all epochs."""
         size = int(self.values.get("batch_size", 0)) or count
-        return [slice(None)] if size >= count else torch.randperm(count, generator=order).split(size)
+        if size >= count:
+            return [slice(None)]
+        steps = torch.randperm(count, generator=order).split(size)
+        return steps[:count // size] if self.values.get("drop_last") else steps
 
     def solve(self, prepared: Any, start: dict[str, Tensor], progress: Callable[[float], None]) -> dict[str, Tensor]:
         """Fitted parameters from the start values, of a method whose `solver` is "own"."""
@@ -155,10 +159,10 @@ class Trainable:
 
 def recipe(learning_rate: float, epochs: int, batch_size: int = 0, weight_decay: float = 0.01, epsilon: float = 1e-8,
            optimizer: str = "adamw", schedule: str = "cosine", momentum: float = 0.9,
-           warmup: int = 0) -> dict[str, Hyperparameter]:
-    """Optimizer and schedule, as named hyperparameters with these defaults."""
+           warmup: int = 0, rates: tuple[float, ...] = ()) -> dict[str, Hyperparameter]:
+    """Optimizer and schedule, as named hyperparameters with these defaults. rates: learning rates that are tried."""
     return {
-        "learning_rate": Hyperparameter(learning_rate, "step size at the start of the schedule", high=1000.0,
+        "learning_rate": Hyperparameter(learning_rate, "step size at the start of the schedule", rates, high=1000.0,
                                         retrain=True),
         "epochs": Hyperparameter(epochs, "passes over the support rows", low=0, high=1e6, retrain=True),
         "batch_size": Hyperparameter(batch_size, "rows per step; 0 takes all of them", high=2**31, retrain=True),

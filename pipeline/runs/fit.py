@@ -13,7 +13,7 @@ from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.selection.search import Search
-from onceclip.adapters.selection.selection import choices, default_policy, fit_all, fit_selected
+from onceclip.adapters.selection.selection import default_policy, fit_all, fit_selected, remarks_on
 from onceclip.adapters.training.compile import USUAL, Compiling, compiling
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
@@ -26,8 +26,6 @@ from onceclip.pipeline.tasks.draws import GENERATOR, Draw
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store
-
-DEFAULTS = "hyperparameters are defaults"
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,9 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     methods = [method_class(spec.method)(**spec.values) for spec in specs]
     drawn = _drawn(store, first, methods[0])
     policies = [spec.select or default_policy(method, drawn.task) for spec, method in zip(specs, methods, strict=True)]
-    open_ones = [policy for policy, method, spec in zip(policies, methods, specs, strict=True)
-                 if choices(method, frozenset(spec.values))]
-    if first.select is None and "fixed" in open_ones:
-        drawn.remarks.append(f"{DEFAULTS}: {store.path} has no validation images to choose them on")
+    drawn.remarks.extend(dict.fromkeys(
+        remark for method, spec, policy in zip(methods, specs, policies, strict=True) if spec.select != "fixed"
+        for remark in remarks_on(method, drawn.task, policy, frozenset(spec.values))))
     fitting = time.perf_counter()
     with compiling(compile), within_memory(where, f"{first.method} on {len(drawn.support.rows):,} rows"):
         task = drawn.task if where.type == CPU else drawn.task.to(where)

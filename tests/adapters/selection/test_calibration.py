@@ -9,7 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import AdapterFileError, TipAdapter, ZeroShot, load_classifier, merge
-from onceclip.adapters.selection.calibration import best_temperature, calibrated
+from onceclip.adapters.selection.calibration import calibrated
+from onceclip.adapters.selection.rule import best_temperature
 from onceclip.pipeline.evaluation.metrics import metrics
 
 

@@ -13,19 +13,24 @@ the defaults stay, with many rows the prior is nothing. `docs/selection.md` has 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from onceclip.adapters.method import Value
+from onceclip.adapters.heads.batched import elements_at_once
+from onceclip.adapters.task import Rows
+from onceclip.adapters.training.trainable import Value
 
 OCTAVES = 6  # of mixing weights below the default
 MOST = 4.0  # nats that leaving one default costs at most
 UNLIKE = 0.5  # nats, for a value that has no ratio to its default
+LOGITS = 2**27  # elements of logits (rows, classes) that a choice is made on at most: 512 MiB in float32
 _REACH = math.log(1e12)  # of the search for log T, to both sides
-_STEPS = 40  # of Newton's method, which mostly needs five
-_CLOSE = 1e-6  # in log T
+_STEPS = 60  # of Newton's method, which mostly needs five
+_EXACT, _CLOSE = 1e-9, 1e-4  # in log T: where T counts, and where only the loss does
+_RISE = 1.0  # nats of a loss from which it does not fall again
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ class Weighed:
     high: float
 
 
+def some_rows(rows: Rows, classes: int) -> Rows:
+    """The rows, or every second, third, ... of so many that their logits would have more than 2**27 elements."""
+    step = -(-len(rows) * classes // LOGITS)
+    return rows if step <= 1 else rows.to(lambda value: value[::step] if isinstance(value, Tensor) else value)
+
+
 def calibrated_loss(logits: Tensor, label: Tensor) -> Tensor:
     """-log softmax(logits / T)[label] of every row (rows,), at the temperature T that suits all of them best.
 
@@ -51,22 +62,68 @@ def calibrated_loss(logits: Tensor, label: Tensor) -> Tensor:
 
     logits: (rows, classes). label: (rows,) int64.
     """
-    lead = logits.double() - logits.double().gather(1, label.unsqueeze(1))
-    low, high, log_temperature = -_REACH, _REACH, 0.0
+    return _calibrate(lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[0]
+
+
+def best_temperature(logits: Tensor, label: Tensor) -> float:
+    """Find the temperature T with which `softmax(logits / T)` is the most likely for labelled rows.
+
+    It minimises the sum of -log softmax(logits / T)[label] over the rows, plus (log T)^2 / 2. The latter takes log T
+    for a draw of N(0, 1), so that T stays finite where all rows are right, or all wrong; it loses its weight as rows
+    are added, and without rows T is 1.
+
+    logits: (rows, classes). label: (rows,) int64.
+    Source: On Calibration of Modern Neural Networks (Guo et al., ICML 2017), section 4.2, temperature scaling.
+    """
+    return math.exp(_calibrate(lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[1])
+
+
+def _leads(logits: Tensor, label: Tensor, dtype: torch.dtype, more: Tensor | None = None,
+           weight: float = 0.0) -> Iterator[Tensor]:
+    """How far all classes are ahead of the label (n, classes), piece by piece, by `logits + weight * more`."""
+    step = _step(logits)
+    for start in range(0, max(len(label), 1), step):
+        piece = slice(start, start + step)
+        values = logits[piece].to(dtype)
+        if more is not None:
+            values = torch.add(values, more[piece], alpha=weight)
+        yield values - values.gather(1, label[piece].unsqueeze(1))
+
+
+def _step(logits: Tensor) -> int:
+    """Number of rows whose logits are looked at in one go."""
+    return max(1, elements_at_once(logits.device.type) // logits.shape[1])
+
+
+def _calibrate(leads: Callable[[], Iterator[Tensor]], start: float, close: float) -> tuple[Tensor, float]:
+    """Losses of all rows (rows,) at their best temperature, and its logarithm, by Newton's method within bounds.
+
+    start: first guess of the logarithm. close: its error.
+    """
+    low, high, log_temperature = -_REACH, _REACH, start
     for _ in range(_STEPS):
-        scaled = lead * math.exp(-log_temperature)
-        share = scaled.softmax(dim=1)
-        mean = (share * scaled).sum(dim=1)
+        loss, mean, square = (torch.cat(each) for each in zip(*(
+            _moments(lead.mul_(math.exp(-log_temperature))) for lead in leads()), strict=True))
         slope = log_temperature - float(mean.sum())
         low, high = (low, log_temperature) if slope > 0 else (log_temperature, high)
-        curvature = 1 + float(((share * scaled.square()).sum(dim=1) - mean.square() + mean).sum())
+        curvature = 1 + float((square - mean.square() + mean).sum())
         step = slope / curvature if curvature > 0 else math.inf
-        last, log_temperature = log_temperature, log_temperature - step
+        if abs(step) < close or high - low < close:
+            break
+        log_temperature -= step
         if not low < log_temperature < high:
             log_temperature = (low + high) / 2
-        if abs(log_temperature - last) < _CLOSE:
-            break
-    return (lead * math.exp(-log_temperature)).logsumexp(dim=1)
+    return loss, log_temperature
+
+
+def _moments(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log sum exp of every row of leads (n, classes), their mean and mean square under its softmax: three of (n,)."""
+    most = scaled.amax(dim=1, keepdim=True)
+    share = (scaled - most).exp_()
+    total = share.sum(dim=1).double()
+    mean = share.mul_(scaled).sum(dim=1).double() / total
+    square = share.mul_(scaled).sum(dim=1).double() / total
+    return most.squeeze(1).double() + total.log(), mean, square
 
 
 def departure(values: Mapping[str, Value], defaults: Mapping[str, Value]) -> float:
@@ -105,27 +162,40 @@ def best_weight(first: Tensor, second: Tensor, label: Tensor, default: float, lo
 
     Tried are powers of two times the default, then twice the middle, in logarithms, between the best one and its
     neighbours: a weight matters by its size, and accuracy is flat within a fifth of it. Among equals the one nearest to
-    the default wins, so that without rows it stays.
+    the default wins, so that without rows it stays. At the best temperatures the loss has one valley, since it is
+    convex in 1 / T and weight / T: once it has risen on the way from the default, nothing better lies beyond.
 
     first, second: (rows, classes). label: (rows,) int64.
     """
+    losses: dict[float, float] = {}
     costs: dict[float, float] = {}
+    log_temperature = 0.0
 
-    def judge(weight: float) -> None:
-        if weight not in costs:
-            costs[weight] = (float(calibrated_loss(first + weight * second, label).sum())
-                             + departure({"weight": weight}, {"weight": default}))
+    def loss_of(weight: float) -> float:
+        nonlocal log_temperature
+        if weight not in losses:
+            loss, log_temperature = _calibrate(lambda: _leads(first, label, first.dtype, second, weight),
+                                               log_temperature, _CLOSE)
+            losses[weight] = float(loss.sum())
+            costs[weight] = losses[weight] + departure({"weight": weight}, {"weight": default})
+        return losses[weight]
 
-    for weight in weights_to_try(default, low, high):
-        judge(weight)
+    tried = weights_to_try(default, low, high)
+    place = tried.index(default)
+    for way in (tried[place:], tried[place::-1]):
+        least = math.inf
+        for weight in way:
+            least = min(least, loss_of(weight))
+            if loss_of(weight) > least + _RISE:
+                break
     for _ in range(2):
-        best = _least(costs, default)
-        for between in _halfway(sorted(costs), best):
-            judge(between)
+        for between in _halfway(sorted(costs), _least(costs, default)):
+            loss_of(between)
     best = _least(costs, default)
     near = _around(costs, best)
-    right = (first + best * second).argmax(dim=1) == label
-    return Weighed(best, costs[best], float(right.double().mean()) if len(label) else 0.0, near[0], near[-1])
+    pieces = zip(first.split(_step(first)), second.split(_step(first)), label.split(_step(first)), strict=True)
+    right = sum(int((one + best * other).argmax(dim=1).eq(own).sum()) for one, other, own in pieces if len(own))
+    return Weighed(best, costs[best], right / max(len(label), 1), near[0], near[-1])
 
 
 def _least(costs: Mapping[float, float], default: float) -> float:
