@@ -33,6 +33,7 @@ from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
+from onceclip.adapters.selection.automatic import fit_automatically
 from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.text import Text
@@ -44,6 +45,6 @@ __all__ = [
     "ClipAdapter", "CrossModalAdapter", "CrossModalLinearProbe", "Hyperparameter", "LPPlusPlus", "LinearProbe",
     "LinearProbeAdamW", "LinearProbePreproj", "LpClip", "MetaAdapter", "Method", "MethodError", "MultiModalAdapter",
     "ProKeR", "ProLIP", "Rows", "Selection", "SgVA", "Task", "TaskRes", "Text", "TipAdapter", "TipAdapterF", "TipX",
-    "UnknownName", "VtClip", "WiseFT", "ZeroShot", "ZeroShotLinearProbe", "best_merge", "fit_all", "fit_selected",
-    "load_classifier", "merge", "method_class", "transfer",
+    "UnknownName", "VtClip", "WiseFT", "ZeroShot", "ZeroShotLinearProbe", "best_merge", "fit_all", "fit_automatically",
+    "fit_selected", "load_classifier", "merge", "method_class", "transfer",
 ]

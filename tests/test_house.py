@@ -153,7 +153,8 @@ Edge = tuple[str, str]  # importing and imported module, without "onceclip."
 PIPELINE = (("errors", "words"), ("files", "workers"), ("sources", "tasks"), ("decoding", "evaluation"),
             ("encoders", "runs"), ("prompts",), ("extraction",), ("prediction", "export", "reporting"), ("commands",))
 ADAPTERS = (("errors", "ops", "cpu"), ("plugin",), ("text",), ("task",), ("heads",), ("training/trainable", "saving"),
-            ("classifier",), ("training",), ("method",), ("selection",), ("methods",), ("merging",), ("transfer",))
+            ("classifier",), ("training",), ("method",), ("selection",), ("methods",),
+            ("merging", "selection/automatic"), ("transfer",))
 STAGE_1 = {"sources", "decoding", "encoders", "prompts", "extraction"}
 STAGE_2 = {"tasks", "evaluation", "runs"}
 
