@@ -8,129 +8,51 @@ from typing import TYPE_CHECKING, Any
 from onceclip.errors import OnceclipError
 
 if TYPE_CHECKING:
-    from onceclip.adapters import (
-        APE,
-        APET,
-        CLAP,
-        GDA,
-        GDAEM,
-        RLA,
-        Classifier,
-        ClipAdapter,
-        ClipASelf,
-        CrossModalAdapter,
-        CrossModalLinearProbe,
-        LinearProbe,
-        LinearProbeAdamW,
-        LinearProbePreproj,
-        LpClip,
-        LPPlusPlus,
-        MetaAdapter,
-        MultiModalAdapter,
-        ProKeR,
-        ProLIP,
-        Rows,
-        SgVA,
-        Task,
-        TaskRes,
-        Text,
-        TipAdapter,
-        TipAdapterF,
-        TipX,
-        VtClip,
-        WiseFT,
-        ZeroShot,
-        ZeroShotLinearProbe,
-        best_merge,
-        load_classifier,
-        merge,
-    )
-    from onceclip.adapters.classifier import ClassifierModule
-    from onceclip.adapters.methods import PromptWeights, TemplateSelection
+    from onceclip.adapters import load_classifier
+    from onceclip.pipeline.api.adapters import evaluate, export, predict, report
+    from onceclip.pipeline.api.catalogue import methods
+    from onceclip.pipeline.api.runs import fit, make_task, sweep
+    from onceclip.pipeline.api.stores import add_text, extract, import_arrays, verify
+    from onceclip.pipeline.decoding.preparation import Preparation
     from onceclip.pipeline.encoders import EncoderSpec
-    from onceclip.pipeline.evaluation.evaluate import evaluate
-    from onceclip.pipeline.export import export
-    from onceclip.pipeline.extraction.extract import extract
+    from onceclip.pipeline.errors import BadImage
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.runs.estimator import FewShotClassifier
-    from onceclip.pipeline.runs.fit import fit
     from onceclip.pipeline.runs.run import RunSpec
-    from onceclip.pipeline.runs.sweep import make_specs, sweep
-    from onceclip.pipeline.tasks.tasks import make_task
-    from onceclip.stores import Store, open_store
+    from onceclip.pipeline.sources import Record
+    from onceclip.stores import open_store
 
-__version__ = "0.1.0"
-
-_PUBLIC = {
-    "open_store": "onceclip.stores",
-    "Store": "onceclip.stores",
-    "make_task": "onceclip.pipeline.tasks.tasks",
-    "extract": "onceclip.pipeline.extraction.extract",
-    "EncoderSpec": "onceclip.pipeline.encoders",
-    "ExtractOptions": "onceclip.pipeline.extraction.survey",
-    "fit": "onceclip.pipeline.runs.fit",
-    "RunSpec": "onceclip.pipeline.runs.run",
-    "make_specs": "onceclip.pipeline.runs.sweep",
-    "sweep": "onceclip.pipeline.runs.sweep",
-    "evaluate": "onceclip.pipeline.evaluation.evaluate",
-    "Task": "onceclip.adapters",
-    "Rows": "onceclip.adapters",
-    "Text": "onceclip.adapters",
-    "Classifier": "onceclip.adapters",
-    "export": "onceclip.pipeline.export",
-    "FewShotClassifier": "onceclip.pipeline.runs.estimator",
-    "ClassifierModule": "onceclip.adapters.classifier",
-    "load_classifier": "onceclip.adapters",
-    "merge": "onceclip.adapters",
-    "best_merge": "onceclip.adapters",
-    "ZeroShot": "onceclip.adapters",
-    "TemplateSelection": "onceclip.adapters.methods",
-    "PromptWeights": "onceclip.adapters.methods",
-    "LinearProbe": "onceclip.adapters",
-    "LpClip": "onceclip.adapters",
-    "LinearProbePreproj": "onceclip.adapters",
-    "LinearProbeAdamW": "onceclip.adapters",
-    "ZeroShotLinearProbe": "onceclip.adapters",
-    "CLAP": "onceclip.adapters",
-    "LPPlusPlus": "onceclip.adapters",
-    "CrossModalLinearProbe": "onceclip.adapters",
-    "WiseFT": "onceclip.adapters",
-    "TaskRes": "onceclip.adapters",
-    "ClipAdapter": "onceclip.adapters",
-    "CrossModalAdapter": "onceclip.adapters",
-    "RLA": "onceclip.adapters",
-    "ProLIP": "onceclip.adapters",
-    "ClipASelf": "onceclip.adapters",
-    "MetaAdapter": "onceclip.adapters",
-    "MultiModalAdapter": "onceclip.adapters",
-    "SgVA": "onceclip.adapters",
-    "VtClip": "onceclip.adapters",
-    "TipAdapter": "onceclip.adapters",
-    "TipAdapterF": "onceclip.adapters",
-    "GDA": "onceclip.adapters",
-    "GDAEM": "onceclip.adapters",
-    "ProKeR": "onceclip.adapters",
-    "TipX": "onceclip.adapters",
-    "APE": "onceclip.adapters",
-    "APET": "onceclip.adapters",
-}
+_PUBLIC = {name: f"onceclip.{module}" for module, names in {
+    "adapters": ("load_classifier",), "stores": ("open_store",),
+    "pipeline.api.adapters": ("evaluate", "export", "predict", "report"), "pipeline.api.catalogue": ("methods",),
+    "pipeline.api.runs": ("fit", "make_task", "sweep"),
+    "pipeline.api.stores": ("add_text", "extract", "import_arrays", "verify"),
+    "pipeline.decoding.preparation": ("Preparation",), "pipeline.encoders": ("EncoderSpec",),
+    "pipeline.errors": ("BadImage",), "pipeline.extraction.survey": ("ExtractOptions",),
+    "pipeline.runs.estimator": ("FewShotClassifier",), "pipeline.runs.run": ("RunSpec",),
+    "pipeline.sources": ("Record",)}.items() for name in names}
 
 __all__ = [
-    "APE", "APET", "CLAP", "GDA", "GDAEM", "RLA", "Classifier", "ClassifierModule", "ClipASelf", "ClipAdapter",
-    "CrossModalAdapter", "CrossModalLinearProbe", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "LPPlusPlus",
-    "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip", "MetaAdapter", "MultiModalAdapter",
-    "OnceclipError", "ProKeR", "ProLIP", "PromptWeights", "Rows", "RunSpec", "SgVA", "Store", "Task", "TaskRes",
-    "TemplateSelection", "Text", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT", "ZeroShot",
-    "ZeroShotLinearProbe", "__version__", "best_merge", "evaluate", "export", "extract", "fit", "load_classifier",
-    "make_specs", "make_task", "merge", "open_store", "sweep",
-]
+    "BadImage", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "OnceclipError", "Preparation", "Record",
+    "RunSpec", "__version__", "add_text", "evaluate", "export", "extract", "fit", "import_arrays", "load_classifier",
+    "make_task", "methods", "open_store", "predict", "report", "sweep", "verify"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `import onceclip` needs neither torch nor zarr."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'onceclip' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in ("adapters", "stores"):
+        return importlib.import_module(f"onceclip.{name}")
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+        try:
+            return version("onceclip")
+        except PackageNotFoundError:
+            return "0+checkout"  # a source tree that was never installed
+    places = () if name.startswith("_") else ("onceclip.adapters", "onceclip.stores", "onceclip.pipeline.runs.sweep")
+    found = [f": it is in {place}" for place in places if hasattr(importlib.import_module(place), name)]
+    raise AttributeError(f"module 'onceclip' has no attribute {name!r}{''.join(found[:1])}")
 
 
 def __dir__() -> list[str]:

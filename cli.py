@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,14 @@ from typing import Any, NoReturn
 
 import click
 
-from onceclip import OnceclipError, __version__
+import onceclip
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.commands import COMMANDS
 from onceclip.pipeline.commands.configuration import completing, configurable, origin, unknown_variables
+from onceclip.pipeline.errors import ArgumentError
+
+GO_ON = ("extract", "sweep", "compact", "demo")  # commands that go on where they were stopped
+_EXHAUSTED = re.compile(r"can't start new thread|can(not|'t) allocate memory|bad_alloc|out of memory", re.IGNORECASE)
 
 
 class Commands(click.Group):
@@ -27,14 +33,16 @@ class Commands(click.Group):
             return super().make_context(*arguments, **further)
 
     def invoke(self, context: click.Context) -> Any:
-        with _failures():
+        with _failures(context):
             return super().invoke(context)
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def _failures(context: click.Context | None = None) -> Iterator[None]:
     try:
         yield
+    except ArgumentError as error:
+        raise click.UsageError(str(error), context) from error
     except OnceclipError as error:
         raise click.ClickException(str(error)) from error
     except click.BadParameter as error:
@@ -42,7 +50,7 @@ def _failures() -> Iterator[None]:
             raise
         raise click.BadParameter(error.message + where, error.ctx, error.param, error.param_hint) from error
     except KeyboardInterrupt:
-        _stop()
+        _stop(context)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -50,25 +58,42 @@ def _failures() -> Iterator[None]:
         advice = ": make room, then run the same command again" if error.errno == errno.ENOSPC else ""
         raise click.ClickException(f"{place}{error.strerror or error}{advice}") from error
     except Exception as error:
-        # While a module is being imported, its libraries turn an interrupt into errors of their own.
-        if not _interrupted(error):
-            raise
-        _stop()
+        # While a module is being imported, its libraries turn interrupts and a lack of memory into errors of their own.
+        if any(isinstance(each, KeyboardInterrupt) for each in _chain(error)):
+            _stop(context)
+        if any(isinstance(each, MemoryError) or _EXHAUSTED.search(str(each)) for each in _chain(error)):
+            raise click.ClickException(f"out of memory or threads ({_first_line(error)}): give the process more, or "
+                                       "let fewer processes run beside it") from error
+        raise
 
 
-def _interrupted(error: BaseException | None) -> bool:
-    while error and not isinstance(error, KeyboardInterrupt):
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    while error:
+        yield error
         error = error.__cause__ or error.__context__
-    return error is not None
 
 
-def _stop() -> NoReturn:
-    click.echo("\nStopped. What was done is kept: run the same command again to go on.", err=True)
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def _stop(context: click.Context | None) -> NoReturn:
+    goes_on = context is not None and context.invoked_subcommand in GO_ON
+    click.echo("\nStopped. What was done is kept: run the same command again to go on." if goes_on else
+               "\nStopped. Nothing was kept: the same command begins anew.", err=True)
     sys.exit(130)
 
 
+def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"onceclip, version {onceclip.__version__}")
+        context.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="onceclip")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+              help="Show the version and exit.")
 def main() -> None:
     """Encode once, adapt thousands of times.
 

@@ -1,6 +1,6 @@
 """The mathematics: torch tensors in, classifier out. No files but saved adapters, no encoder, no command line."""
 
-from onceclip.adapters.classifier import Classifier, load_classifier
+from onceclip.adapters.classifier import Classifier, ClassifierModule, load_classifier
 from onceclip.adapters.errors import AdapterFileError, MethodError, UnknownName
 from onceclip.adapters.merging import best_merge, merge
 from onceclip.adapters.method import Method
@@ -23,9 +23,11 @@ from onceclip.adapters.methods.meta_adapter import MetaAdapter
 from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
 from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
+from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.taskres import TaskRes
+from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
 from onceclip.adapters.methods.tip_adapter_f import TipAdapterF
 from onceclip.adapters.methods.tip_x import TipX
@@ -41,10 +43,55 @@ from onceclip.adapters.training.trainable import Hyperparameter
 from onceclip.adapters.transfer import transfer
 
 __all__ = [
-    "APE", "APET", "CLAP", "GDA", "GDAEM", "METHODS", "POLICIES", "RLA", "AdapterFileError", "Classifier", "ClipASelf",
-    "ClipAdapter", "CrossModalAdapter", "CrossModalLinearProbe", "Hyperparameter", "LPPlusPlus", "LinearProbe",
-    "LinearProbeAdamW", "LinearProbePreproj", "LpClip", "MetaAdapter", "Method", "MethodError", "MultiModalAdapter",
-    "ProKeR", "ProLIP", "Rows", "Selection", "SgVA", "Task", "TaskRes", "Text", "TipAdapter", "TipAdapterF", "TipX",
-    "UnknownName", "VtClip", "WiseFT", "ZeroShot", "ZeroShotLinearProbe", "best_merge", "fit_all", "fit_automatically",
-    "fit_selected", "load_classifier", "merge", "method_class", "transfer",
+    "APE",
+    "APET",
+    "CLAP",
+    "GDA",
+    "GDAEM",
+    "METHODS",
+    "POLICIES",
+    "RLA",
+    "AdapterFileError",
+    "Classifier",
+    "ClassifierModule",
+    "ClipASelf",
+    "ClipAdapter",
+    "CrossModalAdapter",
+    "CrossModalLinearProbe",
+    "Hyperparameter",
+    "LPPlusPlus",
+    "LinearProbe",
+    "LinearProbeAdamW",
+    "LinearProbePreproj",
+    "LpClip",
+    "MetaAdapter",
+    "Method",
+    "MethodError",
+    "MultiModalAdapter",
+    "ProKeR",
+    "ProLIP",
+    "PromptWeights",
+    "Rows",
+    "Selection",
+    "SgVA",
+    "Task",
+    "TaskRes",
+    "TemplateSelection",
+    "Text",
+    "TipAdapter",
+    "TipAdapterF",
+    "TipX",
+    "UnknownName",
+    "VtClip",
+    "WiseFT",
+    "ZeroShot",
+    "ZeroShotLinearProbe",
+    "best_merge",
+    "fit_all",
+    "fit_automatically",
+    "fit_selected",
+    "load_classifier",
+    "merge",
+    "method_class",
+    "transfer",
 ]

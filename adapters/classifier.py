@@ -48,7 +48,7 @@ class Classifier:
         (validation), "loo" (each support image left out in turn) or "held-out" (of the support); empty for none.
 
     Example:
-        >>> classifier = onceclip.TipAdapter().fit(task)
+        >>> classifier = onceclip.adapters.TipAdapter().fit(task)
         >>> classifier.logits(embeddings).shape, classifier.probabilities(embeddings).shape
         (torch.Size([5, 4]), torch.Size([5, 4]))
         >>> len(classifier.predict(embeddings))
@@ -146,10 +146,12 @@ def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifi
     Raises AdapterFileError if the folder holds none, or one of a newer format or with a head of another module.
 
     Example:
-        >>> onceclip.TipAdapter().fit(task).save("pets-tip")
+        >>> onceclip.adapters.TipAdapter().fit(task).save("pets-tip")
         >>> onceclip.load_classifier("pets-tip").logits(embeddings).shape
         torch.Size([5, 4])
     """
+    if not isinstance(folder, str | Path):
+        raise AdapterFileError(f"{folder!r} is no path: give the folder that `onceclip fit --out` wrote")
     folder = Path(folder)
     for module in modules:
         import_module(module)
@@ -207,7 +209,7 @@ class ClassifierModule(nn.Module):
     classifier: the fitted one; its tensors are copied.
 
     Example:
-        >>> module = onceclip.ClassifierModule(onceclip.TipAdapter().fit(task))
+        >>> module = onceclip.adapters.ClassifierModule(onceclip.adapters.TipAdapter().fit(task))
         >>> logits, probabilities = module(embeddings)
         >>> logits.shape, probabilities.shape
         (torch.Size([5, 4]), torch.Size([5, 4]))

@@ -27,7 +27,8 @@ def merge(fitted: Classifier, start: Classifier, weight: float = 0.5) -> Classif
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), equation 1.
 
     Example:
-        >>> merged = onceclip.merge(onceclip.CLAP().fit(task), onceclip.ZeroShot().fit(task), weight=0.5)
+        >>> from onceclip.adapters import CLAP, ZeroShot, merge
+        >>> merged = merge(CLAP().fit(task), ZeroShot().fit(task), weight=0.5)
         >>> merged.logits(embeddings).shape
         torch.Size([5, 4])
     """
@@ -46,7 +47,8 @@ def best_merge(fitted: Classifier, start: Classifier, rows: Rows) -> tuple[Class
 
     Example:
         >>> task = onceclip.make_task(store, shots=4, select="val")
-        >>> merged, found = onceclip.best_merge(onceclip.GDA().fit(task), onceclip.ZeroShot().fit(task), task.val)
+        >>> from onceclip.adapters import GDA, ZeroShot, best_merge
+        >>> merged, found = best_merge(GDA().fit(task), ZeroShot().fit(task), task.val)
         >>> 0 <= found.weight <= 1
         True
     """

@@ -30,7 +30,7 @@ class Rows:
     others: further outputs of the encoder by name, such as "preproj" (rows, width) or "token" (rows, tokens, dim).
 
     Example:
-        >>> rows = onceclip.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> rows = onceclip.adapters.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
         >>> len(rows), rows.unit.shape
         (6, torch.Size([6, 64]))
     """
@@ -132,10 +132,10 @@ class Task:
     projection_bias: (dim,), what it adds to that, or None.
 
     Example:
-        >>> text = onceclip.Text(torch.randn(3, 64), torch.arange(3), ("cat", "dog", "fox"))
-        >>> support = onceclip.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
-        >>> own_task = onceclip.Task(text, support, logit_scale=100.0)
-        >>> onceclip.TipAdapter().fit(own_task).logits(embeddings).shape
+        >>> text = onceclip.adapters.Text(torch.randn(3, 64), torch.arange(3), ("cat", "dog", "fox"))
+        >>> support = onceclip.adapters.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> own_task = onceclip.adapters.Task(text, support, logit_scale=100.0)
+        >>> onceclip.adapters.TipAdapter().fit(own_task).logits(embeddings).shape
         torch.Size([5, 3])
     """
 

@@ -29,7 +29,7 @@ class Text:
     prompt_weight: (prompts,) weights of the prompts in the means, of any scale; or None for equal ones.
 
     Example:
-        >>> text = onceclip.Text(torch.randn(4, 64), torch.tensor([0, 0, 1, 1]), ("cat", "dog"))
+        >>> text = onceclip.adapters.Text(torch.randn(4, 64), torch.tensor([0, 0, 1, 1]), ("cat", "dog"))
         >>> text.class_weights.shape
         torch.Size([2, 64])
     """

@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from onceclip.adapters import METHODS, Method
-from onceclip.pipeline.commands.methods import cost, trainings
+from onceclip.pipeline.api.catalogue import cost, trainings
 from onceclip.pipeline.runs.results import mean_interval
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.sweep import known, sweep

@@ -9,6 +9,10 @@ class SourceError(OnceclipError):
     """A folder or file of images cannot be used as asked."""
 
 
+class NoImages(SourceError):  # noqa: N818 - reads as what it is
+    """A folder has no images."""
+
+
 class BadImage(Exception):  # noqa: N818 - not a failure of the run: the row records it
     """One file is not a readable image; the text says why."""
 
@@ -59,3 +63,7 @@ class EstimatorError(OnceclipError, ValueError):
 
 class PredictionError(OnceclipError):
     """Predictions cannot be made or written as asked."""
+
+
+class ArgumentError(OnceclipError):
+    """An argument of a function is not what it takes."""

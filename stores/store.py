@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -378,7 +379,7 @@ class Store:
                                 f"({self.encoder['name']}): use a store made by the same encoder")
 
 
-def open_store(path: str) -> Store:
+def open_store(path: str | os.PathLike[str]) -> Store:
     """Open a store for reading. path: a folder, or any fsspec URL.
 
     Raises NotAStore if there is none, StoreError if a newer version wrote it.
@@ -388,7 +389,9 @@ def open_store(path: str) -> Store:
         >>> store.classes
         ('cat', 'dog', 'fox', 'rabbit')
     """
-    group = open_group(path)
+    if not isinstance(path, str | os.PathLike):
+        raise NotAStore(f"{path!r} is no path: give the path or URL of a store")
+    group = open_group(str(path))
     attributes: Any = group.attrs.get(ATTRIBUTE)
     if not isinstance(attributes, dict) or attributes.get("kind") != KIND:
         raise NotAStore(f"{path} is a Zarr group but not a onceclip store: make one with `onceclip extract` or "

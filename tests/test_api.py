@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 import onceclip
+from onceclip import adapters
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(onceclip._PUBLIC)
+OF_ADAPTERS = sorted(name for name in adapters.__all__ if ">>>" in (inspect.getdoc(getattr(adapters, name)) or ""))
+PLAIN = {"BadImage", "Preparation", "Record"}  # values for sources and encoders of one's own; docs/extending.md
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +47,25 @@ def words(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.chdir(shelf)
     store = onceclip.open_store("pets.zarr")
-    return {"onceclip": onceclip, "torch": torch, "Path": Path, "store": store,
-            "task": onceclip.make_task(store, shots=4, seed=1),
+    task = onceclip.make_task(store, shots=4, seed=1)
+    if not Path("pets-tip").exists():
+        adapters.TipAdapter().fit(task).save("pets-tip")
+    return {"onceclip": onceclip, "torch": torch, "Path": Path, "store": store, "task": task,
             "embeddings": torch.from_numpy(store.embeddings(store.rows("test")[:5]))}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in PLAIN] + OF_ADAPTERS)
 def test_the_example_of_a_public_name_runs_and_says_the_truth(name: str, words: dict[str, Any],
                                                              capsys: pytest.CaptureFixture[str]) -> None:
-    example = doctest.DocTestParser().get_doctest(inspect.getdoc(getattr(onceclip, name)) or "", words, name, None, 0)
+    value = getattr(onceclip if name in NAMES else adapters, name)
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(value) or "", words, name, None, 0)
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
     assert result.attempted, f"{name} has no example"
     assert not result.failed, capsys.readouterr().out
+
+
+def test_every_method_has_an_example_and_is_a_name_of_the_adapters() -> None:
+    assert {method.__name__ for method in adapters.METHODS.values()} <= set(OF_ADAPTERS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,12 +88,6 @@ def test_every_argument_of_a_public_name_has_a_type(name: str) -> None:
         assert bare == [], function
 
 
-def test_every_method_is_a_public_name() -> None:
-    from onceclip.adapters import METHODS
-
-    assert {method.__name__ for method in METHODS.values()} <= set(NAMES)
-
-
 @pytest.mark.checkout
 def test_type_checkers_see_every_public_name() -> None:
     """What is imported on first use is written down again, for them alone."""
@@ -102,6 +106,26 @@ def test_a_public_name_stands_in_the_python_page(name: str) -> None:
     assert re.search(rf"\b{name}\b", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(("name", "place"), [("TipAdapter", "onceclip.adapters"), ("Task", "onceclip.adapters"),
+                                             ("Store", "onceclip.stores"),
+                                             ("make_specs", "onceclip.pipeline.runs.sweep")])
+def test_a_name_that_is_elsewhere_is_an_attribute_error_that_says_where(name: str, place: str) -> None:
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}': it is in {place}$"):
+        getattr(onceclip, name)
+
+
 def test_an_unknown_name_is_an_attribute_error_as_of_any_module() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'TipAdaptor'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'TipAdaptor'$"):
         onceclip.TipAdaptor  # noqa: B018
+
+
+def test_the_version_is_that_of_the_package_and_stands_for_a_checkout_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    assert onceclip.__version__ == importlib.metadata.version("onceclip")
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert onceclip.__version__ == "0+checkout"

@@ -88,8 +88,8 @@ def prepared(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(pets, root)
     store = onceclip.open_store(str(root / "pets.zarr"))
     onceclip.fit(store, onceclip.RunSpec("tip-adapter", 16)).classifier.save(root / "pets-adapter")
-    specs = onceclip.make_specs(["zero-shot", "tip-adapter", "gda"], [1, 4], [1, 2, 3])
-    onceclip.sweep([store], specs, root / "results")
+    onceclip.sweep(store, methods=["zero-shot", "tip-adapter", "gda"], shots=[1, 4], seeds=[1, 2, 3],
+                   out=root / "results", select=None)
     rows = store.rows()
     np.savez(root / "features.npz", embedding=store.embeddings(rows), label=store.column("label")[rows],
              split=np.array(["train", "val", "test"])[store.column("split")[rows]], class_names=list(store.classes),

@@ -151,7 +151,8 @@ Edge = tuple[str, str]  # importing and imported module, without "onceclip."
 
 # From the bottom up; rooms of one floor know nothing of each other. A file that is named here has a floor of its own.
 PIPELINE = (("errors", "words"), ("files", "workers"), ("sources", "tasks"), ("decoding", "evaluation"),
-            ("encoders", "runs"), ("prompts",), ("extraction",), ("prediction", "export", "reporting"), ("commands",))
+            ("encoders", "runs"), ("prompts",), ("extraction",), ("prediction", "export", "reporting"), ("api",),
+            ("commands",))
 ADAPTERS = (("errors", "ops", "cpu"), ("plugin",), ("text",), ("task",), ("heads",), ("training/trainable", "saving"),
             ("classifier",), ("training",), ("method",), ("selection",), ("methods",),
             ("merging", "selection/automatic"), ("transfer",))

@@ -100,7 +100,7 @@ class APE(Method):
     Source: APE (Zhu et al., ICCV 2023), sections 3.1 and 3.2; presets from the authors' configurations.
 
     Example:
-        >>> onceclip.APE(channels=512).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.APE(channels=512).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -33,7 +33,7 @@ class APET(Method):
     Source: APE (Zhu et al., ICCV 2023), section 3.3; recipe and presets from the authors' code and configurations.
 
     Example:
-        >>> onceclip.APET(epochs=10).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.APET(epochs=10).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

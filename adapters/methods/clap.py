@@ -36,7 +36,7 @@ class CLAP(ZeroShotLinearProbe):
     2024); the penalty is a mean over classes in the authors' code.
 
     Example:
-        >>> onceclip.CLAP(strength=10).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.CLAP(strength=10).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -49,7 +49,7 @@ class ClipASelf(Method):
     from the authors' code (VDT-Adapter), which tunes r on the test set.
 
     Example:
-        >>> onceclip.ClipASelf(epochs=20).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.ClipASelf(epochs=20).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -28,7 +28,7 @@ class ClipAdapter(Shared):
     Source: CLIP-Adapter (Gao et al., IJCV 2024), equations 3 to 6; the last relu is the authors' code's.
 
     Example:
-        >>> onceclip.ClipAdapter(branch="both").fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.ClipAdapter(branch="both").fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

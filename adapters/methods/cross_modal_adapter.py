@@ -21,7 +21,7 @@ class CrossModalAdapter(CrossModalLinearProbe):
     2023); the ratio and the preset `reference`, that of cross-modal-lp, from the authors' code.
 
     Example:
-        >>> onceclip.CrossModalAdapter(ratio=0.5).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.CrossModalAdapter(ratio=0.5).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -32,7 +32,7 @@ class CrossModalLinearProbe(Shared):
     2023); start, decay and the numbers of `reference` from the authors' code.
 
     Example:
-        >>> onceclip.CrossModalLinearProbe(epochs=50).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.CrossModalLinearProbe(epochs=50).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -116,7 +116,7 @@ class GDA(Method):
     Source: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation (Wang et al., ICLR 2024), eq. 5 to 8.
 
     Example:
-        >>> onceclip.GDA(alpha=0.05).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.GDA(alpha=0.05).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -44,7 +44,7 @@ class GDAEM(Method):
 
     Example:
         >>> with_others = onceclip.make_task(store, shots=4, unlabelled=True)
-        >>> onceclip.GDAEM(steps=5).fit(with_others).logits(embeddings).shape
+        >>> onceclip.adapters.GDAEM(steps=5).fit(with_others).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -21,7 +21,7 @@ class LinearProbe(Method):
     Source: CLIP (Radford et al., 2021), appendix A.3: L-BFGS, strength of the decay chosen on validation rows.
 
     Example:
-        >>> onceclip.LinearProbe(l2=1e-4).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.LinearProbe(l2=1e-4).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

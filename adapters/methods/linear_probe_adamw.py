@@ -23,7 +23,7 @@ class LinearProbeAdamW(Method):
     Source: LAION-AI/CLIP_benchmark, `metrics/linear_probe.py`; step size, epochs and batch size from its README.
 
     Example:
-        >>> onceclip.LinearProbeAdamW(preset="reference").fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.LinearProbeAdamW(preset="reference").fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

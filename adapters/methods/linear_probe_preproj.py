@@ -21,7 +21,7 @@ class LinearProbePreproj(LpClip):
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj"])
-        >>> classifier = onceclip.LinearProbePreproj(C=1.0).fit(with_outputs)
+        >>> classifier = onceclip.adapters.LinearProbePreproj(C=1.0).fit(with_outputs)
         >>> classifier.logits(with_outputs.support.input(classifier.inputs)).shape
         torch.Size([16, 4])
     """

@@ -48,7 +48,7 @@ class LPPlusPlus(Shared):
     the authors' code.
 
     Example:
-        >>> onceclip.LPPlusPlus(epochs=100).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.LPPlusPlus(epochs=100).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

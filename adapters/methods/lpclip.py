@@ -20,7 +20,7 @@ class LpClip(LinearProbe):
     Source: CoOp (Zhou et al., IJCV 2022), `lpclip`; the default C from the README of openai/CLIP.
 
     Example:
-        >>> onceclip.LpClip(C=1.0).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.LpClip(C=1.0).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

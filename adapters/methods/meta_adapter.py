@@ -46,7 +46,7 @@ class MetaAdapter(Method):
     Source: Meta-Adapter (Cheng et al., NeurIPS 2023), equations 3 to 5; recipe and start values from the authors' code.
 
     Example:
-        >>> onceclip.MetaAdapter(epochs=5).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.MetaAdapter(epochs=5).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -36,7 +36,7 @@ class MultiModalAdapter(Method):
     from the authors' code (clip-mma).
 
     Example:
-        >>> onceclip.MultiModalAdapter(ratio=0.2).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.MultiModalAdapter(ratio=0.2).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -83,7 +83,7 @@ class ProKeR(Method):
     inverse, one for all views of an image.
 
     Example:
-        >>> onceclip.ProKeR(ridge=0.5).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.ProKeR(ridge=0.5).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

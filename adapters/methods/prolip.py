@@ -23,7 +23,7 @@ class ProLIP(RLA):
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj"])
-        >>> classifier = onceclip.ProLIP(epochs=50).fit(with_outputs)
+        >>> classifier = onceclip.adapters.ProLIP(epochs=50).fit(with_outputs)
         >>> classifier.logits(with_outputs.support.input(classifier.inputs)).shape
         torch.Size([16, 4])
     """

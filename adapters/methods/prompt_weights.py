@@ -22,7 +22,7 @@ class PromptWeights(Method):
 
     Example:
         >>> ensemble = onceclip.make_task(store, shots=4, text="ensemble")
-        >>> onceclip.PromptWeights(epochs=50).fit(ensemble).logits(embeddings).shape
+        >>> onceclip.adapters.PromptWeights(epochs=50).fit(ensemble).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -21,7 +21,7 @@ class RLA(Method):
     adapter; optimizer, epsilon, schedule and full batches from the authors' code of ProLIP.
 
     Example:
-        >>> onceclip.RLA(strength=0.1).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.RLA(strength=0.1).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

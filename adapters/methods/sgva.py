@@ -48,7 +48,7 @@ class SgVA(Method):
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj", "embedding"])
-        >>> classifier = onceclip.SgVA(epochs=20).fit(with_outputs)
+        >>> classifier = onceclip.adapters.SgVA(epochs=20).fit(with_outputs)
         >>> classifier.logits(with_outputs.support.input(classifier.inputs)).shape
         torch.Size([16, 4])
     """

@@ -56,7 +56,7 @@ class TaskRes(Shared):
     the authors' code.
 
     Example:
-        >>> onceclip.TaskRes(alpha=1.0).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.TaskRes(alpha=1.0).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -34,7 +34,7 @@ class TemplateSelection(Method):
 
     Example:
         >>> ensemble = onceclip.make_task(store, shots=4, text="ensemble")
-        >>> onceclip.TemplateSelection(keep=4).fit(ensemble).logits(embeddings).shape
+        >>> onceclip.adapters.TemplateSelection(keep=4).fit(ensemble).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -23,7 +23,7 @@ class TipAdapter(Method):
     Source: Tip-Adapter (Zhang et al., ECCV 2022), equations 4 to 6; defaults alpha = 1, beta = 5.5 from there.
 
     Example:
-        >>> onceclip.TipAdapter(alpha=1.0, beta=5.5).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.TipAdapter(alpha=1.0, beta=5.5).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -26,7 +26,7 @@ class TipAdapterF(Method):
     Source: Tip-Adapter (Zhang et al., ECCV 2022), section 3.2; optimizer and epsilon from the authors' code.
 
     Example:
-        >>> onceclip.TipAdapterF(epochs=10).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.TipAdapterF(epochs=10).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -45,7 +45,7 @@ class TipX(Method):
     Source: SuS-X (Udandarao et al., ICCV 2023), where TIP-X is its second part; tau from there.
 
     Example:
-        >>> onceclip.TipX(gamma=500).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.TipX(gamma=500).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -24,7 +24,7 @@ class VtClip(Method):
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["embedding", "token"])
-        >>> classifier = onceclip.VtClip(epochs=5).fit(with_outputs)
+        >>> classifier = onceclip.adapters.VtClip(epochs=5).fit(with_outputs)
         >>> classifier.logits(with_outputs.support.input(classifier.inputs)).shape
         torch.Size([16, 4])
     """

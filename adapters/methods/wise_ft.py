@@ -22,7 +22,7 @@ class WiseFT(Method):
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), equation 1.
 
     Example:
-        >>> onceclip.WiseFT(alpha=0.3).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.WiseFT(alpha=0.3).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -23,7 +23,7 @@ class ZeroShot(Method):
     Source: CLIP (Radford et al., 2021), section 3.1; AutoCLIP (Metzen et al., TMLR 2024).
 
     Example:
-        >>> onceclip.ZeroShot().fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.ZeroShot().fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -57,7 +57,7 @@ class ZeroShotLinearProbe(Shared):
     2024); step size, momentum, epochs and schedule from the authors' code.
 
     Example:
-        >>> onceclip.ZeroShotLinearProbe(epochs=50).fit(task).logits(embeddings).shape
+        >>> onceclip.adapters.ZeroShotLinearProbe(epochs=50).fit(task).logits(embeddings).shape
         torch.Size([5, 4])
     """
 

@@ -66,7 +66,7 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     Raises MethodError if there is neither text nor a support row, or if a training diverges.
 
     Example:
-        >>> classifier, reached = fit_automatically(task)
+        >>> classifier, reached = onceclip.adapters.fit_automatically(task)
         >>> [each.method for each in reached][-1], 0 <= reached[-1].accuracy <= 1
         ('automatic', True)
     """

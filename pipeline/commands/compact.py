@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from onceclip.pipeline.commands.options import json_option, show
+from onceclip.pipeline.commands.options import json_option, percentage, show
 
 
 @click.command()
@@ -25,7 +25,6 @@ def compact(store: str, new: str, shard_rows: int | None, as_json: bool) -> None
     Example:
         onceclip compact pets.zarr s3://my-bucket/pets.zarr
     """
-    from onceclip.pipeline.commands.options import percentage
     from onceclip.stores.compact import compact as run
 
     with percentage("compact") as progress:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,7 +43,7 @@ def read_configuration(path: Path, commands: Mapping[str, click.Command]) -> dic
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not a TOML file: {error}") from error
     result: dict[str, dict[str, Any]] = {}
     for command, table in tables.items():
@@ -123,7 +125,9 @@ def _settings(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(map(_text, value))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(map(_text, value))
+        return text.getvalue()
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from onceclip.pipeline.commands.tour import TEMPLATE, write_digits
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
 from onceclip.pipeline.encoders import DEMO, EncoderSpec
 from onceclip.pipeline.extraction.extract import Extraction, extract
 from onceclip.pipeline.extraction.survey import ExtractOptions
@@ -17,6 +20,7 @@ from onceclip.pipeline.runs.summary import Table, tables
 from onceclip.pipeline.runs.sweep import make_specs, sweep
 from onceclip.stores import open_store
 
+TEMPLATE = "a photo of the digit {}."
 METHODS = ("zero-shot", "linear-probe", "clip-adapter", "tip-adapter", "tip-adapter-f", "gda")
 SHOTS = (1, 2, 4, 8, 16)
 SEEDS = (1, 2, 3, 4, 5)
@@ -60,3 +64,17 @@ def run_tour(out: Path, say: Callable[[str], None], progress: bool = True) -> To
     say(f"4. everything with pictures, for a browser: {report}")
     table, = tables(rows)
     return Tour(images, store, results, report, extraction, table, len(specs), seconds)
+
+
+def write_digits(folder: Path) -> int:
+    """Write the digits as a plain image folder, `folder/7/digit-0007.png`, and give their number.
+
+    Dark ink on white paper, one pixel of the file for one of the scan.
+    """
+    digits = load_digits()
+    for number, (ink, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / str(label) / f"digit-{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            Image.fromarray((255 - np.round(ink * 255 / 16)).astype(np.uint8)).save(path)
+    return len(digits.images)

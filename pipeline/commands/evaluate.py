@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, names_in, percentage, show
 from onceclip.pipeline.words import percent
 
 CONFUSIONS = 10  # wrong pairs that people are shown
@@ -50,28 +50,13 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     if confusion and len(stores) > 1:
         raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
 
-    from onceclip.adapters import load_classifier
-    from onceclip.pipeline.commands.options import percentage
-    from onceclip.pipeline.evaluation.intervals import compare
-    from onceclip.pipeline.evaluation.metrics import write_matrix
-    from onceclip.pipeline.evaluation.protocols import Protocol, shift
+    from onceclip.pipeline.api.adapters import evaluate as score
     from onceclip.pipeline.tasks.classes import CHOICES
-    from onceclip.stores import open_store
 
-    chosen = classes if classes in CHOICES else tuple(name.strip() for name in classes.split(","))
-    protocol = Protocol(split, chosen, text, only_its_classes)
-    classifier, other = load_classifier(adapter, modules), load_classifier(against, modules) if against else None
-    found = []
-    for store in map(open_store, stores):
-        with percentage(f"evaluate {store.path}") as progress:
-            done = protocol.score(classifier, store, progress)
-        found.append(done.as_values())
-        if against and other:
-            right = protocol.score(other, store).right
-            found[-1]["against"] = {"adapter": str(against), **compare(done.right, right, done.unit)}
-    if confusion:
-        write_matrix(confusion, done.candidates, done.tally.right.numpy(), done.tally.wrong.counted())
-    values = {"adapter": str(adapter), **(found[0] if len(found) == 1 else shift(found))}
+    found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
+                  only_its_classes=only_its_classes, against=against, confusion=confusion, modules=modules,
+                  progress=lambda path: percentage(f"evaluate {path}"))
+    values = {"adapter": str(adapter), **found}
     show(as_json, values, lambda: evaluation_lines(values, per_class))
 
 

@@ -41,20 +41,11 @@ def export(adapter: Path, format: str, file: Path, with_encoder: bool, check: st
     if not with_encoder and (model or pretrained or preprocess):
         raise click.UsageError("--model, --pretrained and --preprocess name an encoder: add --with-encoder")
 
-    from onceclip.adapters import load_classifier
-    from onceclip.pipeline.encoders.opening import recorded_encoder
-    from onceclip.pipeline.export import export as write
-    from onceclip.pipeline.export.export import prepared_images, stored_rows
+    from onceclip.pipeline.api.adapters import export as write
 
-    classifier, encoder, rows = load_classifier(adapter, modules), None, None
-    if with_encoder:
-        given = encoder_spec(model, pretrained, preprocess, "cpu") if model else None
-        encoder = recorded_encoder(classifier.provenance.get("encoder", {}), "the adapter", given, "cpu",
-                                   ", or leave --with-encoder away")
-    if check:
-        rows = prepared_images(encoder, Path(check)) if encoder else stored_rows(classifier, check)
     kind = "images" if with_encoder else "rows"
-    made = write(classifier, format, file, encoder, rows)
+    encoder = encoder_spec(model, pretrained, preprocess, "cpu") if model else None
+    made = write(adapter, format, file, with_encoder=with_encoder, check=check, encoder=encoder, modules=modules)
     show(as_json, {**asdict(made), "file": str(made.file), "adapter": str(adapter)}, lambda: [
         f"{adapter} as {format}: {file}, {made.size:,} bytes",
         f"Its answers on {made.rows} {f'{kind} of {check}' if check else f'random {kind}'} differ from onceclip's by "

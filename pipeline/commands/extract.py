@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onceclip.pipeline.commands.extract_options import output_options, outputs_of, source_options
 from onceclip.pipeline.commands.options import (
     BatchSize,
+    Decorator,
     LocalPath,
     encoder_options,
     encoder_spec,
@@ -26,7 +27,95 @@ from onceclip.pipeline.words import counted, counts
 
 if TYPE_CHECKING:
     from onceclip.pipeline.extraction.extract import Extraction, PartDone
+    from onceclip.pipeline.extraction.outputs import OutputOptions
     from onceclip.pipeline.workers.work import Part
+
+
+_OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "preproj", "tokens")
+_SOURCE_NAMES = ("root", "every", "frames", "download", "unlabelled")
+_SPLITS = ("train", "val", "test")
+
+
+class SplitShares(click.ParamType):
+    """Per cent of train, val and test: 80/10/10."""
+
+    name = "T/V/T"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        try:
+            return value if isinstance(value, tuple) else tuple(float(each) for each in str(value).split("/"))
+        except ValueError:
+            self.fail(f"{value!r} is no list of per cent for train, val and test such as 80/10/10", param, context)
+
+
+def output_options() -> Decorator:
+    """Options of a store's outputs; the command gets them as one argument `outputs`, for `outputs_of`."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(**values: Any) -> None:
+            function(outputs={name: values.pop(name) for name in _OUTPUT_NAMES}, **values)
+
+        for option in reversed([
+            click.option("--views", type=click.IntRange(2), metavar="N", help="Store N views of an image: the plain "
+                         "one and N - 1 random resized crops, half of them flipped."),
+            click.option("--view-scale", nargs=2, type=click.FloatRange(0, 1, min_open=True), default=(0.5, 1.0),
+                         show_default=True, metavar="LOW HIGH", help="Share of an image's area that such a crop has."),
+            click.option("--view-seed", type=int, default=1, show_default=True, metavar="S",
+                         help="With an image's content this decides its crops."),
+            click.option("--views-for", default="train", show_default=True, metavar="SPLITS",
+                         help="Images that have views: train, val, test, several with commas, or all."),
+            click.option("--ten-crop", is_flag=True, help="Store as views the corners and the centre of an image, and "
+                         "the same flipped."),
+            click.option("--preproj", is_flag=True, help="Store the encoder's output before its projection too, and "
+                         "the projection."),
+            click.option("--tokens", type=click.Choice(["last", "value"]), help="Store patch tokens too: the last "
+                         "layer's, or the text-aligned ones of its value path."),
+        ]):
+            command = option(command)
+        return command
+
+    return add
+
+
+def outputs_of(given: dict[str, Any]) -> OutputOptions:
+    """What `output_options` named."""
+    from onceclip.pipeline.decoding.views import TEN_CROP, Views
+    from onceclip.pipeline.extraction.outputs import OutputOptions
+
+    if given["views"] and given["ten_crop"]:
+        raise click.UsageError("--views and --ten-crop both make the views of a store: give one of them")
+    low, high = given["view_scale"]
+    if low > high:
+        raise click.UsageError(f"--view-scale {low} {high}: the first number is the smaller one")
+    splits = _SPLITS if given["views_for"] == "all" else tuple(given["views_for"].split(","))
+    if not set(splits) <= set(_SPLITS):
+        raise click.UsageError(f"--views-for {given['views_for']}: give train, val, test, several with commas, or all")
+    views = Views(number=given["views"], scale=(low, high), seed=given["view_seed"]) if given["views"] else None
+    return OutputOptions(TEN_CROP if given["ten_crop"] else views, splits, given["preproj"], given["tokens"] or "")
+
+
+def source_options() -> Decorator:
+    """Options of a source; the command gets them as one argument `sources`, the fields of SourceOptions."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(**values: Any) -> None:
+            function(sources={name: values.pop(name) for name in _SOURCE_NAMES}, **values)
+
+        for option in reversed([
+            click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to, or "
+                         "where a torchvision data set is.  [default: the manifest's folder; for others this one]"),
+            click.option("--every", type=click.IntRange(1), metavar="N", help="Take every N-th frame of videos."),
+            click.option("--frames", type=click.IntRange(1), metavar="N", help="Take N frames of every video, evenly "
+                         "spread."),
+            click.option("--download", is_flag=True, help="Let torchvision download its data set into --root."),
+            click.option("--unlabelled", is_flag=True, help="Store the images without classes, for predict."),
+        ]):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.command()
@@ -35,6 +124,10 @@ if TYPE_CHECKING:
 @encoder_options(required=True)
 @source_options()
 @output_options()
+@click.option("--split-shares", type=SplitShares(), help="Per cent of each class for train, val and test, where "
+              "SOURCE has no splits; a store keeps those that it began with.  [default: 50/20/30]")
+@click.option("--split-seed", type=click.IntRange(0), metavar="N", help="Of the draw of splits; other seeds give other "
+              "splits.  [default: 1]")
 @click.option("--templates", metavar="NAME|FILE", help="Prompt templates: photo, imagenet, imagenet-7, a file with one "
               "a line, or a sentence with {}.  [default: those of the store, else \"a photo of a {}.\"]")
 @click.option("--class-names", type=LocalPath(path_type=Path), metavar="FILE",
@@ -65,7 +158,8 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Exit with 1 if any image is bad.")
 @json_option
 def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store: str, model: str,
-            pretrained: str | None, preprocess: str | None, device: str, templates: str | None,
+            pretrained: str | None, preprocess: str | None, device: str,
+            split_shares: tuple[float, float, float] | None, split_seed: int | None, templates: str | None,
             class_names: Path | None, precision: str, compile: bool, dtype: str, batch_size: int, decode: str,
             exif: bool, decode_timeout: float, workers: int,
             local_workers: int | None, scheduler: str | None, part: Part | None, unit_rows: int,
@@ -73,9 +167,9 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     """Encode images and the prompts of their classes, once.
 
     Reads SOURCE, writes STORE. SOURCE holds one folder of images per class, or train/, val/ and test/ with such
-    folders in them; without those, a stratified split (50 % train, 20 % val, 30 % test) is drawn and recorded. Run it
-    again when images were added, changed, moved or removed: only new content is encoded. Bad images are recorded with
-    their reason and left out.
+    folders in them; without those, a stratified split (50 % train, 20 % val, 30 % test, see --split-shares) is drawn
+    and recorded. Run it again when images were added, changed, moved or removed: only new content is encoded. Bad
+    images are recorded with their reason and left out.
 
     \b
     SOURCE is one of (docs/sources.md describes them):
@@ -96,8 +190,8 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     cluster = click.get_current_context().with_resource(
         hired(scheduler, local_workers, ("onceclip.pipeline.extraction.units",)))
 
+    from onceclip.pipeline.api.stores import extract as run
     from onceclip.pipeline.extraction.extract import PartDone, extract_part
-    from onceclip.pipeline.extraction.extract import extract as run
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.prompts import load_phrases, load_templates
     from onceclip.pipeline.sources import SourceOptions
@@ -105,11 +199,12 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     options = ExtractOptions(load_templates(templates) if templates else None,
                              load_phrases(class_names) if class_names else None,
                              batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
-                             outputs=outputs_of(outputs), decode_timeout=decode_timeout)
+                             outputs=outputs_of(outputs), decode_timeout=decode_timeout, split_shares=split_shares,
+                             split_seed=split_seed)
     encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
                            cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
     done: Extraction | PartDone = (extract_part(source, store, encoder, options, part) if part else
-                                   run(source, store, encoder, options, cluster))
+                                   run(source, store, encoder, options, workers=cluster))
     for warning in done.warnings:
         click.echo(f"Warning: {warning}", err=True)
     show(as_json, vars(done), lambda: part_lines(done) if isinstance(done, PartDone) else extraction_lines(done))

@@ -17,13 +17,15 @@ from onceclip.pipeline.commands.options import (
     compile_option,
     import_option,
     json_option,
+    percentage,
     show,
     training_device_option,
 )
 from onceclip.pipeline.words import counted, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow")
+             "narrow", "refit")
+_SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
 @click.command()
@@ -43,9 +45,13 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
               "serves other classes.")
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]),
               help="How hyperparameters are chosen: not at all, on min(shots, 4) validation images per class, on the "
-              "whole val split, or by leave-one-image-out.  [default: fixed; val for linear-probe]")
+              "whole val split, or by leave-one-image-out.  [default: val if the store has validation images, else loo "
+              "where the method can and every class has 4, else fixed]")
 @click.option("--search", default="grid", show_default=True, metavar="S",
               help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
+@click.option("--refit", type=click.Choice(["none", "val", "all"]), default="none", show_default=True,
+              help="Fit once more with what was chosen, on all labelled images of train and val, or of test too (all): "
+              "the best adapter to use, and no test accuracy.")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
@@ -60,7 +66,7 @@ _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "cl
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool,
+        refit: str, compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool,
         modules: tuple[str, ...], as_json: bool) -> None:
     """Fit a few-shot classifier on a store and score it.
 
@@ -71,25 +77,17 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
         onceclip fit --from-row results:17
     """
-    from onceclip.adapters.classifier import CONFIG, WEIGHTS
     from onceclip.adapters.plugin import import_module
-    from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
     from onceclip.adapters.selection.search import Search
-    from onceclip.adapters.training.compile import Compiling
-    from onceclip.pipeline.commands.options import percentage
-    from onceclip.pipeline.runs.fit import fit as run
+    from onceclip.pipeline.api.runs import fit as run
+    from onceclip.pipeline.api.runs import free_folder
     from onceclip.pipeline.runs.replay import compare, compiling_of, device_of, read_row, spec_of
-    from onceclip.pipeline.runs.results import NAME, append_row, record_stores
     from onceclip.pipeline.runs.run import RunSpec
     from onceclip.stores import open_store
 
     Search.parse(search)
-    if out and file_of(out, CONFIG).exists() and not overwrite:
-        raise click.ClickException(f"{out} holds an adapter already: give another --out, or add --overwrite")
-    own = CONFIG, WEIGHTS, NAME, UNFINISHED, WHOLE
-    if out and out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
-        raise click.ClickException(f"{out} holds other things, and a saved adapter has a README.md of its own: give "
-                                   "--out a folder that is new or empty")
+    if out:
+        free_folder(out, overwrite)
     if from_row and (given := _given()):
         raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     row = read_row(from_row) if from_row else None
@@ -101,19 +99,16 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     values = dict(map(_setting, settings))
     spec = spec_of(row, opened) if row else RunSpec(
         str(method), shots or None, seed, values, text, select, class_weights, search, narrow,
-        stream=stream, classes=classes)
+        stream=stream, classes=classes, refit=refit)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
-        fitted = run(opened, spec, progress, compiling_of(row) if row else Compiling(compile), device)
+        fitted = run(opened, spec, device=device, compile=compiling_of(row) if row else compile, out=out,
+                     overwrite=overwrite, progress=progress)
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
         click.echo(f"Note: {remark}", err=True)
-    if out:
-        fitted.classifier.save(out)
-        append_row(out, fitted.row)
-        record_stores(out, [opened])
     show(as_json, fitted.row, lambda: fit_lines(fitted.row, out))
 
 
@@ -141,16 +136,24 @@ def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
     values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
                        for name, value in row["hyperparameters"].items())
     chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
+    fitted_on = f", then on all {row['n_refit']:,} of {_SPLITS[row['refit']]}" if "n_refit" in row else ""
     return [
         f"{row['method']}, {shots_of(row['shots'])}, seed {row['seed']}: "
-        f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}, "
-        f"{row['seconds']:.2f} s",
-        f"  test accuracy    {percent(row['accuracy'])} ({counted(row['n_test'], 'image')}), macro recall "
-        f"{percent(row['macro_recall'])}",
+        f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
+        f"{fitted_on}, {row['seconds']:.2f} s",
+        *_accuracy(row),
         *_new_classes(row),
         f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
         *([f"Saved in {out}. Next: onceclip predict {quote(str(out))} IMAGES..."] if out else []),
     ]
+
+
+def _accuracy(row: Mapping[str, Any]) -> list[str]:
+    if row.get("accuracy_before_refit") is not None:
+        return [f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
+                "before that"]
+    return [f"  test accuracy    {percent(row['accuracy'])} ({counted(row['n_test'], 'image')}), macro recall "
+            f"{percent(row['macro_recall'])}"]
 
 
 def _new_classes(row: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ def import_(arrays: Path, store: str, encoder: str | None, as_json: bool) -> Non
         onceclip import features.npz imagenet.zarr --encoder ViT-B-32/openai
         onceclip import clip-retrieval-output pets.zarr --encoder ViT-B-32/openai
     """
-    from onceclip.pipeline.extraction.import_arrays import import_arrays
+    from onceclip.pipeline.api.stores import import_arrays
 
     done = import_arrays(arrays, store, encoder)
     for remark in done["remarks"]:

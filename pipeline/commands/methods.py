@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.options import json_option, show
-
-if TYPE_CHECKING:
-    from onceclip.adapters import Hyperparameter, Method
-
-_SOLVERS = {"lbfgs": "L-BFGS to convergence", "own": "own solver"}
 
 
 @click.command()
@@ -27,61 +21,10 @@ def methods(name: str | None, as_json: bool) -> None:
     it needs. With a NAME, or MODULE:CLASS of your own: equation, hyperparameters with what is tried, presets and
     source.
     """
+    from onceclip.pipeline.api.catalogue import methods as describe
+
     values = describe(name)
     show(as_json, values, lambda: method_lines(values))
-
-
-def describe(name: str | None = None) -> dict[str, Any]:
-    """All methods, or one, as JSON values.
-
-    Raises UnknownName for a method that does not exist.
-    """
-    from onceclip.adapters import METHODS, method_class
-
-    if name is not None:
-        return _values(method_class(name))
-    return {"methods": [_values(method) for method in METHODS.values()]}
-
-
-def _values(method: type[Method]) -> dict[str, Any]:
-    return {
-        "name": method.name, "family": method.family, "summary": method.summary, "equation": method.equation,
-        "source": method.source, "needs": method.needs, "needs_support": method.needs_support,
-        "needs_text": method.needs_text, "inputs": list(method.inputs), "transfers": method.transfers,
-        "trained": method.trained, "cost": cost(method), "select": method.select,
-        "trainings_of_val": trainings(method),
-        "hyperparameters": {name: _setting(setting, name == method.mixing)
-                            for name, setting in method.hyperparameters.items()},
-        "presets": {name: dict(values) for name, values in method.presets.items()},
-    }
-
-
-def cost(method: type[Method]) -> str:
-    """What one fit takes, in words: a training, one solve, or nothing but laying out the support."""
-    if not method.trained:
-        steps = method.hyperparameters.get("steps")
-        solves = f"{steps.default} solves" if steps else "one solve"
-        return solves if method.family == "closed form" else "no fit"
-    if method.solver != "gradient":
-        return _SOLVERS[method.solver]
-    return f"{method.hyperparameters['epochs'].default} epochs"
-
-
-def trainings(method: type[Method]) -> int:
-    """Number of trainings, or of other settings compared, that `--select val` asks for."""
-    searched = [setting for setting in method.hyperparameters.values()
-                if setting.search and (setting.retrain or not method.trained)]
-    return math.prod(len(setting.search) for setting in searched)
-
-
-def _setting(setting: Hyperparameter, exact: bool) -> dict[str, Any]:
-    values: dict[str, Any] = {"default": setting.default, "meaning": setting.meaning,
-                              "search": "exact" if exact else list(setting.search), "retrain": setting.retrain}
-    if setting.choices:
-        values["choices"] = list(setting.choices)
-    elif isinstance(setting.default, float | int) and not isinstance(setting.default, bool):
-        values |= {"low": setting.low, "high": setting.high if math.isfinite(setting.high) else None}
-    return values
 
 
 def method_lines(values: dict[str, Any]) -> list[str]:
@@ -113,7 +56,7 @@ def _one(values: dict[str, Any]) -> list[str]:
     if values["needs"]:
         result.append(f"Needs: {values['needs']}.")
     if values["hyperparameters"]:
-        result += ["", f"Hyperparameters (--set NAME=VALUE; --select {values['select']} unless you say otherwise):"]
+        result += ["", "Hyperparameters (--set NAME=VALUE):"]
         width = max(map(len, values["hyperparameters"]))
         result += [f"  {name.ljust(width)}  {_number(setting['default'])}  {setting['meaning']}{_tried(setting)}"
                    for name, setting in values["hyperparameters"].items()]

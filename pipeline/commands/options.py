@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ training_device_option = click.option("--device", default="cpu", show_default=Tr
 
 import_option = click.option("--import", "modules", multiple=True, metavar="MODULE",
                              help="Import a module of yours: methods and heads from it may be used (repeatable).")
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a list with commas; quotes hold together one that has a comma, as in CSV: 'cat,"dog, small"'."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 class LocalPath(click.Path):

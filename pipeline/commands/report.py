@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, show
+from onceclip.pipeline.words import counted, percent
 
 
 @click.command()
@@ -32,17 +35,20 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
         onceclip report pets-adapter pets.zarr --out mistakes.html
     """
     from onceclip.adapters.classifier import CONFIG
-    from onceclip.pipeline.reporting import write_adapter_report, write_results_report
+    from onceclip.adapters.saving import file_of
+    from onceclip.pipeline.api.adapters import report as write
     from onceclip.pipeline.runs.results import NAME
-    from onceclip.pipeline.words import counted
 
-    first, *others = map(Path, results)
-    if (first / CONFIG).is_file() and len(others) == 1 and not (others[0] / NAME).is_file():
-        found = write_adapter_report(first, results[1], out, split or "test", images, modules)
-        show(as_json, found, lambda: [f"{out}: {100 * found['accuracy']:.2f} % right, {len(found['mistakes'])} "
-                                      f"mistakes shown, {found['pictures']} with a picture"])
-        return
-    if split or images:
-        raise click.UsageError("--split and --images are for the page of an adapter: give ADAPTER STORE")
-    found = write_results_report([first, *others], out)
-    show(as_json, found, lambda: [f"{out}: {counted(found['rows'], 'run')}, {', '.join(found['settings'])}"])
+    first, *others = results
+    store = (others[0] if len(others) == 1 and file_of(Path(first), CONFIG).is_file()
+             and not (Path(others[0]) / NAME).is_file() else None)
+    found = write(first if store else results, store, out=out, split=split, images=images, modules=modules)
+    show(as_json, found, lambda: report_lines(out, found))
+
+
+def report_lines(out: Path, found: Mapping[str, Any]) -> list[str]:
+    """What the page of an adapter or of results holds."""
+    if "settings" in found:
+        return [f"{out}: {counted(found['rows'], 'run')}, {', '.join(found['settings'])}"]
+    return [f"{out}: {percent(found['accuracy'])} right, {counted(len(found['mistakes']), 'mistake')} shown, "
+            f"{found['pictures']} with a picture"]

@@ -16,6 +16,7 @@ from onceclip.pipeline.commands.options import (
     compile_option,
     hired,
     json_option,
+    names_in,
     one_way,
     part_option,
     scheduler_option,
@@ -71,7 +72,7 @@ class ShotList(click.ParamType):
               "harmonic mean.")
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]), help="How each run chooses its "
               "hyperparameters; with --grid each is fixed and scored on validation rows.  "
-              "[default: val; fixed with --grid]")
+              "[default: as for fit; fixed with --grid]")
 @click.option("--search", default="grid", show_default=True, metavar="S",
               help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
@@ -110,20 +111,19 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
     from onceclip.adapters import METHODS
-    from onceclip.adapters.selection.search import Search
+    from onceclip.pipeline.api.runs import specs_of
+    from onceclip.pipeline.api.runs import sweep as run
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import OWN, known, make_plan, make_specs, require_result, settled, shared
-    from onceclip.pipeline.runs.sweep import sweep as run
+    from onceclip.pipeline.runs.sweep import OWN, known, make_plan, require_result, settled, shared
     from onceclip.pipeline.workers.devices import training_device
     from onceclip.stores import open_store
 
     if scheduler is None:
         training_device(device)
-    Search.parse(search)
-    names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    names = list(METHODS) if methods == "all" else names_in(methods)
     axes = [_axis(grid) for grid in grids if grid != OWN]
-    policy = select or ("fixed" if grids else "val")
-    specs = make_specs(names, shots, seeds, axes, OWN in grids, text=text, select=policy, search=search, narrow=narrow,
+    policy = select or ("fixed" if grids else None)
+    specs = specs_of(names, shots, seeds, axes, OWN in grids, text=text, select=policy, search=search, narrow=narrow,
                        stream=stream, classes=classes, validated=bool(grids))
     opened = [open_store(store) for store in stores]
     if dry_run:
@@ -133,8 +133,8 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
             f"{counted(len(plan.runs), 'run')}, {plan.todo:,} to be done in {counted(len(plan.groups), 'group')}",
             *shared(plan)])
         return
-    rows = run(opened, specs, out, local_workers, progress=True, hands=workers, part=part, compile=compile,
-               retry_failed=retry_failed, device=device)
+    rows = run(opened, specs, out, local_workers=local_workers, workers=workers, part=part, compile=compile,
+               retry_failed=retry_failed, device=device, progress=True)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*table_lines(table), "")])
@@ -145,7 +145,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
     name, mark, values = text.partition("=")
     if not mark or not name or not values:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE,VALUE,... or own", param_hint="--grid")
-    return name.strip(), [value.strip() for value in values.split(",")]
+    return name.strip(), names_in(values)
 
 
 def table_lines(table: Table) -> list[str]:

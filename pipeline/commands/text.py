@@ -44,18 +44,13 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
         onceclip text pets.zarr --name ensemble --templates imagenet
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
     """
-    from onceclip.pipeline.encoders.opening import recorded_encoder
-    from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates, numbered
-    from onceclip.pipeline.prompts.embedding import add_text, check_name, prompts_for
+    from onceclip.pipeline.api.stores import add_text, sentences_of
+    from onceclip.pipeline.prompts import numbered
     from onceclip.stores import open_store
 
     if prompts_form and not prompts:
         raise click.UsageError("--prompts-form says what --prompts holds: give a file")
-    check_name(name)
-    target = open_store(store)
-    sentences = prompts_for(target, tuple(each for choice in templates for each in load_templates(choice)),
-                            load_phrases(class_names) if class_names else None,
-                            load_descriptions(prompts, prompts_form) if prompts else None, waffle, seed)
+    sentences = sentences_of(open_store(store), name, templates, prompts, prompts_form, class_names, waffle, seed)
     made = sentences.source
     if made["templates"] and (warning := numbered(made["phrases"])):
         click.echo(f"Warning: {warning}", err=True)
@@ -66,11 +61,10 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
                                        for sentence in sentences.of_class(each)])
         return
     given = encoder_spec(model, pretrained, preprocess, device) if model else None
-    encoder = recorded_encoder(target.encoder, store, given, device)
-    done = add_text(store, name, sentences, encoder, truncate, overwrite, progress=True)
+    done = add_text(store, name, templates, prompts, prompts_form=prompts_form, class_names=class_names, waffle=waffle,
+                    seed=seed, encoder=given, device=device, truncate=truncate, overwrite=overwrite, progress=True)
     if done["truncated"]:
-        click.echo(f"Warning: {done['truncated']} prompts are longer than {encoder.info['name']} reads and were cut",
-                   err=True)
+        click.echo(f"Warning: {done['truncated']} prompts are longer than the encoder reads and were cut", err=True)
     show(as_json, done, lambda: [
         f"{store}: text set {name!r} has {done['prompts']:,} prompts of {done['classes']:,} classes; encoded "
         f"{done['encoded']:,} in {done['seconds']:.1f} s",

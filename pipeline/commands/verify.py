@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onceclip.pipeline.commands.options import json_option, show
+from onceclip.pipeline.commands.options import json_option, percentage, show
 from onceclip.pipeline.words import counted
 
 if TYPE_CHECKING:
@@ -28,12 +28,11 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     Example:
         onceclip verify pets.zarr
     """
-    from onceclip.pipeline.commands.options import percentage
+    from onceclip.pipeline.api.stores import verify as run
     from onceclip.stores.verification import repair as mend
-    from onceclip.stores.verification import verify as run
 
     with percentage("verify") as progress:
-        found = run(store, progress)
+        found = run(store, progress=progress)
     show(as_json, asdict(found), lambda: verification_lines(found))
     if repair and found.faults:
         click.echo(f"{counted(mend(store, found), 'unit is', 'units are')} marked: run the `onceclip extract` command "

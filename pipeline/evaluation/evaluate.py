@@ -72,7 +72,7 @@ def evaluate(classifier: Classifier, store: Store, split: str = "test", classes:
     Arguments and failures as for `score`.
 
     Example:
-        >>> scores = onceclip.evaluate(onceclip.ZeroShot().fit(task), store, split="test")
+        >>> scores = onceclip.evaluate(onceclip.adapters.ZeroShot().fit(task), store, split="test")
         >>> scores["n"], 0 <= scores["accuracy"] <= 1
         (48, True)
     """

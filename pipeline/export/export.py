@@ -54,7 +54,7 @@ def export(classifier: Classifier, format: str, file: str | Path, encoder: Encod
     1e-4 (or 16 roundings of the largest logit) or in a class that is no tie.
 
     Example:
-        >>> made = onceclip.export(onceclip.TipAdapter().fit(task), "torch", "pets.pt2")
+        >>> made = onceclip.export(onceclip.adapters.TipAdapter().fit(task), "torch", "pets.pt2")
         >>> made.rows, made.difference < 1e-4
         (64, True)
     """

@@ -21,7 +21,7 @@ from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.extraction.inventory import Inventory, take_inventory
 from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, store_exists
 from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses, open_processes
-from onceclip.pipeline.extraction.splits import splits_of
+from onceclip.pipeline.extraction.splits import PARTS, drawing_of, splits_of
 from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
 from onceclip.pipeline.extraction.units import Remaining, rows_to_embed, rows_to_view
 from onceclip.pipeline.prompts import numbered
@@ -33,7 +33,6 @@ from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import is_remote
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
 
-PARTS = "plan"  # the attribute of a store that says for which images parts of an extraction are at work
 PATIENCE = 3600.0  # seconds that a part waits for the plan
 _PAUSE = 0.5
 _DEFAULTS = ExtractOptions()
@@ -99,7 +98,7 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
     with open_processes(encoder, options, len(found.records), new, workers) as processes, write_lock(path):
         writer = processes.plan.writer(path, options.dtype, options.unit_rows)
         inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
-        changed = _plan(writer, processes.plan, inventory, found.classes)
+        changed = _plan(writer, processes.plan, inventory, found)
         text: dict[str, Any] = {"prompts": 0, "encoded": 0}
         if processes.plan.has_text and found.classes:
             text, writer = processes.text(writer, found.classes)
@@ -144,16 +143,19 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
                     found.remarks)
 
 
-def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, classes: list[str]) -> bool:
+def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, found: Survey) -> bool:
     """Say which rows the store is to have; gives whether that leaves anything to do."""
-    renamed = tuple(classes) != writer.store.classes
+    source = None if found.has_splits else drawing_of(writer.store, found)
+    renamed = tuple(found.classes) != writer.store.classes
     if writer.store.complete and not inventory.changed and not renamed:
         return False
     if PARTS in writer.store.attributes:
         writer.update(**{PARTS: None})
     # A plan that stands is not written again: a worker we lost contact with may still be writing a unit of it.
     if inventory.changed or renamed:
-        writer.plan(inventory.table, classes)
+        writer.plan(inventory.table, found.classes)
+    if source:
+        writer.update(split_source=source)  # for processes that go on with it
     store_plan.put_projection(writer)
     return True
 
@@ -211,12 +213,14 @@ def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOp
                 raise SourceError(f"{path} is being made of other images: give all parts the same source; if it has "
                                   "changed, run `onceclip extract` without --part once all parts have ended")
             check_outputs(store, store_plan.outputs)
+            if not found.has_splits:
+                drawing_of(store, found)
             return True
         if is_remote(path) and part.number > 1:
             return store is not None and store.complete and _holds(store, found)
         writer = store_plan.writer(path, options.dtype, options.unit_rows)
         inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
-        if _plan(writer, store_plan, inventory, found.classes):
+        if _plan(writer, store_plan, inventory, found):
             writer.update(**{PARTS: fingerprint})  # what the others wait for
         return True
 

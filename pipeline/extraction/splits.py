@@ -11,13 +11,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.extraction.survey import Survey
-from onceclip.stores import open_store
+from onceclip.pipeline.extraction.survey import Survey, share_words
+from onceclip.stores import Store, open_store
 from onceclip.stores.identity import digest
 from onceclip.stores.schema import NO_SPLIT, SPLITS, STORED
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
 SEED = 1
+PARTS = "plan"  # the attribute of a store that says for which images parts of an extraction are at work
 METHOD = "blake2b of seed and content, largest deficit first"
 
 
@@ -34,13 +35,34 @@ def splits_of(store: str, found: Survey, present: np.ndarray) -> tuple[np.ndarra
                           f"{reasons[0][0]}): look at the files, or give another folder")
     if found.has_splits:
         return table.split, {"how": "folders"}
-    drawn = draw_splits(table.label, table.split, table.state, table.digest, table.group)
-    return drawn, {"how": "drawn", "method": METHOD, "seed": SEED, "shares": SHARES}
+    source = drawing_of(open_store(store), found)
+    drawn = draw_splits(table.label, table.split, table.state, table.digest, table.group, source["seed"],
+                        source["shares"])
+    return drawn, source
+
+
+def drawing_of(store: Store, found: Survey) -> dict[str, Any]:
+    """How to draw the splits of a store, as its `split_source`: as before if it has drawn ones, else as asked for.
+
+    Raises SourceError if drawn splits are asked for otherwise: images keep theirs.
+    """
+    known = store.attributes.get("split_source", {})
+    before = {name: known.get(name, value) for name, value in (("seed", SEED), ("shares", SHARES))}
+    asked: dict[str, Any] = {} if found.split_seed is None else {"seed": found.split_seed}
+    if found.split_shares is not None:
+        asked["shares"] = dict(zip(SPLITS, (share / 100 for share in found.split_shares), strict=True))
+    drawn = known.get("how") == "drawn" and (PARTS in store.attributes or (store.table.split != NO_SPLIT).any())
+    if drawn and {**before, **asked} != before:
+        words = share_words(100 * before["shares"][name] for name in SPLITS)
+        raise SourceError(f"{store.path} is split {words} with seed {before['seed']}, and its images keep their split: "
+                          "leave out --split-shares and --split-seed, or extract into another store")
+    return {"how": "drawn", "method": METHOD, **before, **asked}
 
 
 def draw_splits(label: np.ndarray, split: np.ndarray, state: np.ndarray, content: np.ndarray,
-                group: np.ndarray | None = None, seed: int = SEED) -> np.ndarray:
-    """Give every labelled stored row without a split one, so that each class keeps the shares.
+                group: np.ndarray | None = None, seed: int = SEED,
+                shares: Mapping[str, float] = SHARES) -> np.ndarray:
+    """Give every labelled stored row without a split one, so that each class keeps the shares (of 1, by split).
 
     label, split, state: (rows,). content: (rows, 16) digests; rows of equal content go to one split.
     group: (rows,) text; rows of one group go to one split too, empty is none.
@@ -66,20 +88,20 @@ def draw_splits(label: np.ndarray, split: np.ndarray, state: np.ndarray, content
         if not fresh:
             continue
         sizes = Counter(number for _, number in fresh)
-        chosen = min(known, key=lambda given: (-known[given], given)) if known else _neediest(counts, sizes)
+        chosen = min(known, key=lambda given: (-known[given], given)) if known else _neediest(counts, sizes, shares)
         for row, number in fresh:
             result[row] = chosen
             counts[number][chosen] += 1
     return result
 
 
-def _neediest(counts: Sequence[Sequence[int]], sizes: Mapping[int, int]) -> int:
+def _neediest(counts: Sequence[Sequence[int]], sizes: Mapping[int, int], shares: Mapping[str, float]) -> int:
     """The split that lacks most rows of some classes, so many of each."""
     missing = [0.0] * len(SPLITS)
     for number, size in sorted(sizes.items()):
         total = sum(counts[number]) + 1
         for place, name in enumerate(SPLITS):
-            missing[place] += size * (SHARES[name] * total - counts[number][place])
+            missing[place] += size * (shares[name] * total - counts[number][place])
     return missing.index(max(missing))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isclose
 
 from onceclip.pipeline.decoding.decoders import TIMEOUT
 from onceclip.pipeline.errors import SourceError
@@ -20,6 +22,8 @@ class ExtractOptions:
     batch_size: images per pass, 0 for what suits the encoder. workers: decode processes, 0 for one per core.
     dtype: of stored embeddings. outputs: what to store beside them. source: how to list the images.
     decode_timeout: seconds that reading and decoding one image may take.
+    split_shares: per cent of each class for train, val and test, where the source has no splits; None for those that
+    the store has, else 50, 20 and 30. split_seed: of their draw; None for that of the store, else 1.
 
     Example:
         >>> options = onceclip.ExtractOptions(templates=("a drawing of a {}.", "a sketch of a {}."), workers=1)
@@ -37,6 +41,8 @@ class ExtractOptions:
     source: SourceOptions = DEFAULTS
     outputs: OutputOptions = EMBEDDING_ALONE
     decode_timeout: float = TIMEOUT
+    split_shares: tuple[float, float, float] | None = None
+    split_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Survey:
     """What there is to encode.
 
     source: where. records: the images. remarks: on the source. phrases: what prompts call each class.
+    split_shares, split_seed: see `ExtractOptions`.
     """
 
     source: str
@@ -51,6 +58,8 @@ class Survey:
     remarks: list[str]
     classes: list[str]
     phrases: dict[str, str]
+    split_shares: tuple[float, float, float] | None = None
+    split_seed: int | None = None
 
     @property
     def has_splits(self) -> bool:
@@ -61,8 +70,13 @@ class Survey:
 def survey(source: str, options: ExtractOptions) -> Survey:
     """List a source, and complain before anything is loaded or written.
 
-    Raises SourceError if there is nothing to encode, PromptError for phrases that do not fit the classes.
+    Raises SourceError if there is nothing to encode or the splits cannot be as asked, PromptError for phrases that do
+    not fit the classes.
     """
+    shares = options.split_shares
+    if shares is not None and not (len(shares) == 3 and min(shares) >= 0 and isclose(sum(shares), 100)):
+        raise SourceError(f"--split-shares {share_words(shares)}: give per cent for train, val and test that add up to "
+                          "100, such as 80/10/10")
     listing = open_source(source, options.source)
     classes = class_names(listing.records)
     if len(classes) < 2 and not options.source.unlabelled:
@@ -70,4 +84,14 @@ def survey(source: str, options: ExtractOptions) -> Survey:
         raise SourceError(f"{source} has {what}: a classifier needs two; put the images of each class into a folder of "
                           "its own, FOLDER/CLASS/image.jpg or FOLDER/train/CLASS/image.jpg, or store them for predict "
                           "with --unlabelled")
-    return Survey(source, listing.records, listing.remarks, classes, class_phrases(classes, options.phrases))
+    found = Survey(source, listing.records, listing.remarks, classes, class_phrases(classes, options.phrases), shares,
+                   options.split_seed)
+    if found.has_splits and (shares is not None or options.split_seed is not None):
+        raise SourceError(f"{source} says itself which split its images are in: leave out --split-shares and "
+                          "--split-seed")
+    return found
+
+
+def share_words(shares: Iterable[float]) -> str:
+    """Per cent of train, val and test as a user writes them, such as 80/10/10."""
+    return "/".join(f"{each:g}" for each in shares)

@@ -68,9 +68,8 @@ def logits_file(path: Path, count: int, classes: int) -> Iterator[Add]:
 
 def as_values(prediction: Prediction) -> dict[str, Any]:
     """A prediction as JSON values; `class` is None unless the state is "ok", `probability` unless there is one."""
-    name, probability = prediction.top[0] if prediction.top else (None, None)
-    return {"image": prediction.image, "state": prediction.state, "reason": prediction.reason,
-            "class": name if prediction.state == OK else None, "probability": probability,
+    return {"image": prediction.key, "state": prediction.state, "reason": prediction.reason,
+            "class": prediction.class_name, "probability": prediction.probability,
             "top": [{"class": each, "probability": share} for each, share in prediction.top]}
 
 
@@ -101,7 +100,7 @@ def as_line(prediction: Prediction) -> str:
     """A prediction for people: image, then classes with their probabilities or the state with its reason, by tabs."""
     answer = ([f"{name}\t{probability:.4f}" for name, probability in prediction.top] if prediction.state == OK
               else [prediction.state, prediction.reason])
-    return "\t".join([prediction.image, *answer])
+    return "\t".join([prediction.key, *answer])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The images that a prediction is asked for: files, folders and other sources, one after the other."""
+"""The images that are to be labelled: files, folders and other sources, one after the other."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from importlib import import_module
 from pathlib import Path
 
 from onceclip.pipeline import sources
-from onceclip.pipeline.errors import PredictionError
+from onceclip.pipeline.errors import NoImages, PredictionError
 from onceclip.pipeline.files import IMAGES, VIDEOS, file_at, is_url, key_of, local_place, suffix
 from onceclip.pipeline.sources import Listing, Record, SourceOptions, open_source
+from onceclip.pipeline.sources.folder import hidden
 from onceclip.pipeline.sources.videos import with_frames
+from onceclip.pipeline.words import counted
+from onceclip.pipeline.words import listing as names
 from onceclip.stores import NotAStore, Store, open_store
 from onceclip.stores.identity import encode_key
 from onceclip.stores.location import looks_like_store
@@ -23,14 +26,14 @@ def list_inputs(inputs: Sequence[str | Path], options: SourceOptions = sources.D
 
     inputs: image or video files, or what `open_source` lists. A file is called as it was given, an image of a source as
     the source calls it; where there are several inputs, the images of a folder have that before their name. A file
-    that is not there is listed too.
-    Raises SourceError if a source cannot be listed.
+    with an image's ending that is not there is listed too.
+    Raises SourceError if a source cannot be listed, PredictionError for what is not there or has no images.
     """
     options = replace(options, unlabelled=True)
     records: list[Record] = []
     remarks: list[str] = []
     for text in map(str, inputs):
-        listing = _file(text, options) if _is_file(text) else open_source(text, options)
+        listing = _file(text, options) if _is_file(text) else _listed(text, options)
         folder = len(inputs) > 1 and _folder(text)
         records += ([replace(record, key=f"{folder}{record.key}") for record in listing.records] if folder
                     else listing.records)
@@ -70,7 +73,36 @@ def _is_file(text: str) -> bool:
     """Whether an input is one file, which need not be there, rather than a source of several."""
     if suffix(text) in IMAGES | VIDEOS:
         return not os.path.isdir(local_place(text))
-    return not is_url(text) and not _recognised(text)
+    if is_url(text) or _recognised(text):
+        return False
+    if not os.path.lexists(local_place(text)):
+        raise PredictionError(f"{text} does not exist: give images, a folder of images or a store")
+    return True
+
+
+def _listed(text: str, options: SourceOptions) -> Listing:
+    """A source; of a folder on this machine also how many of its files are no images."""
+    folder = local_place(text)
+    others = [] if is_url(text) or not os.path.isdir(folder) else _others(folder)
+    try:
+        listing = open_source(text, options)
+    except NoImages as error:
+        what = f"has no images ({counted(len(others), 'other file')})" if others else "is empty"
+        raise PredictionError(f"{text} {what}: give images, or a folder that has some; they end in "
+                              f"{', '.join(sorted(IMAGES))}") from error
+    if not others:
+        return listing
+    remark = f"{text}: {counted(len(others), 'other file')} passed over, not images by their endings: {names(others)}"
+    return replace(listing, remarks=[*listing.remarks, remark])
+
+
+def _others(folder: str) -> list[str]:
+    """Names of the files in a folder that are neither images nor videos."""
+    found = []
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not hidden(name)]
+        found += [encode_key(name) for name in files if suffix(name) not in IMAGES | VIDEOS and not hidden(name)]
+    return sorted(found)
 
 
 def _recognised(text: str) -> bool:

@@ -21,6 +21,7 @@ from onceclip.pipeline.sources import Record
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.stores import Store, StoreMismatch
 from onceclip.stores.schema import BAD, SPLITS
+from onceclip.stores.store import PIECE_ROWS
 
 OK, UNSURE, BAD_IMAGE = "ok", "unsure", "bad"
 
@@ -29,16 +30,26 @@ OK, UNSURE, BAD_IMAGE = "ok", "unsure", "bad"
 class Prediction:
     """One image's answer.
 
-    image: key or path. top: (class, probability) pairs, the most likely first; empty for a bad image.
+    key: of the image, mostly its path. top: (class, probability) pairs, the most likely first; empty for a bad image.
     logits: (classes,), None for a bad image. state: "ok", "unsure" where even the most likely class is not likely
     enough, or "bad". reason: why it is not "ok".
     """
 
-    image: str
+    key: str
     top: list[tuple[str, float]] = field(default_factory=list)
     logits: np.ndarray | None = None
     reason: str = ""
     state: str = OK
+
+    @property
+    def class_name(self) -> str | None:
+        """The most likely class; None unless the state is "ok"."""
+        return self.top[0][0] if self.state == OK else None
+
+    @property
+    def probability(self) -> float | None:
+        """Of the most likely class; None for a bad image."""
+        return self.top[0][1] if self.top else None
 
 
 def predict_store(classifier: Classifier, store: Store, split: str | None = None, top_k: int = 1,
@@ -55,7 +66,7 @@ def predict_store(classifier: Classifier, store: Store, split: str | None = None
     good = np.zeros(len(key), dtype=bool)
     good[stored] = True
     for row in rows_to_label(store, split):
-        yield (replace(next(answers), image=str(key[row])) if good[row]
+        yield (replace(next(answers), key=str(key[row])) if good[row]
                else Prediction(str(key[row]), reason=str(reason[row]), state=BAD_IMAGE))
 
 
@@ -65,6 +76,14 @@ def rows_to_label(store: Store, split: str | None = None) -> np.ndarray:
     if split is not None:
         bad &= store.column("split") == SPLITS.index(split)
     return np.union1d(store.rows(split, labelled=False), np.flatnonzero(bad))
+
+
+def predict_rows(classifier: Classifier, rows: np.ndarray | Tensor, top_k: int = 1,
+                 min_probability: float = 0.0) -> Iterator[Prediction]:
+    """Label raw embeddings (rows, dim); the key of each is its number."""
+    answers = (answer for start in range(0, len(rows), PIECE_ROWS)
+               for answer in _answers(classifier, rows[start:start + PIECE_ROWS], top_k, min_probability))
+    return (replace(answer, key=str(number)) for number, answer in enumerate(answers))
 
 
 def predict_images(classifier: Classifier, images: Sequence[Record], encoder: Encoder, top_k: int = 1,
@@ -84,7 +103,7 @@ def predict_images(classifier: Classifier, images: Sequence[Record], encoder: En
             for row, reason in zip(piece.rows, piece.reasons, strict=True):
                 name = images[row].key
                 yield (Prediction(name, reason=reason, state=BAD_IMAGE) if reason
-                       else replace(next(answers), image=name))
+                       else replace(next(answers), key=name))
 
 
 def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device: str = "auto") -> Encoder:

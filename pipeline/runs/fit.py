@@ -13,13 +13,14 @@ from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.selection.search import Search
-from onceclip.adapters.selection.selection import fit_all, fit_selected
+from onceclip.adapters.selection.selection import default_policy, fit_all, fit_selected, remarks_on
 from onceclip.adapters.training.compile import USUAL, Compiling, compiling
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.refit import Refit
+from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draws import GENERATOR, Draw
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
@@ -68,38 +69,47 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     begun, where = time.perf_counter(), training_device(device)
     first, products = specs[0], fast_products()
     methods = [method_class(spec.method)(**spec.values) for spec in specs]
-    policy = first.select or methods[0].select
-    drawn = _drawn(store, first, methods[0], policy)
-    if first.select is None and policy != "fixed" and drawn.task.val is None:
-        drawn.remarks.append(f"no validation rows in {store.path}: hyperparameters stay at their defaults")
-        policy = "fixed"
+    drawn = _drawn(store, first, methods[0])
+    policies = [spec.select or default_policy(method, drawn.task) for spec, method in zip(specs, methods, strict=True)]
+    drawn.remarks.extend(dict.fromkeys(
+        remark for method, spec, policy in zip(methods, specs, policies, strict=True) if spec.select != "fixed"
+        for remark in remarks_on(method, drawn.task, policy, frozenset(spec.values))))
     fitting = time.perf_counter()
     with compiling(compile), within_memory(where, f"{first.method} on {len(drawn.support.rows):,} rows"):
         task = drawn.task if where.type == CPU else drawn.task.to(where)
-        selections = (fit_all(methods, task, first.seed, progress) if policy == "fixed" else
+        selections = (fit_all(methods, task, first.seed, progress) if set(policies) == {"fixed"} else
                       [_selected(method, task, spec, policy, progress)
-                       for method, spec in zip(methods, specs, strict=True)])
+                       for method, spec, policy in zip(methods, specs, policies, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
         fitted = fitted if where.type == CPU else to_device(fitted, CPU)
-    seconds = (time.perf_counter() - fitting) / len(specs)
-    fine = [spec for each, spec in zip(selections, specs, strict=True) if isinstance(each, Selection)]
-    good = [replace(each, provenance=_provenance(store, spec, drawn, policy))
-            for each, spec in zip(fitted, fine, strict=True)]
-    if calibrate:
-        good = [calibrated(classifier, methods[0], drawn.task)
-                for classifier, spec in zip(good, fine, strict=True)]
-    scored = iter(zip(good, _scores(good, store, first), strict=True) if good else ())
+        fine = [(spec, policy) for each, spec, policy in zip(selections, specs, policies, strict=True)
+                if isinstance(each, Selection)]
+        seconds = (time.perf_counter() - fitting) / len(specs)
+        chosen = [replace(each, provenance=_provenance(store, spec, drawn, policy))
+                  for each, (spec, policy) in zip(fitted, fine, strict=True)]
+        if calibrate:
+            chosen = [calibrated(classifier, methods[0], drawn.task) for classifier in chosen]
+        refit = None if first.refit == NO_REFIT else Refit.of(store, first, drawn, methods[0], where)
+        final: list[Classifier | MethodError] = [*chosen] if refit is None else [refit.fitted(each) for each in chosen]
+    # No classifier is scored on rows that it was fitted on.
+    good = [chosen[place] if first.refit == ALL else each for place, each in enumerate(final)
+            if isinstance(each, Classifier)]
+    scores = iter(_scores(good, store, first) if good else ())
     total = (time.perf_counter() - begun) / len(specs)
     results: list[Fitted | MethodError] = []
-    for spec, selection in zip(specs, selections, strict=True):
+    finals = iter(final)
+    for spec, policy, selection in zip(specs, policies, selections, strict=True):
         if isinstance(selection, MethodError):
             results.append(selection)
             continue
-        classifier, scores = next(scored)
-        row = _row(store, spec, drawn, policy, selection, scores)
+        classifier = next(finals)
+        if isinstance(classifier, MethodError):
+            results.append(classifier)
+            continue
+        row = _row(store, spec, drawn, policy, selection, next(scores))
         row |= {"seconds": seconds, "seconds_total": total, "products": products, "compiling": asdict(compile),
                 "device": name_of(where), "version": onceclip.__version__}
-        results.append(Fitted(classifier, row, drawn.remarks))
+        results.append(Fitted(classifier, row if refit is None else refit.row(row), drawn.remarks))
     return results
 
 
@@ -113,10 +123,12 @@ def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
         return error
 
 
-def _drawn(store: Store, spec: RunSpec, method: Method, policy: str) -> Drawn:
-    return draw_task(store, spec.shots, spec.seed, spec.text,
-                     "val" if spec.validated and policy == "fixed" else policy, spec.class_weights, method.inputs,
-                     spec.stream, spec.classes, method.wants_unlabelled, spec.without_text(store))
+def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
+    """The task of a run; with validation rows where they may choose, if the store has any."""
+    select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
+    drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
+                      spec.classes, method.wants_unlabelled, spec.without_text(store))
+    return drawn if drawn.task.val is not None or spec.select else replace(drawn, val=None)
 
 
 def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec) -> list[dict[str, Any]]:

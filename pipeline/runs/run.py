@@ -9,9 +9,13 @@ from typing import Any
 from onceclip.adapters import method_class
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.text import RULES
+from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.stores import Store
 from onceclip.stores.identity import fingerprint
+
+NO_REFIT = "none"
+REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")}  # and the splits that are fitted on
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,14 @@ class RunSpec:
     method: its name, or of one of your own MODULE:CLASS or the class. shots: labelled rows per class, None for all.
     seed: of the draw and of the training.
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
-    select: the selection policy; None takes the method's own, as far as the store has the rows for it.
+    select: the selection policy; None takes the default one, see `default_policy`.
     class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
     search: "grid", "random:N", "halving[:N]" or "halves[:N]". narrow: search with products in bfloat16.
     stream: read the support rows anew in every epoch instead of holding them in memory.
     validated: score the run on validation rows too where the policy is "fixed", so that runs can be compared there.
     classes: "all", or "base" to fit the first half of the classes alone and to score the other half too.
+    refit: "val" or "all" to fit once more, with what was chosen, on all labelled rows of train and val, or of test too,
+        which leaves no test accuracy; only for shots=None.
 
     Example:
         >>> onceclip.RunSpec("tip-adapter", shots=4, values={"beta": "2"}).values
@@ -45,6 +51,7 @@ class RunSpec:
     validated: bool = False
     stream: bool = False
     classes: str = ALL
+    refit: str = NO_REFIT
 
     def __post_init__(self) -> None:
         method = method_class(self.method)
@@ -53,18 +60,26 @@ class RunSpec:
         values = {name: known[name].parse(name, value) if name in known else value
                   for name, value in self.values.items()}
         object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run
+        if self.refit not in REFITS:
+            raise TaskError(f"no refit {self.refit!r}: there are: {', '.join(REFITS)}")
+        if self.refit != NO_REFIT and self.shots is not None:
+            raise TaskError(f"--refit {self.refit} fits on all labelled images, and --shots {self.shots} asks for few: "
+                            "leave one of them out")
+        if self.refit == ALL and self.classes != ALL:
+            raise TaskError(f"--refit {ALL} leaves no test images for --classes {self.classes}: use --refit val")
 
     @property
     def common(self) -> tuple[Any, ...]:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
         return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
-                self.narrow, self.validated, self.stream, self.classes)
+                self.narrow, self.validated, self.stream, self.classes, self.refit)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
-        if self.classes == ALL:
-            del values["classes"]  # rows of before there was a choice keep their identity
+        for name, usual in (("classes", ALL), ("refit", NO_REFIT)):
+            if values[name] == usual:
+                del values[name]  # rows of before there was a choice keep their identity
         return values
 
     def without_text(self, store: Store) -> bool:

@@ -91,7 +91,7 @@ def _short(rows: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
 
 def reason_of(row: Mapping[str, Any]) -> str:
     """Why a row has no result."""
-    return str(row.get("error", "no test images"))
+    return str(row.get("error", row.get("remark", "no test images")))
 
 
 def chosen_rows(rows: Iterable[Mapping[str, Any]],

@@ -44,11 +44,6 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, worke
     device: what trains, as for `fit`; with workers, which see one GPU each, none that has a number.
     Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
     on. Raises StoreError if another sweep is writing to the file, DeviceError if there is no such device.
-
-    Example:
-        >>> specs = onceclip.make_specs(["zero-shot", "gda"], shots=[4], seeds=[1, 2, 3])
-        >>> [row["method"] for row in onceclip.sweep([store], specs, Path("results"))]
-        ['zero-shot', 'zero-shot', 'zero-shot', 'gda', 'gda', 'gda']
     """
     if hands is None:
         training_device(device)
@@ -211,11 +206,6 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
     grids: (name, values), where the name may say for which method, as in `clip-adapter.ratio`. own: each method's own
         search values, too, for hyperparameters without a grid. common: further fields of RunSpec.
     Raises TaskError for a grid that no method has, UnknownName for a method that does not exist.
-
-    Example:
-        >>> specs = onceclip.make_specs(["zero-shot", "tip-adapter"], shots=[1, 4], seeds=[1, 2, 3])
-        >>> len(specs)
-        12
     """
     unused = {name for name, _ in grids}
     specs = []

@@ -34,6 +34,8 @@ def list_source(text: str, options: SourceOptions) -> Listing:
     lines = [(f"line {number}", name.removesuffix("\r") if separator == "\n" else name)
              for number, name in enumerate(content.split(separator), 1)]
     lines = [(where, name) for where, name in lines if name]
+    if not lines:
+        raise SourceError("standard input names no files: write one a line, as find new-photos -name '*.jpg' does")
     folders = [posixpath.dirname(posixpath.normpath(name)).split("/") for _, name in lines]
     splits = [SPLIT_FOLDERS.get(folder[-2].lower()) if len(folder) > 1 else None for folder in folders]
     known = all(splits)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.errors import NoImages, SourceError
 from onceclip.pipeline.files import (
     IMAGES,
     VIDEOS,
@@ -131,8 +131,8 @@ def _remote(url: str) -> list[Record]:
 
 def _refuse_empty(place: str, names: list[str]) -> None:
     if not names:
-        raise SourceError(f"{place} is empty: {_MEND}")
+        raise NoImages(f"{place} is empty: {_MEND}")
     what = f"has no images ({len(names)} other files; images end in {', '.join(sorted(IMAGES))})"
     if any(suffix(name) == ".tar" for name in names):
         raise SourceError(f"{place} {what}: give its archives as '{place.rstrip('/')}/*.tar'")
-    raise SourceError(f"{place} {what}: {_MEND}")
+    raise NoImages(f"{place} {what}: {_MEND}")

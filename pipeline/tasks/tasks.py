@@ -92,6 +92,21 @@ def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
     return Drawn(task, support, val, rest, words, remarks)
 
 
+def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str], class_weights: str = RULES[0],
+                  outputs: Sequence[str] = (), stream: bool = False, classes: str = ALL) -> tuple[Draw, Task]:
+    """All labelled rows of some splits and their task, to fit on once hyperparameters are chosen.
+
+    drawn: what chose them. Rows with ties to the test split are left out unless it is among the splits.
+    """
+    names, table = names_of(store, classes), store.table
+    rows = np.concatenate([store.rows(split) for split in splits])
+    rows = rows[table.label[rows] < len(names)]
+    twin, kin = _ties_of(store, rows, set() if "test" in splits else _tied(store, "test"))
+    rows = rows[~(twin | kin)]
+    support = draw(rows, table.key[rows], table.label[rows], None, 1, "support")
+    return support, task_of(store, drawn.text.of_classes(names), class_weights, support, outputs=outputs, stream=stream)
+
+
 def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val: Draw | None = None,
             unlabelled: Draw | None = None, outputs: Sequence[str] = (), stream: bool = False) -> Task:
     """Read the task of given classes and rows: what was drawn becomes tensors. Arguments as for `draw_task`."""

@@ -184,7 +184,7 @@ def test_a_class_inside_a_function_cannot_be_saved(own, make_task, tmp_path):
 def test_the_module_behaves_as_any_other_torch_module(own, make_task):
     task = make_task()
     fitted = method_class(f"{own}:Cubes")().fit(task)
-    logits, _ = onceclip.ClassifierModule(fitted)(task.support.embedding)
+    logits, _ = onceclip.adapters.ClassifierModule(fitted)(task.support.embedding)
     torch.testing.assert_close(logits, fitted.logits(task.support.embedding))
 
 
@@ -221,9 +221,9 @@ def test_commands_take_a_method_of_ones_own(own, forget, store_path, tmp_path, r
 def test_hyperparameters_that_were_renamed_say_their_new_name_and_saved_ones_still_open(make_task, tmp_path):
     with pytest.raises(UnknownName, match="the hyperparameter optimiser of clip-adapter is called optimizer: write "
                                           "optimizer=sgd"):
-        onceclip.ClipAdapter(optimiser="sgd")
+        onceclip.adapters.ClipAdapter(optimiser="sgd")
     task = make_task()
-    fitted = onceclip.ClipAdapter(epochs=2, renormalize=False, optimizer="sgd").fit(task)
+    fitted = onceclip.adapters.ClipAdapter(epochs=2, renormalize=False, optimizer="sgd").fit(task)
     fitted.save(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(config.read_text().replace("renormalize", "renormalise").replace("optimizer", "optimiser"))

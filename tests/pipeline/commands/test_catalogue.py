@@ -5,7 +5,8 @@ import json
 import pytest
 
 from onceclip.adapters import METHODS
-from onceclip.pipeline.commands.methods import describe, method_lines
+from onceclip.pipeline.api.catalogue import methods as describe
+from onceclip.pipeline.commands.methods import method_lines
 
 
 def test_the_list_has_a_line_for_every_method_with_family_cost_transfer_and_needs():

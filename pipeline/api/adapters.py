@@ -1,0 +1,170 @@
+"""What is done with a fitted adapter: scores, labels, pages, files for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from onceclip.adapters import Classifier
+from onceclip.adapters.training.loop import Progress, no_progress
+from onceclip.pipeline.api.arguments import listed, loaded, one_of, opened, opened_all, path_of, place_of, whole
+from onceclip.pipeline.errors import ArgumentError
+from onceclip.pipeline.tasks.classes import CHOICES
+from onceclip.stores import Store
+from onceclip.stores.schema import SPLITS
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import EncoderSpec
+    from onceclip.pipeline.export import Exported
+    from onceclip.pipeline.prediction.predict import Prediction
+
+Adapter = str | Path | Classifier
+
+
+def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path | Store], split: str = "test", *,
+             classes: str | Sequence[str] = "all", text: str | None = None, only_its_classes: bool = False,
+             against: Adapter | None = None, confusion: str | Path | None = None, modules: Sequence[str] = (),
+             progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
+             ) -> dict[str, Any]:
+    """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
+
+    adapter: a classifier, or the folder of a saved one. stores: of several the first is what the others are compared
+        with, in `stores` and `mean_of_others`. classes: "all", "base", "new", or names of classes whose images are
+        scored. text: name of a text set whose classes compete. only_its_classes: the scored classes alone compete.
+        against: another adapter, to be compared on the same images. confusion: a CSV file for the confusion matrix.
+        modules: that saved heads and methods may come from. progress: of a store's path, a context that gives
+        a function for the fraction done.
+    Raises StoreMismatch if another encoder made a store, TaskError if there is no labelled image, ArgumentError.
+
+    Example:
+        >>> scores = onceclip.evaluate(onceclip.adapters.ZeroShot().fit(task), "pets.zarr", split="test")
+        >>> scores["n"], 0 <= scores["accuracy"] <= 1
+        (48, True)
+    """
+    from onceclip.pipeline.evaluation.intervals import compare
+    from onceclip.pipeline.evaluation.metrics import write_matrix
+    from onceclip.pipeline.evaluation.protocols import Protocol, shift
+
+    chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
+    protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes)
+    classifier = loaded(adapter, modules)
+    other = None if against is None else loaded(against, modules)
+    several, found = opened_all(stores), []
+    if confusion is not None and len(several) > 1:
+        raise ArgumentError("the confusion matrix is that of one store: give one")
+    for store in several:
+        with progress(store.path) as told:
+            done = protocol.score(classifier, store, told)
+        found.append(done.as_values())
+        if other:
+            found[-1]["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
+                                    **compare(done.right, protocol.score(other, store).right, done.unit)}
+    if confusion is not None:
+        write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
+                     done.tally.wrong.counted())
+    return found[0] if len(found) == 1 else shift(found)
+
+
+def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
+            root: str | None = None, every: int | None = None, frames: int | None = None,
+            encoder: str | EncoderSpec | None = None, device: str = "auto",
+            modules: Sequence[str] = ()) -> list[Prediction]:
+    """Label images, a folder, a store or embeddings: a prediction with `key`, `class_name` and `probability` for each.
+
+    adapter: a classifier, or the folder of a saved one. inputs: one or several of paths of images, folders and other
+        sources, Pillow images (made RGB) and arrays of pixels (uint8, height x width x 3); or a store, `split` of it;
+        or raw embeddings (rows, dim). top_k: classes in `top`. min_probability: below it a prediction is "unsure".
+        root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say.
+    An image that cannot be read has the state "bad" and a `reason`; it ends nothing.
+    Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
+
+    Example:
+        >>> found = onceclip.predict("pets-tip", "pets/cat")
+        >>> found[0].key, found[0].state, 0 < found[0].probability <= 1
+        ('cat-00.jpg', 'ok', True)
+    """
+    from onceclip.pipeline.api.stores import spec_of
+    from onceclip.pipeline.prediction.answers import answers
+    from onceclip.pipeline.sources import SourceOptions
+
+    classifier = loaded(adapter, modules)
+    if not (isinstance(min_probability, int | float) and 0 <= min_probability <= 1):
+        raise ArgumentError(f"min_probability {min_probability!r}: give a number from 0 to 1")
+    spec = None if encoder is None else spec_of(encoder, device=device)
+    return list(answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
+                        whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec,
+                        device).predictions)
+
+
+def report(results: str | Path | Sequence[str | Path], store: str | Path | Store | None = None, *, out: str | Path,
+           split: str | None = None, images: str | None = None, modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Write one HTML page of results folders, or of a saved adapter on a store.
+
+    results: one or several folders of results; or the folder of a saved adapter, with `store`. split, images: of an
+        adapter's page, what is scored ("test" by default) and where the store's images are.
+    Raises ResultError if there are no result rows, ArgumentError for an adapter without a store.
+
+    Example:
+        >>> onceclip.report("pets-tip", "pets.zarr", out="mistakes.html")["report"]
+        'mistakes.html'
+    """
+    from onceclip.adapters.classifier import CONFIG
+    from onceclip.adapters.saving import file_of
+    from onceclip.pipeline.reporting import write_adapter_report, write_results_report
+    from onceclip.pipeline.runs.results import read_rows
+
+    folders = [path_of(each, "a results folder, or that of an adapter") for each in listed(results, "results")]
+    page = path_of(out, "out: an .html file")
+    adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
+    if store is not None:
+        if len(folders) > 1 or not adapters:
+            raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and a "
+                                "STORE, that of results one or more results folders")
+        return write_adapter_report(folders[0], opened(store).path, page,
+                                    "test" if split is None else one_of(split, "split", SPLITS), images, modules)
+    if split or images:
+        raise ArgumentError("--split and --images are for the page of an adapter: give ADAPTER STORE")
+    if adapters == folders and len(rows := read_rows(folders[0])) == 1:
+        words = map(quote, (str(folders[0]), str(rows[0].get("store", "STORE")), "--out", str(page)))
+        raise ArgumentError(f"{folders[0]} is a saved adapter: name the store that its page is to show, too, as in "
+                            f"onceclip report {' '.join(words)}")
+    return write_results_report(folders, page)
+
+
+def export(adapter: Adapter, to: str, out: str | Path, *, with_encoder: bool = False,
+           check: str | Path | None = None, encoder: str | EncoderSpec | None = None,
+           modules: Sequence[str] = ()) -> Exported:
+    """Write an adapter for other programs; the file appears when it has been run and gives the same answers.
+
+    adapter: a classifier, or the folder of a saved one. to: "safetensors" (one linear map), "torch" (a program of
+        torch.export) or "onnx". with_encoder: put the image encoder into the file too, so that pixels go in instead of
+        embeddings. check: a store to compare on, or with the encoder a folder of images; random rows by default.
+        encoder: where it is, if the adapter cannot say.
+    Raises ExportError if the format cannot hold the adapter, a package is missing, or the answers differ.
+
+    Example:
+        >>> made = onceclip.export(onceclip.adapters.TipAdapter().fit(task), "torch", "pets.pt2")
+        >>> made.rows, made.difference < 1e-4
+        (64, True)
+    """
+    from onceclip.pipeline.api.stores import spec_of
+    from onceclip.pipeline.encoders.opening import recorded_encoder
+    from onceclip.pipeline.export import FORMATS
+    from onceclip.pipeline.export import export as write
+    from onceclip.pipeline.export.export import prepared_images, stored_rows
+
+    classifier, kind, file = loaded(adapter, modules), one_of(to, "format", list(FORMATS)), path_of(out, "out: a file")
+    if encoder is not None and not with_encoder:
+        raise ArgumentError("encoder says what goes into the file: add with_encoder=True, or leave it out")
+    opened_encoder, rows = None, None
+    if with_encoder:
+        given = None if encoder is None else spec_of(encoder, device="cpu")
+        opened_encoder = recorded_encoder(classifier.provenance.get("encoder", {}), "the adapter", given, "cpu",
+                                          ", or leave --with-encoder away")
+    if check is not None:
+        place = place_of(check, "check: a store, or with_encoder a folder of images")
+        rows = prepared_images(opened_encoder, Path(place)) if opened_encoder else stored_rows(classifier, place)
+    return write(classifier, kind, file, opened_encoder, rows)

@@ -1,0 +1,100 @@
+"""What the functions are given, checked: a mistake is one line here, not a failure deep inside."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from onceclip.adapters import Classifier, Method, load_classifier
+from onceclip.adapters.errors import unknown
+from onceclip.pipeline.errors import ArgumentError
+from onceclip.stores import Store, open_store
+
+
+def path_of(value: Any, what: str) -> Path:
+    """A path on this machine. what: an argument and its kind, such as "out: a folder".
+
+    Raises ArgumentError for what is no path.
+    """
+    return Path(place_of(value, what))
+
+
+def place_of(value: Any, what: str) -> str:
+    """A path or URL as text. Raises ArgumentError for what is none."""
+    if isinstance(value, str | os.PathLike) and os.fspath(value):
+        return os.fspath(value)
+    raise ArgumentError(f"{value!r} is no path: give {what}")
+
+
+def opened(store: Any) -> Store:
+    """The store that is meant: one that is open, or the one at a path or URL."""
+    return store if isinstance(store, Store) else open_store(place_of(store, "a store, or the path of one"))
+
+
+def opened_all(stores: Any) -> list[Store]:
+    """One store or several."""
+    several = stores if isinstance(stores, Sequence) and not isinstance(stores, str) else [stores]
+    if not several:
+        raise ArgumentError("no store: give one or more")
+    return [opened(store) for store in several]
+
+
+def loaded(adapter: Any, modules: Sequence[str] = ()) -> Classifier:
+    """The classifier that is meant: a fitted one, or the one that a folder holds."""
+    if isinstance(adapter, Classifier):
+        return adapter
+    return load_classifier(path_of(adapter, "a classifier, or the folder of a saved one"), modules)
+
+
+def shots_of(value: Any) -> int | None:
+    """Labelled images per class; None for "all"."""
+    if value is None or value == "all":
+        return None
+    return whole(value, "shots", 1, ', or "all"')
+
+
+def whole(value: Any, name: str, least: int, otherwise: str = "") -> int:
+    """A whole number that is not below the least one."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ArgumentError(f"{name} {value!r}: give a whole number from {least} up{otherwise}")
+    return number
+
+
+def listed(values: Any, name: str) -> list[Any]:
+    """Several values, or one of them."""
+    found = list(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping) else [values]
+    if not found:
+        raise ArgumentError(f"{name} is empty: give at least one")
+    return found
+
+
+def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
+    """A text that is among the choices."""
+    if value not in choices:
+        raise ArgumentError(unknown(name, str(value), choices))
+    return str(value)
+
+
+def known_fields(kind: Any, given: Mapping[str, Any]) -> None:
+    """Raise ArgumentError for an argument that a dataclass does not have."""
+    names = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in names:
+            raise ArgumentError(unknown("argument", name, names))
+
+
+def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:
+    """A method by its name or class; and of an object the hyperparameters that it was made with."""
+    if isinstance(method, Method):
+        return type(method), dict(method.values)
+    if isinstance(method, str) or (isinstance(method, type) and issubclass(method, Method)):
+        return method, None
+    raise ArgumentError(f"{method!r} is no method: give a name (`onceclip methods` lists them), a class or an object")

@@ -1,0 +1,169 @@
+"""Stage 2: tasks, runs and sweeps on stores, and what methods there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onceclip.adapters import METHODS, POLICIES, Method, Task
+from onceclip.adapters.classifier import CONFIG, WEIGHTS
+from onceclip.adapters.plugin import full_name
+from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
+from onceclip.adapters.selection.search import Search
+from onceclip.adapters.text import RULES
+from onceclip.adapters.training.compile import AUTO, Compiling
+from onceclip.adapters.training.loop import Progress, no_progress
+from onceclip.pipeline.api.arguments import (
+    known_fields,
+    listed,
+    method_of,
+    one_of,
+    opened,
+    opened_all,
+    path_of,
+    shots_of,
+    whole,
+)
+from onceclip.pipeline.errors import ArgumentError, ResultError
+from onceclip.pipeline.runs import sweep as runs
+from onceclip.pipeline.runs.fit import Fitted
+from onceclip.pipeline.runs.fit import fit as run
+from onceclip.pipeline.runs.results import NAME, append_row, record_stores
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.tasks.classes import ALL, BASE
+from onceclip.pipeline.tasks.tasks import make_task as draw
+from onceclip.pipeline.workers.devices import CPU
+from onceclip.pipeline.workers.work import Part, Workers
+from onceclip.stores import Store
+
+SWEPT = ("zero-shot", "linear-probe", "clip-adapter", "tip-adapter", "tip-adapter-f", "gda")
+
+
+def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: int = 1, text: str = "default",
+              select: str = "fixed", class_weights: str = RULES[0], classes: str = ALL, outputs: Sequence[str] = (),
+              unlabelled: bool = False) -> Task:
+    """Draw the task of one run: all that a method may look at; test rows are not part of it.
+
+    store: an open one or its path. shots: labelled rows per class, or "all" of the train split. text: name of the text
+        set. select: "val" adds min(shots, 4) validation rows per class, "val-full" the whole validation split.
+        class_weights: how a class vector is made of the prompts; see `Text`. classes: "all", or "base" for the first
+        half alone. outputs: what else of every row a method takes (its `inputs`), such as "preproj". unlabelled: add
+        train rows outside the draw, without their labels.
+    Raises TaskError if the store has too few classes, StoreIncomplete if it is unfinished, ArgumentError.
+
+    Example:
+        >>> task = onceclip.make_task("pets.zarr", shots=4, seed=1, select="val")
+        >>> task.support.embedding.shape, task.val.embedding.shape
+        (torch.Size([16, 64]), torch.Size([16, 64]))
+    """
+    return draw(opened(store), shots_of(shots), whole(seed, "seed", 0), text, one_of(select, "select", POLICIES),
+                one_of(class_weights, "class_weights", RULES), one_of(classes, "classes", (ALL, BASE)),
+                listed(outputs, "outputs") if outputs else (), unlabelled)
+
+
+def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec, shots: int | str | None = None,
+        seed: int | None = None, *, values: Mapping[str, Any] | None = None, device: str = CPU,
+        compile: str | Compiling = AUTO, out: str | Path | None = None, overwrite: bool = False,
+        progress: Progress = no_progress, **further: Any) -> Fitted:
+    """Draw a task, choose hyperparameters, fit, and score on the test split: a classifier and its result row.
+
+    store: an open one or its path. method: a name, a class, an object whose hyperparameters are taken as they are, or a
+        RunSpec, which says all that follows up to `further`. shots: labelled rows per class, "all" by default. seed: of
+        the draw and of the training, 1 by default. values: hyperparameters that no search changes. further: other
+        fields of RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1", or "auto". compile: "auto", "on" or
+        "off". out: a folder that gets the adapter and its row; overwrite: replace an adapter there. progress: gets the
+        fraction done.
+    Raises MethodError, TaskError, StoreError, DeviceError or ArgumentError, each with one line on how to mend it.
+
+    Example:
+        >>> fitted = onceclip.fit("pets.zarr", "tip-adapter", shots=4, select="val")
+        >>> fitted.row["shots"], fitted.row["n_support"], 0 <= fitted.row["accuracy"] <= 1
+        (4, 16, True)
+    """
+    if isinstance(method, RunSpec):
+        if further or (shots, seed, values) != (None, None, None):
+            raise ArgumentError("a RunSpec says by itself what is run: leave shots, seed and the like out, or change "
+                                "it with dataclasses.replace")
+        spec = replace(method, shots=shots_of(method.shots))
+    else:
+        kind, own = method_of(method)
+        if own is not None:
+            further, values = {"select": "fixed", **further}, {**own, **(values or {})}
+        spec, = specs_of([kind], [shots_of(shots)], [1 if seed is None else seed], values=values or {}, **further)
+    folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
+    target = opened(store)
+    fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device)
+    if folder:
+        fitted.classifier.save(folder)
+        append_row(folder, fitted.row)
+        record_stores(folder, [target])
+    return fitted
+
+
+def free_folder(out: Path, overwrite: bool = False) -> Path:
+    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things."""
+    if file_of(out, CONFIG).exists() and not overwrite:
+        raise ResultError(f"{out} holds an adapter already: give another --out, or add --overwrite")
+    own = CONFIG, WEIGHTS, NAME, UNFINISHED, WHOLE
+    if out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
+        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give --out a "
+                          "folder that is new or empty")
+    return out
+
+
+def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
+             own: bool = False, **further: Any) -> list[RunSpec]:
+    """Runs of all combinations, with every argument checked; see `make_specs`."""
+    known_fields(RunSpec, further)
+    if further.get("select") is not None:
+        one_of(further["select"], "select", POLICIES)
+    one_of(further.get("class_weights", RULES[0]), "class_weights", RULES)
+    one_of(further.get("classes", ALL), "classes", (ALL, BASE))
+    if not isinstance(further.get("values", {}), Mapping):
+        raise ArgumentError(f"values {further['values']!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
+    Search.parse(str(further.get("search", "grid")))
+    names = [kind if isinstance(kind, str) else full_name(kind) for kind, _ in map(method_of, methods)]
+    return runs.make_specs(names, [shots_of(each) for each in shots],
+                           [whole(each, "seed", 0) for each in seeds], grids, own, **further)
+
+
+def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequence[RunSpec] | None = None,
+          out: str | Path = "results", *, methods: Sequence[str | type[Method]] | str = SWEPT,
+          shots: Sequence[int | str] | int | str = (1, 2, 4, 8, 16), seeds: Sequence[int] | int = (1, 2, 3, 4, 5),
+          grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
+          workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
+          device: str = CPU, progress: bool = False, **further: Any) -> list[dict[str, Any]]:
+    """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
+
+    specs: the runs, or None for every method at every number of shots with every seed. out: the folder whose
+        `results.jsonl` gets a row per run. methods: names or classes, or "all". grids: values to try by
+        hyperparameter, as in {"beta": [1, 5]} or {"clip-adapter.ratio": [0.2]}, or "own" for each method's search
+        values. local_workers: processes; 0 for one per core where there are many runs. workers: what carries out the
+        runs, in place of such processes. part: of the runs.
+        retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
+        default, with grids "fixed". compile, device: as for `fit`.
+    Raises WorkerError for runs that ended every process that took them, StoreError if another sweep writes to the file.
+
+    Example:
+        >>> rows = onceclip.sweep("pets.zarr", methods=["zero-shot", "gda"], shots=4, seeds=[1, 2, 3], out="results")
+        >>> [row["method"] for row in rows]
+        ['zero-shot', 'zero-shot', 'zero-shot', 'gda', 'gda', 'gda']
+    """
+    if specs is None:
+        further = {"select": "fixed" if grids else None, "validated": bool(grids), **further}
+        if not isinstance(grids or {}, Mapping) and grids != runs.OWN:
+            raise ArgumentError(f"grids {grids!r}: give values by hyperparameter, such as {{'beta': [1, 5]}}, or 'own'")
+        pairs = [(name, listed(tried, f"grid {name}")) for name, tried in grids.items()] if isinstance(
+            grids, Mapping) else []
+        specs = specs_of(list(METHODS) if isinstance(methods, str) and methods == ALL else listed(methods, "methods"),
+                         listed(shots, "shots"), listed(seeds, "seeds"), pairs, grids == runs.OWN, **further)
+    elif further or grids:
+        raise ArgumentError(f"specs say by themselves what is run: leave {', '.join(further) or 'grids'} out")
+    specs = listed(specs, "specs")
+    wrong = [each for each in specs if not isinstance(each, RunSpec)]
+    if wrong:
+        raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
+    return runs.sweep(opened_all(stores), specs, path_of(out, "out: a folder"), local_workers, progress, workers, part,
+                      compile, retry_failed, device)

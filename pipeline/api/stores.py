@@ -1,0 +1,140 @@
+"""Stage 1: images, sentences and arrays into stores, and stores checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onceclip.pipeline.api.arguments import listed, opened, path_of, place_of, whole
+from onceclip.pipeline.encoders import EncoderSpec
+from onceclip.pipeline.errors import ArgumentError
+from onceclip.stores import Store
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.extraction.extract import Extraction
+    from onceclip.pipeline.extraction.survey import ExtractOptions
+    from onceclip.pipeline.prompts import Prompts
+    from onceclip.pipeline.workers.work import Workers
+    from onceclip.stores.verification import Verification
+
+
+def extract(source: str | Path, store: str | Path, encoder: str | EncoderSpec, options: ExtractOptions | None = None,
+            *, pretrained: str | None = None, workers: Workers | None = None) -> Extraction:
+    """Encode a source of images into a store; on a store that exists, only what is new or changed.
+
+    source: a folder with a sub-folder of images per class, or what else `onceclip extract` takes. encoder: a model's
+        name, with `pretrained` for those of open_clip, or an EncoderSpec. workers: what encodes; None for this process.
+    Raises SourceError if there is nothing to encode or every image is bad, EncoderError for the encoder, StoreMismatch
+    if another encoder made the store or it has other outputs.
+
+    Example:
+        >>> done = onceclip.extract("pets", "pets-2.zarr", "demo")
+        >>> done.images, done.encoded, done.bad
+        (160, 160, 0)
+    """
+    from onceclip.pipeline.extraction.extract import extract as run
+    from onceclip.pipeline.extraction.survey import ExtractOptions
+
+    source, target = place_of(source, "a folder of images"), place_of(store, "where the store is to be")
+    spec, options = spec_of(encoder, pretrained), ExtractOptions() if options is None else options
+    if not isinstance(options, ExtractOptions):
+        raise ArgumentError(f"options {options!r}: give ExtractOptions(...)")
+    return run(source, target, spec, options, workers)
+
+
+def spec_of(encoder: str | EncoderSpec, pretrained: str | None = None, device: str = "auto") -> EncoderSpec:
+    """The specification of an encoder that is named, or given as one.
+
+    Raises ArgumentError for what is neither.
+    """
+    if isinstance(encoder, str) and encoder:
+        return EncoderSpec(encoder, pretrained, device=device)
+    if isinstance(encoder, EncoderSpec) and pretrained is None:
+        return encoder
+    raise ArgumentError(f"encoder {encoder!r}: give a model's name (and pretrained), or an EncoderSpec that says both")
+
+
+def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None) -> dict[str, Any]:
+    """Make a store from features made elsewhere.
+
+    source: an .npz file or a folder of .npy files, or a folder that clip-retrieval wrote; `onceclip import --help`
+        names the arrays. encoder: name of what made them.
+    Raises ArrayError if the arrays do not fit together.
+
+    Example:
+        >>> import numpy
+        >>> numpy.savez("features.npz", embedding=numpy.eye(8, dtype="float32"), label=numpy.arange(8) % 2)
+        >>> onceclip.import_arrays("features.npz", "my.zarr")["images"]
+        8
+    """
+    from onceclip.pipeline.extraction.import_arrays import import_arrays as run
+
+    return run(path_of(source, "an .npz file or a folder of arrays"), place_of(store, "where the store is to be"),
+               encoder)
+
+
+def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str] = (),
+             prompts: str | Path | None = None, *, prompts_form: str | None = None,
+             class_names: str | Path | None = None, waffle: int = 0, seed: int = 1,
+             encoder: str | EncoderSpec | None = None, device: str = "auto", truncate: bool = False,
+             overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
+    """Embed another set of class prompts, without touching the images.
+
+    name: of the set. templates: names of template sets, files, or sentences with `{}`. prompts: a JSON file with
+        sentences of every class; prompts_form: "sentences" or "descriptors". class_names: a file that says what prompts
+        call a class. waffle: pairs of random templates, from `seed`. encoder: where it is, if the store cannot say.
+        truncate: cut prompts that are too long. overwrite: replace a set of this name.
+    Raises PromptError if the name is taken or a file does not fit the classes, SourceError if the encoder is not found.
+
+    Example:
+        >>> onceclip.add_text("pets.zarr", "drawings", "a drawing of a {}.")["prompts"]
+        4
+    """
+    from onceclip.pipeline.encoders.opening import recorded_encoder
+    from onceclip.pipeline.prompts.embedding import add_text as run
+
+    target = opened(store)
+    sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed)
+    given = None if encoder is None else spec_of(encoder, device=device)
+    found = recorded_encoder(target.encoder, target.path, given, device)
+    return run(target.path, name, sentences, found, truncate, overwrite, progress)
+
+
+def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
+                 prompts_form: str | None = None, class_names: str | Path | None = None, waffle: int = 0,
+                 seed: int = 1) -> Prompts:
+    """The sentences that `add_text` would embed; arguments as there."""
+    from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
+    from onceclip.pipeline.prompts.embedding import check_name, prompts_for
+
+    check_name(place_of(name, "a name for the text set"))
+    chosen = [place_of(each, "templates: a name, a file or a sentence with {}") for each in
+              ([templates] if isinstance(templates, str | Path) else listed(templates, "templates") if templates
+               else [])]
+    return prompts_for(store, tuple(each for choice in chosen for each in load_templates(choice)),
+                       None if class_names is None else load_phrases(path_of(class_names, "class_names: a file")),
+                       None if prompts is None else load_descriptions(path_of(prompts, "prompts: a JSON file"),
+                                                                      prompts_form),
+                       whole(waffle, "waffle", 0), whole(seed, "seed", 0))
+
+
+def verify(store: str | Path | Store, repair: bool = False,
+           progress: Callable[[float], None] = lambda fraction: None) -> Verification:
+    """Read a whole store and check it: chunks, rows, columns and text sets.
+
+    repair: mark units with faults as to be encoded again by the next `extract`. progress: gets the fraction done.
+    Raises NotAStore if there is no store, StoreError for faults that no extraction mends where they are to be repaired.
+
+    Example:
+        >>> onceclip.verify("pets.zarr").faults
+        []
+    """
+    from onceclip.stores.verification import repair as mend
+    from onceclip.stores.verification import verify as run
+
+    path = opened(store).path
+    found = run(path, progress)
+    if repair and found.faults:
+        mend(path, found)
+    return found

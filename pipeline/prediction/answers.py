@@ -1,0 +1,85 @@
+"""From whatever is to be labelled to its predictions, one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from onceclip.adapters import Classifier
+from onceclip.pipeline.encoders import EncoderSpec
+from onceclip.pipeline.errors import ArgumentError, PredictionError
+from onceclip.pipeline.files import Pixels
+from onceclip.pipeline.prediction.inputs import list_inputs, store_among
+from onceclip.pipeline.prediction.predict import (
+    Prediction,
+    encoder_of,
+    predict_images,
+    predict_rows,
+    predict_store,
+    rows_to_label,
+)
+from onceclip.pipeline.sources import DEFAULTS, Record, SourceOptions
+from onceclip.stores import Store
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predictions on their way. count: of the images. remarks: what a user should know of the inputs."""
+
+    count: int
+    remarks: list[str]
+    predictions: Iterator[Prediction]
+
+
+def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
+            options: SourceOptions = DEFAULTS, encoder: EncoderSpec | None = None, device: str = "auto") -> Answers:
+    """List what is to be labelled; the encoder is loaded, and images are read, as the predictions are asked for.
+
+    inputs: one or several of images, folders and other sources by their paths, Pillow images and arrays of pixels
+        (uint8, height x width x 3); or a store, open or by its path; or raw embeddings (rows, dim).
+    Raises PredictionError for what is none of these, SourceError if a source cannot be listed.
+    """
+    if isinstance(inputs, Tensor) or (isinstance(inputs, np.ndarray) and inputs.dtype != np.uint8):
+        return Answers(len(inputs), [], predict_rows(classifier, inputs, top_k, min_probability))
+    given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    if not given:
+        raise PredictionError("nothing to label: give images, a folder or a store")
+    paths = [os.fspath(each) for each in given if isinstance(each, str | Path) and os.fspath(each)]
+    store = given[0] if len(given) == 1 and isinstance(given[0], Store) else store_among(paths) if paths else None
+    if store:
+        return Answers(len(rows_to_label(store, split)), [],
+                       predict_store(classifier, store, split, top_k, min_probability))
+    if split is not None:
+        raise ArgumentError("--split is for a store: leave it out, or give a store")
+    remarks: list[str] = []
+    if len(paths) == len(given):
+        listing = list_inputs(paths, options)
+        records, remarks = listing.records, listing.remarks
+    else:
+        records = [record for number, each in enumerate(given) for record in _records(each, number, options)]
+    return Answers(len(records), remarks, _of_images(classifier, records, top_k, min_probability, encoder, device))
+
+
+def _records(given: Any, number: int, options: SourceOptions) -> Sequence[Record]:
+    if isinstance(given, str | Path):
+        return list_inputs([given], options).records
+    if isinstance(given, Image.Image):
+        given = np.asarray(given.convert("RGB"))
+    if (isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (2, 3)
+            and given.shape[2:] in ((), (3,))):
+        return [Record(str(number), Pixels(given))]
+    raise PredictionError(f"cannot label {type(given).__name__} (input {number}): give paths of images, a folder or a "
+                          "store, Pillow images, uint8 arrays (height, width, 3) or embeddings (rows, dim)")
+
+
+def _of_images(classifier: Classifier, records: Sequence[Record], top_k: int, min_probability: float,
+               encoder: EncoderSpec | None, device: str) -> Iterator[Prediction]:
+    """Load the encoder when the first prediction is asked for."""
+    yield from predict_images(classifier, records, encoder_of(classifier, encoder, device), top_k, min_probability)
