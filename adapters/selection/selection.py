@@ -16,7 +16,7 @@ from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
 from onceclip.adapters.selection.rule import LOGITS, best_weight, calibrated_loss, departure, some_rows
 from onceclip.adapters.selection.search import GRID, SURVIVORS, Search
-from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.task import Task
 from onceclip.adapters.training.compile import several
 from onceclip.adapters.training.engine import finite, require_finite, train
 from onceclip.adapters.training.loop import Progress, Run, no_progress, part_of

@@ -12,6 +12,7 @@ from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, 
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.selection.calibration import calibrated
+from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.selection.selection import default_policy, fit_all, fit_selected, remarks_on
 from onceclip.adapters.training.compile import USUAL, Compiling, compiling
@@ -162,7 +163,7 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
     task = drawn.task
     return {
         "method": spec.method, "shots": spec.shots or "all", "seed": spec.seed,
-        "hyperparameters": selection.classifier.hyperparameters, "select": policy,
+        "hyperparameters": selection.classifier.hyperparameters, "select": policy, "rule": RULE,
         **{name: scores[name] for name in (*SCORES, *CALIBRATED)}, "accuracy_val": selection.accuracy,
         "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
         "n_unlabelled": 0 if task.unlabelled is None else len(task.unlabelled),

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-from onceclip.adapters.selection.rule import best_temperature
-from onceclip.adapters.selection.rule import best_weight, calibrated_loss, departure, weights_to_try
+from onceclip.adapters.selection.rule import best_temperature, best_weight, calibrated_loss, departure, weights_to_try
 
 
 def noise(rows, classes, seed=0):
