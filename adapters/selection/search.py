@@ -57,7 +57,7 @@ class Search:
 
         free: values of every hyperparameter that may be chosen, the default first.
         """
-        if not self.count or self.kind == "halves":
+        if not (self.count and free) or self.kind == "halves":
             return [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
         generator = random.Random(seed)
         drawn = [{name: _draw(values, generator) for name, values in free.items()} for _ in range(self.count - 1)]
