@@ -86,7 +86,8 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
         fitted = fit_selected(member, task, "val", seed=seed, progress=watched).classifier
         logits = _logits(fitted.head, val)
         loss = float(calibrated_loss(logits, val.label).sum())
-        found.append((fitted, best_temperature(logits, val.label), loss, _accuracy(logits, val.label)))
+        temperature = best_temperature(logits, val.label)
+        found.append((replace(fitted, temperature=temperature), temperature, loss, _accuracy(logits, val.label)))
     least = min(loss for _, _, loss, _ in found)
     weights = torch.tensor([-SHARPNESS * (loss - least) for _, _, loss, _ in found]).softmax(dim=0).tolist()
     factors = [weight / temperature for weight, (_, temperature, _, _) in zip(weights, found, strict=True)]
@@ -106,6 +107,20 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     reached.append(Reached(AUTOMATIC, average.hyperparameters, _accuracy(logits, val.label),
                            float(calibrated_loss(logits, val.label).sum()), 1.0))
     return average, reached
+
+
+def fit_again(average: Classifier, task: Task, seed: int = 0) -> Classifier:
+    """Fit the methods of an average on another task of its classes, with the values, weights and temperatures it has.
+
+    Raises MethodError if a training diverges.
+    """
+    values, heads, factors = average.hyperparameters, [], []
+    for method in MEMBERS:
+        if f"{method.name} weight" in values:
+            own = {name: values[f"{method.name} {name}"] for name in method.hyperparameters}
+            heads.append(method(**own).fit(task, seed).head)
+            factors.append(values[f"{method.name} weight"] / values[f"{method.name} temperature"])
+    return replace(average, head=_sum(heads, factors))
 
 
 def _members(task: Task) -> list[Method]:
@@ -152,7 +167,7 @@ def _named(like: Classifier, members: Sequence[Classifier], weights: Sequence[fl
     """A classifier that says what it is an average of."""
     values: dict[str, Any] = {}
     for each, weight in zip(members, weights, strict=True):
-        values[f"{each.method} weight"] = weight
+        values |= {f"{each.method} weight": weight, f"{each.method} temperature": each.temperature}
         values |= {f"{each.method} {name}": value for name, value in each.hyperparameters.items()}
     return replace(like, head=head, method=AUTOMATIC, hyperparameters=values, parameters={})
 

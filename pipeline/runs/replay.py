@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onceclip.adapters.methods import stored_method_class
+from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.errors import ResultError
@@ -46,12 +47,15 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
     Raises ResultError if images, text or encoder have changed, MethodError for a method of a module that the user did
     not name.
     """
-    method = stored_method_class(row["asked"]["method"], "the row")  # which RunSpec would import
     asked = row["asked"]
-    # The default policy was another one once: what the row says was used is what is repeated.
-    spec = RunSpec(**{**asked, "select": asked.get("select") or row["select"]})
-    if row.get("rule") != RULE:  # chosen by another rule, among other defaults: the row's values are what is repeated
-        spec = replace(spec, values=method.stored_values(row["hyperparameters"]))
+    if asked["method"] == AUTOMATIC:
+        spec = RunSpec(**asked)
+    else:
+        method = stored_method_class(asked["method"], "the row")  # which RunSpec would import
+        # The default policy was another one once: what the row says was used is what is repeated.
+        spec = RunSpec(**{**asked, "select": asked.get("select") or row["select"]})
+        if row.get("rule") != RULE:  # chosen by another rule, among other defaults: the row's values are repeated
+            spec = replace(spec, values=method.stored_values(row["hyperparameters"]))
     then, now = row["fingerprints"], spec.contents(store)
     changed = [name for name in now if now[name] != then[name]]
     if changed:
