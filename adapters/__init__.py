@@ -35,6 +35,7 @@ from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
+from onceclip.adapters.selection.automatic import fit_automatically
 from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.text import Text
@@ -87,6 +88,7 @@ __all__ = [
     "ZeroShotLinearProbe",
     "best_merge",
     "fit_all",
+    "fit_automatically",
     "fit_selected",
     "load_classifier",
     "merge",

@@ -36,7 +36,7 @@ class Classifier:
     inputs: the encoder's outputs that a row is made of, side by side.
     parameters: the trained tensors, of a method whose parameters serve other classes too.
     temperature: what logits are divided by to give probabilities. calibrated_on: rows that it was fitted on, "val"
-        (validation) or "loo" (each support image left out in turn); empty where there were none.
+        (validation), "loo" (each support image left out in turn) or "held-out" (of the support); empty for none.
 
     Example:
         >>> classifier = onceclip.adapters.TipAdapter().fit(task)
@@ -125,7 +125,8 @@ class Classifier:
     def _calibration(self) -> str:
         if not self.calibrated_on:
             return "softmax of the logits, uncalibrated"
-        rows = {"val": "validation images", "loo": "the training images, each left out in turn"}
+        rows = {"val": "validation images", "loo": "the training images, each left out in turn",
+                "held-out": "training images that were held out"}
         return (f"softmax of the logits over the temperature {self.temperature:.4g}, fitted on "
                 f"{rows.get(self.calibrated_on, self.calibrated_on)}")
 

@@ -11,6 +11,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.merging import MERGED
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods import stored_method_class
+from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.task import Task
 
 
@@ -26,6 +27,9 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
     if MERGED in classifier.hyperparameters:
         raise MethodError(f"a merge of {classifier.method} and {classifier.hyperparameters[MERGED]} serves its own "
                           "classes alone: transfer the two, then merge them")
+    if classifier.method == AUTOMATIC:
+        raise MethodError("an average of several methods serves the classes alone that it was fitted on: use a method "
+                          "that serves other classes, too (`onceclip methods` says which)")
     known = stored_method_class(classifier.method, "this adapter")
     method = known(**known.stored_values(classifier.hyperparameters))
     if not method.transfers:

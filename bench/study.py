@@ -26,11 +26,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import METHODS, Method, MethodError, Rows, Task, Text
+from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.selection.rule import calibrated_loss, departure, weights_to_try
-from onceclip.adapters.together import logits_together
+from onceclip.adapters.selection.selection import choices
 from onceclip.adapters.training.engine import finite, train
 from onceclip.adapters.training.loop import Run
 from onceclip.pipeline.tasks import make_task
+from onceclip.pipeline.tasks.tasks import make_task
 from onceclip.stores import Store, open_store
 
 GROUPS = Path(__file__).with_name("groups.json")
@@ -42,9 +44,10 @@ ZERO_SHOT, BEST = "zero-shot", "best candidate"
 
 @dataclass(frozen=True)
 class Cell:
-    """What one draw gives: a task with validation rows, and test rows."""
+    """What one draw gives: a task, its validation rows, and test rows."""
 
     task: Task
+    val: Rows
     test: Rows
 
 
@@ -138,7 +141,8 @@ def cells(store: Store, classes: Sequence[int], shots: int, draws: int, text: st
                      tuple(store.classes[place] for place in classes))
         rows = [Rows(torch.from_numpy(store.embeddings(each).astype(np.float32)),
                      torch.from_numpy(label[table.label[each]])) for each in (support, val, test)]
-        yield Cell(Task(words, rows[0], rows[1], logit_scale=whole.logit_scale, logit_bias=whole.logit_bias), rows[2])
+        task = Task(words, rows[0], rows[1], logit_scale=whole.logit_scale, logit_bias=whole.logit_bias)
+        yield Cell(task, rows[1], rows[2])
 
 
 def _cut(store: Store, classes: Sequence[int], shots: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -172,11 +176,11 @@ def _damaged(text: Tensor, how: str, generator: torch.Generator) -> Tensor:
 def candidates(name: str, cell: Cell) -> Candidates:
     """Fit all settings of a method on one cell."""
     method = METHODS[name]()
-    free = {key: tuple(dict.fromkeys([method.values[key], *setting.search]))
-            for key, setting in method.hyperparameters.items() if setting.search and key != method.mixing}
+    free = {key: values for key, values in choices(method).items() if key != method.mixing}
     settings = [method.with_values(**dict(zip(free, values, strict=True)))
                 for values in itertools.product(*free.values())]
-    prepared, task = method.prepare(cell.task), cell.task
+    task, chosen_on = cell.task, cell.val
+    prepared = method.prepare(task)
     trained = train([Run(each, task, prepared, 0) for each in settings])
     fitted = [pair for pair in zip(settings, trained, strict=True) if finite(pair[1])]
     weights, defaults = [1.0], {key: method.values[key] for key in free}
@@ -185,19 +189,20 @@ def candidates(name: str, cell: Cell) -> Candidates:
         weights = weights_to_try(middle, bounds.low, bounds.high)
         defaults[method.mixing] = middle
     rows = []
-    on = [_terms(fitted, prepared, method, part) for part in (task.val, cell.test)]
+    on = [_terms(fitted, prepared, method, part) for part in (chosen_on, cell.test)]
     for (each, _), val, test in zip(fitted, *on, strict=True):
-        left = _left_out(each, prepared)
+        left = _left_out(each, prepared, task)
         for weight in weights:
             logits, tested = (first + weight * second for first, second in (val, test))
             values = {**each.values, **({method.mixing: weight} if method.mixing else {})}
-            rows.append((weight, departure(values, defaults), cross_entropy(logits, task.val.label, reduction="none"),
-                         calibrated_loss(logits, task.val.label), logits.argmax(1) == task.val.label,
+            rows.append((weight, departure(values, defaults), cross_entropy(logits, chosen_on.label, reduction="none"),
+                         calibrated_loss(logits, chosen_on.label), logits.argmax(1) == chosen_on.label,
                          float((tested.argmax(1) == cell.test.label).double().mean()), left and calibrated_loss(
                              left[0] + weight * left[1], task.support.label)))
     columns = [np.array([np.asarray(value) for value in column]) if column[0] is not None else None
                for column in zip(*rows, strict=True)]
-    return Candidates(len(fitted), columns[0], columns[1], int(columns[1].argmin()), *columns[2:])  # type: ignore[arg-type]
+    return Candidates(len(fitted), columns[0], columns[1],  # type: ignore[arg-type]
+                      int(columns[1].argmin()), *columns[2:])  # type: ignore[union-attr, arg-type]
 
 
 def _terms(fitted: Sequence[tuple[Method, Any]], prepared: Any, method: Method,
@@ -206,16 +211,17 @@ def _terms(fitted: Sequence[tuple[Method, Any]], prepared: Any, method: Method,
     values = method.rows_of(rows)
     if method.mixing is None:
         heads = [each.head(prepared, parameters) for each, parameters in fitted]
-        return [(logits, torch.zeros(())) for logits in logits_together(heads, values)]
+        return [(logits, torch.zeros(())) for logits in batched_logits(heads, values)]
     pairs = [each.terms(prepared, parameters) for each, parameters in fitted]
-    return list(zip(*(logits_together([pair[side] for pair in pairs], values) for side in (0, 1)), strict=True))
+    return list(zip(*(batched_logits([pair[side] for pair in pairs], values) for side in (0, 1)), strict=True))
 
 
-def _left_out(method: Method, prepared: Any) -> tuple[Tensor, Tensor] | None:
+def _left_out(method: Method, prepared: Any, task: Task) -> tuple[Tensor, Tensor] | None:
     try:
-        return method.leave_one_out(prepared)
+        method.check_left_out(task)
     except MethodError:
         return None
+    return method.leave_one_out(prepared)
 
 
 @click.command("study", context_settings={"show_default": True})

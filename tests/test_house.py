@@ -154,7 +154,8 @@ PIPELINE = (("errors", "words"), ("files", "workers"), ("sources", "tasks"), ("d
             ("encoders", "runs"), ("prompts",), ("extraction",), ("prediction", "export", "reporting"), ("api",),
             ("commands",))
 ADAPTERS = (("errors", "ops", "cpu"), ("plugin",), ("text",), ("task",), ("heads",), ("training/trainable", "saving"),
-            ("classifier",), ("training",), ("method",), ("selection",), ("methods",), ("merging",), ("transfer",))
+            ("classifier",), ("training",), ("method",), ("selection",), ("methods",),
+            ("merging", "selection/automatic"), ("transfer",))
 STAGE_1 = {"sources", "decoding", "encoders", "prompts", "extraction"}
 STAGE_2 = {"tasks", "evaluation", "runs"}
 

@@ -151,9 +151,11 @@ def mixed(first: Head, second: Head, share: float) -> Head:
         return second if share else first
     if not (isinstance(first, Linear) and isinstance(second, Linear)):
         return Sum((first, second), (1 - share, share))
-    biases = [head.weight.new_zeros(head.width) if head.bias is None else head.bias for head in (first, second)]
-    without = first.bias is None and second.bias is None
-    return Linear(torch.lerp(first.weight, second.weight, share), None if without else torch.lerp(*biases, share))
+    weight = torch.lerp(first.weight, second.weight, share)
+    if first.bias is None and second.bias is None:
+        return Linear(weight)
+    start, end = (weight.new_zeros(head.width) if head.bias is None else head.bias for head in (first, second))
+    return Linear(weight, torch.lerp(start, end, share))
 
 
 def as_linear(head: Head) -> Linear | None:

@@ -48,17 +48,18 @@ class ClipAdapter(Shared):
         **recipe(learning_rate=1e-4, epochs=300, rates=(1e-5, 1e-4, 1e-3)),
         **keeping(),
     }
-    presets = {name: {"share": 1.0, **values} for name, values in {
-        "paper": {"batch_size": 32, "learning_rate": 1e-5},
-        "vdt": {"optimizer": "sgd", "learning_rate": 2e-3, "weight_decay": 5e-4, "schedule": "dassl", "epochs": 200,
-                "batch_size": 32},
-        "lp++": {"ratio": 0.5, "renormalize": False, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 1e-2,
-                 "weight_decay": 0.0, "schedule": "dassl", "epochs": 300, "batch_size": 32, "keep": "best"},
-        "clap": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "schedule": "dassl", "epochs": 300,
-                 "batch_size": 256},
-        "prolip": {"optimizer": "adam", "learning_rate": 1e-3, "epsilon": 1e-4, "weight_decay": 0.0, "epochs": 300,
-                   "batch_size": 0},
-    }.items()}
+    presets = {
+        "paper": {"share": 1.0, "batch_size": 32, "learning_rate": 1e-5},
+        "vdt": {"share": 1.0, "optimizer": "sgd", "learning_rate": 2e-3, "weight_decay": 5e-4, "schedule": "dassl",
+                "epochs": 200, "batch_size": 32},
+        "lp++": {"share": 1.0, "ratio": 0.5, "renormalize": False, "optimizer": "sgd", "momentum": 0.0,
+                 "learning_rate": 1e-2, "weight_decay": 0.0, "schedule": "dassl", "epochs": 300, "batch_size": 32,
+                 "keep": "best"},
+        "clap": {"share": 1.0, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "schedule": "dassl",
+                 "epochs": 300, "batch_size": 256},
+        "prolip": {"share": 1.0, "optimizer": "adam", "learning_rate": 1e-3, "epsilon": 1e-4, "weight_decay": 0.0,
+                   "epochs": 300, "batch_size": 0},
+    }
     trained = True
     transfers = True
 

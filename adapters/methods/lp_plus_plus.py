@@ -39,9 +39,10 @@ class LPPlusPlus(Shared):
 
     V starts at the sum of each class's unit rows, b at zero, every alpha at `250 mean_c mean_i x_i . w_c`. V and b take
     full-batch steps with momentum of the size `4 N / lmax(X'X)`, alpha one step every tenth epoch of the size
-    `N / (4 max_c sum_i (x_i . w_c)^2)`. Neither term has the logit scale. The result is mixed with zero-shot by `share`. The authors' code never clears the gradient
-    of alpha, so that its steps use the sum of all gradients so far: `alpha_gradient=accumulate`; the honest form takes
-    the present one. A class without an image starts alpha like the others.
+    `N / (4 max_c sum_i (x_i . w_c)^2)`. Neither term has the logit scale. The result is mixed with zero-shot by
+    `share`. The authors' code never clears the gradient of alpha, so that its steps use the sum of all gradients so
+    far: `alpha_gradient=accumulate`; the honest form takes the present one. A class without an image starts alpha like
+    the others.
 
     Source: LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP (Huang et al., CVPR 2024); start values from
     the authors' code.

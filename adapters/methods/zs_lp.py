@@ -51,7 +51,7 @@ class ZeroShotLinearProbe(Shared):
     all views and then takes as many rows as there are images, which sees as much. The preset `reference` starts from
     raw prompt vectors and needs raw ones in the store: where an import holds unit vectors, the published step size is
     far too large for them, and the result falls below zero-shot. With `start=random`, the authors' comparison, the
-    vectors start as Kaiming-normal noise and the text has no part in it.
+    vectors start as Kaiming-normal noise, and with share=1 the text has no part in it.
 
     Source: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models (Silva-Rodriguez et al., CVPR
     2024); step size, momentum, epochs and schedule from the authors' code.

@@ -11,7 +11,7 @@ from onceclip.adapters.method import Method
 from onceclip.adapters.selection.rule import LOGITS, best_temperature, some_rows
 from onceclip.adapters.task import Task
 
-VALIDATION, LEFT_OUT = "val", "loo"
+VALIDATION, LEFT_OUT, HELD_OUT = "val", "loo", "held-out"
 
 
 def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier:

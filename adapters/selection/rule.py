@@ -23,6 +23,7 @@ from onceclip.adapters.heads.batched import elements_at_once
 from onceclip.adapters.task import Rows
 from onceclip.adapters.training.trainable import Value
 
+RULE = "calibrated"  # what rows say chose their values; those of before say nothing
 OCTAVES = 6  # of mixing weights below the default
 MOST = 4.0  # nats that leaving one default costs at most
 UNLIKE = 0.5  # nats, for a value that has no ratio to its default

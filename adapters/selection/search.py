@@ -25,8 +25,8 @@ class Search:
         Non-stochastic Best Arm Identification, AISTATS 2016; every training has its whole schedule); "halves" goes on
         after the grid between the best value and its neighbours, as the linear probes of CLIP (Radford et al., 2021,
         A.3) and CLIP_benchmark find their decay.
-    count: number of settings, the defaults and random draws; 0 takes the grid. Of "halves", the rounds; 0 for four, which turn a grid into one
-        sixteen times as fine where it is best.
+    count: number of settings, the defaults and random draws; 0 takes the grid. Of "halves", the rounds; 0 for four,
+        which turn a grid into one sixteen times as fine where it is best.
     narrow: multiply matrices in bfloat16 while searching; the winner is trained again as usual.
     """
 
@@ -57,7 +57,7 @@ class Search:
 
         free: values of every hyperparameter that may be chosen, the default first.
         """
-        if not self.count or self.kind == "halves":
+        if not (self.count and free) or self.kind == "halves":
             return [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
         generator = random.Random(seed)
         drawn = [{name: _draw(values, generator) for name, values in free.items()} for _ in range(self.count - 1)]

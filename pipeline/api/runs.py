@@ -10,6 +10,7 @@ from typing import Any
 from onceclip.adapters import METHODS, POLICIES, Method, Task
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
+from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.text import RULES
 from onceclip.adapters.training.compile import AUTO, Compiling
@@ -62,18 +63,18 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
                 listed(outputs, "outputs") if outputs else (), unlabelled)
 
 
-def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec, shots: int | str | None = None,
-        seed: int | None = None, *, values: Mapping[str, Any] | None = None, device: str = CPU,
-        compile: str | Compiling = AUTO, out: str | Path | None = None, overwrite: bool = False,
+def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec = AUTOMATIC,
+        shots: int | str | None = None, seed: int | None = None, *, values: Mapping[str, Any] | None = None,
+        device: str = CPU, compile: str | Compiling = AUTO, out: str | Path | None = None, overwrite: bool = False,
         progress: Progress = no_progress, **further: Any) -> Fitted:
     """Draw a task, choose hyperparameters, fit, and score on the test split: a classifier and its result row.
 
     store: an open one or its path. method: a name, a class, an object whose hyperparameters are taken as they are, or a
-        RunSpec, which says all that follows up to `further`. shots: labelled rows per class, "all" by default. seed: of
-        the draw and of the training, 1 by default. values: hyperparameters that no search changes. further: other
-        fields of RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1", or "auto". compile: "auto", "on" or
-        "off". out: a folder that gets the adapter and its row; overwrite: replace an adapter there. progress: gets the
-        fraction done.
+        RunSpec, which says all that follows up to `further`; by default the average of several methods. shots: labelled
+        rows per class, "all" by default. seed: of the draw and of the training, 1 by default. values: hyperparameters
+        that no search changes. further: other fields of RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1",
+        or "auto". compile: "auto", "on" or "off". out: a folder that gets the adapter and its row; overwrite: replace
+        an adapter there. progress: gets the fraction done.
     Raises MethodError, TaskError, StoreError, DeviceError or ArgumentError, each with one line on how to mend it.
 
     Example:

@@ -31,7 +31,8 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @click.command()
 @click.argument("store", required=False)
 @click.option("--method", metavar="M", shell_complete=complete_methods,
-              help="Name of a method; `onceclip methods` lists them. MODULE:CLASS is one of your own.")
+              help="Name of a method; `onceclip methods` lists them. MODULE:CLASS is one of your own.  [default: the "
+              "weighted average of several]")
 @click.option("--shots", type=Shots(), default="all", show_default=True, help="Labelled training images per class.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the draw and of the training.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a hyperparameter (repeatable).")
@@ -68,16 +69,20 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
         refit: str, compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool,
         modules: tuple[str, ...], as_json: bool) -> None:
-    """Fit a few-shot classifier on a store and score it.
+    """Fit a classifier on a store and score it.
 
-    Hyperparameters given by --set are never searched. Test images are not reachable while fitting.
+    Without --method, several methods are fitted, each with hyperparameters that validation images choose (or training
+    images held out, where there are none), and averaged by what they reach there. Hyperparameters given by --set are
+    never searched. Test images are not reachable while fitting.
 
     \b
     Example:
-        onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
+        onceclip fit pets.zarr --out pets-adapter
+        onceclip fit pets.zarr --method lp++ --shots 16
         onceclip fit --from-row results:17
     """
     from onceclip.adapters.plugin import import_module
+    from onceclip.adapters.selection.automatic import AUTOMATIC
     from onceclip.adapters.selection.search import Search
     from onceclip.pipeline.api.runs import fit as run
     from onceclip.pipeline.api.runs import free_folder
@@ -91,14 +96,16 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     if from_row and (given := _given()):
         raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     row = read_row(from_row) if from_row else None
-    if row is None and not (store and method):
-        raise click.UsageError("give STORE and --method, or --from-row")
+    if row is None and not store:
+        raise click.UsageError("give STORE, or --from-row")
+    if not row and not method and (given := [name for name in ("--search", "--narrow") if _chosen(name[2:])]):
+        raise click.UsageError(f"{' and '.join(given)} need a --method")
     opened = open_store(store or str((row or {}).get("store")))
     for module in modules:
         import_module(module)
     values = dict(map(_setting, settings))
     spec = spec_of(row, opened) if row else RunSpec(
-        str(method), shots or None, seed, values, text, select, class_weights, search, narrow,
+        method or AUTOMATIC, shots or None, seed, values, text, select, class_weights, search, narrow,
         stream=stream, classes=classes, refit=refit)
     if row and not _chosen("device"):
         device = device_of(row)
@@ -144,7 +151,7 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
         f"{fitted_on}, {row['seconds']:.2f} s",
         *_accuracy(row, grouped),
         *_new_classes(row),
-        f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
+        *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
         *([f"Saved in {out}. Next: onceclip predict {quote(str(out))} IMAGES..."] if out else []),
     ]
 
@@ -166,6 +173,21 @@ def _interval(row: Mapping[str, Any], grouped: bool) -> str:
         return ""
     low, high = count_interval(round(row["accuracy"] * row["n_test"]), row["n_test"])
     return f"95 % interval {percent(low)} to {percent(high)}, "
+
+
+def _reached(row: Mapping[str, Any]) -> list[str]:
+    """What each method of an average reached on the rows that weighed them, and by how much the average is ahead."""
+    *methods, average = row["reached"]
+    if average["accuracy"] is None or not methods:
+        return [f"  {average['method']} alone, for there are no labelled images to compare methods on"]
+    where = {"held-out": "training images held out"}.get(row["select"], "validation images")
+    lines = [f"  {each['method']:<16} {percent(each['accuracy']):>8} of {where}, weight {each['weight']:.2f}"
+             for each in methods]
+    best = max(methods, key=lambda each: each["accuracy"])
+    others = {each["method"]: 100 * (average["accuracy"] - each["accuracy"]) for each in methods
+              if each["method"] in (best["method"], "zero-shot")}
+    return [*lines, f"  {'their average':<16} {percent(average['accuracy']):>8}, "
+            + " and ".join(f"{points:+.2f} points to {name}" for name, points in others.items())]
 
 
 def _new_classes(row: Mapping[str, Any]) -> list[str]:

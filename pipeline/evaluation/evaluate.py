@@ -87,9 +87,12 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
         that compete for a row, all of them by default. progress: is told the fraction of the rows that is done.
     Classes are joined by name; the store may have fewer.
     Raises StoreMismatch if another encoder made the store, or it has classes that are not among them; TaskError if
-    there is no labelled row.
+    there is no labelled row, or the classifier was fitted on the store's test rows, which are to be scored.
     """
-    begun = time.perf_counter()
+    begun, made = time.perf_counter(), classifier.provenance
+    if split == "test" and made.get("store") == store.fingerprint and "test" in made.get("refit", {}).get("splits", ()):
+        raise TaskError(f"the adapter was fitted on the test images of {store.path} (--refit all), so that they cannot "
+                        "say how good it is: evaluate on another store")
     candidates = classifier.class_names if among is None else tuple(among)
     rows, label = _labelled(classifier, store, split, classes, candidates)
     if not len(rows):

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from onceclip.adapters import Classifier, method_class
+from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.evaluate import Evaluation, evaluate_together, score
 from onceclip.pipeline.evaluation.metrics import SCORES
@@ -57,7 +58,8 @@ def base_to_new(classifiers: Sequence[Classifier], store: Store, text: str = "de
     known, new = names_of(store, BASE), names_of(store, NEW)
     scores = evaluate_together(classifiers, store, classes=known)
     nothing: dict[str, Any] = {**dict.fromkeys(NEW_SCORES), "class_set": BASE, "classes_new": len(new)}
-    if not method_class(classifiers[0].method).transfers:
+    name = classifiers[0].method
+    if name == AUTOMATIC or not method_class(name).transfers:
         return [{**each, **nothing} for each in scores]
     others = evaluate_together([for_text(each, store, text, new) for each in classifiers], store, classes=new)
     return [{**each, **nothing, "accuracy_new": other["accuracy"], "n_test_new": other["n"],

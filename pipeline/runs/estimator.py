@@ -16,6 +16,7 @@ from onceclip.adapters import Classifier, MethodError, Rows, Task, Text, fit_sel
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.ops import unit
 from onceclip.adapters.selection.calibration import calibrated
+from onceclip.adapters.selection.selection import default_policy, remarks_on
 from onceclip.adapters.task import EMBEDDING
 from onceclip.pipeline.errors import DeviceError, EstimatorError
 from onceclip.pipeline.workers.devices import CPU, training_device
@@ -34,11 +35,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     class_names: the label of each entry of a text that is an array.
     params: hyperparameters by name; the others have their defaults. seed: of the training and of the rows held out.
     select: "fixed"; "val", which chooses the hyperparameters that `params` leaves open on a `validation_fraction` of
-        each class and then fits on all rows; or "loo", on each row as if it were not there.
+        each class and then fits on all rows; "loo", on each row as if it were not there; or None for "loo" where the
+        method can, there is a text and every class has four rows, else "fixed".
     logit_scale, logit_bias: the encoder's. encoder: its record in a store, kept in what `classifier_.save` writes.
     device: that trains it, "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
 
     classes_ (classes,): the labels, sorted. n_features_in_: dim. classifier_: the `Classifier`, which can be saved.
+    select_: how hyperparameters were chosen. remarks_: what to know of it, such as that they are defaults.
 
     Example:
         >>> rows = store.rows("train")
@@ -50,7 +53,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(self, method: str = "tip-adapter", *, text: Mapping[Hashable, Any] | Any | None = None,
                  class_names: Sequence[Hashable] | None = None, params: Mapping[str, Any] | None = None,
-                 select: str = "fixed", validation_fraction: float = 0.2, seed: int = 1, logit_scale: float = 100.0,
+                 select: str | None = None, validation_fraction: float = 0.2, seed: int = 1, logit_scale: float = 100.0,
                  logit_bias: float = 0.0, encoder: Mapping[str, Any] | None = None, device: str = CPU) -> None:
         self.method = method
         self.text = text
@@ -85,7 +88,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, label = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         if len(self.classes_) < 2:
             raise EstimatorError("a classifier needs two classes, and y has 1 class: give labelled rows of another one")
-        if self.select not in _SELECT:
+        if self.select not in (None, *_SELECT):
             raise EstimatorError(f"no selection {self.select!r}: there are: {', '.join(_SELECT)}")
         if self.select == "loo" and self.text is None:
             raise EstimatorError("select='loo' needs a text: without one, each row is part of its class's mean")
@@ -124,9 +127,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             task = self._task(Rows(rows[~held], label[~held]), Rows(rows[held], label[held]))
         else:
             task = self._task(Rows(rows, label))
+        frozen = frozenset(self.params or ())
+        self.select_ = self.select or ("fixed" if self.text is None else default_policy(method, task))
+        self.remarks_ = [] if self.select == "fixed" else remarks_on(method, task, self.select_, frozen)
         where = training_device(self.device)
-        found, = to_device([fit_selected(method, task.to(where), self.select, frozenset(self.params or ()),
-                                     self.seed).classifier], CPU)
+        found, = to_device([fit_selected(method, task.to(where), self.select_, frozen, self.seed).classifier], CPU)
         if self.text is not None or self.select == "val":  # else no row is unknown to its class's mean
             found = calibrated(found, method, task)
         if self.select == "val":

@@ -8,17 +8,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onceclip
-from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, method_class
+from onceclip.adapters import Classifier, Method, MethodError, Selection, Task
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
+from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.calibration import calibrated
+from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.selection.search import Search
-from onceclip.adapters.selection.selection import choices, default_policy, fit_all, fit_selected
+from onceclip.adapters.selection.selection import default_policy, fit_all, fit_selected, remarks_on
 from onceclip.adapters.training.compile import USUAL, Compiling, compiling
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
+from onceclip.pipeline.runs.automatic import Average, average_of, run_method
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
@@ -26,8 +29,6 @@ from onceclip.pipeline.tasks.draws import GENERATOR, Draw
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store
-
-DEFAULTS = "hyperparameters are defaults"
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,29 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     """
     begun, where = time.perf_counter(), training_device(device)
     first, products = specs[0], fast_products()
-    methods = [method_class(spec.method)(**spec.values) for spec in specs]
+    methods = [run_method(spec.method)(**spec.values) for spec in specs]
     drawn = _drawn(store, first, methods[0])
     policies = [spec.select or default_policy(method, drawn.task) for spec, method in zip(specs, methods, strict=True)]
-    open_ones = [policy for policy, method, spec in zip(policies, methods, specs, strict=True)
-                 if choices(method, frozenset(spec.values))]
-    if first.select is None and "fixed" in open_ones:
-        drawn.remarks.append(f"{DEFAULTS}: {store.path} has no validation images to choose them on")
+    drawn.remarks.extend(dict.fromkeys(
+        remark for method, spec, policy in zip(methods, specs, policies, strict=True) if spec.select != "fixed"
+        for remark in remarks_on(method, drawn.task, policy, frozenset(spec.values))))
     fitting = time.perf_counter()
     with compiling(compile), within_memory(where, f"{first.method} on {len(drawn.support.rows):,} rows"):
         task = drawn.task if where.type == CPU else drawn.task.to(where)
-        selections = (fit_all(methods, task, first.seed, progress) if set(policies) == {"fixed"} else
+        as_they_are = set(policies) == {"fixed"} and first.method != AUTOMATIC
+        selections = (fit_all(methods, task, first.seed, progress) if as_they_are else
                       [_selected(method, task, spec, policy, progress)
                        for method, spec, policy in zip(methods, specs, policies, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
         fitted = fitted if where.type == CPU else to_device(fitted, CPU)
+        if first.method == AUTOMATIC and fitted:
+            policies = [first.select or fitted[0].calibrated_on or "fixed"] * len(specs)
         fine = [(spec, policy) for each, spec, policy in zip(selections, specs, policies, strict=True)
                 if isinstance(each, Selection)]
         seconds = (time.perf_counter() - fitting) / len(specs)
         chosen = [replace(each, provenance=_provenance(store, spec, drawn, policy))
                   for each, (spec, policy) in zip(fitted, fine, strict=True)]
-        if calibrate:
+        if calibrate and first.method != AUTOMATIC:
             chosen = [calibrated(classifier, methods[0], drawn.task) for classifier in chosen]
         refit = None if first.refit == NO_REFIT else Refit.of(store, first, drawn, methods[0], where)
         final: list[Classifier | MethodError] = [*chosen] if refit is None else [refit.fitted(each) for each in chosen]
@@ -120,6 +123,8 @@ def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
               progress: Callable[[float], None]) -> Selection | MethodError:
     """The selection of one run, or its failure."""
     try:
+        if spec.method == AUTOMATIC:
+            return average_of(task, spec.seed, progress)
         return fit_selected(method, task, policy, frozenset(spec.values), spec.seed, progress,
                             Search.parse(spec.search, spec.narrow))
     except MethodError as error:
@@ -147,7 +152,7 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "encoder": store.encoder,
         "store": store.fingerprint,
         "outputs": {name: output.spec for name, output in store.outputs.items()
-                    if name in method_class(spec.method).inputs},
+                    if name in run_method(spec.method).inputs},
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots or "all", "seed": spec.seed, "select": policy,
@@ -165,7 +170,7 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
     task = drawn.task
     return {
         "method": spec.method, "shots": spec.shots or "all", "seed": spec.seed,
-        "hyperparameters": selection.classifier.hyperparameters, "select": policy,
+        "hyperparameters": selection.classifier.hyperparameters, "select": policy, "rule": RULE,
         **{name: scores[name] for name in (*SCORES, *CALIBRATED)}, "accuracy_val": selection.accuracy,
         "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
         "n_unlabelled": 0 if task.unlabelled is None else len(task.unlabelled),
@@ -176,5 +181,6 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         "fingerprints": {**spec.contents(store), "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint,
                          "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
+        **({"reached": [asdict(each) for each in selection.reached]} if isinstance(selection, Average) else {}),
         "run": spec.identity(store), "asked": spec.as_values(), "details": scores["details"],
     }

@@ -9,6 +9,7 @@ import torch
 
 from onceclip.adapters import Classifier, Method, MethodError, Task
 from onceclip.adapters.classifier import to_device
+from onceclip.adapters.selection.automatic import AUTOMATIC, fit_again
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.runs.run import REFITS, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
@@ -38,9 +39,13 @@ class Refit:
 
     def fitted(self, classifier: Classifier) -> Classifier | MethodError:
         """Fit a classifier again; it keeps its temperature, for no row is left to find another one on."""
-        values = {name: classifier.hyperparameters[name] for name in self.method.values}
         try:
-            again, = to_device([self.method.with_values(**values).fit(self.task, self.spec.seed)], CPU)
+            if classifier.method == AUTOMATIC:
+                again = fit_again(classifier, self.task, self.spec.seed)
+            else:
+                values = {name: classifier.hyperparameters[name] for name in self.method.values}
+                again = self.method.with_values(**values).fit(self.task, self.spec.seed)
+            again, = to_device([again], CPU)
         except MethodError as error:
             return error
         provenance = {**classifier.provenance, "refit": {

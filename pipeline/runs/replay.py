@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onceclip.adapters.methods import stored_method_class
+from onceclip.adapters.selection.automatic import AUTOMATIC
+from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.runs.fit import Fitted
@@ -45,10 +48,15 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
     not name.
     """
     asked = row["asked"]
-    stored_method_class(str(asked.get("method")), "the row")  # which RunSpec would import
     try:
-        # The default policy was another one once: what the row says was used is what is repeated.
-        spec = RunSpec(**{**asked, "select": asked.get("select") or row.get("select")})
+        if asked.get("method") == AUTOMATIC:
+            spec = RunSpec(**asked)
+        else:
+            method = stored_method_class(str(asked.get("method")), "the row")  # which RunSpec would import
+            # The default policy was another one once: what the row says was used is what is repeated.
+            spec = RunSpec(**{**asked, "select": asked.get("select") or row.get("select")})
+            if row.get("rule") != RULE:  # chosen by another rule, among other defaults: the row's values are repeated
+                spec = replace(spec, values=method.stored_values(row["hyperparameters"]))
     except TypeError as error:
         raise ResultError(f"the row's 'asked' is no run of onceclip ({error}): give another row") from error
     then, now = row.get("fingerprints", {}), spec.contents(store)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onceclip.adapters import method_class
 from onceclip.adapters.plugin import full_name
+from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.stores import Store
 from onceclip.stores.identity import fingerprint
@@ -22,7 +23,8 @@ REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")} 
 class RunSpec:
     """One run.
 
-    method: its name, or of one of your own MODULE:CLASS or the class. shots: labelled rows per class, None for all.
+    method: its name, or of one of your own MODULE:CLASS or the class; "automatic" averages several, see
+        `fit_automatically`. shots: labelled rows per class, None for all.
     seed: of the draw and of the training.
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
     select: the selection policy; None takes the default one, see `default_policy`.
@@ -54,12 +56,15 @@ class RunSpec:
     refit: str = NO_REFIT
 
     def __post_init__(self) -> None:
-        method = method_class(self.method)
+        method = run_method(self.method)
         object.__setattr__(self, "method", full_name(method))
         known = method.hyperparameters
         values = {name: known[name].parse(name, value) if name in known else value
                   for name, value in self.values.items()}
         object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run
+        if self.method == AUTOMATIC and (values or self.select not in (None, "val", "val-full")):
+            raise TaskError("without a method, validation images choose hyperparameters: leave --set and --select out, "
+                            "or name a --method")
         if self.refit not in REFITS:
             raise TaskError(f"no refit {self.refit!r}: there are: {', '.join(REFITS)}")
         if self.refit != NO_REFIT and self.shots is not None:
@@ -84,7 +89,7 @@ class RunSpec:
 
     def without_text(self, store: Store) -> bool:
         """Whether the run is one of class names alone: the store has no text, and the method looks at none."""
-        return not (store.texts or method_class(self.method).needs_text)
+        return not (store.texts or run_method(self.method).needs_text)
 
     def contents(self, store: Store) -> dict[str, str]:
         """Fingerprints of what the run is made of; that of the text is empty for a run of class names alone.

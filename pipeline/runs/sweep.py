@@ -13,11 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from onceclip.adapters import MethodError, method_class
+from onceclip.adapters import MethodError
 from onceclip.adapters.cpu import DEFAULT, decided, fast_products
 from onceclip.adapters.method import Method
 from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
+from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.runs.fit import fit_group
 from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, record_stores, rows_name
 from onceclip.pipeline.runs.run import RunSpec
@@ -210,7 +211,7 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
     unused = {name for name, _ in grids}
     specs = []
     for name in methods:
-        method = method_class(name)
+        method = run_method(name)
         given: dict[str, Sequence[Any]] = {}
         for target, values in grids:
             for_method, _, hyperparameter = target.rpartition(".")
@@ -258,7 +259,7 @@ def shared(plan: Plan) -> list[str]:
         groups = [group for group in plan.groups if group.specs[0].method == name]
         runs = sum(len(group.specs) for group in groups)
         lines.append(f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; "
-                     f"{_shared(method_class(name))}")
+                     f"{_shared(run_method(name))}")
     return lines
 
 

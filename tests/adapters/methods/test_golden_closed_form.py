@@ -225,7 +225,7 @@ def test_leave_one_out_of_tip_x_equals_refitting_without_each_image(drawn, views
 def test_leave_one_out_without_a_short_form_is_refused_with_what_to_do(drawn, method):
     task, _ = drawn((3, 3, 3))
     with pytest.raises(MethodError, match="--select val"):
-        method.leave_one_out(method.prepare(task))
+        method.check_left_out(task)
 
 
 def dense_em(task, rows, weight, steps):
@@ -292,7 +292,7 @@ def test_gda_by_the_mean_of_the_classes_covariances_equals_the_dense_formula(mak
     method = GDA(alpha=0.3, covariance="class-mean")
     np.testing.assert_allclose(exact(method.fit(task), queries), expected, rtol=1e-9, atol=1e-9)
     with pytest.raises(MethodError, match="leave-one-image-out of gda needs covariance=pooled"):
-        method.leave_one_out(method.prepare(task))
+        method.check_left_out(task)
 
 
 @pytest.mark.parametrize("piece", [1, 16])

@@ -112,7 +112,7 @@ def test_clap_constraint_weights_and_penalty(dtype, agree):
 
 
 def test_lp_plus_plus_start_and_step_sizes(dtype, agree):
-    method = LPPlusPlus()
+    method = LPPlusPlus(share=1)
     prepared = method.prepare(golden_task(dtype))
     start = method.initial(prepared, torch.Generator())
     agree(start["alpha"], [31.877447] * 3)
@@ -182,7 +182,7 @@ def test_prolip_logits_and_loss(dtype, agree):
 def test_cross_modal_adapter_logits(dtype, agree):
     parameters = {"down": grid((2, 8), 0.5).to(dtype), "up": grid((8, 2), 0.7).to(dtype),
                   "weight": torch.nn.functional.normalize(golden_task(dtype).text.raw_mean, dim=1)}
-    logits = logits_of(CrossModalAdapter(ratio=0.2), parameters)
+    logits = logits_of(CrossModalAdapter(ratio=0.2, share=1), parameters)
     agree(logits[0], (5.725361, 22.533050, 19.130794))
     if dtype == torch.float64:
         rows = unit(queries())
@@ -192,7 +192,7 @@ def test_cross_modal_adapter_logits(dtype, agree):
 
 
 def test_cross_modal_probe_starts_as_zero_shot_of_raw_mean_prompts():
-    method = CrossModalLinearProbe()
+    method = CrossModalLinearProbe(share=1)
     logits = logits_of(method, method.initial(golden_task(), torch.Generator()))
     np.testing.assert_allclose(logits, 100 * unit(queries()) @ unit(raw_mean()).T, rtol=0, atol=1e-9)
 

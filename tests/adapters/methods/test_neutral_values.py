@@ -12,8 +12,9 @@ UNTRAINED = {"epochs": 0}
 NEUTRAL = {
     "zero-shot": {}, "template-selection": {"keep": 99}, "prompt-weights": UNTRAINED,
     "zs-lp": UNTRAINED, "clap": UNTRAINED,
-    "cross-modal-lp": UNTRAINED, "wise-ft": {"alpha": 0}, "taskres": {"alpha": 0}, "rla": UNTRAINED,
-    "prolip": UNTRAINED, "clip-adapter": {"ratio": 0}, "cross-modal-adapter": {"ratio": 0, **UNTRAINED},
+    "lp++": {"share": 0}, "cross-modal-lp": {"share": 1, **UNTRAINED}, "wise-ft": {"alpha": 0},
+    "taskres": {"alpha": 0}, "rla": UNTRAINED,
+    "prolip": UNTRAINED, "clip-adapter": {"ratio": 0}, "cross-modal-adapter": {"share": 1, "ratio": 0, **UNTRAINED},
     "tip-adapter": {"alpha": 0}, "tip-adapter-f": {"alpha": 0}, "ape": {"alpha": 0},
     "ape-t": {"alpha": 0, **UNTRAINED}, "tip-x": {"alpha": 0, "gamma": 0}, "gda": {"alpha": 0},
     "gda-em": {"alpha": 0}, "proker": {"gain": "one", "ridge": 1e6},
@@ -23,7 +24,7 @@ NEUTRAL = {
 VARIANTS = [("clip-adapter", {"ratio": 0, "branch": branch}) for branch in ("text", "both")]
 NONE = {
     **dict.fromkeys(("linear-probe", "lpclip", "linear-probe-preproj", "linear-probe-adamw"), "never sees the text"),
-    "lp++": "starts from class means", "clip-a-self": "a layer norm follows the blend",
+    "clip-a-self": "a layer norm follows the blend",
 }
 RAW = {"cross-modal-lp", "cross-modal-adapter"}  # start from the mean of the raw prompt vectors
 ABOUT = {"proker": 0.05}  # a regression that is held down a millionfold, but not to nothing

@@ -90,8 +90,9 @@ def test_random_class_vectors_have_the_deviation_of_kaiming():
     assert abs(float(values.mean())) < 0.01
 
 
-@pytest.mark.parametrize("method", [ZeroShotLinearProbe(start="random", epochs=30),
-                                    CLAP(start="random", strength=0, epochs=30)], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [ZeroShotLinearProbe(start="random", share=1, learning_rate=0.1, epochs=30),
+                                    CLAP(start="random", share=1, strength=0, epochs=30)],
+                         ids=lambda method: method.name)
 def test_a_probe_with_a_random_start_ignores_the_text(make_task, make_rows, method):
     """A baseline without text that starts at the text weights is another one: published code had that for two years."""
     task, queries = make_task((6, 6, 6)), make_rows((9, 9, 9), 10, seed=50)
@@ -107,7 +108,8 @@ def test_a_probe_with_a_random_start_ignores_the_text(make_task, make_rows, meth
 @pytest.mark.parametrize("base", ["zero-shot", "raw"])
 def test_taskres_modes_are_a_plain_loop_of_torch(make_task, enhanced, learnt, base):
     task = noisy(make_task)
-    method = TaskRes(epochs=8, alpha=0.7, learn_alpha=learnt, enhanced=enhanced, base=base, schedule="constant")
+    method = TaskRes(epochs=8, alpha=0.7, learn_alpha=learnt, enhanced=enhanced, base=base, share=1,
+                     schedule="constant")
     rows, label = task.support.unit, task.support.label
     start = task.text.raw_mean if base == "raw" else task.text.class_weights
     matrix = torch.eye(10, dtype=torch.float64, requires_grad=True)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
+from onceclip.adapters import Rows
+from onceclip.adapters.selection import rule
 from onceclip.adapters.selection.rule import best_temperature, best_weight, calibrated_loss, departure, weights_to_try
 
 
@@ -68,6 +70,24 @@ def test_the_same_evidence_moves_the_weight_further_with_more_rows():
     few, many = (best_weight(first.repeat(times, 1), second.repeat(times, 1), label.repeat(times), 1.0).weight
                  for times in (1, 50))
     assert 1.0 < few < many
+
+
+def test_the_search_finds_what_trying_every_weight_would():
+    """It stops where the loss rises, which is safe because there is one valley."""
+    for seed in range(8):
+        label = torch.arange(40) % 4
+        first, second = noise(40, 4, seed) + one_hot(label, 4), noise(40, 4, seed + 50) + seed * one_hot(label, 4) / 4
+        found = best_weight(first, second, label, 0.5, high=100.0)
+        costs = [float(calibrated_loss(first + weight * second, label).sum())
+                 + departure({"weight": weight}, {"weight": 0.5}) for weight in weights_to_try(0.5, 0.0, 100.0)]
+        assert found.cost <= min(costs) + 1e-3
+
+
+def test_of_many_rows_some_that_are_evenly_spread_choose(monkeypatch):
+    monkeypatch.setattr(rule, "LOGITS", 40)
+    rows = Rows(torch.randn(50, 3), torch.arange(50) % 4)
+    assert torch.equal(rule.some_rows(rows, 4).label, rows.label[::5])
+    assert rule.some_rows(rows, 0) is rows
 
 
 def test_a_text_that_knows_nothing_is_overruled():

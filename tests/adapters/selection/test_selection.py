@@ -5,13 +5,13 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import (
     GDA,
     ClipAdapter,
     Hyperparameter,
     LinearProbe,
+    LPPlusPlus,
     Method,
     MethodError,
     ProKeR,
@@ -24,6 +24,9 @@ from onceclip.adapters import (
     fit_selected,
 )
 from onceclip.adapters.heads import Linear
+from onceclip.adapters.selection import rule
+from onceclip.adapters.selection.rule import calibrated_loss, departure
+from onceclip.adapters.selection.selection import choices, default_policy, remarks_on
 
 
 class Shifted(Method):
@@ -58,17 +61,58 @@ def test_val_picks_the_value_that_the_labels_of_validation_rows_call_for(make_ta
     assert (found.accuracy, found.tried) == (1.0, 9)
 
 
-@pytest.mark.parametrize(("labels_are", "scale"), [("right", 9.0), ("wrong", 1.0)])
-def test_ties_in_accuracy_go_to_the_lower_cross_entropy(make_task, labels_are, scale):
-    task = make_task(val=4)
-    found = fit_selected(Shifted(), task if labels_are == "right" else moved(task, 1), "val", frozen={"shift"})
-    assert found.classifier.hyperparameters["scale"] == scale
+@pytest.mark.parametrize("by", [0, 1])
+def test_how_sure_a_setting_is_of_its_answers_says_nothing_for_or_against_it(make_task, by):
+    """A factor on all logits is undone by the temperature, so that it stays at its default."""
+    found = fit_selected(Shifted(), moved(make_task(val=4), by), "val", frozen={"shift"})
+    assert found.classifier.hyperparameters["scale"] == 1.0
 
 
-def test_full_ties_go_to_the_value_that_was_tried_first(make_task):
+def test_full_ties_go_to_the_default(make_task):
     """Without a weight on the cache its sharpness makes no difference."""
     found = fit_selected(TipAdapter(alpha=0), make_task(val=4), "val", frozen={"alpha"})
-    assert found.classifier.hyperparameters["beta"] == TipAdapter.hyperparameters["beta"].search[0]
+    assert found.classifier.hyperparameters["beta"] == TipAdapter.hyperparameters["beta"].default
+
+
+def test_the_order_of_the_rows_changes_no_choice(make_task):
+    task = make_task((4, 4, 4), val=12, noise=0.6)
+    order = torch.randperm(36, generator=torch.Generator().manual_seed(0))
+    other = replace(task, val=task.val.to(lambda value: value[order] if isinstance(value, torch.Tensor) else value))
+    first, second = (fit_selected(TipAdapter(), each, "val") for each in (task, other))
+    assert first.classifier.hyperparameters == second.classifier.hyperparameters
+    assert first.cost == pytest.approx(second.cost)
+
+
+def test_what_a_preset_gives_is_not_searched(make_task):
+    task = make_task(val=6, noise=0.6)
+    assert choices(ClipAdapter(preset="vdt")) == {}
+    assert set(choices(ClipAdapter())) == {"share", "learning_rate"}
+    vdt = ClipAdapter(preset="vdt").with_values(epochs=3)
+    assert fit_selected(vdt, task, "val").classifier.hyperparameters == vdt.values
+
+
+def test_every_method_has_one_default_policy(make_task):
+    with_val, four, three = make_task((3, 3, 3), val=1), make_task((4, 4, 5)), make_task((4, 3, 4))
+    assert [default_policy(method(), with_val) for method in (GDA, ClipAdapter, ZeroShot)] == ["val"] * 3
+    assert [default_policy(method(), four) for method in (GDA, TipAdapter, ProKeR)] == ["loo"] * 3
+    assert default_policy(GDA(covariance="class-mean"), four) == default_policy(ClipAdapter(), four) == "fixed"
+    assert default_policy(GDA(), three) == default_policy(GDA(), make_task((0, 0, 0))) == "fixed"
+
+
+def test_a_remark_says_when_nothing_chose_although_there_was_something(make_task, monkeypatch):
+    task = make_task(val=4)
+    assert remarks_on(GDA(), task, "fixed")[0].startswith("hyperparameters are defaults")
+    assert remarks_on(GDA(), task, "fixed", {"alpha"}) == remarks_on(ZeroShot(), task, "fixed") == []
+    assert remarks_on(GDA(), task, "val") == []
+    monkeypatch.setattr(rule, "LOGITS", 20)  # of 12 rows and 3 classes
+    assert "6 of the 12 validation rows" in remarks_on(GDA(), task, "val")[0]
+    assert fit_selected(GDA(), task, "val").accuracy in {number / 6 for number in range(7)}
+
+
+def test_nothing_to_choose_means_that_no_validation_row_is_looked_at(make_task, monkeypatch):
+    monkeypatch.setattr("onceclip.adapters.selection.selection.batched_logits", None)
+    found = fit_selected(ZeroShot(), make_task(val=4), "val")
+    assert (found.accuracy, found.tried) == (None, 0)
 
 
 def test_held_names_are_not_searched(make_task):
@@ -87,26 +131,29 @@ def test_val_picks_the_best_of_separate_fits(make_task):
     task, method = make_task(val=12, noise=0.6), LinearProbe()
     found = fit_selected(method, task, "val")
     fits = [LinearProbe(l2=value).fit(task) for value in method.hyperparameters["l2"].search]
-    loss = [float(cross_entropy(each.logits(task.val.embedding), task.val.label)) for each in fits]
-    best = max(range(len(fits)), key=lambda number: (accuracy(fits[number], task.val), -loss[number]))
+    loss = [float(calibrated_loss(each.logits(task.val.embedding), task.val.label).sum())
+            + departure(each.hyperparameters, method.values) for each in fits]
+    best = min(range(len(fits)), key=loss.__getitem__)
     assert found.classifier.hyperparameters == fits[best].hyperparameters
     assert torch.equal(found.classifier.head.weight, fits[best].head.weight)
     assert found.accuracy == accuracy(fits[best], task.val) > min(accuracy(each, task.val) for each in fits)
 
 
-@pytest.mark.parametrize("method", [TipAdapter(), TipAdapterF(epochs=5), GDA()], ids=lambda method: method.name)
-def test_val_is_at_least_as_good_as_any_weight_and_equals_a_fit_of_what_it_chose(make_task, make_rows, method):
+@pytest.mark.parametrize("method", [TipAdapter(), TipAdapterF(epochs=5), GDA(), LPPlusPlus(epochs=20)],
+                         ids=lambda method: method.name)
+def test_no_weight_costs_less_than_the_chosen_one_and_a_fit_of_it_is_the_same(make_task, make_rows, method):
     task, queries = make_task((2, 3, 2), val=15, noise=0.5), make_rows((5, 5, 5), 10, seed=70).embedding
     found = fit_selected(method, task, "val")
     chosen = found.classifier.hyperparameters
-    assert found.interval[0] < chosen["alpha"] < found.interval[1]
+    assert found.interval[0] <= chosen[method.mixing] <= found.interval[1]
     again = type(method)(**chosen).fit(task)
     torch.testing.assert_close(found.classifier.logits(queries), again.logits(queries))
     assert found.accuracy == accuracy(again, task.val)
-    for beta in (0.5, 4.0, 12.0) if "beta" in chosen else (None,):
-        for alpha in (0.0, 0.02, 0.3, 1.0, 5.0, 10.0):
-            values = {**chosen, "alpha": alpha, **({"beta": beta} if beta else {})}
-            assert accuracy(type(method)(**values).fit(task), task.val) <= found.accuracy
+    for weight in (0.01, 0.1, 0.3, 0.5, 1.0):
+        values = {**chosen, method.mixing: weight}
+        loss = calibrated_loss(type(method)(**values).fit(task).logits(task.val.embedding), task.val.label)
+        free = {name: method.values[name] for name in choices(method)}
+        assert float(loss.sum()) + departure(values, free) >= found.cost - 0.05
 
 
 @pytest.mark.parametrize("method", [TipAdapter(), GDA(), ProKeR()], ids=lambda method: method.name)

@@ -1,0 +1,182 @@
+"""The choice where the user names no method: an average of several, each weighed by what labelled rows say."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.errors import MethodError
+from onceclip.adapters.heads import Head, Sum
+from onceclip.adapters.heads.batched import batched_logits
+from onceclip.adapters.heads.linear import as_linear
+from onceclip.adapters.method import Method
+from onceclip.adapters.methods.clip_adapter import ClipAdapter
+from onceclip.adapters.methods.gda import GDA
+from onceclip.adapters.methods.linear_probe import LinearProbe
+from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
+from onceclip.adapters.methods.zero_shot import ZeroShot
+from onceclip.adapters.selection.calibration import HELD_OUT, VALIDATION
+from onceclip.adapters.selection.rule import best_temperature, calibrated_loss, some_rows
+from onceclip.adapters.selection.selection import fit_selected
+from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.training.loop import Progress, no_progress, part_of
+
+AUTOMATIC = "automatic"
+MEMBERS: tuple[type[Method], ...] = (ZeroShot, GDA, LinearProbe, LPPlusPlus, ClipAdapter)
+SHARPNESS = 0.25  # of the weights exp(-sharpness loss): rows choose hyperparameters, too, and say a little less each
+LEAST = 1e-3  # weight of a member that is left out
+_PART = 4  # one of so many support rows of a class is held out
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a member, or the average, reached on the rows that weighed it.
+
+    method, hyperparameters: what was fitted. accuracy: there; None where there were no rows. loss: the sum of the
+    calibrated cross-entropies of these rows, in nats. weight: in the average, between 0 and 1.
+    """
+
+    method: str
+    hyperparameters: dict[str, Any]
+    accuracy: float | None
+    loss: float
+    weight: float
+
+
+def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progress) -> tuple[Classifier, list[Reached]]:
+    """Fit several methods, each with hyperparameters chosen by the rule, and average their calibrated logits.
+
+    The members are zero-shot, gda, linear-probe, lp++ and clip-adapter. Logits are `sum_i w_i l_i / T_i` with each
+    member's best temperature and `w_i ~ exp(-(loss_i - least loss) / 4)`; then the sum gets a temperature. Rows that
+    choose, weigh and calibrate are the task's validation rows. Without any they are a quarter of each class's support
+    rows, at least one where a class has two, drawn by the seed; what they chose is then fitted on all support rows
+    again. Where no class has two, nothing can be weighed, and lp++ with its defaults is all there is.
+
+    linear-probe takes part only where every class has a support row, and is alone where there is no text. Without
+    support rows the answer is zero-shot.
+
+    seed: of the rows held out and of trained methods. Gives the classifier, and what each member reached, the average
+    last.
+    Raises MethodError if there is neither text nor a support row, or if a training diverges.
+
+    Example:
+        >>> classifier, reached = onceclip.adapters.fit_automatically(task)
+        >>> [each.method for each in reached][-1], 0 <= reached[-1].accuracy <= 1
+        ('automatic', True)
+    """
+    whole, on = task, VALIDATION
+    if task.val is None or not len(task.val):
+        task, on = _hold_out(task, seed), HELD_OUT
+    members = _members(task)
+    if task.val is None or not len(task.val):
+        members = [LPPlusPlus()] if LPPlusPlus in map(type, members) else members[:1]
+        fitted = members[0].fit(task, seed, progress)
+        return _named(fitted, [fitted], [1.0], fitted.head), [Reached(fitted.method, fitted.hyperparameters, None,
+                                                                      0.0, 1.0)]
+    val = some_rows(task.val, task.classes)
+    found: list[tuple[Classifier, float, float, float]] = []
+    for place, member in enumerate(members):
+        watched = part_of(progress, place / len(members), 1 / len(members))
+        fitted = fit_selected(member, task, "val", seed=seed, progress=watched).classifier
+        logits = _logits(fitted.head, val)
+        loss = float(calibrated_loss(logits, val.label).sum())
+        temperature = best_temperature(logits, val.label)
+        found.append((replace(fitted, temperature=temperature), temperature, loss, _accuracy(logits, val.label)))
+    least = min(loss for _, _, loss, _ in found)
+    weights = torch.tensor([-SHARPNESS * (loss - least) for _, _, loss, _ in found]).softmax(dim=0).tolist()
+    factors = [weight / temperature for weight, (_, temperature, _, _) in zip(weights, found, strict=True)]
+    kept = [place for place, weight in enumerate(weights) if weight >= LEAST]
+    chosen = [found[place][0] for place in kept]
+    head = _sum([each.head for each in chosen], [factors[place] for place in kept])
+    logits = _logits(head, val)
+    reached = [Reached(each.method, each.hyperparameters, accuracy, loss, weight)
+               for (each, _, loss, accuracy), weight in zip(found, weights, strict=True)]
+    temperature = best_temperature(logits, val.label)
+    if on == HELD_OUT:
+        again = [type(members[place]).fit(members[place].with_values(**found[place][0].hyperparameters), whole, seed)
+                 for place in kept]
+        head = _sum([each.head for each in again], [factors[place] for place in kept])
+    average = _named(chosen[0], chosen, [weights[place] for place in kept], head)
+    average = replace(average, temperature=temperature, calibrated_on=on)
+    reached.append(Reached(AUTOMATIC, average.hyperparameters, _accuracy(logits, val.label),
+                           float(calibrated_loss(logits, val.label).sum()), 1.0))
+    return average, reached
+
+
+def fit_again(average: Classifier, task: Task, seed: int = 0) -> Classifier:
+    """Fit the methods of an average on another task of its classes, with the values, weights and temperatures it has.
+
+    Raises MethodError if a training diverges.
+    """
+    values, heads, factors = average.hyperparameters, [], []
+    for method in MEMBERS:
+        if f"{method.name} weight" in values:
+            own = {name: values[f"{method.name} {name}"] for name in method.hyperparameters}
+            heads.append(method(**own).fit(task, seed).head)
+            factors.append(values[f"{method.name} weight"] / values[f"{method.name} temperature"])
+    return replace(average, head=_sum(heads, factors))
+
+
+def _members(task: Task) -> list[Method]:
+    """The methods that suit a task."""
+    every_class = len(task.support.label.unique()) == task.classes
+    if not len(task.text.embedding):
+        if not len(task.support):
+            raise MethodError("there is neither text nor a labelled training row to make a classifier of: add a text "
+                              "set, or a train split")
+        return [LinearProbe()]
+    if not len(task.support):
+        return [ZeroShot()]
+    return [member() for member in MEMBERS if member is not LinearProbe or every_class]
+
+
+def _hold_out(task: Task, seed: int) -> Task:
+    """The task with a part of each class's support rows as its validation rows."""
+    label = task.support.label.cpu()
+    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
+    held = torch.zeros(len(label), dtype=torch.bool)
+    for rows in order[label[order].argsort(stable=True)].split(torch.bincount(label).tolist()):
+        if len(rows) > 1:
+            held[rows[:max(1, len(rows) // _PART)]] = True
+
+    def those(which: Tensor) -> Rows:
+        return task.support.to(lambda value: value[which.to(value.device)] if isinstance(value, Tensor) else value)
+
+    return replace(task, support=those(~held), val=those(held)) if held.any() else task
+
+
+def _sum(heads: Sequence[Head], factors: Sequence[float]) -> Head:
+    """The weighted sum of heads; the linear ones become one."""
+    linear = [as_linear(head) is not None for head in heads]
+    first = as_linear(Sum(tuple(itertools.compress(heads, linear)), tuple(itertools.compress(factors, linear))))
+    rest = [(head, factor) for head, factor, known in zip(heads, factors, linear, strict=True) if not known]
+    if not rest and first is not None:
+        return first
+    if first is not None and any(linear):
+        rest.insert(0, (first, 1.0))
+    return Sum(*zip(*rest, strict=True))
+
+
+def _named(like: Classifier, members: Sequence[Classifier], weights: Sequence[float], head: Head) -> Classifier:
+    """A classifier that says what it is an average of."""
+    values: dict[str, Any] = {}
+    for each, weight in zip(members, weights, strict=True):
+        values |= {f"{each.method} weight": weight, f"{each.method} temperature": each.temperature}
+        values |= {f"{each.method} {name}": value for name, value in each.hyperparameters.items()}
+    return replace(like, head=head, method=AUTOMATIC, hyperparameters=values, parameters={})
+
+
+@torch.no_grad()
+def _logits(head: Head, rows: Rows) -> Tensor:
+    logits, = batched_logits([head], rows.unit)
+    return logits
+
+
+def _accuracy(logits: Tensor, label: Tensor) -> float:
+    return float((logits.argmax(dim=1) == label).double().mean())

@@ -1,0 +1,84 @@
+"""The weighted average of several methods: near the best of them, and never far below zero-shot."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from onceclip.adapters import MethodError, Text, ZeroShot, fit_automatically, load_classifier, transfer
+from onceclip.adapters.classifier import ClassifierModule
+
+
+def accuracy(classifier, rows):
+    return float((classifier.logits(rows.embedding).argmax(dim=1) == rows.label).double().mean())
+
+
+@pytest.fixture(scope="module")
+def rows(make_rows):
+    return make_rows((60, 60, 60), 10, noise=0.6, seed=70)
+
+
+def test_support_labels_that_are_noise_do_not_pull_it_far_below_zero_shot(make_task, rows):
+    task = make_task((4, 4, 4), val=4, noise=0.6)
+    task = replace(task, support=replace(task.support, label=task.support.label.roll(5)))
+    classifier, reached = fit_automatically(task)
+    assert accuracy(classifier, rows) >= accuracy(ZeroShot().fit(task), rows) - 0.02
+    weight = {each.method: each.weight for each in reached}
+    assert weight["linear-probe"] < 0.05 < weight["zero-shot"]
+    assert sum(each.weight for each in reached[:-1]) == pytest.approx(1)
+
+
+def test_text_that_is_wrong_does_not_keep_it_from_learning(make_task, rows):
+    task = make_task((8, 8, 8), val=4, noise=0.4)
+    task = replace(task, text=replace(task.text, embedding=-task.text.embedding))
+    assert accuracy(fit_automatically(task)[0], rows) > accuracy(ZeroShot().fit(task), rows) + 0.3
+
+
+def test_it_is_saved_and_exported_as_any_classifier_and_serves_no_other_classes(make_task, rows, tmp_path):
+    task = make_task((4, 4, 4), val=4, noise=0.6)
+    classifier, reached = fit_automatically(task)
+    assert [each.method for each in reached] == ["zero-shot", "gda", "linear-probe", "lp++", "clip-adapter",
+                                                 "automatic"]
+    classifier.save(tmp_path)
+    loaded = load_classifier(tmp_path)
+    assert torch.equal(loaded.logits(rows.embedding), classifier.logits(rows.embedding))
+    assert (loaded.method, loaded.calibrated_on, loaded.temperature) == ("automatic", "val", classifier.temperature)
+    torch.testing.assert_close(ClassifierModule(loaded)(rows.embedding)[0], loaded.logits(rows.embedding))
+    assert "lp++ share" in (tmp_path / "README.md").read_text()
+    with pytest.raises(MethodError, match="an average of several methods serves the classes alone"):
+        transfer(loaded, task)
+
+
+def test_without_validation_rows_a_part_of_the_support_chooses_and_all_of_it_is_fitted(make_task, rows):
+    task = make_task((4, 4, 2), noise=0.6)
+    classifier, reached = fit_automatically(task, seed=3)
+    assert classifier.calibrated_on == "held-out"
+    assert accuracy(classifier, rows) >= accuracy(ZeroShot().fit(task), rows) - 0.05
+    assert {round(3 * each.accuracy, 6) for each in reached} <= {0, 1, 2, 3}  # one image of each class
+    again, _ = fit_automatically(task, seed=3)
+    assert torch.equal(again.logits(rows.embedding), classifier.logits(rows.embedding))
+
+
+@pytest.mark.parametrize(("shots", "method"), [((1, 1, 1), "lp++"), ((0, 0, 0), "zero-shot")])
+def test_with_nothing_to_weigh_on_there_is_one_member(make_task, shots, method):
+    classifier, reached = fit_automatically(make_task(shots))
+    assert [(each.method, each.accuracy, each.weight) for each in reached] == [(method, None, 1.0)]
+    assert (classifier.method, classifier.calibrated_on) == ("automatic", "")
+
+
+def test_a_class_without_a_support_row_keeps_its_text(make_task, rows):
+    task = make_task((6, 0, 6), val=4, noise=0.4)
+    classifier, reached = fit_automatically(task)
+    assert "linear-probe" not in [each.method for each in reached]
+    right = classifier.logits(rows.embedding)[rows.label == 1].argmax(dim=1) == 1
+    assert float(right.double().mean()) > 0.5
+
+
+def test_without_text_it_is_a_linear_probe(make_task):
+    task = make_task((4, 4, 4), val=4)
+    bare = replace(task, text=Text(task.text.embedding[:0], task.text.class_index[:0], task.text.class_names))
+    assert [each.method for each in fit_automatically(bare)[1]] == ["linear-probe", "automatic"]
+    nothing = make_task((0, 0, 0))
+    with pytest.raises(MethodError, match="neither text nor a labelled training row"):
+        fit_automatically(replace(nothing, text=Text(task.text.embedding[:0], task.text.class_index[:0],
+                                                     task.text.class_names)))
