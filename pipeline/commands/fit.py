@@ -139,7 +139,8 @@ def fit_lines(row: Mapping[str, Any], out: Path | None) -> list[str]:
         f"{percent(row['macro_recall'])}",
         *_new_classes(row),
         f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})",
-        *([f"Saved in {out}. Next: onceclip predict {quote(str(out))} IMAGES..."] if out else []),
+        *([f"Saved in {out}. Next: onceclip evaluate {quote(str(out))} {quote(str(row['store']))}"] if out else
+          ["Not saved: add --out FOLDER to keep the adapter."]),
     ]
 
 
