@@ -50,7 +50,7 @@ def alike(names: Iterable[str]) -> list[str]:
     """A remark if some names differ in case or spaces alone, which makes them different classes; else nothing."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        found["".join(name.split()).casefold()].append(name)
+        found["".join(name.split()).casefold()].append(str(name))
     slips = [", ".join(map(repr, each)) for each in found.values() if len(each) > 1]
     if not slips:
         return []
