@@ -22,7 +22,7 @@ class AdapterFileError(OnceclipError):
 
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
     """One line that names the nearest known name and lists all of them."""
-    known = list(known)
+    name, known = str(name), list(map(str, known))  # NumPy writes the type of its texts into their repr
     spelled = {each.lower(): each for each in reversed(known)}
     near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.4)
     hint = f"did you mean {spelled[near[0]]!r}? " if near else ""

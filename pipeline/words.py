@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 FEW = 30  # images of which an interval says little: of none wrong it has no width
 _ALIKE = 4  # groups of names that are shown
+_FORMULA = ("=", "+", "-", "@")
 
 
 def counted(number: int, what: str, many: str = "") -> str:
@@ -39,11 +42,21 @@ def listing(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file: text that a spreadsheet would run as a formula has its first sign as %XX, as keys have.
+
+    Numbers stay, also those below zero.
+    """
+    if isinstance(value, str) and value[:1] in _FORMULA and not re.fullmatch(r"[+-][\d.]+", value):
+        return f"%{ord(value[0]):02X}{value[1:]}"
+    return value
+
+
 def alike(names: Iterable[str]) -> list[str]:
     """A remark if some names differ in case or spaces alone, which makes them different classes; else nothing."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        found["".join(name.split()).casefold()].append(name)
+        found["".join(name.split()).casefold()].append(str(name))
     slips = [", ".join(map(repr, each)) for each in found.values() if len(each) > 1]
     if not slips:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -232,7 +233,8 @@ def next_lines(store: str, splits: Mapping[str, int], classes: int, text: bool) 
     if not classes:
         return [f"Next: onceclip predict ADAPTER {quote(store)}"]
     method, choice = "tip-adapter" if text else "linear-probe", " --select val" if splits.get("val") else ""
-    return [f"Next: onceclip fit {quote(store)} --method {method} --shots 16{choice}"]
+    out = f"{posixpath.basename(store.rstrip('/')).removesuffix('.zarr') or 'my'}-adapter"
+    return [f"Next: onceclip fit {quote(store)} --method {method} --shots 16{choice} --out {quote(out)}"]
 
 
 def part_lines(done: PartDone) -> list[str]:
@@ -241,6 +243,6 @@ def part_lines(done: PartDone) -> list[str]:
         f"{done.store}, part {done.part}: encoded {done.encoded:,} of {counted(done.images, 'image')}, "
         f"bad {done.bad:,}; {done.seconds:.1f} s",
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        f"The store is complete. Next: onceclip fit {quote(done.store)} --method tip-adapter --shots 16 --select val"
-        if done.complete else "Other parts have images to encode still; the last one to end finishes the store.",
+        *(["The store is complete.", *next_lines(done.store, {"val": 1}, 2, True)] if done.complete else
+          ["Other parts have images to encode still; the last one to end finishes the store."]),
     ]

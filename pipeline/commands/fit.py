@@ -152,7 +152,8 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
         *_accuracy(row, grouped),
         *_new_classes(row),
         *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
-        *([f"Saved in {out}. Next: onceclip predict {quote(str(out))} IMAGES..."] if out else []),
+        *([f"Saved in {out}. Next: onceclip evaluate {quote(str(out))} {quote(str(row['store']))}"] if out else
+          ["Not saved: add --out FOLDER to keep the adapter."]),
     ]
 
 
