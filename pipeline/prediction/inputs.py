@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 from onceclip.pipeline import sources
 from onceclip.pipeline.errors import PredictionError
 from onceclip.pipeline.files import IMAGES, VIDEOS, file_at, is_url, key_of, local_place, suffix
-from onceclip.pipeline.sources import Listing, Record, SourceOptions, open_source
+from onceclip.pipeline.sources import Listing, Record, SourceOptions, open_source, source_of
 from onceclip.pipeline.sources.videos import with_frames
 from onceclip.stores import NotAStore, Store, open_store
 from onceclip.stores.identity import encode_key
@@ -56,7 +55,7 @@ def _store_at(text: str) -> Store | None:
         return None
     if not is_url(text):
         return open_store(text)
-    if _is_file(text) or _recognised(text):
+    if _is_file(text) or source_of(text):
         return None
     try:
         return open_store(text)
@@ -70,11 +69,7 @@ def _is_file(text: str) -> bool:
     """Whether an input is one file, which need not be there, rather than a source of several."""
     if suffix(text) in IMAGES | VIDEOS:
         return not os.path.isdir(local_place(text))
-    return not is_url(text) and not _recognised(text)
-
-
-def _recognised(text: str) -> bool:
-    return any(import_module(f"{sources.__name__}.{name}").recognises(text) for name in sources.SOURCES)
+    return not is_url(text) and not source_of(text)
 
 
 def _file(text: str, options: SourceOptions) -> Listing:
