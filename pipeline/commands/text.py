@@ -8,6 +8,7 @@ from shlex import quote
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
+from onceclip.pipeline.words import class_remarks
 
 
 @click.command()
@@ -45,7 +46,7 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
     """
     from onceclip.pipeline.encoders.opening import recorded_encoder
-    from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates, numbered
+    from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
     from onceclip.pipeline.prompts.embedding import add_text, check_name, prompts_for
     from onceclip.stores import open_store
 
@@ -57,7 +58,8 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
                             load_phrases(class_names) if class_names else None,
                             load_descriptions(prompts, prompts_form) if prompts else None, waffle, seed)
     made = sentences.source
-    if made["templates"] and (warning := numbered(made["phrases"])):
+    said = ({each: sentences.of_class(each) for each in sentences.classes} if "file" in made else made["phrases"])
+    for warning in class_remarks(said):
         click.echo(f"Warning: {warning}", err=True)
     if dry_run:
         values = {"store": store, "name": name, "prompts": {each: sentences.of_class(each)
