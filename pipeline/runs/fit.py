@@ -16,6 +16,7 @@ from onceclip.adapters.selection.search import Search
 from onceclip.adapters.selection.selection import fit_all, fit_selected
 from onceclip.adapters.training.compile import USUAL, Compiling, compiling
 from onceclip.adapters.training.loop import no_progress
+from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
@@ -114,9 +115,13 @@ def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
 
 
 def _drawn(store: Store, spec: RunSpec, method: Method, policy: str) -> Drawn:
-    return draw_task(store, spec.shots, spec.seed, spec.text,
-                     "val" if spec.validated and policy == "fixed" else policy, spec.class_weights, method.inputs,
-                     spec.stream, spec.classes, method.wants_unlabelled, spec.without_text(store))
+    drawn = draw_task(store, spec.shots, spec.seed, spec.text,
+                      "val" if spec.validated and policy == "fixed" else policy, spec.class_weights, method.inputs,
+                      spec.stream, spec.classes, method.wants_unlabelled, spec.without_text(store))
+    if method.needs_support and not len(drawn.support.rows) and drawn.remarks:
+        raise TaskError(f"{store.path} has no train image to learn from ({'; '.join(drawn.remarks)}): take images for "
+                        "test that are not in train too, and extract again")
+    return drawn
 
 
 def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec) -> list[dict[str, Any]]:
