@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 from onceclip.errors import OnceclipError
@@ -25,6 +26,14 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
     name, known = str(name), list(map(str, known))  # NumPy writes the type of its texts into their repr
     spelled = {each.lower(): each for each in reversed(known)}
     near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.4)
-    hint = f"did you mean {spelled[near[0]]!r}? " if near else ""
+    form = same_but_for_form(name, known)
+    hint = f"{form}; " if form else f"did you mean {spelled[near[0]]!r}? " if near else ""
     listing = ", ".join(known) if known else "none"
     return f"no {what} {name!r}{where}: {hint}there are: {listing}"
+
+
+def same_but_for_form(name: str, known: Iterable[str]) -> str:
+    """What to say if a known name differs from this one in Unicode form alone, as names of macOS's folders do."""
+    plain = unicodedata.normalize("NFC", name)
+    other = next((each for each in known if each != name and unicodedata.normalize("NFC", each) == plain), None)
+    return "" if other is None else f"{other!r} is there in another Unicode form (NFC or NFD): copy its name from there"

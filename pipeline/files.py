@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,9 +106,59 @@ def read_place(place: str) -> bytes:
         raise unreachable(place, error) from error
 
 
+def read_text(place: str) -> str:
+    """The text of a file, of any size; see `text_of`.
+
+    Raises SourceError if it cannot be read, or is in UTF-16.
+    """
+    content = read_place(place)
+    if content.startswith(("\ufeff".encode("utf-16-le"), "\ufeff".encode("utf-16-be"))):
+        raise SourceError(f"{place} is text in UTF-16, such as Excel's \"Unicode text\": save it as UTF-8")
+    return text_of(content)
+
+
 def text_of(content: bytes) -> str:
     """Text of which every byte can be found again, also those that are not UTF-8."""
     return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether what `text_of` gave, or a part of it, has no other bytes than UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+_DEPTH = 64  # lists in lists of what `read_json` takes; results have four
+
+
+def read_json(text: str) -> Any:
+    """The values of a JSON text.
+
+    Raises ValueError if it is none, names a key twice, of which one would be lost, or is nested so deeply that Python
+    gives up at it.
+    """
+    try:
+        values = json.loads(text, object_pairs_hook=no_key_twice)
+    except RecursionError:
+        raise ValueError(f"more than {_DEPTH} lists or objects in each other") from None
+    level = [values]
+    for _ in range(_DEPTH):
+        level = [inner for each in level if isinstance(each, dict | list)
+                 for inner in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return values
+    raise ValueError(f"more than {_DEPTH} lists or objects in each other")
+
+
+def no_key_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of pairs.
+
+    Raises ValueError where a key is there twice, of which one would be lost.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is named twice")
+    return values
 
 
 def local_name(text: str) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 FEW = 30  # images of which an interval says little: of none wrong it has no width
 _ALIKE = 4  # groups of names that are shown
 _FORMULA = ("=", "+", "-", "@")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?")
+_LONG = 40  # characters of what is no number any more
+_MISSING = {"nan", "none", "null", "<na>", "n/a"}  # as pandas, Python, SQL and Excel write it
 
 
 def counted(number: int, what: str, many: str = "") -> str:
@@ -52,14 +57,46 @@ def csv_cell(value: Any) -> Any:
     return value
 
 
-def alike(names: Iterable[str]) -> list[str]:
-    """A remark if some names differ in case or spaces alone, which makes them different classes; else nothing."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        found["".join(name.split()).casefold()].append(str(name))
-    slips = [", ".join(map(repr, each)) for each in found.values() if len(each) > 1]
-    if not slips:
-        return []
-    more = " ..." if len(slips) > _ALIKE else ""
-    return [f"names that differ in case or spaces alone are different classes: {'; '.join(slips[:_ALIKE])}{more}; if "
-            "they are one, give them one name"]
+def class_remarks(classes: Mapping[str, Hashable]) -> list[str]:
+    """What is odd about classes: some that may be meant as one, prompts that say the same, names that say nothing.
+
+    classes: by name, what text says of each: its name in prompts, all its sentences, or their embeddings as bytes; None
+        where there is no text.
+    """
+    remarks = []
+    meant_as_one, same_text = defaultdict(list), defaultdict(list)
+    for name, said in classes.items():
+        meant_as_one[_folded(name)].append(name)
+        if said is not None:
+            same_text[said].append(name)
+    if slips := [names for names in meant_as_one.values() if len(names) > 1]:
+        forms = sum(len({unicodedata.normalize("NFC", name) for name in names}) < len(names) for names in slips)
+        remarks.append("names that differ in Unicode form, case, spaces, underscores or the spelling of a number alone "
+                       f"are different classes: {_groups(slips)}"
+                       + (" (in Unicode form, é as one character or as two)" if forms else "")
+                       + "; if they are one, give them one name")
+    if twins := [names for names in same_text.values() if len(names) > 1]:
+        said = classes[twins[0][0]]
+        what = f" ({said!r})" if isinstance(said, str) else ""
+        remarks.append(f"classes with the same prompts{what}, which text cannot tell apart: {_groups(twins)}; give "
+                       "each its own, as with --class-names")
+    if missing := [name for name in classes if name.lower() in _MISSING]:
+        remarks.append(f"{listing([repr(name) for name in missing])} is a class, though programs write it for a label "
+                       "that is missing: if so, leave that empty")
+    said_names = [said for said in classes.values() if isinstance(said, str)]
+    if said_names and all(_NUMBER.fullmatch(said) for said in said_names):
+        remarks.append(f"the prompts call all classes by numbers, such as {said_names[0]!r}: say what they are with "
+                       "--class-names FILE (lines folder,name)")
+    return remarks
+
+
+def _folded(name: str) -> str:
+    """What names have in common that may be meant as one."""
+    if _NUMBER.fullmatch(name):
+        return f"{Decimal(name).normalize():f}" if len(name) < _LONG else name
+    return re.sub(r"[\s_]+", "", unicodedata.normalize("NFC", name)).casefold()
+
+
+def _groups(groups: Sequence[Sequence[str]]) -> str:
+    shown = [", ".join(map(repr, names)) for names in groups[:_ALIKE]]
+    return "; ".join(shown) + (" ..." if len(groups) > _ALIKE else "")

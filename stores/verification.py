@@ -30,7 +30,7 @@ from onceclip.stores.writer import StoreWriter
 _AHEAD = 64  # reads that are handed to threads before the first of them is done
 _UNITS = 16  # whose columns are kept while their chunks are read
 _PIECE = 1 << 20  # rows that are compared at once
-_SPLIT = np.uint64(3)  # the bits that hold the number of a split
+_LOW = np.uint64(0xFFFFF)  # the bits that hold the number of a split or class
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
         faults += run(partial(each.problems, number, sound) for each in rows for number in range(each.chunks))
     remarks: list[Problem] = []
     if not faults:
-        faults, remarks = [*row_faults(store), *text_faults(store)], list(equal_content(store))
+        faults = [*row_faults(store), *text_faults(store)]
+        remarks = [*equal_content(store, "split"), *equal_content(store, "label")]
     return Verification(path, total, lengths.get("state", 0), faults, remarks)
 
 
@@ -259,33 +260,37 @@ def text_faults(store: Store) -> Iterator[Problem]:
             yield Problem(f"text/{name}", "holds values that are not finite")
 
 
-def equal_content(store: Store) -> Iterator[Problem]:
-    """Equal content in two splits: draws leave such rows out, but a user should know."""
+def equal_content(store: Store, column: str) -> Iterator[Problem]:
+    """Equal content in two splits, which draws leave out, or of two classes, of which one must be wrong.
+
+    column: "split" or "label".
+    """
+    names, what = ((SPLITS, "are the same picture in different splits") if column == "split" else
+                   (store.classes, "are the same picture in different classes"))
     places: dict[bytes, dict[int, Any]] = defaultdict(dict)
-    suspects = _in_two_splits(store)
+    suspects = _in_two(store, column)
     if not len(suspects):
         return
-    for state, split, digest, key in store.parts("state", "split", "digest", "key"):
+    for state, number, digest, key in store.parts("state", column, "digest", "key"):
         marks = _marks(digest)
-        placed = (state == STORED) & (split >= 0)
+        placed = (state == STORED) & (number >= 0)
         for row in np.flatnonzero(placed & (suspects[np.searchsorted(suspects, marks) % len(suspects)] == marks)):
-            places[bytes(digest[row])].setdefault(int(split[row]), key[row])
-    for splits in places.values():
-        if len(splits) > 1:
-            named = " and ".join(f"{key} ({SPLITS[split]})" for split, key in sorted(splits.items()))
-            yield Problem(named, "are the same picture in different splits")
+            places[bytes(digest[row])].setdefault(int(number[row]), key[row])
+    for found in places.values():
+        if len(found) > 1:
+            yield Problem(" and ".join(f"{key} ({names[number]})" for number, key in sorted(found.items())), what)
 
 
-def _in_two_splits(store: Store) -> np.ndarray:
-    """Marks of digests that stored rows of different splits have, in order: (n,) uint64, with few others among them.
+def _in_two(store: Store, column: str) -> np.ndarray:
+    """Marks of digests that stored rows of different splits or classes have, in order: (n,) uint64, with few others.
 
-    Eight bytes per row are in memory: a digest's mark, with the row's split in two bits that every mark has empty.
+    Eight bytes per row are in memory: a digest's mark, with the row's number in bits that every mark has empty.
     """
     marks = np.empty(store.array("state").shape[0], np.uint64)
     size = 0
-    for state, split, digest in store.parts("state", "split", "digest"):
-        placed = (state == STORED) & (split >= 0)
-        found = _marks(digest[placed]) | split[placed].astype(np.uint64)
+    for state, number, digest in store.parts("state", column, "digest"):
+        placed = (state == STORED) & (number >= 0)
+        found = _marks(digest[placed]) | (number[placed].astype(np.uint64) & _LOW)
         marks[size:size + len(found)] = found
         size += len(found)
     marks = marks[:size]
@@ -294,9 +299,9 @@ def _in_two_splits(store: Store) -> np.ndarray:
     for start in range(0, size - 1, _PIECE):
         here, following = marks[start:start + _PIECE], marks[start + 1:start + 1 + _PIECE]
         here = here[:len(following)]
-        found.append(here[(here != following) & ((here | _SPLIT) == (following | _SPLIT))] & ~_SPLIT)
+        found.append(here[(here != following) & ((here | _LOW) == (following | _LOW))] & ~_LOW)
     return np.unique(np.concatenate(found))
 
 
 def _marks(digest: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(digest).view(np.uint64)[:, 0] & ~_SPLIT
+    return np.ascontiguousarray(digest).view(np.uint64)[:, 0] & ~_LOW

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
-from onceclip.adapters.classifier import CONFIG, WEIGHTS
 from onceclip.adapters.errors import unknown
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of

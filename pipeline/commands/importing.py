@@ -22,9 +22,11 @@ def import_(arrays: Path, store: str, encoder: str | None, as_json: bool) -> Non
     """Make a store from features made elsewhere.
 
     ARRAYS is an .npz file, or a folder of .npy files, with embedding (n, d), label (n,) and split (n,); optionally
-    key (n,), view (n, v, d), text (c, d) or (c, p, d), class_names (c,), logit_scale. Or it is a folder that
-    clip-retrieval wrote, with img_emb/*.npy and metadata/*.parquet: classes and splits are then the folders of the
-    images. An import that was cut short is done anew by the same command.
+    key (n,), view (n, v, d), text (c, d) or (c, p, d), class_names (c,), and logit_scale, what cosines are multiplied
+    with: 100 for CLIP, not its logarithm. Labels are names, or numbers with -1 for none: places in class_names, else
+    each number is a class. Rows of zeros are stored as bad images. Or ARRAYS is a folder that clip-retrieval wrote,
+    with img_emb/*.npy and metadata/*.parquet: classes and splits are then the folders of the images. An import that
+    was cut short is done anew by the same command.
 
     \b
     Examples:

@@ -78,7 +78,7 @@ def info_lines(values: dict[str, Any]) -> list[str]:
 
 def _made_of(source: dict[str, Any]) -> list[str]:
     """What made a text set, a line each."""
-    from onceclip.pipeline.prompts.class_names import class_phrases
+    from onceclip.pipeline.prompts import class_phrases
 
     templates, file, waffle = source.get("templates", []), source.get("file"), source.get("waffle")
     found = [f"templates: {', '.join(map(repr, templates[:_TEMPLATES]))}"

@@ -8,6 +8,7 @@ from shlex import quote
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
+from onceclip.pipeline.words import class_remarks
 
 
 @click.command()
@@ -45,14 +46,14 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
     """
     from onceclip.pipeline.api.stores import add_text, sentences_of
-    from onceclip.pipeline.prompts import numbered
     from onceclip.stores import open_store
 
     if prompts_form and not prompts:
         raise click.UsageError("--prompts-form says what --prompts holds: give a file")
     sentences = sentences_of(open_store(store), name, templates, prompts, prompts_form, class_names, waffle, seed)
     made = sentences.source
-    if made["templates"] and (warning := numbered(made["phrases"])):
+    said = ({each: sentences.of_class(each) for each in sentences.classes} if "file" in made else made["phrases"])
+    for warning in class_remarks(said):
         click.echo(f"Warning: {warning}", err=True)
     if dry_run:
         values = {"store": store, "name": name, "prompts": {each: sentences.of_class(each)

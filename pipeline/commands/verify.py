@@ -22,7 +22,7 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     """Read a whole store and check it.
 
     Checks every chunk of STORE against its checksum, rows, columns and text sets against each other, and looks for
-    equal pictures in different splits. Exit code 1 if anything is wrong.
+    equal pictures in different splits or classes. Exit code 1 if anything is wrong.
 
     \b
     Example:

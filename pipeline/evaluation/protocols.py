@@ -13,7 +13,7 @@ from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.evaluate import Evaluation, evaluate_together, score
 from onceclip.pipeline.evaluation.metrics import SCORES
 from onceclip.pipeline.tasks.classes import ALL, BASE, NEW, names_of
-from onceclip.pipeline.tasks.other_classes import for_text
+from onceclip.pipeline.tasks.tasks import for_text
 from onceclip.stores import Store
 
 NEW_SCORES = ("class_set", "accuracy_new", "harmonic_mean", "n_test_new", "classes_new")

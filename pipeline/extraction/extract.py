@@ -24,14 +24,15 @@ from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses,
 from onceclip.pipeline.extraction.splits import PARTS, drawing_of, splits_of
 from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
 from onceclip.pipeline.extraction.units import Remaining, rows_to_embed, rows_to_view
-from onceclip.pipeline.prompts import numbered
 from onceclip.pipeline.sources import Content
+from onceclip.pipeline.words import class_remarks, counted, listing
 from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store, StoreWriter, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
 from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import is_remote
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
+from onceclip.stores.verification import equal_content
 
 PATIENCE = 3600.0  # seconds that a part waits for the plan
 _PAUSE = 0.5
@@ -140,7 +141,7 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
     mine = [row for row in sorted(contents) if row // size in units]
     bad = {str(table.key[row]): str(table.reason[row]) for row in mine if table.state[row] == BAD}
     return PartDone(path, str(part), len(mine), encoded, len(bad), bad, complete, time.perf_counter() - begun,
-                    found.remarks)
+                    [*found.remarks, *class_remarks(found.phrases)])
 
 
 def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, found: Survey) -> bool:
@@ -184,9 +185,8 @@ def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, A
     table = store.table
     counts = Counter(store.classes[label] for label in table.label[store.rows()])
     bad = {str(table.key[row]): str(table.reason[row]) for row in inventory.present if table.state[row] == BAD}
-    warnings = list(found.remarks)
-    if text["encoded"] and (warning := numbered(found.phrases)):
-        warnings.append(warning)
+    said = found.phrases if text["encoded"] else dict.fromkeys(found.classes)
+    warnings = [*found.remarks, *class_remarks(said), *_conflicts(store)]
     if store.classes and not store.texts:
         warnings.append(f"{store.encoder['name']} has no text encoder: the store has no prompts, which most methods "
                         "need (linear-probe does without)")
@@ -200,6 +200,13 @@ def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, A
         splits={name: len(store.rows(name)) for name in SPLITS},
         outputs={name: list(output.shape) for name, output in store.outputs.items()},
         encoder=store.encoder, text=text, seconds=seconds, warnings=warnings)
+
+
+def _conflicts(store: Store) -> list[str]:
+    """The remark on equal pictures of different classes."""
+    found = [each.where for each in equal_content(store, "label")]
+    return [f"{counted(len(found), 'picture')} in several classes, some of which must be wrong: {listing(found, 4)}"] \
+        if found else []
 
 
 def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOptions, part: Part) -> bool:

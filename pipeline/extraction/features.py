@@ -11,10 +11,11 @@ import numpy as np
 from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.extraction import splits
 from onceclip.pipeline.prompts.embedding import NAME
+from onceclip.pipeline.words import counted, listing
 from onceclip.stores import NotAStore, Output, Store, StoreWriter, Table, TextSet, open_store, write_lock
 from onceclip.stores.identity import DIGEST_BYTES, digest
 from onceclip.stores.location import occupied
-from onceclip.stores.rows import finite_rows
+from onceclip.stores.rows import unusable_rows
 from onceclip.stores.schema import BAD, SPLITS, STORED, TODO, UNIT_ROWS
 
 Values = Callable[[slice], Mapping[str, np.ndarray]]
@@ -44,7 +45,8 @@ class Features:
 def make_store(path: str, features: Features, unit_rows: int = UNIT_ROWS) -> Store:
     """Write a store, unit by unit; one that was cut short is written anew by the same call.
 
-    Rows whose embedding is not finite are recorded as bad.
+    Rows whose embedding is not finite, or zeros as other programs write them for what they could not read, are
+    recorded as bad.
     Raises StoreError if something else stands at the path.
     """
     n = len(features.key)
@@ -58,11 +60,12 @@ def make_store(path: str, features: Features, unit_rows: int = UNIT_ROWS) -> Sto
             rows = slice(number * writer.unit_rows, min((number + 1) * writer.unit_rows, n))
             values = dict(features.values(rows))
             embedding = values.pop("embedding")
-            finite = finite_rows(embedding)
+            why = unusable_rows(embedding)
+            good = why == ""
             content = np.stack([np.frombuffer(digest(row.tobytes()), np.uint8) for row in embedding])
-            writer.commit(number, np.where(finite[:, None], embedding, np.nan), content,
-                          np.where(finite, "", "its embedding is not finite").astype(object),
-                          np.where(finite, STORED, BAD).astype(np.int8), values)
+            writer.commit(number, np.where(good[:, None], embedding, np.nan), content,
+                          np.where(good, "", "its embedding is " + why).astype(object),
+                          np.where(good, STORED, BAD).astype(np.int8), values)
         if features.text is not None:
             writer.put_text(NAME, features.text)
         written = open_store(path).table
@@ -88,7 +91,16 @@ def _writer(path: str, features: Features, unit_rows: int) -> StoreWriter:
 
 def summary(store: Store, text: bool, seconds: float, remarks: list[str]) -> dict[str, Any]:
     """What was done, as JSON values."""
-    return {"store": store.path, "images": len(store.table), "dim": store.dim, "classes": len(store.classes),
-            "text": text, "bad": int((store.table.state == BAD).sum()),
+    table = store.table
+    bad = np.flatnonzero(table.state == BAD)
+    if len(bad):
+        remarks.append(f"{counted(len(bad), 'row')} stored as bad, the first is {table.key[bad[0]]} "
+                       f"({table.reason[bad[0]]})")
+    empty = np.setdiff1d(np.arange(len(store.classes)), table.label[table.state == STORED]).tolist()
+    if empty:
+        remarks.append(f"{counted(len(empty), 'class', 'classes')} without a row: "
+                       f"{listing([store.classes[number] for number in empty])}")
+    return {"store": store.path, "images": len(table), "dim": store.dim, "classes": len(store.classes),
+            "text": text, "bad": len(bad),
             "splits": {name: len(store.rows(name)) for name in SPLITS}, "encoder": store.encoder, "seconds": seconds,
             "remarks": remarks}

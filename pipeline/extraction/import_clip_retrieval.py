@@ -16,7 +16,7 @@ from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.extraction.features import Features, make_store, summary
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
-from onceclip.pipeline.words import alike
+from onceclip.pipeline.words import class_remarks
 from onceclip.stores.identity import digest, encode_key, fingerprint
 from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, UNIT_ROWS
 
@@ -74,7 +74,7 @@ def import_folder(folder: Path, store: str, encoder: str | None = None, unit_row
     drawn = not (split != NO_SPLIT).any()
     features = Features(info, "float16" if halves else "float32", np.array(keys, object), label, split, classes, values,
                         drawn)
-    remarks = alike(classes)
+    remarks = class_remarks(dict.fromkeys(classes))
     remarks += ["text_emb holds captions of single images, not prompts of classes: it was left out"] \
         if (folder / "text_emb").is_dir() else []
     if not normalized:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
-from onceclip.pipeline import sources
 from onceclip.pipeline.errors import NoImages, PredictionError
 from onceclip.pipeline.files import IMAGES, VIDEOS, file_at, is_url, key_of, local_place, suffix
-from onceclip.pipeline.sources import Listing, Record, SourceOptions, open_source
+from onceclip.pipeline.sources import DEFAULTS, Listing, Record, SourceOptions, open_source, source_of
 from onceclip.pipeline.sources.folder import hidden
 from onceclip.pipeline.sources.videos import with_frames
 from onceclip.pipeline.words import counted
@@ -21,7 +19,7 @@ from onceclip.stores.identity import encode_key
 from onceclip.stores.location import looks_like_store
 
 
-def list_inputs(inputs: Sequence[str | Path], options: SourceOptions = sources.DEFAULTS) -> Listing:
+def list_inputs(inputs: Sequence[str | Path], options: SourceOptions = DEFAULTS) -> Listing:
     """List the images of all inputs in the order given; their classes, where a source has some, are left out.
 
     inputs: image or video files, or what `open_source` lists. A file is called as it was given, an image of a source as
@@ -59,7 +57,7 @@ def _store_at(text: str) -> Store | None:
         return None
     if not is_url(text):
         return open_store(text)
-    if _is_file(text) or _recognised(text):
+    if _is_file(text) or source_of(text):
         return None
     try:
         return open_store(text)
@@ -73,7 +71,7 @@ def _is_file(text: str) -> bool:
     """Whether an input is one file, which need not be there, rather than a source of several."""
     if suffix(text) in IMAGES | VIDEOS:
         return not os.path.isdir(local_place(text))
-    if is_url(text) or _recognised(text):
+    if is_url(text) or source_of(text):
         return False
     if not os.path.lexists(local_place(text)):
         raise PredictionError(f"{text} does not exist: give images, a folder of images or a store")
@@ -103,10 +101,6 @@ def _others(folder: str) -> list[str]:
         folders[:] = [name for name in folders if not hidden(name)]
         found += [encode_key(name) for name in files if suffix(name) not in IMAGES | VIDEOS and not hidden(name)]
     return sorted(found)
-
-
-def _recognised(text: str) -> bool:
-    return any(import_module(f"{sources.__name__}.{name}").recognises(text) for name in sources.SOURCES)
 
 
 def _file(text: str, options: SourceOptions) -> Listing:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onceclip.adapters.errors import same_but_for_form
 from onceclip.pipeline.errors import PromptError
-from onceclip.pipeline.prompts.class_names import no_key_twice
+from onceclip.pipeline.files import read_json
 from onceclip.stores.identity import digest
 
 FORMS = ("sentences", "descriptors")
@@ -82,7 +82,7 @@ def load_descriptions(path: Path, form: str | None = None) -> Descriptions:
     """
     try:
         content = path.read_bytes()
-        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=no_key_twice)
+        values = read_json(content.decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise PromptError(f"{path} is not a file of prompts ({error}): write JSON {_SHAPE}") from error
     if not isinstance(values, dict) or not values:
@@ -125,7 +125,8 @@ def _nearest(names: list[str], others: Iterable[str], most: int = 4) -> str:
     shown = []
     for name in names[:most]:
         near = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
-        shown.append(f"{name!r}" + (f" (nearest: {near[0]!r})" if near else ""))
+        form = same_but_for_form(name, others)
+        shown.append(f"{name!r}" + (f" ({form})" if form else f" (nearest: {near[0]!r})" if near else ""))
     return (", ".join(shown) or "none") + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

@@ -12,10 +12,15 @@ import numpy as np
 
 from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import PromptError
-from onceclip.pipeline.prompts.class_names import class_phrases
 from onceclip.pipeline.prompts.descriptions import Descriptions
-from onceclip.pipeline.prompts.prompts import Prompts, build_prompts
-from onceclip.pipeline.prompts.templates import DEFAULT_TEMPLATES, GENERATOR, waffle_templates
+from onceclip.pipeline.prompts.prompts import (
+    DEFAULT_TEMPLATES,
+    GENERATOR,
+    Prompts,
+    build_prompts,
+    class_phrases,
+    waffle_templates,
+)
 from onceclip.stores import Store, StoreWriter, TextSet, open_store, write_lock
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -19,10 +20,14 @@ from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.selection.selection import default_policy, remarks_on
 from onceclip.adapters.task import EMBEDDING
 from onceclip.pipeline.errors import DeviceError, EstimatorError
+from onceclip.pipeline.tasks.tasks import logit_numbers
+from onceclip.pipeline.words import class_remarks
 from onceclip.pipeline.workers.devices import CPU, training_device
 from onceclip.stores import Store
 
 _SELECT = ("fixed", "val", "loo")
+_RECODED = ("inside of VotingClassifier, StackingClassifier or BaggingClassifier, which replace labels by 0, 1, 2 ... "
+            "in sorted order, name them by these numbers")
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -74,14 +79,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         embedding = words.embedding.astype(np.float32)
         return cls(method, text={name: embedding[words.class_index == number]
                                  for number, name in enumerate(words.classes)},
-                   **{"logit_scale": store.encoder.get("logit_scale") or 100.0,
-                      "logit_bias": store.encoder.get("logit_bias") or 0.0, "encoder": store.encoder, **others})
+                   **{**logit_numbers(store.encoder), "encoder": store.encoder, **others})
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 - scikit-learn's name
         """Fit on raw embeddings (rows, dim) and labels (rows,) of any sortable type.
 
         Raises EstimatorError, a ValueError, if the text does not match the labels or the method needs more than
-        embeddings.
+        embeddings. Warns of classes whose text is the same.
         """
         rows, y = validate_data(self, X, y, dtype="numeric")
         check_classification_targets(y)
@@ -155,15 +159,24 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 raise EstimatorError(f"text has {len(text)} entries: say with class_names which label each of them is "
                                      "of, or give a mapping from label to embeddings")
             text = dict(zip(self.class_names, text, strict=True))
+        text = {key.item() if isinstance(key, np.generic) else key: value for key, value in text.items()}
         labels = self.classes_.tolist()
         missing = [each for each in labels if each not in text]
         if missing:
             raise EstimatorError(f"text has no entry for {', '.join(map(repr, missing[:8]))}; it has "
-                                 f"{', '.join(map(repr, list(text)[:8]))}: name its entries as y names the classes")
+                                 f"{', '.join(map(repr, list(text)[:8]))}: name its entries as y names the classes; "
+                                 f"{_RECODED}")
+        if labels == list(range(len(labels))) and len(text) > 2 * len(labels) and all(
+                isinstance(key, int) for key in text):
+            raise EstimatorError(f"y has the classes 0 to {labels[-1]}, and text has {len(text)} whole numbers, which "
+                                 f"may mean other classes: leave out of text what is not in y; {_RECODED}")
         prompts = [torch.from_numpy(np.atleast_2d(np.array(text[each], np.float32))) for each in labels]
         if any(each.ndim != 2 or each.shape[1] != self.n_features_in_ for each in prompts):
             raise EstimatorError(f"X has {self.n_features_in_} features, and text embeddings have shapes such as "
                                  f"{tuple(prompts[0].shape)}: both must come from one encoder")
+        said = {str(name): each.numpy().tobytes() for name, each in zip(labels, prompts, strict=True)}
+        for remark in class_remarks(said):
+            warnings.warn(remark, stacklevel=4)
         return prompts
 
 

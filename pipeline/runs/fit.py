@@ -18,6 +18,7 @@ from onceclip.adapters.selection.search import Search
 from onceclip.adapters.selection.selection import default_policy, fit_all, fit_selected, remarks_on
 from onceclip.adapters.training.compile import USUAL, Compiling, compiling
 from onceclip.adapters.training.loop import no_progress
+from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
@@ -136,6 +137,9 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
     drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
                       spec.classes, method.wants_unlabelled, spec.without_text(store))
+    if method.needs_support and not len(drawn.support.rows) and drawn.remarks:
+        raise TaskError(f"{store.path} has no train image to learn from ({'; '.join(drawn.remarks)}): take images for "
+                        "test that are not in train too, and extract again")
     return drawn if drawn.task.val is not None or spec.select else replace(drawn, val=None)
 
 

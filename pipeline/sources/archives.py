@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import posixpath
 import re
@@ -23,13 +22,14 @@ from onceclip.pipeline.files import (
     is_url,
     key_of,
     local_place,
+    read_json,
     remote_folder,
     suffix,
     text_of,
     unreachable,
 )
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, by_folders, hidden
-from onceclip.pipeline.sources.record import Listing, Record, SourceOptions, natural_order
+from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, by_folders, hidden, is_system, left_out
+from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions, natural_order
 from onceclip.pipeline.words import counted
 from onceclip.stores.identity import encode_key
 
@@ -94,7 +94,6 @@ def _damaged(place: str, last: str, position: int) -> SourceError:
                        "copy, or make it anew")
 
 
-USES: frozenset[str] = frozenset()
 _AT_ONCE = 8
 _MOST_SHARDS = 1_000_000
 _CLASS_NAMES = ("class_name", "label", "class", "cls")
@@ -102,42 +101,53 @@ _CLASS_NAMES = ("class_name", "label", "class", "cls")
 
 @dataclass(frozen=True)
 class Shard:
-    """One archive: its place, its name in keys, its members, and the class, split and group that samples name."""
+    """One archive: its place, its name in keys, its members, and the class, split and group that samples name.
+
+    system: folders of members that were passed over, because a system makes them.
+    """
 
     place: str
     name: str
     images: list[Member] = field(default_factory=list)
     notes: dict[str, dict[str, str]] = field(default_factory=dict)
     videos: int = 0
+    system: list[str] = field(default_factory=list)
 
 
-def recognises(text: str) -> bool:
-    """Whether a source is one or more archives."""
-    return bool(re.search(r"\.(tar(\.\w+)?|tgz)(\}|\]|$)", text.lower()))
+class Archives(Source):
+    """Tar archives, one or several by a pattern; WebDataset's among them."""
 
+    name = "tar archives"
 
-def list_source(text: str, options: SourceOptions) -> Listing:
-    """List the images of archives, archive by archive, in their order.
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether a source is one or more archives."""
+        return bool(re.search(r"\.(tar(\.\w+)?|tgz)(\}|\]|$)", text.lower()))
 
-    Raises SourceError if there is no such archive, one is damaged, or there are no images.
-    """
-    patterns = [text] if os.path.exists(local_place(text)) else expand_braces(text)
-    places = list(dict.fromkeys(place for pattern in patterns for place in _matching(pattern)))
-    if not places:
-        raise SourceError(f"{text}: no such archive: give a .tar file, or several as 'data-{{000..009}}.tar' or "
-                          "'data-*.tar'")
-    parts = [place.split("/") for place in places]
-    base = next((depth for depth, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1), -1)
-    with ThreadPoolExecutor(_AT_ONCE if is_url(places[0]) else 1) as pool:
-        shards = list(pool.map(_indexed, [Shard(place, "/".join(names[base:])) for place, names
-                                          in zip(places, parts, strict=True)]))
-    records = _records(shards)
-    if not records:
-        raise SourceError(f"{text} has no images ({len(places)} archives; images end in {', '.join(sorted(IMAGES))}): "
-                          "give archives of image files")
-    videos = sum(shard.videos for shard in shards)
-    remark = f"{counted(videos, 'video')} in {text} left out: unpack the archive into a folder"
-    return Listing(records, [remark] if videos else [])
+    @staticmethod
+    def list(text: str, options: SourceOptions) -> Listing:
+        """List the images of archives, archive by archive, in their order.
+
+        Raises SourceError if there is no such archive, one is damaged, or there are no images.
+        """
+        patterns = [text] if os.path.exists(local_place(text)) else expand_braces(text)
+        places = list(dict.fromkeys(place for pattern in patterns for place in _matching(pattern)))
+        if not places:
+            raise SourceError(f"{text}: no such archive: give a .tar file, or several as 'data-{{000..009}}.tar' or "
+                              "'data-*.tar'")
+        parts = [place.split("/") for place in places]
+        base = next((depth for depth, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1), -1)
+        with ThreadPoolExecutor(_AT_ONCE if is_url(places[0]) else 1) as pool:
+            shards = list(pool.map(_indexed, [Shard(place, "/".join(names[base:])) for place, names
+                                              in zip(places, parts, strict=True)]))
+        records = _records(shards)
+        if not records:
+            raise SourceError(f"{text} has no images ({len(places)} archives; images end in "
+                              f"{', '.join(sorted(IMAGES))}): give archives of image files")
+        videos = sum(shard.videos for shard in shards)
+        remark = f"{counted(videos, 'video')} in {text} left out: unpack the archive into a folder"
+        return Listing(records, [*([remark] if videos else []), *left_out(name for each in shards
+                                                                         for name in each.system)])
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -185,7 +195,9 @@ def _indexed(shard: Shard) -> Shard:
         with source.stream() as file:
             for member in index(shard.place, file):
                 name = posixpath.normpath(member.name)
-                if any(map(hidden, name.split("/"))):
+                system = [part for part in name.split("/") if is_system(part)]
+                if system or any(map(hidden, name.split("/"))):
+                    shard.system.extend(system)
                     continue
                 ending = suffix(name)
                 if ending in IMAGES:
@@ -213,7 +225,7 @@ def _note(place: str, member: Member, content: bytes) -> dict[str, str]:
     if suffix(member.name) == ".cls":
         return {"cls": text_of(content).strip()}
     try:
-        values: Any = json.loads(text_of(content))
+        values: Any = read_json(text_of(content))
     except ValueError as error:
         raise SourceError(f"{place}: {member.name} is not JSON ({error}): correct it, or leave it out") from error
     if not isinstance(values, dict):

@@ -8,44 +8,51 @@ from __future__ import annotations
 import json
 
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import parent, read_place, suffix, text_of
-from onceclip.pipeline.sources.manifest import Row, check_numbers, records_of
-from onceclip.pipeline.sources.record import Listing, SourceOptions
+from onceclip.pipeline.files import parent, read_json, read_text, suffix
+from onceclip.pipeline.sources.manifest import Row, check_numbers, check_utf8, records_of
+from onceclip.pipeline.sources.record import Listing, Source, SourceOptions
 
-USES = frozenset({"root", "every", "frames"})
 SPLITS = ("train", "val", "test")
 _FORM = 'give {"train": [["cat/1.jpg", 0, "cat"], ...], "val": [...], "test": [...]}, as CoOp\'s split_zhou_*.json are'
 
 
-def recognises(text: str) -> bool:
-    """Whether a source is a JSON file."""
-    return suffix(text) == ".json"
+class CoopSplit(Source):
+    """CoOp's split file."""
 
+    name = "CoOp's split file"
+    takes = frozenset({"root", "every", "frames"})
 
-def list_source(text: str, options: SourceOptions) -> Listing:
-    """List the images of a split file, in its order.
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether a source is a JSON file."""
+        return suffix(text) == ".json"
 
-    Raises SourceError if the file has another form, or its class numbers and class names disagree.
-    """
-    try:
-        values = json.loads(text_of(read_place(text)))
-    except ValueError as error:
-        raise SourceError(f"{text}: not JSON ({error}): {_FORM}") from error
-    if not isinstance(values, dict) or not values or not set(values) <= set(SPLITS):
-        raise SourceError(f"{text} is not a split file: {_FORM}, or a manifest as .csv or .jsonl")
-    rows, numbers = [], []
-    for split in (name for name in SPLITS if name in values):
-        if not isinstance(values[split], list):
-            raise SourceError(f"{text}: {split} is not a list: {_FORM}")
-        for place, item in enumerate(values[split]):
-            where = f"{split}[{place}]"
-            if not _is_item(item):
-                raise SourceError(f"{text} {where}: {json.dumps(item)[:60]} is not [path, number, name]: {_FORM}")
-            path, number, name = item
-            rows.append(Row(where, path, name, split))
-            numbers.append((where, number, name))
-    check_numbers(text, numbers)
-    return Listing(records_of(text, rows, options.root or parent(text)))
+    @staticmethod
+    def list(text: str, options: SourceOptions) -> Listing:
+        """List the images of a split file, in its order.
+
+        Raises SourceError if the file has another form, or its class numbers and class names disagree.
+        """
+        try:
+            values = read_json(read_text(text))
+        except ValueError as error:
+            raise SourceError(f"{text}: not JSON ({error}): {_FORM}") from error
+        if not isinstance(values, dict) or not values or not set(values) <= set(SPLITS):
+            raise SourceError(f"{text} is not a split file: {_FORM}, or a manifest as .csv or .jsonl")
+        rows, numbers = [], []
+        for split in (name for name in SPLITS if name in values):
+            if not isinstance(values[split], list):
+                raise SourceError(f"{text}: {split} is not a list: {_FORM}")
+            for place, item in enumerate(values[split]):
+                where = f"{split}[{place}]"
+                if not _is_item(item):
+                    raise SourceError(f"{text} {where}: {json.dumps(item)[:60]} is not [path, number, name]: {_FORM}")
+                path, number, name = item
+                check_utf8(text, where, path, name)
+                rows.append(Row(where, path, name, split))
+                numbers.append((where, number, name))
+        check_numbers(text, numbers)
+        return Listing(records_of(text, rows, options.root or parent(text)))
 
 
 def _is_item(item: object) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from onceclip.pipeline.errors import NoImages, SourceError
@@ -20,31 +20,38 @@ from onceclip.pipeline.files import (
     suffix,
     unreachable,
 )
-from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions, natural_order
+from onceclip.pipeline.sources.record import Content, Listing, Record, Source, SourceOptions, natural_order
+from onceclip.pipeline.words import listing
 from onceclip.stores.identity import encode_key
 
-USES = frozenset({"every", "frames"})
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                  "test": "test", "testing": "test"}
 _MEND = "give a folder with one sub-folder of images per class"
 
 
-def recognises(text: str) -> bool:
-    """Whether a source is a folder that is there."""
-    return not is_url(text) and os.path.isdir(local_place(text))
+class Folder(Source):
+    """A folder of class folders or its URL."""
 
+    name = "folder"
+    takes = frozenset({"every", "frames"})
 
-def list_source(text: str, options: SourceOptions) -> Listing:
-    """List the images and videos of a folder, `CLASS/...` or `SPLIT/CLASS/...`, in natural order of their keys.
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether a source is a folder that is there."""
+        return not is_url(text) and os.path.isdir(local_place(text))
 
-    Raises SourceError if the folder does not exist, is empty or has no images.
-    """
-    return Listing(_remote(text) if is_url(text) else _local(Path(local_place(text)), IMAGES | VIDEOS))
+    @staticmethod
+    def list(text: str, options: SourceOptions) -> Listing:
+        """List the images and videos of a folder, `CLASS/...` or `SPLIT/CLASS/...`, in natural order of their keys.
+
+        Raises SourceError if the folder does not exist, is empty or has no images.
+        """
+        return _remote(text) if is_url(text) else _local(Path(local_place(text)), IMAGES | VIDEOS)
 
 
 def list_images(root: Path) -> list[Record]:
-    """List the images of a folder on this machine; otherwise as `list_source`."""
-    return _local(root, IMAGES)
+    """List the images of a folder on this machine; otherwise as `Folder.list`."""
+    return _local(root, IMAGES).records
 
 
 def by_folders(names: Sequence[str], content: Callable[[str], Content], key: Callable[[str], str]) -> list[Record]:
@@ -64,49 +71,86 @@ def by_folders(names: Sequence[str], content: Callable[[str], Content], key: Cal
     return records
 
 
+# Made by Synology, QNAP, Windows, Linux and macOS: thumbnails, deleted files, snapshots.
+_SYSTEM = frozenset(["@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler",
+                     "system volume information", "lost+found", "__macosx"])
+
+
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is passed over."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder of this name is passed over without a word."""
+    return name.startswith(".")
 
 
-def _local(root: Path, suffixes: frozenset[str]) -> list[Record]:
+def is_system(name: str) -> bool:
+    """Whether a folder of this name is passed over with a remark, because a system made it and no person."""
+    return name.lower() in _SYSTEM
+
+
+def left_out(folders: Iterable[str]) -> list[str]:
+    """The remark on folders that were passed over; none if there are none."""
+    names = [f"{name} ({number:,})" if number > 1 else name for name, number in sorted(Counter(folders).items())]
+    return [f"passed over, as a system makes them: {listing(names)}"] if names else []
+
+
+def _local(root: Path, suffixes: frozenset[str]) -> Listing:
     """Links are followed, each folder once."""
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise SourceError(f"{root} {what}: {_MEND}, or another source (onceclip extract --help lists them)")
-    found = sorted(_walk(root, suffixes), key=natural_order)
+    system: list[str] = []
+    names = list(_walk(os.fspath(root), system))
+    found = sorted((name for name in names if suffix(name) in suffixes), key=natural_order)
     if not found:
-        _refuse_empty(str(root), [name for _, _, files in os.walk(root) for name in files])
+        _refuse_empty(str(root), names)
     place = os.fspath(root)
-    return by_folders([name.replace(os.sep, "/") for name in found],
-                      lambda name: LocalFile(os.path.join(place, name)), encode_key)
+    return Listing(by_folders([name.replace(os.sep, "/") for name in found],
+                              lambda name: LocalFile(os.path.join(place, name)), encode_key), left_out(system))
 
 
-def _walk(root: Path, suffixes: frozenset[str]) -> Iterator[str]:
-    """Paths of image files relative to the root. Links to folders come after all folders, each folder once."""
+def _walk(root: str, system: list[str]) -> Iterator[str]:
+    """Paths of files relative to the root. Links to folders come after all folders, each folder once.
+
+    system: gets the names of folders that are passed over.
+    """
     seen = set()
-    waiting = deque([os.fspath(root)])
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(f"{error.filename} cannot be read ({error.strerror}): allow reading it, or move it out of "
-                          f"{root}")
-
-    while waiting:
-        for folder, folders, files in os.walk(waiting.popleft(), onerror=refuse):
-            real = os.path.realpath(folder)
+    links = deque([(root, os.path.realpath(root), "")])
+    while links:
+        waiting = [links.popleft()]  # no recursion, which Python bounds, as os.walk does up to 3.11
+        while waiting:
+            folder, real, relative = waiting.pop()
             if real in seen:
-                folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(name for name in folders if not hidden(name))
-            waiting.extend(path for name in folders if os.path.islink(path := os.path.join(folder, name)))
-            relative = os.path.relpath(folder, root)
-            for name in files:
-                if suffix(name) in suffixes and not hidden(name):
-                    yield name if relative == os.curdir else os.path.join(relative, name)
+            inner = []
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if hidden(entry.name):
+                            continue
+                        if not _is_folder(entry):
+                            yield relative + entry.name
+                        elif is_system(entry.name):
+                            system.append(entry.name)
+                        else:
+                            inner.append(entry)
+            except OSError as error:
+                raise SourceError(f"{folder} cannot be read ({error.strerror}): allow reading it, or move it out of "
+                                  f"{root}") from error
+            inner.sort(key=lambda entry: entry.name)
+            links.extend((entry.path, os.path.realpath(entry.path), f"{relative}{entry.name}{os.sep}")
+                         for entry in inner if entry.is_symlink())
+            waiting += [(entry.path, os.path.join(real, entry.name), f"{relative}{entry.name}{os.sep}")
+                        for entry in reversed(inner) if not entry.is_symlink()]
 
 
-def _remote(url: str) -> list[Record]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round in a circle, or to where we may not look
+        return False
+
+
+def _remote(url: str) -> Listing:
     try:
         files, base = remote_folder(url.rstrip("/"))
         base = base.rstrip("/")
@@ -121,12 +165,13 @@ def _remote(url: str) -> list[Record]:
         raise SourceError(f"{url} is a file, not a folder: {_MEND}, or another source (onceclip extract --help lists "
                           "them)")
     names = [name[len(base) + 1:] for name in everything]
+    system = [part for name in names for part in name.split("/")[:-1] if is_system(part)]
     found = sorted((name for name in names if suffix(name) in IMAGES | VIDEOS
-                    and not any(map(hidden, name.split("/")))), key=natural_order)
+                    and not any(hidden(part) or is_system(part) for part in name.split("/"))), key=natural_order)
     if not found:
         _refuse_empty(url, names)
     root = url.rstrip("/")
-    return by_folders(found, lambda name: RemoteFile(root, name), key_of)
+    return Listing(by_folders(found, lambda name: RemoteFile(root, name), key_of), left_out(system))
 
 
 def _refuse_empty(place: str, names: list[str]) -> None:

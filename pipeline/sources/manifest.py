@@ -1,4 +1,4 @@
-"""A table of images, `path,label[,split,group]`: CSV, TSV or JSON lines, on this machine or behind a URL."""
+"""A table of images, `path,label[,split,group]`: CSV, TSV or JSON lines; or their names alone on standard input."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import io
 import json
 import os
 import posixpath
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,19 +20,21 @@ from onceclip.pipeline.files import (
     LocalFile,
     file_at,
     is_url,
+    is_utf8,
     key_of,
     parent,
-    read_place,
+    read_json,
+    read_text,
     suffix,
     text_of,
 )
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
-from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
+from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions
 
-USES = frozenset({"root", "every", "frames"})
 COLUMNS = ("path", "label", "split", "group")
 _LINES = {".jsonl", ".ndjson"}
 _PROBES = 20
+_MARKS = {";": "semicolons", ",": "commas", "\t": "tabs"}
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,28 @@ class Row:
     group: str = ""
 
 
-def recognises(text: str) -> bool:
-    """Whether a source is a file of a table."""
-    return suffix(text) in {".csv", ".tsv", *_LINES}
+class Manifest(Source):
+    """A table of images."""
 
+    name = "manifest"
+    takes = frozenset({"root", "every", "frames"})
 
-def list_source(text: str, options: SourceOptions) -> Listing:
-    """List the images of a manifest, in its order.
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether a source is a file of a table."""
+        return suffix(text) in {".csv", ".tsv", *_LINES}
 
-    Raises SourceError if it cannot be read, or a line is wrong.
-    """
-    content = text_of(read_place(text))
-    remarks: list[str] = []
-    read = _of_json_lines if suffix(text) in _LINES else _of_table
-    rows = read(text, content, remarks, not options.unlabelled)
-    return Listing(records_of(text, list(rows), options.root or parent(text)), remarks)
+    @staticmethod
+    def list(text: str, options: SourceOptions) -> Listing:
+        """List the images of a manifest, in its order.
+
+        Raises SourceError if it cannot be read, or a line is wrong.
+        """
+        content = read_text(text)
+        remarks: list[str] = []
+        read = _of_json_lines if suffix(text) in _LINES else _of_table
+        rows = read(text, content, remarks, not options.unlabelled)
+        return Listing(records_of(text, list(rows), options.root or parent(text)), remarks)
 
 
 def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
@@ -103,11 +114,18 @@ def _relative(path: str, root: str) -> str:
 
 
 def _probe(place: str, rows: list[Row], records: list[Record], root: str) -> None:
-    """Refuse a manifest whose first files are all missing: its root is wrong."""
-    first = [record.content for record in records[:_PROBES]]
-    if all(isinstance(content, LocalFile) and not os.path.lexists(content.path) for content in first):
-        raise SourceError(f"{place} {rows[0].where}: there is no {records[0].key} in {root}, nor is there any of the "
-                          f"first {len(first)} images: name the folder that paths are relative to with --root")
+    """Refuse a manifest whose first files are all missing: its root is wrong, or how it writes paths."""
+    paths = [record.content.path if isinstance(record.content, LocalFile) else "" for record in records[:_PROBES]]
+    if any(not path or os.path.lexists(path) for path in paths):
+        return
+    mend = "name the folder that paths are relative to with --root"
+    if "\\" in rows[0].path and os.sep == "/":
+        mend = "its paths have \\ between folders, as on Windows: write / instead, and no drive"
+    elif any(os.path.lexists(unicodedata.normalize(form, os.fspath(paths[0]))) for form in ("NFC", "NFD")):
+        mend = ("the file there has its name in another Unicode form (é as one character or as two): write the names "
+                "as the folder has them, such as with find")
+    raise SourceError(f"{place} {rows[0].where}: there is no {records[0].key} in {root}, nor is there any of the first "
+                      f"{len(paths)} images: {mend}")
 
 
 def _of_table(place: str, content: str, remarks: list[str], labelled: bool) -> Iterator[Row]:
@@ -119,6 +137,10 @@ def _of_table(place: str, content: str, remarks: list[str], labelled: bool) -> I
     if first is None:
         return
     names = list(COLUMNS[:len(first[1])])
+    other = next((mark for mark in ";\t," if mark in first[1][0] and mark != ("," if comma else "\t")), None)
+    if len(first[1]) == 1 and other and suffix(first[1][0]) not in IMAGES:
+        raise SourceError(f"{place} {first[0]}: its cells stand between {_MARKS[other]}, but those of a "
+                          f"{suffix(place)} file between {_MARKS[',' if comma else chr(9)]}: save it so")
     if "path" in (heads := [cell.strip().lower() for cell in first[1]]) and suffix(first[1][0]) not in IMAGES:
         names = heads
         _check_columns(place, names, remarks, labelled)
@@ -153,7 +175,7 @@ def _of_json_lines(place: str, content: str, remarks: list[str], labelled: bool)
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = read_json(line)
         except ValueError as error:
             raise SourceError(f"{place} line {number}: not JSON ({error}): give one object a line") from error
         if not isinstance(values, dict) or "path" not in values:
@@ -165,10 +187,10 @@ def _of_json_lines(place: str, content: str, remarks: list[str], labelled: bool)
 
 
 def _check_columns(place: str, names: list[str], remarks: list[str], labelled: bool) -> None:
-    doubled = next((name for name in names if names.count(name) > 1), None)
+    doubled = next((name for name in names if name and names.count(name) > 1), None)
     if doubled is not None:
         raise SourceError(f"{place}: there are two columns {doubled!r}: leave one of them out")
-    unknown = [name for name in names if name not in COLUMNS]
+    unknown = [name or "one without a name" for name in names if name not in COLUMNS]  # pandas writes its index so
     for name in unknown:
         near = get_close_matches(name, [each for each in COLUMNS if each not in names], 1)
         if near:
@@ -187,9 +209,20 @@ def _row(place: str, where: str, values: dict[str, object]) -> Row:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise SourceError(f"{place} {where}: {name} is {json.dumps(value)[:40]}: give text")
         cells[name] = str(value)
+    check_utf8(place, where, cells["path"], cells["label"])
     if not cells["path"] or "\0" in cells["path"]:
         raise SourceError(f"{place} {where}: there is no path: give the file name of an image")
     return Row(where, cells["path"], cells["label"].strip() or None, cells["split"].strip() or None, cells["group"])
+
+
+def check_utf8(place: str, where: str, path: str, label: str) -> None:
+    """Raise SourceError if a label has bytes that are not UTF-8, so that no prompt can say it.
+
+    Names of files may have some, and so may a label that is a folder of its path.
+    """
+    if not is_utf8(label) and label not in path.split("/"):
+        raise SourceError(f"{place} {where}: the label {label.encode('utf-8', 'replace').decode()!r} is not text in "
+                          "UTF-8: save the file in that encoding (it may be in Windows-1252, as Excel writes CSV)")
 
 
 def check_numbers(place: str, names: Iterable[tuple[str, int, str]]) -> None:
@@ -209,3 +242,39 @@ def check_numbers(place: str, names: Iterable[tuple[str, int, str]]) -> None:
         if same != number:
             raise SourceError(f"{place}: class {name!r} has number {same} in {before} and {number} in {where}: correct "
                               "the file")
+
+
+class FileList(Source):
+    """Names of files on standard input."""
+
+    name = "list of files"
+    takes = frozenset({"root", "every", "frames"})
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether a source is standard input."""
+        return text == "-"
+
+    @staticmethod
+    def list(text: str, options: SourceOptions) -> Listing:
+        """List the files that standard input names, in its order; the class is the folder that a file lies in.
+
+        Where the folders of all classes lie in `train`, `val` and `test`, these are the splits.
+        Raises SourceError if nothing is named, or a file twice.
+        """
+        if sys.stdin.isatty():
+            raise SourceError("the source - is a list of files on standard input: give one, as in find pets -name "
+                              "'*.jpg' | onceclip extract - pets.zarr ...")
+        content = text_of(sys.stdin.buffer.read())
+        separator = "\0" if "\0" in content else "\n"
+        lines = [(f"line {number}", name.removesuffix("\r") if separator == "\n" else name)
+                 for number, name in enumerate(content.split(separator), 1)]
+        lines = [(where, name) for where, name in lines if name]
+        if not lines:
+            raise SourceError("standard input names no files: write one a line, as find new-photos -name '*.jpg' does")
+        folders = [posixpath.dirname(posixpath.normpath(name)).split("/") for _, name in lines]
+        splits = [SPLIT_FOLDERS.get(folder[-2].lower()) if len(folder) > 1 else None for folder in folders]
+        known = all(splits)
+        rows = [Row(where, name, folder[-1] or None, split if known else None)
+                for (where, name), folder, split in zip(lines, folders, splits, strict=True)]
+        return Listing(records_of("standard input", rows, options.root or "."))

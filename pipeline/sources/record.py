@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from onceclip.pipeline.errors import SourceError
 
@@ -66,6 +66,29 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.every and self.frames:
             raise SourceError("--every and --frames are two ways to choose the frames of a video: give one of them")
+
+
+class Source:
+    """A kind of place that images come from; a class without state, named in `SOURCES`.
+
+    name: what messages call it. takes: names of the `SourceOptions` that say something to it.
+    """
+
+    name: ClassVar[str]
+    takes: ClassVar[frozenset[str]] = frozenset()
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether a text, as users give it, is a source of this kind."""
+        raise NotImplementedError
+
+    @staticmethod
+    def list(text: str, options: SourceOptions) -> Listing:
+        """List its images, in the order of their rows.
+
+        Raises SourceError if that cannot be done.
+        """
+        raise NotImplementedError
 
 
 def natural_order(name: str) -> str:

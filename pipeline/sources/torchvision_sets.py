@@ -17,10 +17,9 @@ from PIL import Image
 
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.files import LocalFile, Pixels, key_of, pnm
-from onceclip.pipeline.sources.record import Content, Listing, Record, SourceOptions
+from onceclip.pipeline.sources.record import Content, Listing, Record, Source, SourceOptions
 from onceclip.stores.identity import encode_key
 
-USES = frozenset({"root", "download"})
 PREFIX = "torchvision:"
 _SPLITS = {"train": "train", "train-standard": "train", "trainval": "train", "val": "val", "valid": "val",
            "test": "test"}
@@ -52,37 +51,44 @@ class Item:
             raise BadImage(f"cannot be read ({str(error) or type(error).__name__})") from error
 
 
-def recognises(text: str) -> bool:
-    """Whether a source is the name of a data set."""
-    return text.startswith(PREFIX)
+class TorchvisionSet(Source):
+    """A data set of torchvision by its name."""
 
+    name = "torchvision data set"
+    takes = frozenset({"root", "download"})
 
-def list_source(text: str, options: SourceOptions) -> Listing:
-    """List the images of a data set, split by split, in its order.
+    @staticmethod
+    def recognises(text: str) -> bool:
+        """Whether a source is the name of a data set."""
+        return text.startswith(PREFIX)
 
-    Raises SourceError if there is no such data set, it is not there, or its items are not images with class numbers.
-    """
-    from torchvision import datasets
+    @staticmethod
+    def list(text: str, options: SourceOptions) -> Listing:
+        """List the images of a data set, split by split, in its order.
 
-    name = text.removeprefix(PREFIX)
-    if name not in datasets.__all__:
-        near = get_close_matches(name, datasets.__all__, 1)
-        raise SourceError(f"{text}: torchvision has no data set {name!r}"
-                          + (f": did you mean {near[0]!r}?" if near else ": https://pytorch.org/vision has the list"))
-    records: list[Record] = []
-    root = options.root or "."
-    for split, folder, arguments in _parts(name, root, options.download):
-        dataset = _opened(name, arguments)
-        labels = _label_names(dataset)
-        numbers = _numbers(dataset, text)
-        contents = _files(dataset) or _arrays(dataset)
-        for number, label in enumerate(numbers):
-            content = contents[number] if contents else Item(name, arguments, number)
-            key = f"{folder}/{number:06d}"
-            if isinstance(content, LocalFile):
-                key = encode_key(os.path.relpath(content.path, root))
-            records.append(Record(key, content, labels.get(label, str(label)), split))
-    return Listing(records)
+        Raises SourceError if it does not exist or is not there, or its items are not images with class numbers.
+        """
+        from torchvision import datasets
+
+        name = text.removeprefix(PREFIX)
+        if name not in datasets.__all__:
+            near = get_close_matches(name, datasets.__all__, 1)
+            raise SourceError(f"{text}: torchvision has no data set {name!r}"
+                              + (f": did you mean {near[0]!r}?" if near else ": https://pytorch.org/vision lists them"))
+        records: list[Record] = []
+        root = options.root or "."
+        for split, folder, arguments in _parts(name, root, options.download):
+            dataset = _opened(name, arguments)
+            labels = _label_names(dataset)
+            numbers = _numbers(dataset, text)
+            contents = _files(dataset) or _arrays(dataset)
+            for number, label in enumerate(numbers):
+                content = contents[number] if contents else Item(name, arguments, number)
+                key = f"{folder}/{number:06d}"
+                if isinstance(content, LocalFile):
+                    key = encode_key(os.path.relpath(content.path, root))
+                records.append(Record(key, content, labels.get(label, str(label)), split))
+        return Listing(records)
 
 
 def _parts(name: str, root: str, download: bool) -> list[tuple[str | None, str, Arguments]]:

@@ -1,15 +1,19 @@
-"""From a store to a task: text, support and validation rows of one run. Test rows never enter."""
+"""From a store to a task: text, support and validation rows of one run. Test rows never enter.
+
+And from a fitted classifier to one of other classes, by the text of a store.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Classifier, Rows, Task, Text
+from onceclip.adapters import Classifier, Rows, Task, Text, transfer
 from onceclip.adapters.task import BLOCK, EMBEDDING, Stream
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
@@ -22,6 +26,7 @@ from onceclip.stores.identity import DIGEST_BYTES
 VAL_SHOTS = 4
 UNLABELLED_PER_CLASS = 64
 UNLABELLED = 10_000  # rows at most
+CLIP_LOGITS = {"logit_scale": 100.0, "logit_bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,14 @@ def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val
         _stream(store, support) if stream else _rows(store, support, outputs, store.has_views),
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
         None if unlabelled is None or not len(unlabelled.rows) else _tensor(store.embeddings(unlabelled.rows)),
-        logit_scale=store.encoder.get("logit_scale") or 100.0, logit_bias=store.encoder.get("logit_bias") or 0.0,
+        **logit_numbers(store.encoder),
         projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"))
+
+
+def logit_numbers(encoder: Mapping[str, Any]) -> dict[str, float]:
+    """The scale and the bias of an encoder's logits; 100 and 0, as of CLIP, where its record in a store has none."""
+    numbers = {"logit_scale": encoder.get("logit_scale"), "logit_bias": encoder.get("logit_bias")}
+    return {name: CLIP_LOGITS[name] if number is None else number for name, number in numbers.items()}
 
 
 def _encoder_array(store: Store, name: str) -> torch.Tensor | None:
@@ -202,6 +213,28 @@ def _stream(store: Store, drawn: Draw) -> Stream:
         return (values for _, values in store.pieces(rows[places], BLOCK))
 
     return Stream(label, read, torch.empty(0, dtype=torch.float32))
+
+
+def for_text(classifier: Classifier, store: Store, text: str = "default",
+             classes: str | Sequence[str] | None = None) -> Classifier:
+    """Make the classifier of the classes of a text set out of one that was fitted on others; nothing is trained.
+
+    store: of the same encoder; its logit scale and projections count, its images are not looked at. classes: "all",
+        "base", "new" or names, of the store; None for all that the text set has.
+    Raises MethodError if the method does not serve other classes, StoreMismatch if another encoder made the store or
+    the text set lacks a class, StoreIncomplete if there is no such text set.
+    """
+    check_encoder(classifier, store)
+    words = store.text(text)
+    if classes is not None:
+        words = words.of_classes(names_of(store, classes) if isinstance(classes, str) else classes)
+    made = classifier.provenance.get("text") or {}
+    rule = made.get("class_weights", RULES[0])
+    nothing = Draw(np.zeros(0, dtype=np.int64), ())
+    other = transfer(classifier, task_of(store, words, rule, nothing, outputs=classifier.inputs))
+    source = {"name": text, "fingerprint": words.fingerprint, "class_weights": rule, **words.source}
+    provenance = {**classifier.provenance, "text": source, "transferred_from": len(classifier.class_names)}
+    return replace(other, provenance=provenance)
 
 
 def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterator[Tensor | np.ndarray]:

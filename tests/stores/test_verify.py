@@ -139,3 +139,16 @@ def test_repair_of_an_unfinished_store_keeps_what_it_has(store_copy: Path) -> No
     writer.store.array("state")[...] = state
     assert repair(str(store_copy), verify(str(store_copy))) == 0
     assert open_store(str(store_copy)).column("state").tolist() == state.tolist()
+
+
+def test_equal_pictures_in_two_classes_are_told_by_extract_and_verify(folder_of: Callable[..., Path], tmp_path: Path,
+                                                                      run: Callable[..., Any]) -> None:
+    """One of the labels must be wrong; within a class they are no matter."""
+    root = folder_of({"disc": 3, "ring": 3})
+    for copy in ("ring/copy.png", "disc/copy.png"):
+        shutil.copy(root / "disc" / "00.png", root / copy)
+    done = run("extract", root, tmp_path / "s.zarr", "--model", "demo")
+    assert "1 picture in several classes, some of which must be wrong: disc/" in done.stderr
+    remark, = [each for each in verify(str(tmp_path / "s.zarr")).remarks if "classes" in each.what]
+    assert (remark.what, "(disc) and ring/copy.png (ring)" in remark.where) == (
+        "are the same picture in different classes", True)

@@ -23,8 +23,7 @@ from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.summary import tables
 from onceclip.pipeline.tasks.classes import names_of
-from onceclip.pipeline.tasks.other_classes import for_text
-from onceclip.pipeline.tasks.tasks import make_task
+from onceclip.pipeline.tasks.tasks import for_text, make_task
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.identity import fingerprint
 

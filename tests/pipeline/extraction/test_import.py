@@ -14,7 +14,7 @@ from onceclip.pipeline.extraction.import_arrays import import_arrays
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import Store, StoreMismatch, open_store
-from onceclip.stores.schema import SPLITS
+from onceclip.stores.schema import SPLITS, STORED
 
 Arrays = dict[str, np.ndarray]
 ImportOf = Callable[..., Store]
@@ -96,14 +96,54 @@ def test_names_in_bytes_are_read_as_text(arrays: Arrays, import_of: ImportOf) ->
     assert store.table.key.tolist() == arrays["key"].tolist()
 
 
-def test_names_that_differ_in_case_or_spaces_alone_are_said(arrays: Arrays, tmp_path: Path,
-                                                            run: Callable[..., Any]) -> None:
+def test_labels_that_are_identifiers_make_a_class_of_each_number_that_occurs(import_of: ImportOf) -> None:
+    """They may be far above the number of rows; a class for every number below would take all memory."""
+    store = import_of({"embedding": np.eye(6, 8, dtype=np.float32), "label": np.array([7, 1 << 40, 7, 1 << 40, -1, 7])})
+    assert store.classes == ("7", "1099511627776")
+    assert store.table.label.tolist() == [0, 1, 0, 1, -1, 0]
+
+
+def test_labels_may_be_names_and_splits_as_folders_are_called(arrays: Arrays, import_of: ImportOf) -> None:
+    names = arrays["class_names"][arrays["label"]]
+    spelled = np.where(arrays["split"] == "val", "valid", np.char.upper(arrays["split"]))
+    given = import_of(arrays, "given")
+    for label in (names, names.astype("S")):
+        store = import_of({**without(arrays, "text"), "label": label, "split": spelled}, f"names{label.dtype.kind}")
+        assert store.classes == given.classes
+        assert store.table.label.tolist() == given.table.label.tolist()
+        assert store.table.split.tolist() == given.table.split.tolist()
+
+
+def test_rows_of_zeros_are_bad_images(arrays: Arrays, tmp_path: Path) -> None:
+    """Other programs write zeros for images that they could not read (fiftyone)."""
+    embedding = arrays["embedding"].copy()
+    embedding[[3, 9]] = 0
+    np.savez(tmp_path / "a.npz", **{**arrays, "embedding": embedding})
+    done = import_arrays(tmp_path / "a.npz", tmp_path / "a.zarr")
+    store = open_store(str(tmp_path / "a.zarr"))
+    assert done["bad"] == 2
+    assert "2 rows stored as bad, the first is a/03.png (its embedding is zeros)" in done["remarks"]
+    assert np.flatnonzero(store.table.state != STORED).tolist() == [3, 9]
+
+
+def test_a_logit_scale_that_looks_like_a_logarithm_is_taken_and_said(arrays: Arrays, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{**arrays, "logit_scale": np.float32(4.6052)})
+    done = import_arrays(tmp_path / "a.npz", tmp_path / "a.zarr")
+    assert done["encoder"]["logit_scale"] == pytest.approx(4.6052)
+    assert any("give its exponential" in each for each in done["remarks"])
+
+
+def test_odd_classes_are_said(arrays: Arrays, tmp_path: Path, run: Callable[..., Any]) -> None:
     """As of folders (docs/sources.md)."""
-    np.savez(tmp_path / "a.npz", **{**arrays, "class_names": np.array(["ant", "hot dog", "Hotdog", "dog"])})
+    names, text = np.array(["ant", "hot dog", "Hot_dog", "nan"]), arrays["text"].copy()
+    text[1] = text[0]
+    np.savez(tmp_path / "a.npz", **{**arrays, "class_names": names, "text": text})
     done = run("import", tmp_path / "a.npz", tmp_path / "a.zarr")
     assert done.exit_code == 0
-    assert "different classes: 'hot dog', 'Hotdog'; if they are one" in done.stderr
-    assert open_store(str(tmp_path / "a.zarr")).classes == ("ant", "hot dog", "Hotdog", "dog")
+    assert "different classes: 'hot dog', 'Hot_dog'; if they are one" in done.stderr
+    assert "with the same prompts, which text cannot tell apart: 'ant', 'hot dog'" in done.stderr
+    assert "'nan' is a class" in done.stderr
+    assert open_store(str(tmp_path / "a.zarr")).classes == tuple(names)
 
 
 def test_unnamed_encoders_never_match_and_equal_names_do(arrays: Arrays, import_of: ImportOf) -> None:

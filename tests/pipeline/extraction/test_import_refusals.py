@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,16 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "short label": ({"label": np.zeros(5, np.int64)}, "label"),
     "label of numbers": ({"label": np.zeros(6)}, "label"),
     "label below -1": ({"label": np.full(6, -2)}, "label"),
-    "label of texts": ({"label": np.array(["a"] * 6)}, "label"),
+    "label that class_names lack": ({"label": np.array(["a", "b"] * 3), "class_names": np.array(["a", "c"])}, "'b'"),
+    "no columns": ({"embedding": np.ones((6, 0), np.float32)}, "embedding"),
+    "beyond float32": ({"embedding": np.where(EMBEDDING == 3, 1e300, EMBEDDING.astype(np.float64))}, "row 2"),
+    "all zeros": ({"embedding": np.zeros((6, 4), np.float32)}, "zeros"),
+    "text of zeros": ({"text": np.array([[1, 2, 3, 4], [0, 0, 0, 0]], np.float32)}, "text"),
+    "view of zeros": ({"view": np.zeros((6, 2, 4), np.float32)}, "view"),
+    "empty class name": ({"class_names": np.array(["a", " "])}, "empty"),
+    "scale zero": ({"logit_scale": np.float64(0)}, "logit_scale"),
+    "scale negative": ({"logit_scale": np.float64(-5)}, "logit_scale"),
+    "scale beyond float32": ({"logit_scale": np.float64(1e308)}, "logit_scale"),
     "unknown split": ({"split": np.array(["train", "dev", "test"] * 2)}, "'dev'"),
     "short split": ({"split": np.array(["train"])}, "split"),
     "key twice": ({"key": np.array(["a", "b", "c", "d", "e", "a"])}, "key"),
@@ -55,6 +66,31 @@ def test_arrays_that_do_not_fit_are_one_line_that_names_them(tmp_path: Path, cas
     assert "a.npz" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_a_header_that_claims_more_than_its_file_holds_takes_no_memory(tmp_path: Path, kind: str) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 4)})
+    content = header.getvalue() + EMBEDDING.tobytes()
+    if kind == "npz":
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+            file.writestr("embedding.npy", content)
+    else:
+        (tmp_path / "a.npz").mkdir()
+        (tmp_path / "a.npz" / "embedding.npy").write_bytes(content)
+    with pytest.raises(ArrayError, match=r"a\.npz cannot be read"):
+        import_arrays(tmp_path / "a.npz", tmp_path / "s.zarr")
+
+
+def test_a_file_that_unpacks_to_far_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    with (zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+          file.open("embedding.npy", "w", force_zip64=True) as member):
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (1 << 19, 256)})
+        for _ in range(512):
+            member.write(bytes(1 << 20))
+    with pytest.raises(ArrayError, match="unpacks to"):
+        import_arrays(tmp_path / "a.npz", tmp_path / "s.zarr")
 
 
 def test_a_missing_embedding_lists_what_there_is(tmp_path: Path) -> None:

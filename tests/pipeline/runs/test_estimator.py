@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
+from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -176,3 +177,24 @@ def test_a_store_gives_text_scale_and_encoder_and_the_adapter_can_be_used_by_com
     truth = [store.classes[number] for number in store.column("label")[test]]
     found = run_json("evaluate", tmp_path / "adapter", store_path)
     assert found["accuracy"] == pytest.approx(estimator.score(store.embeddings(test), truth))
+
+
+@pytest.mark.parametrize("make", [lambda each: VotingClassifier([("one", each)], voting="soft"),
+                                  lambda each: BaggingClassifier(each, 2),
+                                  lambda each: StackingClassifier([("one", each)], cv=2)])
+def test_text_of_other_classes_is_refused_where_an_ensemble_has_recoded_the_labels(make: Callable[[Any], Any]) -> None:
+    """It hands 0, 1, 2 for 3, 5, 7: the prompts of other classes, without a word."""
+    rows, y, text = rows_of((3, 5, 7))
+    _, _, others = rows_of(tuple(range(10)))
+    alone = FewShotClassifier("zero-shot", text={**others, **text})
+    assert alone.fit(rows, y).score(rows, y) > 0.8
+    with pytest.raises(ValueError, match="in sorted order, name them by these numbers"):
+        make(alone).fit(rows, y)
+    by_number = {number: text[name] for number, name in enumerate(sorted(text))}
+    assert make(FewShotClassifier("zero-shot", text=by_number)).fit(rows, y).score(rows, y) > 0.8
+
+
+def test_classes_of_equal_text_are_told() -> None:
+    rows, y, text = rows_of()
+    with pytest.warns(UserWarning, match="with the same prompts, which text cannot tell apart: 'cross', 'disc'"):
+        FewShotClassifier("zero-shot", text={**text, "disc": text["cross"]}).fit(rows, y)

@@ -181,9 +181,3 @@ def test_spaces_around_a_class_are_none_of_its_name(place: Path) -> None:
     assert found.remarks == []
 
 
-def test_classes_that_differ_in_case_or_spaces_alone_are_told(place: Path) -> None:
-    """They stay apart: a folder of letters has the classes a and A."""
-    found = listed("cat/00.png,Cat\ncat/01.png,cat\ndog/00.png,big dog\ndog/01.png,big  dog\ndog/02.png,bigger\n")
-    assert len({record.label for record in found.records}) == 5
-    assert found.remarks == ["names that differ in case or spaces alone are different classes: 'Cat', 'cat'; "
-                             "'big  dog', 'big dog'; if they are one, give them one name"]

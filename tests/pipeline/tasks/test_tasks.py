@@ -126,3 +126,13 @@ def test_one_class_is_not_a_task(arrays: Arrays, import_of: Callable[..., Store]
     one = import_of({**arrays, "label": np.zeros(200, np.int64), "text": arrays["text"][:1], "class_names": ["ant"]})
     with pytest.raises(TaskError, match="1 class"):
         make_task(one, 1)
+
+
+def test_train_images_that_all_stand_in_test_too_are_the_reason_that_is_given(arrays: Arrays,
+                                                                             import_of: Callable[..., Store]) -> None:
+    """Not the advice to use a store with a train split, which there is."""
+    rows = np.flatnonzero(arrays["split"] == "train")
+    twice = {name: np.concatenate([arrays[name][rows]] * 2) for name in ("embedding", "label")}
+    store = import_of({**twice, "split": np.repeat(["train", "test"], len(rows))})
+    with pytest.raises(TaskError, match=r"no train image to learn from .120 train images left out: the same picture"):
+        fit(store, RunSpec("gda", 2))
