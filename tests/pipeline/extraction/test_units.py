@@ -86,7 +86,7 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
         return EncoderThreads(encoder, cores)
 
     for name in ("equipment", "units"):
-        monkeypatch.setattr(f"onceclip.pipeline.{name}.CACHE", opened)
+        monkeypatch.setattr(f"onceclip.pipeline.extraction.{name}.CACHE", opened)
     monkeypatch.setattr("onceclip.pipeline.extraction.units.EncoderThreads", noting)
     spec = EquipmentSpec(EncoderSpec(means), decoders=1)
     try:
