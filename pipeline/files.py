@@ -123,6 +123,7 @@ def key_of(text: str) -> str:
 
 
 _AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
+_LARGEST = 1 << 30  # bytes of an image; the 90 million pixels that Pillow opens have less, at 16 bits too
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +137,14 @@ class LocalFile:
     def read(self) -> bytes:
         """The bytes of the file.
 
-        Raises BadImage if it cannot be read, is not a regular file, or is empty.
+        Raises BadImage if it cannot be read, is not a regular file, is larger than any image, or is empty.
         """
         try:
-            if not stat.S_ISREG(os.stat(self.path).st_mode):
+            found = os.stat(self.path)
+            if not stat.S_ISREG(found.st_mode):
                 raise BadImage("not a regular file")
+            if (found.st_size - self.start if self.size is None else self.size) > _LARGEST:
+                raise BadImage(f"larger than {_LARGEST:,} bytes")
             with self.stream() as file:
                 file.seek(self.start)
                 content = file.read(-1 if self.size is None else self.size)

@@ -71,7 +71,8 @@ def open_equipment(spec: EquipmentSpec, images: int, start: bool) -> Iterator[Eq
 class TextTask:
     """Prompts of a store's classes, for a worker to embed; who hands this out has the store's lock.
 
-    classes, phrases, templates: as of `embed_prompts`.
+    classes, phrases, templates: as of `embed_prompts`. threads: of torch, as many as the command itself would use,
+    since the last bits of a text embedding depend on their number.
     """
 
     store: str
@@ -79,6 +80,7 @@ class TextTask:
     classes: Sequence[str]
     phrases: dict[str, str] | None
     templates: tuple[str, ...] | None
+    threads: int
 
     def __str__(self) -> str:
         return f"the prompts of {self.store}"
@@ -125,11 +127,11 @@ def plan_store(spec: EquipmentSpec) -> StorePlan:
 
 
 def embed_text(task: TextTask) -> dict[str, Any]:
-    """On a worker: embed prompts into a store; with all cores, since nothing else is done meanwhile."""
+    """On a worker: embed prompts into a store."""
     encoder = CACHE.get(task.equipment).encoder
     writer = reached(task.store, partial(StoreWriter.open, task.store, encoder.info))
     before = torch.get_num_threads()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(task.threads)
     try:
         return embed_prompts(writer, encoder, task.classes, task.phrases, task.templates)
     finally:

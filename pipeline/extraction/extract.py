@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onceclip.pipeline.encoders import EncoderSpec
-from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.errors import DecoderError, SourceError
 from onceclip.pipeline.extraction.inventory import Inventory, take_inventory
 from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, store_exists
 from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses, open_processes
@@ -26,6 +26,7 @@ from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
 from onceclip.pipeline.extraction.units import Remaining, rows_to_embed, rows_to_view
 from onceclip.pipeline.prompts import numbered
 from onceclip.pipeline.sources import Content
+from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store, StoreWriter, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
@@ -36,6 +37,7 @@ from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
 PARTS = "plan"  # the attribute of a store that says for which images parts of an extraction are at work
 PATIENCE = 3600.0  # seconds that a part waits for the plan
 _PAUSE = 0.5
+_MANY_INTERRUPTED = 64  # images: then it is the machine as a whole
 _DEFAULTS = ExtractOptions()
 
 
@@ -84,7 +86,8 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
     """Encode a source of images into a store; on a store that exists, only what is new or changed.
 
     source: a folder of class folders, or what else `open_source` takes. workers: what encodes; None for this process.
-    Raises SourceError if there is nothing to encode or every image is bad, EncoderError for the encoder,
+    Raises SourceError if there is nothing to encode or every image is bad, EncoderError for the encoder, DecoderError
+    if images could not be read or decoded for reasons of the machine (they are done by the next call),
     StoreMismatch if another encoder made the store or it has other outputs, WorkerError for units that no worker could
     encode.
 
@@ -98,7 +101,7 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
     new = not store_exists(path)
     with open_processes(encoder, options, len(found.records), new, workers) as processes, write_lock(path):
         writer = processes.plan.writer(path, options.dtype, options.unit_rows)
-        inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
+        inventory = take_inventory(found.records, found.classes, writer.store, options.progress, options.retry_bad)
         changed = _plan(writer, processes.plan, inventory, found.classes)
         text: dict[str, Any] = {"prompts": 0, "encoded": 0}
         if processes.plan.has_text and found.classes:
@@ -160,9 +163,13 @@ def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, clas
 
 def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remaining: Remaining,
             contents: Mapping[int, Content]) -> int:
-    """Encode what is left to do, and show how far that is; gives how many rows became good."""
+    """Encode what is left to do, and show how far that is; gives how many rows became good.
+
+    Raises DecoderError if images were interrupted, once all others are done, or earlier where there are many.
+    """
     if not len(remaining.rows):
         return 0
+    interrupted: list[tuple[int, str]] = []
     done, bad, progress = remaining.total - len(remaining.rows), 0, processes.options.progress
     if done and progress:
         tqdm.write(f"{done:,} of {remaining.total:,} already done", file=sys.stderr)
@@ -174,6 +181,15 @@ def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remai
             bad += step.bad
             if bad:
                 bar.set_postfix(bad=bad)
+            interrupted += step.interrupted
+            if len(interrupted) > _MANY_INTERRUPTED:
+                break
+    if interrupted:
+        row, reason = min(interrupted)
+        raise DecoderError(f"{counted(len(interrupted), 'image')} could not be read or decoded for reasons of this "
+                           f"machine ({writer.store.table.key[row]}: {reason}): all others are kept; see that there is "
+                           "memory enough (or give fewer --workers) and that the storage answers, then run the same "
+                           "command again to go on")
     return len(remaining.rows) - bad
 
 

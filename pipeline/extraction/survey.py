@@ -19,7 +19,8 @@ class ExtractOptions:
     templates: None keeps a store's own, else "a photo of a {}.". phrases: what prompts call a class folder.
     batch_size: images per pass, 0 for what suits the encoder. workers: decode processes, 0 for one per core.
     dtype: of stored embeddings. outputs: what to store beside them. source: how to list the images.
-    decode_timeout: seconds that reading and decoding one image may take.
+    decode_timeout: seconds of processor time that reading and decoding one image may take. retry_bad: whether images
+    that are recorded as bad are tried again.
 
     Example:
         >>> options = onceclip.ExtractOptions(templates=("a drawing of a {}.", "a sketch of a {}."), workers=1)
@@ -37,6 +38,7 @@ class ExtractOptions:
     source: SourceOptions = DEFAULTS
     outputs: OutputOptions = EMBEDDING_ALONE
     decode_timeout: float = TIMEOUT
+    retry_bad: bool = False
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class UnitBuffers:
     def put(self, encoded: Encoded) -> int:
         """Take rows that were encoded from the beginning; gives how many are bad."""
         reasons, source = self._check(encoded, "the encoder gave values")
-        for unit, picked, here in self._by_unit(encoded.rows):
+        for unit, picked, here in self._by_unit(encoded):
             good = reasons[picked] == ""
             for name, array in {EMBEDDING: unit.embedding, **unit.outputs}.items():
                 array[here] = np.nan
@@ -75,7 +75,7 @@ class UnitBuffers:
                     array[here[good]] = encoded.values[name][source[picked[good]]]
             unit.digest[here] = encoded.digests[picked]
             self._finish(unit, here, reasons[picked])
-        return int((reasons != "").sum())
+        return int((reasons != "").sum()) - len(encoded.interrupted)
 
     def put_views(self, encoded: Encoded, plain: bool) -> int:
         """Take the views of rows that are stored; gives how many rows are bad.
@@ -83,7 +83,7 @@ class UnitBuffers:
         plain: whether view 0 is the embedding that is there.
         """
         reasons, source = self._check(encoded, "the encoder gave values of a view")
-        for unit, picked, here in self._by_unit(encoded.rows):
+        for unit, picked, here in self._by_unit(encoded):
             changed = (unit.digest[here] != encoded.digests[picked]).any(axis=1) & (reasons[picked] == "")
             reasons[picked[changed]] = "its file changed during the extraction"
             good = reasons[picked] == ""
@@ -96,7 +96,7 @@ class UnitBuffers:
             for array in (unit.embedding, *unit.outputs.values()):
                 array[here[~good]] = np.nan
             self._finish(unit, here, reasons[picked])
-        return int((reasons != "").sum())
+        return int((reasons != "").sum()) - len(encoded.interrupted)
 
     def _check(self, encoded: Encoded, what: str) -> tuple[np.ndarray, np.ndarray]:
         """Why each image is bad, with values that cannot be stored among the reasons; and its place in the values."""
@@ -108,13 +108,16 @@ class UnitBuffers:
         reasons[encoded.good[~fits]] = f"{what} that {self._dtype} cannot hold"
         return reasons, source
 
-    def _by_unit(self, rows: np.ndarray) -> Iterator[tuple[_Unit, np.ndarray, np.ndarray]]:
-        """For each unit, which of some rows are its own, and where in it they are."""
-        numbers = rows // self.writer.unit_rows
+    def _by_unit(self, encoded: Encoded) -> Iterator[tuple[_Unit, np.ndarray, np.ndarray]]:
+        """For each unit, places of its images and their rows in it; interrupted ones stay as they are in the store."""
+        numbers, done = encoded.rows // self.writer.unit_rows, np.ones(len(encoded.rows), bool)
+        done[list(encoded.interrupted)] = False
         for number in np.unique(numbers).tolist():
-            picked = np.flatnonzero(numbers == number)
+            mine = numbers == number
+            picked = np.flatnonzero(mine & done)
             unit = self._units.get(number) or self._read(number)
-            yield unit, picked, rows[picked] - unit.where.start
+            unit.left -= int(mine.sum()) - len(picked)
+            yield unit, picked, encoded.rows[picked] - unit.where.start
 
     def _read(self, number: int) -> _Unit:
         where, embedding, outputs = self.writer.unit(number)

@@ -55,10 +55,11 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class Progress:
-    """Rows that were encoded, and how many of them are bad."""
+    """Rows that are through, how many of them are bad, and which were interrupted: (row, reason) each."""
 
     rows: int
     bad: int
+    interrupted: tuple[tuple[int, str], ...] = ()
 
 
 def rows_to_embed(writer: StoreWriter) -> Remaining:
@@ -118,7 +119,8 @@ def encode_units(equipment: Equipment, writer: StoreWriter, tasks: Iterable[Unit
                          crops)) as batches):
         for encoded in batches:
             bad = buffers.put_views(encoded, crops.kind == "random") if crops else buffers.put(encoded)
-            yield Progress(len(encoded.rows), bad)
+            yield Progress(len(encoded.rows), bad, tuple((int(encoded.rows[place]), encoded.reasons[place])
+                                                         for place in encoded.interrupted))
 
 
 def _images_of(tasks: Iterable[UnitTask], buffers: UnitBuffers) -> Iterator[tuple[int, Content]]:
@@ -143,8 +145,9 @@ def encode_unit(task: UnitTask, equipment: Equipment | None = None) -> Progress:
     left = {row for row, _ in task.images} if task.views else {*rows_to_embed(writer).rows.tolist()}
     images = tuple(each for each in task.images if each[0] in left)
     with closing(encode_units(equipment, writer, [replace(task, images=images)], len(images), task.views,
-                              torch.get_num_threads(), flush=False)) as done:
-        return Progress(len(task.images), sum(each.bad for each in done))
+                              torch.get_num_threads(), flush=False)) as steps:
+        done = list(steps)
+    return Progress(len(task.images), sum(each.bad for each in done), sum((each.interrupted for each in done), ()))
 
 
 def _look_for_images(task: UnitTask) -> None:
