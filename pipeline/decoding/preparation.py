@@ -67,7 +67,7 @@ class Preparation:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of pixels: uint8, or float32 from a preprocessing of its own, which normalises by itself."""
+        """Of pixels: uint8, or float32 from a preprocessing of its own, which normalizes by itself."""
         return np.dtype(np.float32 if self.custom else np.uint8)
 
     def pixels(self, content: bytes) -> np.ndarray:
@@ -90,8 +90,8 @@ class Preparation:
             size = image.size
             if self.decode == "fast" and not whole and not self.custom:
                 turned = self.exif and _orientation(image) >= 5
-                wanted = tuple(REDUCED * side for side in self.resized(*(size[::-1] if turned else size)))
-                image.draft(None, wanted[::-1] if turned else wanted)  # type: ignore[arg-type]
+                least = tuple(REDUCED * side for side in self.resized(*(size[::-1] if turned else size)))
+                image.draft(None, least[::-1] if turned else least)  # type: ignore[arg-type]
             image.load()
             if self.exif and _orientation(image) >= 5:  # asked only now: Pillow turns a TIFF when it is loaded
                 size = size[::-1]
@@ -118,9 +118,9 @@ class Preparation:
         """
         try:
             image = Image.open(io.BytesIO(content), formats=("JPEG",))
-            said = image.info.get("adobe_transform", 1 if {"jfif", "exif"} & image.info.keys() else None)
-            colours = image.mode == "L" or (image.mode == "RGB" and said == 1)
-            if image.format != "JPEG" or not colours or "progressive" in image.info:
+            transform = image.info.get("adobe_transform", 1 if {"jfif", "exif"} & image.info.keys() else None)
+            known = image.mode == "L" or (image.mode == "RGB" and transform == 1)
+            if image.format != "JPEG" or not known or "progressive" in image.info:
                 return None
             pixels = max(math.prod(image.size), math.prod(self.resized(*image.size)))
         except Exception:  # whatever it is, `open` meets it again

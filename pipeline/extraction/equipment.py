@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from onceclip.pipeline.decoding.decoders import TIMEOUT, Decoders
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
+from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extraction.outputs import EMBEDDING_ALONE, OutputOptions, StorePlan
 from onceclip.pipeline.prompts.embedding import embed_prompts
-from onceclip.pipeline.workers.devices import cores, reached
-from onceclip.stores import StoreWriter
+from onceclip.pipeline.workers.devices import cores
+from onceclip.stores import NotAStore, StoreWriter
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,18 @@ class EquipmentCache:
 CACHE = EquipmentCache()
 
 
+def open_writer(store: str, encoder: Encoder, units: Collection[int] | None = None) -> StoreWriter:
+    """On a worker: open a store for writing. units: those that alone are written.
+
+    Raises WorkerError where this machine does not have it.
+    """
+    try:
+        return StoreWriter.open(store, encoder.info, units)
+    except NotAStore as error:
+        raise WorkerError(f"the worker on {socket.gethostname()} finds no store at {store}: give a path that all "
+                          "machines have, or the URL of an object store") from error
+
+
 def get_ready(spec: EquipmentSpec) -> None:
     """On a worker: open what the first task will need."""
     CACHE.get(spec)
@@ -129,7 +143,7 @@ def plan_store(spec: EquipmentSpec) -> StorePlan:
 def embed_text(task: TextTask) -> dict[str, Any]:
     """On a worker: embed prompts into a store."""
     encoder = CACHE.get(task.equipment).encoder
-    writer = reached(task.store, partial(StoreWriter.open, task.store, encoder.info))
+    writer = open_writer(task.store, encoder)
     before = torch.get_num_threads()
     torch.set_num_threads(task.threads)
     try:

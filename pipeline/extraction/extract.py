@@ -34,7 +34,7 @@ from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import is_remote
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
 
-PARTS = "plan"  # the attribute of a store that says for which images parts of an extraction are at work
+PLANNED = "plan"  # the attribute of a store that says for which images parts of an extraction are at work
 PATIENCE = 3600.0  # seconds that a part waits for the plan
 _PAUSE = 0.5
 _MANY_INTERRUPTED = 64  # images: then it is the machine as a whole
@@ -114,46 +114,13 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
     return _report(open_store(path), found, inventory, text, encoded, time.perf_counter() - begun)
 
 
-def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, options: ExtractOptions,
-                 part: Part) -> PartDone:
-    """Encode one part of a source into a store, every `part.of`-th unit, beside processes that encode the others.
-
-    The first part to come plans the store, the last one to end finishes it: text, splits, completeness. Where storage
-    has no locks, behind URLs, part 1 plans, and parts that end at the same moment finish it with the same content.
-    Views whose images' splits have to be drawn are left to the one that finishes.
-    Raises SourceError if the store was planned for other images or no plan comes; otherwise as `extract`.
-    """
-    begun, path = time.perf_counter(), str(store)
-    found = survey(str(source), options)
-    with open_processes(encoder, options, len(found.records) // part.of, start=False) as processes:
-        while not _planned(path, processes.plan, found, options, part):
-            if time.perf_counter() - begun > PATIENCE:
-                raise SourceError(f"part 1 has not planned {path} within {PATIENCE:g} s: start --part 1/{part.of} too")
-            time.sleep(_PAUSE)
-        before = open_store(path)
-        row_of = {str(key): row for row, key in enumerate(before.table.key) if before.table.state[row] != REMOVED}
-        contents = {row_of[record.key]: record.content for record in found.records}
-        size = before.attributes["unit_rows"]
-        units = part.share(range(-(-len(before.table) // size)))
-        writer = StoreWriter.open(path, processes.plan.info, units=units)
-        encoded = _encode(processes, writer, rows_to_embed(writer), contents)
-        if found.has_splits:
-            _encode(processes, writer, rows_to_view(writer, before.table.split), contents)
-        complete = _complete(path, processes, found, contents)
-    table = open_store(path).table
-    mine = [row for row in sorted(contents) if row // size in units]
-    bad = {str(table.key[row]): str(table.reason[row]) for row in mine if table.state[row] == BAD}
-    return PartDone(path, str(part), len(mine), encoded, len(bad), bad, complete, time.perf_counter() - begun,
-                    found.remarks)
-
-
 def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, classes: list[str]) -> bool:
     """Say which rows the store is to have; gives whether that leaves anything to do."""
     renamed = tuple(classes) != writer.store.classes
     if writer.store.complete and not inventory.changed and not renamed:
         return False
-    if PARTS in writer.store.attributes:
-        writer.update(**{PARTS: None})
+    if PLANNED in writer.store.attributes:
+        writer.update(**{PLANNED: None})
     # A plan that stands is not written again: a worker we lost contact with may still be writing a unit of it.
     if inventory.changed or renamed:
         writer.plan(inventory.table, classes)
@@ -216,12 +183,45 @@ def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, A
         encoder=store.encoder, text=text, seconds=seconds, warnings=warnings)
 
 
+def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, options: ExtractOptions,
+                 part: Part) -> PartDone:
+    """Encode one part of a source into a store, every `part.of`-th unit, beside processes that encode the others.
+
+    The first part to come plans the store, the last one to end finishes it: text, splits, completeness. Where storage
+    has no locks, behind URLs, part 1 plans, and parts that end at the same moment finish it with the same content.
+    Views whose images' splits have to be drawn are left to the one that finishes.
+    Raises SourceError if the store was planned for other images or no plan comes; otherwise as `extract`.
+    """
+    begun, path = time.perf_counter(), str(store)
+    found = survey(str(source), options)
+    with open_processes(encoder, options, len(found.records) // part.of, start=False) as processes:
+        while not _planned(path, processes.plan, found, options, part):
+            if time.perf_counter() - begun > PATIENCE:
+                raise SourceError(f"part 1 has not planned {path} within {PATIENCE:g} s: start --part 1/{part.of} too")
+            time.sleep(_PAUSE)
+        before = open_store(path)
+        row_of = {str(key): row for row, key in enumerate(before.table.key) if before.table.state[row] != REMOVED}
+        contents = {row_of[record.key]: record.content for record in found.records}
+        size = before.attributes["unit_rows"]
+        units = part.share(range(-(-len(before.table) // size)))
+        writer = StoreWriter.open(path, processes.plan.info, units=units)
+        encoded = _encode(processes, writer, rows_to_embed(writer), contents)
+        if found.has_splits:
+            _encode(processes, writer, rows_to_view(writer, before.table.split), contents)
+        complete = _complete(path, processes, found, contents)
+    table = open_store(path).table
+    mine = [row for row in sorted(contents) if row // size in units]
+    bad = {str(table.key[row]): str(table.reason[row]) for row in mine if table.state[row] == BAD}
+    return PartDone(path, str(part), len(mine), encoded, len(bad), bad, complete, time.perf_counter() - begun,
+                    found.remarks)
+
+
 def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOptions, part: Part) -> bool:
     """Plan the store if that falls to this part; gives whether it is planned, for just these images."""
     fingerprint = _fingerprint(found)
-    with _patient_lock(path):
+    with _wait_for_lock(path):
         store = open_store(path) if store_exists(path) else None
-        planned = store.attributes.get(PARTS) if store else None
+        planned = store.attributes.get(PLANNED) if store else None
         if store and planned and not store.complete:
             if planned != fingerprint:
                 raise SourceError(f"{path} is being made of other images: give all parts the same source; if it has "
@@ -229,15 +229,15 @@ def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOp
             check_outputs(store, store_plan.outputs)
             return True
         if is_remote(path) and part.number > 1:
-            return store is not None and store.complete and _holds(store, found)
+            return store is not None and store.complete and _has_just(store, found)
         writer = store_plan.writer(path, options.dtype, options.unit_rows)
         inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
         if _plan(writer, store_plan, inventory, found.classes):
-            writer.update(**{PARTS: fingerprint})  # what the others wait for
+            writer.update(**{PLANNED: fingerprint})  # what the others wait for
         return True
 
 
-def _holds(store: Store, found: Survey) -> bool:
+def _has_just(store: Store, found: Survey) -> bool:
     """Whether a store has just these images, by their keys and classes."""
     table = store.table
     here = table.state != REMOVED
@@ -258,19 +258,19 @@ def _complete(path: str, processes: ThisProcess | WorkerProcesses, found: Survey
     """Finish the store if nothing is left to encode; gives whether it is finished."""
     if (open_store(path).column("state") == TODO).any():
         return False
-    with _patient_lock(path):
+    with _wait_for_lock(path):
         if not open_store(path).complete:
             writer = StoreWriter.open(path, processes.plan.info)
             if processes.plan.has_text and found.classes:
                 _, writer = processes.text(writer, found.classes)
             split, drawn = splits_of(path, found, np.array(sorted(contents)))
             _encode(processes, writer, rows_to_view(writer, split), contents)
-            writer.finish(split, split_source=drawn, **{PARTS: None})
+            writer.finish(split, split_source=drawn, **{PLANNED: None})
     return True
 
 
 @contextmanager
-def _patient_lock(path: str) -> Iterator[None]:
+def _wait_for_lock(path: str) -> Iterator[None]:
     """Hold the lock of a store, once no other process has it any more."""
     with ExitStack() as opened:
         while True:

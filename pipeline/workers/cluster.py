@@ -130,7 +130,7 @@ class Cluster:
         Function and task travel as bytes, since the scheduler and the worker's event loop would import all they name.
         """
         name = f"{function.__name__.strip('_')}-{self._session}-{next(self._names)}"
-        return self.client.submit(_carried_out, pickle.dumps((function, task)), __version__, key=name, pure=False,
+        return self.client.submit(_run_task, pickle.dumps((function, task)), __version__, key=name, pure=False,
                                   workers=list(workers) or None)
 
     def _result(self, future: Future) -> Any:
@@ -271,7 +271,7 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _carried_out(work: bytes, version: str) -> Any:
+def _run_task(work: bytes, version: str) -> Any:
     """Carry out a task on a worker. Its threads take turns, since one task needs the GPU and all the cores."""
     if version != __version__:
         raise WorkerError(f"the worker {get_worker().address} has onceclip {__version__}, this command is {version}: "

@@ -146,19 +146,20 @@ def test_what_a_decoder_dies_of_keeps_its_digest_so_that_it_is_not_tried_again(
     assert [content for *_, content in found] == [digest(image.read()) for image in images]
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize(("how", "times"), [("SIGKILL", 2), ("SIGSTOP", 1)])
 def test_an_image_whose_process_is_killed_or_stopped_is_done_by_another_one(
-        strange: Any, square: Callable[[int], LocalFile], how: str) -> None:
+        strange: Any, square: Callable[[int], LocalFile], how: str, times: int) -> None:
     """As by the kernel for want of memory; a stopped process ends by no timer of its own."""
     images = [square(each + 1) for each in range(12)]
-    images[5] = strange.Strange(how, Path(square(6).path), times=2)
+    images[5] = strange.Strange(how, Path(square(6).path), times=times)
     found = collect(images, 16, processes=1, timeout=0.5)
     assert [(row, pixel, text) for row, pixel, text, _ in found] == [(each, each + 1.0, "") for each in range(12)]
 
 
 @pytest.mark.parametrize(("how", "reason"), [
     ("SIGKILL", "ended from outside (SIGKILL"), ("no memory", "ended from outside (SIGKILL"),
-    ("hangs", "hung while it was read"), ("broken disk", "cannot be read (Input/output error)"),
+    pytest.param("hangs", "hung while it was read", marks=pytest.mark.slow),
+    ("broken disk", "cannot be read (Input/output error)"),
 ])
 def test_an_image_that_the_machine_never_lets_through_is_interrupted_and_not_bad(
         strange: Any, square: Callable[[int], LocalFile], how: str, reason: str) -> None:
@@ -251,7 +252,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("busy", ["waits", "hangs"])
+@pytest.mark.parametrize("busy", ["waits", pytest.param("hangs", marks=pytest.mark.slow)])
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 def test_no_process_outlives_a_parent_that_is_killed(strange: Any, square: Callable[[int], LocalFile], tmp_path: Path,
                                                      busy: str) -> None:

@@ -43,7 +43,7 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
     writer.update(complete=False)
     array = writer.store.array("state")
     array[...] = TODO
-    monkeypatch.setattr("onceclip.pipeline.extraction.unit_buffers.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("onceclip.pipeline.extraction.units.FLUSH_SECONDS", 0.0)
     spec = EquipmentSpec(EncoderSpec(means), batch_size=4, decoders=1)
     tasks = units_of(store, pictures, spec)
 
