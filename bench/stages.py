@@ -67,8 +67,7 @@ def fill(path: str, rows: int, unit_rows: int) -> dict[str, Any]:
 def resume(path: str, rows: int, unit_rows: int) -> dict[str, Any]:
     """Find what is to be done, and write it as an extraction does."""
     from onceclip.pipeline.encoders.images import EMBEDDING, Encoded
-    from onceclip.pipeline.extraction.unit_buffers import UnitBuffers
-    from onceclip.pipeline.extraction.units import rows_to_embed
+    from onceclip.pipeline.extraction.units import UnitBuffers, rows_to_embed
 
     writer = StoreWriter.open(path, ENCODER)
     missing = rows_to_embed(writer).rows

@@ -17,6 +17,10 @@ class BadImage(Exception):  # noqa: N818 - not a failure of the run: the row rec
     """One file is not a readable image; the text says why."""
 
 
+class InterruptedImage(BadImage):
+    """One image could not be read or decoded for a reason of the machine, not of its bytes; the text says which."""
+
+
 class DecoderError(OnceclipError):
     """The processes that read and decode images cannot do their work."""
 

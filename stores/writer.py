@@ -279,6 +279,9 @@ class StoreWriter:
         todo = int((np.asarray(self.store.array("state")[...]) == TODO).sum())
         if todo:
             raise StoreError(f"{todo} rows are still to be encoded")
+        for name in self.store.texts:
+            if f"text/{name}{BESIDE}" in self.group:  # a process was killed while it replaced this set
+                self.put_text(name, self.store.text(name))
         self.store.array("split")[...] = split
         self.update(**attributes)
         found = self.store.content_fingerprint()

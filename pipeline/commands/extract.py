@@ -145,7 +145,8 @@ def source_options() -> Decorator:
               "torchvision: JPEGs decoded on the encoder's device.")
 @click.option("--exif", is_flag=True, help="Turn images as their cameras say, which papers do not.")
 @click.option("--decode-timeout", type=click.FloatRange(0, min_open=True), default=60, show_default=True,
-              metavar="SECONDS", help="An image that takes longer to read and decode is bad.")
+              metavar="SECONDS", help="An image that takes more processor time to read and decode is bad.")
+@click.option("--retry-bad", is_flag=True, help="Try images again that are recorded as bad.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Decode processes, of each worker where there are "
               "several.  [default: one per core]")
 @click.option("--local-workers", type=click.IntRange(0), metavar="N", help="Encode in N processes of this machine, "
@@ -162,7 +163,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
             pretrained: str | None, preprocess: str | None, device: str,
             split_shares: tuple[float, float, float] | None, split_seed: int | None, templates: str | None,
             class_names: Path | None, precision: str, compile: bool, dtype: str, batch_size: int, decode: str,
-            exif: bool, decode_timeout: float, workers: int,
+            exif: bool, decode_timeout: float, retry_bad: bool, workers: int,
             local_workers: int | None, scheduler: str | None, part: Part | None, unit_rows: int,
             cache_dir: str | None, allow_random: bool, strict: bool, as_json: bool) -> None:
     """Encode images and the prompts of their classes, once.
@@ -187,6 +188,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
     """
     one_way(scheduler=scheduler, local_workers=local_workers, part=part)
+    one_way(retry_bad=retry_bad, part=part)
     # Workers start before this process imports what they import too.
     cluster = click.get_current_context().with_resource(
         hired(scheduler, local_workers, ("onceclip.pipeline.extraction.units",)))
@@ -201,7 +203,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
                              load_phrases(class_names) if class_names else None,
                              batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
                              outputs=outputs_of(outputs), decode_timeout=decode_timeout, split_shares=split_shares,
-                             split_seed=split_seed)
+                             split_seed=split_seed, retry_bad=retry_bad)
     encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
                            cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
     done: Extraction | PartDone = (extract_part(source, store, encoder, options, part) if part else

@@ -24,7 +24,7 @@ from onceclip.pipeline.errors import EncoderError
 class DeviceDecoder:
     """Threads that decode, resize and crop plain JPEGs on a device, until the end of the `with` block.
 
-    The pixels come back as bytes, as the decode processes give them; the encoder normalises both in the same way.
+    The pixels come back as bytes, as the decode processes give them; the encoder normalizes both in the same way.
     """
 
     def __init__(self, preparation: Preparation, device: torch.device, threads: int) -> None:

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from onceclip.pipeline.errors import BadImage
 
@@ -24,6 +24,10 @@ RESIZE_MODES = ("shortest", "longest", "squash")
 DECODES = ("exact", "fast", "torchvision")
 ON_DEVICE = {"torchvision-cpu": "cpu", "torchvision-cuda": "cuda"}  # "torchvision", with its kind
 REDUCED = 2  # `fast` decodes a JPEG no smaller than this many times its size after resizing
+# Never Pillow's own choice: it has formats that start other programs, such as Ghostscript for PostScript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "PCX", "SGI",
+            "QOI", "PSD", "TGA")
+_PNG_TEXT_BYTES = 2**26  # of text and color profiles, which nobody looks at; Pillow's own limit calls a PNG damaged
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 _BY_BAND = {"L", "RGB", "RGBX", "CMYK", "YCbCr"}  # resized as they are, each band by itself
 _ORIENTATION = 0x0112
@@ -63,7 +67,7 @@ class Preparation:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of pixels: uint8, or float32 from a preprocessing of its own, which normalises by itself."""
+        """Of pixels: uint8, or float32 from a preprocessing of its own, which normalizes by itself."""
         return np.dtype(np.float32 if self.custom else np.uint8)
 
     def pixels(self, content: bytes) -> np.ndarray:
@@ -78,17 +82,20 @@ class Preparation:
 
         whole: at full size also where `decode` is "fast", as crops of it need it.
         Pixels of 16 bits are scaled to 8, which Pillow's own conversion would clip to white.
+        A TIFF is turned by Pillow itself, as its tag says, also without `exif`.
         Raises BadImage if they are not an image, are cut short, or would need more memory than Pillow allows.
         """
         try:
-            image: Image.Image = Image.open(io.BytesIO(content))
-            turned = self.exif and _orientation(image) >= 5
-            size = image.size[::-1] if turned else image.size
+            image: Image.Image = Image.open(io.BytesIO(content), formats=_formats())
+            size = image.size
             if self.decode == "fast" and not whole and not self.custom:
-                wanted = tuple(REDUCED * side for side in self.resized(*size))
-                image.draft(None, wanted[::-1] if turned else wanted)  # type: ignore[arg-type]
+                turned = self.exif and _orientation(image) >= 5
+                least = tuple(REDUCED * side for side in self.resized(*(size[::-1] if turned else size)))
+                image.draft(None, least[::-1] if turned else least)  # type: ignore[arg-type]
             image.load()
-            if image.mode.startswith("I;16"):
+            if self.exif and _orientation(image) >= 5:  # asked only now: Pillow turns a TIFF when it is loaded
+                size = size[::-1]
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
                 image = image.convert("I").point([value // 256 for value in range(65536)], "L")
             if image.mode in _EIGHT_BIT:
                 if self.style == "transformers":
@@ -98,6 +105,8 @@ class Preparation:
             raise BadImage("not an image, or too damaged to tell which kind") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise BadImage(f"too large ({error})") from error
+        except MemoryError:  # of the machine's, so it says nothing of the image
+            raise
         except Exception as error:  # Pillow's decoders raise many types for damaged files
             raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
         raise BadImage(f"unsupported pixel format {image.mode}")
@@ -108,10 +117,10 @@ class Preparation:
         It is whole and baseline, grey or by its own words YCbCr, upright where that is asked for, and not too large.
         """
         try:
-            image = Image.open(io.BytesIO(content))
-            said = image.info.get("adobe_transform", 1 if {"jfif", "exif"} & image.info.keys() else None)
-            colours = image.mode == "L" or (image.mode == "RGB" and said == 1)
-            if image.format != "JPEG" or not colours or "progressive" in image.info:
+            image = Image.open(io.BytesIO(content), formats=("JPEG",))
+            transform = image.info.get("adobe_transform", 1 if {"jfif", "exif"} & image.info.keys() else None)
+            known = image.mode == "L" or (image.mode == "RGB" and transform == 1)
+            if image.format != "JPEG" or not known or "progressive" in image.info:
                 return None
             pixels = max(math.prod(image.size), math.prod(self.resized(*image.size)))
         except Exception:  # whatever it is, `open` meets it again
@@ -201,6 +210,13 @@ class Jpeg:
     pixels: int
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this Pillow can read."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
@@ -241,9 +257,14 @@ def _function(name: str) -> Any:
 def decoding() -> Iterator[None]:
     """Make Pillow's warning about decompression bombs an error, and its remarks on odd files silent.
 
-    Warning filters belong to the whole process, so this is entered once, around all threads that decode.
+    Warning filters and limits belong to the whole process, so this is entered once, around all threads that decode.
     """
+    limit = PngImagePlugin.MAX_TEXT_CHUNK
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\..*")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+        PngImagePlugin.MAX_TEXT_CHUNK = _PNG_TEXT_BYTES
+        try:
+            yield
+        finally:
+            PngImagePlugin.MAX_TEXT_CHUNK = limit

@@ -24,24 +24,28 @@ import numpy as np
 from onceclip import OnceclipError
 from onceclip.pipeline.decoding.preparation import Jpeg, Preparation, decoding
 from onceclip.pipeline.decoding.views import Views
-from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.errors import BadImage, InterruptedImage
 from onceclip.pipeline.sources.record import Content
 from onceclip.stores.identity import digest
 
 IDLE = -1
-_PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY, errno.ENFILE,
+CELL = np.dtype([("place", np.int64), ("digest", np.uint8, 16)])  # what a process shows while it works
+_TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY, errno.ENFILE,
             errno.EMFILE}
 _PAUSES = (0.1, 0.5, 2.0)  # seconds before reading again what may come back
 _READERS = 8
+_HANGS = 60  # times the limit of processor time, by the clock: for a process that hangs and has nobody left to end it
+_NOTHING = digest(b"")
 
 
 @dataclass(frozen=True)
-class Job:
+class Setup:
     """What a decode process is told once.
 
-    cell: which of the shared int64 numbers says the place of the image in hand within its task, IDLE for none.
-    memory: bytes of the shared memory. timeout: seconds that one image may take. views: these instead of the plain
-    pixels. jpegs: whether plain JPEGs are handed on as they are.
+    cell: which of the shared CELLs is its own: the place, within its task, of the image that it is at, IDLE for none,
+    and the digest of that image once it is read. memory: bytes of the shared memory. timeout: seconds of processor
+    time that one image may take. views: these instead of the plain pixels. jpegs: whether plain JPEGs are handed on as
+    they are.
     """
 
     preparation: Preparation
@@ -56,19 +60,19 @@ class Job:
 class Task:
     """Some images.
 
-    offsets: where in the shared memory the pixels of each go, in bytes. verdict: why they are bad, where that is known
-    and their digests alone are wanted. given_back: whether they were handed on and could not be decoded there.
+    offsets: where in the shared memory the pixels of each go, in bytes. given_back: whether they were handed on and
+    could not be decoded there. ends: exit codes of the processes that ended with its only image.
     """
 
     number: int
     contents: list[Content]
     offsets: list[int]
-    verdict: str = ""
     given_back: bool = False
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Held:
+class ReadContent:
     """Bytes that were read already, or why there are none."""
 
     content: bytes
@@ -85,16 +89,17 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Done:
+class TaskResult:
     """What became of a task's images.
 
-    digests: 16 bytes an image. reasons: why an image is bad, empty for a good one. jpegs: what is handed on, by its
-    place within the task.
+    digests: 16 bytes an image. reasons: why an image is bad, empty for a good one. interrupted: places, within the
+    task, of those that are not to blame for it. jpegs: what is handed on, by its place within the task.
     """
 
     number: int
     digests: list[bytes]
     reasons: list[str]
+    interrupted: list[int]
     jpegs: dict[int, Jpeg]
 
 
@@ -119,10 +124,10 @@ class _Worker:
             message = self.messages.get()
             if isinstance(message, BaseException):
                 raise message
-            if isinstance(message, Job):
-                self.job = message
+            if isinstance(message, Setup):
+                self.setup = message
                 self.memory = mmap.mmap(self.handle, message.memory)
-                self.cells = np.frombuffer(self.memory, np.int64, message.cell + 1)
+                self.cells = np.frombuffer(self.memory, CELL, message.cell + 1)
                 continue
             try:
                 self.connection.send(self._do(*message))
@@ -147,30 +152,40 @@ class _Worker:
         future: Future[bytes] = self.readers.submit(read, content)
         return future.result
 
-    def _do(self, task: Task, readers: list[Callable[[], bytes]]) -> Done:
-        digests, reasons, jpegs = [], [], {}
-        hands_on = self.job.jpegs and not (task.given_back or task.verdict)
+    def _do(self, task: Task, readers: list[Callable[[], bytes]]) -> TaskResult:
+        done = TaskResult(task.number, [], [], [], {})
+        places, digests = (self.cells[name][-1:] for name in ("place", "digest"))
         for place, (reader, offset) in enumerate(zip(readers, task.offsets, strict=True)):
-            self.cells[self.job.cell] = place
-            # The kernel ends this process if the image takes longer, whatever its decoder is doing.
-            signal.setitimer(signal.ITIMER_REAL, self.job.timeout)
-            content, reason = b"", task.verdict
+            digests[0], places[0] = np.frombuffer(_NOTHING, np.uint8), place
+            self._limit(self.setup.timeout)
+            reason = ""
             try:
                 content = reader()
-                if hands_on and (jpeg := self.job.preparation.jpeg(content)):
-                    jpegs[place] = jpeg
-                elif not task.verdict:
+                digests[0] = np.frombuffer(digest(content), np.uint8)  # known also if the process ends from here on
+                if self.setup.jpegs and not task.given_back and (jpeg := self.setup.preparation.jpeg(content)):
+                    done.jpegs[place] = jpeg
+                else:
                     self._prepare(content, offset)
             except BadImage as error:
-                reason = task.verdict or str(error)
-            digests.append(digest(content))
-            reasons.append(reason)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        self.cells[self.job.cell] = IDLE
-        return Done(task.number, digests, reasons, jpegs)
+                reason = str(error)
+                if isinstance(error, InterruptedImage):
+                    done.interrupted.append(place)
+            except MemoryError:  # as when the kernel chooses this process: another one tries again
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.digests.append(digests[0].tobytes())
+            done.reasons.append(reason)
+        self._limit(0)
+        places[0] = IDLE
+        return done
+
+    @staticmethod
+    def _limit(seconds: float) -> None:
+        """Have the kernel end this process, whatever its decoder is doing, after so much processor time."""
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, _HANGS * seconds)
 
     def _prepare(self, content: bytes, offset: int) -> None:
-        preparation, views = self.job.preparation, self.job.views
+        preparation, views = self.setup.preparation, self.setup.views
         pixels = preparation.pixels(content) if views is None else views.pixels(content, preparation)
         np.ndarray(pixels.shape, pixels.dtype, self.memory, offset)[...] = pixels
 
@@ -178,17 +193,19 @@ class _Worker:
 def read(content: Content) -> bytes:
     """The bytes of an image; a failure that may pass is tried again a few times.
 
-    Raises BadImage if there are none.
+    Raises BadImage if there are none, InterruptedImage if the failure goes on.
     """
     for pause in (*_PAUSES, None):
         try:
             return content.read()
         except BadImage as error:
             cause = error.__cause__
-            if pause is None or not isinstance(cause, OSError) or cause.errno not in _PASSING:
+            if not isinstance(cause, OSError) or cause.errno not in _TRANSIENT:
                 raise
+            if pause is None:
+                raise InterruptedImage(str(error)) from error
             time.sleep(pause)
-        except OnceclipError:
+        except (OnceclipError, MemoryError):
             raise
         except Exception as error:  # of a source's own library
             raise BadImage(f"cannot be read ({str(error) or type(error).__name__})") from error

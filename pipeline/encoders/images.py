@@ -59,7 +59,7 @@ class Encoded:
     """What became of some images.
 
     rows: their numbers. digests: (images, 16). reasons: why one is bad, else empty. good: places of the others.
-    values: each output of the good ones, (good, ...) float32, or (good, views, ...).
+    values: each output of the good ones, (good, ...) float32, or (good, views, ...). interrupted: as of `Batch`.
     """
 
     rows: np.ndarray
@@ -67,6 +67,7 @@ class Encoded:
     reasons: list[str]
     good: np.ndarray
     values: dict[str, np.ndarray]
+    interrupted: Sequence[int] = ()
 
 
 def encode(decoders: Decoders, threads: EncoderThreads, images: Iterable[tuple[int, Content]], count: int,
@@ -90,7 +91,7 @@ def encode(decoders: Decoders, threads: EncoderThreads, images: Iterable[tuple[i
             if views:
                 values = {name: given.reshape(len(good), pictures, *given.shape[1:])
                           for name, given in values.items()}
-        return Encoded(np.array(batch.rows), batch.digests, batch.reasons, good, values)
+        return Encoded(np.array(batch.rows), batch.digests, batch.reasons, good, values, batch.interrupted)
 
     under_way: deque[tuple[Batch, Future[Encoded]]] = deque()
 

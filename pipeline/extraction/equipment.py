@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from onceclip.pipeline.decoding.decoders import TIMEOUT, Decoders
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
+from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extraction.outputs import EMBEDDING_ALONE, OutputOptions, StorePlan
 from onceclip.pipeline.prompts.embedding import embed_prompts
-from onceclip.pipeline.workers.devices import cores, reached
-from onceclip.stores import StoreWriter
+from onceclip.pipeline.workers.devices import cores
+from onceclip.stores import NotAStore, StoreWriter
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def open_equipment(spec: EquipmentSpec, images: int, start: bool) -> Iterator[Eq
 class TextTask:
     """Prompts of a store's classes, for a worker to embed; who hands this out has the store's lock.
 
-    classes, phrases, templates: as of `embed_prompts`.
+    classes, phrases, templates: as of `embed_prompts`. threads: of torch, as many as the command itself would use,
+    since the last bits of a text embedding depend on their number.
     """
 
     store: str
@@ -79,6 +82,7 @@ class TextTask:
     classes: Sequence[str]
     phrases: dict[str, str] | None
     templates: tuple[str, ...] | None
+    threads: int
 
     def __str__(self) -> str:
         return f"the prompts of {self.store}"
@@ -114,6 +118,18 @@ class EquipmentCache:
 CACHE = EquipmentCache()
 
 
+def open_writer(store: str, encoder: Encoder, units: Collection[int] | None = None) -> StoreWriter:
+    """On a worker: open a store for writing. units: those that alone are written.
+
+    Raises WorkerError where this machine does not have it.
+    """
+    try:
+        return StoreWriter.open(store, encoder.info, units)
+    except NotAStore as error:
+        raise WorkerError(f"the worker on {socket.gethostname()} finds no store at {store}: give a path that all "
+                          "machines have, or the URL of an object store") from error
+
+
 def get_ready(spec: EquipmentSpec) -> None:
     """On a worker: open what the first task will need."""
     CACHE.get(spec)
@@ -125,11 +141,11 @@ def plan_store(spec: EquipmentSpec) -> StorePlan:
 
 
 def embed_text(task: TextTask) -> dict[str, Any]:
-    """On a worker: embed prompts into a store; with all cores, since nothing else is done meanwhile."""
+    """On a worker: embed prompts into a store."""
     encoder = CACHE.get(task.equipment).encoder
-    writer = reached(task.store, partial(StoreWriter.open, task.store, encoder.info))
+    writer = open_writer(task.store, encoder)
     before = torch.get_num_threads()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(task.threads)
     try:
         return embed_prompts(writer, encoder, task.classes, task.phrases, task.templates)
     finally:

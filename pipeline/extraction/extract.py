@@ -17,11 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from onceclip.pipeline.encoders import EncoderSpec
-from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.errors import DecoderError, SourceError
 from onceclip.pipeline.extraction.inventory import Inventory, take_inventory
 from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, store_exists
 from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses, open_processes
-from onceclip.pipeline.extraction.splits import PARTS, drawing_of, splits_of
+from onceclip.pipeline.extraction.splits import PLANNED, drawing_of, splits_of
 from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
 from onceclip.pipeline.extraction.units import Remaining, rows_to_embed, rows_to_view
 from onceclip.pipeline.sources import Content
@@ -36,6 +36,7 @@ from onceclip.stores.verification import equal_content
 
 PATIENCE = 3600.0  # seconds that a part waits for the plan
 _PAUSE = 0.5
+_MANY_INTERRUPTED = 64  # images: then it is the machine as a whole
 _DEFAULTS = ExtractOptions()
 
 
@@ -84,7 +85,8 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
     """Encode a source of images into a store; on a store that exists, only what is new or changed.
 
     source: a folder of class folders, or what else `open_source` takes. workers: what encodes; None for this process.
-    Raises SourceError if there is nothing to encode or every image is bad, EncoderError for the encoder,
+    Raises SourceError if there is nothing to encode or every image is bad, EncoderError for the encoder, DecoderError
+    if images could not be read or decoded for reasons of the machine (they are done by the next call),
     StoreMismatch if another encoder made the store or it has other outputs, WorkerError for units that no worker could
     encode.
 
@@ -98,7 +100,7 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
     new = not store_exists(path)
     with open_processes(encoder, options, len(found.records), new, workers) as processes, write_lock(path):
         writer = processes.plan.writer(path, options.dtype, options.unit_rows)
-        inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
+        inventory = take_inventory(found.records, found.classes, writer.store, options.progress, options.retry_bad)
         changed = _plan(writer, processes.plan, inventory, found)
         text: dict[str, Any] = {"prompts": 0, "encoded": 0}
         if processes.plan.has_text and found.classes:
@@ -109,6 +111,84 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
             _encode(processes, writer, rows_to_view(writer, split), inventory.contents)
             writer.finish(split, split_source=drawn)
     return _report(open_store(path), found, inventory, text, encoded, time.perf_counter() - begun)
+
+
+def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, found: Survey) -> bool:
+    """Say which rows the store is to have; gives whether that leaves anything to do."""
+    source = None if found.has_splits else drawing_of(writer.store, found)
+    renamed = tuple(found.classes) != writer.store.classes
+    if writer.store.complete and not inventory.changed and not renamed:
+        return False
+    if PLANNED in writer.store.attributes:
+        writer.update(**{PLANNED: None})
+    # A plan that stands is not written again: a worker we lost contact with may still be writing a unit of it.
+    if inventory.changed or renamed:
+        writer.plan(inventory.table, found.classes)
+    if source:
+        writer.update(split_source=source)  # for processes that go on with it
+    store_plan.put_projection(writer)
+    return True
+
+
+def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remaining: Remaining,
+            contents: Mapping[int, Content]) -> int:
+    """Encode what is left to do, and show how far that is; gives how many rows became good.
+
+    Raises DecoderError if images were interrupted, once all others are done, or earlier where there are many.
+    """
+    if not len(remaining.rows):
+        return 0
+    interrupted: list[tuple[int, str]] = []
+    done, bad, progress = remaining.total - len(remaining.rows), 0, processes.options.progress
+    if done and progress:
+        tqdm.write(f"{done:,} of {remaining.total:,} already done", file=sys.stderr)
+    with (tqdm(total=remaining.total, initial=done, unit="image", desc="views" if remaining.views else "encode",
+               disable=None if progress else True) as bar,
+          closing(processes.encode(writer, remaining, contents)) as steps):
+        for step in steps:
+            bar.update(step.rows)
+            bad += step.bad
+            if bad:
+                bar.set_postfix(bad=bad)
+            interrupted += step.interrupted
+            if len(interrupted) > _MANY_INTERRUPTED:
+                break
+    if interrupted:
+        row, reason = min(interrupted)
+        raise DecoderError(f"{counted(len(interrupted), 'image')} could not be read or decoded for reasons of this "
+                           f"machine ({writer.store.table.key[row]}: {reason}): all others are kept; see that there is "
+                           "memory enough (or give fewer --workers) and that the storage answers, then run the same "
+                           "command again to go on")
+    return len(remaining.rows) - bad
+
+
+def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, Any], encoded: int,
+            seconds: float) -> Extraction:
+    table = store.table
+    counts = Counter(store.classes[label] for label in table.label[store.rows()])
+    bad = {str(table.key[row]): str(table.reason[row]) for row in inventory.present if table.state[row] == BAD}
+    said = found.phrases if text["encoded"] else dict.fromkeys(found.classes)
+    warnings = [*found.remarks, *class_remarks(said), *_conflicts(store)]
+    if store.classes and not store.texts:
+        warnings.append(f"{store.encoder['name']} has no text encoder: the store has no prompts, which most methods "
+                        "need (linear-probe does without)")
+    warnings += [f"class {name!r} has no prompts, because the text set is from a file: add it there and run "
+                 "`onceclip text` again" for name in text.get("missing", ())]
+    warnings += [f"class {name!r} has no readable image" for name in store.classes if not counts[name]]
+    return Extraction(
+        store=store.path, images=len(found.records), encoded=encoded, reused=inventory.reused, moved=inventory.moved,
+        removed=inventory.removed, bad=len(bad), bad_images=bad,
+        classes={name: counts[name] for name in store.classes},
+        splits={name: len(store.rows(name)) for name in SPLITS},
+        outputs={name: list(output.shape) for name, output in store.outputs.items()},
+        encoder=store.encoder, text=text, seconds=seconds, warnings=warnings)
+
+
+def _conflicts(store: Store) -> list[str]:
+    """The remark on equal pictures of different classes."""
+    found = [each.where for each in equal_content(store, "label")]
+    return [f"{counted(len(found), 'picture')} in several classes, some of which must be wrong: {listing(found, 4)}"] \
+        if found else []
 
 
 def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, options: ExtractOptions,
@@ -144,77 +224,12 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
                     [*found.remarks, *class_remarks(found.phrases)])
 
 
-def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, found: Survey) -> bool:
-    """Say which rows the store is to have; gives whether that leaves anything to do."""
-    source = None if found.has_splits else drawing_of(writer.store, found)
-    renamed = tuple(found.classes) != writer.store.classes
-    if writer.store.complete and not inventory.changed and not renamed:
-        return False
-    if PARTS in writer.store.attributes:
-        writer.update(**{PARTS: None})
-    # A plan that stands is not written again: a worker we lost contact with may still be writing a unit of it.
-    if inventory.changed or renamed:
-        writer.plan(inventory.table, found.classes)
-    if source:
-        writer.update(split_source=source)  # for processes that go on with it
-    store_plan.put_projection(writer)
-    return True
-
-
-def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remaining: Remaining,
-            contents: Mapping[int, Content]) -> int:
-    """Encode what is left to do, and show how far that is; gives how many rows became good."""
-    if not len(remaining.rows):
-        return 0
-    done, bad, progress = remaining.total - len(remaining.rows), 0, processes.options.progress
-    if done and progress:
-        tqdm.write(f"{done:,} of {remaining.total:,} already done", file=sys.stderr)
-    with (tqdm(total=remaining.total, initial=done, unit="image", desc="views" if remaining.views else "encode",
-               disable=None if progress else True) as bar,
-          closing(processes.encode(writer, remaining, contents)) as steps):
-        for step in steps:
-            bar.update(step.rows)
-            bad += step.bad
-            if bad:
-                bar.set_postfix(bad=bad)
-    return len(remaining.rows) - bad
-
-
-def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, Any], encoded: int,
-            seconds: float) -> Extraction:
-    table = store.table
-    counts = Counter(store.classes[label] for label in table.label[store.rows()])
-    bad = {str(table.key[row]): str(table.reason[row]) for row in inventory.present if table.state[row] == BAD}
-    said = found.phrases if text["encoded"] else dict.fromkeys(found.classes)
-    warnings = [*found.remarks, *class_remarks(said), *_conflicts(store)]
-    if store.classes and not store.texts:
-        warnings.append(f"{store.encoder['name']} has no text encoder: the store has no prompts, which most methods "
-                        "need (linear-probe does without)")
-    warnings += [f"class {name!r} has no prompts, because the text set is from a file: add it there and run "
-                 "`onceclip text` again" for name in text.get("missing", ())]
-    warnings += [f"class {name!r} has no readable image" for name in store.classes if not counts[name]]
-    return Extraction(
-        store=store.path, images=len(found.records), encoded=encoded, reused=inventory.reused, moved=inventory.moved,
-        removed=inventory.removed, bad=len(bad), bad_images=bad,
-        classes={name: counts[name] for name in store.classes},
-        splits={name: len(store.rows(name)) for name in SPLITS},
-        outputs={name: list(output.shape) for name, output in store.outputs.items()},
-        encoder=store.encoder, text=text, seconds=seconds, warnings=warnings)
-
-
-def _conflicts(store: Store) -> list[str]:
-    """The remark on equal pictures of different classes."""
-    found = [each.where for each in equal_content(store, "label")]
-    return [f"{counted(len(found), 'picture')} in several classes, some of which must be wrong: {listing(found, 4)}"] \
-        if found else []
-
-
 def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOptions, part: Part) -> bool:
     """Plan the store if that falls to this part; gives whether it is planned, for just these images."""
     fingerprint = _fingerprint(found)
-    with _patient_lock(path):
+    with _wait_for_lock(path):
         store = open_store(path) if store_exists(path) else None
-        planned = store.attributes.get(PARTS) if store else None
+        planned = store.attributes.get(PLANNED) if store else None
         if store and planned and not store.complete:
             if planned != fingerprint:
                 raise SourceError(f"{path} is being made of other images: give all parts the same source; if it has "
@@ -224,15 +239,15 @@ def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOp
                 drawing_of(store, found)
             return True
         if is_remote(path) and part.number > 1:
-            return store is not None and store.complete and _holds(store, found)
+            return store is not None and store.complete and _has_just(store, found)
         writer = store_plan.writer(path, options.dtype, options.unit_rows)
         inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
         if _plan(writer, store_plan, inventory, found):
-            writer.update(**{PARTS: fingerprint})  # what the others wait for
+            writer.update(**{PLANNED: fingerprint})  # what the others wait for
         return True
 
 
-def _holds(store: Store, found: Survey) -> bool:
+def _has_just(store: Store, found: Survey) -> bool:
     """Whether a store has just these images, by their keys and classes."""
     table = store.table
     here = table.state != REMOVED
@@ -253,19 +268,19 @@ def _complete(path: str, processes: ThisProcess | WorkerProcesses, found: Survey
     """Finish the store if nothing is left to encode; gives whether it is finished."""
     if (open_store(path).column("state") == TODO).any():
         return False
-    with _patient_lock(path):
+    with _wait_for_lock(path):
         if not open_store(path).complete:
             writer = StoreWriter.open(path, processes.plan.info)
             if processes.plan.has_text and found.classes:
                 _, writer = processes.text(writer, found.classes)
             split, drawn = splits_of(path, found, np.array(sorted(contents)))
             _encode(processes, writer, rows_to_view(writer, split), contents)
-            writer.finish(split, split_source=drawn, **{PARTS: None})
+            writer.finish(split, split_source=drawn, **{PLANNED: None})
     return True
 
 
 @contextmanager
-def _patient_lock(path: str) -> Iterator[None]:
+def _wait_for_lock(path: str) -> Iterator[None]:
     """Hold the lock of a store, once no other process has it any more."""
     with ExitStack() as opened:
         while True:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from onceclip.pipeline.decoding.worker import read
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.sources import Content, Record
 from onceclip.stores import Store, Table
@@ -38,15 +39,15 @@ class Inventory:
 
 
 def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Store,
-                   progress: bool = False) -> Inventory:
+                   progress: bool = False, retry_bad: bool = False) -> Inventory:
     """Compare the images of a source with the rows of a store (which may be new and empty).
 
     A row is kept if a file has its content: under the same key, or, moved, under a new one. A file whose key is
     known and whose content is new takes over the row; other new files get rows at the end. Rows whose file is
-    gone are marked as removed.
+    gone are marked as removed. retry_bad: whether bad rows are to be encoded again.
     """
     old = store.table
-    done = (old.state == STORED) | (old.state == BAD)
+    done = (old.state == STORED) | ((old.state == BAD) & (not retry_bad))
     contents = _digests(records, progress) if done.any() else np.zeros((len(records), DIGEST_BYTES), np.uint8)
     # A removed row has its old key still; a row that is there goes before it.
     order = np.argsort(old.state != REMOVED, kind="stable")
@@ -104,7 +105,7 @@ def _digests(records: Sequence[Record], progress: bool) -> np.ndarray:
     """Digests of the files' bytes: (records, 16)."""
     def one(record: Record) -> bytes:
         try:
-            return digest(record.content.read())
+            return digest(read(record.content))
         except BadImage:
             return digest(b"")  # as the row of an unreadable file has it
 

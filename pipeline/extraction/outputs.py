@@ -40,8 +40,8 @@ class OutputOptions:
             splits = [name for name in SPLITS if name in self.views_for]
             found[VIEW] = Output((self.views.number, encoder.dim), ("view", "dim"),
                                  {**self.views.spec(), "splits": splits})
-        wanted = [name for name, asked in ((PREPROJ, self.preproj), (TOKEN, self.tokens)) if asked]
-        shapes = encoder.output_shapes(("embedding", *wanted), self.tokens or "last")
+        further = [name for name, asked in ((PREPROJ, self.preproj), (TOKEN, self.tokens)) if asked]
+        shapes = encoder.output_shapes(("embedding", *further), self.tokens or "last")
         if self.preproj:
             found[PREPROJ] = Output(shapes[PREPROJ], ("width",), {"layer": "before the projection"})
         if self.tokens:

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from onceclip.pipeline.encoders import EncoderSpec
@@ -76,7 +77,8 @@ class WorkerProcesses:
     def text(self, writer: StoreWriter, classes: Sequence[str]) -> tuple[dict[str, Any], StoreWriter]:
         """As of `ThisProcess`, by one worker; the writer to go on with is another one, which knows of the text."""
         path = writer.store.path
-        task = TextTask(everywhere(path), self.spec, tuple(classes), self.options.phrases, self.options.templates)
+        task = TextTask(everywhere(path), self.spec, tuple(classes), self.options.phrases, self.options.templates,
+                        torch.get_num_threads())
         done, = self.workers.work(embed_text, [task])
         return done, StoreWriter.open(path, self.plan.info)
 

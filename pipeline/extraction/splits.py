@@ -18,7 +18,7 @@ from onceclip.stores.schema import NO_SPLIT, SPLITS, STORED
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
 SEED = 1
-PARTS = "plan"  # the attribute of a store that says for which images parts of an extraction are at work
+PLANNED = "plan"  # the attribute of a store that says for which images parts of an extraction are at work
 METHOD = "blake2b of seed and content, largest deficit first"
 
 
@@ -51,7 +51,7 @@ def drawing_of(store: Store, found: Survey) -> dict[str, Any]:
     asked: dict[str, Any] = {} if found.split_seed is None else {"seed": found.split_seed}
     if found.split_shares is not None:
         asked["shares"] = dict(zip(SPLITS, (share / 100 for share in found.split_shares), strict=True))
-    drawn = known.get("how") == "drawn" and (PARTS in store.attributes or (store.table.split != NO_SPLIT).any())
+    drawn = known.get("how") == "drawn" and (PLANNED in store.attributes or (store.table.split != NO_SPLIT).any())
     if drawn and {**before, **asked} != before:
         words = share_words(100 * before["shares"][name] for name in SPLITS)
         raise SourceError(f"{store.path} is split {words} with seed {before['seed']}, and its images keep their split: "
@@ -72,12 +72,12 @@ def draw_splits(label: np.ndarray, split: np.ndarray, state: np.ndarray, content
     result = split.copy()
     usable = np.flatnonzero((state == STORED) & (label >= 0))
     contents = [content[row].tobytes() for row in usable]
-    together = _together(contents, [""] * len(usable) if group is None else group[usable].tolist())
+    ties = _ties(contents, [""] * len(usable) if group is None else group[usable].tolist())
     members: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # row, class and split of what is tied
     names: dict[int, bytes] = {}
     counts = [[0] * len(SPLITS) for _ in range(int(label.max(initial=0)) + 1)]
     for row, number, given, own, each in zip(usable.tolist(), label[usable].tolist(), split[usable].tolist(), contents,
-                                             together.tolist(), strict=True):
+                                             ties.tolist(), strict=True):
         members[each].append((row, number, given))
         names[each] = min(names.get(each, own), own)
         if given != NO_SPLIT:
@@ -105,16 +105,16 @@ def _neediest(counts: Sequence[Sequence[int]], sizes: Mapping[int, int], shares:
     return missing.index(max(missing))
 
 
-def _together(contents: Sequence[bytes], groups: Sequence[str]) -> np.ndarray:
+def _ties(contents: Sequence[bytes], groups: Sequence[str]) -> np.ndarray:
     """A number per row that rows share if equal content or groups tie them, directly or through others."""
     count = len(contents)
     number: dict[bytes | str, int] = {}
-    ties = [number.setdefault(each, count + len(number)) for each in contents]
+    numbers = [number.setdefault(each, count + len(number)) for each in contents]
     rows = list(range(count))
     for row, group in enumerate(groups):
         if group:
             rows.append(row)
-            ties.append(number.setdefault(group, count + len(number)))
+            numbers.append(number.setdefault(group, count + len(number)))
     size = count + len(number)
-    graph = coo_array((np.ones(len(rows), np.int8), (rows, ties)), (size, size))
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, numbers)), (size, size))
     return connected_components(graph, directed=False)[1][:count]

@@ -21,7 +21,8 @@ class ExtractOptions:
     templates: None keeps a store's own, else "a photo of a {}.". phrases: what prompts call a class folder.
     batch_size: images per pass, 0 for what suits the encoder. workers: decode processes, 0 for one per core.
     dtype: of stored embeddings. outputs: what to store beside them. source: how to list the images.
-    decode_timeout: seconds that reading and decoding one image may take.
+    decode_timeout: seconds of processor time that reading and decoding one image may take. retry_bad: whether images
+    that are recorded as bad are tried again.
     split_shares: per cent of each class for train, val and test, where the source has no splits; None for those that
     the store has, else 50, 20 and 30. split_seed: of their draw; None for that of the store, else 1.
 
@@ -43,6 +44,7 @@ class ExtractOptions:
     decode_timeout: float = TIMEOUT
     split_shares: tuple[float, float, float] | None = None
     split_seed: int | None = None
+    retry_bad: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, get_worker
 from distributed.comm import CommClosedError
 from distributed.protocol import pickle
+from distributed.security import Security
 from tqdm import tqdm
 
 from onceclip import __version__
@@ -43,8 +44,6 @@ _LOCAL: dict[str, Any] = {
     "distributed.nanny.pre-spawn-environ": {},  # dask's default makes malloc return memory at once, which is slow
     "distributed.deploy.lost-worker-timeout": "365 days",  # else dask drops a worker that is slow to start again
     "distributed.scheduler.worker-ttl": None,  # and one that is too busy to answer
-    "distributed.comm.default-scheme": "tcp",  # whatever is configured for a cluster
-    "distributed.comm.require-encryption": False,
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.multiprocessing-method": "spawn",
@@ -132,7 +131,7 @@ class Cluster:
         Function and task travel as bytes, since the scheduler and the worker's event loop would import all they name.
         """
         name = f"{function.__name__.strip('_')}-{self._session}-{next(self._names)}"
-        return self.client.submit(_carried_out, pickle.dumps((function, task)), __version__, key=name, pure=False,
+        return self.client.submit(_run_task, pickle.dumps((function, task)), __version__, key=name, pure=False,
                                   workers=list(workers) or None)
 
     def _result(self, future: Future) -> Any:
@@ -206,15 +205,17 @@ def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) ->
     Raises WorkerError if they cannot be started.
     """
     _silence()
-    options = {"nthreads": 1, "host": _LOOPBACK, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    # Whoever could connect could run code as this user, and other users of the machine can reach the loopback.
+    safe = {"protocol": "tls", "security": Security.temporary()}
+    options = {**safe, "nthreads": 1, "host": _LOOPBACK, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     nannies = {place: {"cls": Nanny, "options": {**options, "env": {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]}
                                                  if gpus else {}}} for place in range(number)}
-    scheduler = {"cls": Scheduler, "options": {"host": _LOOPBACK, "port": 0, "dashboard": False,
+    scheduler = {"cls": Scheduler, "options": {**safe, "host": _LOOPBACK, "port": 0, "dashboard": False,
                                                "dashboard_address": f"{_LOOPBACK}:0", "allowed_failures": 1}}
     with dask.config.set(_LOCAL), _environment(), ExitStack() as opened:
         try:
             with _without_ctrl_c():
-                processes = SpecCluster(nannies, scheduler)
+                processes = SpecCluster(nannies, scheduler, security=safe["security"])
                 opened.callback(processes.close)
                 opened.callback(_kill, processes)
         except (OSError, RuntimeError) as error:
@@ -273,7 +274,7 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _carried_out(work: bytes, version: str) -> Any:
+def _run_task(work: bytes, version: str) -> Any:
     """Carry out a task on a worker. Its threads take turns, since one task needs the GPU and all the cores."""
     if version != __version__:
         raise WorkerError(f"the worker {get_worker().address} has onceclip {__version__}, this command is {version}: "

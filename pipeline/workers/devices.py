@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
-from typing import TypeVar
 
 import torch
 
-from onceclip.pipeline.errors import DeviceError, WorkerError
+from onceclip.pipeline.errors import DeviceError
 from onceclip.pipeline.words import counted
-from onceclip.stores import NotAStore
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 
@@ -74,7 +72,6 @@ def within_memory(device: torch.device, what: str) -> Iterator[None]:
                           "fewer shots, or use --device cpu") from error
 
 
-Opened = TypeVar("Opened")
 # Without any of these files Linux has no GPU: asking torch takes seconds in which workers could start.
 _DEVICES = "/dev/nvidia*", "/dev/nvhost*", "/dev/nvgpu*", "/dev/kfd", "/dev/dxg"
 
@@ -95,12 +92,3 @@ def visible_gpus() -> list[str]:
         return []
     return [name.strip() for name in named.split(",")] if named else [str(each) for each in
                                                                       range(torch.cuda.device_count())]
-
-
-def reached(store: str, opened: Callable[[], Opened]) -> Opened:
-    """What opening a store gives. Raises WorkerError where this machine does not have it."""
-    try:
-        return opened()
-    except NotAStore as error:
-        raise WorkerError(f"the worker on {socket.gethostname()} finds no store at {store}: give a path that all "
-                          "machines have, or the URL of an object store") from error

@@ -38,11 +38,20 @@ class Strange:
     how: str
     path: object = None
     reading: str = "disk"
+    times: int = 99
 
     def read(self):
+        if self.how == "computes": spin()
         if self.how == "hangs": ctypes.PyDLL(None).sleep(1000)  # in C and without letting other threads run
         if self.how == "crashes": os.kill(os.getpid(), signal.SIGSEGV)
         if self.how == "exits": os._exit(3)
+        if self.how in ("SIGKILL", "SIGSTOP"):
+            tries = self.path.with_suffix(".tries")
+            tries.write_text((tries.read_text() if tries.exists() else "") + ".")
+            if len(tries.read_text()) <= self.times: os.kill(os.getpid(), getattr(signal, self.how))
+        if self.how == "no memory": raise MemoryError
+        if self.how == "broken disk":
+            raise BadImage("cannot be read (Input/output error)") from OSError(errno.EIO, "Input/output error")
         if self.how == "raises": raise RuntimeError("of a library")
         if self.how == "storage is gone": raise SourceError("s3://bucket does not answer: try later")
         if self.how == "only here": assert os.getpid() == HERE
@@ -56,8 +65,11 @@ class Strange:
 
 HERE = os.getpid()
 
+def spin():
+    while True: pass
+
 def prepare(image):
-    if image.size == (13, 13): ctypes.PyDLL(None).sleep(1000)
+    if image.size == (13, 13): spin()
     if image.size == (17, 17): ctypes.string_at(0)
     import numpy
     return numpy.full((3, 8, 8), image.width, "f4")
@@ -107,7 +119,8 @@ def test_every_image_comes_back_once_and_in_order(square: Callable[[int], LocalF
 
 
 @pytest.mark.parametrize(("how", "reason"), [
-    ("hangs", "took longer than 1.5 s to read and decode"), ("crashes", r"crashed the decoder \(SIGSEGV\)"),
+    ("computes", "took longer than 0.5 s of processor time to read and decode"),
+    ("crashes", r"crashed the decoder \(SIGSEGV\)"),
     ("exits", r"crashed the decoder \(exit code 3\)"), ("raises", r"cannot be read \(of a library\)"),
 ])
 def test_an_image_that_ends_its_process_is_bad_and_costs_no_other(strange: Any, square: Callable[[int], LocalFile],
@@ -115,7 +128,7 @@ def test_an_image_that_ends_its_process_is_bad_and_costs_no_other(strange: Any, 
     """clip-retrieval#13: one image hung the run."""
     images = [square(each + 1) for each in range(12)]
     images[5:5] = [strange.Strange(how)]
-    found = collect(images, 16, processes=1, timeout=1.5)
+    found = collect(images, 16, processes=1, timeout=0.5)
     assert [row for row, *_ in found] == list(range(13))
     bad = [(row, text) for row, pixel, text, _ in found if pixel is None]
     assert [row for row, _ in bad] == [5]
@@ -123,14 +136,38 @@ def test_an_image_that_ends_its_process_is_bad_and_costs_no_other(strange: Any, 
     assert [pixel for _, pixel, _, _ in found if pixel is not None] == [each + 1.0 for each in range(12)]
 
 
-@pytest.mark.parametrize(("size", "reason"), [(13, "took longer than 1.5 s"), (17, "crashed the decoder (SIGSEGV)")])
+@pytest.mark.parametrize(("size", "reason"), [(13, "took longer than 0.5 s"), (17, "crashed the decoder (SIGSEGV)")])
 def test_what_a_decoder_dies_of_keeps_its_digest_so_that_it_is_not_tried_again(
         strange: Any, square: Callable[[int], LocalFile], size: int, reason: str) -> None:
     images = [square(each) for each in (3, 4, size, 5, size, 6)]
-    found = collect(images, 6, Preparation((8, 8), custom="strange_contents:prepare"), processes=2, timeout=1.5)
+    found = collect(images, 6, Preparation((8, 8), custom="strange_contents:prepare"), processes=2, timeout=0.5)
     assert [pixel for _, pixel, _, _ in found] == [3.0, 4.0, None, 5.0, None, 6.0]
     assert all(found[place][2].startswith(reason) for place in (2, 4))
     assert [content for *_, content in found] == [digest(image.read()) for image in images]
+
+
+@pytest.mark.parametrize(("how", "times"), [("SIGKILL", 2), ("SIGSTOP", 1)])
+def test_an_image_whose_process_is_killed_or_stopped_is_done_by_another_one(
+        strange: Any, square: Callable[[int], LocalFile], how: str, times: int) -> None:
+    """As by the kernel for want of memory; a stopped process ends by no timer of its own."""
+    images = [square(each + 1) for each in range(12)]
+    images[5] = strange.Strange(how, Path(square(6).path), times=times)
+    found = collect(images, 16, processes=1, timeout=0.5)
+    assert [(row, pixel, text) for row, pixel, text, _ in found] == [(each, each + 1.0, "") for each in range(12)]
+
+
+@pytest.mark.parametrize(("how", "reason"), [
+    ("SIGKILL", "ended from outside (SIGKILL"), ("no memory", "ended from outside (SIGKILL"),
+    pytest.param("hangs", "hung while it was read", marks=pytest.mark.slow),
+    ("broken disk", "cannot be read (Input/output error)"),
+])
+def test_an_image_that_the_machine_never_lets_through_is_interrupted_and_not_bad(
+        strange: Any, square: Callable[[int], LocalFile], how: str, reason: str) -> None:
+    images = [square(1), strange.Strange(how, Path(square(9).path)), square(2)]
+    with Decoders(3, 1, timeout=3.0) as decoders:
+        batch, = decoders.batches(enumerate(images), SMALL, 4, slots=2)
+        assert (batch.interrupted, batch.good.tolist()) == ([1], [0, 2])
+        assert reason in batch.reasons[1]
 
 
 def test_a_failure_of_reading_that_passes_is_tried_again_and_another_is_not(strange: Any, tmp_path: Path,
@@ -215,7 +252,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("busy", ["waits", "hangs"])
+@pytest.mark.parametrize("busy", ["waits", pytest.param("hangs", marks=pytest.mark.slow)])
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 def test_no_process_outlives_a_parent_that_is_killed(strange: Any, square: Callable[[int], LocalFile], tmp_path: Path,
                                                      busy: str) -> None:
@@ -223,7 +260,7 @@ def test_no_process_outlives_a_parent_that_is_killed(strange: Any, square: Calla
     code = ("import sys, time; sys.path.insert(0, sys.argv[1]); import strange_contents as s, pathlib;"
             "from onceclip.pipeline.decoding.decoders import Decoders;"
             "from onceclip.pipeline.decoding.preparation import Preparation;"
-            "d = Decoders(2, 2, timeout=3.0); c = s.Strange(sys.argv[2], pathlib.Path(sys.argv[3]));"
+            "d = Decoders(2, 2, timeout=0.2); c = s.Strange(sys.argv[2], pathlib.Path(sys.argv[3]));"
             "b = d.batches(enumerate([c, c]), Preparation((8, 8)), 1, 2)\n"
             "if sys.argv[2] == 'waits': next(b); print('ready', flush=True); time.sleep(60)\n"
             "else: print('ready', flush=True); next(b)")

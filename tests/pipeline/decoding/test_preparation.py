@@ -6,15 +6,18 @@ import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.functional import normalize, to_tensor
 
 from onceclip.pipeline.decoding.preparation import Preparation, decoding
+from onceclip.pipeline.decoding.views import TEN_CROP
 from onceclip.pipeline.errors import BadImage
 
 MODES = ("RGB", "L", "LA", "1", "P", "RGBA", "CMYK", "YCbCr", "LAB", "transparent", "bytes")
@@ -81,14 +84,46 @@ def test_pixels_are_open_clips_own_bit_for_bit(preparation: Preparation) -> None
         assert torch.equal(found, expected), f"image {number}: {MODES[number % len(MODES)]}"
 
 
-def test_sixteen_bits_are_scaled_to_eight_and_not_clipped_to_white() -> None:
+@pytest.mark.parametrize("kind", ["png", "tiff", "pgm"])
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped_to_white(kind: str) -> None:
     deep = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     files = [io.BytesIO(), io.BytesIO()]
-    Image.fromarray(deep).save(files[0], "png")
+    if kind == "pgm":
+        files[0].write(b"P5\n64 64\n65535\n" + deep.astype(">u2").tobytes())
+    else:
+        Image.fromarray(deep).save(files[0], kind)
     Image.fromarray((deep // 256).astype(np.uint8)).save(files[1], "png")
     found, expected = (Preparation((32, 32)).pixels(file.getvalue()) for file in files)
     np.testing.assert_array_equal(found, expected)
     assert found.max() > found.mean() + 50
+
+
+def test_integers_of_32_bits_have_no_known_scale_and_are_bad() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 70000, np.int32)).save(file, "tiff")
+    with pytest.raises(BadImage, match="unsupported pixel format I"):
+        Preparation((32, 32)).pixels(file.getvalue())
+
+
+def test_a_file_that_another_program_would_have_to_draw_is_no_image(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow starts Ghostscript on PostScript, whatever the file is called."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    (tmp_path / "gs").chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(BadImage, match="not an image"):
+        Preparation((8, 8)).pixels(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    assert not (tmp_path / "called").exists()
+
+
+def test_text_and_profiles_of_any_size_are_no_damage() -> None:
+    """Programs that draw pictures write what they were told into the file."""
+    text = PngInfo()
+    text.add_text("parameters", "y" * 2_000_000, zip=True)
+    profile = np.random.default_rng(0).integers(0, 9, 3_000_000, dtype=np.uint8).tobytes()
+    with decoding():
+        found = Preparation((32, 32)).pixels(photograph((60, 40), "png", pnginfo=text, icc_profile=profile))
+    np.testing.assert_array_equal(found, Preparation((32, 32)).pixels(photograph((60, 40), "png")))
 
 
 def photograph(size: tuple[int, int], kind: str = "jpeg", **options: Any) -> bytes:
@@ -140,6 +175,17 @@ def test_the_cameras_orientation_is_applied_where_it_is_asked_for(orientation: i
     apart = np.abs(on.pixels(content).astype(int) - off.pixels(file.getvalue()))
     assert apart.max() <= (0 if decode == "exact" else 24)
     assert apart.mean() < 4  # a picture on its side is 40 away
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(orientation: int) -> None:
+    """Pillow#8390: newer versions turn TIFFs by themselves, and say their size turned before that."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    tiff, png = (photograph((300, 200), kind, exif=exif) for kind in ("tiff", "png"))
+    on = Preparation((64, 48), exif=True)
+    np.testing.assert_array_equal(on.pixels(tiff), on.pixels(png))
+    np.testing.assert_array_equal(TEN_CROP.pixels(tiff, on), TEN_CROP.pixels(png, on))
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])

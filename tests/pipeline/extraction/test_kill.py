@@ -136,7 +136,7 @@ def main(root: Path, work: Path, moments: str) -> None:
     import torch
 
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-    from onceclip.pipeline.extraction import equipment, unit_buffers
+    from onceclip.pipeline.extraction import equipment, units
     from onceclip.pipeline.extraction.extract import extract as run
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.reporting import description as info  # noqa: F401 - so that no child imports them
@@ -146,7 +146,7 @@ def main(root: Path, work: Path, moments: str) -> None:
     spec = EncoderSpec("demo")
     encoder = open_encoder(spec)
     equipment.open_encoder = lambda spec: encoder
-    unit_buffers.FLUSH_SECONDS = 0.0  # so that there are as many writes as there can be
+    units.FLUSH_SECONDS = 0.0  # so that there are as many writes as there can be
     warnings.simplefilter("error")
     start, note = work / "start.zarr", work / "note"
 

@@ -43,7 +43,7 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
     writer.update(complete=False)
     array = writer.store.array("state")
     array[...] = TODO
-    monkeypatch.setattr("onceclip.pipeline.extraction.unit_buffers.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("onceclip.pipeline.extraction.units.FLUSH_SECONDS", 0.0)
     spec = EquipmentSpec(EncoderSpec(means), batch_size=4, decoders=1)
     tasks = units_of(store, pictures, spec)
 
@@ -86,7 +86,7 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
         return EncoderThreads(encoder, cores)
 
     for name in ("equipment", "units"):
-        monkeypatch.setattr(f"onceclip.pipeline.{name}.CACHE", opened)
+        monkeypatch.setattr(f"onceclip.pipeline.extraction.{name}.CACHE", opened)
     monkeypatch.setattr("onceclip.pipeline.extraction.units.EncoderThreads", noting)
     spec = EquipmentSpec(EncoderSpec(means), decoders=1)
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -11,12 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 import torch
 
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.workers import cluster as scheduler
-from onceclip.pipeline.workers.cluster import Cluster, local
+from onceclip.pipeline.workers.cluster import Cluster, connected, local
 from onceclip.stores import Store
 
 pytestmark = pytest.mark.slow
@@ -202,3 +205,22 @@ def test_a_file_of_the_working_directory_is_not_taken_for_a_module(imported: Sto
                  "--out", "out", cwd=folder, env={**os.environ, "PYTHONSAFEPATH": ""}) as process:
         _, complaint = process.communicate()
     assert process.returncode == 0, complaint
+
+
+def test_nobody_without_the_commands_own_key_reaches_its_workers(workers: Cluster) -> None:
+    """What a scheduler is sent runs as its user, and every user of a machine reaches its loopback."""
+    host, port = workers.address.removeprefix("tls://").split(":")
+    stranger = ssl.create_default_context()
+    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection((host, int(port)), timeout=60) as plain, pytest.raises(ssl.SSLError, match="alert"):
+        stranger.wrap_socket(plain).recv(1)
+
+
+def test_a_scheduler_with_certificates_is_reached_by_those_that_dask_is_configured_with(
+        workers: Cluster, tmp_path: Path) -> None:
+    security, files = workers.client.security, {}
+    for name in ("tls_ca_file", "tls_client_cert", "tls_client_key"):
+        (tmp_path / name).write_text(getattr(security, name))
+        files[f"distributed.comm.{name.replace('_', '.').replace('ca.', 'ca-')}"] = str(tmp_path / name)
+    with dask.config.set(files), connected(workers.address) as found:
+        assert found.per_machine == 2
