@@ -97,8 +97,8 @@ def recorded_encoder(info: Mapping[str, Any], owner: str, given: EncoderSpec | N
 
         name, weights = str(info.get("name", "")), info.get("pretrained")
         if "plugin" in info or info.get("imported") or not is_listed(name, weights):
-            raise SourceError(f"{owner} was made with the encoder {_shown(name) or 'unknown'}, which is not opened by what "
-                              f"a file says: name it with {_options(info)} if you trust it{otherwise}")
+            raise SourceError(f"{owner} was made with the encoder {_shown(name) or 'unknown'}, which is not opened by "
+                              f"what a file says: name it with {_options(info)} if you trust it{otherwise}")
         given = EncoderSpec(name, weights, device=device)
     return open_encoder(replace(given, precision=info.get("precision", given.precision),
                                 decode=info.get("decode", given.decode), exif=info.get("exif", given.exif)))

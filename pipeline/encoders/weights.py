@@ -34,7 +34,7 @@ def read_weights(path: str | os.PathLike[str], *_: Any, **__: Any) -> dict[str, 
         raise EncoderError(f"{path} cannot be read as weights ({reason_of(error)}): fetch it again if it is damaged; "
                            "if it holds more than tensors, which onceclip does not open, save its state_dict alone "
                            "as .safetensors") from error
-    entries = found if isinstance(found, dict) else {}
+    entries: dict[str, Any] = found if isinstance(found, dict) else {}
     entries = next((entries[entry] for entry in _ENTRIES if isinstance(entries.get(entry), dict)), entries)
     weights = {str(name).replace(_COMPILED, ""): value for name, value in entries.items() if isinstance(value, Tensor)}
     if not weights:

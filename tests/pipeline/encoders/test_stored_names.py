@@ -20,6 +20,7 @@ from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.opening import recorded_encoder
 from onceclip.pipeline.errors import EncoderError, SourceError
 from onceclip.pipeline.prediction.predict import encoder_of
+from onceclip.stores import open_store
 from onceclip.stores.schema import ATTRIBUTE, seal
 
 Run = Callable[..., Any]
@@ -83,6 +84,21 @@ def test_no_door_opens_an_encoder_that_only_a_file_names(clone: Path, adapter_pa
     assert not (clone / "ran").exists()
     assert "weights_helper" not in sys.modules
     assert str(clone) not in sys.path
+
+
+@pytest.mark.parametrize("command", ["extract good s.zarr --model demo --workers 1", "evaluate adapter s.zarr",
+                                     "predict adapter s.zarr", "info s.zarr", "verify s.zarr"])
+def test_commands_on_a_store_leave_its_encoder_alone(clone: Path, adapter_path: Path, store_path: Path, run: Run,
+                                                     folder_of: Callable[..., Path], command: str) -> None:
+    folder_of({"disc": 2, "ring": 2}, "good")
+    group = zarr.open_group(shutil.copytree(store_path, clone / "s.zarr"), mode="r+")
+    record = {**open_store(str(store_path)).encoder, "name": "weights_helper:load"}
+    group.attrs[ATTRIBUTE] = seal({**group.attrs[ATTRIBUTE], "encoder": record})  # type: ignore[dict-item]
+    replace(load_classifier(adapter_path), provenance={"encoder": record}).save(clone / "adapter")
+    result = run(*command.split())
+    assert result.exit_code == 0, result.output
+    assert not (clone / "ran").exists()
+    assert "weights_helper" not in sys.modules
 
 
 def test_what_ships_with_onceclip_is_opened_by_name(encoder: Any) -> None:
