@@ -77,8 +77,9 @@ def encoder_options(required: bool) -> Decorator:
                          help="open_clip model, hf-hub:ORG/NAME, local-dir:FOLDER, transformers:ORG/NAME|FOLDER, "
                          "MODULE:FUNCTION (an encoder of your own), or demo (ships with onceclip)."),
             click.option("--pretrained", metavar="TAG|FILE", help="Weights of an open_clip model."),
-            click.option("--preprocess", metavar="openai|FILE", help="How images are prepared for a weights FILE: "
-                         "CLIP's way, or a JSON file with mean, std, interpolation, resize_mode."),
+            click.option("--preprocess", metavar="openai|FILE", help="How images are prepared, where the "
+                         "weights do not say it: CLIP's way, or a JSON file with mean, std, interpolation, "
+                         "resize_mode."),
             click.option("--device", default="auto", show_default=True, metavar="D",
                          help="auto, cpu, cuda, cuda:1 ..."),
         ]):

@@ -3,7 +3,7 @@
 from onceclip.pipeline.encoders.backend import EMBEDDING, OUTPUTS, PREPROJ, TOKEN, TOKENS
 from onceclip.pipeline.encoders.encoder import Encoder
 from onceclip.pipeline.encoders.opening import check_spec, open_encoder
-from onceclip.pipeline.encoders.spec import DEMO, EncoderSpec, findable
+from onceclip.pipeline.encoders.spec import DEMO, EncoderSpec
 
 __all__ = ["DEMO", "EMBEDDING", "OUTPUTS", "PREPROJ", "TOKEN", "TOKENS", "Encoder", "EncoderSpec", "check_spec",
-           "findable", "open_encoder"]
+           "open_encoder"]

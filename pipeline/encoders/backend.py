@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.spec import EncoderSpec
 from onceclip.pipeline.errors import EncoderError
-from onceclip.stores.identity import digest, fingerprint
 
 EMBEDDING, PREPROJ, TOKEN = OUTPUTS = ("embedding", "preproj", "token")
 LAST, VALUE = TOKENS = ("last", "value")
@@ -85,8 +84,8 @@ def out_of_memory(error: BaseException) -> bool:
                                               and any(words in text for words in _OUT_OF_MEMORY))
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Identity of all weights of a model, wherever they were read from."""
-    parts = [[name, str(value.dtype), digest(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data).hex()]
-             for name, value in sorted(model.state_dict().items())]
-    return fingerprint(parts)
+def without_questions() -> None:
+    """Keep transformers from asking at the terminal whether it may run a repository's code: it never may."""
+    import transformers.dynamic_module_utils as remote_code
+
+    remote_code.TIME_OUT_REMOTE_CODE = 0

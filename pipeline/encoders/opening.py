@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from shlex import quote
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from onceclip.adapters.cpu import DEFAULT, fast_bfloat16, fast_products
 from onceclip.pipeline.decoding.preparation import DECODES, ON_DEVICE
 from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
 from onceclip.pipeline.encoders.encoder import Encoder
-from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, findable, is_open_clip, is_plugin
+from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, is_open_clip, is_plugin
+from onceclip.pipeline.encoders.weights import check_finite
 from onceclip.pipeline.errors import EncoderError, SourceError
 from onceclip.pipeline.workers.devices import device_named
 from onceclip.stores.identity import fingerprint
@@ -46,6 +48,7 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
         logging.getLogger(__name__).warning("--precision bf16: this processor has no fast instructions for bfloat16; "
                                             "fp32 takes less time here")
     if backend.model is not None:
+        check_finite(backend.model, spec.model)
         # Where weights want no gradient, torch compiles attention into products of expanded copies of them: 4x slower.
         backend.model.eval().requires_grad_(spec.compile)
     return Encoder(backend, device, info, spec.compile)
@@ -85,20 +88,42 @@ def _decode_on(device: torch.device) -> str:
 
 def recorded_encoder(info: Mapping[str, Any], owner: str, given: EncoderSpec | None = None, device: str = "auto",
                      otherwise: str = "") -> Encoder:
-    """Load the encoder that made something; `given` says which where the record cannot.
+    """Load the encoder that made something; `given` says which one.
 
-    What decides the embeddings beside the weights, such as the precision, is as in the record.
+    A record may come from a stranger: without `given`, only what ships with onceclip or stands in open_clip's own list
+    is opened by it. What decides the embeddings beside the weights, such as the precision, is as in the record.
 
     info: the record. owner: what has it, for people. otherwise: what they can do instead, for the end of the message.
-    Raises SourceError if the record does not say where the encoder is, and nothing is given.
+    Raises SourceError if nothing is given and the record alone does not suffice.
     """
     if given is None:
-        if not findable(info):
-            raise SourceError(f"{owner} does not say where its encoder ({info.get('name', 'unknown')}) is: name it "
-                              f"with --model (and --pretrained){otherwise}")
-        given = EncoderSpec(info["name"], info.get("pretrained"), device=device)
+        from onceclip.pipeline.encoders.open_clip_models import is_listed
+
+        name, weights = str(info.get("name", "")), info.get("pretrained")
+        if "plugin" in info or info.get("imported") or not is_listed(name, weights):
+            raise SourceError(f"{owner} was made with the encoder {_shown(name) or 'unknown'}, which is not opened by "
+                              f"what a file says: name it with {_options(info)} if you trust it{otherwise}")
+        given = EncoderSpec(name, weights, device=device)
     return open_encoder(replace(given, precision=info.get("precision", given.precision),
                                 decode=info.get("decode", given.decode), exif=info.get("exif", given.exif)))
+
+
+def _options(info: Mapping[str, Any]) -> str:
+    """The options by which a user names the encoder of a record."""
+    name, weights = _shown(info.get("name")), _shown(info.get("pretrained"))
+    if "plugin" in info:
+        return "--model MODULE:FUNCTION"
+    if info.get("imported") or not name:
+        return "--model (and --pretrained)"
+    if name.startswith("local-dir:") or (name.startswith(TRANSFORMERS) and "/" not in name):
+        return f"--model {name.partition(':')[0]}:FOLDER"
+    return f"--model {quote(name)}{f' --pretrained {quote(weights)}' if weights else ''}"
+
+
+def _shown(name: object) -> str:
+    """A name of a record as it can be shown on a terminal."""
+    text = "" if name is None else str(name)[:200]
+    return text if text.isprintable() else ascii(text)
 
 
 def check_spec(spec: EncoderSpec) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 DEMO = "demo"
 OPEN_CLIP_SOURCES = ("hf-hub:", "local-dir:")
@@ -18,7 +16,7 @@ class EncoderSpec:
     model: an open_clip name, `hf-hub:...`, `local-dir:...`, `transformers:...` (a folder or a hub name), "demo", or
     `module:function`, an encoder of the user's own. pretrained: a tag or a weights file, for open_clip names.
     precision: "auto" (float32 on a CPU, float16 on CUDA), "fp32", "fp16" or "bf16". device: "auto" or torch's name.
-    preprocess: "openai" or a JSON file, needed for a weights file, which does not say how it was trained.
+    preprocess: "openai" or a JSON file, needed where the weights do not say for which preparation they were trained.
     decode: "exact", or one that gives slightly other pixels: "fast", or "torchvision", on the encoder's device, which
     enters the encoder's identity with the kind of device. exif: whether images are turned as their cameras say.
     compile: whether torch compiles the image tower, which takes a minute and then saves time.
@@ -48,14 +46,3 @@ def is_plugin(model: str) -> bool:
 def is_open_clip(model: str) -> bool:
     """Whether open_clip knows how to find a model of this name."""
     return not is_plugin(model) and not model.startswith(TRANSFORMERS)
-
-
-def findable(info: Mapping[str, Any]) -> bool:
-    """Whether an encoder can be opened again by the name in its `info` alone: not if that lies in a user's folder.
-
-    An encoder of a user's own is not opened by what a file says: opening it runs its code.
-    """
-    name = str(info.get("name", ""))
-    if info.get("imported") or "plugin" in info or not name or name.startswith("local-dir:"):
-        return False
-    return not name.startswith(TRANSFORMERS) or "/" in name

@@ -21,9 +21,10 @@ from onceclip.pipeline.encoders.backend import (
     default_precision,
     preparation_values,
     refuse,
-    weights_digest,
+    without_questions,
 )
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec
+from onceclip.pipeline.encoders.weights import check_weights_file, reason_of, weights_digest
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores.identity import fingerprint
 
@@ -116,36 +117,45 @@ class Tokenizer:
 
 def _load(place: str, cache_dir: str | None) -> tuple[Any, Any, Any]:
     """Model, image processor and tokenizer."""
-    if place.startswith((".", "/", "~")) and not Path(place).is_dir():
-        raise EncoderError(f"{TRANSFORMERS}{place}: no such folder: give one that save_pretrained wrote into, or a "
-                           "name on the hub")
+    name, folder = f"{TRANSFORMERS}{place}", Path(place)
+    if place.startswith((".", "/", "~")) and not folder.is_dir():
+        raise EncoderError(f"{name}: no such folder: give one that save_pretrained wrote into, or a name on the hub")
     try:
         import transformers
     except ImportError as error:
-        raise EncoderError(f"{TRANSFORMERS}{place} needs the package transformers: pip install 'onceclip[transformers]'"
-                           ) from error
+        raise EncoderError(f"{name} needs the package transformers: pip install 'onceclip[transformers]'") from error
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every one of its retries
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    without_questions()
+    safe: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": False}
     try:
-        kind = transformers.AutoConfig.from_pretrained(place, cache_dir=cache_dir).model_type
-        if kind not in _KINDS:
-            raise EncoderError(f"{TRANSFORMERS}{place} is a model of type {kind!r}, not {' or '.join(_KINDS)}: use "
+        config = transformers.AutoConfig.from_pretrained(place, **safe)
+        if config.model_type not in _KINDS:
+            raise EncoderError(f"{name} is a model of type {config.model_type!r}, not {' or '.join(_KINDS)}: use "
                                "open_clip's version of it, or wrap it as an encoder of your own (docs/extending.md)")
-        model, loading = transformers.AutoModel.from_pretrained(place, cache_dir=cache_dir, dtype=torch.float32,
-                                                                output_loading_info=True)
+        if transformers.utils.find_adapter_config_file(place, cache_dir=cache_dir):
+            raise EncoderError(f"{name} is an adapter of PEFT, which names another repository: merge the two and give "
+                               "what save_pretrained writes then")
+        for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+            check_weights_file(file)
+        if getattr(config, "quantization_config", None):
+            raise EncoderError(f"{name} is quantized: take the model that it was made from")
+        # The attention is named here because a configuration could name one that is downloaded as a program.
+        model, loading = transformers.AutoModel.from_pretrained(
+            place, config=config, dtype=torch.float32, attn_implementation="sdpa", weights_only=True,
+            output_loading_info=True, **safe)
         if loading["missing_keys"]:
             missing = sorted(loading["missing_keys"])
-            raise EncoderError(f"{TRANSFORMERS}{place} lacks {len(missing)} weights ({missing[0]}, ...), which would "
-                               "be random: take a complete copy")
-        return (model, transformers.AutoImageProcessor.from_pretrained(place, cache_dir=cache_dir),
-                transformers.AutoTokenizer.from_pretrained(place, cache_dir=cache_dir))
+            raise EncoderError(f"{name} lacks {len(missing)} weights ({missing[0]}, ...), which would be random: take "
+                               "a complete copy")
+        return (model, transformers.AutoImageProcessor.from_pretrained(place, **safe),
+                transformers.AutoTokenizer.from_pretrained(place, **safe))
     except EncoderError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EncoderError(f"cannot load {TRANSFORMERS}{place} ({reason}): give a folder that save_pretrained wrote "
-                           "model, tokenizer and image processor into, or a name on the hub") from error
+        raise EncoderError(f"cannot load {name} ({reason_of(error)}): give a folder that save_pretrained wrote model, "
+                           "tokenizer and image processor into, or a name on the hub") from error
 
 
 def _preparation(processor: Any, spec: EncoderSpec) -> Preparation:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from onceclip.pipeline.encoders import EncoderSpec, check_spec, open_encoder
 from onceclip.pipeline.encoders.open_clip_models import OpenClipBackend
@@ -103,7 +104,94 @@ def test_a_weights_file_without_its_preprocessing_is_an_error(tmp_path: Path) ->
     check_spec(EncoderSpec("ViT-B-32", str(tmp_path / "w.safetensors"), preprocess="openai"))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{\"means\": [1]}"])
+@pytest.mark.parametrize("left_out", [{"mean", "std", "interpolation", "resize_mode", "size"}, {"std"}])
+def test_a_folder_that_does_not_say_how_images_are_prepared_is_an_error(
+        encoder: Any, model_copy: Callable[[str], Path], tmp_path: Path, left_out: set[str]) -> None:
+    """open_clip takes CLIP's own mean and deviation for what a configuration leaves out, without a word."""
+    folder = model_copy("silent")
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    given = config["preprocess_cfg"]
+    config["preprocess_cfg"] = {name: value for name, value in given.items() if name not in left_out}
+    path.write_text(json.dumps(config))
+    with pytest.raises(EncoderError, match="does not say how its images were prepared: add --preprocess openai"):
+        info(folder)
+    (tmp_path / "p.json").write_text(json.dumps({name: given[name] for name in
+                                                 ("mean", "std", "interpolation", "resize_mode")}))
+    mended = open_encoder(EncoderSpec(f"local-dir:{folder}", preprocess=str(tmp_path / "p.json"))).info
+    assert mended["fingerprint"] == encoder.info["fingerprint"]
+
+
+def test_a_configuration_of_before_the_resize_could_be_chosen_is_complete(encoder: Any,
+                                                                         model_copy: Callable[[str], Path]) -> None:
+    folder = model_copy("old")
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["preprocess_cfg"] = {name: config["preprocess_cfg"][name] for name in ("mean", "std")}
+    path.write_text(json.dumps(config))
+    assert info(folder)["fingerprint"] == encoder.info["fingerprint"]
+
+
+@pytest.mark.parametrize("change", [{"interpolation": "nearest"}, {"resize_mode": "stretch"}, {"mean": [0.5]}])
+def test_a_preparation_that_is_not_known_is_named(model_copy: Callable[[str], Path], change: dict[str, Any]) -> None:
+    folder = model_copy("odd")
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["preprocess_cfg"] |= change
+    path.write_text(json.dumps(config))
+    with pytest.raises(EncoderError, match=f"prepares images with {next(iter(change))}"):
+        info(folder)
+
+
+@pytest.fixture
+def with_weights(model_copy: Callable[[str], Path]) -> Callable[..., Path]:
+    """A copy of the demo model whose weights are what a function of them gives, saved by torch or as bytes."""
+
+    def make(change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+        folder = model_copy("trained")
+        file = folder / "open_clip_model.safetensors"
+        made = change(load_file(file))
+        file.unlink()
+        if isinstance(made, bytes):
+            file.write_bytes(made)
+        else:
+            torch.save(made, folder / "open_clip_pytorch_model.bin")
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("change", [
+    lambda weights: {f"_orig_mod.{name}": value for name, value in weights.items()},
+    lambda weights: {"state_dict": {f"model.{name}": value for name, value in weights.items()}, "epoch": 3},
+    lambda weights: {"model": {f"module._orig_mod.{name}": value for name, value in weights.items()}},
+], ids=["compiled", "lightning", "distributed"])
+def test_weights_are_taken_as_training_tools_save_them(encoder: Any, with_weights: Callable[..., Path],
+                                                       change: Any) -> None:
+    """open_clip#639: names of a compiled model."""
+    assert info(with_weights(change))["fingerprint"] == encoder.info["fingerprint"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda weights: {name: value for name, value in weights.items() if name.startswith("visual")},
+     r"Missing key.*positional_embedding.*incomplete or of another architecture"),
+    (lambda weights: {**weights, "further.weight": weights["visual.proj"]}, "Unexpected key.*further.weight"),
+    (lambda weights: {**weights, "visual.proj": weights["visual.proj"] * float("nan")},
+     r"not finite \(visual.proj, float32\)"),
+    (lambda weights: {}, "holds no weights"),
+    (lambda weights: b"", "is empty"),
+    (lambda weights: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+    (lambda weights: b"\xff" * 100, "cannot be read as weights"),
+    (lambda weights: {"state_dict": weights, "arguments": Path("a")}, "holds more than tensors"),
+], ids=["half", "more", "nan", "none", "empty", "pointer", "damaged", "pickled"])
+def test_weights_that_cannot_be_used_are_named_in_one_line(with_weights: Callable[..., Path], change: Any,
+                                                           message: str) -> None:
+    with pytest.raises(EncoderError, match=message) as caught:
+        info(with_weights(change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{\"means\": [1]}", "{\"mean\": [0.5, 0.5, 0.5]}"])
 def test_a_malformed_preprocessing_file_is_a_named_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     (tmp_path / "p.json").write_text(text)

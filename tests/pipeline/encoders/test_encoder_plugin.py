@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onceclip.pipeline.encoders import EncoderSpec, findable, open_encoder
+from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores import open_store
 
@@ -204,12 +204,6 @@ def test_options_that_an_encoder_of_ones_own_cannot_follow_are_refused(module: C
     module("plain", HISTOGRAMS)
     with pytest.raises(EncoderError, match=text):
         open_encoder(EncoderSpec("plain:load", **options))
-
-
-def test_only_encoders_that_a_name_alone_finds_are_opened_by_it() -> None:
-    assert all(findable({"name": name}) for name in ("demo", "ViT-B-32", "hf-hub:a/b", "transformers:openai/clip"))
-    assert not any(findable(info) for info in ({"name": "ViT-B-32", "imported": True}, {"name": "local-dir:x"}, {},
-                                               {"name": "mine", "plugin": "mine"}, {"name": "transformers:folder"}))
 
 
 @pytest.mark.checkout

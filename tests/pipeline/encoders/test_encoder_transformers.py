@@ -199,6 +199,7 @@ def test_the_fingerprint_knows_weights_preparation_and_words_and_not_the_place(
     ("preprocessor_config.json", {"resample": 1}, "resample=1"),
     ("preprocessor_config.json", {"rescale_factor": 1.0}, "rescale_factor=1.0"),
     ("config.json", {"model_type": "bert"}, "type 'bert', not clip or siglip"),
+    ("config.json", {"quantization_config": {"quant_method": "awq"}}, "is quantized"),
 ])
 def test_what_cannot_be_followed_is_refused_rather_than_guessed(changed: Callable[..., str], file: str,
                                                                values: dict[str, Any], text: str) -> None:
@@ -206,6 +207,35 @@ def test_what_cannot_be_followed_is_refused_rather_than_guessed(changed: Callabl
     with pytest.raises(EncoderError, match=text) as caught:
         open_encoder(EncoderSpec(changed(file, **values)))
     assert "\n" not in str(caught.value)
+
+
+def test_no_code_that_a_folder_names_runs(changed: Callable[..., str], tmp_path: Path) -> None:
+    """Of its own, or of attention kernels on the hub."""
+    evil = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", None],
+                         "AutoImageProcessor": "evil.Evil"}}
+    name = changed(attn_implementation="evil/kernel", vision_config={**VISION, "attn_implementation": "evil/kernel"},
+                   text_config={**TEXT, "attn_implementation": "evil/kernel"}, **evil)
+    folder = Path(name.removeprefix("transformers:"))
+    for file in ("tokenizer_config.json", "preprocessor_config.json"):
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | evil))
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nEvil = object\n")
+    model = open_encoder(EncoderSpec(name)).model
+    assert not (tmp_path / "ran").exists()
+    assert model is not None
+    for part in (model, model.vision_model, model.text_model):
+        assert part.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+
+
+def test_an_adapter_of_peft_and_a_pointer_in_place_of_weights_are_named(changed: Callable[..., str]) -> None:
+    name = changed()
+    folder = Path(name.removeprefix("transformers:"))
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/base"}')
+    with pytest.raises(EncoderError, match="adapter of PEFT"):
+        open_encoder(EncoderSpec(name))
+    (folder / "adapter_config.json").unlink()
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(EncoderError, match="Git LFS pointer"):
+        open_encoder(EncoderSpec(name))
 
 
 def test_missing_weights_are_an_error(changed: Callable[..., str]) -> None:
