@@ -92,8 +92,8 @@ class Method(Trainable):
         """The two heads A and B where the logits are `A + weight * B`."""
         raise NotImplementedError
 
-    def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Logits A and B (rows, classes) of each support image, as if that image were not in the support.
+    def leave_one_out(self, prepared: Any, some: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Logits A and B (rows, classes) of each of some support images, as if that image were not in the support.
 
         Raises MethodError where that has no closed form.
         """

@@ -165,22 +165,23 @@ class GDA(Method):
         gaussian = new_classes(kept["rows"], unit(task.text.class_weights))
         return Sum((zero_shot_head(task), gaussian), (1.0, self.alpha))
 
-    def leave_one_out(self, prepared: Statistics) -> tuple[Tensor, Tensor]:
+    def leave_one_out(self, prepared: Statistics, some: slice = slice(None)) -> tuple[Tensor, Tensor]:
         support = prepared.task.support
         if self.covariance != "pooled":
             raise MethodError("leave-one-image-out of gda needs covariance=pooled: use --select val")
         if support.views is not None or (prepared.count == 1).any():
             raise MethodError("leave-one-image-out of gda needs 2 shots or more and no stored views: use --select val")
-        pieces = [_without(prepared, *piece) for piece in
-                  zip(support.unit.double().split(_ROWS), support.label.split(_ROWS), strict=True)]
-        second = torch.cat(pieces)
-        for row in torch.nonzero(_left_scatter(prepared) < _NOTHING * len(support))[:, 0].tolist():
+        places = torch.arange(len(support), device=support.label.device)
+        rows = support.unit[some]
+        second = torch.cat([_without(prepared, *piece) for piece in
+                            zip(rows.double().split(_ROWS), support.label[some].split(_ROWS), strict=True)])
+        for row in torch.nonzero(_left_scatter(prepared)[some] < _NOTHING * len(support))[:, 0].tolist():
             # This image was all the scatter there was: what a fit without it falls back to has no short form.
-            others = torch.arange(len(support), device=support.label.device) != row
+            others = places != places[some][row]
             rest = replace(support, embedding=support.embedding[others], label=support.label[others])
             without = self.prepare(replace(prepared.task, support=rest))
-            second[row] = self.terms(without, {})[1](support.unit[row:row + 1])[0]
-        return prepared.zero_shot(support.unit), second.to(support.unit)
+            second[row] = self.terms(without, {})[1](rows[row:row + 1])[0]
+        return prepared.zero_shot(rows), second.to(rows)
 
 
 def _left_scatter(prepared: Statistics) -> Tensor:

@@ -135,21 +135,21 @@ class ProKeR(Method):
         fitted = super().classifier(task, prepared, parameters)
         return replace(fitted, hyperparameters={**fitted.hyperparameters, "rows": prepared.form})
 
-    def leave_one_out(self, prepared: Regression) -> tuple[Tensor, Tensor]:
+    def leave_one_out(self, prepared: Regression, some: slice = slice(None)) -> tuple[Tensor, Tensor]:
         support, scale = prepared.task.support, prepared.task.logit_scale
         if prepared.form == "features":
             raise MethodError("leave-one-image-out of proker needs the kernel itself: use --select val")
         if (torch.bincount(support.label, minlength=prepared.task.classes) == 1).any():
             raise MethodError("leave-one-image-out leaves a class of one image without any: use 2 shots or more, "
                               "or --select val")
-        systems, images = prepared.systems(self.beta), support.unit.double()
+        systems, images = prepared.systems(self.beta), support.unit[some].double()
         solution, inverse = systems.solution(self.ridge), systems.inverse(self.ridge)
         kernel = (self.beta * (images @ prepared.rows.T - 1)).exp_()
         # Without the rows g of an image the solution is a - B_:g B_gg^-1 a_g, where B is the inverse and a the whole.
-        own = torch.arange(len(prepared.rows), device=images.device).view(len(images), -1)
+        own = torch.arange(len(prepared.rows), device=images.device).view(len(support), -1)[some]
         block = inverse[own.unsqueeze(2), own.unsqueeze(1)]
         share = torch.linalg.solve(block, solution[own])
         reach = (kernel @ inverse).gather(1, own)
         without = kernel @ solution - (reach.unsqueeze(1) @ share).squeeze(1)
-        first = zero_shot_head(prepared.task)(support.unit)
+        first = zero_shot_head(prepared.task)(support.unit[some])
         return first, (scale * self._gain * without).to(first)

@@ -43,13 +43,13 @@ class TipAdapter(Method):
         support = prepared.support
         return zero_shot_head(prepared), Kernel(support.keys, support.label, prepared.classes, self.beta)
 
-    def leave_one_out(self, prepared: Task) -> tuple[Tensor, Tensor]:
+    def leave_one_out(self, prepared: Task, some: slice = slice(None)) -> tuple[Tensor, Tensor]:
         support = prepared.support
         counts = torch.bincount(support.label, minlength=prepared.classes)
         if (counts == 1).any():
             raise MethodError("leave-one-image-out leaves a class of one image without any: use 2 shots or more, "
                               "or --select val")
         zero_shot, cache = self.terms(prepared, {})
-        own = torch.exp(self.beta * ((support.unit * support.keys).sum(dim=1) - 1))
-        without = cache(support.unit).scatter_add(1, support.label.unsqueeze(1), -own.unsqueeze(1))
-        return zero_shot(support.unit), without
+        rows, column = support.unit[some], support.label[some].unsqueeze(1)
+        own = torch.exp(self.beta * ((rows * support.keys[some]).sum(dim=1, keepdim=True) - 1))
+        return zero_shot(rows), cache(rows).scatter_add(1, column, -own)

@@ -90,14 +90,14 @@ class TipX(Method):
         cache = Kernel(support.keys, support.label, task.classes, self.beta)
         return Sum((zero_shot_head(task), divergence), (1.0, self.gamma)), cache
 
-    def leave_one_out(self, prepared: Probabilities) -> tuple[Tensor, Tensor]:
-        task, label = prepared.task, prepared.task.support.label
+    def leave_one_out(self, prepared: Probabilities, some: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        task, label = prepared.task, prepared.task.support.label[some]
         if self.sums:
             raise MethodError("leave-one-image-out of tip-x needs sums=false: use --select val")
-        zero_shot, cache = TipAdapter(alpha=self.alpha, beta=self.beta).leave_one_out(task)
+        zero_shot, cache = TipAdapter(alpha=self.alpha, beta=self.beta).leave_one_out(task, some)
         divergence = self.terms(prepared, {})[0].heads[1]  # type: ignore[attr-defined]
-        rows = task.support.unit
-        own = (prepared.cosine / self.tau).log_softmax(dim=1)
+        rows = task.support.unit[some]
+        own = (prepared.cosine[some] / self.tau).log_softmax(dim=1)
         probability = (rows @ task.text.class_weights.T / self.tau).softmax(dim=1)
         # The mean of n images without one of them is (n mean - one) / (n - 1).
         logits, column, count = divergence(rows), label.unsqueeze(1), prepared.count[label].unsqueeze(1)

@@ -55,6 +55,6 @@ class ZeroShot(Method):
             return PromptWeighted(text.bank, scale, bias, self.prompts, self.entropy)
         return zero_shot_head(prepared)
 
-    def leave_one_out(self, prepared: Task) -> tuple[Tensor, Tensor]:
-        logits = self.head(prepared, {})(prepared.support.unit)  # no image is part of them
+    def leave_one_out(self, prepared: Task, some: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        logits = self.head(prepared, {})(prepared.support.unit[some])  # no image is part of them
         return logits, torch.zeros_like(logits)

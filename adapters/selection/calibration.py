@@ -17,6 +17,8 @@ from onceclip.adapters.task import Task
 
 VALIDATION, LEFT_OUT = "val", "loo"
 _REACH = math.log(1e12)  # of the search for log T, to both sides
+_MOST = 2**26  # logits that a temperature is fitted on, 256 MiB in float32: rows evenly spread where there are more
+_PIECE = 2**22  # of them in float64 at once
 
 
 def best_temperature(logits: Tensor, label: Tensor) -> float:
@@ -31,13 +33,14 @@ def best_temperature(logits: Tensor, label: Tensor) -> float:
     """
     if not len(label):
         return 1.0
-    logits = logits.double()
-    lead = logits - logits.gather(1, label.unsqueeze(1))
+    step = max(1, _PIECE // logits.shape[1])
 
     def slope(log_temperature: float) -> float:
-        sharpness = math.exp(-log_temperature)
-        weights = (lead * sharpness).softmax(dim=1)
-        return log_temperature - sharpness * float(torch.dot(weights.flatten(), lead.flatten()))
+        sharpness, total = math.exp(-log_temperature), 0.0
+        for piece, own in zip(logits.split(step), label.split(step), strict=True):
+            lead = piece.double() - piece.gather(1, own.unsqueeze(1)).double()
+            total += float(torch.dot((lead * sharpness).softmax(dim=1).flatten(), lead.flatten()))
+        return log_temperature - sharpness * total
 
     return math.exp(brentq(slope, -_REACH, _REACH, xtol=1e-9))
 
@@ -53,14 +56,23 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     """
     method = method.with_values(**{name: classifier.hyperparameters[name] for name in method.values})
     if task.val is not None and len(task.val):
-        logits, = batched_logits([classifier.head], method.rows_of(task.val))
-        return replace(classifier, temperature=best_temperature(logits, task.val.label), calibrated_on=VALIDATION)
+        some = _some(len(task.val), task.classes)
+        logits, = batched_logits([classifier.head], method.rows_of(task.val)[some])
+        return replace(classifier, temperature=best_temperature(logits, task.val.label[some]),
+                       calibrated_on=VALIDATION)
     if not len(task.support):
         return classifier
     try:
-        first, second = method.leave_one_out(method.prepare(task))
+        some = _some(len(task.support), task.classes)
+        first, second = method.leave_one_out(method.prepare(task), *([some] if some.step > 1 else []))
     except MethodError:  # it has no such form, or not for this support
         return classifier
     weight = float(method.values[method.mixing]) if method.mixing else 0.0
-    temperature = best_temperature(first + weight * second, task.support.label)
+    logits = first + weight * second if weight else first
+    temperature = best_temperature(logits, task.support.label[some])
     return replace(classifier, temperature=temperature, calibrated_on=LEFT_OUT)
+
+
+def _some(rows: int, classes: int) -> slice:
+    """Rows that are enough for one number, evenly spread; all of them unless their logits would fill the memory."""
+    return slice(None, None, -(-rows * classes // _MOST) or 1)

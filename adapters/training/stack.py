@@ -125,8 +125,15 @@ class Stack:
 
     def _map(self, function: Callable[[Trainable, Parameters], Any], parameters: Parameters,
              numbers: Parameters | None = None) -> Any:
-        return vmap(lambda each, values: function(self.method.with_values(**values), each))(
-            parameters, self.numbers if numbers is None else numbers)
+        try:
+            return vmap(lambda each, values: function(self.method.with_values(**values), each))(
+                parameters, self.numbers if numbers is None else numbers)
+        except (TypeError, RuntimeError) as error:
+            if "Tensor" not in str(error) and ".item()" not in str(error):
+                raise
+            raise MethodError(f"{self.method.name} uses a float hyperparameter as a count or in a condition, and here "
+                              f"it is a tensor of several runs ({str(error).splitlines()[0]}): give it a default that "
+                              "is a whole number, or only calculate with it") from error
 
     @torch.no_grad()
     def after_epoch(self, parameters: Parameters) -> Parameters:
@@ -140,8 +147,11 @@ class Stack:
         """Accuracy and mean cross-entropy of every run (runs,) on some rows."""
         head = self.head(parameters)
         step = max(1, elements_at_once(rows.device.type) // (head.width * self.runs))
-        logits = torch.cat([head(batch) for batch in rows.split(step)], dim=-2)
-        logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
-        accuracy = (logits.argmax(-1) == label).double().mean(dim=1)
-        loss = torch.stack([cross_entropy(each, label) for each in logits])
-        return accuracy, loss
+        right, loss = [], []
+        for batch, own in zip(rows.split(step), label.split(step), strict=True):
+            logits = head(batch)
+            logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
+            right.append(logits.argmax(-1) == own)
+            loss.append(cross_entropy(logits.flatten(0, 1), own.repeat(len(logits)), reduction="none")
+                        .view(len(logits), -1))
+        return tuple(torch.cat(each, dim=1).double().mean(dim=1) for each in (right, loss))  # type: ignore[return-value]
