@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import cross_entropy, log_softmax
 
+from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, pack, unpack
 from onceclip.adapters.heads.batched import elements_at_once
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Trainable
+
+_NEEDS_A_NUMBER = "__round__", "as an integer", ".item()", "control flow"  # in what Python and vmap say
 
 Parameters = dict[str, Tensor]
 _FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
@@ -129,7 +132,7 @@ class Stack:
             return vmap(lambda each, values: function(self.method.with_values(**values), each))(
                 parameters, self.numbers if numbers is None else numbers)
         except (TypeError, RuntimeError) as error:
-            if "Tensor" not in str(error) and ".item()" not in str(error):
+            if not any(each in str(error) for each in _NEEDS_A_NUMBER):
                 raise
             raise MethodError(f"{self.method.name} uses a float hyperparameter as a count or in a condition, and here "
                               f"it is a tensor of several runs ({str(error).splitlines()[0]}): give it a default that "

@@ -9,6 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import AdapterFileError, TipAdapter, ZeroShot, load_classifier, merge
+from onceclip.adapters.heads import batched
+from onceclip.adapters.selection import calibration
 from onceclip.adapters.selection.calibration import best_temperature, calibrated
 from onceclip.pipeline.evaluation.metrics import metrics
 
@@ -115,3 +117,26 @@ def test_a_merged_classifier_is_not_calibrated(make_task):
     fitted = replace(TipAdapter().fit(task), temperature=3.0, calibrated_on="val")
     merged = merge(fitted, ZeroShot().fit(task))
     assert (merged.temperature, merged.calibrated_on) == (1.0, "")
+
+
+@pytest.mark.parametrize("val", [0, 40])
+def test_a_temperature_of_very_many_logits_is_fitted_on_rows_evenly_spread(make_task, monkeypatch, val):
+    task, method = make_task((20, 20, 20), val=val), TipAdapter()
+    fitted = method.fit(task)
+    whole = calibrated(fitted, method, task)
+    monkeypatch.setattr(calibration, "_PIECE", 21)
+    assert calibrated(fitted, method, task).temperature == pytest.approx(whole.temperature, rel=1e-6)
+    monkeypatch.setattr(calibration, "_MOST", 40)
+    part = calibrated(fitted, method, task)
+    assert part.calibrated_on == whole.calibrated_on
+    assert part.temperature != whole.temperature
+    assert 0.2 < part.temperature / whole.temperature < 5
+
+
+def test_predictions_do_not_depend_on_the_pieces_that_rows_are_scored_in(make_task, monkeypatch):
+    task = make_task()
+    fitted = TipAdapter().fit(task)
+    whole = fitted.predict(task.support.embedding)
+    monkeypatch.setattr(batched, "_LOGITS", 7)
+    assert fitted.predict(task.support.embedding) == fitted.predict(task.support.embedding.numpy()) == whole
+    assert fitted.predict(task.support.embedding[:0]) == []
