@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, Kernel, KernelMachine, pack, unpack
-from onceclip.adapters.heads.batched import batched_logits
+from onceclip.adapters.heads.batched import batched_logits, row_pieces
 from onceclip.adapters.heads.packing import from_json, parts_of, to_json
 from onceclip.adapters.ops import unit
 from onceclip.adapters.plugin import import_module, is_plugin
@@ -79,7 +79,8 @@ class Classifier:
 
     def predict(self, embeddings: Tensor | np.ndarray) -> list[str]:
         """Name of the most likely class of each raw embedding (rows, dim)."""
-        return [self.class_names[index] for index in self.logits(embeddings).argmax(dim=1).tolist()]
+        return [self.class_names[index] for piece in row_pieces(embeddings, len(self.class_names))
+                for index in self.logits(piece).argmax(dim=1).tolist()]
 
     def prepared(self, embeddings: Tensor | np.ndarray) -> Tensor:
         """What the head takes of raw embeddings (rows, dim): unit rows, or other outputs as they are.

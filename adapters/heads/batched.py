@@ -17,6 +17,15 @@ def elements_at_once(device: str) -> int:
     return 2**20 if device == "cpu" else 2**24
 
 
+_LOGITS = 2**24  # that are held at once: 64 MiB in float32
+
+
+def row_pieces(rows: Any, classes: int) -> Iterator[Any]:
+    """Rows (n, width), a tensor or an array, in pieces whose logits (rows, classes) do not take much memory."""
+    step = max(1, _LOGITS // max(classes, 1))
+    return (rows[start:start + step] for start in range(0, max(len(rows), 1), step))
+
+
 def join(heads: Sequence[Head]) -> Head | None:
     """One head with a leading axis of runs for heads of the same structure, or None if they differ in it.
 

@@ -54,7 +54,12 @@ def _by_loss(run: Run, start: Parameters) -> Parameters:
         loss.backward()
         return loss
 
-    optimizer.step(closure)
+    try:
+        optimizer.step(closure)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        return {name: torch.full_like(value, math.nan) for name, value in start.items()}  # a step beyond float32
     return {name: value.detach() for name, value in parameters.items()}
 
 

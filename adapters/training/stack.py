@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import cross_entropy, log_softmax
 
+from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, pack, unpack
 from onceclip.adapters.heads.batched import elements_at_once
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Trainable
+
+_NEEDS_A_NUMBER = "__round__", "as an integer", ".item()", "control flow"  # in what Python and vmap say
 
 Parameters = dict[str, Tensor]
 _FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
@@ -125,8 +128,15 @@ class Stack:
 
     def _map(self, function: Callable[[Trainable, Parameters], Any], parameters: Parameters,
              numbers: Parameters | None = None) -> Any:
-        return vmap(lambda each, values: function(self.method.with_values(**values), each))(
-            parameters, self.numbers if numbers is None else numbers)
+        try:
+            return vmap(lambda each, values: function(self.method.with_values(**values), each))(
+                parameters, self.numbers if numbers is None else numbers)
+        except (TypeError, RuntimeError) as error:
+            if not any(each in str(error) for each in _NEEDS_A_NUMBER):
+                raise
+            raise MethodError(f"{self.method.name} uses a float hyperparameter as a count or in a condition, and here "
+                              f"it is a tensor of several runs ({str(error).splitlines()[0]}): give it a default that "
+                              "is a whole number, or only calculate with it") from error
 
     @torch.no_grad()
     def after_epoch(self, parameters: Parameters) -> Parameters:
@@ -140,8 +150,11 @@ class Stack:
         """Accuracy and mean cross-entropy of every run (runs,) on some rows."""
         head = self.head(parameters)
         step = max(1, elements_at_once(rows.device.type) // (head.width * self.runs))
-        logits = torch.cat([head(batch) for batch in rows.split(step)], dim=-2)
-        logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
-        accuracy = (logits.argmax(-1) == label).double().mean(dim=1)
-        loss = torch.stack([cross_entropy(each, label) for each in logits])
-        return accuracy, loss
+        right, loss = [], []
+        for batch, own in zip(rows.split(step), label.split(step), strict=True):
+            logits = head(batch)
+            logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
+            right.append(logits.argmax(-1) == own)
+            loss.append(cross_entropy(logits.flatten(0, 1), own.repeat(len(logits)), reduction="none")
+                        .view(len(logits), -1))
+        return tuple(torch.cat(each, dim=1).double().mean(dim=1) for each in (right, loss))  # type: ignore[return-value]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier, Rows, Task, Text, transfer
+from onceclip.adapters.heads.batched import row_pieces
 from onceclip.adapters.task import BLOCK, EMBEDDING, Stream
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
@@ -238,11 +239,12 @@ def for_text(classifier: Classifier, store: Store, text: str = "default",
 
 
 def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterator[Tensor | np.ndarray]:
-    """What a classifier takes of some rows of a store, raw, piece by piece."""
+    """What a classifier takes of some rows of a store, raw, in pieces whose logits take little memory."""
     for piece, embeddings in store.pieces(rows):
-        yield embeddings if len(classifier.inputs) == 1 and classifier.inputs[0] == "embedding" else np.concatenate(
+        values = embeddings if classifier.inputs == ("embedding",) else np.concatenate(
             [(embeddings if name == "embedding" else store.embeddings(piece, name)).reshape(len(piece), -1)
              for name in classifier.inputs], axis=1)
+        yield from row_pieces(values, len(classifier.class_names))
 
 
 def check_encoder(classifier: Classifier, store: Store) -> None:

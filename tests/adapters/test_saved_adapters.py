@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -166,16 +167,17 @@ except AdapterFileError as error:
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_file_that_may_not_be_read_is_said_to_be_one(classifier, tmp_path, process, name):
-    classifier.save(tmp_path)
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(0o755)
-    (tmp_path / name).chmod(0)
-    done = process("-c", UNREADABLE, tmp_path)
-    assert f"{name} cannot be read (Permission denied)" in done.stdout, done.stderr
-    tmp_path.chmod(0)
-    done = process("-c", UNREADABLE, tmp_path)
-    assert f"{CONFIG} cannot be read (Permission denied)" in done.stdout, done.stderr
+def test_a_file_that_may_not_be_read_is_said_to_be_one(classifier, process, name):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are its user's alone
+        os.chmod(folder, 0o755)
+        classifier.save(folder)
+        os.chmod(os.path.join(folder, name), 0)
+        done = process("-c", UNREADABLE, folder)
+        assert f"{name} cannot be read (Permission denied)" in done.stdout, done.stderr
+        os.chmod(folder, 0)
+        done = process("-c", UNREADABLE, folder)
+        assert f"{CONFIG} cannot be read (Permission denied)" in done.stdout, done.stderr
+        os.chmod(folder, 0o755)
 
 
 def test_a_newer_format_names_both_formats(classifier, tmp_path):

@@ -1,12 +1,14 @@
 """The solver of convex problems ends where the loss is lowest, from anywhere and whatever the loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cross_entropy, one_hot
 from torch.testing import assert_close
 
-from onceclip.adapters import LinearProbe
+from onceclip.adapters import LinearProbe, LpClip, MethodError, Rows
 from onceclip.adapters.heads import Linear
 from onceclip.adapters.ops import reduced_products
 from onceclip.adapters.training.convex import solve
@@ -113,3 +115,13 @@ def test_any_other_loss_of_a_method_is_solved_by_that_loss_alone(make_task, kind
     rows, label = method.training_rows(task, task, 0)
     loss = method.loss(task, found, rows, label, torch.Generator())
     assert max(float(each.abs().max()) for each in torch.autograd.grad(loss, list(found.values()))) < 1e-4
+
+
+@pytest.mark.parametrize("method", [LinearProbe, LpClip])
+def test_values_near_the_least_that_float32_can_hold_are_fitted_or_refused_in_one_line(method, make_task):
+    task = make_task()
+    tiny = replace(task, support=Rows(task.support.embedding * 1e-25, task.support.label))
+    try:
+        assert torch.isfinite(method().fit(tiny).logits(task.support.embedding)).all()
+    except MethodError as error:
+        assert "diverged" in str(error)  # noqa: PT017

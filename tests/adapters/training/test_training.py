@@ -196,3 +196,15 @@ def test_start_values_of_any_layout_in_memory_train_alike(make_task):
     plain, turned = (train([Run(kind(epochs=3), task, task, 0)])[0] for kind in (ClipAdapter, Transposed))
     for name, value in plain.items():
         assert torch.equal(value, turned[name])
+
+
+def test_a_float_hyperparameter_that_is_used_as_a_count_is_said_in_one_line(make_task):
+    """Runs that differ in it share a tensor of its values."""
+
+    class Rounded(ClipAdapter):
+        def head(self, prepared, parameters):
+            assert round(self.ratio) < 9
+            return super().head(prepared, parameters)
+
+    with pytest.raises(MethodError, match=r"uses a float hyperparameter as a count .*whole number"):
+        Rounded(epochs=2).fit(make_task())
