@@ -113,5 +113,6 @@ def _planned(source: Store, before: np.ndarray) -> Iterator[Table]:
 
 
 def _encoder_arrays(source: Store) -> list[tuple[str, zarr.Array]]:
-    group = source.group.get("encoder")
-    return sorted(group.arrays()) if isinstance(group, zarr.Group) else []
+    with damage(source.path, "encoder"):
+        group = source.group.get("encoder")
+        return sorted(group.arrays()) if isinstance(group, zarr.Group) else []

@@ -133,7 +133,7 @@ def _details(value: Any) -> bool:
                              and len(value["reliability"]) == BINS)
 
 
-_FRACTION = _number(0, 1)
+_FRACTION = _number(0, 1 + 1e-9)  # sums of shares round
 _ROW: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("accuracy", "accuracy_val", "accuracy_new", "harmonic_mean", "top5", "macro_recall", "ece",
                      "ece_calibrated"), _FRACTION),

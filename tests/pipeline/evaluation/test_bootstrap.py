@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap
 
 from onceclip.pipeline.evaluation.intervals import compare, interval, row_interval, units_of
+from onceclip.stores import Store
 
 
 def test_the_interval_of_rows_is_that_of_scipy() -> None:
@@ -87,3 +93,19 @@ def test_a_paired_interval_draws_whole_groups() -> None:
     (low, high), whole = compare(right, other)["difference_interval"], compare(right, other, video)
     assert whole["difference_interval"] == pytest.approx(compare(won, ~won)["difference_interval"], abs=0.02)
     assert np.diff(whole["difference_interval"]) > 3 * (high - low)
+
+
+def test_fit_prints_the_interval_that_evaluate_gives_and_both_say_that_few_images_are_few(
+        imported: Store, arrays: dict[str, Any], import_of: Callable[..., Store], run: Callable[..., Any],
+        tmp_path: Path) -> None:
+    few = import_of({name: values[::2] if len(np.atleast_1d(values)) == 200 else values
+                     for name, values in arrays.items()}, "few")
+    assert 0 < len(few.rows("test")) < 30 < len(imported.rows("test"))
+    for store in (imported, few):
+        out = tmp_path / store.fingerprint
+        said = [run(*command).stdout for command in (
+            ("fit", store.path, "--method", "gda", "--shots", 2, "--out", out), ("evaluate", out, store.path))]
+        intervals = [re.findall(r"95 % interval (\S+ %) to (\S+ %)", each) for each in said]
+        assert intervals[0] == intervals[1]
+        assert len(intervals[0]) == 1
+        assert ["too few images" in each for each in said] == [store is few] * 2

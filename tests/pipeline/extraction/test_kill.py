@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -153,12 +154,14 @@ def main(root: Path, work: Path, moments: str) -> None:
     def extract(path: Path, last: int = -1) -> list[str]:
         """Extract, and die before the file of a number gets its name or is removed; gives what happened to files."""
         events: list[str] = []
+        counting = Lock()
 
         def counted(action: Callable[..., Any]) -> Callable[..., Any]:
             def dying(*arguments: Any, **options: Any) -> Any:
-                if len(events) == last:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                events.append(str(arguments[-1]))
+                with counting:  # several files are written at the same time
+                    if len(events) == last:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    events.append(str(arguments[-1]))
                 return action(*arguments, **options)
 
             return dying
