@@ -86,8 +86,8 @@ def _listed(text: str, options: SourceOptions) -> Listing:
         listing = open_source(text, options)
     except NoImages as error:
         what = f"has no images ({counted(len(others), 'other file')})" if others else "is empty"
-        raise PredictionError(f"{text} {what}: give images, or a folder that has some; they end in "
-                              f"{', '.join(sorted(IMAGES))}") from error
+        endings = f"; they end in {', '.join(sorted(IMAGES))}" if others else ""
+        raise PredictionError(f"{text} {what}: give images, or a folder that has some{endings}") from error
     if not others:
         return listing
     remark = f"{text}: {counted(len(others), 'other file')} passed over, not images by their endings: {names(others)}"

@@ -171,3 +171,17 @@ def test_completion_imports_neither_torch_nor_zarr(process: Run) -> None:
     lines = process("-c", code).stdout.splitlines()
     assert lines[1] == "zero-shot"
     assert lines[-1] == "[]"
+
+
+def test_a_file_that_is_nested_too_deep_is_one_line(file_of: Run, run: Run) -> None:
+    done = run("--config", file_of("a = " + "[" * 100_000), "methods")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert "is not a TOML file" in done.stderr
+
+
+def test_names_with_commas_are_quoted_on_the_command_line_and_plain_in_a_file(file_of: Run, run: Run,
+                                                                              place: Path) -> None:
+    for given in (["--classes", 'disc,"maillot, tank suit"'],
+                  ["--config", file_of('[evaluate]\nclasses = ["disc", "maillot, tank suit"]\n')]):
+        done = run("evaluate", "adapter", "store.zarr", *given)
+        assert "no class 'maillot, tank suit' in store.zarr" in done.stderr

@@ -192,6 +192,7 @@ def relabelled(path: Path, target: Path, order: list[int]) -> Store:
     writer = StoreWriter.open(str(target), store.encoder)
     writer.update(classes=[store.classes[number] for number in order])
     writer.store.array("label")[...] = np.argsort(order).astype(np.int32)[store.table.label]
+    writer.update(columns=None)
     return open_store(str(target))
 
 

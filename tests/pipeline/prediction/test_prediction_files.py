@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow.parquet
@@ -130,6 +131,19 @@ def test_names_with_commas_quotes_and_other_letters_survive(tmp_path: Path) -> N
     table = pyarrow.parquet.read_table(tmp_path / "a.parquet").to_pylist()
     for row in (line, *table, *read_csv(str(tmp_path / "a.csv"))):
         assert (row["image"], row["class"], row["probability"]) == (name, kind, 0.25)
+
+
+def test_a_csv_file_has_no_cell_that_a_spreadsheet_runs_and_numbers_stay(tmp_path: Path) -> None:
+    names = ["=HYPERLINK(1).jpg", "+1.jpg", "-a.jpg", "@x.jpg", "a=b.jpg"]
+    for ending in ("csv", "jsonl"):
+        with prediction_file(tmp_path / f"a.{ending}", 1) as add:
+            for name in names:
+                add(Prediction(name, [("-1" if name == "a=b.jpg" else "=cmd()", 0.25)]))
+    rows = read_csv(str(tmp_path / "a.csv"))
+    assert [row["image"] for row in rows] == ["%3DHYPERLINK(1).jpg", "%2B1.jpg", "%2Da.jpg", "%40x.jpg", "a=b.jpg"]
+    assert [row["class"] for row in rows] == ["%3Dcmd()"] * 4 + ["-1"]
+    assert [unquote(row["image"]) for row in rows] == names
+    assert [json.loads(line)["image"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == names
 
 
 def test_wrong_endings_and_missing_packages_are_said_before_the_work(photos: Path, run: Run,

@@ -81,8 +81,15 @@ def test_a_store_is_told_from_images_and_stands_alone(photos: Path, store_path: 
 
 def test_what_cannot_be_listed_is_said(photos: Path, folder_of: Callable[..., Path]) -> None:
     Path("empty").mkdir()
-    with pytest.raises(SourceError, match="empty is empty"):
+    with pytest.raises(PredictionError, match=r"empty is empty: give images, or a folder that has some$"):
         names("c.jpg", "empty")
+    Path("empty", "notes.txt").write_text("notes")
+    with pytest.raises(PredictionError, match=r"empty has no images \(1 other file\): give images"):
+        names("empty")
+    with pytest.raises(PredictionError, match=r"no-photos\.v2 does not exist: give images"):
+        names("no-photos.v2")
+    Path("a", "scan.mpo").write_bytes(b"")
+    assert list_inputs(["a"]).remarks == ["a: 1 other file passed over, not images by their endings: scan.mpo"]
     with pytest.raises(SourceError, match=r"none\.csv does not exist"):
         names("none.csv")
     with pytest.raises(SourceError, match="no videos"):
