@@ -15,7 +15,7 @@ import torch
 
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.images import EncoderThreads
-from onceclip.pipeline.extraction.equipment import EquipmentCache, EquipmentSpec, get_ready
+from onceclip.pipeline.extraction.equipment import CACHE, EquipmentCache, EquipmentSpec, TextTask, embed_text, get_ready
 from onceclip.pipeline.extraction.extract import extract
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.extraction.units import UnitTask, encode_unit
@@ -105,3 +105,17 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
     finally:
         opened.close()
         torch.set_num_threads(before)
+
+
+def test_a_worker_embeds_text_with_as_many_threads_as_the_command_would(
+        store_path: Path, means: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last bits of a sum depend on their number, and stores are to be equal byte for byte."""
+    monkeypatch.setattr("onceclip.pipeline.extraction.equipment.open_writer", lambda store, encoder: None)
+    monkeypatch.setattr("onceclip.pipeline.extraction.equipment.embed_prompts", lambda *_: torch.get_num_threads())
+    before = torch.get_num_threads()
+    task = TextTask(str(store_path), EquipmentSpec(EncoderSpec(means), decoders=1), (), None, None, before + 1)
+    try:
+        assert embed_text(task) == before + 1
+        assert torch.get_num_threads() == before
+    finally:
+        CACHE.close()
