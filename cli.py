@@ -19,7 +19,8 @@ from onceclip.pipeline.commands.configuration import completing, configurable, o
 from onceclip.pipeline.errors import ArgumentError
 
 GO_ON = ("extract", "sweep", "compact", "demo")  # commands that go on where they were stopped
-_EXHAUSTED = re.compile(r"can't start new thread|can(not|'t) allocate memory|bad_alloc|out of memory", re.IGNORECASE)
+_EXHAUSTED = re.compile(r"can't start new thread|can(not|'t) allocate memory|failed to map segment|bad_alloc|out of memory",
+                        re.IGNORECASE)
 
 
 class Commands(click.Group):
@@ -106,7 +107,7 @@ def main() -> None:
     \b
     Your own images, one folder per class:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
-        onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
+        onceclip fit pets.zarr --out pets-adapter
         onceclip predict pets-adapter new-photos/
 
     Every option may also be set in a file (onceclip --config runs.toml sweep) or by a variable

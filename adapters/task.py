@@ -17,7 +17,7 @@ from onceclip.adapters.ops import unit
 from onceclip.adapters.text import Text
 
 EMBEDDING = "embedding"
-OPTIONS = {"token": "tokens"}  # what `extract` calls an output where it is not its name
+OPTIONS = {"token": "tokens", "view": "views N"}  # what `extract` calls an output where it is not its name
 
 
 @dataclass(frozen=True)

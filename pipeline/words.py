@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 _ALIKE = 4  # groups of names that are shown
+_FORMULA = ("=", "+", "-", "@")
 
 
 def counted(number: int, what: str, many: str = "") -> str:
@@ -31,6 +34,16 @@ def percent(value: float | None) -> str:
 def listing(names: Sequence[str], most: int = 8) -> str:
     """The first names, and a sign that there are more."""
     return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file: text that a spreadsheet would run as a formula has its first sign as %XX, as keys have.
+
+    Numbers stay, also those below zero.
+    """
+    if isinstance(value, str) and value[:1] in _FORMULA and not re.fullmatch(r"[+-][\d.]+", value):
+        return f"%{ord(value[0]):02X}{value[1:]}"
+    return value
 
 
 def alike(names: Iterable[str]) -> list[str]:

@@ -48,8 +48,8 @@ def words(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(shelf)
     store = onceclip.open_store("pets.zarr")
     task = onceclip.make_task(store, shots=4, seed=1)
-    if not Path("pets-tip").exists():
-        adapters.TipAdapter().fit(task).save("pets-tip")
+    if not Path("pets-adapter").exists():
+        onceclip.fit(store, "tip-adapter", shots=4, out="pets-adapter")
     return {"onceclip": onceclip, "torch": torch, "Path": Path, "store": store, "task": task,
             "embeddings": torch.from_numpy(store.embeddings(store.rows("test")[:5]))}
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,8 +71,9 @@ def test_output_for_people_shows_rows_reasons_and_the_next_step(place: Path, run
     assert "onceclip fit new.zarr" in result.stdout
     result = run("predict", "adapter", "good", "--top-k", "2")
     lines = [line.split("\t") for line in result.stdout.splitlines()]
-    assert [len(line) for line in lines] == [5, 5, 3, 5, 5]
-    assert lines[2][:2] == ["disc/bad.png", "bad"]
+    assert [len(line) for line in lines] == [6, 6, 3, 6, 6]
+    assert [line[1] for line in lines] == ["ok", "ok", "bad", "ok", "ok"]
+    assert lines[2][0] == "disc/bad.png"
 
 
 def test_an_adapter_is_not_overwritten_unless_asked(place: Path, run: Run) -> None:
@@ -125,22 +129,55 @@ def test_ctrl_c_ends_in_one_line_also_where_a_library_wraps_it(error: str, run: 
                 raise ImportError("initialization failed") from interrupt
             raise RuntimeError("Error calling __set_name__")  # noqa: B904
 
-    monkeypatch.setattr(main.commands["methods"], "invoke", interrupted)
+    for name in ("extract", "fit", "predict"):
+        monkeypatch.setattr(main.commands[name], "invoke", interrupted)
+    done = run("extract", "good", "new.zarr", "--model", "demo")
+    assert (done.exit_code, done.stderr.strip()) == (
+        130, "Stopped. What was done is kept: run the same command again to go on.")
+    for arguments in (("fit", "store.zarr", "--method", "gda"), ("predict", "adapter", "good")):
+        done = run(*arguments)
+        assert (done.exit_code, done.stderr.strip()) == (
+            130, "Stopped. Nothing was kept: the same command begins anew.")
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 8.00 GiB"), RuntimeError("can't start new thread"),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_or_threads_that_end_are_one_line(error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def exhausted(context: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(main.commands["methods"], "invoke", exhausted)
     done = run("methods")
-    assert done.exit_code == 130
-    assert done.stderr.strip() == "Stopped. What was done is kept: run the same command again to go on."
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert str(error) in done.stderr
+    assert "out of memory" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no such limit")
+def test_a_process_without_address_space_ends_in_one_line(image_folder: Path, elsewhere: Path) -> None:
+    line = ["bash", "-c", 'ulimit -v 700000; exec "$0" -m onceclip "$@"', sys.executable, "extract", str(image_folder),
+            "new.zarr", "--model", "demo"]
+    done = subprocess.run(line, cwd=elsewhere, capture_output=True, text=True, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: out of memory or threads")
 
 
 def test_the_next_command_can_be_pasted(place: Path, run: Run) -> None:
     (place / "good").rename(place / "my pets")
     done = run("extract", "my pets", "my pets.zarr", "--model", "demo")
     assert "Next: onceclip fit 'my pets.zarr' --method" in done.stdout
+    assert done.stdout.rstrip().endswith("--out 'my pets-adapter'")
     done = run("extract", "my pets", "more.zarr", "--model", "demo", "--unlabelled")
     assert "Next: onceclip predict ADAPTER more.zarr" in done.stdout
     assert "onceclip fit" not in done.stdout
     done = run("fit", "store.zarr", "--method", "zero-shot", "--shots", "1", "--out", "an adapter")
     assert done.stdout.startswith("zero-shot, 1 shot, seed 1")
-    assert "Next: onceclip predict 'an adapter' IMAGES" in done.stdout
+    assert "Next: onceclip evaluate 'an adapter' store.zarr" in done.stdout
+    done = run("evaluate", "an adapter", "store.zarr")
+    assert "Next: onceclip report 'an adapter' store.zarr --out mistakes.html" in done.stdout
 
 
 def test_info_shows_what_a_store_holds_and_what_made_it(place: Path, run: Run) -> None:
@@ -177,7 +214,7 @@ def test_the_whole_path_works_in_processes_of_its_own_from_elsewhere(image_folde
     for command, text in ((("extract", image_folder, "s.zarr", "--model", "demo"), "60 images of 4 classes"),
                           (("fit", "s.zarr", "--method", "tip-adapter", "--shots", "4", "--out", "a"), "Saved in a"),
                           (("evaluate", "a", "s.zarr"), "accuracy"),
-                          (("predict", "a", image_folder / "disc"), "disc-0.jpg\t")):
+                          (("predict", "a", image_folder / "disc"), "disc-0.jpg\tok\t")):
         done = run_process(*command)
         assert (done.returncode, done.stderr.strip()) == (0, ""), done.stderr
         assert text in done.stdout

@@ -82,7 +82,7 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
 
     Example:
-        >>> found = onceclip.predict("pets-tip", "pets/cat")
+        >>> found = onceclip.predict("pets-adapter", "pets/cat")
         >>> found[0].key, found[0].state, 0 < found[0].probability <= 1
         ('cat-00.jpg', 'ok', True)
     """
@@ -108,7 +108,7 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
     Raises ResultError if there are no result rows, ArgumentError for an adapter without a store.
 
     Example:
-        >>> onceclip.report("pets-tip", "pets.zarr", out="mistakes.html")["report"]
+        >>> onceclip.report("pets-adapter", "pets.zarr", out="mistakes.html")["report"]
         'mistakes.html'
     """
     from onceclip.adapters.classifier import CONFIG

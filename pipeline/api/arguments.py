@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +80,6 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ArgumentError(unknown(name, str(value), choices))
     return str(value)
-
-
-def known_fields(kind: Any, given: Mapping[str, Any]) -> None:
-    """Raise ArgumentError for an argument that a dataclass does not have."""
-    names = [field.name for field in fields(kind)]
-    for name in given:
-        if name not in names:
-            raise ArgumentError(unknown("argument", name, names))
 
 
 def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:

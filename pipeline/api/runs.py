@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
 from onceclip.adapters.classifier import CONFIG, WEIGHTS
+from onceclip.adapters.errors import unknown
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.saving import UNFINISHED, WHOLE, file_of
 from onceclip.adapters.selection.automatic import AUTOMATIC
@@ -17,7 +18,6 @@ from onceclip.adapters.text import RULES
 from onceclip.adapters.training.compile import AUTO, Compiling
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
-    known_fields,
     listed,
     method_of,
     one_of,
@@ -92,7 +92,10 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         kind, own = method_of(method)
         if own is not None:
             further, values = {"select": "fixed", **further}, {**own, **(values or {})}
-        spec, = specs_of([kind], [shots_of(shots)], [1 if seed is None else seed], values=values or {}, **further)
+        if not isinstance(values or {}, Mapping):
+            raise ArgumentError(f"values {values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
+        spec = RunSpec(_name(kind), shots_of(shots), 1 if seed is None else whole(seed, "seed", 0), values or {},
+                       **_checked(further))
     folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
     target = opened(store)
     fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device)
@@ -117,17 +120,26 @@ def free_folder(out: Path, overwrite: bool = False) -> Path:
 def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
              own: bool = False, **further: Any) -> list[RunSpec]:
     """Runs of all combinations, with every argument checked; see `make_specs`."""
-    known_fields(RunSpec, further)
+    return runs.make_specs([_name(method_of(each)[0]) for each in methods], [shots_of(each) for each in shots],
+                           [whole(each, "seed", 0) for each in seeds], grids, own, **_checked(further))
+
+
+def _name(method: str | type[Method]) -> str:
+    return method if isinstance(method, str) else full_name(method)
+
+
+def _checked(further: dict[str, Any]) -> dict[str, Any]:
+    """The fields of RunSpec beside method, shots, seed and values. Raises ArgumentError for one that is none."""
+    known = [each.name for each in fields(RunSpec)][4:]
+    for name in further:
+        if name not in known:
+            raise ArgumentError(unknown("argument", name, known))
     if further.get("select") is not None:
         one_of(further["select"], "select", POLICIES)
     one_of(further.get("class_weights", RULES[0]), "class_weights", RULES)
     one_of(further.get("classes", ALL), "classes", (ALL, BASE))
-    if not isinstance(further.get("values", {}), Mapping):
-        raise ArgumentError(f"values {further['values']!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
     Search.parse(str(further.get("search", "grid")))
-    names = [kind if isinstance(kind, str) else full_name(kind) for kind, _ in map(method_of, methods)]
-    return runs.make_specs(names, [shots_of(each) for each in shots],
-                           [whole(each, "seed", 0) for each in seeds], grids, own, **further)
+    return further
 
 
 def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequence[RunSpec] | None = None,

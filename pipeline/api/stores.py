@@ -108,7 +108,9 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
     from onceclip.pipeline.prompts.embedding import check_name, prompts_for
 
-    check_name(place_of(name, "a name for the text set"))
+    if not isinstance(name, str):
+        raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")
+    check_name(name)
     chosen = [place_of(each, "templates: a name, a file or a sentence with {}") for each in
               ([templates] if isinstance(templates, str | Path) else listed(templates, "templates") if templates
                else [])]

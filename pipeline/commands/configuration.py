@@ -162,6 +162,6 @@ def complete_methods(context: click.Context, parameter: click.Parameter, incompl
 def method_names() -> list[str]:
     """Names of all methods, as their files say: to import them is to import torch, too slow for a key press."""
     folder = Path(__file__).parents[2] / "adapters" / "methods"
-    found = (re.search(r'^    name = "(.+)"$', path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = (re.search(r'^    name = "(.+)"\n    summary = ', path.read_text(encoding="utf-8"), re.MULTILINE)
              for path in sorted(folder.glob("*.py")))
     return [match[1] for match in found if match]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -63,7 +64,8 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
 def evaluation_lines(found: Mapping[str, Any], per_class: bool) -> list[str]:
     """What an adapter reached on one store or on several, and against another adapter."""
     if "stores" not in found:
-        return [*_store_lines(found), *_against_lines(found), *(_class_lines(found) if per_class else [])]
+        return [*_store_lines(found), *_against_lines(found), *(_class_lines(found) if per_class else []),
+                f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])} --out mistakes.html"]
     stores = found["stores"]
     return [f"{found['adapter']} ({stores[0]['method']}), {stores[0]['split']} split, in per cent but NLL and ECE",
             *_shift_lines(stores, found["mean_of_others"]),

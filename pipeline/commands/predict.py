@@ -42,7 +42,7 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
             as_json: bool) -> None:
     """Label images, folders or a store with a saved adapter.
 
-    Prints a line per image: name, class and probability, separated by tabs. Bad images keep their line, with the
+    Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
     reason. The encoder is the adapter's own; --model says where it is if the adapter cannot. SOURCE is what `onceclip
     extract` takes too: a manifest, tar archives, - for a list of files on standard input, a URL.
 
@@ -54,38 +54,27 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
     from tqdm import tqdm
 
     from onceclip.adapters import load_classifier
+    from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
-    from onceclip.pipeline.prediction.inputs import list_inputs, store_among
-    from onceclip.pipeline.prediction.predict import encoder_of, predict_images, predict_store, rows_to_label
     from onceclip.pipeline.sources import SourceOptions
 
     if out and out.suffix.lower() not in FORMATS:
         raise click.BadParameter(f"{out} does not end in {', '.join(FORMATS)}", param_hint="--out")
     classifier = load_classifier(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
-    store = store_among(inputs)
-    if store:
-        count = len(rows_to_label(store, split))
-    elif split:
-        raise click.UsageError("--split is for a store")
-    else:
-        listing = list_inputs(inputs, SourceOptions(root, every, frames))
-        count = len(listing.records)
-        for remark in listing.remarks:
-            click.echo(f"Note: {remark}", err=True)
+    encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
+    asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(root, every, frames), encoder,
+                    device)
+    count = asked.count
+    for remark in asked.remarks:
+        click.echo(f"Note: {remark}", err=True)
     with ExitStack() as files:
         adders = [files.enter_context(prediction_file(out, top_k))] if out else []
         if logits:
             adders.append(files.enter_context(logits_file(logits, count, len(classifier.class_names))))
-        if store:
-            answers = predict_store(classifier, store, split, top_k, min_probability)
-        else:
-            encoder = encoder_of(classifier, encoder_spec(model, pretrained, preprocess, device) if model else None,
-                                 device)
-            answers = predict_images(classifier, listing.records, encoder, top_k, min_probability)
         shown = sys.stdout.isatty() and not (out or as_json)
-        passing = Passing(tqdm(answers, "predict", count, unit="image", delay=1, leave=False, disable=shown or None),
-                          adders)
+        passing = Passing(tqdm(asked.predictions, "predict", count, unit="image", delay=1, leave=False,
+                               disable=shown or None), adders)
         if out:
             deque(passing, maxlen=0)
         elif as_json:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from onceclip.pipeline.files import whole_file
+from onceclip.pipeline.words import csv_cell
 
 BINS = 15
 TOP = 5
@@ -165,11 +166,11 @@ def write_matrix(path: Path, names: Sequence[str], right: np.ndarray, wrong: np.
     with whole_file(path) as file:
         lines = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         table = csv.writer(lines)
-        table.writerow(["true / predicted", *names])
+        table.writerow(["true / predicted", *map(csv_cell, names)])
         for number, name in enumerate(names):
             line = np.zeros(len(names), np.int64)
             line[number] = right[number]
             mine = wrong[start[number]:start[number + 1]]
             line[mine[:, 1]] = mine[:, 2]
-            table.writerow([name, *line.tolist()])
+            table.writerow([csv_cell(name), *line.tolist()])
         lines.detach()

@@ -16,6 +16,7 @@ import numpy as np
 from onceclip.pipeline.errors import PredictionError
 from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.prediction.predict import BAD_IMAGE, OK, UNSURE, Prediction
+from onceclip.pipeline.words import csv_cell
 
 Add = Callable[[Prediction], None]
 _GROUP = 16384  # rows that a parquet file gets at once
@@ -97,10 +98,10 @@ def json_text(values: dict[str, Any], predictions: Iterable[Prediction],
 
 
 def as_line(prediction: Prediction) -> str:
-    """A prediction for people: image, then classes with their probabilities or the state with its reason, by tabs."""
+    """A prediction for people: image and state, then classes with their probabilities, or the reason, by tabs."""
     answer = ([f"{name}\t{probability:.4f}" for name, probability in prediction.top] if prediction.state == OK
-              else [prediction.state, prediction.reason])
-    return "\t".join([prediction.key, *answer])
+              else [prediction.reason])
+    return "\t".join([prediction.key, prediction.state, *answer])
 
 
 @contextmanager
@@ -110,7 +111,7 @@ def _csv(path: Path, top_k: int) -> Iterator[Add]:
         writer.writerow(columns(top_k))
 
         def add(prediction: Prediction) -> None:
-            writer.writerow(cells(prediction, top_k))
+            writer.writerow(map(csv_cell, cells(prediction, top_k)))
 
         yield add
 

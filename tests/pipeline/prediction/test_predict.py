@@ -39,8 +39,8 @@ def store(store_path: Path) -> Store:
 
 def test_images_get_the_same_labels_as_their_stored_embeddings(adapter: Classifier, store: Store, encoder: Any,
                                                                image_folder: Path) -> None:
-    from_store = {each.image: each for each in predict_store(adapter, store)}
-    from_images = {each.image: each for each in predict_images(adapter, list_inputs([image_folder]).records, encoder)}
+    from_store = {each.key: each for each in predict_store(adapter, store)}
+    from_images = {each.key: each for each in predict_images(adapter, list_inputs([image_folder]).records, encoder)}
     assert len(from_store) == 60
     assert set(from_images) == set(from_store)
     for key, answer in from_images.items():
@@ -52,7 +52,7 @@ def test_answers_come_in_the_order_of_the_images(adapter: Classifier, encoder: A
     """autofaiss: 10.npy was read before 2.npy, and nobody could map rows back to images (clip-retrieval#12)."""
     paths = sorted(image_folder.rglob("*.*"))[::-1]
     found = list(predict_images(adapter, list_inputs(paths).records, encoder))
-    assert [each.image for each in found] == [str(path) for path in paths]
+    assert [each.key for each in found] == [str(path) for path in paths]
     alone = next(predict_images(adapter, list_inputs([paths[17]]).records, encoder))
     np.testing.assert_allclose(found[17].logits, alone.logits, atol=1e-3)
 
@@ -81,7 +81,7 @@ def test_the_best_classes_come_first(adapter: Classifier, store: Store, top_k: i
 
 
 def test_a_split_of_a_store_is_labelled_alone(adapter: Classifier, store: Store) -> None:
-    keys = [each.image for each in predict_store(adapter, store, "test")]
+    keys = [each.key for each in predict_store(adapter, store, "test")]
     assert keys == list(map(str, store.table.key[store.rows("test")]))
 
 
@@ -143,9 +143,9 @@ def test_images_and_their_store_get_the_same_answers_whatever_the_adapter_takes(
     classifier = load_classifier(tmp_path)
     stored = list(predict_store(classifier, store))
     direct = list(predict_images(classifier, list_inputs([folder]).records, encoder))
-    assert [each.image for each in direct] == [each.image for each in stored]
+    assert [each.key for each in direct] == [each.key for each in stored]
     assert [(each.state, each.reason) for each in direct] == [(each.state, each.reason) for each in stored]
-    assert [each.image for each in stored if each.state == "bad"] == ["disc/disc-3x.png"]
+    assert [each.key for each in stored if each.state == "bad"] == ["disc/disc-3x.png"]
     good = [(one, other) for one, other in zip(direct, stored, strict=True) if one.logits is not None]
     assert len(good) == 60
     assert [one.top[0][0] for one, _ in good] == [other.top[0][0] for _, other in good]
@@ -168,7 +168,7 @@ def test_bad_images_of_a_store_keep_their_place_in_its_split(adapter: Classifier
     (root / "test" / "disc" / "00x.png").write_bytes(b"no image")
     extract_demo(root, tmp_path / "s.zarr")
     store = open_store(str(tmp_path / "s.zarr"))
-    found = {split: [(each.image, each.state) for each in predict_store(adapter, store, split)]
+    found = {split: [(each.key, each.state) for each in predict_store(adapter, store, split)]
              for split in ("train", "val", "test")}
     assert found["test"] == [("test/disc/00.png", "ok"), ("test/disc/00x.png", "bad"), ("test/disc/01.png", "ok"),
                              ("test/ring/00.png", "ok"), ("test/ring/01.png", "ok")]
