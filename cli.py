@@ -107,7 +107,7 @@ def main() -> None:
     \b
     Your own images, one folder per class:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
-        onceclip fit pets.zarr --method tip-adapter --shots 16 --select val --out pets-adapter
+        onceclip fit pets.zarr --out pets-adapter
         onceclip predict pets-adapter new-photos/
 
     Every option may also be set in a file (onceclip --config runs.toml sweep) or by a variable

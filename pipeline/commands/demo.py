@@ -44,5 +44,5 @@ def tour_lines(tour: Tour) -> list[str]:
         "", *accuracy_lines(tour.table), "",
         "Try next, on a folder of your own with one sub-folder of images per class:",
         "    onceclip extract FOLDER my.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k",
-        "    onceclip fit my.zarr --method tip-adapter --shots 16 --select val --out my-adapter",
+        "    onceclip fit my.zarr --out my-adapter",
     ]

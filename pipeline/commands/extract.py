@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from shlex import quote
@@ -226,17 +226,16 @@ def extraction_lines(done: Extraction) -> list[str]:
         f"bad {done.bad:,}; {counted(done.text['prompts'], 'prompt')}; {done.seconds:.1f} s{rate}",
         *([f"  {'; '.join(stored)}"] if stored else []),
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        *next_lines(done.store, done.splits, len(done.classes), done.text["prompts"] > 0),
+        *next_lines(done.store, len(done.classes)),
     ]
 
 
-def next_lines(store: str, splits: Mapping[str, int], classes: int, text: bool) -> list[str]:
-    """The next command of somebody with a new store, as far as it has what that needs."""
+def next_lines(store: str, classes: int) -> list[str]:
+    """The next command of somebody with a new store."""
     if not classes:
         return [f"Next: onceclip predict ADAPTER {quote(store)}"]
-    method, choice = "tip-adapter" if text else "linear-probe", " --select val" if splits.get("val") else ""
     out = f"{posixpath.basename(store.rstrip('/')).removesuffix('.zarr') or 'my'}-adapter"
-    return [f"Next: onceclip fit {quote(store)} --method {method} --shots 16{choice} --out {quote(out)}"]
+    return [f"Next: onceclip fit {quote(store)} --out {quote(out)}"]
 
 
 def part_lines(done: PartDone) -> list[str]:
@@ -245,6 +244,6 @@ def part_lines(done: PartDone) -> list[str]:
         f"{done.store}, part {done.part}: encoded {done.encoded:,} of {counted(done.images, 'image')}, "
         f"bad {done.bad:,}; {done.seconds:.1f} s",
         *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        *(["The store is complete.", *next_lines(done.store, {"val": 1}, 2, True)] if done.complete else
+        *(["The store is complete.", *next_lines(done.store, 2)] if done.complete else
           ["Other parts have images to encode still; the last one to end finishes the store."]),
     ]

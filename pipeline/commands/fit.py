@@ -145,6 +145,8 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
                        for name, value in row["hyperparameters"].items())
     chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
     fitted_on = f", then on all {row['n_refit']:,} of {_SPLITS[row['refit']]}" if "n_refit" in row else ""
+    following = (f"evaluate {quote(str(out))} {quote(str(row['store']))}" if row["n_test"] else
+                 f"predict {quote(str(out))} IMAGES...")
     return [
         f"{row['method']}, {shots_of(row['shots'])}, seed {row['seed']}: "
         f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
@@ -152,8 +154,7 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
         *_accuracy(row, grouped),
         *_new_classes(row),
         *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
-        *([f"Saved in {out}. Next: onceclip evaluate {quote(str(out))} {quote(str(row['store']))}"] if out else
-          ["Not saved: add --out FOLDER to keep the adapter."]),
+        f"Saved in {out}. Next: onceclip {following}" if out else "Not saved: add --out FOLDER to keep the adapter.",
     ]
 
 

@@ -47,5 +47,5 @@ def import_lines(done: Mapping[str, Any]) -> list[str]:
         f"{done['store']}: {counted(done['images'], 'row')} of {done['dim']} dimensions, "
         f"{counted(done['classes'], 'class', 'classes')} ({counts(done['splits'])}), "
         f"{'with' if done['text'] else 'without'} text",
-        *next_lines(done["store"], done["splits"], done["classes"], done["text"]),
+        *next_lines(done["store"], done["classes"]),
     ]

@@ -115,14 +115,13 @@ def card(values: dict[str, Any]) -> str:
            + (f", such as \"{made['first']}\"" if made["first"] else "") for text, made in values["texts"].items()},
     }
     classes = list(values["classes"].items())
-    method = "tip-adapter" if values["texts"] else "linear-probe"
     lines = [
         "---", "license: other", "license_name: to-be-chosen-by-the-owner-of-the-images",
         "tags: [clip, image-embeddings, few-shot, zarr, onceclip]", "---", "",
         f"# {name}", "", "Image embeddings by CLIP, for training few-shot classifiers without the images.", "",
         "| | |", "| --- | --- |", *(f"| {key} | {_cell(value)} |" for key, value in facts.items()), "",
         "## Use", "", "```console", "pip install onceclip",
-        f"onceclip verify {name}", f"onceclip fit {name} --method {method} --shots 16 --select val", "```", "",
+        f"onceclip verify {name}", f"onceclip fit {name} --out adapter", "```", "",
         "```python", "import onceclip", "", f"store = onceclip.open_store({name!r})",
         'print(store.embeddings(store.rows("train")).shape)', "```", "",
         "It is a Zarr v3 group: `zarr.open_group` and `xarray.open_zarr` read it too.", "",
