@@ -75,7 +75,7 @@ def table_of_methods() -> Iterator[str]:
     yield "| method | family | a fit is | `--select val` compares | new classes | needs | its numbers are held by |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, method in METHODS.items():
-        exact = " and the exact mixing weight" if method.mixing else ""
+        exact = " and the mixing weight" if method.mixing else ""
         number, unit = trainings(method), "trainings" if method.trained else "settings"
         compared = f"{number} {unit}{exact}" if number > 1 else exact.removeprefix(" and ") or "nothing"
         held = ", ".join(f"`{file}`" for file in tests_of(method)) or "none"
@@ -143,8 +143,8 @@ HEAD = """# Methods
 `docs/methods_page.py` makes this page.
 
 - "A fit is": what the data goes through once; "no fit" lays the support out as it is.
-- "`--select val` compares": trainings, or settings of a method without any; a mixing weight is found exactly among
-  all real numbers, at the cost of one sort.
+- "`--select val` compares": trainings, or settings of a method without any; a mixing weight costs no
+  training ([the rule](selection.md)).
 - Accuracies: top-1 of the test split in per cent, mean ± 95 % interval over {seeds} draws (Student's t). `fixed`: every
   hyperparameter at its default. `val`: chosen on min(shots, 4) validation rows per class.
   An interval of 0 at the most shots of a store: every draw takes all its rows.

@@ -166,10 +166,10 @@ class GDA(Method):
         return Sum((zero_shot_head(task), gaussian), (1.0, self.alpha))
 
     def check_left_out(self, task: Task) -> None:
-        require_two_images(task)
         if self.covariance != "pooled" or task.support.views is not None:
             raise MethodError("leave-one-image-out of gda needs covariance=pooled and no stored views: use --select "
                               "val")
+        require_two_images(task)
 
     def leave_one_out(self, prepared: Statistics) -> tuple[Tensor, Tensor]:
         support = prepared.task.support

@@ -32,9 +32,9 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
         return classifier
     try:
         method.check_left_out(task)
-    except MethodError:
+        first, second = method.leave_one_out(method.prepare(task))
+    except MethodError:  # no such form, or not for this support, or rows that are streamed
         return classifier
-    first, second = method.leave_one_out(method.prepare(task))
     weight = float(method.values[method.mixing]) if method.mixing else 1.0
     temperature = best_temperature(first + weight * second, task.support.label)
     return replace(classifier, temperature=temperature, calibrated_on=LEFT_OUT)

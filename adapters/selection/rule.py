@@ -30,7 +30,8 @@ UNLIKE = 0.5  # nats, for a value that has no ratio to its default
 LOGITS = 2**27  # elements of logits (rows, classes) that a choice is made on at most: 512 MiB in float32
 _REACH = math.log(1e12)  # of the search for log T, to both sides
 _STEPS = 60  # of Newton's method, which mostly needs five
-_EXACT, _CLOSE = 1e-9, 1e-4  # in log T: where T counts, and where only the loss does
+_EXACT, _CLOSE = 1e-9, 0.03  # steps in log T that are the last: where T counts, and where only the loss does
+_PIECE = 2**17  # logits that are looked at in one go: what a core's cache holds
 _RISE = 1.0  # nats of a loss from which it does not fall again
 
 
@@ -76,7 +77,7 @@ def best_temperature(logits: Tensor, label: Tensor) -> float:
     logits: (rows, classes). label: (rows,) int64.
     Source: On Calibration of Modern Neural Networks (Guo et al., ICML 2017), section 4.2, temperature scaling.
     """
-    return math.exp(_calibrate(lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[1])
+    return math.exp(_calibrate(lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[2])
 
 
 def _leads(logits: Tensor, label: Tensor, dtype: torch.dtype, more: Tensor | None = None,
@@ -93,13 +94,13 @@ def _leads(logits: Tensor, label: Tensor, dtype: torch.dtype, more: Tensor | Non
 
 def _step(logits: Tensor) -> int:
     """Number of rows whose logits are looked at in one go."""
-    return max(1, elements_at_once(logits.device.type) // logits.shape[1])
+    return max(1, (_PIECE if logits.device.type == "cpu" else elements_at_once("cuda")) // logits.shape[1])
 
 
-def _calibrate(leads: Callable[[], Iterator[Tensor]], start: float, close: float) -> tuple[Tensor, float]:
-    """Losses of all rows (rows,) at their best temperature, and its logarithm, by Newton's method within bounds.
+def _calibrate(leads: Callable[[], Iterator[Tensor]], start: float, close: float) -> tuple[Tensor, float, float]:
+    """Losses of all rows (rows,) at their best temperature, their sum, and its logarithm, by Newton's method in bounds.
 
-    start: first guess of the logarithm. close: its error.
+    start: first guess of the logarithm. close: length of the last step, over which the sum alone is extrapolated.
     """
     low, high, log_temperature = -_REACH, _REACH, start
     for _ in range(_STEPS):
@@ -114,7 +115,9 @@ def _calibrate(leads: Callable[[], Iterator[Tensor]], start: float, close: float
         log_temperature -= step
         if not low < log_temperature < high:
             log_temperature = (low + high) / 2
-    return loss, log_temperature
+    step = step if abs(step) < close else 0.0
+    total = float(loss.sum()) + step * float(mean.sum()) + (curvature - 1) / 2 * step**2
+    return loss, total, log_temperature - step
 
 
 def _moments(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,9 +178,8 @@ def best_weight(first: Tensor, second: Tensor, label: Tensor, default: float, lo
     def loss_of(weight: float) -> float:
         nonlocal log_temperature
         if weight not in losses:
-            loss, log_temperature = _calibrate(lambda: _leads(first, label, first.dtype, second, weight),
-                                               log_temperature, _CLOSE)
-            losses[weight] = float(loss.sum())
+            _, losses[weight], log_temperature = _calibrate(
+                lambda: _leads(first, label, first.dtype, second, weight), log_temperature, _CLOSE)
             costs[weight] = losses[weight] + departure({"weight": weight}, {"weight": default})
         return losses[weight]
 

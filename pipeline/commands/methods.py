@@ -70,7 +70,7 @@ def _one(values: dict[str, Any]) -> list[str]:
 
 def _tried(setting: dict[str, Any]) -> str:
     if setting["search"] == "exact":
-        return " (found exactly on validation rows)"
+        return " (chosen on validation rows without another training)"
     choices = f" ({' | '.join(setting['choices'])})" if "choices" in setting else ""
     if not setting["search"]:
         return choices

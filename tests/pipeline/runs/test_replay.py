@@ -1,0 +1,31 @@
+"""Rows of before the present rule and defaults: they are repeated with the values that they have."""
+
+from onceclip.pipeline.runs.fit import fit
+from onceclip.pipeline.runs.replay import compare, spec_of
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.stores import open_store
+
+
+def test_a_row_of_before_there_was_a_share_is_repeated_with_all_of_its_training(store_path):
+    store = open_store(str(store_path))
+    values = {"share": 1, "learning_rate": 0.1, "epochs": 30}
+    now = fit(store, RunSpec("zs-lp", 2, values=values, select="fixed")).row
+    assert spec_of(now, store).values == values
+    old = {name: value for name, value in now.items() if name != "rule"}
+    old["hyperparameters"] = {name: value for name, value in now["hyperparameters"].items()
+                              if name not in ("share", "drop_last")}
+    old["asked"] = {**now["asked"], "values": {"preset": "none", "epochs": 30}}  # its defaults were others
+    spec = spec_of(old, store)
+    assert (spec.values["share"], spec.values["drop_last"], spec.values["learning_rate"]) == (1.0, False, 0.1)
+    again = fit(store, spec)
+    assert again.row["accuracy"] == now["accuracy"]
+    assert compare(old, again) == "the same accuracy as the row"
+
+
+def test_what_another_rule_chose_is_taken_as_it_is(store_path):
+    store = open_store(str(store_path))
+    row = fit(store, RunSpec("gda", 4, select="val")).row
+    assert row["rule"]
+    del row["rule"]
+    row["hyperparameters"] = {**row["hyperparameters"], "alpha": 3.25}
+    assert fit(store, spec_of(row, store)).row["hyperparameters"]["alpha"] == 3.25
