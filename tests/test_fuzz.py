@@ -154,7 +154,6 @@ def of_arrays(work: Path, random: Random) -> list[Command]:
 DOORS = {"adapter": of_adapter, "store": of_store, "results": of_results, "stores.json": of_stores_json,
          "manifest": of_manifest, "arrays": of_arrays}
 
-MENDING = [pytest.mark.xfail(strict=False, reason="their readers are being mended")]
 
 
 def rounds() -> Iterator[int]:
