@@ -166,8 +166,7 @@ def rounds() -> Iterator[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", [pytest.param(each, marks=MENDING * (each in ("adapter", "manifest", "arrays")))
-                                  for each in DOORS])
+@pytest.mark.parametrize("door", DOORS)
 def test_whatever_a_file_says_a_command_ends_with_one_line(door: str, originals: Path, tmp_path: Path,
                                                            run: Callable[..., Any]) -> None:
     for number in rounds():

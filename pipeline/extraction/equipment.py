@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from onceclip.adapters.cpu import decided
 from onceclip.pipeline.decoding.decoders import TIMEOUT, Decoders
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.errors import WorkerError
@@ -25,7 +26,8 @@ class EquipmentSpec:
     """What a process is to encode with, as a value that can be sent to workers.
 
     outputs, batch_size, decode_timeout: as of ExtractOptions. decoders: decode processes; 0 for one per core, which the
-    workers of one machine share. per_machine: how many those are.
+    workers of one machine share. per_machine: how many those are. products: the way to multiply matrices that the
+    command decided on, so that all workers take one; empty to decide here.
     """
 
     encoder: EncoderSpec
@@ -34,6 +36,7 @@ class EquipmentSpec:
     decoders: int = 0
     decode_timeout: float = TIMEOUT
     per_machine: int = 1
+    products: str = ""
 
     def __str__(self) -> str:
         return f"opening the encoder {self.encoder.model}"
@@ -105,7 +108,8 @@ class EquipmentCache:
         decoders = self._opened.enter_context(Decoders(0, number, spec.decode_timeout))
         decoders.start()  # they import what they need while the encoder is loaded
         same = before is not None and before.spec.encoder == spec.encoder
-        encoder = before.encoder if before is not None and same else open_encoder(spec.encoder)
+        with decided(spec.products) if spec.products else nullcontext():
+            encoder = before.encoder if before is not None and same else open_encoder(spec.encoder)
         self._equipment = Equipment(spec, encoder, decoders)
         return self._equipment
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from onceclip.adapters.cpu import fast_products
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.encoders.spec import TRANSFORMERS
 from onceclip.pipeline.extraction.equipment import (
@@ -68,7 +69,8 @@ class WorkerProcesses:
     """As `ThisProcess`, by workers. Tasks carry names and numbers, never weights or images."""
 
     def __init__(self, spec: EquipmentSpec, options: ExtractOptions, workers: Workers) -> None:
-        self.spec = replace(spec, encoder=_with_absolute_paths(spec.encoder), per_machine=workers.per_machine)
+        self.spec = replace(spec, encoder=_with_absolute_paths(spec.encoder), per_machine=workers.per_machine,
+                            products=fast_products())
         self.options, self.workers = options, workers
         workers.begin(get_ready, self.spec)
         with closing(workers.work(plan_store, [self.spec])) as plans:
