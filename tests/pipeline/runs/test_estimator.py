@@ -61,7 +61,8 @@ def test_it_gives_what_the_method_gives_of_the_same_task() -> None:
     label = torch.tensor([names.index(name) for name in y])
     task = Task(Text(embedding, torch.arange(3).repeat_interleave(3), tuple(names)),
                 Rows(torch.from_numpy(rows.astype(np.float32)), label))
-    estimator = FewShotClassifier("tip-adapter", text=text, params={"alpha": 2.0}).fit(rows, y)
+    estimator = FewShotClassifier("tip-adapter", text=text, params={"alpha": 2.0}, select="fixed").fit(rows, y)
+    assert (estimator.select_, estimator.remarks_) == ("fixed", [])
     assert_array_equal(estimator.decision_function(rows), TipAdapter(alpha=2.0).fit(task).logits(rows).numpy())
 
 
@@ -145,14 +146,25 @@ def test_a_copy_has_the_same_settings_and_a_pickle_the_same_answers() -> None:
 
 def test_validation_rows_choose_and_then_all_rows_are_fitted() -> None:
     rows, y, text = rows_of(shots=10)
+    text = dict(zip(text, [*text.values()][::-1], strict=True))  # of other classes, so that the defaults are wrong
     chosen = FewShotClassifier("tip-adapter", text=text, select="val").fit(rows, y)
     values = chosen.classifier_.hyperparameters
-    assert values != FewShotClassifier("tip-adapter", text=text).fit(rows, y).classifier_.hyperparameters
+    fixed = FewShotClassifier("tip-adapter", text=text, select="fixed").fit(rows, y)
+    assert values != fixed.classifier_.hyperparameters
     assert_array_equal(chosen.decision_function(rows),
                        FewShotClassifier("tip-adapter", text=text, params=values).fit(rows, y).decision_function(rows))
     assert chosen.classifier_.calibrated_on == "val"
     held = FewShotClassifier("tip-adapter", text=text, select="val", params={"beta": 3.0}).fit(rows, y)
     assert held.classifier_.hyperparameters["beta"] == 3.0
+
+
+def test_without_a_policy_rows_are_left_out_where_a_method_can_and_else_it_says_that_nothing_chose() -> None:
+    rows, y, text = rows_of(shots=10)
+    assert FewShotClassifier("gda", text=text).fit(rows, y).select_ == "loo"
+    for defaults in (FewShotClassifier("gda"), FewShotClassifier("clip-adapter", text=text, params={"epochs": 2})):
+        fitted = defaults.fit(rows, y)
+        assert fitted.select_ == "fixed"
+        assert "hyperparameters are defaults" in fitted.remarks_[0]
 
 
 def test_probabilities_are_calibrated_where_rows_are_left_for_it() -> None:
@@ -168,7 +180,7 @@ def test_a_store_gives_text_scale_and_encoder_and_the_adapter_can_be_used_by_com
     store = onceclip.open_store(str(store_path))
     rows = store.rows("train")
     labels = [store.classes[number] for number in store.column("label")[rows]]
-    estimator = FewShotClassifier.from_store(store, "gda").fit(store.embeddings(rows), labels)
+    estimator = FewShotClassifier.from_store(store, "gda", select="fixed").fit(store.embeddings(rows), labels)
     assert_array_equal(estimator.decision_function(store.embeddings(rows)),
                        GDA().fit(onceclip.make_task(store)).logits(store.embeddings(rows)).numpy()
                        [:, [store.classes.index(name) for name in estimator.classes_]])
