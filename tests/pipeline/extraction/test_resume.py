@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from zarr.storage import LocalStore
 
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.extraction.inventory import Inventory, take_inventory
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import Store, StoreIncomplete, StoreWriter, open_store
+from onceclip.stores.location import DiskStore
 from onceclip.stores.schema import TODO
 
 Extract = Callable[..., Any]
@@ -144,7 +144,7 @@ def test_a_power_cut_between_any_two_writes_costs_no_row(
     (root / "ring" / "01.png").unlink()
     extract_demo(root, tmp_path / "expected.zarr")
     expected = open_store(str(tmp_path / "expected.zarr"))
-    write, cuts = LocalStore.set, 0
+    write, cuts = DiskStore.set, 0
 
     for number in range(500):
         path = tmp_path / f"cut-{number}.zarr"
@@ -152,14 +152,14 @@ def test_a_power_cut_between_any_two_writes_costs_no_row(
             shutil.copytree(tmp_path / "start.zarr", path)
         left = [number]
 
-        async def limited(self: LocalStore, *arguments: Any, left: list[int] = left) -> None:
+        async def limited(self: DiskStore, *arguments: Any, left: list[int] = left) -> None:
             left[0] -= 1
             if left[0] < 0:
                 raise PowerCut
             await write(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LocalStore, "set", limited)
+            patch.setattr(DiskStore, "set", limited)
             try:
                 extract_demo(root, path)
                 break
