@@ -83,8 +83,8 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
 
     Example:
         >>> found = onceclip.predict("pets-adapter", "pets/cat")
-        >>> found[0].key, found[0].state, 0 < found[0].probability <= 1
-        ('cat-00.jpg', 'ok', True)
+        >>> found[0].state, 0 < found[0].probability <= 1
+        ('ok', True)
     """
     from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.prediction.answers import answers

@@ -38,10 +38,10 @@ def test_shots_are_a_number_or_all(here: Path) -> None:
 
 
 def test_fit_takes_a_name_a_class_an_object_or_a_spec(here: Path) -> None:
-    ways = [("tip-adapter", {"values": {"beta": 2.0}}), (TipAdapter, {"values": {"beta": 2}}),
-            (TipAdapter(beta=2.0), {})]
+    ways = [("tip-adapter", {"values": {"beta": 2.0}, "select": "fixed"}),
+            (TipAdapter, {"values": {"beta": 2}, "select": "fixed"}), (TipAdapter(beta=2.0), {})]
     rows = [onceclip.fit("store.zarr", method, shots=2, seed=3, **further).row for method, further in ways]
-    rows.append(onceclip.fit("store.zarr", onceclip.RunSpec("tip-adapter", 2, 3, {"beta": 2.0})).row)
+    rows.append(onceclip.fit("store.zarr", onceclip.RunSpec("tip-adapter", 2, 3, {"beta": 2.0}, select="fixed")).row)
     assert {json.dumps([row["hyperparameters"], row["nll"], row["shots"], row["seed"]]) for row in rows} == {
         json.dumps([rows[0]["hyperparameters"], rows[0]["nll"], 2, 3])}
     assert rows[0]["hyperparameters"]["beta"] == 2.0
@@ -66,7 +66,7 @@ def test_a_sweep_takes_methods_shots_and_seeds_or_specs(here: Path) -> None:
     assert [(row["method"], row["shots"]) for row in rows] == [
         ("zero-shot", 1), ("zero-shot", 1), ("zero-shot", "all"), ("zero-shot", "all"), ("gda", 1), ("gda", 1),
         ("gda", "all"), ("gda", "all")]
-    specs = [onceclip.RunSpec("gda", 1, 1, select="val")]
+    specs = [onceclip.RunSpec("gda", 1, 1)]
     assert onceclip.sweep(["store.zarr"], specs, "results")[0]["run"] == rows[4]["run"]
     tried = onceclip.sweep("store.zarr", methods="tip-adapter", shots=1, seeds=1, grids={"beta": [1, 5]}, out="grid")
     assert [row["hyperparameters"]["beta"] for row in tried] == [1.0, 5.0]
