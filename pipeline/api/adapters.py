@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import Classifier
@@ -105,7 +104,8 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
 
     results: one or several folders of results; or the folder of a saved adapter, with `store`. split, images: of an
         adapter's page, what is scored ("test" by default) and where the store's images are.
-    Raises ResultError if there are no result rows, ArgumentError for an adapter without a store.
+    An adapter without a store has a page of its result row alone.
+    Raises ResultError if there are no result rows.
 
     Example:
         >>> onceclip.report("pets-adapter", "pets.zarr", out="mistakes.html")["report"]
@@ -113,7 +113,6 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
     """
     from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.reporting import write_adapter_report, write_results_report
-    from onceclip.pipeline.runs.results import read_rows
 
     folders = [path_of(each, "a results folder, or that of an adapter") for each in listed(results, "results")]
     page = path_of(out, "out: an .html file")
@@ -126,10 +125,6 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
                                     "test" if split is None else one_of(split, "split", SPLITS), images, modules)
     if split or images:
         raise ArgumentError("--split and --images are for the page of an adapter: give ADAPTER STORE")
-    if adapters == folders and len(rows := read_rows(folders[0])) == 1:
-        words = map(quote, (str(folders[0]), str(rows[0].get("store", "STORE")), "--out", str(page)))
-        raise ArgumentError(f"{folders[0]} is a saved adapter: name the store that its page is to show, too, as in "
-                            f"onceclip report {' '.join(words)}")
     return write_results_report(folders, page)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from onceclip.adapters import METHODS, ClipAdapter, Method, MethodError, Rows, TipAdapterF
+from onceclip.adapters.selection.selection import fit_all
 from onceclip.adapters.training import engine
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
@@ -202,9 +203,9 @@ def test_a_float_hyperparameter_that_is_used_as_a_count_is_said_in_one_line(make
     """Runs that differ in it share a tensor of its values."""
 
     class Rounded(ClipAdapter):
-        def head(self, prepared, parameters):
+        def training_head(self, prepared, parameters):
             assert round(self.ratio) < 9
-            return super().head(prepared, parameters)
+            return super().training_head(prepared, parameters)
 
     with pytest.raises(MethodError, match=r"uses a float hyperparameter as a count .*whole number"):
-        Rounded(epochs=2).fit(make_task())
+        fit_all([Rounded(epochs=2, ratio=ratio) for ratio in (0.2, 0.3)], make_task())

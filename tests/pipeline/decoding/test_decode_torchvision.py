@@ -140,7 +140,7 @@ def test_an_adapter_predicts_with_the_pixels_that_it_was_fitted_on(photographs: 
     encoder = encoder_of(classifier, device="cpu")
     check_encoder(classifier, store)
     records = list_inputs([str(photographs)]).records
-    found = {answer.image: answer.logits for answer in predict_images(classifier, records, encoder)}
+    found = {answer.key: answer.logits for answer in predict_images(classifier, records, encoder)}
     expected = classifier.logits(store.embeddings()).numpy()
     names = [str(key) for key in store.table.key[store.rows()]]
     by_name = {name: next(logits for image, logits in found.items() if image.endswith(name)) for name in names}

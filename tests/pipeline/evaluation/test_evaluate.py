@@ -289,7 +289,7 @@ def test_wrong_usage_is_told_as_such(run: Run, adapter: Path, store: Store, tmp_
 def test_every_class_is_shown_where_asked(run: Run, adapter: Path, store: Store) -> None:
     shown = run("evaluate", adapter, store.path, "--per-class").stdout.splitlines()
     assert [line.split()[0] for line in shown[4:11]] == NAMES
-    assert len(run("evaluate", adapter, store.path).stdout.splitlines()) == 3
+    assert len(run("evaluate", adapter, store.path).stdout.splitlines()) == 4
 
 
 def test_one_json_object_says_all_that_the_text_says(run_json: RunJson, adapter: Path, store: Store) -> None:

@@ -209,7 +209,7 @@ def test_prompts_that_are_too_long_are_refused_or_cut_and_counted(store_copy: Pa
     assert "--truncate" in failed.stderr
     assert "a very very" in failed.stderr
     done = run("text", store_copy, "--name", "a", "--templates", template, "--templates", "{}", "--truncate")
-    assert "4 prompts are longer than demo reads" in done.stderr
+    assert "4 prompts are longer than the encoder reads" in done.stderr
     assert run_json("info", store_copy)["texts"]["a"]["source"]["truncated"] == 4
     assert "4 prompts were cut" in run("info", store_copy).stdout
 

@@ -24,9 +24,9 @@ def without_val(arrays: dict[str, Any], import_of: Callable[..., Store]) -> Stor
 
 def test_a_sweep_says_why_runs_have_no_result(without_val: Store, tmp_path: Path, run: Callable[..., Any],
                                               run_json: Callable[..., Any]) -> None:
-    """A folder with train/ and test/ alone has nothing for the default selection: that is no divergence."""
+    """A folder with train/ and test/ alone has nothing for a selection on validation rows: that is no divergence."""
     sweep = ("sweep", without_val.path, "--methods", "zero-shot,tip-adapter,gda", "--shots", "1,2", "--seeds", "1",
-             "--out", tmp_path / "results")
+             "--select", "val", "--out", tmp_path / "results")
     said = run(*sweep).stdout.rstrip().splitlines()
     assert "interval of up to 1 seed" in said[0]
     assert said[-2] == "left out, for they have no result:"

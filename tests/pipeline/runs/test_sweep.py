@@ -237,7 +237,7 @@ def test_a_row_is_replayed_to_the_same_accuracy(imported: Store, tmp_path: Path)
 @pytest.mark.usefixtures("compiler")
 def test_a_compiled_row_is_replayed_compiled(imported: Store, tmp_path: Path) -> None:
     """Compiled steps round elsewhere: a row says whether its own were, whatever else is asked for now."""
-    spec = RunSpec("zs-lp", 2, 1, {"epochs": 30, "learning_rate": 0.01})
+    spec = RunSpec("zs-lp", 2, 1, {"epochs": 30, "learning_rate": 0.01, "share": 1.0}, select="fixed")
     plain, compiled = (sweep([imported], [spec], tmp_path / choice, compile=choice)[0] for choice in ("off", "on"))
     assert plain["nll"] != compiled["nll"]
     for row in (plain, compiled):

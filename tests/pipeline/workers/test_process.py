@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -207,6 +208,7 @@ def test_a_file_of_the_working_directory_is_not_taken_for_a_module(imported: Sto
     assert process.returncode == 0, complaint
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of dask's end of a refused connection
 def test_nobody_without_the_commands_own_key_reaches_its_workers(workers: Cluster) -> None:
     """What a scheduler is sent runs as its user, and every user of a machine reaches its loopback."""
     host, port = workers.address.removeprefix("tls://").split(":")
@@ -214,6 +216,7 @@ def test_nobody_without_the_commands_own_key_reaches_its_workers(workers: Cluste
     stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection((host, int(port)), timeout=60) as plain, pytest.raises(ssl.SSLError, match="alert"):
         stranger.wrap_socket(plain).recv(1)
+    gc.collect()
 
 
 def test_a_scheduler_with_certificates_is_reached_by_those_that_dask_is_configured_with(
