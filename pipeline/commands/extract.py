@@ -17,12 +17,12 @@ from onceclip.pipeline.commands.options import (
     LocalPath,
     encoder_options,
     encoder_spec,
-    hired,
     json_option,
     one_way,
     part_option,
     scheduler_option,
     show,
+    workers_of,
 )
 from onceclip.pipeline.words import counted, counts
 
@@ -191,7 +191,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     one_way(retry_bad=retry_bad, part=part)
     # Workers start before this process imports what they import too.
     cluster = click.get_current_context().with_resource(
-        hired(scheduler, local_workers, ("onceclip.pipeline.extraction.units",)))
+        workers_of(scheduler, local_workers, ("onceclip.pipeline.extraction.units",)))
 
     from onceclip.pipeline.api.stores import extract as run
     from onceclip.pipeline.extraction.extract import PartDone, extract_part

@@ -135,7 +135,7 @@ part_option = click.option(
 
 
 @contextmanager
-def hired(scheduler: str | None, local_workers: int | None = None,
+def workers_of(scheduler: str | None, local_workers: int | None = None,
           modules: Sequence[str] = ()) -> Iterator[Workers | None]:
     """The workers that options name; None where they name none. local_workers: 0 for one per GPU, or per core.
 

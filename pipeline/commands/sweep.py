@@ -14,7 +14,6 @@ from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
     compile_option,
-    hired,
     json_option,
     names_in,
     one_way,
@@ -22,6 +21,7 @@ from onceclip.pipeline.commands.options import (
     scheduler_option,
     show,
     training_device_option,
+    workers_of,
 )
 from onceclip.pipeline.words import counted
 
@@ -106,7 +106,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     """
     one_way(scheduler=scheduler, local_workers=local_workers or None)
     one_way(scheduler=scheduler, part=part)
-    workforce = nullcontext() if dry_run else hired(scheduler, local_workers if local_workers > 1 else None,
+    workforce = nullcontext() if dry_run else workers_of(scheduler, local_workers if local_workers > 1 else None,
                                                     ("onceclip.pipeline.runs.sweep",))
     workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 

@@ -177,9 +177,9 @@ def _preparation(processor: Any, spec: EncoderSpec) -> Preparation:
         mode, shape = "squash", (size["height"], size["width"])
     else:
         raise wrong(f"size={size} and crop_size={crop}")
-    normalise = processor.do_normalize
+    normalize = processor.do_normalize
     return Preparation(
         size=shape, interpolation=_INTERPOLATIONS[int(processor.resample)], resize_mode=mode,
-        mean=tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
+        mean=tuple(processor.image_mean) if normalize else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalize else (1.0, 1.0, 1.0),
         decode=spec.decode, exif=spec.exif, style="transformers")

@@ -31,24 +31,24 @@ from onceclip.stores.location import everywhere
 MANY = 100  # runs from which starting further processes pays
 
 
-def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, workers: int = 0,
-          progress: bool = False, hands: Workers | None = None, part: Part | None = None,
+def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local_workers: int = 0,
+          progress: bool = False, workers: Workers | None = None, part: Part | None = None,
           compile: str = AUTO, retry_failed: bool = False, device: str = CPU) -> list[dict[str, Any]]:
     """Carry out all runs on all stores and give their rows, in the order of the runs.
 
     folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
-    workers: processes of one thread each; 0 for one per core where there are many runs. A run whose training diverges
-    has a row too, with its `error` and without accuracy.
-    hands: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
+    local_workers: processes of one thread each; 0 for one per core where there are many runs. A run whose training
+    diverges has a row too, with its `error` and without accuracy.
+    workers: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
     to a file of their own; what other parts have not made yet is left out of what is given. compile: "auto" compiles
     the steps of long trainings on a CPU, "on" all, "off" none. retry_failed: repeat runs whose row has an `error`.
     device: what trains, as for `fit`; with workers, which see one GPU each, none that has a number.
     Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
     on. Raises StoreError if another sweep is writing to the file, DeviceError if there is no such device.
     """
-    if hands is None:
+    if workers is None:
         training_device(device)
-    if (hands is not None or workers > 1) and ":" in device:
+    if (workers is not None or local_workers > 1) and ":" in device:
         raise DeviceError(f"--device {device}: each worker sees one GPU, whatever its number: use --device cuda")
     opened = {store.path: store for store in stores}
     name = rows_name(part)
@@ -61,7 +61,7 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, worke
         products = _products([rows[each] for each in identities if each in rows]) if plan.todo else DEFAULT
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
                   disable=None if progress and plan.todo else True) as bar:
-            for made in carry_out(plan, products, workers, hands):
+            for made in rows_of_plan(plan, products, local_workers, workers):
                 append_rows(folder, made, name)
                 rows |= {row["run"]: row for row in made}
                 bar.update(len(made))
@@ -102,22 +102,25 @@ def require_result(rows: Sequence[Mapping[str, Any]]) -> None:
                           "add --retry-failed to the same command")
 
 
-def carry_out(plan: Plan, products: str, workers: int = 0,
-              hands: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each group of a plan, as they come. products: as of `Located`. workers, hands: as for `sweep`."""
-    if hands is None:
+def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
+                 workers: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each group of a plan, as they come.
+
+    products: as of `Located`. local_workers, workers: as for `sweep`.
+    """
+    if workers is None:
         device = plan.groups[0].device if plan.groups else CPU
         gpus = visible_gpus() if training_device(device).type == CUDA else []
         most = 1 if ":" in device else len(gpus) or os.cpu_count() or 1
-        number = min(workers or (most if plan.todo >= MANY else 1), len(plan.groups))
+        number = min(local_workers or (most if plan.todo >= MANY else 1), len(plan.groups))
         if number > 1:
             from onceclip.pipeline.workers.cluster import local
 
             with local(number, gpus) as processes:
-                yield from carry_out(plan, products, hands=processes)
+                yield from rows_of_plan(plan, products, workers=processes)
             return
     located = (Located(group, everywhere(group.store), products) for group in plan.groups)
-    yield from hands.work(run_located, located) if hands else map(run_located, located)
+    yield from workers.work(run_located, located) if workers else map(run_located, located)
 
 
 @dataclass(frozen=True)

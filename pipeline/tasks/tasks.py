@@ -107,8 +107,8 @@ def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str], class_weigh
     names, table = names_of(store, classes), store.table
     rows = np.concatenate([store.rows(split) for split in splits])
     rows = rows[table.label[rows] < len(names)]
-    twin, kin = _ties_of(store, rows, set() if "test" in splits else _tied(store, "test"))
-    rows = rows[~(twin | kin)]
+    duplicate, same_group = _ties_of(store, rows, set() if "test" in splits else _tied(store, "test"))
+    rows = rows[~(duplicate | same_group)]
     support = draw(rows, table.key[rows], table.label[rows], None, 1, "support")
     return support, task_of(store, drawn.text.of_classes(names), class_weights, support, outputs=outputs, stream=stream)
 
@@ -143,14 +143,14 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
     """Draw among the first classes of the store."""
     rows, table = store.rows(split), store.table
     rows = rows[table.label[rows] < classes]
-    twin, kin = _ties_of(store, rows, known)
-    if twin.any():
-        remarks.append(f"{counted(int(twin.sum()), f'{split} image')} left out: the same picture stands in a later "
-                       "split")
-    if kin.any():
-        remarks.append(f"{counted(int(kin.sum()), f'{split} image')} left out: others of the group stand in a later "
-                       "split")
-    rows = rows[~(twin | kin)]
+    duplicate, same_group = _ties_of(store, rows, known)
+    if duplicate.any():
+        remarks.append(f"{counted(int(duplicate.sum()), f'{split} image')} left out: the same picture stands in a "
+                       "later split")
+    if same_group.any():
+        remarks.append(f"{counted(int(same_group.sum()), f'{split} image')} left out: others of the group stand in a "
+                       "later split")
+    rows = rows[~(duplicate | same_group)]
     drawn = draw(rows, table.key[rows], table.label[rows], shots, seed, "support" if split == "train" else "val")
     if drawn.short:
         names = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
@@ -171,8 +171,8 @@ def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | 
     if classes is not None:
         rows = rows[table.label[rows] < classes]
     rows = rows[~np.isin(rows, support.rows)]
-    twin, kin = _ties_of(store, rows, known)
-    rows = rows[~(twin | kin)]
+    duplicate, same_group = _ties_of(store, rows, known)
+    rows = rows[~(duplicate | same_group)]
     most = min(UNLABELLED_PER_CLASS * (classes or len(store.classes)), UNLABELLED)
     return draw(rows, table.key[rows], np.zeros(len(rows), dtype=np.int64), most, seed, "unlabelled")
 
@@ -185,9 +185,9 @@ def _tied(store: Store, split: str) -> set[bytes | str]:
 
 def _ties_of(store: Store, rows: np.ndarray, known: set[bytes | str]) -> tuple[np.ndarray, np.ndarray]:
     """Which rows have a known digest, and which of the others a known group: two of (n,) bool."""
-    twin = np.fromiter((each in known for each in _digests(store, rows)), bool, len(rows))
-    kin = np.fromiter((each in known for each in store.column("group")[rows].tolist()), bool, len(rows))
-    return twin, kin & ~twin
+    duplicate = np.fromiter((each in known for each in _digests(store, rows)), bool, len(rows))
+    same_group = np.fromiter((each in known for each in store.column("group")[rows].tolist()), bool, len(rows))
+    return duplicate, same_group & ~duplicate
 
 
 def _digests(store: Store, rows: np.ndarray) -> list[bytes]:

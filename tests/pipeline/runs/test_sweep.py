@@ -132,7 +132,7 @@ def test_a_sweep_over_processes_killed_twice_ends_with_the_rows_of_one_process(
     rows = known(tmp_path / "two")
     multiplied, = {row["products"] for row in rows.values()}
     monkeypatch.setattr(cpu, "_probed", lambda: multiplied)  # by time, which may turn out differently
-    alone = sweep([imported], specs, tmp_path / "one", workers=1)
+    alone = sweep([imported], specs, tmp_path / "one", local_workers=1)
     assert set(rows) == {row["run"] for row in alone}
     assert len(read_rows(tmp_path / "two")) == len(rows) == 45
     assert {run: lasting(row) for run, row in rows.items()} == {row["run"]: lasting(row) for row in alone}

@@ -52,7 +52,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory, means_folder: Path) -> I
 
 
 @pytest.fixture
-def hands(scheduler: str) -> Iterator[module.Cluster]:
+def cluster(scheduler: str) -> Iterator[module.Cluster]:
     """Its workers, once they are there."""
     limit = time.monotonic() + 120
     while not Path(scheduler).exists() and time.monotonic() < limit:
@@ -64,11 +64,11 @@ def hands(scheduler: str) -> Iterator[module.Cluster]:
 
 @pytest.mark.slow
 def test_workers_make_the_store_of_one_process(
-        hands: module.Cluster, scheduler: str, image_folder: Path, extract_demo: Callable[..., Any], tmp_path: Path,
+        cluster: module.Cluster, scheduler: str, image_folder: Path, extract_demo: Callable[..., Any], tmp_path: Path,
         run: Callable[..., Any], contents: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths are the client's own; the workers live in another folder. The client never loads the encoder.
 
-    Nor does the scheduler: it hands bytes on, and would keep all others waiting while it imports what they name.
+    Nor does the scheduler: it cluster bytes on, and would keep all others waiting while it imports what they name.
     """
 
     def imports_torch() -> bool:
@@ -85,12 +85,12 @@ def test_workers_make_the_store_of_one_process(
     assert "2 workers at tcp://" in result.stderr
     assert "dashboard: http://127.0.0.1:" in result.stderr
     assert contents(tmp_path / "two.zarr") == contents(tmp_path / "one.zarr")
-    assert not hands.client.run_on_scheduler(imports_torch)
+    assert not cluster.client.run_on_scheduler(imports_torch)
 
 
 @pytest.mark.slow
 def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl_c(
-        hands: module.Cluster, imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cluster: module.Cluster, imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = make_specs(["zero-shot", "tip-adapter"], [1, 2], [1, 2, 3], select="fixed")
     monkeypatch.setattr("onceclip.adapters.cpu._probed", lambda: "default")  # whatever the workers would choose
     alone = sweep([imported], specs, tmp_path / "one")
@@ -102,9 +102,9 @@ def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl
     with monkeypatch.context() as patch:
         patch.setattr("onceclip.pipeline.runs.sweep.append_rows", stopped)
         with pytest.raises(KeyboardInterrupt):
-            sweep([imported], specs, tmp_path / "two", hands=hands)
+            sweep([imported], specs, tmp_path / "two", workers=cluster)
     assert len(read_rows(tmp_path / "two")) == 1
-    rows = sweep([imported], specs, tmp_path / "two", hands=hands)
+    rows = sweep([imported], specs, tmp_path / "two", workers=cluster)
     assert len(read_rows(tmp_path / "two")) == len(specs)
     numbers = ("run", "store", "accuracy", "hyperparameters", "fingerprints", "products")
     assert [{name: row[name] for name in numbers} for row in rows] == [
@@ -113,10 +113,10 @@ def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl
 
 @pytest.mark.slow
 def test_a_scheduler_that_is_lost_ends_the_command_with_one_line_and_the_next_one_goes_on(
-        hands: module.Cluster, pictures: Path, means: str, tmp_path: Path,
+        cluster: module.Cluster, pictures: Path, means: str, tmp_path: Path,
         contents: Callable[[Path], dict[str, bytes]]) -> None:
     extract(pictures, tmp_path / "one.zarr", EncoderSpec(means), OPTIONS)
-    scheduler, store = hands.client.run_on_scheduler(os.getpid), tmp_path / "two.zarr"
+    scheduler, store = cluster.client.run_on_scheduler(os.getpid), tmp_path / "two.zarr"
 
     def kill_when_a_unit_is_stored() -> None:
         while not (store / "image" / "state" / "c").is_dir() or not (
@@ -127,7 +127,7 @@ def test_a_scheduler_that_is_lost_ends_the_command_with_one_line_and_the_next_on
     thread = threading.Thread(target=kill_when_a_unit_is_stored)
     thread.start()
     with pytest.raises(WorkerError, match=r"the scheduler tcp://.* was lost .*run the same command again"):
-        extract(pictures, tmp_path / "two.zarr", EncoderSpec(means), OPTIONS, hands)
+        extract(pictures, tmp_path / "two.zarr", EncoderSpec(means), OPTIONS, cluster)
     thread.join()
     assert not open_store(str(tmp_path / "two.zarr")).complete
     extract(pictures, tmp_path / "two.zarr", EncoderSpec(means), OPTIONS)

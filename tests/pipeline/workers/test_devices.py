@@ -139,7 +139,7 @@ def test_processes_of_a_sweep_have_a_gpu_each(imported: Store, choice: str, work
     monkeypatch.setattr(Recorded, "made", [])
     monkeypatch.setattr(sweeping, "run_located", lambda located: located.group.device)
     plan = sweeping.make_plan([imported], SPECS, {}, device=choice)
-    assert list(sweeping.carry_out(plan, "default", workers)) == [choice] * len(plan.groups)
+    assert list(sweeping.rows_of_plan(plan, "default", workers)) == [choice] * len(plan.groups)
     assert Recorded.made == made
 
 
@@ -147,5 +147,5 @@ def test_a_numbered_gpu_is_for_one_process(imported: Store, tmp_path: Path, gpus
     """Each worker sees one GPU, and calls it by the first number."""
     gpus("A", "B")
     with pytest.raises(DeviceError, match=r"--device cuda:1: each worker sees one GPU.*use --device cuda"):
-        sweep([imported], SPECS, tmp_path / "results", workers=2, device="cuda:1")
+        sweep([imported], SPECS, tmp_path / "results", local_workers=2, device="cuda:1")
     assert not (tmp_path / "results").exists()
