@@ -135,7 +135,7 @@ class Store(Columns):
     @property
     def texts(self) -> list[str]:
         """Names of the text sets."""
-        return sorted(name for name, entry in self.attributes["texts"].items() if entry["fingerprint"])
+        return sorted(name for name, entry in self.attributes["texts"].items() if entry.get("fingerprint"))
 
     def text_fingerprint(self, name: str = "default") -> str:
         """Identity of a text set, without reading it.
