@@ -190,7 +190,8 @@ def _labels(arrays: dict[str, np.ndarray], n: int, source: Path, remarks: list[s
 
 def _texts(values: np.ndarray) -> list[str]:
     """Texts of an array of str, bytes or numbers."""
-    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in np.ravel(values).tolist()]
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            for value in np.ravel(values).tolist()]
 
 
 def _number(arrays: dict[str, np.ndarray], name: str, source: str | Path) -> float | None:
