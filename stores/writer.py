@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 
 from onceclip.stores.errors import StoreDamaged, StoreError, StoreMismatch
 from onceclip.stores.flat_files import row_checksums
@@ -267,8 +268,11 @@ class StoreWriter:
             self.update(texts={**texts, name: {**entry, "place": beside}})
         text.write(self.group.create_group(f"text/{name}", overwrite=True))
         self.update(texts={**texts, name: entry})
-        if f"text/{beside}" in self.group:
-            del self.group[f"text/{beside}"]
+        self._remove_beside(name)
+
+    def _remove_beside(self, name: str) -> None:
+        """Delete what stands beside a text set, also the files that a process killed while it deleted them left."""
+        sync((self.group.store_path / f"text/{name}{BESIDE}").delete_dir())
 
     def finish(self, split: np.ndarray, expected: str | None = None, **attributes: Any) -> Store:
         """Record the splits (rows,) and declare the store complete.
@@ -280,8 +284,9 @@ class StoreWriter:
         if todo:
             raise StoreError(f"{todo} rows are still to be encoded")
         for name in self.store.texts:
-            if f"text/{name}{BESIDE}" in self.group:  # a process was killed while it replaced this set
+            if "place" in self.store.attributes["texts"][name]:  # a process was killed while it replaced this set
                 self.put_text(name, self.store.text(name))
+            self._remove_beside(name)
         self.store.array("split")[...] = split
         self.update(**attributes)
         found = self.store.content_fingerprint()

@@ -97,6 +97,17 @@ def test_a_text_set_that_is_replaced_counts_until_the_new_one_is_whole(store_pat
     assert [each.name for each in (path / "text").iterdir() if each.is_dir()] == ["default"]
 
 
+def test_the_rest_of_a_replaced_text_set_is_removed_by_the_next_extraction(writer: StoreWriter,
+                                                                           store_copy: Path) -> None:
+    """A process may be killed while it deletes, when the group's own metadata has gone already."""
+    rest = store_copy / "text" / "default,new" / "prompt" / "zarr.json"
+    rest.parent.mkdir(parents=True)
+    rest.write_text("{}")
+    before = open_store(str(store_copy))
+    assert writer.finish(before.table.split).fingerprint == before.fingerprint
+    assert [each.name for each in (store_copy / "text").iterdir() if each.is_dir()] == ["default"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_rows_that_are_no_embeddings_are_told_with_their_reason(dtype: str) -> None:
     """Others write zeros for what they could not read."""
