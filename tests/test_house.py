@@ -151,11 +151,11 @@ Edge = tuple[str, str]  # importing and imported module, without "onceclip."
 
 # From the bottom up; rooms of one floor know nothing of each other. A file that is named here has a floor of its own.
 PIPELINE = (("errors", "words"), ("files", "workers"), ("sources", "tasks"), ("decoding", "evaluation"),
-            ("encoders", "runs"), ("prompts",), ("extraction",), ("prediction", "export", "reporting"), ("api",),
-            ("commands",))
-ADAPTERS = (("errors", "ops", "cpu"), ("plugin",), ("text",), ("task",), ("heads",), ("training/trainable", "saving"),
-            ("classifier",), ("training",), ("method",), ("selection",), ("methods",),
-            ("merging", "selection/automatic"), ("transfer",))
+            ("encoders", "runs", "retrieval"), ("prompts",), ("extraction",), ("prediction", "export", "reporting"),
+            ("api",), ("commands",))
+ADAPTERS = (("errors", "ops", "cpu"), ("plugin",), ("text", "tower"), ("task",), ("heads",),
+            ("training/trainable", "saving"), ("classifier",), ("training",), ("method",), ("selection",), ("methods",),
+            ("inference", "support", "merging", "selection/automatic"), ("transfer",))
 STAGE_1 = {"sources", "decoding", "encoders", "prompts", "extraction"}
 STAGE_2 = {"tasks", "evaluation", "runs"}
 
