@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onceclip.adapters import METHODS
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.runs.results import Mean, mean_interval
 from onceclip.pipeline.words import counted, shots_of
@@ -26,7 +27,8 @@ class Table:
     short: the fewest training images that a run had where some class has fewer than the shots, and how many it asked
     for, by shots. unserved: lines that have no score of new classes, for they serve none.
     one_draw: shots at which all seeds of a line had the same training images, so that nothing has an interval.
-    repeated: rows left out because a later one is of the same line, shots and seed.
+    repeated: rows left out because a later one is of the same line, shots and seed. by_default: lines that had
+    hyperparameters to choose, no policy by the user, and no images to choose them on.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Table:
     unserved: tuple[str, ...] = ()
     one_draw: tuple[Any, ...] = ()
     repeated: int = 0
+    by_default: tuple[str, ...] = ()
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
@@ -98,7 +101,19 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:
                  _differences(chosen, best, alone), sum(row["accuracy"] is None for row in rows), reasons, _short(rows),
                  _unserved(rows, score), tuple(number for number in shots if any(key[1] == number for key in alone)),
                  sum(row["accuracy"] is not None and row.get(score) is not None and not _in_a_grid(row)
-                     for row in rows) - sum(not _in_a_grid(row) for seeds in found.values() for row in seeds.values()))
+                     for row in rows) - sum(not _in_a_grid(row) for seeds in found.values() for row in seeds.values()),
+                 tuple(dict.fromkeys(line_name(row) for row in rows if _by_default(row))))
+
+
+def _by_default(row: Mapping[str, Any]) -> bool:
+    """Whether nothing chose the hyperparameters of a run, although its method has some and the user left it open."""
+    asked, method = row.get("asked", {}), METHODS.get(str(row["method"]))
+    if method is None or row.get("select") != "fixed" or not asked or asked.get("select") is not None:
+        return False
+    values = asked.get("values") or {}
+    given = {*values, *method.presets.get(str(values.get("preset")), ())}
+    return any(name not in given and (setting.search or name == method.mixing)
+               for name, setting in method.hyperparameters.items())
 
 
 def _one_draw(shots: Any, rows: Iterable[Mapping[str, Any]]) -> bool:
@@ -203,6 +218,9 @@ def remarks_on(table: Table) -> list[str]:
                      "over seeds has no interval of draws there")
     if table.repeated:
         found.append(f"{counted(table.repeated, 'row')} left out: of the same line, shots and seed the last counts")
+    if table.by_default:
+        found.append(f"hyperparameters are defaults, since there were no images to choose them on: "
+                     f"{', '.join(table.by_default)}")
     return [*found, *([_unserved_words(table)] if table.unserved else [])]
 
 
@@ -224,7 +242,8 @@ def as_values(table: Table) -> dict[str, Any]:
         return None if mean is None else {"mean": mean.value, "half_width": mean.half_width, "runs": mean.runs}
 
     return {"title": table.title, "failed": table.failed, "reasons": table.reasons, "short": table.short,
-            "unserved": list(table.unserved), "one_draw": list(table.one_draw), "repeated": table.repeated, "cells": [
+            "unserved": list(table.unserved), "one_draw": list(table.one_draw), "repeated": table.repeated,
+        "by_default": list(table.by_default), "cells": [
         {"method": name, "shots": number, "accuracy": cell(mean),
          "to_baseline": cell(table.to_baseline.get((name, number))), "to_best": cell(table.to_best.get((name, number)))}
         for (name, number), mean in table.accuracy.items()]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from tqdm import tqdm
 from onceclip.adapters import MethodError
 from onceclip.adapters.cpu import DEFAULT, decided, fast_products
 from onceclip.adapters.method import Method
+from onceclip.adapters.selection.automatic import AUTOMATIC
+from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
 from onceclip.pipeline.runs.automatic import run_method
@@ -36,7 +39,8 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
           compile: str = AUTO, retry_failed: bool = False, device: str = CPU) -> list[dict[str, Any]]:
     """Carry out all runs on all stores and give their rows, in the order of the runs.
 
-    folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content, is not repeated.
+    folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content and with the
+    defaults and the rule of today, is not repeated.
     local_workers: processes of one thread each; 0 for one per core where there are many runs. A run whose training
     diverges has a row too, with its `error` and without accuracy.
     workers: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
@@ -61,6 +65,9 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
         products = _products([rows[each] for each in identities if each in rows]) if plan.todo else DEFAULT
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
                   disable=None if progress and plan.todo else True) as bar:
+            if progress and plan.outdated:
+                bar.write(f"{counted(plan.outdated, 'run')} made again: their rows are of other defaults, or another "
+                          "rule chose them", sys.stderr)
             for made in rows_of_plan(plan, products, local_workers, workers):
                 append_rows(folder, made, name)
                 rows |= {row["run"]: row for row in made}
@@ -192,10 +199,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep. runs: (store, spec) in order. groups: of those that are still to be done."""
+    """The runs of a sweep. runs: (store, spec) in order. groups: of those that are still to be done.
+
+    outdated: number of these that have a row, of other defaults or of another rule that chose.
+    """
 
     runs: tuple[tuple[str, RunSpec], ...]
     groups: tuple[Group, ...]
+    outdated: int = 0
 
     @property
     def todo(self) -> int:
@@ -245,14 +256,27 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     opened = {store.path: store for store in stores}
     most = ON_A_GPU if is_gpu(device) else GROUP_RUNS
     together: dict[Any, list[RunSpec]] = defaultdict(list)
+    outdated = 0
     for path, spec in runs:
-        if spec.identity(opened[path]) not in done:
+        identity = spec.identity(opened[path])
+        old = identity in done and is_outdated(done[identity], spec)
+        outdated += old
+        if old or identity not in done:
             together[path, spec.seed, *spec.common].append(spec)
     alike = Counter(spec.method for _, spec in runs)
     groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
                     Compiling(compile, alike[members[0].method]), device)
               for key, members in together.items() for start in range(0, len(members), most)]
-    return Plan(tuple(runs), tuple(groups))
+    return Plan(tuple(runs), tuple(groups), outdated)
+
+
+def is_outdated(row: Mapping[str, Any] | None, spec: RunSpec) -> bool:
+    """Whether a run would not have the hyperparameters of its row today, since defaults or the rule have changed."""
+    if not row or "hyperparameters" not in row or spec.method == AUTOMATIC:
+        return False
+    if row["select"] != "fixed":
+        return bool(row.get("rule") != RULE)
+    return bool(row["hyperparameters"] != run_method(spec.method)(**spec.values).values)
 
 
 def shared(plan: Plan) -> list[str]:
