@@ -18,6 +18,7 @@ import numpy as np
 
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
+from onceclip.stores.location import reason_of
 
 
 @contextmanager
@@ -284,16 +285,7 @@ def remote_folder(url: str) -> tuple[Any, str]:
 
 def unreachable(url: str, error: Exception) -> SourceError:
     """What to say when the storage of a URL fails."""
-    said = " ".join((str(error) or type(error).__name__).split())[:200]
-    protocol = url.partition("://")[0]
-    if isinstance(error, ImportError):
-        remedy = "pip install onceclip[s3]" if protocol in ("s3", "s3a") else said
-        return SourceError(f"{url}: the package for {protocol}:// is not installed: {remedy}")
-    if "Protocol not known" in said:
-        return SourceError(f"{url}: nothing is known of {protocol}:// URLs: give a path, s3://BUCKET/FOLDER or another "
-                           "URL that fsspec knows")
-    return SourceError(f"{url}: the storage cannot be read ({said}): check the address, the network and the "
-                       "credentials (docs/remote.md), then run the command again")
+    return SourceError(reason_of(url, error))
 
 
 def _check_size(size: int) -> None:

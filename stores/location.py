@@ -194,7 +194,7 @@ def _first_answer(path: str, answer: Any) -> Any:
         # `sync` alone would leave the task behind, which then complains when the process ends.
         return sync(asyncio.wait_for(answer, FIRST_ANSWER), timeout=FIRST_ANSWER + _TO_STOP)
     except TimeoutError as error:
-        raise _unreachable(path, f"no answer within {FIRST_ANSWER:.0f} s") from error
+        raise StoreError(_unreachable(path, f"no answer within {FIRST_ANSWER:.0f} s")) from error
 
 
 @contextmanager
@@ -205,31 +205,32 @@ def answered(path: str) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as error:  # every client has types of its own, most of them without a common base
-        raise _explained(path, error) from error
+        raise StoreError(reason_of(path, error)) from error
 
 
-def _explained(path: str, error: Exception) -> StoreError:
+def reason_of(path: str, error: Exception) -> str:
+    """What to say when the storage behind a URL fails: what, where, and how to mend it."""
     protocol = path.partition("://")[0]
     said = " ".join((str(error) or type(error).__name__).split())[:_MOST]
     if isinstance(error, ImportError):
         remedy = "pip install onceclip[s3]" if protocol in ("s3", "s3a") else said
-        return StoreError(f"{path}: the package for {protocol}:// is not installed: {remedy}")
+        return f"{path}: the package for {protocol}:// is not installed: {remedy}"
     if "Protocol not known" in said:
-        return StoreError(f"{path}: nothing is known of {protocol}:// URLs: give a path, s3://BUCKET/NAME.zarr or "
-                          "another URL that fsspec knows")
+        return (f"{path}: nothing is known of {protocol}:// URLs: give a path, s3://BUCKET/NAME or another URL that "
+                "fsspec knows")
     if isinstance(error, FileNotFoundError):
-        return StoreError(f"{path}: the bucket does not exist ({said}): create it, or correct its name")
+        return f"{path}: the bucket does not exist ({said}): create it, or correct its name"
     if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
-        return StoreError(f"{path}: access was refused ({said}): set the credentials of the storage, for s3:// "
-                          "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights")
+        return (f"{path}: access was refused ({said}): set the credentials of the storage, for s3:// AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights")
     if isinstance(error, NotImplementedError):
-        return StoreError(f"{path}: {protocol}:// URLs can only be read: write to a path or another URL, then copy")
+        return f"{path}: {protocol}:// URLs can only be read: write to a path or another URL, then copy"
     return _unreachable(path, said)
 
 
-def _unreachable(path: str, said: str) -> StoreError:
-    return StoreError(f"{path}: the storage cannot be used ({said}): check the network and the address, for s3:// "
-                      "AWS_ENDPOINT_URL and AWS_REGION, then run the command again")
+def _unreachable(path: str, said: str) -> str:
+    return (f"{path}: the storage cannot be used ({said}): check the network and the address, for s3:// "
+            "AWS_ENDPOINT_URL and AWS_REGION, then run the command again")
 
 
 class RemoteStore(FsspecStore):

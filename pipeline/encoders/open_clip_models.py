@@ -27,6 +27,7 @@ from onceclip.pipeline.encoders.spec import DEMO, OPEN_CLIP_SOURCES, EncoderSpec
 from onceclip.pipeline.encoders.towers import projection_of, reads_class_token, several_outputs
 from onceclip.pipeline.encoders.weights import read_weights, reason_of, weights_digest
 from onceclip.pipeline.errors import EncoderError
+from onceclip.pipeline.files import read_json
 from onceclip.stores.identity import fingerprint
 
 _DEMO_FOLDER = files("onceclip.pipeline.encoders") / "demo_model"
@@ -192,7 +193,7 @@ def _checked_architecture(spec: EncoderSpec, folder: Path) -> dict[str, Any]:
     Raises EncoderError if it does not say how images are prepared, or would have open_clip open or download what only
     the file names.
     """
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_json((folder / CONFIG).read_text(encoding="utf-8"))
     architecture, prepared = config["model_cfg"], config.get("preprocess_cfg") or {}
     text, vision = architecture["text_cfg"], architecture["vision_cfg"]
     where = f"{CONFIG} of {spec.model}"
@@ -224,11 +225,11 @@ def _preprocess_config(choice: str | None) -> dict[str, Any]:
         return {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic",
                 "resize_mode": "shortest"}
     try:
-        given = json.loads(Path(choice).read_text(encoding="utf-8"))
+        given = read_json(Path(choice).read_text(encoding="utf-8"))
         if not isinstance(given, dict) or set(given) != _PREPROCESS:
             raise ValueError(f"it must have {', '.join(sorted(_PREPROCESS))}, and nothing else")
         return given
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise EncoderError(f"--preprocess {choice}: {error}: give `openai` or a JSON file such as "
                            '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", '
                            '"resize_mode": "squash"}') from error

@@ -31,7 +31,7 @@ def silent() -> Iterator[str]:
     ("s3://bucket", "s3://bucket is not a store"),
     ("memory://no-such.zarr", "memory://no-such.zarr is not a store"),
     ("file:///no-such.zarr", "file:///no-such.zarr is not a store"),
-    ("nonsense://x.zarr", "nothing is known of nonsense:// URLs: give a path, s3://BUCKET/NAME.zarr"),
+    ("nonsense://x.zarr", "nothing is known of nonsense:// URLs: give a path, s3://BUCKET/NAME"),
     pytest.param("gs://bucket/x.zarr", "package for gs:// is not installed: .*gcsfs",
                  marks=pytest.mark.skipif(find_spec("gcsfs") is not None, reason="gcsfs is installed")),
 ])
