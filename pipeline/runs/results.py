@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from scipy.stats import t as student
 
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.metrics import BINS
+from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.work import Part
 from onceclip.stores import Store
@@ -185,15 +185,10 @@ def mean_interval(values: Sequence[float], interval: bool = True) -> Mean:
 
 def record_stores(folder: Path, stores: Sequence[Store]) -> Path:
     """Describe stores in the folder's `stores.json`, by fingerprint, beside those that it has already."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / STORES_NAME
-    part = folder / f"{STORES_NAME}.{platform.node()}-{os.getpid()}.part"
-    try:
-        part.write_text(json.dumps(read_stores(folder) | {store.fingerprint: described(store) for store in stores},
-                                   indent=1, allow_nan=False), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    found = read_stores(folder) | {store.fingerprint: described(store) for store in stores}
+    with whole_file(path) as file:
+        file.write(json.dumps(found, indent=1, allow_nan=False).encode())
     return path
 
 

@@ -54,9 +54,9 @@ def test_bad_images_are_counted_with_their_reasons(folder_of: Callable[..., Path
 
 def test_a_failure_leaves_no_half_file(imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onceclip.pipeline.runs.results.os.replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space"):
         record_stores(tmp_path / "results", [imported])
     assert not [*(tmp_path / "results").iterdir()]
