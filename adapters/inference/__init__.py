@@ -1,0 +1,34 @@
+"""How a fitted classifier reads rows: strategies, one file each. A new one joins by being named in `INFERENCES`."""
+
+from __future__ import annotations
+
+from onceclip.adapters.errors import UnknownName, unknown
+from onceclip.adapters.inference.base import Inductive, Inference, Inferred, Queries, queries_of
+from onceclip.adapters.inference.dn import DistributionNormalization
+from onceclip.adapters.plugin import import_class
+
+__all__ = ["INFERENCES", "Inductive", "Inference", "Inferred", "Queries", "inference_class", "queries_of"]
+
+INFERENCES: dict[str, type[Inference]] = {inference.name: inference for inference in (
+    DistributionNormalization,
+)}
+
+
+def inference_class(name: str | type[Inference]) -> type[Inference]:
+    """The strategy of a name, or the class that MODULE:CLASS names, which is imported; a class is given back.
+
+    name: given by the user, never by a file.
+    Raises UnknownName with the nearest name if there is none, MethodError for a class that cannot be imported.
+
+    Example:
+        >>> from onceclip.adapters.inference import inference_class
+        >>> inference_class("dn").sees
+        'set'
+    """
+    if isinstance(name, type):
+        return name
+    if ":" in name:
+        return import_class(name, Inference)  # type: ignore[type-abstract]
+    if name not in INFERENCES:
+        raise UnknownName(unknown("inference strategy", name, INFERENCES))
+    return INFERENCES[name]

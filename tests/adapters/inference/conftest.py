@@ -1,0 +1,54 @@
+"""Classifiers of three kinds of head, and queries for every strategy: a strategy that is named is tested as it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from onceclip.adapters import GDA, ClipAdapter, ZeroShot
+from onceclip.adapters.inference import INFERENCES, queries_of
+from onceclip.adapters.ops import unit
+
+HEADS = {"zero-shot": lambda: ZeroShot(), "gda": lambda: GDA(), "clip-adapter": lambda: ClipAdapter(epochs=3)}
+QUICK = {"inmap": {"iterations": 20}}  # a value that makes a slow strategy quick enough for these tests
+
+
+@pytest.fixture(params=list(INFERENCES))
+def strategy(request):
+    return INFERENCES[request.param](**QUICK.get(request.param, {}))
+
+
+@pytest.fixture
+def task(make_task):
+    return make_task((4, 4, 4))
+
+
+@pytest.fixture
+def classifier(task):
+    return HEADS["zero-shot"]().fit(task)
+
+
+@pytest.fixture(scope="session")
+def make_queries(make_rows):
+    """Function that draws queries with views and patches: `make_queries(classifier, rows_per_class, noise, seed)`."""
+
+    def make(classifier, count=(9, 7, 8), noise=0.3, seed=70, dim=10):
+        rows = make_rows(count, dim, views=4, noise=noise, seed=seed)
+        queries = queries_of(classifier, rows.embedding)
+        views = unit(rows.views).to(queries.embedding)
+        views[:, 0] = queries.embedding
+        return replace(queries, views=views, patches=views.roll(1, dims=1)), rows.label
+
+    return make
+
+
+@pytest.fixture
+def queries(classifier, make_queries):
+    """Rows of all classes, shuffled."""
+    found, label = make_queries(classifier)
+    return found.of(torch.randperm(len(label), generator=torch.Generator().manual_seed(5)))
+
+
+@pytest.fixture
+def unlabelled(classifier, make_queries):
+    return make_queries(classifier, (12, 12, 12), seed=71)[0]
