@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def mean_shift(views: Tensor, share: Tensor, spread: float, agreement: float,
     return mode, weight
 
 
-def _settled(start: Tensor, step) -> Tensor:
+def _settled(start: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
     """Rows (n, d) after at most STEPS steps; each stays once it has moved by less than TOLERANCE."""
     value, moving = start, torch.ones_like(start[:, :1], dtype=torch.bool)
     for _ in range(STEPS):

@@ -47,6 +47,7 @@ class PatchKNN(Inference):
                                    "abnormal", high=1.0),
     }
     sees = "patches"
+    wants_normal = True
 
     @property
     def fitted_on(self) -> str:
