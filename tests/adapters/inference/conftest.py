@@ -10,12 +10,12 @@ from onceclip.adapters.inference import INFERENCES, queries_of
 from onceclip.adapters.ops import unit
 
 HEADS = {"zero-shot": lambda: ZeroShot(), "gda": lambda: GDA(), "clip-adapter": lambda: ClipAdapter(epochs=3)}
-QUICK = {"inmap": {"iterations": 20}}  # a value that makes a slow strategy quick enough for these tests
+OF_FEW_ROWS = {"inmap": {"iterations": 20}, "reclip": {"neighbours": 4}}  # what suits the 24 rows of these tests
 
 
 @pytest.fixture(params=list(INFERENCES))
 def strategy(request):
-    return INFERENCES[request.param](**QUICK.get(request.param, {}))
+    return INFERENCES[request.param](**OF_FEW_ROWS.get(request.param, {}))
 
 
 @pytest.fixture
