@@ -5,6 +5,7 @@ fitted classifier, because it takes from it two things alone:
 
 - `log_scores`: the classifier's logits over its temperature, in the precision of its head. Where a formula has the
   probabilities of zero-shot, `softmax(s x . w_c)`, their softmax stands; of a zero-shot classifier it is the same.
+  Where it has cosines with class vectors, `similarities` are made of them.
 - `prototypes`: unit class vectors w_c beside which images lie. They are the text's of the task; where that has no
   prompts, those of a linear head without a bias, which is one vector per class.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.heads import Head, Sum
+from onceclip.adapters.heads import Head, Linear, Sum
 from onceclip.adapters.heads.batched import elements_at_once
 from onceclip.adapters.heads.linear import as_linear
 from onceclip.adapters.ops import unit
@@ -217,8 +218,19 @@ def prototypes(classifier: Classifier, task: Task) -> Tensor:
     if linear is not None and linear.weight.shape[-1] == task.dim and (
             linear.bias is None or bool((linear.bias == linear.bias[0]).all())):
         return unit(linear.weight)
-    raise MethodError(f"this strategy needs class vectors of the text, and neither the task nor the head of "
+    raise MethodError("this strategy needs class vectors of the text, and neither the task nor the head of "
                       f"{classifier.method} has any: name a store with a text set of these classes")
+
+
+def similarities(classifier: Classifier, queries: Queries, task: Task) -> Tensor:
+    """What stands for the cosines of rows and class vectors: (n, classes).
+
+    Logits leave open a constant per row: here it is such that the mean over the classes is that of the cosines, and
+    differences between classes are those of the logits over the scale. Of a zero-shot classifier they are the cosines.
+    """
+    scores = log_scores(classifier, queries).div_(task.logit_scale)
+    mean = queries.embedding @ prototypes(classifier, task).mean(dim=0)
+    return scores.add_((mean - scores.mean(dim=1)).unsqueeze(1))
 
 
 def extended(strategy: Inference, classifier: Classifier, head: Head) -> Classifier:
@@ -228,6 +240,11 @@ def extended(strategy: Inference, classifier: Classifier, head: Head) -> Classif
     """
     both: Head = Sum((classifier.head, head), (1 / classifier.temperature, 1.0))
     return replaced(strategy, classifier, as_linear(both) or both)
+
+
+def with_bias(strategy: Inference, classifier: Classifier, bias: Tensor) -> Classifier:
+    """The classifier of logits `log_scores + bias`. bias: (classes,)."""
+    return extended(strategy, classifier, Linear(bias.new_zeros(len(bias), classifier.dim), bias))
 
 
 def replaced(strategy: Inference, classifier: Classifier, head: Head) -> Classifier:

@@ -1,34 +1,32 @@
-"""Distribution normalization: the mean image and the mean text subtracted before the product."""
+"""Distribution normalization: the mean image's scores subtracted."""
 
 from __future__ import annotations
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.heads import Linear
-from onceclip.adapters.inference.base import Inductive, Queries, extended, fit_setting, prototypes
+from onceclip.adapters.inference.base import Inductive, Queries, fit_setting, log_scores, with_bias
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
 
 class DistributionNormalization(Inductive):
-    """A bias per class, `-s lambda mu . w_c`, with mu the mean of unlabelled unit rows.
+    """A bias per class: minus a share of the mean logits of unlabelled rows.
 
-    Of `(x - lambda mu) . (w_c - lambda mean w)` all other terms are the same for every class of a row.
+    Of the published `s (x - lambda mean x) . (w_c - lambda mean w)` all terms but `s x . w_c - s lambda mean x . w_c`
+    are the same for every class of a row, and of zero-shot the latter is this bias.
 
     Source: Test-Time Distribution Normalization for Contrastively Learned Vision-language Models (Zhou et al.,
     NeurIPS 2023), equation 6.
     """
 
     name = "dn"
-    summary = "distribution normalization: the mean image's scores subtracted from every image's"
+    summary = "distribution normalization: a share of the mean image's logits subtracted"
     source = "Zhou et al., Test-Time Distribution Normalization for Contrastively Learned VLMs, NeurIPS 2023"
-    equation = "logits_c = log p_c - s lambda mu.w_c,  mu = mean x"
+    equation = "logits_c = l_c(x) - subtract mean_n l_c(x_n)"
     hyperparameters = {
-        "lambda": Hyperparameter(0.25, "share of the mean that is subtracted", high=10.0),
+        "subtract": Hyperparameter(0.25, "share of the mean logits that is subtracted", high=10.0),
         **fit_setting(),
     }
-    prior = "none"
 
     def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
-        weights = prototypes(classifier, task)
-        bias = -task.logit_scale * self.values["lambda"] * (weights @ rows.embedding.mean(dim=0))
-        return extended(self, classifier, Linear(weights.new_zeros(len(weights), classifier.dim), bias))
+        mean = log_scores(classifier, rows).mean(dim=0)
+        return with_bias(self, classifier, -self.subtract * mean)

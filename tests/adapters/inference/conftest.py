@@ -10,14 +10,14 @@ from onceclip.adapters.inference import INFERENCES, queries_of
 from onceclip.adapters.ops import unit
 
 HEADS = {"zero-shot": lambda: ZeroShot(), "gda": lambda: GDA(), "clip-adapter": lambda: ClipAdapter(epochs=3)}
-QUICK = {"inmap": {"iterations": 20}}  # a value that makes a slow strategy quick enough for these tests
+OF_FEW_ROWS = {"inmap": {"iterations": 20}, "reclip": {"neighbours": 4}}  # what suits the 24 rows of these tests
 
 
 @pytest.fixture(params=list(INFERENCES))
 def strategy(request):
     kind = INFERENCES[request.param]
     normal = {"normal": "class 0"} if "normal" in kind.hyperparameters else {}
-    return kind(**QUICK.get(request.param, {}), **normal)
+    return kind(**OF_FEW_ROWS.get(request.param, {}), **normal)
 
 
 @pytest.fixture
