@@ -9,10 +9,11 @@ from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachin
 from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum, mixed
 from onceclip.adapters.heads.packing import HEADS, pack, unpack
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
+from onceclip.adapters.heads.quadratic import Quadratic
 from onceclip.adapters.heads.residual import Bottleneck, blend
 
 __all__ = [
     "HEADS", "Bottleneck", "Columns", "FourierFeatures", "Head", "Kernel", "KernelMachine", "Linear",
-    "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "Sum", "blend", "fourier", "mixed",
+    "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "Quadratic", "Sum", "blend", "fourier", "mixed",
     "pack", "sum_by_class", "unpack",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,8 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
         of = "" if classes is None else f" of {listing(classes)}"
         raise TaskError(f"{store.path} has no labelled {split} image{of} (labelled images: {there}): evaluate on "
                         "another --split or store")
-    columns = None if among is None else _columns(classifier, store, candidates)
+    _require_known(store, candidates, classifier.class_names)
+    columns = columns_of(classifier, candidates)
     tally, predicted, done = Tally(len(candidates), temperature_of(classifier)), [], 0
     for (logits,) in _logits([classifier], store, rows):
         behind = done + len(logits)
@@ -112,10 +113,11 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
                       time.perf_counter() - begun)
 
 
-def _columns(classifier: Classifier, store: Store, candidates: Sequence[str]) -> Tensor:
-    """Which of a classifier's logits compete."""
+def columns_of(classifier: Classifier, candidates: Sequence[str]) -> Tensor | None:
+    """Which of a classifier's logits compete; None where all do, in their order."""
+    if tuple(candidates) == classifier.class_names:
+        return None
     place = {name: number for number, name in enumerate(classifier.class_names)}
-    _require_known(store, candidates, place)
     return torch.tensor([place[name] for name in candidates])
 
 
@@ -163,7 +165,7 @@ def _labelled(classifier: Classifier, store: Store, split: str, classes: Sequenc
     return rows, torch.from_numpy(join[labels])
 
 
-def _require_known(store: Store, names: Sequence[str], place: dict[str, int]) -> None:
+def _require_known(store: Store, names: Sequence[str], place: Collection[str]) -> None:
     unknown = [name for name in names if name not in place]
     if unknown:
         raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {listing(unknown)}; it "

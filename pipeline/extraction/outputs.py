@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onceclip.pipeline.decoding.views import KINDS, TEN_CROP, Views
+from onceclip.pipeline.decoding.views import CROPS, KINDS, TEN_CROP, Views
 from onceclip.pipeline.encoders import Encoder
 from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.flat_files import row_checksums
@@ -133,5 +133,7 @@ def views_of(store: Store) -> tuple[Views, list[str]] | None:
         return None
     if spec["kind"] == TEN_CROP.kind:
         return TEN_CROP, spec["splits"]
+    if spec["kind"] == CROPS:
+        return Views(CROPS, spec["number"], boxes=spec["boxes"]), spec["splits"]
     scale, ratio = (tuple(spec[name]) for name in ("scale", "ratio"))
     return Views(spec["kind"], spec["number"], scale, ratio, spec["seed"]), spec["splits"]

@@ -165,8 +165,15 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
     return drawn
 
 
+def draw_unlabelled(store: Store, support: Draw, seed: int) -> Draw:
+    """Draw train rows that are not in the support and have no ties to val or test; see `draw_task`."""
+    return _draw_unlabelled(store, support, seed, _tied(store, "test") | _tied(store, "val"), None)
+
+
 def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | str], classes: int | None) -> Draw:
-    """Draw train rows that are not in the support. classes: only of the first ones, where the others are unknown."""
+    """The same. known: digests and groups of later splits. classes: only of the first ones, where the others are
+    unknown.
+    """
     rows, table = store.rows("train", labelled=classes is not None), store.table
     if classes is not None:
         rows = rows[table.label[rows] < classes]
