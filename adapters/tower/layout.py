@@ -35,7 +35,8 @@ def lay_out(spec: Mapping[str, Any], classes: Sequence[str], length: int, positi
             rows: Mapping[int, int]) -> Layout:
     """Where every token of the classes' prompts stands.
 
-    spec: of the tower. length: number of learned tokens. positions: that the tower has. rows: of token ids in its table.
+    spec: of the tower. length: number of learned tokens. positions: number that the tower has. rows: of token ids in
+        its table.
     Raises MethodError if a prompt does not fit.
     """
     if position not in POSITIONS:

@@ -29,9 +29,9 @@ class TextTower:
     tensors: `tokens` (rows, width) and `token_ids` (rows,), the rows of its table that are kept; `positions` (context,
         width); those of the blocks, see `Transformer`; `norm.weight`, `norm.bias` (width,); `projection.weight` (width,
         dim) and `projection.bias` (dim,), where it has them.
-    spec: JSON values: `heads`, `activation`, `epsilon` (of the blocks' norms), `final_epsilon`, `causal`, `pool` ("end",
-        "first" or "last"); token ids of `start`, `end` and `fill`; `names`, the token ids of each class name with what
-        ends a sentence, of which `stems` are the name's own; `phrases`, those of some words.
+    spec: JSON values: `heads`, `activation`, `epsilon` (of the blocks' norms), `final_epsilon`, `causal`, `pool`
+        ("end", "first" or "last"); token ids of `start`, `end` and `fill`; `names`, the token ids of each class name
+        with what ends a sentence, of which `stems` are the name's own; `phrases`, those of some words.
     classes: whose prompts are encoded, among the names.
     """
 
@@ -66,9 +66,10 @@ class TextTower:
         return self.tensors["positions"]
 
     @property
-    def tokens_per_class(self) -> int:
-        """Tokens of the longest class name that is encoded, with those that end the prompt."""
-        return max((len(self.spec["names"][name]) for name in self.classes), default=0) + len(self.spec["end"])
+    def work(self) -> int:
+        """Multiply-adds of the prompt of one class, about."""
+        tokens = max(map(len, self.spec["names"].values()), default=0) + 2 if self._causal_end else len(self.like)
+        return tokens * sum(self.tensors[f"{name}.weight"].numel() for name in ("qkv", "out", "up", "down"))
 
     def of(self, classes: Sequence[str]) -> TextTower:
         """The tower of other classes.

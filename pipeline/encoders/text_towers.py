@@ -37,8 +37,8 @@ def written_tower(model: nn.Module | None, name: str) -> Written:
 
 
 def _refusal(name: str, reason: str) -> EncoderError:
-    return EncoderError(f"the text tower of {name} cannot be written down ({reason}): prompts are learned with the text "
-                        "towers of open_clip's own CLIP models and with CLIP and SigLIP of transformers")
+    return EncoderError(f"the text tower of {name} cannot be written down ({reason}): prompts are learned with the "
+                        "text towers of open_clip's own CLIP models and with CLIP and SigLIP of transformers")
 
 
 def _open_clip(text: Any, pooling: str, name: str) -> Written:

@@ -139,8 +139,8 @@ def _try(tower: TextTower, tokens: Tokens, encoder: Encoder, names: Mapping[str,
         row = tokens.ids([f"{front} {phrase}."])[0].tolist()
         if len(put) > len(row):
             raise PromptError(f"\"{front} {phrase}.\" is longer than the {len(row)} tokens that "
-                              f"{encoder.info['name']} reads: give the class {name!r} a shorter name with --class-names "
-                              "of `onceclip extract`")
+                              f"{encoder.info['name']} reads: give the class {name!r} a shorter name with "
+                              "--class-names of `onceclip extract`")
         if row[:len(put)] != put:
             raise EncoderError(f"the tokenizer of {encoder.info['name']} does not put \"{front} {phrase}.\" together "
                                "of its parts: its text tower cannot be written down")
