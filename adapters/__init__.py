@@ -10,10 +10,12 @@ from onceclip.adapters.methods.ape_t import APET
 from onceclip.adapters.methods.clap import CLAP
 from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
+from onceclip.adapters.methods.coop import CoOp
 from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
 from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.gda_em import GDAEM
+from onceclip.adapters.methods.kgcoop import KgCoOp
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.linear_probe_adamw import LinearProbeAdamW
 from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
@@ -21,6 +23,7 @@ from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.lpclip import LpClip
 from onceclip.adapters.methods.meta_adapter import MetaAdapter
 from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
+from onceclip.adapters.methods.prograd import ProGrad
 from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
@@ -39,6 +42,7 @@ from onceclip.adapters.selection.automatic import fit_automatically
 from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.text import Text
+from onceclip.adapters.tower import TextTower
 from onceclip.adapters.training.trainable import Hyperparameter
 from onceclip.adapters.transfer import transfer
 
@@ -56,9 +60,11 @@ __all__ = [
     "ClassifierModule",
     "ClipASelf",
     "ClipAdapter",
+    "CoOp",
     "CrossModalAdapter",
     "CrossModalLinearProbe",
     "Hyperparameter",
+    "KgCoOp",
     "LPPlusPlus",
     "LinearProbe",
     "LinearProbeAdamW",
@@ -68,6 +74,7 @@ __all__ = [
     "Method",
     "MethodError",
     "MultiModalAdapter",
+    "ProGrad",
     "ProKeR",
     "ProLIP",
     "PromptWeights",
@@ -78,6 +85,7 @@ __all__ = [
     "TaskRes",
     "TemplateSelection",
     "Text",
+    "TextTower",
     "TipAdapter",
     "TipAdapterF",
     "TipX",

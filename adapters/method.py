@@ -34,6 +34,7 @@ class Method(Trainable):
     presets: named sets of values for hyperparameters, such as those of a paper's code.
     mixing: the hyperparameter that weighs B where the logits are `A + weight * B`.
     needs: what else a task must have, in words for people. wants_unlabelled: whether it reads rows without labels.
+    wants_tower: whether it encodes prompts anew, with the text tower of a store.
     needs_text: whether it looks at prompts; without, a task of class names alone will do.
     transfers: whether what it learns serves other classes; `for_classes` makes their head.
     """
@@ -48,6 +49,7 @@ class Method(Trainable):
     needs_text: ClassVar[bool] = True
     needs: ClassVar[str] = ""
     wants_unlabelled: ClassVar[bool] = False
+    wants_tower: ClassVar[bool] = False
     transfers: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -150,6 +152,9 @@ class Method(Trainable):
         if self.needs_text and not len(task.text.embedding):
             raise MethodError(f"{self.name} needs prompts and the task has class names alone: add a text set, or use "
                               "--method linear-probe")
+        if self.wants_tower and task.tower is None:
+            raise MethodError(f"{self.name} needs the encoder's text tower and the task has none: write it into the "
+                              "store with `onceclip text STORE --tower`")
         for rows in (task.support, task.val):
             if rows is not None and self.inputs != (EMBEDDING,):
                 rows.input(self.inputs)  # complains if an output is missing

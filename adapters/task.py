@@ -15,6 +15,7 @@ from torch import Tensor
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.ops import unit
 from onceclip.adapters.text import Text
+from onceclip.adapters.tower import TextTower
 
 EMBEDDING = "embedding"
 OPTIONS = {"token": "tokens", "view": "views N"}  # what `extract` calls an output where it is not its name
@@ -130,6 +131,7 @@ class Task:
     logit_bias: the encoder's additive term (SigLIP), or 0.
     projection: (width, dim), what the encoder multiplies its output "preproj" with to give the embedding, or None.
     projection_bias: (dim,), what it adds to that, or None.
+    tower: the encoder's text model, for methods that learn prompts, or None.
 
     Example:
         >>> text = onceclip.adapters.Text(torch.randn(3, 64), torch.arange(3), ("cat", "dog", "fox"))
@@ -147,6 +149,7 @@ class Task:
     logit_bias: float = 0.0
     projection: Tensor | None = None
     projection_bias: Tensor | None = None
+    tower: TextTower | None = None
 
     def __post_init__(self) -> None:
         for name, rows in (("support", self.support), ("val", self.val)):
@@ -179,8 +182,9 @@ class Task:
 
     @property
     def work(self) -> int:
-        """Multiply-adds of one pass of the support over the classes."""
-        return len(self.support) * self.dim * self.classes
+        """Multiply-adds of one pass of the support over the classes, and of their prompts through the text tower."""
+        prompts = self.tower.work * self.classes if self.tower else 0
+        return len(self.support) * self.dim * self.classes + prompts
 
     def to(self, where: torch.device | torch.dtype | str) -> Task:
         """Copy with all floating tensors on another device or in another precision."""
@@ -193,7 +197,7 @@ class Task:
         val = None if self.val is None else self.val.to(move)
         return replace(self, text=self.text.to(where), support=self.support.to(move), val=val,
                        unlabelled=move(self.unlabelled), projection=move(self.projection),
-                       projection_bias=move(self.projection_bias))
+                       projection_bias=move(self.projection_bias), tower=self.tower and self.tower.to(where))
 
 
 BLOCK = 16384  # rows that are read in one go

@@ -15,6 +15,11 @@ from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.task import Task
 
 
+def wants_tower(method: str) -> bool:
+    """Whether a classifier of a method, by its name, is carried over to other classes with the text tower."""
+    return method != AUTOMATIC and stored_method_class(method, "this adapter").wants_tower
+
+
 def transfer(classifier: Classifier, task: Task) -> Classifier:
     """Make the classifier of a task's classes out of one that was fitted on others; nothing is trained.
 

@@ -16,9 +16,10 @@ from onceclip.stores.columns import Columns
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
 from onceclip.stores.location import damage, open_group
 from onceclip.stores.rows import read_rows
-from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TABLE_ROWS, TODO, read_whole
+from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TABLE_ROWS, TODO, read_whole, unseal
 from onceclip.stores.table import Content, Table, content_of
 from onceclip.stores.text_set import TextSet
+from onceclip.stores.text_tower import TOWER, StoredTower
 
 PIECE_ROWS = 16384
 
@@ -165,6 +166,29 @@ class Store(Columns):
             raise StoreDamaged(f"{self.path}: text/{name} is not the set that the store's attributes name: take the "
                                "store from a copy, or delete it and extract again")
         return text
+
+    def tower_attributes(self) -> dict[str, Any]:
+        """What the store says of its encoder's text tower; empty if it has none, or one that was cut short."""
+        with damage(self.path, TOWER):
+            group = self.group.get(TOWER)
+            found: Any = group.attrs.get(ATTRIBUTE) if group is not None else None
+            return {} if found is None else unseal(found)
+
+    def tower(self) -> StoredTower:
+        """The text tower of the encoder.
+
+        Raises StoreIncomplete if there is none, StoreMismatch if it is another encoder's, StoreDamaged if it is not as
+        it was written.
+        """
+        attributes = self.tower_attributes()
+        if not attributes:
+            raise StoreIncomplete(f"{self.path} has no text tower: `onceclip text {quote(self.path)} --tower` writes "
+                                  "the encoder's into it")
+        if attributes["encoder"] != self.encoder["fingerprint"]:
+            raise StoreMismatch(f"{self.path}: its text tower is of encoder {attributes['encoder']}, the images of "
+                                f"{self.encoder['fingerprint']}: run `onceclip text --tower` with the store's encoder")
+        with damage(self.path, TOWER):
+            return StoredTower.read(self.group[TOWER])  # type: ignore[arg-type]
 
     def require_complete(self) -> None:
         """Raise StoreIncomplete if rows are still to be encoded."""

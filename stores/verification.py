@@ -25,6 +25,7 @@ from onceclip.stores.lock import write_lock
 from onceclip.stores.rows import finite_rows
 from onceclip.stores.schema import SPLITS, STORED, TODO, checksum_name
 from onceclip.stores.store import Store, open_store
+from onceclip.stores.text_tower import TOWER
 from onceclip.stores.writer import StoreWriter
 
 _AHEAD = 64  # reads that are handed to threads before the first of them is done
@@ -109,7 +110,7 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
         faults += run(partial(each.problems, number, sound) for each in rows for number in range(each.chunks))
     remarks: list[Problem] = []
     if not faults:
-        faults = [*row_faults(store), *text_faults(store)]
+        faults = [*row_faults(store), *text_faults(store), *tower_faults(store)]
         remarks = [*equal_content(store, "split"), *equal_content(store, "label")]
     return Verification(path, total, lengths.get("state", 0), faults, remarks)
 
@@ -258,6 +259,15 @@ def text_faults(store: Store) -> Iterator[Problem]:
             continue
         if not np.isfinite(text.embedding).all():
             yield Problem(f"text/{name}", "holds values that are not finite")
+
+
+def tower_faults(store: Store) -> Iterator[Problem]:
+    """Whether the text tower is of the store's encoder, and as it was written."""
+    try:
+        if store.tower_attributes():
+            store.tower()
+    except StoreError as error:
+        yield Problem(TOWER, str(error))
 
 
 def equal_content(store: Store, column: str) -> Iterator[Problem]:

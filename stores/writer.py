@@ -36,6 +36,7 @@ from onceclip.stores.schema import (
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
 from onceclip.stores.text_set import BESIDE, TextSet
+from onceclip.stores.text_tower import TOWER, StoredTower
 
 
 class StoreWriter:
@@ -252,6 +253,17 @@ class StoreWriter:
         """Store an array of the encoder's own, such as its projection matrix (width, dim)."""
         self._require_all()
         put_array(self.group, f"encoder/{name}", np.asarray(values), np.nan, dimensions)
+
+    def put_tower(self, tower: StoredTower) -> None:
+        """Store the text tower of the encoder, in place of one that is there.
+
+        A process that is killed meanwhile leaves none: it can be made again at any time.
+        Raises StoreMismatch if another encoder made the store.
+        """
+        self._require_all()
+        self.store.require_encoder(tower.encoder, "the text tower")
+        tower.write(self.group.create_group(TOWER, overwrite=True))
+        self._flush()
 
     def put_text(self, name: str, text: TextSet) -> None:
         """Store a text set under a name, in place of one that has it, which counts until the new one is whole.

@@ -11,10 +11,12 @@ from onceclip.adapters.methods.ape_t import APET
 from onceclip.adapters.methods.clap import CLAP
 from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
+from onceclip.adapters.methods.coop import CoOp
 from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
 from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.gda_em import GDAEM
+from onceclip.adapters.methods.kgcoop import KgCoOp
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.linear_probe_adamw import LinearProbeAdamW
 from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
@@ -22,6 +24,7 @@ from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.lpclip import LpClip
 from onceclip.adapters.methods.meta_adapter import MetaAdapter
 from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
+from onceclip.adapters.methods.prograd import ProGrad
 from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
@@ -47,6 +50,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
     GDA, GDAEM, ProKeR,
+    CoOp, KgCoOp, ProGrad,
 )}
 
 

@@ -25,7 +25,7 @@ _OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # of the optimizer, no pa
 
 def stackable(method: Trainable) -> bool:
     """Whether runs of a method may share their steps: trained by gradient, on the loss that a stack computes."""
-    return method.solver == "gradient" and method.plain_loss
+    return method.solver == "gradient" and method.plain_loss and method.shares_steps
 
 
 def varying(method: Trainable) -> set[str]:

@@ -107,12 +107,14 @@ class Trainable(Configurable):
     trained, solver: whether there are parameters to train, and by what: "gradient", "lbfgs" or "own", which is `solve`.
     inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
     state: names among its parameters that no gradient changes; `after_epoch` does.
+    shares_steps: whether runs of it may be trained together; not where a step of one keeps a machine busy.
     """
 
     trained: ClassVar[bool] = False
     solver: ClassVar[str] = "gradient"
     inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
     state: ClassVar[tuple[str, ...]] = ()
+    shares_steps: ClassVar[bool] = True
 
     @property
     def plain_loss(self) -> bool:

@@ -43,14 +43,15 @@ SWEPT = ("zero-shot", "linear-probe", "clip-adapter", "tip-adapter", "tip-adapte
 
 def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: int = 1, text: str = "default",
               select: str = "fixed", class_weights: str = RULES[0], classes: str = ALL, outputs: Sequence[str] = (),
-              unlabelled: bool = False) -> Task:
+              unlabelled: bool = False, tower: bool = False) -> Task:
     """Draw the task of one run: all that a method may look at; test rows are not part of it.
 
     store: an open one or its path. shots: labelled rows per class, or "all" of the train split. text: name of the text
         set. select: "val" adds min(shots, 4) validation rows per class, "val-full" the whole validation split.
         class_weights: how a class vector is made of the prompts; see `Text`. classes: "all", or "base" for the first
         half alone. outputs: what else of every row a method takes (its `inputs`), such as "preproj". unlabelled: add
-        train rows outside the draw, without their labels.
+        train rows outside the draw, without their labels. tower: add the encoder's text tower, for methods that learn
+        prompts.
     Raises TaskError if the store has too few classes, StoreIncomplete if it is unfinished, ArgumentError.
 
     Example:
@@ -60,7 +61,7 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
     """
     return draw(opened(store), shots_of(shots), whole(seed, "seed", 0), text, one_of(select, "select", POLICIES),
                 one_of(class_weights, "class_weights", RULES), one_of(classes, "classes", (ALL, BASE)),
-                listed(outputs, "outputs") if outputs else (), unlabelled)
+                listed(outputs, "outputs") if outputs else (), unlabelled, tower)
 
 
 def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec = AUTOMATIC,

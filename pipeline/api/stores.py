@@ -101,6 +101,30 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     return run(target.path, name, sentences, found, truncate, overwrite, progress)
 
 
+def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, encoder: str | EncoderSpec | None = None,
+              device: str = "auto") -> dict[str, Any]:
+    """Write the text model of a store's encoder into the store, for methods that learn prompts.
+
+    words: phrases that learned prompts may start as, beside those of the store's templates. encoder: where it is, if
+        the store cannot say.
+    Raises EncoderError if the encoder's text model is of a kind that cannot be written down, PromptError for class
+    names that are too long, SourceError if the encoder is not found.
+
+    Example:
+        >>> onceclip.add_tower("pets.zarr", "a sketch of the")["classes"]
+        4
+    """
+    from onceclip.pipeline.encoders.opening import recorded_encoder
+    from onceclip.pipeline.prompts.tower import add_tower as run
+
+    target = opened(store)
+    phrases = [words] if isinstance(words, str) else listed(words, "words") if words else []
+    if not all(isinstance(each, str) for each in phrases):
+        raise ArgumentError(f"words {words!r}: give phrases, such as [\"a photo of a\"]")
+    given = None if encoder is None else spec_of(encoder, device=device)
+    return run(target.path, recorded_encoder(target.encoder, target.path, given, device), phrases)
+
+
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
                  prompts_form: str | None = None, class_names: str | Path | None = None, waffle: int = 0,
                  seed: int = 1) -> Prompts:

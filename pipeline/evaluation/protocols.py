@@ -59,12 +59,17 @@ def base_to_new(classifiers: Sequence[Classifier], store: Store, text: str = "de
     scores = evaluate_together(classifiers, store, classes=known)
     nothing: dict[str, Any] = {**dict.fromkeys(NEW_SCORES), "class_set": BASE, "classes_new": len(new)}
     name = classifiers[0].method
-    if name == AUTOMATIC or not method_class(name).transfers:
+    if name == AUTOMATIC or not method_class(name).transfers or not all(map(serves_others, classifiers)):
         return [{**each, **nothing} for each in scores]
     others = evaluate_together([for_text(each, store, text, new) for each in classifiers], store, classes=new)
     return [{**each, **nothing, "accuracy_new": other["accuracy"], "n_test_new": other["n"],
              "harmonic_mean": harmonic_mean(each["accuracy"], other["accuracy"])}
             for each, other in zip(scores, others, strict=True)]
+
+
+def serves_others(classifier: Classifier) -> bool:
+    """Whether a classifier keeps what its method needs for other classes; all do whose method trains nothing."""
+    return bool(classifier.parameters) or not method_class(classifier.method).trained
 
 
 def harmonic_mean(first: float | None, second: float | None) -> float | None:

@@ -97,9 +97,12 @@ class RunSpec:
         Raises StoreIncomplete if the store lacks the text set.
         """
         text = "" if self.without_text(store) else store.text_fingerprint(self.text)
-        return {"encoder": store.encoder["fingerprint"], "store": store.fingerprint, "text": text}
+        tower = ({"tower": str(store.tower_attributes().get("fingerprint", ""))}
+                 if run_method(self.method).wants_tower else {})
+        return {"encoder": store.encoder["fingerprint"], "store": store.fingerprint, "text": text, **tower}
 
     def identity(self, store: Store) -> str:
         """Name of the run: what was asked for, of which content."""
         contents = self.contents(store)
-        return fingerprint({**self.as_values(), "text": contents["text"], "store": contents["store"]})
+        del contents["encoder"]
+        return fingerprint({**self.as_values(), **contents})

@@ -17,12 +17,16 @@ from onceclip.adapters import Classifier, Rows, Task, Text, transfer
 from onceclip.adapters.heads.batched import row_pieces
 from onceclip.adapters.task import BLOCK, EMBEDDING, Stream
 from onceclip.adapters.text import RULES
+from onceclip.adapters.tower import TextTower
+from onceclip.adapters.transfer import wants_tower
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.tasks.classes import ALL, BASE, names_of
 from onceclip.pipeline.tasks.draws import Draw, draw
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
 from onceclip.stores.identity import DIGEST_BYTES
+from onceclip.stores.location import damage
+from onceclip.stores.text_tower import TOWER
 
 VAL_SHOTS = 4
 UNLABELLED_PER_CLASS = 64
@@ -44,7 +48,7 @@ class Drawn:
 
 def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
               select: str = "fixed", class_weights: str = RULES[0], classes: str = ALL,
-              outputs: Sequence[str] = (), unlabelled: bool = False) -> Task:
+              outputs: Sequence[str] = (), unlabelled: bool = False, tower: bool = False) -> Task:
     """Draw the task of one run.
 
     shots: labelled rows per class, None for all of the train split. text: name of the text set.
@@ -52,7 +56,7 @@ def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
     class_weights: how a class vector is made of the prompts; see `Text.class_weights`. classes: "all", or "base" for
         the first half alone, as if the store had no others; see `names_of`.
     outputs: what else of every row a method wants (its `inputs`), such as "preproj". unlabelled: add train rows
-        outside the draw, without their labels.
+        outside the draw, without their labels. tower: add the encoder's text tower.
     Raises TaskError if the store has too few classes, StoreIncomplete if it is unfinished.
 
     Example:
@@ -61,17 +65,19 @@ def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
         (torch.Size([16, 64]), torch.Size([16, 64]))
     """
     return draw_task(store, shots, seed, text, select, class_weights, outputs, classes=classes,
-                     unlabelled=unlabelled).task
+                     unlabelled=unlabelled, tower=tower).task
 
 
 def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
               select: str = "fixed", class_weights: str = RULES[0], outputs: Sequence[str] = (),
-              stream: bool = False, classes: str = ALL, unlabelled: bool = False, names_alone: bool = False) -> Drawn:
+              stream: bool = False, classes: str = ALL, unlabelled: bool = False, names_alone: bool = False,
+              tower: bool = False) -> Drawn:
     """Draw a task and tell how; arguments and failures as for `make_task`.
 
     outputs: what else of every row a method wants, as far as the store has it. stream: read the support anew in every
         epoch instead of holding it in memory. unlabelled: add train rows outside the draw, without their labels: up to
-        64 times the number of classes and 10,000 in all, drawn by the seed. names_alone: read no text set.
+        64 times the number of classes and 10,000 in all, drawn by the seed. names_alone: read no text set. tower: add
+        the encoder's text tower.
     """
     store.require_complete()
     if len(store.classes) < 2:
@@ -94,12 +100,13 @@ def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
         most = None if select == "val-full" or shots is None else min(shots, VAL_SHOTS)
         val = _draw(store, "val", most, seed, known, remarks, len(names))
     rest = _draw_unlabelled(store, support, seed, later, None if classes == ALL else len(names)) if unlabelled else None
-    task = task_of(store, words.of_classes(names), class_weights, support, val, rest, outputs, stream)
+    task = task_of(store, words.of_classes(names), class_weights, support, val, rest, outputs, stream, tower)
     return Drawn(task, support, val, rest, words, remarks)
 
 
 def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str], class_weights: str = RULES[0],
-                  outputs: Sequence[str] = (), stream: bool = False, classes: str = ALL) -> tuple[Draw, Task]:
+                  outputs: Sequence[str] = (), stream: bool = False, classes: str = ALL,
+                  tower: bool = False) -> tuple[Draw, Task]:
     """All labelled rows of some splits and their task, to fit on once hyperparameters are chosen.
 
     drawn: what chose them. Rows with ties to the test split are left out unless it is among the splits.
@@ -110,11 +117,13 @@ def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str], class_weigh
     duplicate, same_group = _ties_of(store, rows, set() if "test" in splits else _tied(store, "test"))
     rows = rows[~(duplicate | same_group)]
     support = draw(rows, table.key[rows], table.label[rows], None, 1, "support")
-    return support, task_of(store, drawn.text.of_classes(names), class_weights, support, outputs=outputs, stream=stream)
+    return support, task_of(store, drawn.text.of_classes(names), class_weights, support, outputs=outputs, stream=stream,
+                            tower=tower)
 
 
 def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val: Draw | None = None,
-            unlabelled: Draw | None = None, outputs: Sequence[str] = (), stream: bool = False) -> Task:
+            unlabelled: Draw | None = None, outputs: Sequence[str] = (), stream: bool = False,
+            tower: bool = False) -> Task:
     """Read the task of given classes and rows: what was drawn becomes tensors. Arguments as for `draw_task`."""
     return Task(
         Text(torch.from_numpy(words.embedding.astype(np.float32)), torch.from_numpy(words.class_index), words.classes,
@@ -123,7 +132,23 @@ def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
         None if unlabelled is None or not len(unlabelled.rows) else _tensor(store.embeddings(unlabelled.rows)),
         **logit_numbers(store.encoder),
-        projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"))
+        projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"),
+        tower=read_tower(store).of(words.classes) if tower else None)
+
+
+def read_tower(store: Store) -> TextTower:
+    """The text tower of a store's encoder, in float32.
+
+    Raises StoreIncomplete if there is none, StoreMismatch if it is another encoder's, StoreDamaged.
+    """
+    stored = store.tower()
+    tensors = {name: torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
+               for name, array in stored.arrays.items()}
+    with damage(store.path, TOWER):
+        tower = TextTower.checked(tensors, stored.spec)
+        if tower.dim != store.dim:
+            raise ValueError(f"it gives {tower.dim} dimensions, and the images have {store.dim}")
+        return tower
 
 
 def logit_numbers(encoder: Mapping[str, Any]) -> dict[str, float]:
@@ -239,7 +264,8 @@ def for_text(classifier: Classifier, store: Store, text: str = "default",
     made = classifier.provenance.get("text") or {}
     rule = made.get("class_weights", RULES[0])
     nothing = Draw(np.zeros(0, dtype=np.int64), ())
-    other = transfer(classifier, task_of(store, words, rule, nothing, outputs=classifier.inputs))
+    wanted = wants_tower(classifier.method)
+    other = transfer(classifier, task_of(store, words, rule, nothing, outputs=classifier.inputs, tower=wanted))
     source = {"name": text, "fingerprint": words.fingerprint, "class_weights": rule, **words.source}
     provenance = {**classifier.provenance, "text": source, "transferred_from": len(classifier.class_names)}
     return replace(other, provenance=provenance)

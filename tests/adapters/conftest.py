@@ -1,12 +1,13 @@
 """Synthetic tasks: separable classes around fixed centres, with the shared offset that CLIP embeddings have."""
 
+import functools
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from onceclip.adapters import METHODS, Rows, Task, Text
+from onceclip.adapters import METHODS, Rows, Task, Text, TextTower
 
 VARIANTS = [("clip-adapter", {"branch": "text"}), ("clip-adapter", {"branch": "both"}),
             ("clip-adapter", {"branch": "both", "learn_ratio": True}),
@@ -54,7 +55,48 @@ def _task(shots=(4, 4, 4), dim=10, views=0, val=0, noise=0.3, seed=1, dtype=torc
     prompts = _centres(classes, dim)[index] - 0.1 + 0.15 * torch.randn(len(index), dim, generator=generator)
     text = Text((3 * prompts).to(dtype), index, tuple(f"class {number}" for number in range(classes)))
     validation = _rows((val,) * classes, dim, noise=noise, seed=seed + 200, dtype=dtype) if val else None
-    return Task(text, _rows(shots, dim, views, noise, seed, dtype), validation, projection=_projection(dim).to(dtype))
+    return Task(text, _rows(shots, dim, views, noise, seed, dtype), validation, projection=_projection(dim).to(dtype),
+                tower=_tower(classes, dim).to(dtype))
+
+
+NUMBERS = 64  # class names that the text tower knows: "class 0" and so on
+WORDS = {"a": [5], "photo": [6], "of": [7], "a photo of a": [5, 6, 7, 5]}
+
+
+@functools.cache
+def _tower(classes, dim, layers=2, positions=24, **spec):
+    """A text tower whose class vectors for "a photo of a class 0." and so on are the centres of the rows, nearly."""
+    width, generator = max(16, classes + classes % 2), torch.Generator().manual_seed(dim)
+    rows = [*range(8), *range(10, 10 + NUMBERS)]
+
+    def draw(*shape, scale):
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    tensors = {"tokens": draw(len(rows), width, scale=1.0), "token_ids": torch.tensor(rows),
+               "positions": draw(positions, width, scale=0.2)}
+    for name, shape in (("qkv", (3 * width, width)), ("out", (width, width)), ("up", (2 * width, width)),
+                        ("down", (width, 2 * width))):
+        tensors[f"{name}.weight"] = draw(layers, *shape, scale=shape[1]**-0.5)
+        tensors[f"{name}.bias"] = draw(layers, shape[0], scale=0.1)
+    for name in ("norm_1", "norm_2"):
+        tensors[f"{name}.weight"] = 1 + draw(layers, width, scale=0.1)
+        tensors[f"{name}.bias"] = draw(layers, width, scale=0.1)
+    tensors["norm.weight"], tensors["norm.bias"] = 1 + draw(width, scale=0.1), draw(width, scale=0.1)
+    spec = {"heads": 2, "activation": "gelu", "epsilon": 1e-5, "final_epsilon": 1e-5, "causal": True, "pool": "end",
+            "start": [0], "end": [1], "fill": 2, "phrases": WORDS,
+            "names": {f"class {number}": [4, 10 + number, 3] for number in range(NUMBERS)},
+            "stems": {f"class {number}": 2 for number in range(NUMBERS)}, **spec}
+    names = [f"class {number}" for number in range(classes)]
+    plain = TextTower.checked(tensors, spec).of(names)
+    states = plain.raw(plain.phrase("a photo of a")[None, None], "front")[0]
+    tensors["projection.weight"] = torch.linalg.pinv(states) @ (_centres(classes, dim).double() - 0.1)
+    return TextTower.checked(tensors, spec).of(names)
+
+
+@pytest.fixture(scope="session")
+def make_tower():
+    """Function that makes a text tower in float64: `make_tower(classes, dim, layers, positions, **spec)`."""
+    return _tower
 
 
 @pytest.fixture(scope="session")

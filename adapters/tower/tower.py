@@ -1,0 +1,210 @@
+"""The text tower: class vectors of prompts whose context is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from onceclip.adapters.errors import MethodError
+from onceclip.adapters.ops import unit
+from onceclip.adapters.tower.layout import Layout, lay_out
+from onceclip.adapters.tower.soundness import require_sound
+from onceclip.adapters.tower.transformer import Past, Transformer
+
+ACTIVATION_BYTES = 2**30  # that a step keeps for its backward pass; where it would be more, they are computed again
+_PER_TOKEN = 18  # widths of activations that a block keeps of every token
+
+
+@dataclass(frozen=True, eq=False)
+class TextTower:
+    """A frozen text model, and the tokens of class names.
+
+    tensors: `tokens` (rows, width) and `token_ids` (rows,), the rows of its table that are kept; `positions` (context,
+        width); those of the blocks, see `Transformer`; `norm.weight`, `norm.bias` (width,); `projection.weight` (width,
+        dim) and `projection.bias` (dim,), where it has them.
+    spec: JSON values: `heads`, `activation`, `epsilon` (of the blocks' norms), `final_epsilon`, `causal`, `pool`
+        ("end", "first" or "last"); token ids of `start`, `end` and `fill`; `names`, the token ids of each class name
+        with what ends a sentence, of which `stems` are the name's own; `phrases`, those of some words.
+    classes: whose prompts are encoded, among the names.
+    """
+
+    tensors: Mapping[str, Tensor]
+    spec: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
+    _layouts: dict[tuple[int, str], Layout] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def checked(cls, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> TextTower:
+        """A tower of what a file says.
+
+        Raises ValueError, KeyError or TypeError unless tensors and spec fit each other.
+        """
+        require_sound(tensors, spec)
+        return cls(dict(tensors), dict(spec))
+
+    @property
+    def width(self) -> int:
+        """Width of a token."""
+        return self.tensors["tokens"].shape[1]
+
+    @property
+    def dim(self) -> int:
+        """Width of a class vector."""
+        projection = self.tensors.get("projection.weight")
+        return self.width if projection is None else projection.shape[1]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of its type, on its device."""
+        return self.tensors["positions"]
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of the prompt of one class, about."""
+        tokens = max(map(len, self.spec["names"].values()), default=0) + 2 if self._causal_end else len(self.like)
+        return tokens * sum(self.tensors[f"{name}.weight"].numel() for name in ("qkv", "out", "up", "down"))
+
+    def of(self, classes: Sequence[str]) -> TextTower:
+        """The tower of other classes.
+
+        Raises MethodError if it does not know the tokens of one.
+        """
+        missing = [name for name in classes if name not in self.spec["names"]]
+        if missing:
+            raise MethodError(f"the text tower has no tokens for the class {missing[0]!r}"
+                              f"{f' and {len(missing) - 1} more' if missing[1:] else ''}: run `onceclip text STORE "
+                              "--tower` once more")
+        return replace(self, classes=tuple(classes), _layouts={})
+
+    def to(self, where: torch.device | torch.dtype | str) -> TextTower:
+        """Copy with all floating tensors on another device or in another precision."""
+        moved = {name: value if isinstance(where, torch.dtype) and not value.is_floating_point() else value.to(where)
+                 for name, value in self.tensors.items()}
+        return replace(self, tensors=moved, _layouts={})
+
+    def phrase(self, words: str) -> Tensor:
+        """Tokens (n, width) of some words, as the encoder embeds them.
+
+        Raises MethodError if the tower does not have the rows of one.
+        """
+        phrases = self.spec["phrases"]
+        parts = [words] if words in phrases else words.split()
+        missing = [part for part in parts if part not in phrases]
+        if missing:
+            raise MethodError(f"the text tower has no tokens for the word {missing[0]!r}: run `onceclip text STORE "
+                              f"--tower --words \"{words}\"`")
+        ids = [each for part in parts for each in phrases[part]]
+        return self.tensors["tokens"][[self._rows[each] for each in ids]]
+
+    def encode(self, context: Tensor, position: str = "front") -> Tensor:
+        """Unit class vectors (classes, dim) of prompts with a learned context; differentiable in it.
+
+        context: (tokens, width) for all classes, or (classes, tokens, width). position: where it stands: "front" of
+            the class name, around it ("middle", half and half), or behind it ("end").
+        Raises MethodError if a prompt is longer than the tower's positions.
+        Source: CoOp (Zhou et al., IJCV 2022), section 3.2.
+        """
+        return unit(self.raw(context.unsqueeze(0) if context.ndim == 3 else context[None, None], position)[0])
+
+    def encode_several(self, contexts: Tensor, position: str = "front") -> Tensor:
+        """Unit class vectors (n, classes, dim) of several contexts (n, tokens, width), each for all classes."""
+        return unit(self.raw(contexts.unsqueeze(1), position))
+
+    def raw(self, contexts: Tensor, position: str) -> Tensor:
+        """Class vectors (n, classes, dim) of any length. contexts: (n, classes or 1, tokens, width).
+
+        What follows the end of the longest prompt is not computed, and what all classes begin with is computed once,
+        where a causal model makes both exact.
+        """
+        count, own, length, _ = contexts.shape
+        layout = self._layout(length, position)
+        shared = layout.shared if own == 1 else 0
+        past: Past = ()
+        if shared:
+            start = self.tensors["tokens"][layout.index[0, :len(self.spec["start"])]].expand(count, -1, -1)
+            learned = contexts[:, 0, :shared - start.shape[1]]
+            past = self._transformer.keys(torch.cat([start, learned], dim=1) + self.tensors["positions"][:shared])
+        vectors, order = [], np.argsort(layout.place, kind="stable")
+        size = self._block(count, layout, shared)
+        again = size < len(order) and torch.is_grad_enabled() and contexts.requires_grad
+        for chosen in (order[start:start + size] for start in range(0, len(order), size)):
+            given = contexts if own == 1 else contexts[:, chosen]
+            arguments = given, layout.of(chosen, self._causal_end), shared, past
+            vectors.append(checkpoint(self._vectors, *arguments, use_reentrant=False) if again else
+                           self._vectors(*arguments))
+        back = torch.from_numpy(np.argsort(order)).to(contexts.device)
+        return torch.cat(vectors, dim=1).index_select(1, back)
+
+    def encode_tokens(self, ids: Tensor) -> Tensor:
+        """Embeddings (n, dim), raw, of plain prompts: token ids (n, context) as the encoder's tokenizer gives them.
+
+        Raises MethodError for a token whose row is not kept.
+        """
+        if missing := {*ids.flatten().tolist()} - {*self._rows}:
+            raise MethodError(f"the text tower does not keep the token {min(missing)}: run `onceclip text STORE "
+                              "--tower --words` with the words that it belongs to")
+        rows = np.vectorize(self._rows.__getitem__, otypes=[np.int64])(ids.cpu().numpy())
+        tokens = self.tensors["tokens"][torch.from_numpy(rows).to(self.like.device)]
+        if self.spec["pool"] == "end":
+            place = (ids == self.spec["end"][-1]).int().argmax(dim=1)
+        else:
+            place = torch.full((len(ids),), 0 if self.spec["pool"] == "first" else ids.shape[1] - 1)
+        states = self._transformer(tokens + self.tensors["positions"][:ids.shape[1]], place.to(tokens.device))
+        return self._projected(states)
+
+    def _vectors(self, contexts: Tensor, layout: Layout, shared: int, past: Past) -> Tensor:
+        """Class vectors (n, classes, dim) of a block of classes."""
+        count, device = len(contexts), contexts.device
+        index = torch.from_numpy(layout.index[:, shared:]).to(device)
+        classes, length = index.shape
+        tokens = self.tensors["tokens"][index.clamp_min(0)].expand(count, -1, -1, -1)
+        if (layout.index[:, shared:] < 0).any():
+            place = (-1 - index).clamp_min(0)[None, :, :, None]
+            learned = torch.take_along_dim(contexts.expand(-1, classes, -1, -1), place, dim=2)
+            tokens = torch.where((index < 0).unsqueeze(-1), learned, tokens)
+        tokens = tokens + self.tensors["positions"][shared:shared + length]
+        place = torch.from_numpy(layout.place - shared).to(device).repeat(count)
+        return self._projected(self._transformer(tokens.flatten(0, 1), place, past)).view(count, classes, -1)
+
+    def _projected(self, states: Tensor) -> Tensor:
+        states = torch.nn.functional.layer_norm(states, states.shape[-1:], self.tensors["norm.weight"],
+                                                self.tensors["norm.bias"], self.spec["final_epsilon"])
+        if "projection.weight" in self.tensors:
+            states = states @ self.tensors["projection.weight"]
+        return states + self.tensors["projection.bias"] if "projection.bias" in self.tensors else states
+
+    def _layout(self, length: int, position: str) -> Layout:
+        if not self.classes:
+            raise MethodError("the text tower was given no classes: choose them by `of`")
+        if (length, position) not in self._layouts:
+            self._layouts[length, position] = lay_out(self.spec, self.classes, length, position, len(self.like),
+                                                      self._rows)
+        return self._layouts[length, position]
+
+    def _block(self, count: int, layout: Layout, shared: int) -> int:
+        """Number of classes whose activations fit into ACTIVATION_BYTES."""
+        tokens = int(layout.place.max()) + 1 if self._causal_end else layout.index.shape[1]
+        # Of a token of the prefix, every class has a copy of its keys and values.
+        widths = (tokens - shared) * _PER_TOKEN + shared * 2
+        each = count * widths * self._transformer.layers * self.width * self.like.element_size()
+        return max(1, ACTIVATION_BYTES // each)
+
+    @property
+    def _causal_end(self) -> bool:
+        return bool(self.spec["causal"]) and self.spec["pool"] == "end"
+
+    @cached_property
+    def _rows(self) -> dict[int, int]:
+        return {each: row for row, each in enumerate(self.tensors["token_ids"].tolist())}
+
+    @cached_property
+    def _transformer(self) -> Transformer:
+        return Transformer(self.tensors, self.spec["heads"], self.spec["activation"], self.spec["epsilon"],
+                           self.spec["causal"])
