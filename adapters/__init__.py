@@ -37,7 +37,8 @@ from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.selection.automatic import fit_automatically
 from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
-from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.support import SUPPORTS, SupportSource, support_source
+from onceclip.adapters.task import Pool, Rows, Task
 from onceclip.adapters.text import Text
 from onceclip.adapters.training.trainable import Hyperparameter
 from onceclip.adapters.transfer import transfer
@@ -51,6 +52,7 @@ __all__ = [
     "METHODS",
     "POLICIES",
     "RLA",
+    "SUPPORTS",
     "AdapterFileError",
     "Classifier",
     "ClassifierModule",
@@ -68,12 +70,14 @@ __all__ = [
     "Method",
     "MethodError",
     "MultiModalAdapter",
+    "Pool",
     "ProKeR",
     "ProLIP",
     "PromptWeights",
     "Rows",
     "Selection",
     "SgVA",
+    "SupportSource",
     "Task",
     "TaskRes",
     "TemplateSelection",
@@ -93,5 +97,6 @@ __all__ = [
     "load_classifier",
     "merge",
     "method_class",
+    "support_source",
     "transfer",
 ]
