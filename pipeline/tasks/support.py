@@ -114,8 +114,12 @@ def near_copies(images: torch.Tensor, others: torch.Tensor, least: float = NEAR_
 def _captions(bank: Store, rows: np.ndarray, name: str) -> tuple[torch.Tensor, np.ndarray]:
     """Mean of the unit embeddings of each image's captions (rows, dim), and which of the images have one (rows,)."""
     words = bank.text(name)
+    if not words.is_captions:
+        raise TaskError(f"the text set {name!r} of {bank.path} has prompts of classes, not captions of images: name "
+                        "one that `onceclip text BANK --captions FILE` made")
     place = {key: number for number, key in enumerate(words.classes)}
-    item = np.array([place.get(key, -1) for key in bank.column("key")[rows].tolist()])
+    named = zip(bank.column("key")[rows].tolist(), bank.column("group")[rows].tolist(), strict=True)
+    item = np.array([place.get(key, place.get(group, -1)) for key, group in named], dtype=np.int64)
     vectors = unit(torch.from_numpy(words.embedding.astype(np.float32)))
     total = torch.zeros(len(words.classes), bank.dim).index_add(0, torch.from_numpy(words.class_index), vectors)
     count = torch.from_numpy(np.diff(words.class_ptr)).clamp(min=1).unsqueeze(1)

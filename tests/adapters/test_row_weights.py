@@ -1,4 +1,4 @@
-"""Weights of support rows: a row of weight two counts as two rows, one of zero as none, and who cannot weigh says so."""
+"""Weights of support rows: one of two counts as two rows, one of zero as none, and who cannot weigh rows says so."""
 
 import re
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from onceclip.adapters import METHODS, GDA, MethodError, Rows, fit_all
+from onceclip.adapters import GDA, METHODS, MethodError, Rows, fit_all
 
 REPEATED = {"gda": {}, "tip-adapter": {},
             "clip-adapter": {"epochs": 12, "reduction": 1, "learning_rate": 0.01}, "zs-lp": {"epochs": 12},

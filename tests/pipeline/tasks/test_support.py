@@ -35,8 +35,9 @@ def bank(arrays: Arrays, import_of: Callable[..., Store]) -> Store:
     near = test[10:20] + 0.01 * random.normal(size=(10, 16))
     others = arrays["embedding"][::2] + 2.0 * random.normal(size=(100, 16))
     rows = np.concatenate([test[:10], near, others]).astype(np.float32)
-    return import_of({"embedding": rows, "label": np.zeros(len(rows), np.int64), "class_names": np.array(["x", "y"]),
-                      "split": np.full(len(rows), "train"), "logit_scale": arrays["logit_scale"]}, "bank", encoder="clip")
+    return import_of({"embedding": rows, "label": np.zeros(len(rows), np.int64),
+                      "class_names": np.array(["x", "y"]), "split": np.full(len(rows), "train"),
+                      "logit_scale": arrays["logit_scale"]}, "bank", encoder="clip")
 
 
 @pytest.mark.parametrize("support", ["upl:5", "fpl:5", "ifpl:5,rounds=3", "grip:3", "nola:5"])
@@ -150,7 +151,8 @@ def test_a_source_that_a_row_names_is_not_imported(imported: Store, run: Callabl
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taking.py").write_text(
-        "import pathlib, torch\npathlib.Path('ran').touch()\nfrom onceclip.adapters.support import Choice, SupportSource\n"
+        "import pathlib, torch\npathlib.Path('ran').touch()\n"
+        "from onceclip.adapters.support import Choice, SupportSource\n"
         "class First(SupportSource):\n    def choose(self, text, pool, seed=0):\n"
         "        return Choice(torch.arange(4), torch.arange(4))\n")
     row = onceclip.fit(imported, "gda", support="taking:First").row
@@ -165,3 +167,22 @@ def test_a_source_that_a_row_names_is_not_imported(imported: Store, run: Callabl
     assert result.exit_code == 1
     assert f"add --import {name}" in result.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_captions_choose_images_and_those_without_one_are_left_out(store_path: Path, tmp_path: Path,
+                                                                   run: Callable[..., Any]) -> None:
+    bank = shutil.copytree(store_path, tmp_path / "bank.zarr")
+    store = open_store(str(bank))
+    bare = store.column("key")[store.rows("train")[0]]
+    sentences = {key: [f"a drawing of a {key.split('/')[0]}"] for key in store.column("key").tolist() if key != bare}
+    (tmp_path / "captions.json").write_text(json.dumps(sentences))
+    result = run("text", bank, "--captions", tmp_path / "captions.json", "--name", "captions")
+    assert result.exit_code == 0, result.output
+    fit = ("fit", store_path, "--method", "gda", "--support", "captions:3", "--bank", bank)
+    result = run(*fit, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["support_source"]
+    assert found["left_out"]["without caption"] == 1
+    assert (found["rows"], found["classes"]) == (12, 4)
+    wrong = run(*fit, "--captions", "default")
+    assert "has prompts of classes, not captions of images" in wrong.stderr
