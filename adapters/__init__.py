@@ -40,7 +40,8 @@ from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.selection.automatic import fit_automatically
 from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
-from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.support import SUPPORTS, SupportSource, support_source
+from onceclip.adapters.task import Pool, Rows, Task
 from onceclip.adapters.text import Text
 from onceclip.adapters.tower import TextTower
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -55,6 +56,7 @@ __all__ = [
     "METHODS",
     "POLICIES",
     "RLA",
+    "SUPPORTS",
     "AdapterFileError",
     "Classifier",
     "ClassifierModule",
@@ -74,6 +76,7 @@ __all__ = [
     "Method",
     "MethodError",
     "MultiModalAdapter",
+    "Pool",
     "ProGrad",
     "ProKeR",
     "ProLIP",
@@ -81,6 +84,7 @@ __all__ = [
     "Rows",
     "Selection",
     "SgVA",
+    "SupportSource",
     "Task",
     "TaskRes",
     "TemplateSelection",
@@ -101,5 +105,6 @@ __all__ = [
     "load_classifier",
     "merge",
     "method_class",
+    "support_source",
     "transfer",
 ]

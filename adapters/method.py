@@ -37,6 +37,8 @@ class Method(Trainable):
     wants_tower: whether it encodes prompts anew, with the text tower of a store.
     needs_text: whether it looks at prompts; without, a task of class names alone will do.
     transfers: whether what it learns serves other classes; `for_classes` makes their head.
+    weighs: whether the weights of support rows count; a method that does not weigh rows refuses rows that have any.
+    needs_bank: what it keeps of a bank of other images: "", "image", or "caption" for both.
     """
 
     summary: ClassVar[str] = ""
@@ -51,6 +53,8 @@ class Method(Trainable):
     wants_unlabelled: ClassVar[bool] = False
     wants_tower: ClassVar[bool] = False
     transfers: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
+    needs_bank: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         if not hasattr(cls, "name"):
@@ -155,6 +159,15 @@ class Method(Trainable):
         if self.wants_tower and task.tower is None:
             raise MethodError(f"{self.name} needs the encoder's text tower and the task has none: write it into the "
                               "store with `onceclip text STORE --tower`")
+        if task.support.weight is not None and not self.weighs:
+            raise MethodError(f"{self.name} cannot weigh its support rows, and these have weights: take a source "
+                              "without weights (weighted=false), or gda, tip-adapter, clip-adapter, zs-lp or taskres")
+        if self.needs_bank and task.bank is None:
+            raise MethodError(f"{self.name} looks things up in a bank of other images and the task has none: add "
+                              "--bank STORE, a store of the same encoder")
+        if self.needs_bank == "caption" and task.bank is not None and task.bank.caption is None:
+            raise MethodError(f"{self.name} needs a caption of every image of the bank and it has none: "
+                              "`onceclip text BANK --captions FILE` embeds them")
         for rows in (task.support, task.val):
             if rows is not None and self.inputs != (EMBEDDING,):
                 rows.input(self.inputs)  # complains if an output is missing
@@ -196,7 +209,12 @@ class Shared(Method):
 
 
 def require_two_images(task: Task) -> None:
-    """Raise MethodError if a class has a single support image, so that leaving it out leaves the class without any."""
+    """Raise MethodError if a class has a single support image, so that leaving it out leaves the class without any.
+
+    Rows with weights, or of guessed labels, say nothing of how well a class is known, so they are refused too.
+    """
+    if task.support.weight is not None:
+        raise MethodError("leave-one-image-out takes all support rows alike and these have weights: use --select fixed")
     if (torch.bincount(task.support.label, minlength=task.classes) == 1).any():
         raise MethodError("leave-one-image-out leaves a class of one image without any: use 2 shots or more, or "
                           "--select val")

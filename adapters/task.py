@@ -29,6 +29,7 @@ class Rows:
     label: (rows,) int64, positions in the task's class names.
     views: (rows, views, dim), raw augmented versions of the same images, or None.
     others: further outputs of the encoder by name, such as "preproj" (rows, width) or "token" (rows, tokens, dim).
+    weight: (rows,), how much each row counts, not negative; None for one. Methods that cannot weigh rows refuse them.
 
     Example:
         >>> rows = onceclip.adapters.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
@@ -40,6 +41,7 @@ class Rows:
     label: Tensor
     views: Tensor | None = None
     others: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -61,8 +63,11 @@ class Rows:
         for output, values in self.others.items():
             if len(values) != rows:
                 raise MethodError(f"{name} rows are {rows} and have {len(values)} of {output}: give one of every row")
-        if not all(torch.isfinite(each).all() for each in (self.embedding, self.views, *self.others.values())
-                   if each is not None):
+        if self.weight is not None and (self.weight.shape != (rows,) or not (self.weight >= 0).all()):
+            raise MethodError(f"{name} rows are {rows} and have weights of shape {tuple(self.weight.shape)}, or "
+                              "negative ones: give a number from 0 up for every row")
+        if not all(torch.isfinite(each).all()
+                   for each in (self.embedding, self.views, self.weight, *self.others.values()) if each is not None):
             raise MethodError(f"{name} rows hold NaN or infinity: leave bad images out of the task")
 
     def input(self, names: Sequence[str] = (EMBEDDING,)) -> Tensor:
@@ -82,7 +87,19 @@ class Rows:
     def to(self, move: Callable[[Any], Any]) -> Rows:
         """Copy with all tensors moved by a function."""
         return replace(self, embedding=move(self.embedding), label=move(self.label), views=move(self.views),
-                       others={name: move(each) for name, each in self.others.items()})
+                       others={name: move(each) for name, each in self.others.items()}, weight=move(self.weight))
+
+    def joined(self, other: Rows) -> Rows:
+        """These rows and others behind them: what one of the two lacks is left out, but a missing weight counts one."""
+        def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+            return None if first is None or second is None else torch.cat([first, second])
+
+        weights = [each.embedding.new_ones(len(each)) if each.weight is None else each.weight for each in (self, other)]
+        return Rows(torch.cat([self.embedding, other.embedding]), torch.cat([self.label, other.label]),
+                    both(self.views, other.views),
+                    {name: torch.cat([self.others[name], other.others[name]]) for name in self.others
+                     if name in other.others},
+                    None if self.weight is None and other.weight is None else torch.cat(weights))
 
     @cached_property
     def unit(self) -> Tensor:
@@ -120,6 +137,53 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Rows without labels that support is chosen from: of this store, or a bank, another store of the same encoder.
+
+    image: (rows, dim), raw, of any floating type. caption: (rows, dim), the mean of the unit embeddings of each image's
+    captions, or None where it has none. logit_scale: the encoder's multiplier of cosines.
+
+    Example:
+        >>> len(onceclip.adapters.Pool(torch.randn(6, 64)))
+        6
+    """
+
+    image: Tensor
+    caption: Tensor | None = None
+    logit_scale: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 2 or not (self.caption is None or self.caption.shape == self.image.shape):
+            raise MethodError(f"a pool has images of shape {tuple(self.image.shape)}: give (rows, dim), and captions "
+                              "of the same shape or None")
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def pieces(self, classes: int, of: str = "image") -> Iterator[tuple[slice, Tensor]]:
+        """Unit rows (n, dim) in pieces whose logits take little memory, and where they are.
+
+        of: "image" or "caption".
+        """
+        values, step = self.image if of == "image" else self.caption, max(1, _PAIRS // max(classes, 1))
+        for start in range(0, len(self), step):
+            place = slice(start, start + step)
+            yield place, unit(whole_precision(values[place]))  # type: ignore[index] # who asks has seen to it
+
+    def to(self, move: Callable[[Any], Any]) -> Pool:
+        """Copy with all tensors moved by a function."""
+        return replace(self, image=move(self.image), caption=move(self.caption))
+
+
+def whole_precision(values: Tensor) -> Tensor:
+    """Values in float32 where they are stored in half of it."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+_PAIRS = 2**24  # of pool rows and classes that are scored at a time
+
+
+@dataclass(frozen=True)
 class Task:
     """Everything that one run may look at.
 
@@ -132,6 +196,7 @@ class Task:
     projection: (width, dim), what the encoder multiplies its output "preproj" with to give the embedding, or None.
     projection_bias: (dim,), what it adds to that, or None.
     tower: the encoder's text model, for methods that learn prompts, or None.
+    bank: a pool that a method keeps to look things up in, or None.
 
     Example:
         >>> text = onceclip.adapters.Text(torch.randn(3, 64), torch.arange(3), ("cat", "dog", "fox"))
@@ -150,8 +215,12 @@ class Task:
     projection: Tensor | None = None
     projection_bias: Tensor | None = None
     tower: TextTower | None = None
+    bank: Pool | None = None
 
     def __post_init__(self) -> None:
+        if self.bank is not None and self.bank.image.shape[1] != self.dim:
+            raise MethodError(f"the bank has {self.bank.image.shape[1]} dimensions and the text has {self.dim}: take "
+                              "both from one encoder")
         for name, rows in (("support", self.support), ("val", self.val)):
             if rows is not None:
                 rows.check(name, self.dim, self.classes)
@@ -197,7 +266,8 @@ class Task:
         val = None if self.val is None else self.val.to(move)
         return replace(self, text=self.text.to(where), support=self.support.to(move), val=val,
                        unlabelled=move(self.unlabelled), projection=move(self.projection),
-                       projection_bias=move(self.projection_bias), tower=self.tower and self.tower.to(where))
+                       projection_bias=move(self.projection_bias), tower=self.tower and self.tower.to(where),
+                       bank=None if self.bank is None else self.bank.to(move))
 
 
 BLOCK = 16384  # rows that are read in one go
@@ -212,7 +282,8 @@ class Stream(Rows):
     """
 
     def __init__(self, label: Tensor, reader: Callable[[np.ndarray], Iterator[np.ndarray]], like: Tensor) -> None:
-        for name, value in {"label": label, "reader": reader, "like": like, "views": None, "others": {}}.items():
+        for name, value in {"label": label, "reader": reader, "like": like, "views": None, "others": {},
+                            "weight": None}.items():
             object.__setattr__(self, name, value)
 
     reader: Callable[[np.ndarray], Iterator[np.ndarray]]

@@ -65,6 +65,10 @@ class EstimatorError(OnceclipError, ValueError):
     """An estimator cannot be fitted or asked with these arrays; a ValueError, as scikit-learn's own checks expect."""
 
 
+class RetrievalError(OnceclipError):
+    """Texts and images cannot rank each other as asked."""
+
+
 class PredictionError(OnceclipError):
     """Predictions cannot be made or written as asked."""
 

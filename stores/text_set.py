@@ -13,12 +13,15 @@ from onceclip.stores.errors import StoreMismatch
 from onceclip.stores.identity import digest, fingerprint
 from onceclip.stores.schema import ATTRIBUTE, get_array, put_array, read_whole, seal, unseal
 
+CAPTION = "caption"  # kind of a set whose sentences belong to images or groups instead of classes
 BESIDE = ",new"  # ending of the group of a set that is to take the place of another; no set's name has a comma
 
 
 @dataclass(frozen=True)
 class TextSet:
     """Prompt embeddings of all classes under one name; classes may have different numbers of prompts.
+
+    Of captions (`is_captions`), `classes` are the items that they belong to: keys of images, or groups.
 
     embedding: (prompts, dim) float32, raw. classes: one name per class.
     class_ptr: (classes + 1,) int64; the prompts of class c are rows class_ptr[c] to class_ptr[c + 1].
@@ -45,9 +48,16 @@ class TextSet:
         """Identity of the set: its sentences, their classes, and the encoder; with imported ones, the numbers."""
         values: dict[str, Any] = {"classes": list(self.classes), "class_ptr": self.class_ptr.tolist(),
                                   "prompts": list(self.prompts), "encoder": self.encoder}
+        if self.is_captions:
+            values["kind"] = CAPTION
         if not any(self.prompts):
             values["embedding"] = digest(np.ascontiguousarray(self.embedding).tobytes()).hex()
         return fingerprint(values)
+
+    @property
+    def is_captions(self) -> bool:
+        """Whether the sentences are captions of images or groups, and say nothing of classes."""
+        return self.source.get("kind") == CAPTION
 
     @property
     def class_index(self) -> np.ndarray:
@@ -61,6 +71,9 @@ class TextSet:
         """
         place = {name: index for index, name in enumerate(self.classes)}
         missing = [name for name in names if name not in place]
+        if missing and self.is_captions:
+            raise StoreMismatch("the text set holds captions of single images or groups, not prompts of classes: name "
+                                "another one, or make one with `onceclip text`")
         if missing:
             raise StoreMismatch(f"the text set has no prompts for {_listing(missing)}; it has "
                                 f"{_listing(self.classes)}: embed those of all classes with `onceclip text` or by "
@@ -77,8 +90,10 @@ class TextSet:
         put_array(group, "class_ptr", self.class_ptr.astype(np.int64), -1, ("class_end",))
         put_array(group, "template_id", self.template_id.astype(np.int32), -1, ("prompt",))
         put_array(group, "prompt", np.array(self.prompts, dtype=object), "", ("prompt",))
-        group.attrs[ATTRIBUTE] = seal({"classes": list(self.classes), "encoder": self.encoder, "source": self.source,
-                                       "fingerprint": self.fingerprint})
+        if self.is_captions:  # too many names for attributes
+            put_array(group, "item", np.array(self.classes, dtype=object), "", ("item",))
+        group.attrs[ATTRIBUTE] = seal({"classes": [] if self.is_captions else list(self.classes),
+                                       "encoder": self.encoder, "source": self.source, "fingerprint": self.fingerprint})
 
     @classmethod
     def read(cls, group: zarr.Group) -> TextSet:
@@ -89,11 +104,14 @@ class TextSet:
         attributes = unseal(group.attrs[ATTRIBUTE])
         columns = {name: read_whole(get_array(group, name))
                    for name in ("embedding", "class_ptr", "template_id", "prompt")}
+        classes = attributes["classes"]
+        if attributes["source"].get("kind") == CAPTION:
+            classes = [str(name) for name in read_whole(get_array(group, "item"))]
         pointer, prompts = columns["class_ptr"], len(columns["embedding"])
-        if (len(pointer) != len(attributes["classes"]) + 1 or pointer[0] != 0 or pointer[-1] != prompts
+        if (len(pointer) != len(classes) + 1 or pointer[0] != 0 or pointer[-1] != prompts
                 or (np.diff(pointer) < 0).any() or {len(columns["template_id"]), len(columns["prompt"])} != {prompts}):
             raise ValueError("its arrays do not fit each other")
-        return cls(columns["embedding"], tuple(attributes["classes"]), columns["class_ptr"], columns["template_id"],
+        return cls(columns["embedding"], tuple(classes), columns["class_ptr"], columns["template_id"],
                    tuple(map(str, columns["prompt"])), attributes["encoder"], attributes["source"])
 
 

@@ -23,7 +23,7 @@ from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import damage
 from onceclip.stores.lock import write_lock
 from onceclip.stores.rows import finite_rows
-from onceclip.stores.schema import SPLITS, STORED, TODO, checksum_name
+from onceclip.stores.schema import REMOVED, SPLITS, STORED, TODO, checksum_name
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.text_tower import TOWER
 from onceclip.stores.writer import StoreWriter
@@ -67,7 +67,8 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
     """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
 
     Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
-    extraction, text sets of another encoder or without a class. Remarks: equal content in two splits.
+    extraction, text sets of another encoder or without a class. Remarks: equal content in two splits or classes,
+    captions of items that are gone.
     progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
     Raises NotAStore if there is no store.
     """
@@ -111,7 +112,8 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
     remarks: list[Problem] = []
     if not faults:
         faults = [*row_faults(store), *text_faults(store), *tower_faults(store)]
-        remarks = [*equal_content(store, "split"), *equal_content(store, "label")]
+        remarks = [*equal_content(store, "split"), *equal_content(store, "label"),
+                   *(() if faults else caption_remarks(store))]
     return Verification(path, total, lengths.get("state", 0), faults, remarks)
 
 
@@ -253,7 +255,8 @@ def text_faults(store: Store) -> Iterator[Problem]:
     """Whether every text set is of the store's encoder, whole and finite."""
     for name in store.texts:
         try:
-            text = store.text(name).of_classes(store.classes)
+            text = store.text(name)
+            text = text if text.is_captions else text.of_classes(store.classes)
         except StoreError as error:
             yield Problem(f"text/{name}", str(error))
             continue
@@ -268,6 +271,18 @@ def tower_faults(store: Store) -> Iterator[Problem]:
             store.tower()
     except StoreError as error:
         yield Problem(TOWER, str(error))
+
+
+def caption_remarks(store: Store) -> Iterator[Problem]:
+    """Captions of images or groups that the store does not have any more."""
+    for name in store.texts:
+        text = store.text(name)
+        if text.is_captions:
+            there = store.column("state") != REMOVED
+            items = {*store.column("key")[there].tolist(), *store.column("group")[there].tolist()}
+            if lost := [each for each in text.classes if each not in items]:
+                yield Problem(f"text/{name}", f"has captions of {len(lost):,} items that the store does not have any "
+                              f"more, such as {lost[0]!r}")
 
 
 def equal_content(store: Store, column: str) -> Iterator[Problem]:

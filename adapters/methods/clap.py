@@ -52,6 +52,7 @@ class CLAP(ZeroShotLinearProbe):
         "learning_rate": Hyperparameter(0.1, "step size at the start of the schedule", high=1000.0, retrain=True),
     }
     state = ("held", "moved")
+    weighs = False
 
     def prepare(self, task: Task) -> Constraint:
         rows, label = task.support.stacked

@@ -62,6 +62,7 @@ class ClipAdapter(Shared):
     }
     trained = True
     transfers = True
+    weighs = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         hidden = max(1, prepared.dim // self.reduction)

@@ -71,7 +71,8 @@ class Statistics:
     """What the support says, in float64.
 
     mean: (classes, dim); of classes without a support image, the class's text weight.
-    count: (classes,) rows of each class. scatter, precision: (dim, dim). zero_shot: the first term.
+    count: (classes,) rows of each class, or the sum of their weights. scatter, precision: (dim, dim).
+    zero_shot: the first term.
     """
 
     task: Task
@@ -91,7 +92,7 @@ class Statistics:
     def neighbours(self) -> Tensor:
         """Unit rows (n, dim) that classes without images may borrow: up to 64 of every class, evenly spread."""
         rows, label = self.task.support.stacked
-        order, count = label.argsort(stable=True), self.count.long()
+        order, count = label.argsort(stable=True), torch.bincount(label, minlength=len(self.count))
         of = label[order]
         place = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[of]
         return rows[order[(place + 1) * NEIGHBOURS // count[of] > place * NEIGHBOURS // count[of]]]
@@ -133,14 +134,23 @@ class GDA(Method):
     }
     mixing = "alpha"
     transfers = True
+    weighs = True
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if task.support.weight is not None and self.covariance != "pooled":
+            raise MethodError("gda weighs its support rows with covariance=pooled alone, and these have weights: leave "
+                              "covariance out")
 
     def prepare(self, task: Task) -> Statistics:
         rows, label = task.support.stacked
         rows = rows.double()
-        count = torch.bincount(label, minlength=task.classes).double()
-        total = rows.new_zeros(task.classes, task.dim).index_add_(0, label, rows)
-        mean = total / count.clamp(min=1).unsqueeze(1)
-        scatter = rows.T @ rows - (mean * count.unsqueeze(1)).T @ mean
+        weight = _weight(task, rows)
+        weighted = rows * weight.unsqueeze(1)
+        count = rows.new_zeros(task.classes).index_add_(0, label, weight)
+        total = rows.new_zeros(task.classes, task.dim).index_add_(0, label, weighted)
+        mean = total / torch.where(count > 0, count, 1.0).unsqueeze(1)
+        scatter = weighted.T @ rows - (mean * count.unsqueeze(1)).T @ mean
         if scatter.trace() < _NOTHING * len(rows):
             centred = rows - rows.mean(dim=0)
             scatter = centred.T @ centred
@@ -149,7 +159,7 @@ class GDA(Method):
         if self.covariance == "class-mean" and (count > 1).any():
             precision = _class_mean_precision(rows - mean[label], label, count)
         else:
-            precision = precision_of(scatter, len(rows))
+            precision = precision_of(scatter, float(weight.sum()))
         return Statistics(task, mean, count, scatter, precision, zero_shot_head(task))
 
     def terms(self, prepared: Statistics, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
@@ -183,6 +193,14 @@ class GDA(Method):
             without = self.prepare(replace(prepared.task, support=rest))
             second[row] = self.terms(without, {})[1](support.unit[row:row + 1])[0]
         return prepared.zero_shot(support.unit), second.to(support.unit)
+
+
+def _weight(task: Task, rows: Tensor) -> Tensor:
+    """How much each row counts, every view of an image as the image: (rows,)."""
+    weight = task.support.weight
+    if weight is None:
+        return rows.new_ones(len(rows))
+    return weight.to(rows).repeat_interleave(len(rows) // max(len(weight), 1))
 
 
 def _left_scatter(prepared: Statistics) -> Tensor:
@@ -225,8 +243,8 @@ def _class_mean_precision(offset: Tensor, label: Tensor, count: Tensor) -> Tenso
     return torch.linalg.pinv(offset.T @ (share[label].unsqueeze(1) * offset), hermitian=True)
 
 
-def precision_of(scatter: Tensor, rows: int) -> Tensor:
-    """Shrunk inverse `N (S + t I)^-1` of a scatter matrix (dim, dim) of N rows."""
+def precision_of(scatter: Tensor, rows: float) -> Tensor:
+    """Shrunk inverse `N (S + t I)^-1` of a scatter matrix (dim, dim) of N rows, or of weights that sum to N."""
     shrinkage = scatter.diagonal().sum() / max(rows - 1, 1)
     identity = torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)
     if shrinkage * rows < _NOTHING:

@@ -80,6 +80,7 @@ class TaskRes(Shared):
                (("reference", {}), ("reference-8-shots", {"epochs": 200}),
                 ("reference-imagenet", {"learning_rate": 2e-4}))}
     trained = True
+    weighs = True
 
     def prepare(self, task: Task) -> Bases:
         if not self.enhanced:

@@ -37,10 +37,12 @@ class TipAdapter(Method):
         "beta": Hyperparameter(5.5, "sharpness of the cache", search=SHARPNESS, high=1000.0),
     }
     mixing = "alpha"
+    weighs = True
 
     def terms(self, prepared: Task, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         support = prepared.support
-        return zero_shot_head(prepared), Kernel(support.keys, support.label, prepared.classes, self.beta)
+        cache = Kernel(support.keys, support.label, prepared.classes, self.beta, support.weight)
+        return zero_shot_head(prepared), cache
 
     def check_left_out(self, task: Task) -> None:
         require_two_images(task)

@@ -47,12 +47,14 @@ class TipAdapterF(Method):
                for name, alpha in _PUBLISHED.items()}
     mixing = "alpha"
     trained = True
+    weighs = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         return {"keys": prepared.support.keys}
 
     def terms(self, prepared: Task, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
-        cache = Kernel(parameters["keys"], prepared.support.label, prepared.classes, self.beta)
+        support = prepared.support
+        cache = Kernel(parameters["keys"], support.label, prepared.classes, self.beta, support.weight)
         return zero_shot_head(prepared), cache
 
     def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:

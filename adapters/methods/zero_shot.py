@@ -39,6 +39,7 @@ class ZeroShot(Method):
     }
     needs_support = False
     transfers = True
+    weighs = True
 
     def prepare(self, task: Task) -> Task:
         if self.prompts in WEIGHTINGS and len(task.text.bank) < 2:

@@ -78,6 +78,7 @@ class ZeroShotLinearProbe(Shared):
     }
     presets = {"reference": {"share": 1.0, "base": "raw", "learning_rate": 0.1, "drop_last": True}}
     trained = True
+    weighs = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         vectors = base_vectors(prepared, self.base, self.length)

@@ -82,7 +82,7 @@ def several(number: int) -> Iterator[None]:
 def compiles(run: Run, parameters: int) -> bool:
     """Whether a run's steps are compiled, whatever is trained beside it. parameters: their elements."""
     current = _CURRENT.get()
-    if not stackable(run.method) or current.choice == OFF:
+    if not stackable(run.method) or current.choice == OFF or run.task.support.weight is not None:
         return False
     if current.choice == ON:
         return True

@@ -78,6 +78,8 @@ class Training:
         self.steps = self.first.steps_per_epoch()
         self.order = torch.Generator().manual_seed(self.first.seed + _ORDER)
         self.noise = self.first.noise()
+        self.weight = self.first.task.support.weight
+        self._batch_weight: Tensor | None = None  # of the rows of the present step
         self._compile_step = compile_step
         self._step: Step = self.step
 
@@ -109,7 +111,7 @@ class Training:
                   label: Tensor) -> Sequence[Tensor]:
         """Gradients of all parameters; those of a run are its own. Arguments as of `Stack.loss`."""
         with torch.enable_grad():
-            loss = self.stack.loss(parameters | state, rows, label, self.noise, numbers)
+            loss = self.stack.loss(parameters | state, rows, label, self.noise, numbers, self._batch_weight)
             return torch.autograd.grad(loss.sum(), list(parameters.values()))
 
     def _batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,6 +121,7 @@ class Training:
                   [method.training_rows(task, self.first.prepared, number)])
         for rows, label in blocks:
             for batch in method.batches(len(label), self.order):
+                self._batch_weight = None if self.weight is None else _rows_at(self.weight, batch)
                 yield _rows_at(rows, batch), _rows_at(label, batch)
 
 

@@ -68,35 +68,39 @@ class Stack:
         return [{name: value[run].detach().clone() for name, value in parameters.items()} for run in range(self.runs)]
 
     def loss(self, parameters: Parameters, rows: Tensor, label: Tensor, generator: torch.Generator,
-             numbers: Parameters | None = None) -> Tensor:
+             numbers: Parameters | None = None, weight: Tensor | None = None) -> Tensor:
         """Loss of every run (runs,), or of the one alone ().
 
-        numbers: hyperparameters as tensors, in place of the runs' own.
+        numbers: hyperparameters as tensors, in place of the runs' own. weight: (n,), how much each row counts in the
+        mean; None for one.
         """
         if self.alone:
-            return (self.method.loss(self.prepared, parameters, rows, label, generator) if numbers is None else
-                    self._loss_of_one(parameters, rows, label, numbers))
+            return (self.method.loss(self.prepared, parameters, rows, label, generator)
+                    if numbers is None and weight is None else
+                    self._loss_of_one(parameters, rows, label, self.numbers if numbers is None else numbers, weight))
         numbers = self.numbers if numbers is None else numbers
         # With rows innermost: over a few classes that lie next to each other it takes up to thirty times as long.
         columns = self.head(parameters, numbers)(rows).transpose(1, 2).contiguous()
         target = label.expand(columns.shape[0], 1, -1)
         log_probability = log_softmax(columns, dim=1)
-        loss = -log_probability.gather(1, target).mean(dim=(1, 2))
+        loss = -_mean(log_probability.gather(1, target).squeeze(1), weight)
         if self.smoothed:
             smoothing = numbers["smoothing"]
-            loss = (1 - smoothing) * loss - smoothing * log_probability.mean(dim=(1, 2))
+            loss = (1 - smoothing) * loss - smoothing * _mean(log_probability.mean(dim=1), weight)
         if self._penalized:
             loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
                                     parameters, numbers)
         return loss
 
-    def _loss_of_one(self, parameters: Parameters, rows: Tensor, label: Tensor, numbers: Parameters) -> Tensor:
+    def _loss_of_one(self, parameters: Parameters, rows: Tensor, label: Tensor, numbers: Parameters,
+                     weight: Tensor | None = None) -> Tensor:
         """The loss of the run alone, with tensors as hyperparameters; `Method.loss` reads Python numbers."""
         method = self.method.with_values(**numbers)
         log_probability = log_softmax(method.training_head(self.prepared, parameters)(rows), dim=1)
-        loss = -log_probability.gather(1, label.unsqueeze(1)).mean()
+        loss = -_mean(log_probability.gather(1, label.unsqueeze(1)).squeeze(1), weight)
         if self.smoothed:
-            loss = (1 - numbers["smoothing"]) * loss - numbers["smoothing"] * log_probability.mean()
+            smoothing = numbers["smoothing"]
+            loss = (1 - smoothing) * loss - smoothing * _mean(log_probability.mean(dim=1), weight)
         return loss + method.penalty(self.prepared, parameters) if self._penalized else loss
 
     def head(self, parameters: Parameters, numbers: Parameters | None = None) -> Head:
@@ -158,3 +162,10 @@ class Stack:
             loss.append(cross_entropy(logits.flatten(0, 1), own.repeat(len(logits)), reduction="none")
                         .view(len(logits), -1))
         return tuple(torch.cat(each, dim=1).double().mean(dim=1) for each in (right, loss))  # type: ignore[return-value]
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of values (..., n) over their last axis. weight: (n,), or None for equal ones."""
+    if weight is None:
+        return values.mean(dim=-1)
+    return (values * weight).sum(dim=-1) / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)

@@ -72,10 +72,11 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
 
     store: an open one or its path. method: a name, a class, an object whose hyperparameters are taken as they are, or a
         RunSpec, which says all that follows up to `further`; by default the average of several methods. shots: labelled
-        rows per class, "all" by default. seed: of the draw and of the training, 1 by default. values: hyperparameters
-        that no search changes. further: other fields of RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1",
-        or "auto". compile: "auto", "on" or "off". out: a folder that gets the adapter and its row; overwrite: replace
-        an adapter there. progress: gets the fraction done.
+        rows per class, "all" by default; none with support="upl:16" or the like, so that no label is read. seed: of the
+        draw and of the training, 1 by default. values: hyperparameters that no search changes. further: other fields of
+        RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1", or "auto". compile: "auto", "on" or "off". out:
+        a folder that gets the adapter and its row; overwrite: replace an adapter there. progress: gets the fraction
+        done.
     Raises MethodError, TaskError, StoreError, DeviceError or ArgumentError, each with one line on how to mend it.
 
     Example:
@@ -87,14 +88,15 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         if further or (shots, seed, values) != (None, None, None):
             raise ArgumentError("a RunSpec says by itself what is run: leave shots, seed and the like out, or change "
                                 "it with dataclasses.replace")
-        spec = replace(method, shots=shots_of(method.shots))
+        spec = method if method.shots == 0 else replace(method, shots=shots_of(method.shots))
     else:
         kind, own = method_of(method)
         if own is not None:
             further, values = {"select": "fixed", **further}, {**own, **(values or {})}
         if not isinstance(values or {}, Mapping):
             raise ArgumentError(f"values {values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
-        spec = RunSpec(_name(kind), shots_of(shots), 1 if seed is None else whole(seed, "seed", 0), values or {},
+        number = 0 if shots is None and further.get("support") else shots_of(shots)
+        spec = RunSpec(_name(kind), number, 1 if seed is None else whole(seed, "seed", 0), values or {},
                        **_checked(further))
     folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
     target = opened(store)
@@ -120,7 +122,8 @@ def free_folder(out: Path, overwrite: bool = False) -> Path:
 def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
              own: bool = False, **further: Any) -> list[RunSpec]:
     """Runs of all combinations, with every argument checked; see `make_specs`."""
-    return runs.make_specs([_name(method_of(each)[0]) for each in methods], [shots_of(each) for each in shots],
+    numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
+    return runs.make_specs([_name(method_of(each)[0]) for each in methods], numbers,
                            [whole(each, "seed", 0) for each in seeds], grids, own, **_checked(further))
 
 
@@ -144,13 +147,14 @@ def _checked(further: dict[str, Any]) -> dict[str, Any]:
 
 def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequence[RunSpec] | None = None,
           out: str | Path = "results", *, methods: Sequence[str | type[Method]] | str = SWEPT,
-          shots: Sequence[int | str] | int | str = (1, 2, 4, 8, 16), seeds: Sequence[int] | int = (1, 2, 3, 4, 5),
+          shots: Sequence[int | str] | int | str | None = None, seeds: Sequence[int] | int = (1, 2, 3, 4, 5),
           grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
           workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
           device: str = CPU, progress: bool = False, **further: Any) -> list[dict[str, Any]]:
     """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
 
-    specs: the runs, or None for every method at every number of shots with every seed. out: the folder whose
+    specs: the runs, or None for every method at every number of shots with every seed; shots are 1, 2, 4, 8 and 16 by
+        default, and none with support="upl:16" or the like. out: the folder whose
         `results.jsonl` gets a row per run. methods: names or classes, or "all". grids: values to try by
         hyperparameter, as in {"beta": [1, 5]} or {"clip-adapter.ratio": [0.2]}, or "own" for each method's search
         values. local_workers: processes; 0 for one per core where there are many runs. workers: what carries out the
@@ -170,6 +174,8 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
             raise ArgumentError(f"grids {grids!r}: give values by hyperparameter, such as {{'beta': [1, 5]}}, or 'own'")
         pairs = [(name, listed(tried, f"grid {name}")) for name, tried in grids.items()] if isinstance(
             grids, Mapping) else []
+        if shots is None:
+            shots = (0,) if further.get("support") else (1, 2, 4, 8, 16)
         specs = specs_of(list(METHODS) if isinstance(methods, str) and methods == ALL else listed(methods, "methods"),
                          listed(shots, "shots"), listed(seeds, "seeds"), pairs, grids == runs.OWN, **further)
     elif further or grids:

@@ -77,13 +77,15 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
 def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str] = (),
              prompts: str | Path | None = None, *, prompts_form: str | None = None,
              class_names: str | Path | None = None, waffle: int = 0, seed: int = 1,
+             captions: str | Path | None = None,
              encoder: str | EncoderSpec | None = None, device: str = "auto", truncate: bool = False,
              overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
-    """Embed another set of class prompts, without touching the images.
+    """Embed another set of class prompts, or captions of images or videos, without touching the images.
 
     name: of the set. templates: names of template sets, files, or sentences with `{}`. prompts: a JSON file with
         sentences of every class; prompts_form: "sentences" or "descriptors". class_names: a file that says what prompts
-        call a class. waffle: pairs of random templates, from `seed`. encoder: where it is, if the store cannot say.
+        call a class. waffle: pairs of random templates, from `seed`. captions: a file of captions by key or group,
+        with none of the former. encoder: where it is, if the store cannot say.
         truncate: cut prompts that are too long. overwrite: replace a set of this name.
     Raises PromptError if the name is taken or a file does not fit the classes, SourceError if the encoder is not found.
 
@@ -95,7 +97,7 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     from onceclip.pipeline.prompts.embedding import add_text as run
 
     target = opened(store)
-    sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed)
+    sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed, captions)
     given = None if encoder is None else spec_of(encoder, device=device)
     found = recorded_encoder(target.encoder, target.path, given, device)
     return run(target.path, name, sentences, found, truncate, overwrite, progress)
@@ -127,14 +129,21 @@ def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, enc
 
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
                  prompts_form: str | None = None, class_names: str | Path | None = None, waffle: int = 0,
-                 seed: int = 1) -> Prompts:
+                 seed: int = 1, captions: str | Path | None = None) -> Prompts:
     """The sentences that `add_text` would embed; arguments as there."""
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
-    from onceclip.pipeline.prompts.embedding import check_name, prompts_for
+    from onceclip.pipeline.prompts.captions import captions_for, load_captions
+    from onceclip.pipeline.prompts.embedding import NAME, check_name, prompts_for
 
     if not isinstance(name, str):
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")
     check_name(name)
+    if captions is not None:
+        if templates or prompts is not None or prompts_form or class_names is not None or waffle:
+            raise ArgumentError("captions belong to images, prompts to classes: make two sets of them")
+        if name == NAME:
+            raise ArgumentError(f"the set {NAME!r} is that of the classes: give captions another name")
+        return captions_for(store, load_captions(path_of(captions, "captions: a CSV or JSON file")))
     chosen = [place_of(each, "templates: a name, a file or a sentence with {}") for each in
               ([templates] if isinstance(templates, str | Path) else listed(templates, "templates") if templates
                else [])]

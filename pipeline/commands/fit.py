@@ -19,12 +19,13 @@ from onceclip.pipeline.commands.options import (
     json_option,
     percentage,
     show,
+    support_options,
     training_device_option,
 )
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow", "refit")
+             "narrow", "refit", "support", "bank", "captions")
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
@@ -56,6 +57,7 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
+@support_options
 @compile_option
 @training_device_option
 @click.option("--from-row", metavar="FILE:N",
@@ -67,7 +69,8 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        refit: str, compile: str, device: str, from_row: str | None, out: Path | None, overwrite: bool,
+        refit: str, support: str, bank: str, captions: str, compile: str, device: str, from_row: str | None,
+        out: Path | None, overwrite: bool,
         modules: tuple[str, ...], as_json: bool) -> None:
     """Fit a classifier on a store and score it.
 
@@ -104,9 +107,10 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     for module in modules:
         import_module(module)
     values = dict(map(_setting, settings))
+    number = 0 if support and not _chosen("shots") else shots or None
     spec = spec_of(row, opened) if row else RunSpec(
-        method or AUTOMATIC, shots or None, seed, values, text, select, class_weights, search, narrow,
-        stream=stream, classes=classes, refit=refit)
+        method or AUTOMATIC, number, seed, values, text, select, class_weights, search, narrow,
+        stream=stream, classes=classes, refit=refit, support=support, bank=bank, captions=captions)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
@@ -151,11 +155,22 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
         f"{row['method']}, {shots_of(row['shots'])}, seed {row['seed']}: "
         f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
         f"{fitted_on}, {row['seconds']:.2f} s",
+        *_sourced(row),
         *_accuracy(row, grouped),
         *_new_classes(row),
         *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
         f"Saved in {out}. Next: onceclip {following}" if out else "Not saved: add --out FOLDER to keep the adapter.",
     ]
+
+
+def _sourced(row: Mapping[str, Any]) -> list[str]:
+    """Where rows came from that nobody labelled."""
+    found = row.get("support_source", {})
+    if "source" not in found:
+        return []
+    where = "a bank" if found["bank"] else "the training images, labels unread"
+    return [f"  support          {found['source']}: {counted(found['rows'], 'row')} of {found['pool']:,} images of "
+            f"{where}"]
 
 
 def _accuracy(row: Mapping[str, Any], grouped: bool) -> list[str]:

@@ -66,7 +66,9 @@ def info_lines(values: dict[str, Any]) -> list[str]:
         result.append(f"  length           {norm}")
     for name, text in values["texts"].items():
         example = f", e.g. {text['first']!r}" if text["first"] else ""
-        result.append(f"  text {name!r}   {counted(text['prompts'], 'prompt')}{example}")
+        what = (f"{counted(text['prompts'], 'caption')} of {counted(text['classes'], 'item')}"
+                if text["source"].get("kind") == "caption" else counted(text["prompts"], "prompt"))
+        result.append(f"  text {name!r}   {what}{example}")
         result += [f"    {line}" for line in _made_of(text["source"])]
     result.append(f"  classes          {len(values['classes'])}")
     result += [f"    {name}: {', '.join(f'{split} {number}' for split, number in counts.items()) or 'no image'}"

@@ -115,6 +115,22 @@ scheduler_option = click.option(
     "file that it wrote, or dask for the one that DASK_SCHEDULER_ADDRESS names (docs/clusters.md).")
 
 
+def support_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options that say where support rows come from that nobody labelled."""
+    for option in reversed([
+        click.option("--support", default="", metavar="SOURCE:K",
+                     help="Take support rows that nobody labelled: upl, fpl, ifpl, grip and nola guess the labels of "
+                     "training images, retrieve and captions take images of a --bank; MODULE:CLASS is one of your own. "
+                     "Without --shots no label is read (docs/support.md)."),
+        click.option("--bank", default="", metavar="STORE",
+                     help="Store of other images, of the same encoder, for --support and for methods that keep one."),
+        click.option("--captions", default="", metavar="NAME",
+                     help="Text set of the bank that has the captions of its images.  [default: captions]"),
+    ]):
+        function = option(function)
+    return function
+
+
 class PartOf(click.ParamType):
     """One of several shares of the work."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.options import (
@@ -20,6 +21,7 @@ from onceclip.pipeline.commands.options import (
     part_option,
     scheduler_option,
     show,
+    support_options,
     training_device_option,
     workers_of,
 )
@@ -78,6 +80,7 @@ class ShotList(click.ParamType):
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
+@support_options
 @compile_option
 @training_device_option
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
@@ -92,8 +95,9 @@ class ShotList(click.ParamType):
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          select: str | None, search: str, narrow: bool, stream: bool, classes: str, compile: str, device: str,
-          text: str, local_workers: int, scheduler: str | None, part: Part | None, retry_failed: bool, dry_run: bool,
+          select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str, bank: str,
+          captions: str, compile: str, device: str, text: str, local_workers: int, scheduler: str | None,
+          part: Part | None, retry_failed: bool, dry_run: bool,
           out: Path, as_json: bool) -> None:
     """Fit and score every method at every number of shots with every seed.
 
@@ -123,8 +127,10 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     names = list(METHODS) if methods == "all" else names_in(methods)
     axes = [_axis(grid) for grid in grids if grid != OWN]
     policy = select or ("fixed" if grids else None)
-    specs = specs_of(names, shots, seeds, axes, OWN in grids, text=text, select=policy, search=search, narrow=narrow,
-                       stream=stream, classes=classes, validated=bool(grids))
+    given = click.get_current_context().get_parameter_source("shots") is not ParameterSource.DEFAULT
+    specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, text=text,
+                     select=policy, search=search, narrow=narrow, stream=stream, classes=classes,
+                     validated=bool(grids), support=support, bank=bank, captions=captions)
     opened = [open_store(store) for store in stores]
     if dry_run:
         plan = make_plan(opened, specs, settled(known(out), retry_failed), device=device)

@@ -1,19 +1,22 @@
-"""`onceclip text`: a further set of class prompts in a store."""
+"""`onceclip text`: a further set of class prompts in a store, or captions of its images or videos."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import click
 
 from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
-from onceclip.pipeline.words import class_remarks
+from onceclip.pipeline.words import class_remarks, counted
 
 
 @click.command()
 @click.argument("store")
-@click.option("--name", metavar="NAME", help="What to call the set; `extract` makes \"default\".")
+@click.option("--name", metavar="NAME", help="What to call the set; `extract` makes \"default\".  [required, but for "
+              "--captions: captions]")
 @click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="imagenet, imagenet-7, photo, a data "
               "set such as oxford-pets or dtd, a file with one template a line, or a sentence with {} (repeatable).  "
               "[default: \"a photo of a {}.\" unless --prompts or --waffle is given]")
@@ -31,32 +34,36 @@ from onceclip.pipeline.words import class_remarks
               "prompts (docs/prompt-learning.md); makes no text set.")
 @click.option("--words", multiple=True, metavar="TEXT", help="With --tower: words that learned prompts may start as, "
               "beside those of templates (repeatable).")
+@click.option("--captions", type=LocalPath(path_type=Path), metavar="FILE", help="Sentences of single images or of "
+              "groups, such as videos, instead of class prompts: CSV with the columns path,caption, JSON {\"path\": "
+              "[\"caption\", ...]}, JSON lines, or COCO's file.")
 @click.option("--truncate", is_flag=True, help="Cut prompts that are longer than the encoder reads.")
 @click.option("--overwrite", is_flag=True, help="Replace a set of this name that has other prompts.")
 @click.option("--dry-run", is_flag=True, help="Only print the sentences; needs no encoder.")
 @encoder_options(required=False)
 @json_option
 def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path | None, prompts_form: str | None,
-         waffle: int, seed: int, class_names: Path | None, tower: bool, words: tuple[str, ...], truncate: bool,
-         overwrite: bool, dry_run: bool, model: str | None, pretrained: str | None, preprocess: str | None, device: str,
-         as_json: bool) -> None:
+         waffle: int, seed: int, class_names: Path | None, captions: Path | None, tower: bool, words: tuple[str, ...],
+         truncate: bool, overwrite: bool, dry_run: bool, model: str | None, pretrained: str | None,
+         preprocess: str | None, device: str, as_json: bool) -> None:
     """Embed another set of class prompts, without touching the images.
 
     Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
-    store's own; --model says where it is if the store cannot.
+    store's own; --model says where it is if the store cannot. Captions of images or videos make a set of another kind,
+    which `retrieve --text NAME` uses.
 
     \b
     Examples:
         onceclip text pets.zarr --name ensemble --templates imagenet
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
         onceclip text pets.zarr --tower
+        onceclip text pets.zarr --captions captions.csv
     """
     from onceclip.pipeline.api.stores import add_text, add_tower, sentences_of
     from onceclip.stores import open_store
 
-    if tower == bool(name):
-        raise click.UsageError("give --name for a set of prompts, or --tower for the text model" if not tower else
-                               "--tower makes no text set: give it alone, then --name in a call of its own")
+    if tower and (name or captions):
+        raise click.UsageError("--tower makes no text set: give it alone, then the set in a call of its own")
     given = encoder_spec(model, pretrained, preprocess, device) if model else None
     if tower:
         if templates or prompts or waffle or class_names or dry_run:
@@ -69,12 +76,16 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         return
     if words:
         raise click.UsageError("--words goes with --tower")
-    assert name is not None
     if prompts_form and not prompts:
         raise click.UsageError("--prompts-form says what --prompts holds: give a file")
-    sentences = sentences_of(open_store(store), name, templates, prompts, prompts_form, class_names, waffle, seed)
+    name = "captions" if name is None and captions else name
+    if name is None:
+        raise click.UsageError("--name says what to call the set: give one, such as ensemble")
+    sentences = sentences_of(open_store(store), name, templates, prompts, prompts_form, class_names, waffle, seed,
+                             captions)
     made = sentences.source
-    said = ({each: sentences.of_class(each) for each in sentences.classes} if "file" in made else made["phrases"])
+    said: Mapping[str, Any] = ({} if captions else {each: sentences.of_class(each) for each in sentences.classes}
+                               if "file" in made else made["phrases"])
     for warning in class_remarks(said):
         click.echo(f"Warning: {warning}", err=True)
     if dry_run:
@@ -84,10 +95,13 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
                                        for sentence in sentences.of_class(each)])
         return
     done = add_text(store, name, templates, prompts, prompts_form=prompts_form, class_names=class_names, waffle=waffle,
-                    seed=seed, encoder=given, device=device, truncate=truncate, overwrite=overwrite, progress=True)
+                    seed=seed, captions=captions, encoder=given, device=device, truncate=truncate, overwrite=overwrite,
+                    progress=True)
     if done["truncated"]:
         click.echo(f"Warning: {done['truncated']} prompts are longer than the encoder reads and were cut", err=True)
+    what = (f"{counted(done['prompts'], 'caption')} of {counted(done['classes'], 'item')}" if captions else
+            f"{done['prompts']:,} prompts of {done['classes']:,} classes")
     show(as_json, done, lambda: [
-        f"{store}: text set {name!r} has {done['prompts']:,} prompts of {done['classes']:,} classes; encoded "
-        f"{done['encoded']:,} in {done['seconds']:.1f} s",
-        f"Next: onceclip fit {quote(store)} --method zero-shot --text {quote(name)}"])
+        f"{store}: text set {name!r} has {what}; encoded {done['encoded']:,} in {done['seconds']:.1f} s",
+        f"Next: onceclip {'retrieve' if captions else 'fit'} {quote(store)} "
+        f"{'' if captions else '--method zero-shot '}--text {quote(name)}"])

@@ -111,7 +111,9 @@ def card(values: dict[str, Any]) -> str:
         "encoder": " / ".join(str(encoder[part]) for part in ("name", "pretrained") if encoder.get(part)),
         "encoder fingerprint": f"`{encoder['fingerprint']}`",
         "store fingerprint": f"`{values['fingerprint']}`" if values["complete"] else "unfinished",
-        **{f"text `{text}`": f"{made['prompts']:,} prompts of {made['classes']:,} classes"
+        **{f"text `{text}`": (f"{made['prompts']:,} captions of {made['classes']:,} items" if
+                              made["source"].get("kind") == "caption" else
+                              f"{made['prompts']:,} prompts of {made['classes']:,} classes")
            + (f", such as \"{made['first']}\"" if made["first"] else "") for text, made in values["texts"].items()},
     }
     classes = list(values["classes"].items())

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onceclip
-from onceclip.adapters import Classifier, Method, MethodError, Selection, Task
+from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, support_source
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.selection.automatic import AUTOMATIC
@@ -27,9 +27,10 @@ from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draws import GENERATOR, Draw
+from onceclip.pipeline.tasks.support import bank_of, with_support
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
-from onceclip.stores import Store
+from onceclip.stores import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     first, products = specs[0], fast_products()
     methods = [run_method(spec.method)(**spec.values) for spec in specs]
     drawn = _drawn(store, first, methods[0])
-    policies = [spec.select or default_policy(method, drawn.task) for spec, method in zip(specs, methods, strict=True)]
+    policies = [spec.select or _policy(method, drawn) for spec, method in zip(specs, methods, strict=True)]
     drawn.remarks.extend(dict.fromkeys(
-        remark for method, spec, policy in zip(methods, specs, policies, strict=True) if spec.select != "fixed"
+        remark for method, spec, policy in zip(methods, specs, policies, strict=True)
+        if spec.select != "fixed" and spec.shots != 0
         for remark in remarks_on(method, drawn.task, policy, frozenset(spec.values))))
     fitting = time.perf_counter()
     with compiling(compile), within_memory(where, f"{first.method} on {len(drawn.support.rows):,} rows"):
@@ -94,7 +96,7 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
         seconds = (time.perf_counter() - fitting) / len(specs)
         chosen = [replace(each, provenance=_provenance(store, spec, drawn, policy))
                   for each, (spec, policy) in zip(fitted, fine, strict=True)]
-        if calibrate and first.method != AUTOMATIC:
+        if calibrate and first.method != AUTOMATIC and not (drawn.sourced and drawn.task.val is None):
             chosen = [calibrated(classifier, methods[0], drawn.task) for classifier in chosen]
         refit = None if first.refit == NO_REFIT else Refit.of(store, first, drawn, methods[0], where)
         final: list[Classifier | MethodError] = [*chosen] if refit is None else [refit.fitted(each) for each in chosen]
@@ -120,6 +122,12 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     return results
 
 
+def _policy(method: Method, drawn: Drawn) -> str:
+    """How a method's hyperparameters are chosen by default; guessed labels choose none."""
+    policy = default_policy(method, drawn.task)
+    return "fixed" if policy == "loo" and drawn.sourced.get("source") else policy
+
+
 def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
               progress: Callable[[float], None]) -> Selection | MethodError:
     """The selection of one run, or its failure."""
@@ -135,8 +143,14 @@ def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
 def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     """The task of a run; with validation rows where they may choose, if the store has any."""
     select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
+    select = "fixed" if spec.shots == 0 else select
     drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
-                      spec.classes, method.wants_unlabelled, spec.without_text(store), method.wants_tower)
+                      spec.classes, method.wants_unlabelled, spec.without_text(store), method.wants_tower,
+                      labelled=spec.shots != 0)
+    if spec.support or spec.bank:
+        bank = bank_of(store, open_store(spec.bank), spec.captions_name) if spec.bank else None
+        source = support_source(spec.support) if spec.support else None
+        return with_support(store, drawn, source, spec.seed, bank, method.inputs, bool(method.needs_bank))
     if method.needs_support and not len(drawn.support.rows) and drawn.remarks:
         raise TaskError(f"{store.path} has no train image to learn from ({'; '.join(drawn.remarks)}): take images for "
                         "test that are not in train too, and extract again")
@@ -159,21 +173,23 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
                     if name in run_method(spec.method).inputs},
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
-        "shots": spec.shots or "all", "seed": spec.seed, "select": policy,
+        "shots": spec.shots_word, "seed": spec.seed, "select": policy,
         "classes": spec.classes, "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
+        **({"support_source": drawn.sourced} if drawn.sourced else {}),
     }
 
 
 def _draw(draw: Draw, spec: RunSpec) -> dict[str, Any]:
     """A draw as data; one of all rows is the store's split itself, which may have millions of keys."""
-    return {"fingerprint": draw.fingerprint, "generator": GENERATOR, "keys": list(draw.keys) if spec.shots else "all"}
+    return {"fingerprint": draw.fingerprint, "generator": GENERATOR,
+            "keys": "all" if spec.shots is None else list(draw.keys)}
 
 
 def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Selection,
          scores: Mapping[str, Any]) -> dict[str, Any]:
     task = drawn.task
     return {
-        "method": spec.method, "shots": spec.shots or "all", "seed": spec.seed,
+        "method": spec.method, "shots": spec.shots_word, "seed": spec.seed,
         "hyperparameters": selection.classifier.hyperparameters, "select": policy, "rule": RULE,
         **{name: scores[name] for name in (*SCORES, *CALIBRATED)}, "accuracy_val": selection.accuracy,
         "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
@@ -186,5 +202,6 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
                          "val": drawn.val and drawn.val.fingerprint,
                          "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
         **({"reached": [asdict(each) for each in selection.reached]} if isinstance(selection, Average) else {}),
+        **({"support_source": drawn.sourced} if drawn.sourced else {}),
         "run": spec.identity(store), "asked": spec.as_values(), "details": scores["details"],
     }

@@ -9,6 +9,7 @@ from typing import Any
 from onceclip.adapters.methods import stored_method_class
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
+from onceclip.adapters.support import require_stored
 from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.runs.fit import Fitted
@@ -53,6 +54,7 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
             spec = RunSpec(**asked)
         else:
             method = stored_method_class(str(asked.get("method")), "the row")  # which RunSpec would import
+            require_stored(str(asked.get("support") or ""), "the row")  # likewise
             # The default policy was another one once: what the row says was used is what is repeated.
             spec = RunSpec(**{**asked, "select": asked.get("select") or row.get("select")})
             if row.get("rule") != RULE:  # chosen by another rule, among other defaults: the row's values are repeated

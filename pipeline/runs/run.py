@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onceclip.adapters import Method, support_source
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.tasks.classes import ALL
-from onceclip.stores import Store
+from onceclip.stores import Store, open_store
 from onceclip.stores.identity import fingerprint
+from onceclip.stores.location import everywhere
 
 NO_REFIT = "none"
+CAPTIONS = "captions"  # name of the text set of captions that a bank has by default
 REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")}  # and the splits that are fitted on
 
 
@@ -35,6 +38,9 @@ class RunSpec:
     classes: "all", or "base" to fit the first half of the classes alone and to score the other half too.
     refit: "val" or "all" to fit once more, with what was chosen, on all labelled rows of train and val, or of test too,
         which leaves no test accuracy; only for shots=None.
+    support: where further rows come from that nobody labelled, as "upl:16"; with shots=0 no label is read at all.
+    bank: path of another store of the same encoder, which such rows, or the method, take images from. captions: name of
+        the bank's text set of captions.
 
     Example:
         >>> onceclip.RunSpec("tip-adapter", shots=4, values={"beta": "2"}).values
@@ -54,6 +60,9 @@ class RunSpec:
     stream: bool = False
     classes: str = ALL
     refit: str = NO_REFIT
+    support: str = ""
+    bank: str = ""
+    captions: str = ""
 
     def __post_init__(self) -> None:
         method = run_method(self.method)
@@ -67,22 +76,61 @@ class RunSpec:
                             "or name a --method")
         if self.refit not in REFITS:
             raise TaskError(f"no refit {self.refit!r}: there are: {', '.join(REFITS)}")
-        if self.refit != NO_REFIT and self.shots is not None:
+        if self.refit != NO_REFIT and self.shots:
             raise TaskError(f"--refit {self.refit} fits on all labelled images, and --shots {self.shots} asks for few: "
                             "leave one of them out")
         if self.refit == ALL and self.classes != ALL:
             raise TaskError(f"--refit {ALL} leaves no test images for --classes {self.classes}: use --refit val")
+        object.__setattr__(self, "support", str(support_source(self.support)) if self.support else "")
+        object.__setattr__(self, "bank", everywhere(self.bank) if self.bank else "")
+        self._require_a_source(method)
+
+    def _require_a_source(self, method: type[Method]) -> None:
+        """Raise TaskError unless support, bank and shots go together."""
+        source = support_source(self.support) if self.support else None
+        if self.shots == 0 and not (source or method.needs_bank):
+            raise TaskError("no shots: give a number from 1 up, or all, or say with --support where rows come from")
+        if self.bank and not (source or method.needs_bank):
+            raise TaskError(f"{self.method} reads no bank: leave --bank out, or add --support retrieve:16")
+        if (method.needs_bank or (source and source.from_bank)) and not self.bank:
+            reader = method.name if method.needs_bank else source
+            raise TaskError(f"{reader} takes images from a bank: add --bank STORE, a store of the same encoder")
+        if not (source or self.bank):
+            return
+        asked = {"stream": self.stream, "refit": self.refit != NO_REFIT, "classes": self.classes != ALL}
+        wrong = next((name for name, is_asked in asked.items() if is_asked), None)
+        if wrong or self.method == AUTOMATIC:
+            raise TaskError(f"--{wrong} does not go with --support or --bank: leave one of them out" if wrong else
+                            "--support needs a --method: without one, labelled images weigh several")
+        if self.select in ("val", "val-full") and self.shots == 0:
+            raise TaskError(f"--select {self.select} reads labelled validation images, and without --shots nothing "
+                            "labelled is read: add --shots K, or leave --select out")
+        if self.select == "loo":
+            raise TaskError("--select loo takes guessed labels for true ones: use --select val with --shots, or fixed")
+
+    @property
+    def shots_word(self) -> int | str:
+        """The number of labelled rows per class, or "all"."""
+        return "all" if self.shots is None else self.shots
+
+    @property
+    def captions_name(self) -> str:
+        """Name of the text set of captions that the run reads, or empty for none."""
+        method = run_method(self.method)
+        wanted = method.needs_bank == "caption" or (self.support and support_source(self.support).needs == "caption")
+        return (self.captions or CAPTIONS) if wanted or self.captions else ""
 
     @property
     def common(self) -> tuple[Any, ...]:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
         return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
-                self.narrow, self.validated, self.stream, self.classes, self.refit)
+                self.narrow, self.validated, self.stream, self.classes, self.refit, self.support, self.bank,
+                self.captions)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
-        for name, usual in (("classes", ALL), ("refit", NO_REFIT)):
+        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("support", ""), ("bank", ""), ("captions", "")):
             if values[name] == usual:
                 del values[name]  # rows of before there was a choice keep their identity
         return values
@@ -97,9 +145,15 @@ class RunSpec:
         Raises StoreIncomplete if the store lacks the text set.
         """
         text = "" if self.without_text(store) else store.text_fingerprint(self.text)
-        tower = ({"tower": str(store.tower_attributes().get("fingerprint", ""))}
-                 if run_method(self.method).wants_tower else {})
-        return {"encoder": store.encoder["fingerprint"], "store": store.fingerprint, "text": text, **tower}
+        found = {"encoder": store.encoder["fingerprint"], "store": store.fingerprint, "text": text}
+        if run_method(self.method).wants_tower:
+            found["tower"] = str(store.tower_attributes().get("fingerprint", ""))
+        if self.bank:
+            bank = open_store(self.bank)
+            found["bank"] = bank.fingerprint
+            if self.captions_name:
+                found["captions"] = bank.text_fingerprint(self.captions_name)
+        return found
 
     def identity(self, store: Store) -> str:
         """Name of the run: what was asked for, of which content."""

@@ -196,6 +196,7 @@ def line_name(row: Mapping[str, Any]) -> str:
             parts += [f"search {asked['search']}"] if asked.get("search", "grid") != "grid" else []
             parts += ["narrow"] if asked.get("narrow") else []
         parts += ["stream"] if asked.get("stream") else []
+        parts += [str(asked["support"])] if asked.get("support") else []
     return " ".join(parts)
 
 

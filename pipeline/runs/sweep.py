@@ -143,7 +143,7 @@ class Located:
 
     def __str__(self) -> str:
         first = self.group.specs[0]
-        return (f"{counted(len(self.group.specs), 'run')} of {first.method} ({shots_of(first.shots or 'all')}, "
+        return (f"{counted(len(self.group.specs), 'run')} of {first.method} ({shots_of(first.shots_word)}, "
                 f"seed {first.seed})")
 
 
@@ -161,7 +161,7 @@ def run_group(group: Group) -> list[dict[str, Any]]:
     results = fit_group(store, group.specs, compile=group.compile, device=group.device)
     for spec, fitted in zip(group.specs, results, strict=True):
         if isinstance(fitted, MethodError):
-            rows.append({"method": spec.method, "shots": spec.shots or "all", "seed": spec.seed, "accuracy": None,
+            rows.append({"method": spec.method, "shots": spec.shots_word, "seed": spec.seed, "accuracy": None,
                          "error": str(fitted), "store": store.path, "fingerprints": spec.contents(store),
                          "run": spec.identity(store), "asked": spec.as_values()})
         else:

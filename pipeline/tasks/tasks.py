@@ -36,7 +36,10 @@ CLIP_LOGITS = {"logit_scale": 100.0, "logit_bias": 0.0}
 
 @dataclass(frozen=True)
 class Drawn:
-    """A task and where it came from: its draws, its text set, and what a user should know of them."""
+    """A task and where it came from: its draws, its text set, and what a user should know of them.
+
+    sourced: what is to be recorded of support rows that nobody labelled, and of a bank; empty where there are none.
+    """
 
     task: Task
     support: Draw
@@ -44,6 +47,7 @@ class Drawn:
     unlabelled: Draw | None
     text: TextSet
     remarks: list[str] = field(default_factory=list)
+    sourced: dict[str, Any] = field(default_factory=dict)
 
 
 def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
@@ -71,19 +75,19 @@ def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
 def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
               select: str = "fixed", class_weights: str = RULES[0], outputs: Sequence[str] = (),
               stream: bool = False, classes: str = ALL, unlabelled: bool = False, names_alone: bool = False,
-              tower: bool = False) -> Drawn:
+              tower: bool = False, labelled: bool = True) -> Drawn:
     """Draw a task and tell how; arguments and failures as for `make_task`.
 
     outputs: what else of every row a method wants, as far as the store has it. stream: read the support anew in every
         epoch instead of holding it in memory. unlabelled: add train rows outside the draw, without their labels: up to
         64 times the number of classes and 10,000 in all, drawn by the seed. names_alone: read no text set. tower: add
-        the encoder's text tower.
+        the encoder's text tower. labelled: without, no label is read, and the support is empty.
     """
     store.require_complete()
     if len(store.classes) < 2:
         raise TaskError(f"{store.path} has {counted(len(store.classes), 'class', 'classes')}: a classifier needs "
                         "two; extract a folder with one sub-folder per class")
-    if shots is not None and shots < 1:
+    if labelled and shots is not None and shots < 1:
         raise TaskError(f"--shots {shots}: give a whole number from 1 up, or all")
     if classes not in (ALL, BASE):
         raise TaskError(f"no task of {classes!r} classes: there are: {ALL}, {BASE}")
@@ -92,9 +96,10 @@ def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
              else store.text(text))
     remarks: list[str] = []
     # What stands in a later split too is left out here, a picture or others of its group: it would be known in advance.
-    known = _tied(store, "test")
-    later = known | _tied(store, "val")
-    support = _draw(store, "train", shots, seed, later, remarks, len(names))
+    known = tied(store, "test")
+    later = known | tied(store, "val")
+    support = (_draw(store, "train", shots, seed, later, remarks, len(names)) if labelled else
+               Draw(np.zeros(0, dtype=np.int64), ()))
     val = None
     if select in ("val", "val-full"):
         most = None if select == "val-full" or shots is None else min(shots, VAL_SHOTS)
@@ -114,7 +119,7 @@ def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str], class_weigh
     names, table = names_of(store, classes), store.table
     rows = np.concatenate([store.rows(split) for split in splits])
     rows = rows[table.label[rows] < len(names)]
-    duplicate, same_group = _ties_of(store, rows, set() if "test" in splits else _tied(store, "test"))
+    duplicate, same_group = ties_of(store, rows, set() if "test" in splits else tied(store, "test"))
     rows = rows[~(duplicate | same_group)]
     support = draw(rows, table.key[rows], table.label[rows], None, 1, "support")
     return support, task_of(store, drawn.text.of_classes(names), class_weights, support, outputs=outputs, stream=stream,
@@ -130,8 +135,8 @@ def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val
              torch.from_numpy(words.template_id.astype(np.int64)), class_weights),
         _stream(store, support) if stream else _rows(store, support, outputs, store.has_views),
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
-        None if unlabelled is None or not len(unlabelled.rows) else _tensor(store.embeddings(unlabelled.rows)),
-        **logit_numbers(store.encoder),
+        None if unlabelled is None or not len(unlabelled.rows) else tensor_of(store.embeddings(unlabelled.rows)),
+        **logit_numbers(store.encoder),  # type: ignore[arg-type] # they are floats
         projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"),
         tower=read_tower(store).of(words.classes) if tower else None)
 
@@ -160,7 +165,7 @@ def logit_numbers(encoder: Mapping[str, Any]) -> dict[str, float]:
 def _encoder_array(store: Store, name: str) -> torch.Tensor | None:
     if f"encoder/{name}" not in store.group:
         return None
-    return _tensor(store.encoder_array(name))
+    return tensor_of(store.encoder_array(name))
 
 
 def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[bytes | str],
@@ -168,7 +173,7 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
     """Draw among the first classes of the store."""
     rows, table = store.rows(split), store.table
     rows = rows[table.label[rows] < classes]
-    duplicate, same_group = _ties_of(store, rows, known)
+    duplicate, same_group = ties_of(store, rows, known)
     if duplicate.any():
         remarks.append(f"{counted(int(duplicate.sum()), f'{split} image')} left out: the same picture stands in a "
                        "later split")
@@ -192,7 +197,7 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
 
 def draw_unlabelled(store: Store, support: Draw, seed: int) -> Draw:
     """Draw train rows that are not in the support and have no ties to val or test; see `draw_task`."""
-    return _draw_unlabelled(store, support, seed, _tied(store, "test") | _tied(store, "val"), None)
+    return _draw_unlabelled(store, support, seed, tied(store, "test") | tied(store, "val"), None)
 
 
 def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | str], classes: int | None) -> Draw:
@@ -203,19 +208,19 @@ def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | 
     if classes is not None:
         rows = rows[table.label[rows] < classes]
     rows = rows[~np.isin(rows, support.rows)]
-    duplicate, same_group = _ties_of(store, rows, known)
+    duplicate, same_group = ties_of(store, rows, known)
     rows = rows[~(duplicate | same_group)]
     most = min(UNLABELLED_PER_CLASS * (classes or len(store.classes)), UNLABELLED)
     return draw(rows, table.key[rows], np.zeros(len(rows), dtype=np.int64), most, seed, "unlabelled")
 
 
-def _tied(store: Store, split: str) -> set[bytes | str]:
+def tied(store: Store, split: str) -> set[bytes | str]:
     """Digests and groups of the rows of a split."""
     rows = store.rows(split)
     return {*_digests(store, rows), *store.column("group")[rows].tolist()} - {bytes(DIGEST_BYTES), ""}
 
 
-def _ties_of(store: Store, rows: np.ndarray, known: set[bytes | str]) -> tuple[np.ndarray, np.ndarray]:
+def ties_of(store: Store, rows: np.ndarray, known: set[bytes | str]) -> tuple[np.ndarray, np.ndarray]:
     """Which rows have a known digest, and which of the others a known group: two of (n,) bool."""
     duplicate = np.fromiter((each in known for each in _digests(store, rows)), bool, len(rows))
     same_group = np.fromiter((each in known for each in store.column("group")[rows].tolist()), bool, len(rows))
@@ -226,16 +231,17 @@ def _digests(store: Store, rows: np.ndarray) -> list[bytes]:
     return store.column("digest")[rows].view(f"V{DIGEST_BYTES}").ravel().tolist()
 
 
-def _tensor(values: np.ndarray) -> torch.Tensor:
+def tensor_of(values: np.ndarray) -> torch.Tensor:
+    """Values as float32."""
     return torch.from_numpy(values.astype(np.float32))
 
 
 def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = False) -> Rows:
-    views = _tensor(store.embeddings(drawn.rows, "view")) if with_views else None
-    others = {name: _tensor(store.embeddings(drawn.rows, name)) for name in outputs
+    views = tensor_of(store.embeddings(drawn.rows, "view")) if with_views else None
+    others = {name: tensor_of(store.embeddings(drawn.rows, name)) for name in outputs
               if name != EMBEDDING and f"image/{name}" in store.group}
     label = torch.from_numpy(store.column("label")[drawn.rows].astype(np.int64))
-    return Rows(_tensor(store.embeddings(drawn.rows)), label, views, others)
+    return Rows(tensor_of(store.embeddings(drawn.rows)), label, views, others)
 
 
 def _stream(store: Store, drawn: Draw) -> Stream:

@@ -1,0 +1,129 @@
+"""The one interface of sources of support rows: rows without labels in, rows with guessed labels out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.errors import MethodError, UnknownName, unknown
+from onceclip.adapters.plugin import full_name
+from onceclip.adapters.task import Pool, Rows, whole_precision
+from onceclip.adapters.text import Text
+from onceclip.adapters.training.trainable import Hyperparameter, Value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Rows that a source takes from a pool.
+
+    index: (n,) positions in the pool; a row may stand in several classes. label: (n,) guessed positions of classes.
+    weight: (n,), how much each counts, or None for one.
+    """
+
+    index: Tensor
+    label: Tensor
+    weight: Tensor | None = None
+
+
+class SupportSource:
+    """Where support rows come from that nobody labelled. A source is one file with one subclass that writes `choose`.
+
+    name, summary, source: what a user is told of it. hyperparameters: its settings by name; the first one is what
+    `NAME:K` sets. needs: "image", or "caption" for a pool whose images have captions. from_bank: whether its pool is
+    a bank that the user names, and not the training images themselves.
+
+    Example:
+        >>> pool = onceclip.adapters.Pool(torch.randn(40, 64))
+        >>> rows = onceclip.adapters.support_source("upl:2").support(task.text, pool)
+        >>> rows.label.bincount().max() <= 2
+        tensor(True)
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
+    needs: ClassVar[str] = "image"
+    from_bank: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
+
+    def __init__(self, **values: Value) -> None:
+        for name in values:
+            if name not in self.hyperparameters:
+                raise UnknownName(unknown("setting", name, self.hyperparameters, f" of the support source {self.name}"))
+        self.values = {name: setting.parse(name, values.get(name, setting.default))
+                       for name, setting in self.hyperparameters.items()}
+
+    def __str__(self) -> str:
+        """The text that names this source with these values; `support_source` reads it."""
+        first, *others = self.hyperparameters or ("",)
+        text = full_name(type(self)) + (f":{self.values[first]}" if first else "")
+        changed = [f"{name}={self.values[name]}" for name in others
+                   if self.values[name] != self.hyperparameters[name].default]
+        return ",".join([text, *changed])
+
+    def choose(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
+        """Choose rows of a pool and guess their labels. seed: of whatever is random in it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define choose")
+
+    def support(self, text: Text, pool: Pool, seed: int = 0) -> Rows:
+        """Support rows with guessed labels; `others` has their captions where the pool has them.
+
+        Raises MethodError if the pool is empty, lacks captions that the source needs, or has another width.
+        """
+        return rows_of(pool, self.chosen(text, pool, seed))
+
+    def chosen(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
+        """What `choose` gives, checked. Raises MethodError as `support`."""
+        if not len(pool):
+            raise MethodError(f"the support source {self.name} has no image to choose from: add images without labels, "
+                              "or another bank")
+        if pool.image.shape[1] != text.embedding.shape[1]:
+            raise MethodError(f"the pool has {pool.image.shape[1]} dimensions and the text has "
+                              f"{text.embedding.shape[1]}: take both from one encoder")
+        if self.needs == "caption" and pool.caption is None:
+            raise MethodError(f"the support source {self.name} needs a caption of every image and the bank has none: "
+                              "`onceclip text BANK --captions FILE` embeds them")
+        choice = self.choose(text, pool, seed)
+        inside = len(choice.index) == len(choice.label) and not choice.index.is_floating_point() and bool(
+            ((choice.index >= 0) & (choice.index < len(pool))).all())
+        if not inside:
+            raise MethodError(f"the support source {self.name} chose rows that the pool does not have, or not a label "
+                              "for each: give positions in the pool")
+        rows_of(pool, choice).check("chosen", pool.image.shape[1], len(text.class_names))
+        return choice
+
+
+def rows_of(pool: Pool, choice: Choice) -> Rows:
+    """The chosen rows of a pool, of the type of its weights or float32; with the captions that it has."""
+    def taken(values: Tensor) -> Tensor:
+        return whole_precision(values[choice.index])
+
+    others = {} if pool.caption is None else {"caption": taken(pool.caption)}
+    return Rows(taken(pool.image), choice.label, others=others, weight=choice.weight)
+
+
+def probabilities(text: Text, pool: Pool) -> Iterator[tuple[slice, Tensor]]:
+    """Zero-shot probabilities (n, classes) of a pool's images, in pieces, and where they are."""
+    weights = text.class_weights
+    for place, rows in pool.pieces(len(weights)):
+        yield place, (pool.logit_scale * rows.to(weights.dtype) @ weights.T).softmax(dim=1)
+
+
+def ranked(label: Tensor, score: Tensor, classes: int, most: int) -> Tensor:
+    """Positions (n,) of the rows of highest score of each class, class by class, best first; of equals the first.
+
+    label: (rows,) of the classes; score: (rows,). most: rows of a class that are kept.
+    """
+    by_score = score.argsort(descending=True, stable=True)
+    order = by_score[label[by_score].argsort(stable=True)]
+    count = torch.bincount(label, minlength=classes)
+    place = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[label[order]]
+    return order[place < most]

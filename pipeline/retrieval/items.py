@@ -1,0 +1,164 @@
+"""What is retrieved: images, or groups of rows such as the frames of a video; and the captions that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onceclip.adapters.ops import unit
+from onceclip.pipeline.errors import RetrievalError
+from onceclip.stores import Store, TextSet
+from onceclip.stores.schema import SPLITS
+from onceclip.stores.store import PIECE_ROWS
+
+KEY, GROUP = "key", "group"
+BY = (KEY, GROUP)
+WIDE = 1 << 24  # entries of the largest intermediate matrix: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items of a store. names: (items,) keys of images or groups. rows: (rows,) int64 positions in the store, item by
+    item and in the order of keys, which is that of a video's frames. pointer: (items + 1,) where each item's begin.
+    """
+
+    names: np.ndarray
+    rows: np.ndarray
+    pointer: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def chosen(self, places: np.ndarray) -> Self:
+        """Some of the items, in the order given."""
+        sizes = np.diff(self.pointer)[places]
+        pointer = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        within = np.arange(pointer[-1]) - np.repeat(pointer[:-1], sizes)
+        return type(self)(self.names[places], self.rows[np.repeat(self.pointer[places], sizes) + within], pointer)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Raw embeddings of the rows of some items: (rows, dim), and the (items + 1,) places where each item's begin."""
+
+    raw: Tensor
+    pointer: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pointer) - 1
+
+    @property
+    def item(self) -> Tensor:
+        """The item that each row belongs to: (rows,) int64."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.pointer.diff())
+
+    def part(self, start: int, stop: int) -> Frames:
+        """Consecutive items."""
+        pointer = self.pointer[start:stop + 1]
+        return Frames(self.raw[pointer[0]:pointer[-1]], pointer - pointer[0])
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """Mean over each item's rows of something (rows, dim): (items, dim)."""
+        total = torch.zeros(len(self), rows.shape[1], dtype=rows.dtype).index_add_(0, self.item, rows)
+        return total / self.pointer.diff()[:, None]
+
+
+def items_of(store: Store, by: str = KEY, split: str | None = None) -> Items:
+    """The images of a store that have embeddings, or its groups, where an image without a group is an item by itself.
+
+    split: only rows of it; None for all.
+    Raises RetrievalError if there is none.
+    """
+    rows = store.rows(split, labelled=False)
+    keys = store.column("key")[rows].astype(object)
+    groups = store.column("group")[rows].astype(object) if by == GROUP else np.full(len(rows), "", object)
+    names = np.where(groups == "", keys, groups)
+    if not len(rows):
+        raise RetrievalError(f"{store.path} has no embedding{f' in its {split} split' if split else ''}: name another "
+                             f"--split, or all of it")
+    order = np.argsort(keys, kind="stable")
+    found, place = np.unique(names[order], return_inverse=True)
+    sizes = np.bincount(place, minlength=len(found))
+    pointer = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return Items(found, rows[order[np.argsort(place, kind="stable")]], pointer)
+
+
+def read_frames(store: Store, items: Items, start: int = 0, stop: int | None = None) -> Frames:
+    """The rows of consecutive items, as they are stored, with every checksum checked."""
+    stop = len(items) if stop is None else stop
+    first, last = items.pointer[start], items.pointer[stop]
+    return Frames(torch.from_numpy(store.embeddings(items.rows[first:last])),
+                  torch.from_numpy(items.pointer[start:stop + 1] - first))
+
+
+def pieces(items: Items, rows: int = PIECE_ROWS) -> Iterator[tuple[int, int]]:
+    """Go through items in pieces of about so many rows: first item and the one behind the last."""
+    start = 0
+    while start < len(items):
+        stop = max(start + 1, int(np.searchsorted(items.pointer, items.pointer[start] + rows, side="right")) - 1)
+        yield start, stop
+        start = stop
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Captions and their items, joined by name.
+
+    items: those that have captions. text: (captions, dim) raw, item by item. sentences: (captions,) what they say.
+    owner: (captions,) int64, the item of each. left_out: numbers of what the join left, by what it is.
+    """
+
+    items: Items
+    text: Tensor
+    sentences: tuple[str, ...]
+    owner: np.ndarray
+    left_out: dict[str, int]
+
+    @property
+    def pointer(self) -> np.ndarray:
+        """Where each item's captions begin: (items + 1,)."""
+        return np.searchsorted(self.owner, np.arange(len(self.items) + 1))
+
+
+def captioned(store: Store, text: TextSet, split: str | None = None, name: str = "captions") -> Captioned:
+    """The items of a split that have captions in a text set, in the order of names.
+
+    Raises RetrievalError if the set has no captions, or none of items with an embedding in the split.
+    """
+    if not text.is_captions:
+        raise RetrievalError(f"text set {name!r} of {store.path} holds prompts of classes, not captions: make some "
+                             "with `onceclip text STORE --captions FILE`")
+    items = items_of(store, text.source.get("by", KEY), split)
+    place = {each: number for number, each in enumerate(text.classes)}
+    theirs = np.array([place.get(each, -1) for each in items.names.tolist()], np.int64)
+    kept = np.flatnonzero(theirs >= 0)
+    where = f" in the {split} split" if split else ""
+    if not len(kept):
+        raise RetrievalError(f"{store.path}: no caption of {name!r} belongs to an image with an embedding{where}: "
+                             "name another --split")
+    sizes = np.diff(text.class_ptr)[theirs[kept]]
+    owner = np.repeat(np.arange(len(kept)), sizes)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rows = text.class_ptr[:-1][theirs[kept]][owner] + within
+    left = {"items without captions": len(items) - len(kept),
+            "captioned items elsewhere or without an embedding": len(text.classes) - len(kept)}
+    return Captioned(items.chosen(kept), torch.from_numpy(text.embedding[rows]),
+                     tuple(text.prompts[row] for row in rows), owner, {what: n for what, n in left.items() if n})
+
+
+def default_split(store: Store, text: TextSet) -> str | None:
+    """The test split, where captions belong to rows of it; otherwise everything."""
+    column = store.column(GROUP if text.source.get("by") == GROUP else KEY)
+    rows = store.rows("test", labelled=False)
+    names = np.where(column[rows] == "", store.column("key")[rows], column[rows]) if len(rows) else []
+    return SPLITS[2] if not set(text.classes).isdisjoint(map(str, names)) else None
+
+
+def unit_text(text: Tensor) -> Tensor:
+    """Texts as unit vectors, in float32 at least."""
+    return unit(text if text.dtype == torch.float64 else text.float())
