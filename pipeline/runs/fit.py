@@ -26,7 +26,7 @@ from onceclip.pipeline.runs.automatic import Average, average_of, run_method
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
-from onceclip.pipeline.tasks.draws import GENERATOR, Draw
+from onceclip.pipeline.tasks.draws import GENERATOR, LISTED, Draw
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store
@@ -136,7 +136,7 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     """The task of a run; with validation rows where they may choose, if the store has any."""
     select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
     drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
-                      spec.classes, method.wants_unlabelled, spec.without_text(store))
+                      spec.classes, method.wants_unlabelled, spec.without_text(store), spec.draws)
     if method.needs_support and not len(drawn.support.rows) and drawn.remarks:
         raise TaskError(f"{store.path} has no train image to learn from ({'; '.join(drawn.remarks)}): take images for "
                         "test that are not in train too, and extract again")
@@ -166,7 +166,8 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
 
 def _draw(draw: Draw, spec: RunSpec) -> dict[str, Any]:
     """A draw as data; one of all rows is the store's split itself, which may have millions of keys."""
-    return {"fingerprint": draw.fingerprint, "generator": GENERATOR, "keys": list(draw.keys) if spec.shots else "all"}
+    return {"fingerprint": draw.fingerprint, "generator": LISTED if spec.draws else GENERATOR,
+            "keys": list(draw.keys) if spec.shots or spec.draws else "all"}
 
 
 def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Selection,

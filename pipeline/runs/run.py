@@ -12,6 +12,7 @@ from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.tasks.classes import ALL
+from onceclip.pipeline.tasks.draw_files import DrawFile
 from onceclip.stores import Store
 from onceclip.stores.identity import fingerprint
 
@@ -35,6 +36,7 @@ class RunSpec:
     classes: "all", or "base" to fit the first half of the classes alone and to score the other half too.
     refit: "val" or "all" to fit once more, with what was chosen, on all labelled rows of train and val, or of test too,
         which leaves no test accuracy; only for shots=None.
+    draws: the file that lists the images of the draw, in place of a draw by the seed; see `draw_file`.
 
     Example:
         >>> onceclip.RunSpec("tip-adapter", shots=4, values={"beta": "2"}).values
@@ -54,6 +56,7 @@ class RunSpec:
     stream: bool = False
     classes: str = ALL
     refit: str = NO_REFIT
+    draws: DrawFile | None = None
 
     def __post_init__(self) -> None:
         method = run_method(self.method)
@@ -62,6 +65,8 @@ class RunSpec:
         values = {name: known[name].parse(name, value) if name in known else value
                   for name, value in self.values.items()}
         object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run
+        if isinstance(self.draws, Mapping):
+            object.__setattr__(self, "draws", DrawFile(**self.draws))
         if self.method == AUTOMATIC and (values or self.select not in (None, "val", "val-full")):
             raise TaskError("without a method, validation images choose hyperparameters: leave --set and --select out, "
                             "or name a --method")
@@ -77,12 +82,12 @@ class RunSpec:
     def common(self) -> tuple[Any, ...]:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
         return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
-                self.narrow, self.validated, self.stream, self.classes, self.refit)
+                self.narrow, self.validated, self.stream, self.classes, self.refit, self.draws)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
-        for name, usual in (("classes", ALL), ("refit", NO_REFIT)):
+        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("draws", None)):
             if values[name] == usual:
                 del values[name]  # rows of before there was a choice keep their identity
         return values
@@ -101,5 +106,7 @@ class RunSpec:
 
     def identity(self, store: Store) -> str:
         """Name of the run: what was asked for, of which content."""
-        contents = self.contents(store)
-        return fingerprint({**self.as_values(), "text": contents["text"], "store": contents["store"]})
+        contents, asked = self.contents(store), self.as_values()
+        if self.draws:
+            asked["draws"] = self.draws.digest
+        return fingerprint({**asked, "text": contents["text"], "store": contents["store"]})
