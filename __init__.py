@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from onceclip.adapters import load_classifier
     from onceclip.pipeline.api.adapters import evaluate, export, predict, report
     from onceclip.pipeline.api.catalogue import methods
+    from onceclip.pipeline.api.draws import write_draws
     from onceclip.pipeline.api.runs import fit, make_task, sweep
     from onceclip.pipeline.api.stores import add_text, add_tower, extract, import_arrays, verify
+    from onceclip.pipeline.api.tables import results, table
     from onceclip.pipeline.decoding.preparation import Preparation
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.errors import BadImage
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 _PUBLIC = {name: f"onceclip.{module}" for module, names in {
     "adapters": ("load_classifier",), "stores": ("open_store",),
     "pipeline.api.adapters": ("evaluate", "export", "predict", "report"), "pipeline.api.catalogue": ("methods",),
-    "pipeline.api.runs": ("fit", "make_task", "sweep"),
+    "pipeline.api.draws": ("write_draws",), "pipeline.api.runs": ("fit", "make_task", "sweep"),
     "pipeline.api.stores": ("add_text", "add_tower", "extract", "import_arrays", "verify"),
+    "pipeline.api.tables": ("results", "table"),
     "pipeline.decoding.preparation": ("Preparation",), "pipeline.encoders": ("EncoderSpec",),
     "pipeline.errors": ("BadImage",), "pipeline.extraction.survey": ("ExtractOptions",),
     "pipeline.runs.estimator": ("FewShotClassifier",), "pipeline.runs.run": ("RunSpec",),
@@ -35,7 +38,8 @@ _PUBLIC = {name: f"onceclip.{module}" for module, names in {
 __all__ = [
     "BadImage", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "OnceclipError", "Preparation", "Record",
     "RunSpec", "__version__", "add_text", "add_tower", "evaluate", "export", "extract", "fit", "import_arrays",
-    "load_classifier", "make_task", "methods", "open_store", "predict", "report", "sweep", "verify"]
+    "load_classifier", "make_task", "methods", "open_store", "predict", "report", "results", "sweep", "table", "verify",
+    "write_draws"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.tasks.classes import ALL, BASE
+from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file, only_draw
 from onceclip.pipeline.tasks.tasks import make_task as draw
 from onceclip.pipeline.workers.devices import CPU
 from onceclip.pipeline.workers.work import Part, Workers
@@ -90,14 +91,7 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
                                 "it with dataclasses.replace")
         spec = method if method.shots == 0 else replace(method, shots=shots_of(method.shots))
     else:
-        kind, own = method_of(method)
-        if own is not None:
-            further, values = {"select": "fixed", **further}, {**own, **(values or {})}
-        if not isinstance(values or {}, Mapping):
-            raise ArgumentError(f"values {values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
-        number = 0 if shots is None and further.get("support") else shots_of(shots)
-        spec = RunSpec(_name(kind), number, 1 if seed is None else whole(seed, "seed", 0), values or {},
-                       **_checked(further))
+        spec = spec_for(method, shots, seed, values, **further)
     folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
     target = opened(store)
     fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device)
@@ -106,6 +100,26 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         append_row(folder, fitted.row)
         record_stores(folder, [target])
     return fitted
+
+
+def spec_for(method: str | type[Method] | Method, shots: int | str | None = None, seed: int | None = None,
+             values: Mapping[str, Any] | None = None, **further: Any) -> RunSpec:
+    """One run, with every argument checked; arguments as of `fit`. draws: a file or folder of them.
+
+    Of a file with one draw, that draw's shots and seed are taken where none are given.
+    """
+    kind, own = method_of(method)
+    if own is not None:
+        further, values = {"select": "fixed", **further}, {**own, **(values or {})}
+    if not isinstance(values or {}, Mapping):
+        raise ArgumentError(f"values {values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
+    draws = further.pop("draws", None)
+    if draws is not None and (only := only_draw(path_of(draws, "draws: a file or folder"))):
+        shots, seed = shots or only.shots, only.seed if seed is None else seed
+    number = 0 if shots is None and further.get("support") else shots_of(shots)
+    start = 1 if seed is None else whole(seed, "seed", 0)
+    return RunSpec(_name(kind), number, start, values or {}, **_checked(further),
+                   draws=None if draws is None else _draws_of(draws, number, start))
 
 
 def free_folder(out: Path, overwrite: bool = False) -> Path:
@@ -121,10 +135,16 @@ def free_folder(out: Path, overwrite: bool = False) -> Path:
 
 def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
              own: bool = False, **further: Any) -> list[RunSpec]:
-    """Runs of all combinations, with every argument checked; see `make_specs`."""
+    """Runs of all combinations, with every argument checked; see `make_specs`. draws: a file or folder of them."""
+    draws = further.pop("draws", None)
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
-    return runs.make_specs([_name(method_of(each)[0]) for each in methods], numbers,
-                           [whole(each, "seed", 0) for each in seeds], grids, own, **_checked(further))
+    specs = runs.make_specs([_name(method_of(each)[0]) for each in methods], numbers,
+                            [whole(each, "seed", 0) for each in seeds], grids, own, **_checked(further))
+    return specs if draws is None else [replace(spec, draws=_draws_of(draws, spec.shots, spec.seed)) for spec in specs]
+
+
+def _draws_of(draws: Any, shots: int | None, seed: int) -> DrawFile:
+    return draws if isinstance(draws, DrawFile) else draw_file(path_of(draws, "draws: a file or folder"), shots, seed)
 
 
 def _name(method: str | type[Method]) -> str:

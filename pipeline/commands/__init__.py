@@ -2,6 +2,7 @@
 
 from onceclip.pipeline.commands.compact import compact
 from onceclip.pipeline.commands.demo import demo
+from onceclip.pipeline.commands.draws import draws
 from onceclip.pipeline.commands.evaluate import evaluate
 from onceclip.pipeline.commands.export import export
 from onceclip.pipeline.commands.extract import extract
@@ -12,8 +13,9 @@ from onceclip.pipeline.commands.methods import methods
 from onceclip.pipeline.commands.predict import predict
 from onceclip.pipeline.commands.report import report
 from onceclip.pipeline.commands.sweep import sweep
+from onceclip.pipeline.commands.table import table
 from onceclip.pipeline.commands.text import text
 from onceclip.pipeline.commands.verify import verify
 
-COMMANDS = (extract, text, import_, fit, sweep, evaluate, predict, report, export, info, verify, compact, methods,
-            demo)  # in the order of use
+COMMANDS = (extract, text, import_, draws, fit, sweep, evaluate, predict, report, table, export, info, verify,
+            compact, methods, demo)  # in the order of use

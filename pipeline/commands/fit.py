@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
+from onceclip.pipeline.commands.draw_options import draw_options
 from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
@@ -25,7 +26,7 @@ from onceclip.pipeline.commands.options import (
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow", "refit", "support", "bank", "captions")
+             "narrow", "refit", "support", "bank", "captions", "draws")
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
@@ -49,6 +50,7 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
               help="How hyperparameters are chosen: not at all, on min(shots, 4) validation images per class, on the "
               "whole val split, or by leave-one-image-out.  [default: val if the store has validation images, else loo "
               "where the method can and every class has 4, else fixed]")
+@draw_options
 @click.option("--search", default="grid", show_default=True, metavar="S",
               help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
 @click.option("--refit", type=click.Choice(["none", "val", "all"]), default="none", show_default=True,
@@ -70,8 +72,7 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
         refit: str, support: str, bank: str, captions: str, compile: str, device: str, from_row: str | None,
-        out: Path | None, overwrite: bool,
-        modules: tuple[str, ...], as_json: bool) -> None:
+        out: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool, **drawing: Any) -> None:
     """Fit a classifier on a store and score it.
 
     Without --method, several methods are fitted, each with hyperparameters that validation images choose (or training
@@ -88,9 +89,8 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     from onceclip.adapters.selection.automatic import AUTOMATIC
     from onceclip.adapters.selection.search import Search
     from onceclip.pipeline.api.runs import fit as run
-    from onceclip.pipeline.api.runs import free_folder
+    from onceclip.pipeline.api.runs import free_folder, spec_for
     from onceclip.pipeline.runs.replay import compare, compiling_of, device_of, read_row, spec_of
-    from onceclip.pipeline.runs.run import RunSpec
     from onceclip.stores import open_store
 
     Search.parse(search)
@@ -107,10 +107,10 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     for module in modules:
         import_module(module)
     values = dict(map(_setting, settings))
-    number = 0 if support and not _chosen("shots") else shots or None
-    spec = spec_of(row, opened) if row else RunSpec(
-        method or AUTOMATIC, number, seed, values, text, select, class_weights, search, narrow,
-        stream=stream, classes=classes, refit=refit, support=support, bank=bank, captions=captions)
+    spec = spec_of(row, opened) if row else spec_for(
+        method or AUTOMATIC, (shots or "all") if _chosen("shots") else None, seed if _chosen("seed") else None, values,
+        text=text, select=select, class_weights=class_weights, search=search, narrow=narrow, stream=stream,
+        classes=classes, refit=refit, support=support, bank=bank, captions=captions, **drawing)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:

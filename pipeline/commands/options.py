@@ -55,6 +55,31 @@ class Shots(click.ParamType):
         self.fail(f"{value!r} is not a whole number from 1 up, or all", param, context)
 
 
+class Numbers(click.ParamType):
+    """Whole numbers and ranges: 1,2,5-8."""
+
+    name = "1,2,5-8"
+
+    def convert(self, value: Any, param: Any, context: Any) -> list[int]:
+        try:
+            ends = [[int(end) for end in part.split("-")] for part in str(value).split(",")]
+            numbers = [number for first, *last in ends for number in range(first, (last or [first])[0] + 1)]
+        except ValueError:
+            numbers = []
+        if not numbers or min(numbers) < 0:
+            self.fail(f"{value!r} is no list of whole numbers such as 1,2,5-8", param, context)
+        return list(dict.fromkeys(numbers))
+
+
+class ShotList(click.ParamType):
+    """Numbers of shots, or all."""
+
+    name = "1,2,4,...,all"
+
+    def convert(self, value: Any, param: Any, context: Any) -> list[int | None]:
+        return [Shots().convert(part.strip(), param, context) or None for part in str(value).split(",")]
+
+
 class BatchSize(click.ParamType):
     """A whole number from 1 up, or auto (0)."""
 

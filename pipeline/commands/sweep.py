@@ -11,9 +11,11 @@ import click
 from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
+from onceclip.pipeline.commands.draw_options import draw_options
 from onceclip.pipeline.commands.options import (
     LocalPath,
-    Shots,
+    Numbers,
+    ShotList,
     compile_option,
     json_option,
     names_in,
@@ -35,31 +37,6 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
 
 
-class Numbers(click.ParamType):
-    """Whole numbers and ranges: 1,2,5-8."""
-
-    name = "1,2,5-8"
-
-    def convert(self, value: Any, param: Any, context: Any) -> list[int]:
-        try:
-            ends = [[int(end) for end in part.split("-")] for part in str(value).split(",")]
-            numbers = [number for first, *last in ends for number in range(first, (last or [first])[0] + 1)]
-        except ValueError:
-            numbers = []
-        if not numbers or min(numbers) < 0:
-            self.fail(f"{value!r} is no list of whole numbers such as 1,2,5-8", param, context)
-        return list(dict.fromkeys(numbers))
-
-
-class ShotList(click.ParamType):
-    """Numbers of shots, or all."""
-
-    name = "1,2,4,...,all"
-
-    def convert(self, value: Any, param: Any, context: Any) -> list[int | None]:
-        return [Shots().convert(part.strip(), param, context) or None for part in str(value).split(",")]
-
-
 @click.command()
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
@@ -75,6 +52,7 @@ class ShotList(click.ParamType):
 @click.option("--select", type=click.Choice(["fixed", "val", "val-full", "loo"]), help="How each run chooses its "
               "hyperparameters; with --grid each is fixed and scored on validation rows.  "
               "[default: as for fit; fixed with --grid]")
+@draw_options
 @click.option("--search", default="grid", show_default=True, metavar="S",
               help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
@@ -97,8 +75,7 @@ class ShotList(click.ParamType):
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
           select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str, bank: str,
           captions: str, compile: str, device: str, text: str, local_workers: int, scheduler: str | None,
-          part: Part | None, retry_failed: bool, dry_run: bool,
-          out: Path, as_json: bool) -> None:
+          part: Part | None, retry_failed: bool, dry_run: bool, out: Path, as_json: bool, **drawing: Any) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -130,7 +107,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     given = click.get_current_context().get_parameter_source("shots") is not ParameterSource.DEFAULT
     specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, text=text,
                      select=policy, search=search, narrow=narrow, stream=stream, classes=classes,
-                     validated=bool(grids), support=support, bank=bank, captions=captions)
+                     validated=bool(grids), support=support, bank=bank, captions=captions, **drawing)
     opened = [open_store(store) for store in stores]
     if dry_run:
         plan = make_plan(opened, specs, settled(known(out), retry_failed), device=device)

@@ -26,7 +26,7 @@ from onceclip.pipeline.runs.automatic import Average, average_of, run_method
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
-from onceclip.pipeline.tasks.draws import GENERATOR, Draw
+from onceclip.pipeline.tasks.draws import GENERATOR, LISTED, Draw
 from onceclip.pipeline.tasks.support import bank_of, with_support
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
@@ -145,7 +145,7 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
     select = "fixed" if spec.shots == 0 else select
     drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
-                      spec.classes, method.wants_unlabelled, spec.without_text(store), method.wants_tower,
+                      spec.classes, method.wants_unlabelled, spec.without_text(store), spec.draws, method.wants_tower,
                       labelled=spec.shots != 0)
     if spec.support or spec.bank:
         bank = bank_of(store, open_store(spec.bank), spec.captions_name) if spec.bank else None
@@ -181,8 +181,8 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
 
 def _draw(draw: Draw, spec: RunSpec) -> dict[str, Any]:
     """A draw as data; one of all rows is the store's split itself, which may have millions of keys."""
-    return {"fingerprint": draw.fingerprint, "generator": GENERATOR,
-            "keys": "all" if spec.shots is None else list(draw.keys)}
+    return {"fingerprint": draw.fingerprint, "generator": LISTED if spec.draws else GENERATOR,
+            "keys": "all" if spec.shots is None and not spec.draws else list(draw.keys)}
 
 
 def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Selection,

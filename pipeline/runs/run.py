@@ -13,6 +13,7 @@ from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.tasks.classes import ALL
+from onceclip.pipeline.tasks.draw_files import DrawFile
 from onceclip.stores import Store, open_store
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.location import everywhere
@@ -41,6 +42,7 @@ class RunSpec:
     support: where further rows come from that nobody labelled, as "upl:16"; with shots=0 no label is read at all.
     bank: path of another store of the same encoder, which such rows, or the method, take images from. captions: name of
         the bank's text set of captions.
+    draws: the file that lists the images of the draw, in place of a draw by the seed; see `draw_file`.
 
     Example:
         >>> onceclip.RunSpec("tip-adapter", shots=4, values={"beta": "2"}).values
@@ -63,6 +65,7 @@ class RunSpec:
     support: str = ""
     bank: str = ""
     captions: str = ""
+    draws: DrawFile | None = None
 
     def __post_init__(self) -> None:
         method = run_method(self.method)
@@ -71,6 +74,8 @@ class RunSpec:
         values = {name: known[name].parse(name, value) if name in known else value
                   for name, value in self.values.items()}
         object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run
+        if isinstance(self.draws, Mapping):
+            object.__setattr__(self, "draws", DrawFile(**self.draws))
         if self.method == AUTOMATIC and (values or self.select not in (None, "val", "val-full")):
             raise TaskError("without a method, validation images choose hyperparameters: leave --set and --select out, "
                             "or name a --method")
@@ -125,12 +130,13 @@ class RunSpec:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
         return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
                 self.narrow, self.validated, self.stream, self.classes, self.refit, self.support, self.bank,
-                self.captions)
+                self.captions, self.draws)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
-        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("support", ""), ("bank", ""), ("captions", "")):
+        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("support", ""), ("bank", ""), ("captions", ""),
+                            ("draws", None)):
             if values[name] == usual:
                 del values[name]  # rows of before there was a choice keep their identity
         return values
@@ -157,6 +163,8 @@ class RunSpec:
 
     def identity(self, store: Store) -> str:
         """Name of the run: what was asked for, of which content."""
-        contents = self.contents(store)
+        contents, asked = self.contents(store), self.as_values()
         del contents["encoder"]
-        return fingerprint({**self.as_values(), **contents})
+        if self.draws:
+            asked["draws"] = self.draws.digest
+        return fingerprint({**asked, **contents})

@@ -9,7 +9,7 @@ import numpy as np
 
 from onceclip.stores.identity import digest, fingerprint
 
-GENERATOR = "blake2b-rank-1"
+GENERATOR, LISTED = "blake2b-rank-1", "listed"  # of keys and a seed; by a file
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def training_images(store: Store, drawn: Drawn) -> Candidates:
     """Training images outside a draw, labelled or not; none that stands in val or test too, alone or by its group."""
     rows = store.rows("train", labelled=False)
     rows = rows[~np.isin(rows, drawn.support.rows)]
-    duplicate, same_group = ties_of(store, rows, tied(store, "val") | tied(store, "test"))
+    duplicate, same_group = ties_of(store, rows, tied(store, store.rows("val")) | tied(store, store.rows("test")))
     kept = rows[~(duplicate | same_group)]
     return Candidates(store, kept, Pool(torch.from_numpy(store.embeddings(kept)), None,
                                         logit_numbers(store.encoder)["logit_scale"]),
@@ -84,7 +84,7 @@ def bank_of(store: Store, bank: Store, captions: str = "") -> Candidates:
     bank.require_encoder(store.encoder["fingerprint"], f"{store.path}")
     rows = bank.rows(labelled=False)
     later = np.concatenate([store.rows(split, labelled=False) for split in LATER])
-    duplicate, same_group = ties_of(bank, rows, set().union(*(tied(store, split) for split in LATER)))
+    duplicate, same_group = ties_of(bank, rows, set().union(*(tied(store, store.rows(split)) for split in LATER)))
     rows = rows[~(duplicate | same_group)]
     image = torch.from_numpy(bank.embeddings(rows))
     near = near_copies(image, torch.from_numpy(store.embeddings(later)))

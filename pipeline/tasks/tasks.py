@@ -21,7 +21,9 @@ from onceclip.adapters.tower import TextTower
 from onceclip.adapters.transfer import wants_tower
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.tasks.classes import ALL, BASE, names_of
+from onceclip.pipeline.tasks.draw_files import DrawFile, listed_draw
 from onceclip.pipeline.tasks.draws import Draw, draw
+from onceclip.pipeline.tasks.joined_keys import joined
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
 from onceclip.stores.identity import DIGEST_BYTES
@@ -75,13 +77,14 @@ def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
 def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
               select: str = "fixed", class_weights: str = RULES[0], outputs: Sequence[str] = (),
               stream: bool = False, classes: str = ALL, unlabelled: bool = False, names_alone: bool = False,
-              tower: bool = False, labelled: bool = True) -> Drawn:
+              draws: DrawFile | None = None, tower: bool = False, labelled: bool = True) -> Drawn:
     """Draw a task and tell how; arguments and failures as for `make_task`.
 
     outputs: what else of every row a method wants, as far as the store has it. stream: read the support anew in every
         epoch instead of holding it in memory. unlabelled: add train rows outside the draw, without their labels: up to
-        64 times the number of classes and 10,000 in all, drawn by the seed. names_alone: read no text set. tower: add
-        the encoder's text tower. labelled: without, no label is read, and the support is empty.
+        64 times the number of classes and 10,000 in all, drawn by the seed. names_alone: read no text set.
+    draws: the file that lists support and validation rows, in place of the seed. tower: add the encoder's text tower.
+    labelled: without, no label is read, and the support is empty.
     """
     store.require_complete()
     if len(store.classes) < 2:
@@ -96,17 +99,27 @@ def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
              else store.text(text))
     remarks: list[str] = []
     # What stands in a later split too is left out here, a picture or others of its group: it would be known in advance.
-    known = tied(store, "test")
-    later = known | tied(store, "val")
-    support = (_draw(store, "train", shots, seed, later, remarks, len(names)) if labelled else
+    known = tied(store, store.rows("test"))
+    listed = {} if draws is None else _listed(store, draws, shots, seed)
+    later = known | tied(store, listed["val"] if listed and select != "val-full" else store.rows("val"))
+    support = (_draw(store, "train", shots, seed, later, remarks, len(names), listed.get("train")) if labelled else
                Draw(np.zeros(0, dtype=np.int64), ()))
     val = None
     if select in ("val", "val-full"):
         most = None if select == "val-full" or shots is None else min(shots, VAL_SHOTS)
-        val = _draw(store, "val", most, seed, known, remarks, len(names))
+        val = _draw(store, "val", most, seed, known, remarks, len(names),
+                    None if select == "val-full" else listed.get("val"))
     rest = _draw_unlabelled(store, support, seed, later, None if classes == ALL else len(names)) if unlabelled else None
     task = task_of(store, words.of_classes(names), class_weights, support, val, rest, outputs, stream, tower)
     return Drawn(task, support, val, rest, words, remarks)
+
+
+def draw_rows(store: Store, shots: int | None, seed: int) -> dict[str, list[tuple[str, int]]]:
+    """Keys and classes of a draw's support and of its validation rows, as `draw_task` draws them with "val"."""
+    drawn = draw_task(store, shots, seed, select="val", names_alone=True)
+    label = store.column("label")
+    return {split: [] if each is None else list(zip(each.keys, label[each.rows].tolist(), strict=True))
+            for split, each in (("train", drawn.support), ("val", drawn.val))}
 
 
 def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str], class_weights: str = RULES[0],
@@ -119,7 +132,7 @@ def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str], class_weigh
     names, table = names_of(store, classes), store.table
     rows = np.concatenate([store.rows(split) for split in splits])
     rows = rows[table.label[rows] < len(names)]
-    duplicate, same_group = ties_of(store, rows, set() if "test" in splits else tied(store, "test"))
+    duplicate, same_group = ties_of(store, rows, set() if "test" in splits else tied(store, store.rows("test")))
     rows = rows[~(duplicate | same_group)]
     support = draw(rows, table.key[rows], table.label[rows], None, 1, "support")
     return support, task_of(store, drawn.text.of_classes(names), class_weights, support, outputs=outputs, stream=stream,
@@ -168,10 +181,16 @@ def _encoder_array(store: Store, name: str) -> torch.Tensor | None:
     return tensor_of(store.encoder_array(name))
 
 
+def _listed(store: Store, source: DrawFile, shots: int | None, seed: int) -> dict[str, np.ndarray]:
+    """The rows of a draw that a file lists, by split."""
+    images = listed_draw(source, shots, seed).images
+    return {split: joined(store, images.get(split, ()), split, source.file) for split in ("train", "val")}
+
+
 def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[bytes | str],
-          remarks: list[str], classes: int) -> Draw:
-    """Draw among the first classes of the store."""
-    rows, table = store.rows(split), store.table
+          remarks: list[str], classes: int, listed: np.ndarray | None = None) -> Draw:
+    """Draw among the first classes of the store, or take of them the rows that are listed."""
+    rows, table = store.rows(split) if listed is None else listed, store.table
     rows = rows[table.label[rows] < classes]
     duplicate, same_group = ties_of(store, rows, known)
     if duplicate.any():
@@ -181,7 +200,8 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
         remarks.append(f"{counted(int(same_group.sum()), f'{split} image')} left out: others of the group stand in a "
                        "later split")
     rows = rows[~(duplicate | same_group)]
-    drawn = draw(rows, table.key[rows], table.label[rows], shots, seed, "support" if split == "train" else "val")
+    drawn = draw(rows, table.key[rows], table.label[rows], shots if listed is None else None, seed,
+                 "support" if split == "train" else "val")
     if drawn.short:
         names = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
         more = f" and {len(drawn.short) - 4} more" if len(drawn.short) > 4 else ""
@@ -197,7 +217,8 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
 
 def draw_unlabelled(store: Store, support: Draw, seed: int) -> Draw:
     """Draw train rows that are not in the support and have no ties to val or test; see `draw_task`."""
-    return _draw_unlabelled(store, support, seed, tied(store, "test") | tied(store, "val"), None)
+    later = tied(store, store.rows("test")) | tied(store, store.rows("val"))
+    return _draw_unlabelled(store, support, seed, later, None)
 
 
 def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | str], classes: int | None) -> Draw:
@@ -214,9 +235,8 @@ def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | 
     return draw(rows, table.key[rows], np.zeros(len(rows), dtype=np.int64), most, seed, "unlabelled")
 
 
-def tied(store: Store, split: str) -> set[bytes | str]:
-    """Digests and groups of the rows of a split."""
-    rows = store.rows(split)
+def tied(store: Store, rows: np.ndarray) -> set[bytes | str]:
+    """Digests and groups of some rows."""
     return {*_digests(store, rows), *store.column("group")[rows].tolist()} - {bytes(DIGEST_BYTES), ""}
 
 

@@ -1,0 +1,80 @@
+"""Result rows for a paper: as a data frame, and as a table in a form that papers take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onceclip.pipeline.api.arguments import listed, one_of, path_of, shots_of, whole
+from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.words import listing
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Folders = str | Path | Sequence[str | Path]
+
+
+def results(folders: Folders) -> DataFrame:
+    """The runs of results folders as a pandas DataFrame, a line each: store, method, shots, seed, scores and more.
+
+    folders: one or several. The runs are those that count in tables: of a grid the best on validation rows, of runs
+        made twice the last. `method` is the name of the table's line. Failures are left out.
+    Raises ResultError if there is no row, or a row is no result of onceclip.
+
+    Example:
+        >>> rows = onceclip.sweep("pets.zarr", methods=["zero-shot", "gda"], shots=4, seeds=[1, 2], out="for-a-frame")
+        >>> frame = onceclip.results("for-a-frame")
+        >>> frame.groupby("method")["accuracy"].count().to_dict()
+        {'gda': 2, 'zero-shot': 2}
+    """
+    from onceclip.pipeline.reporting.frames import results_frame
+
+    return results_frame(_paths(folders))
+
+
+def table(folders: Folders, form: str = "markdown", *, score: str | Sequence[str] = "accuracy",
+          columns: str | None = None, shots: Sequence[int | str] | int | str | None = None,
+          methods: Sequence[str] | str | None = None, interval: bool = False, digits: int = 1) -> str:
+    """The table of a paper from results folders: means over seeds, the best of a column bold, the second underlined.
+
+    form: "markdown", "latex", "csv" or "html". score: what is in the cells, such as "accuracy", "macro_recall" or
+        "harmonic_mean"; several for columns="scores". columns: "stores", each and their mean; "shots"; or "scores"; by
+        default stores if there are several. shots, methods: those that are shown, in this order; all by default.
+        interval: add half of the 95 % interval over seeds. digits: decimals of per cent.
+    Raises ResultError if nothing is there to show, ArgumentError.
+
+    Example:
+        >>> rows = onceclip.sweep("pets.zarr", methods=["zero-shot", "gda"], shots=4, seeds=[1, 2], out="for-a-table")
+        >>> print(onceclip.table("for-a-table").splitlines()[0])
+        | method | 4 shots |
+    """
+    from onceclip.pipeline.reporting.frames import COLUMNS, SCORES, cells_of, results_frame
+    from onceclip.pipeline.reporting.table_formats import FORMATS
+
+    write = FORMATS[one_of(form, "format", list(FORMATS))]
+    scores = [one_of(each, "score", SCORES) for each in listed(score, "score")]
+    frame = results_frame(_paths(folders))
+    if shots is not None:
+        numbers = [shots_of(each) or "all" for each in listed(shots, "shots")]
+        frame = frame[frame["shots"].isin(numbers)]
+    if methods is not None:
+        names = listed(methods, "methods")
+        missing = [name for name in names if name not in set(frame["method"])]
+        if missing:
+            raise ResultError(f"no line {missing[0]!r} in the results: there are: "
+                              f"{listing(list(dict.fromkeys(frame['method'])), 12)}")
+        frame = frame[frame["method"].isin(names)].sort_values("method", key=lambda each: each.map(names.index),
+                                                               kind="stable")
+    if frame.empty:
+        raise ResultError("no run with a result is left to show: give other --shots, or results folders that have them")
+    by = one_of(columns or ("scores" if len(scores) > 1 else "stores" if frame["store"].nunique() > 1 else "shots"),
+                "columns", COLUMNS)
+    if by != "scores" and len(scores) > 1:
+        raise ResultError(f"a table of {by} has one score: give one, or columns scores")
+    return write(cells_of(frame, by, scores), whole(digits, "digits", 0), interval)
+
+
+def _paths(folders: Any) -> list[Path]:
+    return [path_of(each, "a results folder") for each in listed(folders, "results")]

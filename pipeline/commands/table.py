@@ -1,0 +1,47 @@
+"""`onceclip table`: results as the table of a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onceclip.pipeline.commands.options import LocalPath, ShotList, names_in
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=LocalPath(path_type=Path), metavar="RESULTS...")
+@click.option("--format", "form", type=click.Choice(["markdown", "latex", "csv", "html"]), default="markdown",
+              show_default=True, help="csv has plain numbers, fractions of one, without marks.")
+@click.option("--score", default="accuracy", show_default=True, metavar="NAME,...",
+              help="accuracy, accuracy_new, harmonic_mean, top5, macro_recall, nll, brier or ece; several are columns.")
+@click.option("--columns", type=click.Choice(["stores", "shots", "scores"]), help="Each store and their mean, or shots "
+              "or scores as means over stores.  [default: stores if there are several]")
+@click.option("--shots", type=ShotList(), help="Only these.")
+@click.option("--methods", metavar="A,B,...", help="Only these lines, in this order.")
+@click.option("--interval", is_flag=True, help="Add half of the 95 % interval over seeds.")
+@click.option("--digits", type=click.IntRange(0, 6), default=1, show_default=True, help="Decimals of per cent.")
+@click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE", help="Write it to a file.")
+def table(results: tuple[Path, ...], form: str, score: str, columns: str | None, shots: list[int | None] | None,
+          methods: str | None, interval: bool, digits: int, out: Path | None) -> None:
+    """Print results folders as the table of a paper, the best of each column bold and the second underlined.
+
+    Means are over seeds, and of several stores over the seeds that all of them have.
+
+    \b
+    Example:
+        onceclip table results --format latex --interval
+        onceclip table results --columns shots --methods zero-shot,gda
+    """
+    from onceclip.pipeline.api.tables import table as make
+    from onceclip.pipeline.files import whole_file
+
+    text = make(list(results), form, score=names_in(score), columns=columns, interval=interval, digits=digits,
+                shots=None if shots is None else [each or "all" for each in shots],
+                methods=None if methods is None else names_in(methods))
+    if out is None:
+        click.echo(text)
+    else:
+        with whole_file(out) as file:
+            file.write(f"{text}\n".encode())
+        click.echo(f"{out}: {len(text.splitlines())} lines of {form}", err=True)

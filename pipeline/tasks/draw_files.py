@@ -1,0 +1,224 @@
+"""Draws in files: CoOp's pickles, split files of lists, JSON and CSV of keys; read for a run, and written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from onceclip.pipeline.errors import SourceError, TaskError
+from onceclip.pipeline.files import read_json, read_place, suffix, text_of, whole_file
+from onceclip.pipeline.tasks.coop_pickles import read_datums, write_datums
+from onceclip.pipeline.words import listing
+from onceclip.stores.identity import digest
+
+ENDINGS = (".pkl", ".json", ".csv")
+FORMATS = {"json": ".json", "csv": ".csv", "coop": ".pkl", "tip-adapter": ".json"}  # and what their files end with
+SPLITS = ("train", "val")
+_NAMED = re.compile(r"shots?_(\d+|all)-seed_(\d+)", re.IGNORECASE)
+_FORM = ('give {"shots": 4, "seed": 1, "train": [KEY, ...], "val": [KEY, ...]}, or a list of such, where a KEY may be '
+         "[KEY, NUMBER, CLASS] too")
+
+
+@dataclass(frozen=True)
+class DrawFile:
+    """Where the draw of a run is listed. file: a path. digest: of the file's bytes, which must stay as they are."""
+
+    file: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.file, str) and isinstance(self.digest, str)):
+            raise TypeError("a draw's file and digest are texts")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One draw of a file: keys or paths of images by split, each with its class as the file calls it, or None.
+
+    shots, seed: what it is the draw of, None where the file does not say it.
+    """
+
+    images: Mapping[str, tuple[tuple[str, str | None], ...]]
+    shots: int | None = None
+    seed: int | None = None
+
+    def is_of(self, shots: int | None, seed: int) -> bool:
+        """Whether it may be the draw of a run."""
+        return self.shots in (None, shots) and self.seed in (None, seed)
+
+
+def draw_file(place: str | Path, shots: int | None, seed: int) -> DrawFile:
+    """The file with the draw of a run: the one given, or of a folder the one named shot_K-seed_S.
+
+    Raises TaskError if there is none, or it has no such draw.
+    """
+    path = Path(place)
+    if path.is_dir():
+        named = {what: each for each in sorted(path.iterdir())
+                 if each.suffix.lower() in ENDINGS and (what := _of_name(each))}
+        if (shots, seed) not in named:
+            raise TaskError(_missing(str(place), shots, seed, list(named)))
+        path = named[shots, seed]
+    content = _content(path)
+    found = DrawFile(str(path), digest(content).hex())
+    listed_draw(found, shots, seed)
+    return found
+
+
+def listed_draw(source: DrawFile, shots: int | None, seed: int) -> Listed:
+    """The draw of a run from its file.
+
+    Raises TaskError if the file has changed or lists no draw, or none or several for these shots and this seed.
+    """
+    draws = _draws(source)
+    found = [each for each in draws if each.is_of(shots, seed)]
+    if not found:
+        raise TaskError(_missing(source.file, shots, seed, [(each.shots, each.seed) for each in draws]))
+    if len(found) > 1:
+        raise TaskError(f"{source.file} has {len(found)} draws of {_what(shots, seed)}: say shots and seed of each")
+    return found[0]
+
+
+def only_draw(place: str | Path) -> Listed | None:
+    """The draw of a file that has one alone; None for a folder, or several."""
+    if Path(place).is_dir():
+        return None
+    draws = _parsed(str(place), _content(Path(place)))
+    return draws[0] if len(draws) == 1 else None
+
+
+def _of_name(path: Path) -> tuple[int | None, int] | None:
+    """Shots and seed that a file is named after."""
+    found = _NAMED.fullmatch(path.stem)
+    return (None if found[1].lower() == "all" else int(found[1]), int(found[2])) if found else None
+
+
+def _missing(place: str, shots: int | None, seed: int, there: Sequence[tuple[Any, Any]]) -> str:
+    known = listing([_what(*each) for each in sorted(there, key=str)], 12) or "none named shot_K-seed_S"
+    return f"{place} has no draw of {_what(shots, seed)} (there are: {known}): ask for those with --shots and --seed(s)"
+
+
+def _what(shots: int | None, seed: int | None) -> str:
+    return f"{'all' if shots is None else shots} shots, seed {'any' if seed is None else seed}"
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():  # a row may name anything
+        raise TaskError(f"--draws {path} is no file: give the file that lists the draw, or a folder of such")
+    try:
+        return read_place(str(path))
+    except SourceError as error:
+        raise TaskError(f"--draws {error}") from error
+
+
+@lru_cache(maxsize=32)
+def _draws(source: DrawFile) -> list[Listed]:
+    content = _content(Path(source.file))
+    if digest(content).hex() != source.digest:
+        raise TaskError(f"{source.file} has changed since the run was asked for (its digest was {source.digest}): run "
+                        "the command again, or bring the old file back")
+    return _parsed(source.file, content)
+
+
+def _parsed(file: str, content: bytes) -> list[Listed]:
+    """All draws of a file."""
+    named = _of_name(Path(file))
+    try:
+        if suffix(file) == ".pkl":
+            draws = [Listed({split: tuple((each["_impath"], _class(each.get("_classname"), each.get("_label")))
+                                          for each in images) for split, images in read_datums(content).items()})]
+        elif suffix(file) == ".csv":
+            draws = _of_csv(text_of(content))
+        elif suffix(file) == ".json":
+            draws = _of_json(read_json(text_of(content)))
+        else:
+            raise ValueError(f"a list of draws ends with {', '.join(ENDINGS)}")
+    except ValueError as error:
+        raise TaskError(f"{file} is no list of draws: {error}") from error
+    if named and any(not each.is_of(*named) for each in draws):
+        raise TaskError(f"{file} is named after {_what(*named)} and lists another draw: rename it")
+    return [Listed(each.images, *named) for each in draws] if named else draws
+
+
+def _class(name: Any, number: Any) -> str | None:
+    """How a file tells classes apart: by number, which is there once per class, else by name."""
+    return None if number is None and name is None else str(name if number is None else number)
+
+
+def _of_json(values: Any) -> list[Listed]:
+    if isinstance(values, dict) and "draws" in values:
+        values = values["draws"]
+    draws = []
+    for each in values if isinstance(values, list) else [values]:
+        if not isinstance(each, dict) or not isinstance(each.get("train"), list):
+            raise ValueError(_FORM)
+        numbers = [each.get(name) for name in ("shots", "seed")]
+        if any(not (number is None or (type(number) is int and number >= 0)) for number in numbers):
+            raise ValueError(f"shots and seed must be whole numbers: {_FORM}")
+        draws.append(Listed({split: tuple(_image(image) for image in _list(each, split)) for split in SPLITS},
+                            *numbers))
+    if not draws:
+        raise ValueError(_FORM)
+    return draws
+
+
+def _list(values: Mapping[str, Any], split: str) -> list[Any]:
+    found = values.get(split, [])
+    if not isinstance(found, list):
+        raise ValueError(f"{split} is no list: {_FORM}")
+    return found
+
+
+def _image(value: Any) -> tuple[str, str | None]:
+    if isinstance(value, str):
+        return value, None
+    if isinstance(value, list) and len(value) in (2, 3) and isinstance(value[0], str):
+        return value[0], _class(value[-1], value[1])
+    raise ValueError(f"{json.dumps(value)[:60]} is no image: {_FORM}")
+
+
+def _of_csv(text: str) -> list[Listed]:
+    table = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    if "key" not in (table.fieldnames or ()):
+        raise ValueError("a CSV file of draws has the columns key and, as far as it needs them, split, shots, seed, "
+                         "class")
+    found: dict[tuple[int | None, int | None], dict[str, list[tuple[str, str | None]]]] = {}
+    for number, row in enumerate(table, 2):
+        split = row.get("split") or "train"
+        if split not in SPLITS or not row["key"]:
+            raise ValueError(f"line {number}: a row has a key, and its split is train or val")
+        try:
+            shots, seed = (int(row[name]) if row.get(name) else None for name in ("shots", "seed"))
+        except ValueError:
+            raise ValueError(f"line {number}: shots and seed must be whole numbers") from None
+        images = found.setdefault((shots, seed), {each: [] for each in SPLITS})
+        images[split].append((row["key"], row.get("class") or None))
+    return [Listed({split: tuple(each) for split, each in images.items()}, *what) for what, images in found.items()]
+
+
+def write_draw(path: Path, form: str, shots: int | None, seed: int,
+               images: Mapping[str, Sequence[tuple[str, int, str]]]) -> None:
+    """Write a draw. form: one of FORMATS. images: key or path, class number and class name by split."""
+    if form == "coop":
+        content = write_datums(images)
+    elif form == "csv":
+        lines = io.StringIO(newline="")
+        table = csv.writer(lines)
+        table.writerow(["key", "split", "shots", "seed", "class"])
+        table.writerows([key, split, "" if shots is None else shots, seed, name]
+                        for split, several in images.items() for key, _, name in several)
+        content = lines.getvalue().encode("utf-8", "surrogateescape")
+    elif form == "tip-adapter":
+        content = json.dumps({**images, "test": []}).encode()
+    else:
+        content = json.dumps({"shots": shots, "seed": seed, **{
+            split: [key for key, _, _ in several] for split, several in images.items()}}, indent=1).encode()
+    with whole_file(path) as file:
+        file.write(content)
