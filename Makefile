@@ -39,6 +39,7 @@ methods-page: install
 
 docs: install
 	$(BIN)/python docs/command_page.py > docs/commands.md
+	$(BIN)/python docs/catalogue_file.py
 
 install: .venv/installed
 install-test: .venv/installed-test .types/onceclip

@@ -6,17 +6,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError, deserialize, safe_open
 
 from onceclip.adapters.errors import AdapterFileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     import fcntl
@@ -38,6 +38,8 @@ _ADDED = {"inputs": ["embedding"], "parameters": [], "temperature": 1.0, "calibr
 _WIDEST = 2**24  # of a row
 _HOTTEST = 1e12  # a calibration finds a temperature between this and its inverse
 _TRIES = 1000  # of a reader, where there was another save during each
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+          "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # of safetensors, as torch calls them
 
 
 def write_adapter(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], card: str) -> None:
@@ -47,6 +49,8 @@ def write_adapter(folder: Path, config: Mapping[str, Any], tensors: dict[str, Te
     out of it.
     Raises AdapterFileError, which names the file, where one cannot be written.
     """
+    from safetensors.torch import save_file
+
     text = json.dumps({**config, _WEIGHTS_DIGEST: _digest_of(tensors)}, indent=2) + "\n"
     metadata = {_CONFIG_DIGEST: _canonical_digest(json.loads(text))}
     unfinished, path = folder / UNFINISHED, folder
@@ -84,10 +88,30 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises AdapterFileError, which names the file, for one that is missing, unreadable or damaged.
     """
+    return _read_whole(folder, _tensors_of)
+
+
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """The configuration of an adapter alone, checked as by `read_adapter`, without torch."""
+    return _read_whole(folder, _digest_of_file)[0]
+
+
+def classes_outside(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration names a method or a head that is no part of onceclip."""
+    def names(value: Any) -> Iterator[str]:
+        for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from names(each)
+        if isinstance(value, dict):
+            yield str(value.get("type", ""))
+
+    return any(":" in name for name in (config["method"], *names(config["head"])))
+
+
+def _read_whole(folder: Path, read: Callable[[Path], tuple[Any, str]]) -> tuple[dict[str, Any], Any]:
     for _ in range(_TRIES):
         state = _state(folder)
         try:
-            return _read(folder)
+            return _read(folder, read)
         except AdapterFileError:
             if state == _state(folder):  # else another process has saved meanwhile
                 raise
@@ -116,7 +140,8 @@ def _state(folder: Path) -> list[Any]:
     return found
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(folder: Path, read: Callable[[Path], tuple[Any, str]]) -> tuple[dict[str, Any], Any]:
+    """Both files. read: what is wanted of the weights, and their digest."""
     config_file, weights_file = file_of(folder, CONFIG), file_of(folder, WEIGHTS)
     with _reading(config_file):
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -127,13 +152,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         completed = _checked(config)
     with _reading(weights_file):
         weights_file.open("rb").close()  # safetensors says of all files that it cannot open that there are none
-        with safe_open(weights_file, "pt") as file:
+        with safe_open(weights_file, "np") as file:
             metadata = file.metadata() or {}
-            # In memory of their own: libraries round products by where tensors begin.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors, digest = read(weights_file)
     if _WEIGHTS_DIGEST in config or _CONFIG_DIGEST in metadata:  # older versions wrote neither
         same_config = metadata.get(_CONFIG_DIGEST) == _canonical_digest(config)
-        same_weights = config.get(_WEIGHTS_DIGEST) == _digest_of(tensors)
+        same_weights = config.get(_WEIGHTS_DIGEST) == digest
         if not same_config and not same_weights:
             raise AdapterFileError(f"{config_file} and {WEIGHTS} beside it are not of one save: fit the adapter again, "
                                    "or copy both files")
@@ -184,12 +208,33 @@ def _canonical_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
+def _tensors_of(path: Path) -> tuple[dict[str, Tensor], str]:
+    with safe_open(path, "pt") as file:
+        # In memory of their own: libraries round products by where tensors begin.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    return tensors, _digest_of(tensors)
+
+
+def _digest_of_file(path: Path) -> tuple[None, str]:
+    found = {name: (f"torch.{_TYPES[each['dtype']]}", each["shape"], each["data"])
+             for name, each in deserialize(path.read_bytes())}
+    return None, _digest(found)
+
+
 def _digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of names, types, shapes and values."""
+    import torch
+
+    return _digest({name: (str(value.dtype), list(value.shape),
+                           value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                    for name, value in tensors.items()})
+
+
+def _digest(tensors: Mapping[str, tuple[str, list[int], Any]]) -> str:
+    """A digest of names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, (dtype, shape, content) in sorted(tensors.items()):
+        digest.update(json.dumps([name, dtype, shape]).encode())
+        digest.update(content)
     return digest.hexdigest()
 
 

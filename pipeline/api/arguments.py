@@ -6,12 +6,14 @@ import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onceclip.adapters import Classifier, Method, load_classifier
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.stores import Store, open_store
+
+if TYPE_CHECKING:
+    from onceclip.adapters import Classifier, Method
 
 
 def path_of(value: Any, what: str) -> Path:
@@ -44,6 +46,8 @@ def opened_all(stores: Any) -> list[Store]:
 
 def loaded(adapter: Any, modules: Sequence[str] = ()) -> Classifier:
     """The classifier that is meant: a fitted one, or the one that a folder holds."""
+    from onceclip.adapters import Classifier, load_classifier
+
     if isinstance(adapter, Classifier):
         return adapter
     return load_classifier(path_of(adapter, "a classifier, or the folder of a saved one"), modules)
@@ -84,6 +88,8 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
 
 def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:
     """A method by its name or class; and of an object the hyperparameters that it was made with."""
+    from onceclip.adapters import Method
+
     if isinstance(method, Method):
         return type(method), dict(method.values)
     if isinstance(method, str) or (isinstance(method, type) and issubclass(method, Method)):

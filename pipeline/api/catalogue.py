@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from onceclip.adapters import METHODS, Hyperparameter, Method, method_class
 from onceclip.pipeline.api.arguments import method_of
 
+if TYPE_CHECKING:
+    from onceclip.adapters import Hyperparameter, Method
+
+FILE = Path(__file__).with_name("methods.json")  # what `methods` gives, so that a list of them does not import torch
+_ADAPTERS = Path(__file__).parents[2] / "adapters"
 _SOLVERS = {"lbfgs": "L-BFGS to convergence", "own": "own solver"}
 
 
@@ -23,9 +30,45 @@ def methods(name: str | type[Method] | None = None) -> dict[str, Any]:
         >>> onceclip.methods("gda")["family"]
         'closed form'
     """
-    if name is not None:
-        return _values(method_class(method_of(name)[0]))
-    return {"methods": [_values(method) for method in METHODS.values()]}
+    if name is None or (isinstance(name, str) and ":" not in name):
+        found = _written() or _all()
+        if name is None:
+            return {"methods": list(found.values())}
+        if name in found:
+            return found[name]
+    from onceclip.adapters import method_class
+
+    return _values(method_class(method_of(name)[0]))
+
+
+def catalogue_text() -> str:
+    """What `FILE` is to hold: all methods, and a digest of the code that says so."""
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in _all().items())
+    return f'{{"code": "{_digest()}", "methods": {{\n{lines}}}}}\n'
+
+
+def _written() -> dict[str, Any] | None:
+    """The methods by name as the file has them, unless the code is another one by now."""
+    try:
+        found = json.loads(FILE.read_text(encoding="utf-8"))
+        return dict(found["methods"]) if found["code"] == _digest() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _all() -> dict[str, Any]:
+    from onceclip.adapters import METHODS
+
+    return {name: _values(method) for name, method in METHODS.items()}
+
+
+def _digest() -> str:
+    """Identity of the code that decides what is told of a method."""
+    made = hashlib.blake2b(digest_size=16)
+    for path in (Path(__file__), _ADAPTERS / "method.py", _ADAPTERS / "training" / "trainable.py",
+                 *sorted((_ADAPTERS / "methods").glob("*.py"))):
+        made.update(path.name.encode() + path.read_bytes())
+    return made.hexdigest()
 
 
 def _values(method: type[Method]) -> dict[str, Any]:

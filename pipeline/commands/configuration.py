@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import ConfigurationError
 
 _OPTION = "config"
@@ -132,8 +133,6 @@ def _text(value: Any) -> str:
 
 
 def _unknown(what: str, name: str, known: Any, place: object) -> str:
-    from onceclip.adapters.errors import unknown  # imports torch, which a good file does not need
-
     return unknown(what, name, known, f" in {place}")
 
 

@@ -1,9 +1,28 @@
-"""Encoders: what a user names, how it is loaded, and what it computes."""
+"""Encoders: what a user names, how it is loaded, and what it computes.
 
-from onceclip.pipeline.encoders.backend import EMBEDDING, OUTPUTS, PREPROJ, TOKEN, TOKENS
-from onceclip.pipeline.encoders.encoder import Encoder
-from onceclip.pipeline.encoders.opening import check_spec, open_encoder
-from onceclip.pipeline.encoders.spec import DEMO, EncoderSpec
+Names are imported on first use: what only names an encoder needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.encoders.backend import EMBEDDING, OUTPUTS, PREPROJ, TOKEN, TOKENS
+    from onceclip.pipeline.encoders.encoder import Encoder
+    from onceclip.pipeline.encoders.opening import check_spec, open_encoder
+    from onceclip.pipeline.encoders.spec import DEMO, EncoderSpec
+
+_MODULES = {name: module for module, names in {
+    "backend": ("EMBEDDING", "OUTPUTS", "PREPROJ", "TOKEN", "TOKENS"), "encoder": ("Encoder",),
+    "opening": ("check_spec", "open_encoder"), "spec": ("DEMO", "EncoderSpec")}.items() for name in names}
 
 __all__ = ["DEMO", "EMBEDDING", "OUTPUTS", "PREPROJ", "TOKEN", "TOKENS", "Encoder", "EncoderSpec", "check_spec",
            "open_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 import onceclip
-from onceclip.adapters import load_classifier
-from onceclip.adapters.saving import CONFIG
+from onceclip.adapters.saving import CONFIG, classes_outside, read_configuration
 from onceclip.pipeline.words import counts
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
@@ -29,10 +28,14 @@ def info(path: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     Raises NotAStore if the path is neither.
     """
     if (Path(path) / CONFIG).is_file():
-        classifier = load_classifier(path, modules)
-        return {"kind": "adapter", "path": path, "method": classifier.method, "dim": classifier.dim,
-                "hyperparameters": classifier.hyperparameters, "classes": list(classifier.class_names),
-                "provenance": classifier.provenance}
+        config = read_configuration(Path(path))
+        if modules or classes_outside(config):
+            from onceclip.adapters import load_classifier  # says which module it needs
+
+            load_classifier(path, modules)
+        return {"kind": "adapter", "path": path, "method": config["method"], "dim": config["dim"],
+                "hyperparameters": config["hyperparameters"], "classes": config["class_names"],
+                "provenance": config["provenance"]}
     return _store(open_store(path))
 
 
