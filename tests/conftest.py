@@ -123,6 +123,12 @@ def adapter_path(store_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a store."""
+    return lambda path: {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
 @pytest.fixture
 def store_copy(store_path: Path, tmp_path: Path) -> Path:
     """A copy of the shared store, to be damaged."""

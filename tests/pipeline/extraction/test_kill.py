@@ -35,11 +35,6 @@ FILES = 6  # that get their name or are removed: those of a new store, or those 
 TEMPLATES = ("a drawing of a {}.", "a {}.")
 
 
-def contents(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*")
-            if file.is_file()}
-
-
 @pytest.fixture
 def root(folder_of: Callable[..., Path]) -> Path:
     path = folder_of({"disc": 3, "ring": 3})
@@ -68,7 +63,8 @@ def start(request: pytest.FixtureRequest, root: Path, tmp_path: Path, glyph: Cal
 
 
 def test_an_extraction_killed_at_any_moment_ends_as_if_nothing_had_been(
-        root: Path, start: Path, tmp_path: Path, forked: Callable[..., Any]) -> None:
+        root: Path, start: Path, tmp_path: Path, forked: Callable[..., Any],
+        contents: Callable[[Path], dict[str, bytes]]) -> None:
     """clip-retrieval#368. Random moments, and those just before a file gets its name or is removed.
 
     The extraction that makes a store grow names no templates: those of the store have to survive.
