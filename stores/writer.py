@@ -70,6 +70,7 @@ class StoreWriter:
                                  "no column has")
         if occupied(path):
             raise StoreError(f"{path} exists already: give another path, or delete it first")
+        _remove_partial_files(path)
         attributes |= {"schema": SCHEMA, "kind": KIND, "encoder": encoder, "classes": [], "complete": False,
                        "unit_rows": unit_rows, "dim": dim, "dtype": dtype, "texts": {}}
         if outputs:
@@ -114,9 +115,7 @@ class StoreWriter:
                                 "extract into another store, or name the encoder that made this one")
         if units is not None:
             return cls(Store(store.path, open_group(path, mode="r+")), frozenset(units))
-        if not is_remote(path):
-            for leftover in Path(local_path(path)).rglob(f"*{PARTIAL}"):
-                leftover.unlink(missing_ok=True)
+        _remove_partial_files(path)
         return cls(Store(store.path, open_group(path, mode="r+")))._with_arrays()
 
     def plan(self, tables: Table | Iterable[Table], classes: Sequence[str]) -> None:
@@ -282,6 +281,12 @@ class StoreWriter:
         self.update(texts={**texts, name: entry})
         self._remove_beside(name)
 
+    def settle_text(self, name: str) -> None:
+        """Finish the replacement of a text set that a killed process left half done."""
+        if "place" in self.store.attributes["texts"][name]:
+            self.put_text(name, self.store.text(name))
+        self._remove_beside(name)
+
     def _remove_beside(self, name: str) -> None:
         """Delete what stands beside a text set, also the files that a process killed while it deleted them left."""
         sync((self.group.store_path / f"text/{name}{BESIDE}").delete_dir())
@@ -296,9 +301,8 @@ class StoreWriter:
         if todo:
             raise StoreError(f"{todo} rows are still to be encoded")
         for name in self.store.texts:
-            if "place" in self.store.attributes["texts"][name]:  # a process was killed while it replaced this set
-                self.put_text(name, self.store.text(name))
-            self._remove_beside(name)
+            self.settle_text(name)
+        _remove_partial_files(self.store.path)  # of other processes that wrote units
         self.store.array("split")[...] = split
         self.update(**attributes)
         found = self.store.content_fingerprint()
@@ -322,3 +326,10 @@ class StoreWriter:
         if self.units is not None:
             raise StoreError(f"{self.store.path} was opened to write some units only: leave the rest to one that was "
                              "opened for all")
+
+
+def _remove_partial_files(path: str) -> None:
+    """Delete what a process was writing on a local disk when it was killed."""
+    if not is_remote(path):
+        for leftover in Path(local_path(path)).rglob(f"*{PARTIAL}"):
+            leftover.unlink(missing_ok=True)

@@ -52,6 +52,14 @@ def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Nobody waits for the disk to have kept a file: no test cuts the power of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def glyph() -> Callable[..., Path]:
     """The function that draws one picture."""
@@ -123,6 +131,12 @@ def adapter_path(store_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a store."""
+    return lambda path: {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
 @pytest.fixture
 def store_copy(store_path: Path, tmp_path: Path) -> Path:
     """A copy of the shared store, to be damaged."""
@@ -186,10 +200,42 @@ def process(elsewhere: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[subprocess.Popen[str]]:
+    """A Python that has imported everything and forks."""
+    with subprocess.Popen([sys.executable, str(Path(__file__).with_name("fork_server.py"))], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as server:
+        yield server
+        server.stdin.close()
+
+
 @pytest.fixture
-def run_process(process: Callable[..., Any]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def forked(fork_server: subprocess.Popen[str], tmp_path: Path,
+           elsewhere: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `process`, but forked: for what does not look at imports or at memory."""
+
+    def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        given = [str(each) for each in arguments]
+        output = [tmp_path / f"forked.{name}" for name in ("stdout", "stderr")]
+        for path in output:
+            path.write_bytes(b"")
+        request = {"arguments": given, "folder": str(elsewhere), "output": [str(path) for path in output],
+                   "environment": {**os.environ, "OMP_NUM_THREADS": "1"}}
+        fork_server.stdin.write(json.dumps(request) + "\n")
+        fork_server.stdin.flush()
+        code = int(fork_server.stdout.readline())
+        texts = [path.read_text() for path in output]
+        for path in output:
+            path.unlink()
+        return subprocess.CompletedProcess(given, code, *texts)
+
+    return call
+
+
+@pytest.fixture
+def run_process(forked: Callable[..., Any]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command as `python -m onceclip ...` in a process of its own."""
-    return lambda *arguments: process("-m", "onceclip", *arguments)
+    return lambda *arguments: forked("-m", "onceclip", *arguments)
 
 
 @pytest.fixture

@@ -109,6 +109,7 @@ def put_prompts(writer: StoreWriter, encoder: Encoder, name: str, prompts: Promp
     planned = _planned(writer, name, prompts)
     present = writer.store.text(name) if name in writer.store.texts else None
     if present and _holds(present, planned):
+        writer.settle_text(name)
         return {**_report(name, present), "encoded": 0}
     encoded = encode_sentences(encoder, prompts.sentences, truncate, progress)
     source = dict(planned.source)

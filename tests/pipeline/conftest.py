@@ -148,10 +148,3 @@ def blank() -> Callable[[Path], None]:
     from PIL import Image
 
     return lambda path: Image.new("L", (32, 32), 255).save(path)
-
-
-@pytest.fixture(scope="session")
-def contents() -> Callable[[Path], dict[str, bytes]]:
-    """Every file of a store."""
-    return lambda path: {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*")
-                         if file.is_file() and file.suffix != ".partial"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onceclip.pipeline.prompts.embedding import add_text, prompts_for
 from onceclip.stores import StoreWriter, TextSet, open_store
+from onceclip.stores.location import PARTIAL
 from onceclip.stores.rows import unusable_rows
 from onceclip.stores.verification import verify
 
@@ -106,6 +110,52 @@ def test_the_rest_of_a_replaced_text_set_is_removed_by_the_next_extraction(write
     before = open_store(str(store_copy))
     assert writer.finish(before.table.split).fingerprint == before.fingerprint
     assert [each.name for each in (store_copy / "text").iterdir() if each.is_dir()] == ["default"]
+
+
+class PowerCut(BaseException):
+    """What ends a run without any clean-up."""
+
+
+def test_a_replacement_of_a_text_set_that_was_cut_short_ends_as_one_that_was_not(
+        store_path: Path, tmp_path: Path, encoder: Any, contents: Callable[[Path], dict[str, bytes]]) -> None:
+    """Whatever file was the last to get its name or to be deleted, the same command leaves the same files."""
+    prompts = prompts_for(open_store(str(store_path)), ("a {}.",))
+
+    def replaced(path: Path, allowed: int) -> bool:
+        """Replace the prompts, with no file changed any more after some; gives whether that was enough."""
+        left = iter(range(allowed))
+
+        def limited(action: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                if not str(arguments[0]).endswith(".lock") and next(left, None) is None:
+                    raise PowerCut
+                return action(*arguments, **options)
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch, suppress(PowerCut):
+            patch.setattr(Path, "replace", limited(Path.replace))
+            patch.setattr(os, "unlink", limited(os.unlink))
+            add_text(str(path), "default", prompts, encoder, overwrite=True)
+            return True
+        return False
+
+    expected = Path(shutil.copytree(store_path, tmp_path / "expected.zarr"))
+    assert replaced(expected, 1000)
+    for allowed in range(0, 1000, 3):
+        path = Path(shutil.copytree(store_path, tmp_path / f"{allowed}.zarr"))
+        if replaced(path, allowed):
+            break
+        assert replaced(path, 1000)
+        assert contents(path) == contents(expected), f"cut after {allowed} files"
+    assert allowed > 30
+
+
+def test_what_was_left_where_nothing_was_made_yet_is_not_kept(tmp_path: Path) -> None:
+    """A process may be killed before even the store's own description has its name."""
+    (tmp_path / f"zarr.json.0{PARTIAL}").write_text("{")
+    StoreWriter.create(str(tmp_path), {"name": "any", "fingerprint": "0"}, 4)
+    assert list(tmp_path.rglob(f"*{PARTIAL}")) == []
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

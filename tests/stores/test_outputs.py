@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -273,17 +274,14 @@ def test_every_flipped_byte_of_a_compacted_store_with_outputs_is_found(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_writer_of_outputs_killed_before_any_of_its_files_goes_on(path: str, tmp_path: Path) -> None:
+def test_a_writer_of_outputs_killed_before_any_of_its_files_goes_on(
+        path: str, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]) -> None:
     """Views, vectors before the projection and their checksums stand or fall with their unit."""
-    def contents(store: Path | str) -> dict[str, bytes]:
-        return {str(file.relative_to(store)): file.read_bytes() for file in Path(store).rglob("*")
-                if file.is_file() and file.suffix != ".partial"}
-
     rename, counted = Path.replace, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", lambda *arguments: counted.append(arguments) or rename(*arguments))
         written(str(tmp_path / "counted.zarr"))
-    for last in range(0, len(counted), 4):
+    for last in range(0, len(counted), 7):
         store = tmp_path / f"{last}.zarr"
         child = os.fork()
         if child == 0:
@@ -296,5 +294,5 @@ def test_a_writer_of_outputs_killed_before_any_of_its_files_goes_on(path: str, t
         if occupied(str(store)):
             assert not open_store(str(store)).complete
         written(str(store))
-        assert contents(store) == contents(path), f"killed before {counted[last]}"
+        assert contents(store) == contents(Path(path)), f"killed before {counted[last]}"
     assert len(counted) > 60

@@ -1,7 +1,7 @@
 """Shares of work done by processes that know nothing of each other: one store, one table of results.
 
 To start three extractions at the same time without loading torch three times, this file is also a program: one process
-imports everything and forks a child per part.
+forks a child per part.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def test_the_shares_are_the_whole_and_nothing_twice() -> None:
 
 @pytest.mark.slow
 def test_parts_at_the_same_time_make_the_store_of_one_process(
-        folder_of: Callable[..., Path], tmp_path: Path, process: Callable[..., Any],
+        folder_of: Callable[..., Path], tmp_path: Path, forked: Callable[..., Any],
         contents: Callable[[Path], dict[str, bytes]]) -> None:
     """Views of images whose splits are known are made by the parts, others by the last one."""
     roots = []
     for name, tops in (("drawn", [""]), ("folders", ["train/", "test/"])):
         roots.append(folder_of({f"{top}{kind}": 12 for top in tops for kind in ("disc", "ring")}, name))
         (roots[-1] / tops[0] / "ring" / "bad.png").write_bytes(b"no image")
-    done = process(__file__, "together", tmp_path, *roots)
+    done = forked(__file__, "together", tmp_path, *roots)
     assert done.returncode == 0, done.stderr
     parts = [json.loads(line) for line in done.stdout.splitlines()]
     for root, images in zip(roots, (25, 49), strict=True):
@@ -63,11 +63,11 @@ def test_parts_at_the_same_time_make_the_store_of_one_process(
 
 @pytest.mark.slow
 def test_a_part_that_is_missing_leaves_an_unfinished_store_that_it_or_a_plain_extraction_finishes(
-        pictures: Path, tmp_path: Path, process: Callable[..., Any],
+        pictures: Path, tmp_path: Path, forked: Callable[..., Any],
         contents: Callable[[Path], dict[str, bytes]]) -> None:
     fewer = Path(shutil.copytree(pictures, tmp_path / "fewer"))
     (fewer / "disc" / "03.png").unlink()
-    done = process(__file__, "one after the other", tmp_path, pictures, fewer)
+    done = forked(__file__, "one after the other", tmp_path, pictures, fewer)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["complete"] for line in done.stdout.splitlines()] == [False, False, True, True]
     assert done.stderr.count("images.zarr is being made of other images: give all parts the same source") == 1
