@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import Classifier
+from onceclip.adapters.inference import Inference
 from onceclip.adapters.training.loop import Progress, no_progress
-from onceclip.pipeline.api.arguments import listed, loaded, one_of, opened, opened_all, path_of, place_of, whole
+from onceclip.pipeline.api.arguments import (
+    inference_of,
+    listed,
+    loaded,
+    one_of,
+    opened,
+    opened_all,
+    path_of,
+    place_of,
+    whole,
+)
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.tasks.classes import CHOICES
 from onceclip.stores import Store
@@ -17,6 +28,7 @@ from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec
+    from onceclip.pipeline.evaluation.batches import Batches
     from onceclip.pipeline.export import Exported
     from onceclip.pipeline.prediction.predict import Prediction
 
@@ -26,6 +38,9 @@ Adapter = str | Path | Classifier
 def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path | Store], split: str = "test", *,
              classes: str | Sequence[str] = "all", text: str | None = None, only_its_classes: bool = False,
              against: Adapter | None = None, confusion: str | Path | None = None, modules: Sequence[str] = (),
+             inference: str | type[Inference] | Inference | None = None,
+             inference_values: Mapping[str, Any] | None = None, batches: Mapping[str, Any] | Batches | None = None,
+             save: str | Path | None = None, overwrite: bool = False,
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -36,13 +51,23 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         against: another adapter, to be compared on the same images. confusion: a CSV file for the confusion matrix.
         modules: that saved heads and methods may come from. progress: of a store's path, a context that gives
         a function for the fraction done.
+    inference: a strategy by which the adapter reads the rows, without their labels; the scores are then those with it,
+        and `inference` among them says what was done and what the adapter reaches alone. inference_values: its
+        hyperparameters. batches: have it see one batch at a time, `Batches` or its fields by name. save: a folder for
+        the adapter that the strategy leaves behind; overwrite: replace one that is there.
     Raises StoreMismatch if another encoder made a store, TaskError if there is no labelled image, ArgumentError.
 
     Example:
         >>> scores = onceclip.evaluate(onceclip.adapters.ZeroShot().fit(task), "pets.zarr", split="test")
         >>> scores["n"], 0 <= scores["accuracy"] <= 1
         (48, True)
+        >>> found = onceclip.evaluate("pets-adapter", "pets.zarr", inference="stata", inference_values={"alpha": 2})
+        >>> found["inference"]["transductive"], 0 <= found["inference"]["alone"]["accuracy"] <= 1
+        (True, True)
     """
+    from onceclip.pipeline.api.runs import free_folder
+    from onceclip.pipeline.evaluation.batches import Batches
+    from onceclip.pipeline.evaluation.inference import read
     from onceclip.pipeline.evaluation.intervals import compare
     from onceclip.pipeline.evaluation.metrics import write_matrix
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
@@ -52,12 +77,30 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
+    strategy = None if inference is None else inference_of(inference, inference_values)
+    dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
+    if strategy is None and (inference_values or dealt is not None or save is not None):
+        raise ArgumentError("inference_values, batches and save are for a strategy: add inference (--inference)")
+    folder = None if save is None else free_folder(path_of(save, "save: a folder"), overwrite, "--save")
+    if strategy and folder and not strategy.leaves_classifier:
+        raise ArgumentError(f"{strategy.name} leaves no adapter behind that reads rows one by one: leave --save out, "
+                            "or take a strategy that does (`onceclip methods` says which)")
+    if dealt is not None and against is not None:
+        raise ArgumentError("--against compares on one set of rows: leave out the batches, or --against")
+    if folder and (len(several) > 1 or dealt is not None):
+        raise ArgumentError("what is saved is left behind by one set of rows: give one store, and no batches")
     if confusion is not None and len(several) > 1:
         raise ArgumentError("the confusion matrix is that of one store: give one")
     for store in several:
         with progress(store.path) as told:
-            done = protocol.score(classifier, store, told)
-        found.append(done.as_values())
+            done = protocol.score(classifier, store, no_progress if strategy else told)
+            values = done.as_values()
+            if strategy:
+                reading = read(done, strategy, dealt, told)
+                done, values = reading.evaluation, reading.as_values()
+                if folder and reading.classifier:
+                    reading.classifier.save(folder)
+        found.append(values)
         if other:
             found[-1]["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
                                     **compare(done.right, protocol.score(other, store).right, done.unit)}
