@@ -14,6 +14,7 @@ from torch import Tensor
 from onceclip.adapters import Classifier
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.heads.batched import batched_logits
+from onceclip.adapters.inference.base import INFERENCE
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.intervals import row_interval, units_of
@@ -22,6 +23,8 @@ from onceclip.pipeline.tasks.classes import names_of
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.pipeline.words import listing
 from onceclip.stores import Store, StoreMismatch
+
+LEFT_BY = "left_by"  # among the scores of a classifier that a strategy left behind: the record of that
 
 
 @dataclass(frozen=True)
@@ -191,8 +194,9 @@ def temperature_of(classifier: Classifier) -> float | None:
 
 
 def scores_of(classifier: Classifier, store: Store, split: str, tally: Tally, seconds: float) -> dict[str, Any]:
-    """What a tally says, and of what, as JSON values."""
+    """What a tally says, and of what, as JSON values; of a classifier that a strategy left behind, of which."""
+    left = classifier.provenance.get(INFERENCE)
     return {**tally.scores(), **tally.calibrated_scores(), "split": split, "n": tally.rows,
             "classes": int((tally.count > 0).sum()), "among": tally.classes, "method": classifier.method,
             "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],
-            "details": tally.details(), "seconds": seconds}
+            "details": tally.details(), "seconds": seconds, **({LEFT_BY: left} if left else {})}

@@ -42,6 +42,22 @@ def parse_orders(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
+def orders_for(strategy: Inference | None, orders: Sequence[int] | str | None, batches: bool) -> tuple[int, ...]:
+    """Seeds of the orders in which a strategy reads the rows; none but for a stream that is not dealt in batches.
+
+    orders: that are asked for, None for DEFAULT. batches: whether batches are.
+    Raises TaskError for orders of what is no stream, or that are none.
+    """
+    stream = strategy is not None and strategy.sees == "stream"
+    if orders is None:
+        return DEFAULT if stream and not batches else ()
+    if strategy is not None and not stream:
+        raise TaskError(f"--orders is for strategies that read a stream, and {strategy.name} does not: leave it out")
+    if batches:
+        raise TaskError("--orders and batches are two ways to deal out a stream: give one of them")
+    return parse_orders(orders if isinstance(orders, str) else ",".join(map(str, orders)))
+
+
 def permutation(seed: int, rows: int) -> np.ndarray:
     """The order of a seed, by torch's generator on a CPU: (rows,) int64."""
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
