@@ -3,9 +3,10 @@
 A strategy is one file with one subclass of `Inference` (or of `Inductive`), named in `INFERENCES`. It works on every
 fitted classifier, because it takes from it two things alone:
 
-- `log_scores`: the classifier's logits over its temperature, in the precision of its head. Where a formula has the
-  probabilities of zero-shot, `softmax(s x . w_c)`, their softmax stands; of a zero-shot classifier it is the same.
-  Where it has cosines with class vectors, `similarities` are made of them.
+- `log_scores`: the classifier's logits, in the precision of its head. Where a formula has the probabilities of
+  zero-shot, `softmax(s x . w_c)`, their softmax stands; of a zero-shot classifier it is the same. A temperature, which
+  a calibrated classifier has for the probabilities that it reports, is left out: with it no paper's zero-shot numbers
+  would be met. Where a formula has cosines with class vectors, `similarities` are made of the logits.
 - `prototypes`: unit class vectors w_c beside which images lie. They are the text's of the task; where that has no
   prompts, those of a linear head without a bias, which is one vector per class.
 """
@@ -84,6 +85,7 @@ class Inference(Configurable, ABC):
         in an order, each with a memory of those before it).
     prior: what it assumes of how frequent the classes are: "uniform", "none", or "estimated".
     wants_normal: whether the train rows that it prepares with are those of the normal class alone, with their patches.
+    leaves_classifier: whether it leaves one behind that reads rows one by one, and can be saved.
     progress: is told the fraction done by strategies that take long; the caller may set it.
 
     It keeps nothing between calls.
@@ -95,6 +97,7 @@ class Inference(Configurable, ABC):
     sees: ClassVar[str] = "set"
     wants_normal: ClassVar[bool] = False
     prior: str = "none"
+    leaves_classifier: ClassVar[bool] = False
     progress: Progress = staticmethod(no_progress)
 
     def __init_subclass__(cls) -> None:
@@ -152,6 +155,8 @@ class Inductive(Inference):
     Its hyperparameters have those of `fit_setting`. Fitted on train rows it can be saved and trusted like any adapter.
     """
 
+    leaves_classifier = True
+
     @property
     def fitted_on(self) -> str:
         return str(self.fit_on)
@@ -188,14 +193,11 @@ def queries_of(classifier: Classifier, embedding: Tensor, inputs: Tensor | None 
 
 
 def log_scores(classifier: Classifier, queries: Queries) -> Tensor:
-    """Logits over the temperature (n, classes), in the precision of the head: log-probabilities but for a constant
-    per row.
+    """Logits (n, classes), in the precision of the head: log-probabilities but for a constant per row.
+
+    They are new: a strategy may change them in place.
     """
-    rows = queries.embedding if queries.inputs is None else queries.inputs
-    return _in_pieces(classifier.head, rows).div_(classifier.temperature)
-
-
-def _in_pieces(head: Head, rows: Tensor) -> Tensor:
+    head, rows = classifier.head, queries.embedding if queries.inputs is None else queries.inputs
     step = max(1, elements_at_once(rows.device.type) // max(head.width, rows.shape[1]))
     first = head(rows[:step])
     if len(rows) <= step:
@@ -236,9 +238,9 @@ def similarities(classifier: Classifier, queries: Queries, task: Task) -> Tensor
 def extended(strategy: Inference, classifier: Classifier, head: Head) -> Classifier:
     """The classifier of logits `log_scores + head`: linear where both are.
 
-    It has the temperature 1, and is marked as made by the strategy, so that it serves no other classes.
+    It has no temperature, and is marked as made by the strategy, so that it serves no other classes.
     """
-    both: Head = Sum((classifier.head, head), (1 / classifier.temperature, 1.0))
+    both: Head = Sum((classifier.head, head), (1.0, 1.0))
     return replaced(strategy, classifier, as_linear(both) or both)
 
 

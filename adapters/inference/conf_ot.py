@@ -43,5 +43,5 @@ class ConfOT(Inductive):
         bias = torch.nan_to_num(bias - bias.mean())
         if self.epsilon == 1:
             return with_bias(self, classifier, bias)
-        cooler = replaced(self, classifier, Sum((classifier.head,), (1 / (self.epsilon * classifier.temperature),)))
+        cooler = replaced(self, classifier, Sum((classifier.head,), (1 / self.epsilon,)))
         return with_bias(self, cooler, bias)

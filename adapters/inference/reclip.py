@@ -31,9 +31,15 @@ class ReCLIP(Inference):
     hyperparameters = {
         "neighbours": Hyperparameter(20, "largest affinities that each node keeps", low=1, high=1000),
         "alpha": Hyperparameter(0.99, "how far labels spread", high=0.9999),
+        "normalize_classes": Hyperparameter(False, "divide the scores of a class by their sum over the images, which "
+                                            "assumes balanced classes"),
         "directions": Hyperparameter(0, "singular directions of the texts that are kept, the first, which is dropped, "
                                      "among them; 0 for 768, or 250 with more than 500 classes", high=1e5),
     }
+
+    @property
+    def prior(self) -> str:  # type: ignore[override]
+        return "uniform" if self.normalize_classes else "none"
 
     def infer(self, classifier: Classifier, queries: Queries, prepared: Task) -> Inferred:
         text, rows = prototypes(classifier, prepared), queries.embedding
@@ -57,4 +63,7 @@ class ReCLIP(Inference):
             value[place], index[place] = block.topk(number, dim=1)
         graph = symmetric(sparse(value.clamp_min_(0), index, len(nodes)))
         scores, steps = spread(graph, classes, self.alpha, self.progress)
-        return Inferred(scores[classes:].clamp_min(LEAST).log(), diagnostics={"solver_steps": steps})
+        scores = scores[classes:]
+        if self.normalize_classes:
+            scores = scores / scores.sum(dim=0).clamp_min(LEAST)
+        return Inferred(scores.clamp_min(LEAST).log(), diagnostics={"solver_steps": steps})

@@ -122,13 +122,16 @@ def spec_for(method: str | type[Method] | Method, shots: int | str | None = None
                    draws=None if draws is None else _draws_of(draws, number, start))
 
 
-def free_folder(out: Path, overwrite: bool = False) -> Path:
-    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things."""
+def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:
+    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things.
+
+    option: which names the folder.
+    """
     if file_of(out, CONFIG).exists() and not overwrite:
-        raise ResultError(f"{out} holds an adapter already: give another --out, or add --overwrite")
+        raise ResultError(f"{out} holds an adapter already: give another {option}, or add --overwrite")
     own = CONFIG, WEIGHTS, NAME, UNFINISHED, WHOLE
     if out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
-        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give --out a "
+        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give {option} a "
                           "folder that is new or empty")
     return out
 

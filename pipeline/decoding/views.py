@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from onceclip.pipeline.files import Box
 from onceclip.stores.identity import canonical, digest, fingerprint
 
 CROPS = "crops"
+MOST = 4096  # views of an image
 KINDS = ("random", "ten-crop", CROPS)
 _TRIES = 10
 _TEN_CROP_RESIZE = (8, 7)  # 256 for an encoder of 224 pixels, as is usual for ten crops
@@ -59,6 +60,25 @@ class Views:
             return {"kind": self.kind, "number": self.number, "boxes": self.boxes, "plain": 0}
         return {"kind": self.kind, "number": self.number, "scale": list(self.scale), "ratio": list(self.ratio),
                 "seed": self.seed, "flip": 0.5, "plain": 0}
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Views | None:
+        """The views that `spec` described; None for a description that is not of this project's making.
+
+        Raises ValueError for numbers that no views have: a file's word is a claim.
+        """
+        kind = spec.get("kind")
+        if kind not in KINDS or kind == TEN_CROP.kind:
+            return TEN_CROP if kind in KINDS else None
+        try:
+            number = int(spec["number"])
+            views = (cls(CROPS, number, boxes=str(spec["boxes"])) if kind == CROPS else
+                     cls(kind, number, _range(spec["scale"]), _range(spec["ratio"]), int(spec["seed"])))
+            if not (2 <= number <= MOST and views.scale[1] <= 1):
+                raise ValueError
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"these are no views: {str(dict(spec))[:200]}") from error
+        return views
 
     def pixels(self, content: bytes, preparation: Preparation, boxes: Sequence[Box] = ()) -> np.ndarray:
         """The views of an image file that are not the plain one: (drawn, *pixels of one image).
@@ -109,6 +129,33 @@ class Views:
 
 
 TEN_CROP = Views("ten-crop")
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = map(float, values)
+    if not 0 < low <= high < math.inf:
+        raise ValueError
+    return low, high
+
+
+@dataclass(frozen=True)
+class ViewsWithPlain(Views):
+    """Views of an image with the plain image before them, all encoded in one pass."""
+
+    @classmethod
+    def around(cls, views: Views) -> ViewsWithPlain:
+        """The same views with the plain image."""
+        return cls(**{field.name: getattr(views, field.name) for field in fields(views)})
+
+    @property
+    def drawn(self) -> int:
+        """Number of views, the plain one among them."""
+        return super().drawn + 1
+
+    def pixels(self, content: bytes, preparation: Preparation, boxes: Sequence[Box] = ()) -> np.ndarray:
+        """The plain image and the views of an image file: (drawn, *pixels of one image)."""
+        views = Views(**{field.name: getattr(self, field.name) for field in fields(self)})
+        return np.concatenate([preparation.pixels(content)[None], views.pixels(content, preparation, boxes)])
 
 
 def crops_of(boxes: Mapping[str, Sequence[Box]]) -> Views:

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from onceclip.adapters import Classifier, MethodError
 from onceclip.adapters.inference import Inference, Queries
-from onceclip.adapters.inference.anomaly import normal_class
+from onceclip.adapters.inference.anomaly import anomaly_score, normal_class
 from onceclip.adapters.ops import unit
+from onceclip.pipeline.evaluation.detection import auroc, average_precision
+from onceclip.pipeline.evaluation.evaluate import Evaluation, logits_of
 from onceclip.stores import Store, StoreIncomplete
 
 OUTPUTS = {"views": "view", "patches": "token"}  # what the store calls what a strategy sees
 OPTIONS = {"views": "--views 64 --views-for {split}", "patches": "--tokens value"}
 NORMAL_IMAGES = 500  # train images that a strategy is prepared with, at most
+_ROWS = 4096  # whose scores are computed together
 _ELEMENTS = 1 << 22  # of views or patches, or of their scores, that are held at once
 
 
@@ -77,6 +80,28 @@ def normal_queries(strategy: Inference, classifier: Classifier, store: Store) ->
                    patches=torch.cat([each.patches for each in pieces if each.patches is not None])), rows
 
 
+def detection_of(alone: Evaluation, strategy: Inference,
+                 logits: Tensor) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Area under the ROC curve and average precision of abnormal images, with a strategy and alone, as JSON values.
+
+    logits: (n, classes) of the classifier, of the rows of the evaluation. None for a strategy that knows of no normal
+    class, or where that does not compete.
+    """
+    names = alone.classifier.class_names
+    if "normal" not in strategy.values or names[normal := normal_class(names, strategy.values["normal"])] \
+            not in alone.candidates:
+        return None
+    positive = alone.label != alone.candidates.index(names[normal])
+    own = [anomaly_score(piece, normal) for piece in logits.split(_ROWS)]
+    others = [anomaly_score(piece, normal) for (piece,) in logits_of([alone.classifier], alone.store, alone.rows)]
+    return _areas(own, positive), _areas(others, positive)
+
+
+def _areas(score: list[Tensor], positive: np.ndarray) -> dict[str, Any]:
+    values = torch.cat(score).double().numpy()
+    return {"auroc": auroc(values, positive), "average_precision": average_precision(values, positive)}
+
+
 def output_spec(store: Store, sees: str) -> dict[str, Any]:
     """How a store's views or patches were made, as JSON values."""
     output = store.outputs[OUTPUTS[sees]]
@@ -85,6 +110,7 @@ def output_spec(store: Store, sees: str) -> dict[str, Any]:
 
 def _unit(classifier: Classifier, values: np.ndarray) -> Tensor:
     rows = torch.from_numpy(values.astype(np.float32)).to(classifier.head.dtype)
-    if not torch.isfinite(rows).all():
-        raise MethodError("views or patches hold NaN or infinity: leave out the rows of bad images")
+    if not torch.isfinite(rows).all() or not rows.any(dim=-1).all():
+        raise MethodError("views or patches hold NaN, infinity or nothing but zeros: leave out the rows of bad images, "
+                          "and import views of every image")
     return unit(rows)
