@@ -12,7 +12,7 @@ from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
 from onceclip.adapters.tower import POSITIONS, TextTower
-from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe
+from onceclip.adapters.training.trainable import Hyperparameter, Value, keeping, recipe
 
 TRAINING = {**recipe(learning_rate=2e-3, epochs=50, rates=(5e-4, 2e-3, 8e-3)), **keeping()}
 DEVIATION = 0.02  # of a random start
@@ -23,7 +23,8 @@ CONTEXT = {
     "position": Hyperparameter(POSITIONS[0], "where the tokens stand: in front of the class name, half on either side, "
                                "or at its end", choices=POSITIONS, retrain=True),
 }
-PAPER = {"optimizer": "sgd", "weight_decay": 5e-4, "schedule": "dassl", "batch_size": 32, "epochs": 50}
+PAPER: dict[str, Value] = {"optimizer": "sgd", "weight_decay": 5e-4, "schedule": "dassl", "batch_size": 32,
+                           "epochs": 50}
 
 
 class CoOp(Method):

@@ -22,6 +22,8 @@ def another(setting, value):
         return next(choice for choice in reversed(setting.choices) if choice != value)
     if isinstance(value, bool):
         return not value
+    if isinstance(value, str):
+        return ""
     return value // 2 or 4 if isinstance(value, int) else min(setting.high, 3 * value + 0.01)
 
 
@@ -39,7 +41,8 @@ def test_only_hyperparameters_marked_retrain_change_what_is_trained(case, make_t
         assert base.initial(base.prepare(task), torch.Generator()) == {}
         return
     needs = {"momentum": {"optimizer": "sgd"}, "warmup": {"schedule": "warmup"}, "epsilon": {"optimizer": "adam"},
-             "clip": {"clip": 1e-6}, "drop_last": {"batch_size": 4}}
+             "clip": {"clip": 1e-6}, "drop_last": {"batch_size": 4},
+             "length": {"words": ""}}
     for name in base.hyperparameters.keys() - {"keep", "patience"}:  # which need validation rows
         setting, more = base.hyperparameters[name], needs.get(name, {})
         like = make_method(case, **{key: value for key, value in more.items() if key in base.hyperparameters})
