@@ -32,6 +32,7 @@ from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
+from onceclip.adapters.methods.ship import SHIP
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
@@ -61,6 +62,7 @@ __all__ = [
     "POLICIES",
     "PRE",
     "RLA",
+    "SHIP",
     "UPL",
     "AdapterFileError",
     "Classifier",

@@ -33,6 +33,7 @@ from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
+from onceclip.adapters.methods.ship import SHIP
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
@@ -54,7 +55,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
     GDA, GDAEM, ProKeR,
-    CoOp, KgCoOp, ProGrad, CoCoOp, ECO, PRE, UPL,
+    CoOp, KgCoOp, ProGrad, CoCoOp, ECO, PRE, UPL, SHIP,
 )}
 
 

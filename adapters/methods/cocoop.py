@@ -34,18 +34,23 @@ class CoCoOp(CoOp):
         **CONTEXT,
         "reduction": Hyperparameter(16, "width of the embedding over width of the network's layer", low=1, high=4096,
                                     retrain=True),
+        "network": Hyperparameter("zero", "how U and u start: at zero, so that the words are what they are, or at "
+                                  "random as published", choices=("zero", "random"), retrain=True),
         **{**TRAINING, "epochs": Hyperparameter(10, TRAINING["epochs"].meaning, high=1e6, retrain=True)},
     }
-    presets = {"paper": {**PAPER, "words": "a photo of a", "batch_size": 1, "epochs": 10}}
+    presets = {"paper": {**PAPER, "words": "a photo of a", "network": "random", "batch_size": 1,
+                         "epochs": 10}}
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         context = self.start(prepared, generator)
         hidden, width, dim = max(1, prepared.dim // self.reduction), context.shape[1], prepared.dim
-        return {"context": context,
-                "down": linear_start((hidden, dim), generator, context),
-                "down_bias": linear_bias(hidden, dim, generator, context),
-                "up": linear_start((width, hidden), generator, context),
-                "up_bias": linear_bias(width, hidden, generator, context)}
+        start = {"context": context,
+                 "down": linear_start((hidden, dim), generator, context),
+                 "down_bias": linear_bias(hidden, dim, generator, context),
+                 "up": linear_start((width, hidden), generator, context),
+                 "up_bias": linear_bias(width, hidden, generator, context)}
+        return start if self.network == "random" else {
+            name: torch.zeros_like(value) if name.startswith("up") else value for name, value in start.items()}
 
     def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:

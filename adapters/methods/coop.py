@@ -69,10 +69,7 @@ class CoOp(Method):
 
     def start(self, prepared: Task, generator: torch.Generator) -> Tensor:
         """Start values of one context (tokens, width)."""
-        tower = tower_of(prepared)
-        if self.words.strip():
-            return tower.phrase(self.words).clone()
-        return (DEVIATION * torch.randn(self.length, tower.width, generator=generator)).to(tower.like)
+        return start_of(prepared, self.words, self.length, generator)
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         return prompt_head(prepared, self.vectors(prepared, parameters))
@@ -100,6 +97,14 @@ def tower_of(task: Task) -> TextTower:
         raise MethodError("prompts are learned with the encoder's text tower and the task has none: write it into the "
                           "store with `onceclip text STORE --tower`")
     return task.tower if task.tower.classes == task.text.class_names else task.tower.of(task.text.class_names)
+
+
+def start_of(task: Task, words: str, length: int, generator: torch.Generator) -> Tensor:
+    """Start values of a context: the tokens of some words, or `length` random ones where there are none."""
+    tower = tower_of(task)
+    if words.strip():
+        return tower.phrase(words).clone()
+    return (DEVIATION * torch.randn(length, tower.width, generator=generator, dtype=torch.float64)).to(tower.like)
 
 
 def prompt_head(task: Task, vectors: Tensor) -> Linear:

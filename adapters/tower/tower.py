@@ -141,6 +141,8 @@ class TextTower:
         where a causal model makes both exact.
         """
         count, own, length, _ = contexts.shape
+        if not count:
+            return contexts.new_zeros(0, len(self.classes), self.dim)
         layout = self._layout(length, position)
         shared = layout.shared if own == 1 else 0
         past: Past = ()
