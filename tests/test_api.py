@@ -14,10 +14,12 @@ import pytest
 
 import onceclip
 from onceclip import adapters
+from onceclip.adapters import methods
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(onceclip._PUBLIC)
-OF_ADAPTERS = sorted(name for name in adapters.__all__ if ">>>" in (inspect.getdoc(getattr(adapters, name)) or ""))
+OF_ADAPTERS = sorted(name for name in (*adapters.__all__, *methods.__all__)
+                     if ">>>" in (inspect.getdoc(getattr(adapters, name)) or ""))
 PLAIN = {"BadImage", "Preparation", "Record"}  # values for sources and encoders of one's own; docs/extending.md
 
 

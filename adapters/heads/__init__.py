@@ -5,6 +5,7 @@ trained together its tensors, numbers too, have a leading axis of runs; `product
 """
 
 from onceclip.adapters.heads.base import Head
+from onceclip.adapters.heads.conditional_prompts import ConditionalPrompts
 from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine, fourier, sum_by_class
 from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum, mixed
 from onceclip.adapters.heads.packing import HEADS, pack, unpack
@@ -13,7 +14,7 @@ from onceclip.adapters.heads.quadratic import Quadratic
 from onceclip.adapters.heads.residual import Bottleneck, blend
 
 __all__ = [
-    "HEADS", "Bottleneck", "Columns", "FourierFeatures", "Head", "Kernel", "KernelMachine", "Linear",
-    "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "Quadratic", "Sum", "blend", "fourier", "mixed",
-    "pack", "sum_by_class", "unpack",
+    "HEADS", "Bottleneck", "Columns", "ConditionalPrompts", "FourierFeatures", "Head", "Kernel", "KernelMachine",
+    "Linear", "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "Quadratic", "Sum", "blend", "fourier",
+    "mixed", "pack", "sum_by_class", "unpack",
 ]

@@ -11,9 +11,11 @@ from onceclip.adapters.methods.ape_t import APET
 from onceclip.adapters.methods.clap import CLAP
 from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
+from onceclip.adapters.methods.cocoop import CoCoOp
 from onceclip.adapters.methods.coop import CoOp
 from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
+from onceclip.adapters.methods.eco import ECO
 from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.gda_em import GDAEM
 from onceclip.adapters.methods.kgcoop import KgCoOp
@@ -24,22 +26,33 @@ from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.lpclip import LpClip
 from onceclip.adapters.methods.meta_adapter import MetaAdapter
 from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
+from onceclip.adapters.methods.pre import PRE
 from onceclip.adapters.methods.prograd import ProGrad
 from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
+from onceclip.adapters.methods.ship import SHIP
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
 from onceclip.adapters.methods.tip_adapter_f import TipAdapterF
 from onceclip.adapters.methods.tip_x import TipX
+from onceclip.adapters.methods.upl import UPL
 from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.plugin import import_class, stored_class
+
+__all__ = [
+    "APE", "APET", "CLAP", "ECO", "GDA", "GDAEM", "PRE", "RLA", "SHIP", "UPL", "ClipASelf", "ClipAdapter", "CoCoOp",
+    "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "KgCoOp", "LPPlusPlus", "LinearProbe", "LinearProbeAdamW",
+    "LinearProbePreproj", "LpClip", "MetaAdapter", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP",
+    "PromptWeights", "SgVA", "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip",
+    "WiseFT", "ZeroShot", "ZeroShotLinearProbe",
+]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ZeroShot, TemplateSelection, PromptWeights,
@@ -50,7 +63,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
     GDA, GDAEM, ProKeR,
-    CoOp, KgCoOp, ProGrad,
+    CoOp, KgCoOp, ProGrad, CoCoOp, ECO, PRE, UPL, SHIP,
 )}
 
 

@@ -12,7 +12,7 @@ from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
 from onceclip.adapters.tower import POSITIONS, TextTower
-from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe
+from onceclip.adapters.training.trainable import Hyperparameter, Value, keeping, recipe
 
 TRAINING = {**recipe(learning_rate=2e-3, epochs=50, rates=(5e-4, 2e-3, 8e-3)), **keeping()}
 DEVIATION = 0.02  # of a random start
@@ -23,7 +23,8 @@ CONTEXT = {
     "position": Hyperparameter(POSITIONS[0], "where the tokens stand: in front of the class name, half on either side, "
                                "or at its end", choices=POSITIONS, retrain=True),
 }
-PAPER = {"optimizer": "sgd", "weight_decay": 5e-4, "schedule": "dassl", "batch_size": 32, "epochs": 50}
+PAPER: dict[str, Value] = {"optimizer": "sgd", "weight_decay": 5e-4, "schedule": "dassl", "batch_size": 32,
+                           "epochs": 50}
 
 
 class CoOp(Method):
@@ -68,10 +69,7 @@ class CoOp(Method):
 
     def start(self, prepared: Task, generator: torch.Generator) -> Tensor:
         """Start values of one context (tokens, width)."""
-        tower = tower_of(prepared)
-        if self.words.strip():
-            return tower.phrase(self.words).clone()
-        return (DEVIATION * torch.randn(self.length, tower.width, generator=generator)).to(tower.like)
+        return start_of(prepared, self.words, self.length, generator)
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         return prompt_head(prepared, self.vectors(prepared, parameters))
@@ -99,6 +97,14 @@ def tower_of(task: Task) -> TextTower:
         raise MethodError("prompts are learned with the encoder's text tower and the task has none: write it into the "
                           "store with `onceclip text STORE --tower`")
     return task.tower if task.tower.classes == task.text.class_names else task.tower.of(task.text.class_names)
+
+
+def start_of(task: Task, words: str, length: int, generator: torch.Generator) -> Tensor:
+    """Start values of a context: the tokens of some words, or `length` random ones where there are none."""
+    tower = tower_of(task)
+    if words.strip():
+        return tower.phrase(words).clone()
+    return (DEVIATION * torch.randn(length, tower.width, generator=generator, dtype=torch.float64)).to(tower.like)
 
 
 def prompt_head(task: Task, vectors: Tensor) -> Linear:

@@ -71,6 +71,12 @@ class TextTower:
         tokens = max(map(len, self.spec["names"].values()), default=0) + 2 if self._causal_end else len(self.like)
         return tokens * sum(self.tensors[f"{name}.weight"].numel() for name in ("qkv", "out", "up", "down"))
 
+    @property
+    def tokens_per_class(self) -> int:
+        """Tokens that every class has of its own: its name and what ends the prompt, or all positions."""
+        longest = max((len(self.spec["names"][name]) for name in self.classes), default=0)
+        return longest + len(self.spec["end"]) if self._causal_end else len(self.like)
+
     def of(self, classes: Sequence[str]) -> TextTower:
         """The tower of other classes.
 
@@ -82,6 +88,17 @@ class TextTower:
                               f"{f' and {len(missing) - 1} more' if missing[1:] else ''}: run `onceclip text STORE "
                               "--tower` once more")
         return replace(self, classes=tuple(classes), _layouts={})
+
+    @cached_property
+    def trimmed(self) -> TextTower:
+        """The tower with the tokens of its classes alone."""
+        names, stems = ({name: self.spec[each][name] for name in self.classes} for each in ("names", "stems"))
+        spec = {**self.spec, "names": names, "stems": stems, "phrases": {}}
+        ids = sorted({spec["fill"], *spec["start"], *spec["end"], *(each for tail in names.values() for each in tail)})
+        rows = [self._rows[each] for each in ids]
+        tensors = {**self.tensors, "tokens": self.tensors["tokens"][rows],
+                   "token_ids": self.tensors["token_ids"][rows]}
+        return replace(self, tensors=tensors, spec=spec, _layouts={})
 
     def to(self, where: torch.device | torch.dtype | str) -> TextTower:
         """Copy with all floating tensors on another device or in another precision."""
@@ -124,6 +141,8 @@ class TextTower:
         where a causal model makes both exact.
         """
         count, own, length, _ = contexts.shape
+        if not count:
+            return contexts.new_zeros(0, len(self.classes), self.dim)
         layout = self._layout(length, position)
         shared = layout.shared if own == 1 else 0
         past: Past = ()

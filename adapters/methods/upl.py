@@ -1,0 +1,89 @@
+"""UPL: prompts learned from images without labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from onceclip.adapters.errors import MethodError
+from onceclip.adapters.method import zero_shot_head
+from onceclip.adapters.methods.coop import CONTEXT, PAPER, TOWER_NEEDED, TRAINING, prompt_head, tower_of
+from onceclip.adapters.methods.eco import CONTEXTS, ECO
+from onceclip.adapters.ops import unit
+from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.training.trainable import Hyperparameter
+
+
+class UPL(ECO):
+    """Contexts learned on the labels that zero-shot is surest of, and the mean of their logits.
+
+    For every class the `top` images that zero-shot predicts to be it with the highest probability are its training
+    images. Each context is trained on them by itself, all at once in the same batches. Images are those without labels
+    and those of the support, whose labels are not read.
+
+    Source: Unsupervised Prompt Learning for Vision-Language Models (Huang et al., 2022), sections 3.2 and 3.3; the
+    paper averages the probabilities of several encoders to choose images, here there is one.
+
+    Example:
+        >>> onceclip.adapters.UPL(epochs=2).fit(tower_task).logits(embeddings).shape
+        torch.Size([5, 4])
+    """
+
+    name = "upl"
+    summary = "contexts learned on images that zero-shot is sure of, without labels"
+    source = "Huang et al., Unsupervised Prompt Learning for Vision-Language Models, 2022"
+    equation = "logits = s x.mean_k unit(tower(v_k, name))', v_k trained on zero-shot's surest labels"
+    needs = f"{TOWER_NEEDED}, images without labels"
+    hyperparameters = {
+        **CONTEXT,
+        **CONTEXTS,
+        "top": Hyperparameter(16, "images of every predicted class that are trained on", low=1, high=1e6, retrain=True),
+        **TRAINING,
+    }
+    presets = {"paper": {**PAPER, "words": "", "length": 16, "contexts": 4, "top": 16}}
+    needs_support = False
+    needs_text = True
+    wants_unlabelled = True
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if not len(task.support) and (task.unlabelled is None or not len(task.unlabelled)):
+            raise MethodError(f"{self.name} needs images without labels and the task has none: use a store with a "
+                              "train split, or --method zero-shot")
+
+    def prepare(self, task: Task) -> Task:
+        given = [task.support.embedding] if task.unlabelled is None else [task.support.embedding, task.unlabelled]
+        rows = torch.cat(given)
+        chosen, label = surest(zero_shot_head(task)(unit(rows)), self.top) if len(rows) else (
+            torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+        return replace(task, support=Rows(rows[chosen], label), tower=tower_of(task))
+
+    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
+        return prepared.support.unit, prepared.support.label
+
+    def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
+             generator: torch.Generator) -> Tensor:
+        """The sum over contexts, none of which sees another."""
+        return torch.stack([cross_entropy(prompt_head(prepared, each)(rows), label)
+                            for each in self.each(prepared, parameters)]).sum()
+
+    def vectors(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
+        """Their mean, not of unit length: the mean of the logits."""
+        return self.each(prepared, parameters).mean(dim=0)
+
+
+def surest(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Positions and labels of the `top` most probable rows of every predicted class, class by class.
+
+    logits: (n, classes). Of equally probable rows the first counts.
+    """
+    probability, label = logits.softmax(dim=1).max(dim=1)
+    order = probability.argsort(descending=True, stable=True)
+    order = order[label[order].argsort(stable=True)]
+    label = label[order]
+    start = torch.searchsorted(label, torch.arange(logits.shape[1], device=label.device))
+    kept = torch.arange(len(label), device=label.device) - start[label] < top
+    return order[kept], label[kept]

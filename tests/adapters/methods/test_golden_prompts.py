@@ -1,0 +1,180 @@
+"""Prompt learning on a text tower of a few numbers: values that the authors' formulas give in float64."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from onceclip.adapters import ECO, PRE, SHIP, UPL, CoCoOp, CoOp, KgCoOp, Rows, Task, Text, TextTower
+from onceclip.adapters.heads.conditional_prompts import conditional
+from onceclip.adapters.methods.coop import prompt_head
+from onceclip.adapters.methods.prograd import aligned
+from onceclip.adapters.methods.upl import surest
+from onceclip.adapters.ops import unit
+
+NAMES = ("ant", "bee", "cow")
+
+
+def waves(shape, phase):
+    """`sin(phase + 1.7 n + 0.37 n^2)` over the positions n of a tensor, in C order."""
+    number = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.float64)
+    return torch.sin(phase + 1.7 * number + 0.37 * number**2).view(shape)
+
+
+COMMON = unit(waves((8,), 8.0))
+CLASSES = unit(unit(waves((3, 5, 8), 1.1)).mean(dim=1))
+WEIGHTS = unit(COMMON + 0.12 * CLASSES)
+LABEL = torch.tensor([0, 0, 1, 1, 2, 2])
+SUPPORT = unit(COMMON + 0.15 * CLASSES[LABEL] + 0.20 * unit(waves((6, 8), 0.3)))
+CONTEXT = 0.02 * waves((4, 6), 5.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ToyTower(TextTower):
+    """One attention without weights over `[start] context name [end]`, two tokens a name."""
+
+    width, dim, work = 6, 8, 0
+
+    def of(self, classes):
+        return replace(self, classes=tuple(classes))
+
+    def to(self, where):
+        return self
+
+    def raw(self, contexts, position):
+        chosen = [NAMES.index(name) for name in self.classes]
+        contexts = contexts.expand(-1, len(chosen), -1, -1)
+        ends = [0.5 * waves((6,), phase).expand(*contexts.shape[:2], 1, 6) for phase in (1.0, 3.0)]
+        names = 0.5 * waves((3, 2, 6), 2.0)[chosen].expand(len(contexts), -1, -1, -1)
+        tokens = torch.cat([ends[0], contexts, names, ends[1]], dim=2)
+        length = tokens.shape[2]
+        tokens = tokens + 0.1 * waves((length, 6), 4.0)
+        scores = tokens @ tokens.transpose(-1, -2) / 6**0.5
+        ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
+        last = (tokens + scores.masked_fill(ahead, -torch.inf).softmax(dim=-1) @ tokens)[:, :, -1]
+        return 2 * COMMON + torch.tanh(last) @ (0.5 * waves((6, 8), 0.7))
+
+
+@pytest.fixture
+def task():
+    tower = ToyTower({"tokens": torch.zeros(1, 6), "positions": torch.zeros(9, 6, dtype=torch.float64)}, {}, NAMES)
+    return Task(Text(WEIGHTS, torch.arange(3), NAMES), Rows(SUPPORT, LABEL), tower=tower)
+
+
+def near(found, expected, within=1e-6):
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(found.detach().flatten()[:expected.numel()], expected.flatten(), rtol=0, atol=within)
+
+
+def gradient(loss, parameter):
+    return torch.autograd.grad(loss, parameter)[0]
+
+
+def test_coop_has_the_class_vectors_logits_gradient_and_step_of_the_authors(task):
+    context = CONTEXT.clone().requires_grad_()
+    method = CoOp(words="", length=4, optimizer="sgd", weight_decay=0.0, momentum=0.0, epochs=1, schedule="constant")
+    vectors = method.vectors(task, {"context": context})
+    near(vectors, [0.480884, -0.215826, 0.328747, -0.489821, 0.594335, 0.134944, -0.046164, -0.024413])
+    head = method.head(task, {"context": context})
+    near(head(SUPPORT)[0], [92.183649, 92.252779, 92.628369])
+    loss = method.loss(task, {"context": context}, SUPPORT, LABEL, torch.Generator())
+    near(loss, [1.245657])
+    step = gradient(loss, context)
+    near(step[0], [0.042505, 0.049712, -0.025880])
+    near((context - 2e-3 * step)[0], [-0.019263, 0.014063, -0.008741])
+
+
+def test_coop_takes_that_step_when_it_is_fitted(task, monkeypatch):
+    monkeypatch.setattr(CoOp, "start", lambda self, prepared, generator: CONTEXT)
+    method = CoOp(optimizer="sgd", weight_decay=0.0, epochs=1, schedule="constant")
+    near(method.fit(task).parameters["context"][0], [-0.019263, 0.014063, -0.008741])
+    own = method.with_values(per_class=True).initial(task, torch.Generator())["context"]
+    assert own.shape == (3, 4, 6)
+
+
+def test_gradients_of_contexts_of_their_own_add_up_to_that_of_the_shared_one(task):
+    own = CONTEXT.repeat(3, 1, 1).requires_grad_()
+    loss = CoOp(per_class=True).loss(task, {"context": own}, SUPPORT, LABEL, torch.Generator())
+    near(gradient(loss, own).sum(dim=0)[0], [0.042505, 0.049712, -0.025880])
+
+
+def test_kgcoop_adds_its_weight_times_the_distance_from_the_written_prompts(task):
+    vectors = CoOp().vectors(task, {"context": CONTEXT})
+    near((vectors - WEIGHTS).square().sum(dim=1).mean(), [0.153012])
+    plain = CoOp().loss(task, {"context": CONTEXT}, SUPPORT, LABEL, torch.Generator())
+    pulled = KgCoOp(weight=1.0).loss(task, {"context": CONTEXT}, SUPPORT, LABEL, torch.Generator())
+    near(pulled - plain, [0.076506])
+
+
+def test_prograd_keeps_a_gradient_that_agrees_and_projects_one_that_opposes(task):
+    context = CONTEXT.clone().requires_grad_()
+    logits = prompt_head(task, CoOp().vectors(task, {"context": context}))(SUPPORT)
+    taught = (100 * SUPPORT @ WEIGHTS.T).softmax(dim=1)
+    own = torch.autograd.grad(cross_entropy(logits, LABEL), context, retain_graph=True)[0]
+    general, rolled = (torch.autograd.grad(cross_entropy(logits, each), context, retain_graph=True)[0]
+                       for each in (taught, taught[:, [1, 2, 0]]))
+
+    def cosine(other):
+        return (own * other).sum() / own.norm() / other.norm()
+
+    near(cosine(general), [0.982847])
+    near(cosine(rolled), [0.856641])
+    assert torch.equal(aligned(own, general), own)
+    near(aligned(own, -rolled)[0], [0.035472, 0.016829, -0.005487])
+    assert torch.equal(aligned(own, torch.zeros_like(own)), own)
+
+
+def test_cocoop_moves_every_token_by_what_its_network_makes_of_the_image(task):
+    parameters = {"context": CONTEXT, "down": 0.3 * waves((2, 8), 0.5), "down_bias": 0.1 * waves((2,), 0.6),
+                  "up": 0.3 * waves((6, 2), 0.7), "up_bias": 0.1 * waves((6,), 0.8)}
+    vectors = task.tower.encode_several(conditional(**parameters, rows=SUPPORT))
+    logits = 100 * (vectors @ SUPPORT.unsqueeze(-1)).squeeze(-1)
+    near(logits[0], [92.368395, 92.560507, 92.936200])
+    near(logits[2], [85.441169, 86.357700, 88.169527])
+    loss = CoCoOp().loss(task, parameters, SUPPORT, LABEL, torch.Generator())
+    near(loss, float(cross_entropy(logits, LABEL)))
+
+
+def test_eco_averages_class_vectors_and_upl_logits(task):
+    both = {"context": torch.stack([CONTEXT, 0.02 * waves((4, 6), 6.0)])}
+    near(ECO().head(task, both)(SUPPORT)[0], [92.180712, 92.245557, 92.621866])
+    near(UPL().head(task, both)(SUPPORT)[0], [92.180694, 92.245539, 92.621845])
+
+
+def test_upl_takes_the_surest_images_of_every_predicted_class():
+    label = torch.arange(12) % 3
+    rows = unit(COMMON + 0.15 * CLASSES[label] + 0.20 * unit(waves((12, 8), 5.1)))
+    chosen, labels = surest(100 * rows @ WEIGHTS.T, 2)
+    assert chosen.tolist() == [0, 6, 7, 1, 5, 11]
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert surest(torch.tensor([[1.0, 0.0], [1.0, 0.0], [3.0, 0.0]]), 2)[0].tolist() == [2, 0]
+
+
+def test_pre_encodes_the_context_and_what_its_network_adds(task):
+    shapes = [("weight_ih", (12, 6)), ("weight_hh", (12, 3)), ("bias_ih", (12,)), ("bias_hh", (12,))]
+    names = [(f"{name}{direction}", shape) for direction in ("", "_reverse") for name, shape in shapes]
+    network = {name: 0.3 * waves(shape, 0.1 * (place + 1)) for place, (name, shape) in enumerate(names)}
+    context = PRE().context({"context": CONTEXT, **network})
+    near(context[0], [-0.200946, -0.090612, -0.017784, -0.274881, -0.128609, 0.083146])
+    near(PRE().head(task, {"context": CONTEXT, **network})(SUPPORT)[0], [90.830006, 90.721729, 90.973071])
+    kept = PRE().kept(task, {"context": CONTEXT, **network})
+    near(PRE().head(task, kept)(SUPPORT)[0], [90.830006, 90.721729, 90.973071])
+    torch_lstm = torch.nn.LSTM(6, 3, bidirectional=True).double()
+    with torch.no_grad():
+        for own, value in zip(torch_lstm.parameters(), network.values(), strict=True):
+            own.copy_(value)
+        torch.testing.assert_close(context, CONTEXT + torch_lstm(CONTEXT)[0], rtol=0, atol=1e-12)
+
+
+def test_ship_rebuilds_images_by_moved_prompts(task):
+    shapes = {"encode": ((10, 8), 0.2), "mean": ((8, 10), 0.4), "logvar": ((8, 10), 0.6), "decode": ((10, 8), 0.8),
+              "offset": ((6, 10), 1.2)}
+    parameters = {"context": CONTEXT, **{name: 0.3 * waves(*each) for name, each in shapes.items()}}
+    noise = 0.5 * waves((6, 8), 3.1)
+    rebuilt, divergence = SHIP().parts(task, parameters, SUPPORT, LABEL, noise)
+    near(rebuilt, [0.214879])
+    near(divergence, [0.006200])
+    hidden = (SUPPORT @ parameters["encode"].T).relu()
+    code = hidden @ parameters["mean"].T + noise * (hidden @ parameters["logvar"].T / 2).exp()
+    near(SHIP().make(task, parameters, LABEL, code)[0], [0.488736, -0.228118, 0.317723, -0.478351])
