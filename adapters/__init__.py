@@ -7,6 +7,7 @@ from onceclip.adapters.method import Method
 from onceclip.adapters.methods import METHODS, method_class
 from onceclip.adapters.methods.ape import APE
 from onceclip.adapters.methods.ape_t import APET
+from onceclip.adapters.methods.caps_adapter import CapsAdapter
 from onceclip.adapters.methods.clap import CLAP
 from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
@@ -14,6 +15,8 @@ from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
 from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.gda_em import GDAEM
+from onceclip.adapters.methods.labelling_network import LabellingNetwork
+from onceclip.adapters.methods.lafter_text import LaFTerText
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.linear_probe_adamw import LinearProbeAdamW
 from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
@@ -26,6 +29,7 @@ from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
+from onceclip.adapters.methods.ss_text import SSText
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
@@ -33,6 +37,7 @@ from onceclip.adapters.methods.tip_adapter_f import TipAdapterF
 from onceclip.adapters.methods.tip_x import TipX
 from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
+from onceclip.adapters.methods.x_more import XMoRe
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.selection.automatic import fit_automatically
@@ -54,6 +59,7 @@ __all__ = [
     "RLA",
     "SUPPORTS",
     "AdapterFileError",
+    "CapsAdapter",
     "Classifier",
     "ClassifierModule",
     "ClipASelf",
@@ -62,6 +68,8 @@ __all__ = [
     "CrossModalLinearProbe",
     "Hyperparameter",
     "LPPlusPlus",
+    "LaFTerText",
+    "LabellingNetwork",
     "LinearProbe",
     "LinearProbeAdamW",
     "LinearProbePreproj",
@@ -75,6 +83,7 @@ __all__ = [
     "ProLIP",
     "PromptWeights",
     "Rows",
+    "SSText",
     "Selection",
     "SgVA",
     "SupportSource",
@@ -88,6 +97,7 @@ __all__ = [
     "UnknownName",
     "VtClip",
     "WiseFT",
+    "XMoRe",
     "ZeroShot",
     "ZeroShotLinearProbe",
     "best_merge",

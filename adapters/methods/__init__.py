@@ -8,6 +8,7 @@ from onceclip.adapters.errors import UnknownName, unknown
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods.ape import APE
 from onceclip.adapters.methods.ape_t import APET
+from onceclip.adapters.methods.caps_adapter import CapsAdapter
 from onceclip.adapters.methods.clap import CLAP
 from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
@@ -15,6 +16,8 @@ from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
 from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.gda_em import GDAEM
+from onceclip.adapters.methods.labelling_network import LabellingNetwork
+from onceclip.adapters.methods.lafter_text import LaFTerText
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.linear_probe_adamw import LinearProbeAdamW
 from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
@@ -27,6 +30,7 @@ from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
+from onceclip.adapters.methods.ss_text import SSText
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
@@ -34,6 +38,7 @@ from onceclip.adapters.methods.tip_adapter_f import TipAdapterF
 from onceclip.adapters.methods.tip_x import TipX
 from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
+from onceclip.adapters.methods.x_more import XMoRe
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.plugin import import_class, stored_class
@@ -46,7 +51,8 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipAdapter, CrossModalAdapter, RLA, ProLIP,
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
-    GDA, GDAEM, ProKeR,
+    GDA, GDAEM, ProKeR, SSText,
+    LaFTerText, LabellingNetwork, XMoRe, CapsAdapter,
 )}
 
 
