@@ -8,6 +8,7 @@ from onceclip.adapters.errors import UnknownName, unknown
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods.ape import APE
 from onceclip.adapters.methods.ape_t import APET
+from onceclip.adapters.methods.caps_adapter import CapsAdapter
 from onceclip.adapters.methods.clap import CLAP
 from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
@@ -19,6 +20,8 @@ from onceclip.adapters.methods.eco import ECO
 from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.gda_em import GDAEM
 from onceclip.adapters.methods.kgcoop import KgCoOp
+from onceclip.adapters.methods.labelling_network import LabellingNetwork
+from onceclip.adapters.methods.lafter_text import LaFTerText
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.linear_probe_adamw import LinearProbeAdamW
 from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
@@ -34,6 +37,7 @@ from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ship import SHIP
+from onceclip.adapters.methods.ss_text import SSText
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
@@ -42,16 +46,18 @@ from onceclip.adapters.methods.tip_x import TipX
 from onceclip.adapters.methods.upl import UPL
 from onceclip.adapters.methods.vt_clip import VtClip
 from onceclip.adapters.methods.wise_ft import WiseFT
+from onceclip.adapters.methods.x_more import XMoRe
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.plugin import import_class, stored_class
 
 __all__ = [
-    "APE", "APET", "CLAP", "ECO", "GDA", "GDAEM", "PRE", "RLA", "SHIP", "UPL", "ClipASelf", "ClipAdapter", "CoCoOp",
-    "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "KgCoOp", "LPPlusPlus", "LinearProbe", "LinearProbeAdamW",
-    "LinearProbePreproj", "LpClip", "MetaAdapter", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP",
-    "PromptWeights", "SgVA", "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip",
-    "WiseFT", "ZeroShot", "ZeroShotLinearProbe",
+    "APE", "APET", "CLAP", "ECO", "GDA", "GDAEM", "PRE", "RLA", "SHIP", "UPL", "CapsAdapter", "ClipASelf",
+    "ClipAdapter", "CoCoOp", "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "KgCoOp", "LPPlusPlus",
+    "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip",
+    "MetaAdapter", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "SSText", "SgVA", "TaskRes",
+    "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT", "XMoRe", "ZeroShot",
+    "ZeroShotLinearProbe",
 ]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
@@ -62,8 +68,9 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipAdapter, CrossModalAdapter, RLA, ProLIP,
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
-    GDA, GDAEM, ProKeR,
+    GDA, GDAEM, ProKeR, SSText,
     CoOp, KgCoOp, ProGrad, CoCoOp, ECO, PRE, UPL, SHIP,
+    LaFTerText, LabellingNetwork, XMoRe, CapsAdapter,
 )}
 
 

@@ -6,15 +6,16 @@ import sys
 
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.plugin import import_class, stored_class
+from onceclip.adapters.support.dual_prototypes import DPA
 from onceclip.adapters.support.pseudo_labels import FPL, GRIP, IFPL, UPL, NoLA
 from onceclip.adapters.support.retrieval import Captions, Retrieve
 from onceclip.adapters.support.source import Choice, SupportSource, rows_of
 
 SUPPORTS: dict[str, type[SupportSource]] = {source.name: source for source in (
-    UPL, FPL, IFPL, GRIP, NoLA, Retrieve, Captions,
+    UPL, FPL, IFPL, GRIP, NoLA, DPA, Retrieve, Captions,
 )}
 
-__all__ = ["FPL", "GRIP", "IFPL", "SUPPORTS", "UPL", "Captions", "Choice", "NoLA", "Retrieve", "SupportSource",
+__all__ = ["DPA", "FPL", "GRIP", "IFPL", "SUPPORTS", "UPL", "Captions", "Choice", "NoLA", "Retrieve", "SupportSource",
            "require_stored", "rows_of", "support_source"]
 
 

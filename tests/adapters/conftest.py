@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from onceclip.adapters import METHODS, Rows, Task, Text, TextTower
+from onceclip.adapters import METHODS, Pool, Rows, Task, Text, TextTower
 
 VARIANTS = [("clip-adapter", {"branch": "text"}), ("clip-adapter", {"branch": "both"}),
             ("clip-adapter", {"branch": "both", "learn_ratio": True}),
@@ -17,9 +17,10 @@ OF_PROMPTS = {"cocoop": {"reduction": 4}, "upl": {"top": 6}}
 QUICK_OF = {"linear-probe-adamw": {"epochs": 60},  # starts from nothing, not from zero-shot
             "ape-t": {"similarity": 0.6, "channels": 512},  # where its two criteria choose different channels
             "multi-modal-adapter": {"bottleneck": 4, "head_width": 2},
-            # Adam makes whole steps of gradients that are rounding alone.
-            **{name: {"optimizer": "sgd", "learning_rate": 1e-3, **OF_PROMPTS.get(name, {})}
-               for name, method in METHODS.items() if method.wants_tower}}
+             "labelling-network": {"epochs": 80, "learning_rate": 0.01}, "ss-text": {"text_weight": 100.0},
+             # Adam makes whole steps of gradients that are rounding alone.
+             **{name: {"optimizer": "sgd", "learning_rate": 1e-3, **OF_PROMPTS.get(name, {})}
+                for name, method in METHODS.items() if method.wants_tower}}
 
 
 def _centres(classes, dim):
@@ -49,7 +50,8 @@ def _projection(dim):
 def _others(embedding):
     """Further outputs of an encoder that has this embedding: before its projection, and three tokens."""
     tokens = torch.stack([embedding, embedding.roll(1, dims=1), 0.5 * embedding.flip(1)], dim=1)
-    return {"preproj": embedding @ _projection(embedding.shape[1]).T.to(embedding), "token": tokens}
+    return {"caption": 0.5 * embedding + 0.1,
+            "preproj": embedding @ _projection(embedding.shape[1]).T.to(embedding), "token": tokens}
 
 
 def _task(shots=(4, 4, 4), dim=10, views=0, val=0, noise=0.3, seed=1, dtype=torch.float32):
@@ -59,8 +61,9 @@ def _task(shots=(4, 4, 4), dim=10, views=0, val=0, noise=0.3, seed=1, dtype=torc
     prompts = _centres(classes, dim)[index] - 0.1 + 0.15 * torch.randn(len(index), dim, generator=generator)
     text = Text((3 * prompts).to(dtype), index, tuple(f"class {number}" for number in range(classes)))
     validation = _rows((val,) * classes, dim, noise=noise, seed=seed + 200, dtype=dtype) if val else None
+    others = _rows((4,) * classes, dim, noise=noise, seed=seed + 300, dtype=dtype)
     return Task(text, _rows(shots, dim, views, noise, seed, dtype), validation, projection=_projection(dim).to(dtype),
-                tower=_tower(classes, dim).to(dtype))
+                tower=_tower(classes, dim).to(dtype), bank=Pool(others.embedding, others.others["caption"]))
 
 
 NUMBERS = 64  # class names that the text tower knows: "class 0" and so on

@@ -19,11 +19,14 @@ NEUTRAL = {
     "ape-t": {"alpha": 0, **UNTRAINED}, "tip-x": {"alpha": 0, "gamma": 0}, "gda": {"alpha": 0},
     "gda-em": {"alpha": 0}, "proker": {"gain": "one", "ridge": 1e6},
     "meta-adapter": {"gate": -100, **UNTRAINED}, "multi-modal-adapter": {"ratio": 0}, "sgva": {"weight": 0},
-    "vt-clip": {"ratio": 0},
+    "vt-clip": {"ratio": 0}, "ss-text": {"text_weight": 1e10}, "lafter-text": UNTRAINED,
+    "caps-adapter": {"alpha": 0, "gamma": 0},
 }
 VARIANTS = [("clip-adapter", {"ratio": 0, "branch": branch}) for branch in ("text", "both")]
 NONE = {
-    **dict.fromkeys(("linear-probe", "lpclip", "linear-probe-preproj", "linear-probe-adamw"), "never sees the text"),
+    **dict.fromkeys(("linear-probe", "lpclip", "linear-probe-preproj", "linear-probe-adamw", "labelling-network"),
+                    "never sees the text"),
+    "x-more": "the captions of a bank have their part in it",
     "clip-a-self": "a layer norm follows the blend",
 }
 RAW = {"cross-modal-lp", "cross-modal-adapter"}  # start from the mean of the raw prompt vectors

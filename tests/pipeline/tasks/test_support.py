@@ -173,7 +173,7 @@ def test_captions_choose_images_and_those_without_one_are_left_out(store_path: P
                                                                    run: Callable[..., Any]) -> None:
     bank = shutil.copytree(store_path, tmp_path / "bank.zarr")
     store = open_store(str(bank))
-    bare = store.column("key")[store.rows("train")[0]]
+    bare = store.column("key")[bank_of(store, store).rows[0]]
     sentences = {key: [f"a drawing of a {key.split('/')[0]}"] for key in store.column("key").tolist() if key != bare}
     (tmp_path / "captions.json").write_text(json.dumps(sentences))
     result = run("text", bank, "--captions", tmp_path / "captions.json", "--name", "captions")

@@ -1,0 +1,39 @@
+"""A network of one hidden layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from onceclip.adapters.heads.base import Head
+from onceclip.adapters.ops import product
+
+
+@dataclass(frozen=True)
+class Perceptron(Head):
+    """Logits `relu(x D^T + d) U^T + u`.
+
+    down: D, (hidden, width), with down_bias d. up: U, (classes, hidden), with up_bias u.
+    """
+
+    name = "perceptron"
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        hidden = relu(product(rows, self.down) + self.down_bias.unsqueeze(-2))
+        return product(hidden, self.up) + self.up_bias.unsqueeze(-2)
+
+    @property
+    def width(self) -> int:
+        return max(self.down.shape[-2], self.up.shape[-2])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.down.dtype
