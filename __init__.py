@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onceclip.adapters import load_classifier
     from onceclip.pipeline.api.adapters import evaluate, export, predict, report
     from onceclip.pipeline.api.catalogue import methods
+    from onceclip.pipeline.api.retrieval import duplicates, retrieve, search
     from onceclip.pipeline.api.runs import fit, make_task, sweep
     from onceclip.pipeline.api.stores import add_text, extract, import_arrays, verify
     from onceclip.pipeline.decoding.preparation import Preparation
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _PUBLIC = {name: f"onceclip.{module}" for module, names in {
     "adapters": ("load_classifier",), "stores": ("open_store",),
     "pipeline.api.adapters": ("evaluate", "export", "predict", "report"), "pipeline.api.catalogue": ("methods",),
+    "pipeline.api.retrieval": ("duplicates", "retrieve", "search"),
     "pipeline.api.runs": ("fit", "make_task", "sweep"),
     "pipeline.api.stores": ("add_text", "extract", "import_arrays", "verify"),
     "pipeline.decoding.preparation": ("Preparation",), "pipeline.encoders": ("EncoderSpec",),
@@ -34,8 +36,9 @@ _PUBLIC = {name: f"onceclip.{module}" for module, names in {
 
 __all__ = [
     "BadImage", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "OnceclipError", "Preparation", "Record",
-    "RunSpec", "__version__", "add_text", "evaluate", "export", "extract", "fit", "import_arrays", "load_classifier",
-    "make_task", "methods", "open_store", "predict", "report", "sweep", "verify"]
+    "RunSpec", "__version__", "add_text", "duplicates", "evaluate", "export", "extract", "fit", "import_arrays",
+    "load_classifier", "make_task", "methods", "open_store", "predict", "report", "retrieve", "search", "sweep",
+    "verify"]
 
 
 def __getattr__(name: str) -> Any:
