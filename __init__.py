@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.api.adapters import evaluate, export, predict, report
     from onceclip.pipeline.api.catalogue import methods
     from onceclip.pipeline.api.draws import write_draws
+    from onceclip.pipeline.api.retrieval import duplicates, retrieve, search
     from onceclip.pipeline.api.runs import fit, make_task, sweep
     from onceclip.pipeline.api.stores import add_text, add_tower, extract, import_arrays, verify
     from onceclip.pipeline.api.tables import results, table
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 _PUBLIC = {name: f"onceclip.{module}" for module, names in {
     "adapters": ("load_classifier",), "stores": ("open_store",),
     "pipeline.api.adapters": ("evaluate", "export", "predict", "report"), "pipeline.api.catalogue": ("methods",),
-    "pipeline.api.draws": ("write_draws",), "pipeline.api.runs": ("fit", "make_task", "sweep"),
+    "pipeline.api.draws": ("write_draws",), "pipeline.api.retrieval": ("duplicates", "retrieve", "search"),
+    "pipeline.api.runs": ("fit", "make_task", "sweep"),
     "pipeline.api.stores": ("add_text", "add_tower", "extract", "import_arrays", "verify"),
     "pipeline.api.tables": ("results", "table"),
     "pipeline.decoding.preparation": ("Preparation",), "pipeline.encoders": ("EncoderSpec",),
@@ -37,9 +39,9 @@ _PUBLIC = {name: f"onceclip.{module}" for module, names in {
 
 __all__ = [
     "BadImage", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "OnceclipError", "Preparation", "Record",
-    "RunSpec", "__version__", "add_text", "add_tower", "evaluate", "export", "extract", "fit", "import_arrays",
-    "load_classifier", "make_task", "methods", "open_store", "predict", "report", "results", "sweep", "table", "verify",
-    "write_draws"]
+    "RunSpec", "__version__", "add_text", "add_tower", "duplicates", "evaluate", "export", "extract", "fit",
+    "import_arrays", "load_classifier", "make_task", "methods", "open_store", "predict", "report", "results",
+    "retrieve", "search", "sweep", "table", "verify", "write_draws"]
 
 
 def __getattr__(name: str) -> Any:

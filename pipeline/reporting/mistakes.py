@@ -1,4 +1,4 @@
-"""The mistakes that an adapter is most sure of, with small pictures where the images still are."""
+"""The mistakes that an adapter is most sure of; and small pictures of rows of a store, where the images still are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,14 +16,17 @@ from PIL import Image
 from onceclip.adapters import Classifier
 from onceclip.pipeline.decoding.preparation import Preparation, decoding
 from onceclip.pipeline.errors import BadImage, SourceError
+from onceclip.pipeline.files import VIDEOS, LocalFile, suffix
 from onceclip.pipeline.sources import Content, open_source
+from onceclip.pipeline.sources.videos import Frame, close_video
 from onceclip.pipeline.tasks.tasks import inputs_of
 from onceclip.stores import Store
-from onceclip.stores.identity import digest
+from onceclip.stores.identity import decode_key, digest
 
 MOST = 48
 SIDE = 160  # pixels
 QUALITY = 82
+_FRAME = "#frame="
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,11 @@ def surest_mistakes(classifier: Classifier, store: Store, split: str, most: int 
                     confidence, own) for confidence, row, label, guess, own in found]
 
 
-def with_pictures(mistakes: Sequence[Mistake], store: Store, images: str | None) -> tuple[list[Mistake], str]:
-    """The mistakes with pictures as far as there are any, and one sentence on where they come from.
+Each = TypeVar("Each")  # a dataclass with the fields row, key, picture and why of `Mistake`
+
+
+def with_pictures(shown: Sequence[Each], store: Store, images: str | None) -> tuple[list[Each], str]:
+    """Rows with pictures as far as there are any, and one sentence on where they come from.
 
     images: the source of the store's images. Without it a folder that has the store's name without its suffix is looked
         at. A picture whose content is not what the store was made of is never shown.
@@ -73,22 +80,41 @@ def with_pictures(mistakes: Sequence[Mistake], store: Store, images: str | None)
     if images is None:
         guess = Path(store.path).with_suffix("") if store.path.endswith(".zarr") and "://" not in store.path else None
         images = str(guess) if guess and guess.is_dir() else None
-    if images is None or not mistakes:
-        return list(mistakes), "Give --images FOLDER for pictures." if mistakes else ""
+    rows: Sequence[Any] = shown
+    if images is None or not shown:
+        return list(shown), "Give --images FOLDER for pictures." if shown else ""
     try:
         contents = {record.key: record.content for record in open_source(images).records}
     except SourceError:
-        if given:
+        films = any(_FRAME in each.key for each in rows)
+        if given and not films:
             raise
-        return list(mistakes), "Give --images FOLDER for pictures."
-    found = []
-    for mistake in mistakes:
+        if not films:
+            return list(shown), "Give --images FOLDER for pictures."
+        contents = {}
+    found: list[Any] = []
+    for each in rows:
         try:
-            picture = _picture(contents.get(mistake.key), bytes(store.column("digest")[mistake.row]), given is not None)
-            found.append(replace(mistake, picture=picture))
+            content = contents.get(each.key) or _frame(images, each.key)
+            picture = _picture(content, bytes(store.column("digest")[each.row]), given is not None)
+            found.append(replace(each, picture=picture))
         except BadImage as error:
-            found.append(replace(mistake, why=str(error)))
+            found.append(replace(each, why=str(error)))
+    close_video()
     return found, f"Pictures from {images}."
+
+
+def _frame(images: str, key: str) -> Content | None:
+    """The frame of a video in a folder that a key names, or None; no key of a store leads out of the folder."""
+    name, found, number = key.rpartition(_FRAME)
+    path = Path(decode_key(name))
+    if not (found and number.isdecimal() and suffix(name) in VIDEOS) or path.is_absolute() or ".." in path.parts:
+        return None
+    try:
+        import av  # noqa: F401 - whether it is there
+    except ImportError:
+        raise BadImage("frames of videos need PyAV: pip install onceclip[video]") from None
+    return Frame(LocalFile(Path(images) / path), int(number))
 
 
 def _picture(content: Content | None, stored: bytes, trusted: bool) -> str:

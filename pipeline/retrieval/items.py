@@ -23,8 +23,10 @@ WIDE = 1 << 24  # entries of the largest intermediate matrix: 64 MiB in float32
 
 @dataclass(frozen=True)
 class Items:
-    """Items of a store. names: (items,) keys of images or groups. rows: (rows,) int64 positions in the store, item by
-    item and in the order of keys, which is that of a video's frames. pointer: (items + 1,) where each item's begin.
+    """Items of a store: images in stored order, or groups in the order of their names.
+
+    names: (items,) keys of images or groups. rows: (rows,) int64 positions in the store, item by item and within a
+    group in the order of keys, which is that of a video's frames. pointer: (items + 1,) where each item's rows begin.
     """
 
     names: np.ndarray
@@ -75,12 +77,14 @@ def items_of(store: Store, by: str = KEY, split: str | None = None) -> Items:
     Raises RetrievalError if there is none.
     """
     rows = store.rows(split, labelled=False)
-    keys = store.column("key")[rows].astype(object)
-    groups = store.column("group")[rows].astype(object) if by == GROUP else np.full(len(rows), "", object)
-    names = np.where(groups == "", keys, groups)
     if not len(rows):
         raise RetrievalError(f"{store.path} has no embedding{f' in its {split} split' if split else ''}: name another "
-                             f"--split, or all of it")
+                             "--split, or all of it")
+    keys = store.column("key")[rows].astype(object)
+    if by == KEY:  # as they are stored, which is how they are read fastest
+        return Items(keys, rows, np.arange(len(rows) + 1))
+    groups = store.column("group")[rows].astype(object)
+    names = np.where(groups == "", keys, groups)
     order = np.argsort(keys, kind="stable")
     found, place = np.unique(names[order], return_inverse=True)
     sizes = np.bincount(place, minlength=len(found))
@@ -126,7 +130,7 @@ class Captioned:
 
 
 def captioned(store: Store, text: TextSet, split: str | None = None, name: str = "captions") -> Captioned:
-    """The items of a split that have captions in a text set, in the order of names.
+    """The items of a split that have captions in a text set, in the order of `items_of`.
 
     Raises RetrievalError if the set has no captions, or none of items with an embedding in the split.
     """

@@ -31,6 +31,9 @@ class Choice:
         return self.name if self.value is None else f"{self.name}:{self.value:g}"
 
 
+MEAN = Choice("mean")
+
+
 def choice_of(text: str, what: str, known: dict[str, float | None]) -> Choice:
     """The choice that `name` or `name:number` means. known: names with their default numbers, None for those without.
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from onceclip.pipeline.retrieval.comclip import comclip_scores
 from onceclip.pipeline.retrieval.items import Frames
+from onceclip.pipeline.retrieval.losses import (
+    answer_hinge,
+    clip_loss,
+    contra_loss,
+    geodesic_loss,
+    geodesic_mix,
+    hard_negative_loss,
+)
 from onceclip.pipeline.retrieval.metrics import ranks_of
 from onceclip.pipeline.retrieval.normalization import QueryBank, normalization_of, normalize_by
 from onceclip.pipeline.retrieval.similarity import (
@@ -101,3 +110,37 @@ def test_a_constant_matrix_of_three_by_four_has_ranks_of_two_and_a_half() -> Non
     assert ranks.rank.tolist() == [2.5, 2.5, 2.5]
 
 
+
+
+def test_losses_of_pairs(golden: SimpleNamespace) -> None:
+    text, item = golden.captions[:4], golden.images[:4]
+    assert contra_loss(text, item).item() == pytest.approx(1.948732, abs=1e-6)
+    assert clip_loss(text, item, 100).item() == pytest.approx(1.011617, abs=1e-6)
+    assert geodesic_loss(text, item, 0.3, 100).item() == pytest.approx(1.121517, abs=1e-6)
+    negative = unit(golden.captions[[1, 2, 0, 4]] + 0.1 * unit(waves((4, 8), 1.4)))
+    for matrix, value in ((torch.eye(8), 1.692207), (torch.eye(8) + 0.05 * waves((8, 8), 2.7), 1.861340)):
+        mapped = [unit(each @ matrix.double().T) for each in (text, negative)]
+        assert hard_negative_loss(mapped[0], item, mapped[1], 100).item() == pytest.approx(value, abs=1e-6)
+    scores = torch.tensor([[0.3, 0.5, 0.1, 0.2]])
+    assert answer_hinge(scores, torch.tensor([1])).item() == pytest.approx(2.1, abs=1e-6)
+
+
+def test_equal_vectors_mix_to_themselves_with_finite_slopes() -> None:
+    """acos without a clamp gives NaN there."""
+    same = unit(waves((3, 8), 2.0)).float().requires_grad_()
+    mixed = geodesic_mix(same, same.detach(), 0.3)
+    torch.testing.assert_close(mixed, same)
+    mixed.sum().backward()
+    assert same.grad is not None
+    assert same.grad.isfinite().all()
+    far = unit(waves((3, 8), 5.0)).float()
+    torch.testing.assert_close(geodesic_mix(same.detach(), far, 1.0), same.detach())
+    torch.testing.assert_close(geodesic_mix(same.detach(), far, 0.4).norm(dim=1), torch.ones(3))
+
+
+def test_images_are_drawn_to_the_crops_that_phrases_name(golden: SimpleNamespace) -> None:
+    image, crops = 2 * golden.U[:1], 1.5 * golden.V[:1, 1:4]
+    assert comclip_scores(golden.W[:1], golden.W[None], image, crops).item() == pytest.approx(0.994800, abs=1e-6)
+    plain = golden.W[:1] @ golden.U[:1].T
+    against = torch.cat([-crops[:, :1], crops[:, 1:]], dim=1)  # products of which one is below 0 are no shares
+    torch.testing.assert_close(comclip_scores(golden.W[:1], golden.W[None], image, against), plain)

@@ -1,0 +1,141 @@
+"""Retrieval: captions and images or videos of a store rank each other, and a person's query finds the nearest."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onceclip.pipeline.api.arguments import one_of, opened, path_of, place_of, whole
+from onceclip.pipeline.api.stores import spec_of
+from onceclip.pipeline.encoders import EncoderSpec
+from onceclip.pipeline.errors import ArgumentError
+from onceclip.pipeline.files import whole_file
+from onceclip.pipeline.words import csv_cell
+from onceclip.stores import Store
+from onceclip.stores.schema import SPLITS
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.retrieval.search import Hit, Pair
+
+Progress = Callable[[float], None]
+
+
+def _silent(fraction: float) -> None:
+    """Watch nothing."""
+
+
+def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | None = None, pooling: str = "mean",
+             rerank: str | None = None, normalize: str | None = None, bank: str | None = None,
+             out: str | Path | None = None, page: str | Path | None = None, images: str | None = None,
+             progress: Progress = _silent) -> dict[str, Any]:
+    """Score how well the captions of a text set and their images or videos find each other, in both directions.
+
+    text: a set that `add_text(..., captions=FILE)` made. split: "train", "val", "test" or "all"; None for test where
+        captions belong to it, or else all. pooling: what a video's frames become, "mean", "raw-mean", "fitclip",
+        "hitchhiker[:TEMPERATURE]" or "max". rerank: "max[:WEIGHT]" adds the best frame's score. normalize:
+        "qb[:BETA]" or "dual-softmax[:SCALE]"; bank: the split whose queries QB-Norm takes. out: a JSON file of the row.
+        page: an HTML page of the best and worst queries; images: the source of the store's images, for its pictures.
+    Gives the result row: recall at 1, 5 and 10 with bootstrap intervals over items, ranks, mAP and nDCG by direction.
+    Raises RetrievalError if there is nothing to rank, StoreIncomplete if there is no such text set.
+
+    Example:
+        >>> import json
+        >>> lines = {str(key): [f"a photo of a {key.split('/')[0]}"] for key in store.column("key")}
+        >>> _ = Path("captions.json").write_text(json.dumps(lines))
+        >>> done = onceclip.add_text("pets.zarr", "captions", captions="captions.json", overwrite=True)
+        >>> row = onceclip.retrieve("pets.zarr", split="test")
+        >>> row["items"], row["text_to_item"]["queries"]
+        (48, 48)
+    """
+    from onceclip.pipeline.reporting.retrieval_pages import write_retrieval_page
+    from onceclip.pipeline.retrieval.evaluation import evaluate
+
+    target = opened(store)
+    for name, value in (("text", text), ("pooling", pooling)):
+        if not isinstance(value, str):
+            raise ArgumentError(f"{name} {value!r}: give a name")
+    ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, progress=progress)
+    row = ranking.row
+    if out is not None:
+        with whole_file(path_of(out, "out: a JSON file")) as file:
+            file.write(json.dumps(row, indent=1, allow_nan=False).encode("ascii") + b"\n")
+    if page is not None:
+        row = {**row, **write_retrieval_page(path_of(page, "page: an .html file"), target, ranking, images)}
+    return row
+
+
+def search(store: str | Path | Store, query: str | None = None, *, image: str | Path | None = None, top: int = 20,
+           by: str = "key", split: str | None = None, pooling: str = "mean", page: str | Path | None = None,
+           images: str | None = None, encoder: str | EncoderSpec | None = None, device: str = "auto",
+           progress: Progress = _silent) -> list[Hit]:
+    """Find the images or videos of a store that are nearest to a sentence, or to an image file.
+
+    top: how many. by: "key" for images (and single frames), "group" for videos and other groups. split: one of the
+        store's; None for all. pooling: as of `retrieve`, for groups. page: an HTML page of what was found. encoder:
+        where it is, if the store cannot say.
+    Gives hits with `name`, `score` (a cosine) and `row`, the nearest first.
+    Raises RetrievalError if there is nothing to look for or in, StoreMismatch for another encoder than the store's.
+
+    Example:
+        >>> hits = onceclip.search("pets.zarr", "a photo of a fox", top=3)
+        >>> len(hits), hits[0].score >= hits[1].score
+        (3, True)
+    """
+    from onceclip.pipeline.prediction.queries import query_embedding
+    from onceclip.pipeline.reporting.retrieval_pages import write_search_page
+    from onceclip.pipeline.retrieval.items import BY
+    from onceclip.pipeline.retrieval.search import search as run
+    from onceclip.pipeline.retrieval.similarity import pooling_of
+
+    if (query is None) == (image is None):
+        raise ArgumentError("give a query or an image, and not both")
+    target, number = opened(store), whole(top, "top", 1)
+    kind, pooled = one_of(by, "by", BY), pooling_of(pooling)
+    chosen = None if split is None else one_of(split, "split", SPLITS)
+    place = None if image is None else place_of(image, "image: the file of one")
+    found = query_embedding(target, query, place, None if encoder is None else spec_of(encoder, device=device), device)
+    hits = run(target, found, number, kind, chosen, pooled, progress)
+    if page is not None:
+        write_search_page(path_of(page, "page: an .html file"), target, query or str(place), hits, images)
+    return hits
+
+
+def duplicates(store: str | Path | Store, threshold: float = 0.98, *, by: str = "key", split: str | None = None,
+               out: str | Path | None = None, progress: Progress = _silent) -> Iterator[Pair]:
+    """Go through all pairs of images or videos of a store whose embeddings' cosine is at least a threshold.
+
+    by: "key" or "group". split: one of the store's; None for all. out: a CSV file that gets all pairs, and has its name
+        when it is whole.
+    Gives pairs with `first`, `second`, `score` and `same`, whether the two files are equal, as they are found.
+    Raises RetrievalError for a threshold that is no cosine above 0.
+
+    Example:
+        >>> pairs = list(onceclip.duplicates("pets.zarr", 0.999))
+        >>> all(pair.score > 0.998 for pair in pairs)
+        True
+    """
+    from onceclip.pipeline.retrieval.items import BY
+    from onceclip.pipeline.retrieval.search import duplicates as run
+
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise ArgumentError(f"threshold {threshold!r}: give a cosine, such as 0.98")
+    found = run(opened(store), threshold, one_of(by, "by", BY),
+                None if split is None else one_of(split, "split", SPLITS), progress)
+    return found if out is None else _written(path_of(out, "out: a CSV file"), found)
+
+
+def _written(path: Path, pairs: Iterator[Pair]) -> Iterator[Pair]:
+    """Pairs on their way, each written to a CSV file."""
+    with whole_file(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        writer = csv.writer(text)
+        writer.writerow(["first", "second", "cosine", "same_file"])
+        for pair in pairs:
+            writer.writerow([csv_cell(pair.first), csv_cell(pair.second), f"{pair.score:.6f}", int(pair.same)])
+            yield pair
+        text.flush()
+        text.detach()
