@@ -100,5 +100,5 @@ class Watch:
         for place, method in enumerate(self.methods):
             best = epochs - 1 if kept is None else int(kept[place])
             count = min(epochs, best + patience + 1) if patience else epochs
-            series = [() if each is None else tuple(each[:count, place].tolist()) for each in numbers]
-            self.recorder.found[_key(method, method.values)] = History(*series, best + 1)  # type: ignore[arg-type]
+            train, loss, right = (() if each is None else tuple(each[:count, place].tolist()) for each in numbers)
+            self.recorder.found[_key(method, method.values)] = History(train, loss, right, best + 1)

@@ -134,7 +134,7 @@ def _curve(recorder: Recorder, method: Method, selection: Selection) -> dict[str
     """The history of the training that was chosen; None for a method without epochs."""
     values = selection.classifier.hyperparameters
     history = recorder.history(method, values) if set(method.values) <= values.keys() else None
-    return history and history.as_values()
+    return None if history is None else history.as_values()
 
 
 def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
