@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.api.retrieval import duplicates, retrieve, search
     from onceclip.pipeline.api.runs import fit, make_task, sweep
     from onceclip.pipeline.api.stores import add_text, add_tower, extract, import_arrays, verify
-    from onceclip.pipeline.api.tables import results, table
+    from onceclip.pipeline.api.tables import compare, results, table
     from onceclip.pipeline.decoding.preparation import Preparation
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.errors import BadImage
@@ -31,7 +31,7 @@ _PUBLIC = {name: f"onceclip.{module}" for module, names in {
     "pipeline.api.draws": ("write_draws",), "pipeline.api.retrieval": ("duplicates", "retrieve", "search"),
     "pipeline.api.runs": ("fit", "make_task", "sweep"),
     "pipeline.api.stores": ("add_text", "add_tower", "extract", "import_arrays", "verify"),
-    "pipeline.api.tables": ("results", "table"),
+    "pipeline.api.tables": ("compare", "results", "table"),
     "pipeline.decoding.preparation": ("Preparation",), "pipeline.encoders": ("EncoderSpec",),
     "pipeline.errors": ("BadImage",), "pipeline.extraction.survey": ("ExtractOptions",),
     "pipeline.runs.estimator": ("FewShotClassifier",), "pipeline.runs.run": ("RunSpec",),
@@ -39,7 +39,7 @@ _PUBLIC = {name: f"onceclip.{module}" for module, names in {
 
 __all__ = [
     "BadImage", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "OnceclipError", "Preparation", "Record",
-    "RunSpec", "__version__", "add_text", "add_tower", "duplicates", "evaluate", "export", "extract", "fit",
+    "RunSpec", "__version__", "add_text", "add_tower", "compare", "duplicates", "evaluate", "export", "extract", "fit",
     "import_arrays", "load_classifier", "make_task", "methods", "open_store", "predict", "report", "results",
     "retrieve", "search", "sweep", "table", "verify", "write_draws"]
 

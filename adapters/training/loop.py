@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.task import BLOCK, Rows, Stream, Task
+from onceclip.adapters.training.history import Watch
 from onceclip.adapters.training.optimizer import Optimizer, Position
 from onceclip.adapters.training.stack import Parameters, Stack
 from onceclip.adapters.training.trainable import Trainable
@@ -86,13 +87,16 @@ class Training:
     def run(self, progress: Progress = no_progress) -> list[Parameters]:
         """Carry out all epochs and give the parameters of every run: the last, or the best on validation rows."""
         epochs = self.first.method.epochs
+        watch = Watch(self.stack, self.methods, self.first.task, self.first.prepared)
         for epoch in range(epochs):
             self.epoch(epoch)
             progress((epoch + 1) / epochs)
             if self.state:
                 self.state = self.stack.after_epoch(self.parameters | self.state)
+            watch.update(self.parameters | self.state, epoch)
             if self.best.update(self.parameters | self.state, epoch):
                 break
+        watch.end(self.best.epoch if self.best.kept else None, self.best.patience if self.best.kept else 0)
         return self.stack.split(self.best.chosen(self.parameters | self.state))
 
     def epoch(self, number: int) -> None:

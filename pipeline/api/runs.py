@@ -30,6 +30,7 @@ from onceclip.pipeline.errors import ArgumentError, ResultError
 from onceclip.pipeline.runs import sweep as runs
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
+from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.tasks.classes import ALL, BASE
@@ -68,7 +69,7 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
 def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec = AUTOMATIC,
         shots: int | str | None = None, seed: int | None = None, *, values: Mapping[str, Any] | None = None,
         device: str = CPU, compile: str | Compiling = AUTO, out: str | Path | None = None, overwrite: bool = False,
-        progress: Progress = no_progress, **further: Any) -> Fitted:
+        curves: bool = False, progress: Progress = no_progress, **further: Any) -> Fitted:
     """Draw a task, choose hyperparameters, fit, and score on the test split: a classifier and its result row.
 
     store: an open one or its path. method: a name, a class, an object whose hyperparameters are taken as they are, or a
@@ -76,8 +77,8 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         rows per class, "all" by default; none with support="upl:16" or the like, so that no label is read. seed: of the
         draw and of the training, 1 by default. values: hyperparameters that no search changes. further: other fields of
         RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1", or "auto". compile: "auto", "on" or "off". out:
-        a folder that gets the adapter and its row; overwrite: replace an adapter there. progress: gets the fraction
-        done.
+        a folder that gets the adapter and its row; overwrite: replace an adapter there. curves: put the losses of every
+        epoch there too. progress: gets the fraction done.
     Raises MethodError, TaskError, StoreError, DeviceError or ArgumentError, each with one line on how to mend it.
 
     Example:
@@ -94,9 +95,11 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         spec = spec_for(method, shots, seed, values, **further)
     folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
     target = opened(store)
-    fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device)
+    fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device,
+                 Keep(curves))
     if folder:
         fitted.classifier.save(folder)
+        write_kept(folder, [{**fitted.row, **fitted.kept}], None)
         append_row(folder, fitted.row)
         record_stores(folder, [target])
     return fitted
@@ -173,7 +176,8 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
           shots: Sequence[int | str] | int | str | None = None, seeds: Sequence[int] | int = (1, 2, 3, 4, 5),
           grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
           workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
-          device: str = CPU, progress: bool = False, **further: Any) -> list[dict[str, Any]]:
+          device: str = CPU, progress: bool = False, curves: bool = False, keep_predictions: bool = False,
+          **further: Any) -> list[dict[str, Any]]:
     """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
 
     specs: the runs, or None for every method at every number of shots with every seed; shots are 1, 2, 4, 8 and 16 by
@@ -183,7 +187,8 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         values. local_workers: processes; 0 for one per core where there are many runs. workers: what carries out the
         runs, in place of such processes. part: of the runs.
         retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
-        default, with grids "fixed". compile, device: as for `fit`.
+        default, with grids "fixed". compile, device: as for `fit`. curves: keep losses of every epoch in
+        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`.
     Raises WorkerError for runs that ended every process that took them, StoreError if another sweep writes to the file.
 
     Example:
@@ -208,4 +213,4 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     if wrong:
         raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
     return runs.sweep(opened_all(stores), specs, path_of(out, "out: a folder"), local_workers, progress, workers, part,
-                      compile, retry_failed, device)
+                      compile, retry_failed, device, Keep(curves, keep_predictions))

@@ -76,5 +76,32 @@ def table(folders: Folders, form: str = "markdown", *, score: str | Sequence[str
     return write(cells_of(frame, by, scores), whole(digits, "digits", 0), interval)
 
 
+def compare(folders: Folders, test: str = "draws", *, baseline: str | None = None, score: str = "accuracy",
+            shots: Sequence[int | str] | int | str | None = None, methods: Sequence[str] | str | None = None,
+            by_encoder: bool = False) -> dict[str, Any]:
+    """Test the lines of results folders against one of them, on the same draws, as JSON values.
+
+    test: "draws" (paired t over seeds), "mcnemar" (over images, seed by seed), "bootstrap" (over draws and images
+        together), "wilcoxon" or "friedman" (over stores, the latter with Nemenyi's test of all pairs). baseline: a line
+        of the tables, "zero-shot" by default. score, shots, methods: as of `table`. by_encoder: lines are methods with
+        encoders.
+    Gives `blocks`, each with its shots and `comparisons`: difference, its interval, p, and p corrected by Holm over the
+    block. "mcnemar" and "bootstrap" take sweeps that kept predictions.
+    Raises ResultError if nothing can be compared, ArgumentError.
+
+    Example:
+        >>> rows = onceclip.sweep("pets.zarr", methods=["zero-shot", "gda"], shots=4, seeds=[1, 2, 3], out="compared")
+        >>> block, = onceclip.compare("compared")["blocks"]
+        >>> block["comparisons"][0]["method"], block["comparisons"][0]["n"]
+        ('gda', 3)
+    """
+    from onceclip.pipeline.reporting.comparison import TESTS, compare_results
+    from onceclip.pipeline.reporting.frames import SCORES
+
+    return compare_results(_paths(folders), one_of(test, "test", TESTS), baseline, one_of(score, "score", SCORES),
+                           None if shots is None else [shots_of(each) or "all" for each in listed(shots, "shots")],
+                           None if methods is None else listed(methods, "methods"), by_encoder)
+
+
 def _paths(folders: Any) -> list[Path]:
     return [path_of(each, "a results folder") for each in listed(folders, "results")]

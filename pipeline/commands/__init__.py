@@ -1,6 +1,7 @@
 """The commands, one file each: thin, and free of heavy imports, so that help is instant."""
 
 from onceclip.pipeline.commands.compact import compact
+from onceclip.pipeline.commands.compare import compare
 from onceclip.pipeline.commands.demo import demo
 from onceclip.pipeline.commands.draws import draws
 from onceclip.pipeline.commands.evaluate import evaluate
@@ -18,5 +19,5 @@ from onceclip.pipeline.commands.table import table
 from onceclip.pipeline.commands.text import text
 from onceclip.pipeline.commands.verify import verify
 
-COMMANDS = (extract, text, import_, draws, fit, sweep, evaluate, predict, retrieve, report, table, export, info, verify,
-            compact, methods, demo)  # in the order of use
+COMMANDS = (extract, text, import_, draws, fit, sweep, evaluate, predict, retrieve, report, table, compare, export,
+            info, verify, compact, methods, demo)  # in the order of use

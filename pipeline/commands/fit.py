@@ -62,6 +62,8 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @support_options
 @compile_option
 @training_device_option
+@click.option("--curves", is_flag=True, help="With --out: keep training and validation loss of every epoch beside the "
+              "row; `onceclip report` draws them.")
 @click.option("--from-row", metavar="FILE:N",
               help="Carry out again the run of the N-th row of a results folder, and compare.")
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
@@ -71,8 +73,9 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        refit: str, support: str, bank: str, captions: str, compile: str, device: str, from_row: str | None,
-        out: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool, **drawing: Any) -> None:
+        refit: str, support: str, bank: str, captions: str, compile: str, device: str, curves: bool,
+        from_row: str | None, out: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool,
+        **drawing: Any) -> None:
     """Fit a classifier on a store and score it.
 
     Without --method, several methods are fitted, each with hyperparameters that validation images choose (or training
@@ -115,7 +118,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
         fitted = run(opened, spec, device=device, compile=compiling_of(row) if row else compile, out=out,
-                     overwrite=overwrite, progress=progress)
+                     overwrite=overwrite, curves=curves, progress=progress)
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:

@@ -66,6 +66,10 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               "[default: one per core for 100 runs or more]")
 @scheduler_option
 @part_option
+@click.option("--curves", is_flag=True, help="Keep training and validation loss of every epoch in FOLDER/curves.jsonl; "
+              "`onceclip report` draws them.")
+@click.option("--keep-predictions", is_flag=True, help="Keep what each run takes every test image for in "
+              "FOLDER/predictions.zarr; `onceclip compare` tests with them.")
 @click.option("--retry-failed", is_flag=True, help="Repeat runs whose row has an error, such as a training that "
               "diverged.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and run nothing.")
@@ -75,7 +79,8 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
           select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str, bank: str,
           captions: str, compile: str, device: str, text: str, local_workers: int, scheduler: str | None,
-          part: Part | None, retry_failed: bool, dry_run: bool, out: Path, as_json: bool, **drawing: Any) -> None:
+          part: Part | None, curves: bool, keep_predictions: bool, retry_failed: bool, dry_run: bool, out: Path,
+          as_json: bool, **drawing: Any) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -94,8 +99,9 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     from onceclip.adapters import METHODS
     from onceclip.pipeline.api.runs import specs_of
     from onceclip.pipeline.api.runs import sweep as run
+    from onceclip.pipeline.runs.keep import Keep
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import OWN, known, make_plan, require_result, settled, shared
+    from onceclip.pipeline.runs.sweep import OWN, kept_alone, known, make_plan, require_result, settled, shared
     from onceclip.pipeline.workers.devices import training_device
     from onceclip.stores import open_store
 
@@ -110,14 +116,16 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
                      validated=bool(grids), support=support, bank=bank, captions=captions, **drawing)
     opened = [open_store(store) for store in stores]
     if dry_run:
-        plan = make_plan(opened, specs, settled(known(out), retry_failed), device=device)
+        done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions))
+        plan = make_plan(opened, specs, done, device=device)
         values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups)}
         show(as_json, values, lambda: [
             f"{counted(len(plan.runs), 'run')}, {plan.todo:,} to be done in {counted(len(plan.groups), 'group')}",
             *shared(plan)])
         return
     rows = run(opened, specs, out, local_workers=local_workers, workers=workers, part=part, compile=compile,
-               retry_failed=retry_failed, device=device, progress=True)
+               retry_failed=retry_failed, device=device, curves=curves, keep_predictions=keep_predictions,
+               progress=True)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*table_lines(table), "")])

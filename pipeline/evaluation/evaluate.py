@@ -125,23 +125,29 @@ def columns_of(classifier: Classifier, candidates: Sequence[str]) -> Tensor | No
 
 
 def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: str = "test",
-                      classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
+                      classes: Sequence[str] | None = None, keep: bool = False) -> list[dict[str, Any]]:
     """Score classifiers of the same classes and inputs in one pass over the rows; what they share is computed once.
 
-    classes: as for `score`. The scores are None where there is no labelled row.
+    classes: as for `score`. keep: add `predicted`, what each takes every row for: (n,) positions of its classes.
+    The scores are None where there is no labelled row.
     """
     begun, first = time.perf_counter(), classifiers[0]
     rows, label = _labelled(first, store, split, classes, first.class_names)
     for classifier in classifiers[1:]:
         check_encoder(classifier, store)
     tallies, done = [Tally(len(first.class_names), temperature_of(each)) for each in classifiers], 0
+    predicted: list[list[np.ndarray]] = [[] for _ in classifiers]
     for pieces in logits_of(classifiers, store, rows):
-        for tally, logits in zip(tallies, pieces, strict=True):
-            tally.add(logits, label[done:done + len(logits)])
+        for tally, kept, logits in zip(tallies, predicted, pieces, strict=True):
+            answers = tally.add(logits, label[done:done + len(logits)])
+            if keep:
+                kept.append(answers.numpy().astype(np.min_scalar_type(len(first.class_names))))
         done += len(logits)
     seconds = (time.perf_counter() - begun) / len(classifiers)
-    return [scores_of(classifier, store, split, tally, seconds)
-            for classifier, tally in zip(classifiers, tallies, strict=True)]
+    found = [scores_of(classifier, store, split, tally, seconds)
+             for classifier, tally in zip(classifiers, tallies, strict=True)]
+    return [{**scores, "predicted": np.concatenate(kept) if kept else np.zeros(0, np.uint8)} if keep else scores
+            for scores, kept in zip(found, predicted, strict=True)]
 
 
 def logits_of(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -> Iterator[Iterator[Tensor]]:

@@ -33,16 +33,23 @@ def results_frame(folders: Sequence[Path]) -> pd.DataFrame:
     in it. Of a grid, the setting that is best on validation rows stands for its seed. Failures are left out.
     Raises ResultError if there is no row, or a row is no result of onceclip.
     """
-    settings = settings_of(read_results(folders))
+    read = read_results(folders)
+    settings = settings_of(read)
     names = _store_names([setting.experiment.store for setting in settings])
     lines = [{"store": names[setting.experiment.store], "method": f"{name}{_apart(setting, settings)}", "shots": shots,
               "seed": seed, **{score: row.get(score) for score in (*SCORES, *_FURTHER)},
               "support": row.get("fingerprints", {}).get("support"),
-              "hyperparameters": row.get("hyperparameters", {}), "path": setting.experiment.store}
+              "hyperparameters": row.get("hyperparameters", {}), "path": setting.experiment.store,
+              "folder": _folder(read.places.get(str(row.get("run"))))}
              for setting in settings for (name, shots), seeds in setting.chosen.items() for seed, row in seeds.items()]
     frame = pd.DataFrame(lines, columns=["store", "method", "shots", "seed", *SCORES, *_FURTHER, "support",
-                                         "hyperparameters", "path"])
+                                         "hyperparameters", "path", "folder"])
     return frame.astype(dict.fromkeys(SCORES, "float64")).dropna(axis="columns", how="all")
+
+
+def _folder(place: str | None) -> str | None:
+    """The results folder of a FILE:N."""
+    return None if place is None else str(Path(place.rpartition(":")[0]).parent)
 
 
 def _store_names(paths: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import onceclip
 from onceclip.adapters import load_classifier
 from onceclip.pipeline.evaluation.evaluate import evaluate, temperature_of
 from onceclip.pipeline.files import whole_file
+from onceclip.pipeline.reporting.ablations import ablations_of
 from onceclip.pipeline.reporting.class_changes import class_view
 from onceclip.pipeline.reporting.curves import (
     curves_of,
@@ -40,6 +41,7 @@ from onceclip.pipeline.reporting.settings import (
     sign_of,
     titles,
 )
+from onceclip.pipeline.reporting.training_curves import training_panels
 from onceclip.pipeline.runs.results import Mean
 from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
 from onceclip.pipeline.words import counted, few_words, shots_of
@@ -108,7 +110,8 @@ def _setting(title: str, setting: Setting, results: Results) -> dict[str, Any]:
         "title": title, "measures": made, "rows": len(setting.rows),
         "hyperparameters": chosen_of(setting), "classes": class_view(setting),
         "lines": lines, "scores": used_scores(lines), "panels": reliability_panels(setting),
-        "costs": costs_of(setting),
+        "costs": costs_of(setting), "ablations": ablations_of(setting),
+        "training": training_panels(setting, results.curves),
         "facts": facts_of(setting), "draws": draws_of(setting), "replays": replays(setting, made[0]["best"], results),
     }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from statistics import median
 from typing import Any
 
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.runs.keep import read_curves
 from onceclip.pipeline.runs.results import NAME, Mean, read_rows, read_stores
 from onceclip.pipeline.runs.summary import (
     Experiment,
@@ -35,12 +36,16 @@ POLICIES = {
 
 @dataclass(frozen=True)
 class Results:
-    """What results folders hold. rows: each run once. places: FILE:N of a run. stores: descriptions by fingerprint."""
+    """What results folders hold. rows: each run once. places: FILE:N of a run. stores: descriptions by fingerprint.
+
+    curves: of trainings, by run.
+    """
 
     folders: tuple[Path, ...]
     rows: tuple[Row, ...]
     places: Mapping[str, str]
     stores: Mapping[str, Mapping[str, Any]]
+    curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def read_results(folders: Sequence[Path]) -> Results:
     """
     found: dict[str, dict[str, tuple[Row, str]]] = defaultdict(dict)  # by run and device
     stores: dict[str, Mapping[str, Any]] = {}
+    curves: dict[str, Mapping[str, Any]] = {}
     for given in folders:
         folder = given.parent if given.name == NAME else given
         rows = read_rows(folder)
@@ -96,8 +102,9 @@ def read_results(folders: Sequence[Path]) -> Results:
                 del same[device]
             same[str(row.get("device"))] = row, f"{folder / NAME}:{number}"
         stores |= read_stores(folder)
+        curves |= read_curves(folder)
     return Results(tuple(folders), tuple(row for same in found.values() for row, _ in same.values()),
-                   {run: place for run, same in found.items() for _, place in same.values()}, stores)
+                   {run: place for run, same in found.items() for _, place in same.values()}, stores, curves)
 
 
 def settings_of(results: Results) -> list[Setting]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import onceclip
@@ -17,12 +17,14 @@ from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.selection.selection import default_policy, fit_all, fit_selected, remarks_on
 from onceclip.adapters.training.compile import USUAL, Compiling, compiling
+from onceclip.adapters.training.history import Recorder, recording
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
 from onceclip.pipeline.runs.automatic import Average, average_of, run_method
+from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
@@ -35,17 +37,19 @@ from onceclip.stores import Store, open_store
 
 @dataclass(frozen=True)
 class Fitted:
-    """A classifier, its result row, and remarks for the user."""
+    """A classifier, its result row, and remarks for the user. kept: what was asked for beside the row; see `Keep`."""
 
     classifier: Classifier
     row: dict[str, Any]
     remarks: list[str]
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_progress,
-        compile: Compiling = USUAL, device: str = CPU) -> Fitted:
+        compile: Compiling = USUAL, device: str = CPU, keep: Keep = NOTHING) -> Fitted:
     """Carry out one run on a store.
 
+    keep: what is kept beside the row.
     compile: whether the steps of its training are compiled. device: that trains it, "cpu", "cuda", "cuda:1", or "auto"
         for a GPU where there is one; the classifier comes back to the CPU, where it is scored.
     Raises MethodError, TaskError, StoreError or DeviceError, each with one line that says how to mend it.
@@ -55,7 +59,8 @@ def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_prog
         >>> fitted.row["shots"], fitted.row["n_support"], 0 <= fitted.row["accuracy"] <= 1
         (4, 16, True)
     """
-    fitted, = fit_group(store, [spec], progress, calibrate=True, compile=compile, device=device)
+    fitted, = fit_group(store, [spec], progress, calibrate=True, compile=compile, device=device,
+                        keep=keep)
     if isinstance(fitted, MethodError):
         raise fitted
     return fitted
@@ -63,11 +68,11 @@ def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_prog
 
 def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None] = no_progress,
               calibrate: bool = False, compile: Compiling = USUAL,
-              device: str = CPU) -> list[Fitted | MethodError]:
+              device: str = CPU, keep: Keep = NOTHING) -> list[Fitted | MethodError]:
     """Carry out runs that differ in hyperparameter values alone: trained and scored together.
 
     calibrate: give the classifiers their temperatures; see `calibrated`. compile: whether the steps of their trainings
-        are compiled, and of how many like them they are some. device: as for `fit`.
+        are compiled, and of how many like them they are some. device, keep: as for `fit`.
     A run whose training diverges gives its failure; the others go on.
     Raises MethodError, TaskError, StoreError or DeviceError for what concerns all of them.
     """
@@ -81,7 +86,8 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
         if spec.select != "fixed" and spec.shots != 0
         for remark in remarks_on(method, drawn.task, policy, frozenset(spec.values))))
     fitting = time.perf_counter()
-    with compiling(compile), within_memory(where, f"{first.method} on {len(drawn.support.rows):,} rows"):
+    what = f"{first.method} on {len(drawn.support.rows):,} rows"
+    with recording(keep.curves) as recorder, compiling(compile), within_memory(where, what):
         task = drawn.task if where.type == CPU else drawn.task.to(where)
         as_they_are = set(policies) == {"fixed"} and first.method != AUTOMATIC
         selections = (fit_all(methods, task, first.seed, progress) if as_they_are else
@@ -103,7 +109,8 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     # No classifier is scored on rows that it was fitted on.
     good = [chosen[place] if first.refit == ALL else each for place, each in enumerate(final)
             if isinstance(each, Classifier)]
-    scores = iter(_scores(good, store, first) if good else ())
+    scores = iter(_scores(good, store, first, keep) if good else ())
+    tested = rows_scored(store, drawn.task.classes) if keep.predictions else {}
     total = (time.perf_counter() - begun) / len(specs)
     results: list[Fitted | MethodError] = []
     finals = iter(final)
@@ -115,10 +122,13 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
         if isinstance(classifier, MethodError):
             results.append(classifier)
             continue
-        row = _row(store, spec, drawn, policy, selection, next(scores))
+        reached = next(scores)
+        row = _row(store, spec, drawn, policy, selection, reached)
         row |= {"seconds": seconds, "seconds_total": total, "products": products, "compiling": asdict(compile),
                 "device": name_of(where), "version": onceclip.__version__}
-        results.append(Fitted(classifier, row if refit is None else refit.row(row), drawn.remarks))
+        results.append(Fitted(classifier, row if refit is None else refit.row(row), drawn.remarks, {
+            **({"predicted": reached["predicted"], **tested} if keep.predictions else {}),
+            **({"curve": _curve(recorder, methods[0], selection)} if keep.curves else {})}))
     return results
 
 
@@ -126,6 +136,13 @@ def _policy(method: Method, drawn: Drawn) -> str:
     """How a method's hyperparameters are chosen by default; guessed labels choose none."""
     policy = default_policy(method, drawn.task)
     return "fixed" if policy == "loo" and drawn.sourced.get("source") else policy
+
+
+def _curve(recorder: Recorder, method: Method, selection: Selection) -> dict[str, Any] | None:
+    """The history of the training that was chosen; None for a method without epochs."""
+    values = selection.classifier.hyperparameters
+    history = recorder.history(method, values) if set(method.values) <= values.keys() else None
+    return None if history is None else history.as_values()
 
 
 def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
@@ -157,11 +174,11 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     return drawn if drawn.task.val is not None or spec.select else replace(drawn, val=None)
 
 
-def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec) -> list[dict[str, Any]]:
+def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec, keep: Keep) -> list[dict[str, Any]]:
     """What each reaches on the test split; of a run of base classes also what is said of new ones."""
     if spec.classes == ALL:
-        return evaluate_together(classifiers, store)
-    return base_to_new(classifiers, store, spec.text)
+        return evaluate_together(classifiers, store, keep=keep.predictions)
+    return base_to_new(classifiers, store, spec.text, keep.predictions)
 
 
 def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[str, Any]:

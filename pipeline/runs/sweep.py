@@ -23,6 +23,7 @@ from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.runs.fit import fit_group
+from onceclip.pipeline.runs.keep import NOTHING, Keep, has_kept, write_kept
 from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, record_stores, rows_name
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.words import counted, shots_of
@@ -36,7 +37,8 @@ MANY = 100  # runs from which starting further processes pays
 
 def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local_workers: int = 0,
           progress: bool = False, workers: Workers | None = None, part: Part | None = None,
-          compile: str = AUTO, retry_failed: bool = False, device: str = CPU) -> list[dict[str, Any]]:
+          compile: str = AUTO, retry_failed: bool = False, device: str = CPU,
+          keep: Keep = NOTHING) -> list[dict[str, Any]]:
     """Carry out all runs on all stores and give their rows, in the order of the runs.
 
     folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content and with the
@@ -46,7 +48,8 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
     workers: what carries out the runs, in place of such processes. part: make this part of the runs only, whose rows go
     to a file of their own; what other parts have not made yet is left out of what is given. compile: "auto" compiles
     the steps of long trainings on a CPU, "on" all, "off" none. retry_failed: repeat runs whose row has an `error`.
-    device: what trains, as for `fit`; with workers, which see one GPU each, none that has a number.
+    device: what trains, as for `fit`; with workers, which see one GPU each, none that has a number. keep: what is kept
+    beside the rows, in files of the folder; runs without it are repeated.
     Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
     on. Raises StoreError if another sweep is writing to the file, DeviceError if there is no such device.
     """
@@ -60,7 +63,8 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
         rows = known(folder)
         record_stores(folder, stores)
         done = settled(rows, retry_failed) | (_of_others(part, stores, specs) if part else {})
-        plan = make_plan(stores, specs, done, compile, device)
+        done = kept_alone(folder, done, keep)
+        plan = make_plan(stores, specs, done, compile, device, keep)
         identities = [spec.identity(opened[path]) for path, spec in plan.runs]
         products = _products([rows[each] for each in identities if each in rows]) if plan.todo else DEFAULT
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
@@ -69,11 +73,20 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
                 bar.write(f"{counted(plan.outdated, 'run')} made again: their rows are of other defaults, or another "
                           "rule chose them", sys.stderr)
             for made in rows_of_plan(plan, products, local_workers, workers):
+                made = write_kept(folder, made, part)
                 append_rows(folder, made, name)
                 rows |= {row["run"]: row for row in made}
                 bar.update(len(made))
                 bar.set_postfix_str(f"{made[0]['method']}, {shots_of(made[0]['shots'])}")
     return [rows[each] for each in identities if each in rows or not part]
+
+
+def kept_alone(folder: Path, done: Mapping[str, Any], keep: Keep) -> dict[str, Any]:
+    """Those of some rows, by run, that have what is to be kept beside them; failures have nothing to keep."""
+    if keep == NOTHING:
+        return dict(done)
+    there = has_kept(folder, keep, done)
+    return {run: row for run, row in done.items() if run in there or row is None or "error" in row}
 
 
 def _of_others(part: Part, stores: Sequence[Store], specs: Sequence[RunSpec]) -> dict[str, Any]:
@@ -158,14 +171,14 @@ def run_group(group: Group) -> list[dict[str, Any]]:
     """Carry out a group and give its rows."""
     store = _opened(group.store, group.fingerprint)
     rows = []
-    results = fit_group(store, group.specs, compile=group.compile, device=group.device)
+    results = fit_group(store, group.specs, compile=group.compile, device=group.device, keep=group.keep)
     for spec, fitted in zip(group.specs, results, strict=True):
         if isinstance(fitted, MethodError):
             rows.append({"method": spec.method, "shots": spec.shots_word, "seed": spec.seed, "accuracy": None,
                          "error": str(fitted), "store": store.path, "fingerprints": spec.contents(store),
                          "run": spec.identity(store), "asked": spec.as_values()})
         else:
-            rows.append(fitted.row)
+            rows.append({**fitted.row, **fitted.kept})
     return rows
 
 
@@ -187,7 +200,7 @@ class Group:
     """Runs on one store that one process trains and scores together: of one draw.
 
     fingerprint: the store's content. compile: whether steps are compiled, which the whole plan decides, so that a part
-    of it, or what is left of it, gives the same numbers. device: that trains them, as for `fit`.
+    of it, or what is left of it, gives the same numbers. device: that trains them, as for `fit`. keep: as there.
     """
 
     store: str
@@ -195,6 +208,7 @@ class Group:
     specs: tuple[RunSpec, ...]
     compile: Compiling = USUAL
     device: str = CPU
+    keep: Keep = NOTHING
 
 
 @dataclass(frozen=True)
@@ -246,10 +260,10 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
 
 
 def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any],
-              compile: str = AUTO, device: str = CPU) -> Plan:
+              compile: str = AUTO, device: str = CPU, keep: Keep = NOTHING) -> Plan:
     """Group the runs that are not done yet.
 
-    done: result rows by the identity of their run. compile: "auto", "on" or "off". device: as for `fit`.
+    done: result rows by the identity of their run. compile: "auto", "on" or "off". device, keep: as for `fit`.
     """
     specs = list(specs)
     runs = [(store.path, spec) for store in stores for spec in specs]
@@ -265,7 +279,7 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
             together[path, spec.seed, *spec.common].append(spec)
     alike = Counter(spec.method for _, spec in runs)
     groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
-                    Compiling(compile, alike[members[0].method]), device)
+                    Compiling(compile, alike[members[0].method]), device, keep)
               for key, members in together.items() for start in range(0, len(members), most)]
     return Plan(tuple(runs), tuple(groups), outdated)
 

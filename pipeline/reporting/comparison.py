@@ -1,0 +1,188 @@
+"""Result rows compared with each other: which differences are more than the luck of draws, images or stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.evaluation.intervals import compare as compare_answers
+from onceclip.pipeline.evaluation.statistics import friedman, holm, paired_t, two_way_interval, wilcoxon
+from onceclip.pipeline.reporting.frames import LOWER, results_frame
+from onceclip.pipeline.runs.keep import Predictions, read_predictions
+from onceclip.pipeline.runs.results import mean_interval
+from onceclip.pipeline.runs.summary import BASELINE
+from onceclip.pipeline.words import counted, listing
+
+TESTS = ("draws", "mcnemar", "bootstrap", "wilcoxon", "friedman")
+_FEW_STORES = {"wilcoxon": 6, "friedman": 3}  # of fewer, no difference can be told from luck
+
+
+def compare_results(folders: Sequence[Path], test: str, baseline: str | None = None, score: str = "accuracy",
+                    shots: Sequence[Any] | None = None, methods: Sequence[str] | None = None,
+                    by_encoder: bool = False) -> dict[str, Any]:
+    """Test lines of results folders against one of them, or by `friedman` against each other.
+
+    test: one of TESTS. baseline: a line; zero-shot by default, else the first. methods: the lines beside it, all by
+        default. by_encoder: a line per method and encoder, on draws that are equal by their keys, so that stores of the
+        same images count as one.
+    Raises ResultError if nothing can be compared.
+    """
+    frame = results_frame(folders)
+    if shots is not None:
+        frame = frame[frame["shots"].isin(list(shots))]
+    if score not in frame or frame.empty:
+        raise ResultError(f"no run has a {score} at these shots: give other results folders or --shots")
+    if by_encoder:
+        frame = _by_encoder(frame)
+    lines = list(dict.fromkeys(frame["method"]))
+    base = baseline or (BASELINE if BASELINE in lines else lines[0])
+    if base not in lines:
+        raise ResultError(f"no line {base!r} in the results: there are: {listing(lines, 12)}")
+    if methods is not None:
+        frame = frame[frame["method"].isin([base, *methods])]
+        lines = list(dict.fromkeys(frame["method"]))
+    if len(lines) < 2:
+        raise ResultError(f"the results have one line, {lines[0]}: a comparison takes two")
+    numbers = sorted(set(frame["shots"]), key=lambda each: (isinstance(each, str), each))
+    blocks = [{"shots": number, **block} for number in numbers
+              for block in _TESTS[test](frame[frame["shots"] == number], base, score)]
+    if not blocks:
+        raise ResultError(f"no line has runs on the same draws as {base}: sweep all methods with the same shots and "
+                          "seeds")
+    return {"test": test, "score": score, "baseline": None if test == "friedman" else base, "blocks": blocks}
+
+
+def _by_encoder(frame: pd.DataFrame) -> pd.DataFrame:
+    """Lines of a method and an encoder; stores that have a draw in common are one."""
+    names: dict[Any, str] = {}
+    same: dict[str, str] = {}
+    for store, *draw in frame[["store", "shots", "seed", "support"]].itertuples(index=False):
+        names.setdefault(tuple(draw), store)
+        same.setdefault(store, same.get(names[tuple(draw)], names[tuple(draw)]))
+    if len(set(same.values())) == len(same):
+        raise ResultError("no two stores have the same draws: stores of the same images with other encoders have, if "
+                          "their keys and splits are equal")
+    return frame.assign(method=frame["method"] + " @ " + frame["encoder"].astype(str), store=frame["store"].map(same))
+
+
+def _pairs(part: pd.DataFrame, base: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every other line, with its runs and those of the baseline on the same store, seed and draw side by side."""
+    keys = ["store", "seed", *["support"] * ("support" in part)]
+    mine = part[part["method"] == base]
+    for name in dict.fromkeys(part["method"]):
+        if name != base:
+            both = part[part["method"] == name].merge(mine, on=keys, suffixes=("", "_base"))
+            if len(both):
+                yield name, both
+
+
+def _with_holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    tested = [each for each in found if each["p"] is not None]
+    for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
+        each["p_holm"] = p
+    return found
+
+
+def _over_draws(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
+    for store in dict.fromkeys(part["store"]):
+        found = []
+        for name, both in _pairs(part[part["store"] == store], base):
+            differences = (both[score] - both[f"{score}_base"]).dropna().tolist()
+            if differences:
+                drawn = "support" not in both or both["support"].nunique() > 1
+                mean = mean_interval(differences, drawn)
+                found.append({"method": name, "n": len(differences), "difference": mean.value,
+                              "interval": _ends(mean.value, mean.half_width),
+                              "p": paired_t(differences) if drawn else None})
+        if found:
+            yield {"store": store, "comparisons": _with_holm(found)}
+
+
+def _ends(value: float, half: float | None) -> list[float] | None:
+    return None if half is None else [value - half, value + half]
+
+
+def _answers(both: pd.DataFrame) -> Iterator[tuple[int, Predictions, Predictions]]:
+    """Seed by seed, what both runs of a pair took the test rows for."""
+    for row in both.to_dict("records"):
+        mine, other = (read_predictions(Path(str(row[f"folder{end}"])), {
+            "run": row[f"run{end}"], "method": row[f"method{end}"], "shots": row["shots"], "seed": row["seed"]})
+            for end in ("", "_base"))
+        if mine.keys != other.keys:
+            raise ResultError(f"{row['method']} and {row['method_base']} were scored on other test images: compare "
+                              "runs on stores with the same test split")
+        yield int(row["seed"]), mine, other
+
+
+def _mcnemar(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
+    for store in dict.fromkeys(part["store"]):
+        by_seed: dict[int, list[dict[str, Any]]] = {}
+        for name, both in _pairs(part[part["store"] == store], base):
+            for seed, mine, other in _answers(both):
+                found = compare_answers(mine.right, other.right)
+                by_seed.setdefault(seed, []).append({
+                    "method": name, "n": len(mine.label), "difference": found["difference"],
+                    "interval": found["difference_interval"], "p": found["p"], "only_this": found["only_this"],
+                    "only_other": found["only_other"]})
+        for seed, several in sorted(by_seed.items()):
+            yield {"store": store, "seed": seed, "comparisons": _with_holm(several)}
+
+
+def _bootstrap(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
+    for store in dict.fromkeys(part["store"]):
+        found = []
+        for name, both in _pairs(part[part["store"] == store], base):
+            pairs = [mine.right.astype(np.int8) - other.right for _, mine, other in _answers(both)]
+            if len({len(each) for each in pairs}) > 1:
+                raise ResultError(f"runs of {name} were scored on other test images in other seeds: sweep them again")
+            values = np.stack(pairs)
+            found.append({"method": name, "n": len(pairs), "difference": float(values.mean()),
+                          "interval": list(two_way_interval(values)), "p": None})
+        if found:
+            yield {"store": store, "comparisons": found}
+
+
+def _store_means(part: pd.DataFrame, names: Sequence[str], score: str) -> pd.DataFrame:
+    """Means over seeds, a line per store that has all of some methods, a column for each."""
+    some = part[part["method"].isin(list(names))]
+    return some.pivot_table(index="store", columns="method", values=score).reindex(columns=list(names)).dropna()
+
+
+def _require_stores(test: str, number: int) -> None:
+    if number < _FEW_STORES[test]:
+        raise ResultError(f"{test} compares over stores, and {counted(number, 'store')} of {_FEW_STORES[test]} that it "
+                          "takes to tell anything have all lines: sweep more stores, or compare by --test draws")
+
+
+def _wilcoxon(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
+    found = []
+    for name in dict.fromkeys(part["method"]):
+        if name != base:
+            means = _store_means(part, [name, base], score)
+            _require_stores("wilcoxon", len(means))
+            differences = (means[name] - means[base]).tolist()
+            found.append({"method": name, "n": len(differences), "difference": fmean(differences), "interval": None,
+                          "p": wilcoxon(differences)})
+    if found:
+        yield {"comparisons": _with_holm(found)}
+
+
+def _friedman(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
+    names = list(dict.fromkeys(part["method"]))
+    means = _store_means(part, names, score)
+    _require_stores("friedman", len(means))
+    ranks = friedman(means.to_numpy(), score in LOWER)
+    yield {"n": len(means), "ranks": dict(zip(names, ranks.mean.tolist(), strict=True)), "statistic": ranks.statistic,
+           "p": ranks.p, "critical_difference": ranks.distance,
+           "pairs": [{"methods": [names[one], names[other]], "p": float(ranks.pairs[one, other])}
+                     for one in range(len(names)) for other in range(one)]}
+
+
+_TESTS: Mapping[str, Callable[[pd.DataFrame, str, str], Iterator[dict[str, Any]]]] = dict(zip(
+    TESTS, (_over_draws, _mcnemar, _bootstrap, _wilcoxon, _friedman), strict=True))

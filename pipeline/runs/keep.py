@@ -1,0 +1,147 @@
+"""What a sweep keeps of its runs beside their rows, on request: curves of trainings, and answers for test rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.runs.results import append_rows
+from onceclip.pipeline.workers.work import Part
+from onceclip.stores import Store, StoreError
+from onceclip.stores.identity import fingerprint
+from onceclip.stores.location import damage, open_group
+from onceclip.stores.schema import create_array, get_array, read_whole
+
+PREDICTIONS = "predictions.zarr"
+_LABELS = "label"  # group with the classes of each set of test rows
+_NO_ANSWER = {np.dtype(np.uint8): 2**8 - 1, np.dtype(np.uint16): 2**16 - 1, np.dtype(np.uint32): 2**32 - 1}
+_EXTRA = ("curve", "predicted", "label", "keys")
+_SERIES = ("train_loss", "val_loss", "val_accuracy")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """curves: losses of every epoch and which was kept. predictions: what each run takes every test row for."""
+
+    curves: bool = False
+    predictions: bool = False
+
+
+NOTHING = Keep()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run took every test row for. predicted, label: (rows,) positions of classes. keys: hash of the rows."""
+
+    predicted: np.ndarray
+    label: np.ndarray
+    keys: str
+
+    @property
+    def right(self) -> np.ndarray:
+        """Which rows were recognised: (rows,) bool."""
+        return self.predicted == self.label
+
+
+def rows_scored(store: Store, classes: int) -> dict[str, Any]:
+    """Label and identity of the test rows that runs of the first classes are scored on, in their order."""
+    rows = store.rows("test")
+    label = store.column("label")[rows]
+    rows, label = rows[label < classes], label[label < classes]
+    return {"label": label.astype(np.min_scalar_type(classes)),
+            "keys": fingerprint([list(map(str, store.column("key")[rows])), label.tolist()])}
+
+
+def curves_name(part: Part | None = None) -> str:
+    """The file of a results folder that curves go to; a part has its own, as of rows."""
+    return f"curves.{part.number}-of-{part.of}.jsonl" if part else "curves.jsonl"
+
+
+def write_kept(folder: Path, rows: Sequence[dict[str, Any]], part: Part | None) -> list[dict[str, Any]]:
+    """Write what rows carry beside their values, and give the rows without it, to be written after it."""
+    curves = [{"run": row["run"], **(row["curve"] or {})} for row in rows if "curve" in row]
+    if curves:
+        append_rows(folder, curves, curves_name(part))
+    answered = [row for row in rows if "predicted" in row]
+    if answered:
+        path = folder / PREDICTIONS
+        path.mkdir(parents=True, exist_ok=True)
+        group = open_group(str(path), "a")
+        for row in answered:
+            place = f"{_LABELS}/{row['keys']}"
+            if place not in group:
+                _put(group, place, row["label"], {})
+            _put(group, str(row["run"]), row["predicted"], {"keys": row["keys"], "store": row["store"]})
+    return [{name: value for name, value in row.items() if name not in _EXTRA} for row in rows]
+
+
+def _put(group: Any, name: str, values: np.ndarray, attributes: dict[str, Any]) -> None:
+    create_array(group, name, values.shape, (max(len(values), 1),), str(values.dtype), _NO_ANSWER[values.dtype],
+                 ("row",), attributes)[...] = values
+
+
+def has_kept(folder: Path, keep: Keep, runs: Iterable[str]) -> set[str]:
+    """Those of some runs that have all that is to be kept."""
+    found = set(runs)
+    if keep.curves:
+        found &= read_curves(folder).keys()
+    if keep.predictions:
+        path = folder / PREDICTIONS
+        found &= {each.name for each in path.iterdir()} if path.is_dir() else set()
+    return found
+
+
+def read_curves(folder: Path) -> dict[str, dict[str, Any]]:
+    """The curves of a results folder by run; of methods without epochs they are empty.
+
+    Raises ResultError if a line has a value that no training writes.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in (folder / curves_name(), *sorted(folder.glob("curves.*-of-*.jsonl"))):
+        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # the end of a process that was killed
+            if not _is_curve(values):
+                raise ResultError(f"{path}, line {number}: no curve of a training: correct it or take it out")
+            found[values["run"]] = values
+    return found
+
+
+def _is_curve(values: Any) -> bool:
+    return (isinstance(values, dict) and isinstance(values.get("run"), str)
+            and (values.get("kept") is None or type(values["kept"]) is int)
+            and all(isinstance(values.get(name, []), list) and all(
+                each is None or type(each) in (int, float) for each in values.get(name, [])) for name in _SERIES))
+
+
+def read_predictions(folder: Path, row: Mapping[str, Any]) -> Predictions:
+    """What the run of a row took every test row for.
+
+    Raises ResultError if it was not kept, or is damaged.
+    """
+    path, run = folder / PREDICTIONS, str(row.get("run"))
+    if not (path / run).is_dir() or "/" in run or "." in run:
+        raise ResultError(f"{folder} has no predictions of {row.get('method')} ({row.get('shots')} shots, seed "
+                          f"{row.get('seed')}): repeat the sweep with --keep-predictions")
+    try:
+        with damage(str(path), run):
+            group = open_group(str(path))
+            array = get_array(group, run)
+            keys = str(array.attrs["keys"])
+            found = Predictions(read_whole(array), read_whole(get_array(group, f"{_LABELS}/{keys}")), keys)
+    except StoreError as error:
+        raise ResultError(f"{path}: the predictions of run {run} are damaged: delete that folder of them and repeat "
+                          "the sweep") from error
+    if found.predicted.shape != found.label.shape or found.predicted.ndim != 1:
+        raise ResultError(f"{path}: the predictions of run {run} are not those of its test rows: delete that folder of "
+                          "them and repeat the sweep")
+    return found
