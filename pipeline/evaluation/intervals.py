@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 RESAMPLES = 10_000
 SEED = 1
@@ -66,6 +65,8 @@ def compare(right: np.ndarray, other: np.ndarray, unit: np.ndarray | None = None
     Gives the difference of accuracies with its 95 % paired bootstrap interval, the numbers of rows that both, only one
     or neither got right, and the two-sided p of McNemar's exact test, which takes rows as independent (McNemar, 1947).
     """
+    from scipy.stats import binomtest  # takes a second
+
     only, only_other = int((right & ~other).sum()), int((~right & other).sum())
     decided = only + only_other
     return {
