@@ -16,6 +16,7 @@ import onceclip
 from onceclip.errors import OnceclipError
 from onceclip.pipeline.commands import COMMANDS
 from onceclip.pipeline.commands.configuration import completing, configurable, origin, unknown_variables
+from onceclip.pipeline.commands.help import grouped, write_commands
 from onceclip.pipeline.errors import ArgumentError
 
 GO_ON = ("extract", "sweep", "compact", "demo")  # commands that go on where they were stopped
@@ -28,6 +29,9 @@ class Commands(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)  # in the order of use
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        write_commands(self, context, formatter)
 
     def make_context(self, *arguments: Any, **further: Any) -> click.Context:
         with _failures():
@@ -119,7 +123,7 @@ def main() -> None:
 
 configurable(main)
 for command in COMMANDS:
-    main.add_command(completing(configurable(command)))
+    main.add_command(grouped(completing(configurable(command))))
 
 
 if __name__ == "__main__":

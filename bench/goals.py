@@ -66,4 +66,10 @@ GOALS = {
     "16 runs": Goal("256 runs on an H100: times as fast as the peers' loop", "gpu", least=100),
     "16 extract": Goal("extraction with ViT-L/14 on an H100: of the encoder's speed alone", "extract", least=0.95),
     "best": Goal("the best of 1,000 CLIP-Adapter runs: times as fast as the peers' whole grid", "grid", least=15),
+    "22 help": Goal("start: processor seconds of `--help`", "start", most=0.15),
+    "22 info": Goal("the same of `info`", "start", most=0.6),
+    "22 methods": Goal("the same of `methods`", "start", most=0.6),
+    "22 fit": Goal("the same of `fit --method gda` on a ready store", "start", most=3),
+    "22 predict": Goal("the same of `predict` on a store", "start", most=3),
+    "22 extract": Goal("the same of an unchanged `extract` of 64 images", "start", most=1.5),
 }

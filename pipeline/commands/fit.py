@@ -19,6 +19,7 @@ from onceclip.pipeline.commands.options import (
     import_option,
     json_option,
     percentage,
+    say_at_once,
     show,
     support_options,
     training_device_option,
@@ -88,6 +89,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         onceclip fit pets.zarr --method lp++ --shots 16
         onceclip fit --from-row results:17
     """
+    say_at_once(f"loading {store or from_row} ...")
     from onceclip.adapters.plugin import import_module
     from onceclip.adapters.selection.automatic import AUTOMATIC
     from onceclip.adapters.selection.search import Search

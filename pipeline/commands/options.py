@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,12 @@ def encoder_spec(model: str, pretrained: str | None, preprocess: str | None, dev
 def show(as_json: bool, values: Any, lines: Callable[[], list[str]]) -> None:
     """Print one JSON object for scripts, or lines for people."""
     click.echo(json.dumps(values, allow_nan=False) if as_json else "\n".join(lines()))
+
+
+def say_at_once(text: str) -> None:
+    """Tell on a terminal what is being done, before the imports that take a person's seconds."""
+    if sys.stderr.isatty():
+        click.echo(text, err=True)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, t
 
 RESAMPLES = 10_000
 SEED = 1
@@ -64,6 +63,8 @@ def mean_and_spread(values: np.ndarray) -> dict[str, Any]:
 
     The interval of a single value is the value itself.
     """
+    from scipy.stats import t  # takes a second
+
     mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
     half = float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5 if len(values) > 1 else 0.0
     return {"mean": mean, "interval": [mean - half, mean + half], "spread": spread}
@@ -76,6 +77,8 @@ def compare(right: np.ndarray, other: np.ndarray, unit: np.ndarray | None = None
     Gives the difference of accuracies with its 95 % paired bootstrap interval, the numbers of rows that both, only one
     or neither got right, and the two-sided p of McNemar's exact test, which takes rows as independent (McNemar, 1947).
     """
+    from scipy.stats import binomtest  # takes a second
+
     only, only_other = int((right & ~other).sum()), int((~right & other).sum())
     decided = only + only_other
     return {

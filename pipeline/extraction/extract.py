@@ -11,19 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import DecoderError, SourceError
-from onceclip.pipeline.extraction.inventory import Inventory, take_inventory
+from onceclip.pipeline.extraction.inventory import Inventory, file_digests, take_inventory
 from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, store_exists
-from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses, open_processes
 from onceclip.pipeline.extraction.splits import PLANNED, drawing_of, splits_of
 from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
-from onceclip.pipeline.extraction.units import Remaining, rows_to_embed, rows_to_view
+from onceclip.pipeline.extraction.unchanged import REQUEST, nothing_to_do, request_of
 from onceclip.pipeline.sources import Content
 from onceclip.pipeline.words import class_remarks, counted, listing
 from onceclip.pipeline.workers.work import Part, Workers
@@ -33,6 +32,10 @@ from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import is_remote
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
 from onceclip.stores.verification import equal_content
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses
+    from onceclip.pipeline.extraction.units import Remaining
 
 PATIENCE = 3600.0  # seconds that a part waits for the plan
 _PAUSE = 0.5
@@ -96,22 +99,40 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
         (160, 160, 0)
     """
     begun, path = time.perf_counter(), str(store)
-    found = survey(str(source), options)
+    found, request = survey(str(source), options), request_of(encoder)
     options = found.with_boxes(options)
-    new = not store_exists(path)
+    digests, new = None, not store_exists(path)
+    if not new and request and (present := open_store(path)).attributes.get(REQUEST) == request:
+        digests = file_digests(found.records, options.progress)
+        inventory = take_inventory(found.records, found.classes, present, False, options.retry_bad, digests)
+        text = nothing_to_do(present, found, inventory, options)
+        if text is not None:
+            return _report(present, found, inventory, text, 0, time.perf_counter() - begun)
+    _say_what_is_loaded(encoder, options)
+    from onceclip.pipeline.extraction.processes import open_processes  # imports torch
+    from onceclip.pipeline.extraction.units import rows_to_embed, rows_to_view
+
     with open_processes(encoder, options, len(found.records), new, workers) as processes, write_lock(path):
         writer = processes.plan.writer(path, options.dtype, options.unit_rows)
-        inventory = take_inventory(found.records, found.classes, writer.store, options.progress, options.retry_bad)
+        inventory = take_inventory(found.records, found.classes, writer.store, options.progress, options.retry_bad,
+                                   digests)
         changed = _plan(writer, processes.plan, inventory, found)
-        text: dict[str, Any] = {"prompts": 0, "encoded": 0}
+        text = {"prompts": 0, "encoded": 0}
         if processes.plan.has_text and found.classes:
             text, writer = processes.text(writer, found.classes)
         encoded = _encode(processes, writer, rows_to_embed(writer), inventory.contents)
         if changed:
             split, drawn = splits_of(path, found, inventory.present)
             _encode(processes, writer, rows_to_view(writer, split), inventory.contents)
-            writer.finish(split, split_source=drawn)
+            writer.finish(split, split_source=drawn, **{REQUEST: request})
+        elif writer.store.attributes.get(REQUEST) != request:
+            writer.update(**{REQUEST: request})
     return _report(open_store(path), found, inventory, text, encoded, time.perf_counter() - begun)
+
+
+def _say_what_is_loaded(encoder: EncoderSpec, options: ExtractOptions) -> None:
+    if options.progress and sys.stderr.isatty():
+        tqdm.write(f"loading {encoder.model} ...", file=sys.stderr)
 
 
 def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, found: Survey) -> bool:
@@ -204,6 +225,10 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
     begun, path = time.perf_counter(), str(store)
     found = survey(str(source), options)
     options = found.with_boxes(options)
+    _say_what_is_loaded(encoder, options)
+    from onceclip.pipeline.extraction.processes import open_processes  # imports torch
+    from onceclip.pipeline.extraction.units import rows_to_embed, rows_to_view
+
     with open_processes(encoder, options, len(found.records) // part.of, start=False) as processes:
         while not _planned(path, processes.plan, found, options, part):
             if time.perf_counter() - begun > PATIENCE:
@@ -218,7 +243,7 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
         encoded = _encode(processes, writer, rows_to_embed(writer), contents)
         if found.has_splits:
             _encode(processes, writer, rows_to_view(writer, before.table.split), contents)
-        complete = _complete(path, processes, found, contents)
+        complete = _complete(path, processes, found, contents, request_of(encoder))
     table = open_store(path).table
     mine = [row for row in sorted(contents) if row // size in units]
     bad = {str(table.key[row]): str(table.reason[row]) for row in mine if table.state[row] == BAD}
@@ -266,8 +291,10 @@ def _fingerprint(found: Survey) -> str:
 
 
 def _complete(path: str, processes: ThisProcess | WorkerProcesses, found: Survey,
-              contents: Mapping[int, Content]) -> bool:
+              contents: Mapping[int, Content], request: str | None) -> bool:
     """Finish the store if nothing is left to encode; gives whether it is finished."""
+    from onceclip.pipeline.extraction.units import rows_to_view
+
     if (open_store(path).column("state") == TODO).any():
         return False
     with _wait_for_lock(path):
@@ -277,7 +304,7 @@ def _complete(path: str, processes: ThisProcess | WorkerProcesses, found: Survey
                 _, writer = processes.text(writer, found.classes)
             split, drawn = splits_of(path, found, np.array(sorted(contents)))
             _encode(processes, writer, rows_to_view(writer, split), contents)
-            writer.finish(split, split_source=drawn, **{PLANNED: None})
+            writer.finish(split, split_source=drawn, **{PLANNED: None, REQUEST: request})
     return True
 
 

@@ -39,16 +39,18 @@ class Inventory:
 
 
 def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Store,
-                   progress: bool = False, retry_bad: bool = False) -> Inventory:
+                   progress: bool = False, retry_bad: bool = False, digests: np.ndarray | None = None) -> Inventory:
     """Compare the images of a source with the rows of a store (which may be new and empty).
 
     A row is kept if a file has its content: under the same key, or, moved, under a new one. A file whose key is
     known and whose content is new takes over the row; other new files get rows at the end. Rows whose file is
-    gone are marked as removed. retry_bad: whether bad rows are to be encoded again.
+    gone are marked as removed. retry_bad: whether bad rows are to be encoded again. digests: of the files, where
+    `file_digests` has read them already.
     """
     old = store.table
     done = (old.state == STORED) | ((old.state == BAD) & (not retry_bad))
-    contents = _digests(records, progress) if done.any() else np.zeros((len(records), DIGEST_BYTES), np.uint8)
+    if digests is None:
+        digests = file_digests(records, progress) if done.any() else np.zeros((len(records), DIGEST_BYTES), np.uint8)
     # A removed row has its old key still; a row that is there goes before it.
     order = np.argsort(old.state != REMOVED, kind="stable")
     by_key = dict(zip(old.key[order].tolist(), order.tolist(), strict=True))
@@ -59,7 +61,7 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     kept, taken = (np.zeros(size + len(records), bool) for _ in range(2))  # of the rows
     place = np.full(len(records), -1)  # row of each record
     same = np.flatnonzero(known >= 0)
-    same = same[done[known[same]] & (old.digest[known[same]] == contents[same]).all(axis=1)]
+    same = same[done[known[same]] & (old.digest[known[same]] == digests[same]).all(axis=1)]
     place[same] = known[same]
     kept[place[same]] = True
     moved = 0
@@ -68,7 +70,7 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
         by_content[old.digest[row].tobytes()].append(row)
     for index in np.flatnonzero(place < 0).tolist() if by_content else ():
         # A row whose own file still has its content stays with it; a copy of that file is encoded.
-        candidates = by_content.get(contents[index].tobytes())
+        candidates = by_content.get(digests[index].tobytes())
         if candidates:
             place[index] = candidates.popleft()
             kept[place[index]] = True
@@ -101,7 +103,7 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
                      np.sort(place), int(kept.sum()), moved, removed)
 
 
-def _digests(records: Sequence[Record], progress: bool) -> np.ndarray:
+def file_digests(records: Sequence[Record], progress: bool) -> np.ndarray:
     """Digests of the files' bytes: (records, 16)."""
     def one(record: Record) -> bytes:
         try:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onceclip.pipeline.decoding.views import Views
-from onceclip.pipeline.encoders import Encoder
 from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.flat_files import row_checksums
 from onceclip.stores.location import occupied
 from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import Encoder
 
 VIEW, PREPROJ, TOKEN = "view", "preproj", "token"
 
@@ -30,6 +32,11 @@ class OutputOptions:
     preproj: bool = False
     tokens: str = ""
 
+    @property
+    def splits_with_views(self) -> list[str]:
+        """`views_for` in the order of the splits."""
+        return [name for name in SPLITS if name in self.views_for]
+
     def planned(self, encoder: Encoder) -> dict[str, Output]:
         """The arrays that these options ask for.
 
@@ -37,9 +44,8 @@ class OutputOptions:
         """
         found = {}
         if self.views:
-            splits = [name for name in SPLITS if name in self.views_for]
             found[VIEW] = Output((self.views.number, encoder.dim), ("view", "dim"),
-                                 {**self.views.spec(), "splits": splits})
+                                 {**self.views.spec(), "splits": self.splits_with_views})
         further = [name for name, asked in ((PREPROJ, self.preproj), (TOKEN, self.tokens)) if asked]
         shapes = encoder.output_shapes(("embedding", *further), self.tokens or "last")
         if self.preproj:

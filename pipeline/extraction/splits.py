@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.extraction.survey import Survey, share_words
@@ -107,6 +105,9 @@ def _neediest(counts: Sequence[Sequence[int]], sizes: Mapping[int, int], shares:
 
 def _ties(contents: Sequence[bytes], groups: Sequence[str]) -> np.ndarray:
     """A number per row that rows share if equal content or groups tie them, directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     count = len(contents)
     number: dict[bytes | str, int] = {}
     numbers = [number.setdefault(each, count + len(number)) for each in contents]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import PromptError
 from onceclip.pipeline.prompts.descriptions import Descriptions
 from onceclip.pipeline.prompts.prompts import (
@@ -39,19 +38,35 @@ def embed_prompts(writer: StoreWriter, encoder: Encoder, classes: Sequence[str],
     Gives what was done, as JSON values.
     Raises PromptError if such a set was cut short.
     """
-    before = writer.store.attributes["texts"].get(NAME, {}).get("source", {})  # also of a set that was cut short
+    found = prompts_asked_for(writer.store, classes, phrases, templates)
+    if not isinstance(found, Prompts):
+        return found
+    before = writer.store.attributes["texts"].get(NAME, {}).get("source", {})
+    return put_prompts(writer, encoder, NAME, found, "truncated" in before)
+
+
+def present_prompts(store: Store, classes: Sequence[str], phrases: Mapping[str, str] | None = None,
+                    templates: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """What `embed_prompts` would give, if it had nothing to embed; else None."""
+    found = prompts_asked_for(store, classes, phrases, templates)
+    return _present(store, NAME, found) if isinstance(found, Prompts) else found
+
+
+def prompts_asked_for(store: Store, classes: Sequence[str], phrases: Mapping[str, str] | None,
+                      templates: Sequence[str] | None) -> Prompts | dict[str, Any]:
+    """The prompts that the set "default" is to hold; of a set that stays as it is what there is to say of it."""
+    before = store.attributes["texts"].get(NAME, {}).get("source", {})  # also of a set that was cut short
     if templates is None and "file" in before:
-        if NAME not in writer.store.texts:
-            raise PromptError(f"{writer.store.path}: text set {NAME!r} was being made from {before['file']['name']} "
+        if NAME not in store.texts:
+            raise PromptError(f"{store.path}: text set {NAME!r} was being made from {before['file']['name']} "
                               "when that was stopped: run the same `onceclip text` again, or give --templates")
-        present = writer.store.text(NAME)
+        present = store.text(NAME)
         return {**_report(NAME, present), "encoded": 0, "missing": sorted(set(classes) - set(present.classes))}
     if phrases is None:
         phrases = {name: phrase for name, phrase in before.get("phrases", {}).items() if name in classes}
     spoken = class_phrases(classes, phrases)
     origin = {"waffle": before["waffle"]} if templates is None and "waffle" in before else {}
-    prompts = build_prompts(spoken, templates or before.get("templates") or DEFAULT_TEMPLATES, None, **origin)
-    return put_prompts(writer, encoder, NAME, prompts, "truncated" in before)
+    return build_prompts(spoken, templates or before.get("templates") or DEFAULT_TEMPLATES, None, **origin)
 
 
 def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[str, str] | None = None,
@@ -91,7 +106,7 @@ def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate:
         if encoder.dim != store.dim:
             raise PromptError(f"{path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: name "
                               "the encoder that made the images")
-        if name in store.texts and not overwrite and not _holds(store.text(name), _planned(writer, name, prompts)):
+        if name in store.texts and not overwrite and not _holds(store.text(name), _planned(store, name, prompts)):
             raise PromptError(f"{path} has a text set {name!r} of other prompts: choose another --name, or replace it "
                               "with --overwrite")
         done = put_prompts(writer, encoder, name, prompts, truncate, progress)
@@ -106,11 +121,12 @@ def put_prompts(writer: StoreWriter, encoder: Encoder, name: str, prompts: Promp
     has to end as one that was not.
     Gives what was done, as JSON values.
     """
-    planned = _planned(writer, name, prompts)
-    present = writer.store.text(name) if name in writer.store.texts else None
-    if present and _holds(present, planned):
+    from onceclip.pipeline.encoders.sentences import encode_sentences
+
+    if (present := _present(writer.store, name, prompts)) is not None:
         writer.settle_text(name)
-        return {**_report(name, present), "encoded": 0}
+        return present
+    planned = _planned(writer.store, name, prompts)
     encoded = encode_sentences(encoder, prompts.sentences, truncate, progress)
     source = dict(planned.source)
     if encoded.cut:
@@ -129,10 +145,17 @@ def check_name(name: str) -> None:
                           "gpt-4")
 
 
-def _planned(writer: StoreWriter, name: str, prompts: Prompts) -> TextSet:
+def _planned(store: Store, name: str, prompts: Prompts) -> TextSet:
     """The text set of some prompts, without embeddings."""
-    return TextSet(np.empty((0, writer.store.dim), np.float32), prompts.classes, prompts.class_ptr,
-                   prompts.template_id, prompts.sentences, writer.store.encoder["fingerprint"], prompts.source)
+    return TextSet(np.empty((0, store.dim), np.float32), prompts.classes, prompts.class_ptr,
+                   prompts.template_id, prompts.sentences, store.encoder["fingerprint"], prompts.source)
+
+
+def _present(store: Store, name: str, prompts: Prompts) -> dict[str, Any] | None:
+    """What there is to say of a text set, if it holds just these prompts."""
+    present = store.text(name) if name in store.texts else None
+    return ({**_report(name, present), "encoded": 0} if present and _holds(present, _planned(store, name, prompts))
+            else None)
 
 
 def _holds(present: TextSet, planned: TextSet) -> bool:

@@ -6,7 +6,9 @@ import csv
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -148,10 +150,17 @@ def load_templates(choice: str) -> tuple[str, ...]:
         return (_SINGLE[choice],)
     if choice not in _OPEN_CLIP:
         raise PromptError(unknown("template set or file", choice, NAMES) + "; a sentence with {} is taken as it is")
-    import open_clip
-
     # open_clip keeps these as functions; what they make of a mark is the template.
-    return tuple(make("{}") for make in getattr(open_clip, _OPEN_CLIP[choice]))
+    return tuple(make("{}") for make in getattr(_open_clip_texts(), _OPEN_CLIP[choice]))
+
+
+def _open_clip_texts() -> ModuleType:
+    """The file of open_clip that has its templates, without open_clip, which takes seconds to import."""
+    folder, = find_spec("open_clip").submodule_search_locations  # type: ignore[union-attr, misc]
+    spec = spec_from_file_location("_open_clip_texts", Path(folder) / "zero_shot_metadata.py")
+    module = module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
 
 
 def _read(path: Path) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.metrics import BINS
@@ -180,6 +179,8 @@ def mean_interval(values: Sequence[float], interval: bool = True) -> Mean:
     """Mean of values with its 95 % interval. interval: whether the values are of draws, so that they have one."""
     if len(values) < 2 or not interval:
         return Mean(fmean(values), None, len(values))
+    from scipy.stats import t as student  # takes a second
+
     quantile = float(student.ppf(0.975, len(values) - 1))
     return Mean(fmean(values), quantile * stdev(values) / math.sqrt(len(values)), len(values))
 

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
-
-import torch
+from typing import TYPE_CHECKING
 
 from onceclip.pipeline.errors import DeviceError
 from onceclip.pipeline.words import counted
+
+if TYPE_CHECKING:
+    import torch
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 
@@ -22,6 +24,8 @@ def device_named(choice: str) -> torch.device:
 
     Raises DeviceError if torch knows no such device, or this process sees none.
     """
+    import torch
+
     if choice == AUTO:
         return torch.device(CUDA if torch.cuda.is_available() else CPU)
     try:
@@ -37,6 +41,8 @@ def device_named(choice: str) -> torch.device:
 
 def is_gpu(choice: str) -> bool:
     """Whether a name means a GPU, here or, where one is asked for by its kind, elsewhere."""
+    import torch
+
     return choice.startswith(CUDA) or (choice == AUTO and torch.cuda.is_available())
 
 
@@ -53,11 +59,15 @@ def training_device(choice: str) -> torch.device:
 
 def name_of(device: torch.device) -> str:
     """What result rows call a device: "cpu", or the name of a GPU."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == CUDA else device.type
 
 
 def device_like(name: str) -> str:
     """The choice of a device that has this name, or the CPU where this process sees none."""
+    import torch
+
     return next((f"{CUDA}:{number}" for number in range(torch.cuda.device_count())
                  if torch.cuda.get_device_name(number) == name), CPU)
 
@@ -65,6 +75,8 @@ def device_like(name: str) -> str:
 @contextmanager
 def within_memory(device: torch.device, what: str) -> Iterator[None]:
     """Raise DeviceError where what is done inside does not fit into the memory of a GPU. what: a name for people."""
+    import torch
+
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -81,9 +93,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def may_have_gpu() -> bool:
+    """Whether this machine can have a GPU that torch knows, told without asking torch."""
+    return sys.platform != "linux" or any(glob(each) for each in _DEVICES)
+
+
 def visible_gpus() -> list[str]:
     """Names of the GPUs that this process sees, each such as CUDA_VISIBLE_DEVICES takes."""
-    if sys.platform == "linux" and not any(glob(each) for each in _DEVICES):
+    if not may_have_gpu():
         return []
     import torch
 

@@ -1,0 +1,64 @@
+"""How long a person waits for a command to begin: processor seconds of whole processes, imports included."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+from PIL import Image
+
+from bench.measure import Row, bench, make_row
+from onceclip import OnceclipError
+
+_GOALS = {"help": "22 help", "info": "22 info", "methods": "22 methods", "fit": "22 fit", "predict": "22 predict",
+          "extract": "22 extract"}
+
+
+def processor_seconds(command: Sequence[str]) -> float:
+    """What a process and those that it starts take of the cores, user and system time together.
+
+    Raises OnceclipError if it fails.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "onceclip", *command], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise OnceclipError(f"onceclip {' '.join(command)} failed: {done.stderr}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def images(root: Path, classes: int, each: int) -> None:
+    """A folder of small pictures, no two alike."""
+    for number in range(classes * each):
+        folder = root / f"class-{number % classes}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.frombytes("RGB", (32, 32), (number + 1).to_bytes(4, "big") * 768).save(folder / f"{number}.png")
+
+
+@bench("start", small={"repeats": 1})
+@click.option("--repeats", default=5)
+def command(repeats: int) -> Iterator[Row]:
+    """What each command takes before and while it does next to nothing."""
+    with tempfile.TemporaryDirectory() as place:
+        root, store, adapter = (os.path.join(place, name) for name in ("images", "images.zarr", "adapter"))
+        images(Path(root), 4, 16)
+        extract = ["extract", root, store, "--model", "demo"]
+        fit = ["fit", store, "--method", "gda", "--shots", "4"]
+        for once in (extract, [*fit, "--out", adapter]):
+            processor_seconds(once)
+        commands = {"help": ["--help"], "info": ["info", store], "methods": ["methods"], "fit": fit,
+                    "predict": ["predict", adapter, store, "--out", os.path.join(place, "labels.csv")],
+                    "extract": extract}
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(repeats):
+            for name, arguments in commands.items():
+                seconds[name].append(processor_seconds(arguments))
+    yield make_row("processor seconds of a command from its start to its end", {"images": 64}, seconds, list(commands),
+                   goals={_GOALS[name]: statistics.median(each) for name, each in seconds.items()})

@@ -1,0 +1,106 @@
+"""How help is laid out: commands and options in groups, and what few need only with `--help-all`."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "Begin": ("demo",),
+    "Store": ("extract", "text", "import", "info", "verify"),
+    "Fit and compare": ("methods", "fit", "sweep", "evaluate", "report"),
+    "Use": ("predict", "suggest"),
+    "Share": ("export", "compact"),
+}
+_EVERYDAY, _STORED, _SPEED, _CLUSTERS, _EXPERT, _EVERYWHERE = OPTION_GROUPS = (
+    "Everyday", "What is stored", "Speed", "Clusters", "Expert", "Of every command")
+# By name, whichever command has the option; what is not named here is for every day.
+OPTIONS = {name: group for group, names in {
+    _STORED: "views view-scale view-seed views-for ten-crop preproj tokens dtype exif",
+    _SPEED: "device precision compile batch-size decode workers stream narrow",
+    _CLUSTERS: "scheduler local-workers part",
+    _EXPERT: "preprocess cache-dir allow-random unit-rows decode-timeout retry-bad split-seed view-scale view-seed "
+             "views-for class-weights search from-row strict prompts-form waffle truncate",
+    _EVERYWHERE: "json config help help-all"}.items() for name in names.split()}
+LINES = 96  # two screens
+_NARROW = 80  # columns of such a screen
+
+
+class GroupedCommand(click.Command):
+    """A command whose help has its options in groups, with the names alone of those that few need if it is long."""
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        *params, last = super().get_params(context)
+        return [*params, click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False,
+                                      callback=_show_all, help="Show this message with all options explained."), last]
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups; the last ones in short where all of them do not fit on two screens."""
+        shortened: tuple[str, ...] = ()
+        if not context.meta.get(_ALL):
+            for shortened in ((), (_EXPERT,), (_EXPERT, _CLUSTERS)):
+                if self._lines(context, shortened) <= LINES:
+                    break
+        self._write_groups(context, formatter, shortened)
+
+    def _lines(self, context: click.Context, shortened: tuple[str, ...]) -> int:
+        """Lines of the whole help on a narrow terminal."""
+        formatter = click.HelpFormatter(width=_NARROW)
+        self.format_usage(context, formatter)
+        self.format_help_text(context, formatter)
+        self._write_groups(context, formatter, shortened)
+        return formatter.getvalue().count("\n")
+
+    def _write_groups(self, context: click.Context, formatter: click.HelpFormatter, shortened: tuple[str, ...]) -> None:
+        for group in OPTION_GROUPS:
+            rows = [record for option in self.get_params(context) if isinstance(option, click.Option)
+                    and OPTIONS.get(max(option.opts, key=len).lstrip("-"), _EVERYDAY) == group
+                    and (record := option.get_help_record(context))]
+            if rows and group in shortened:
+                with formatter.section(f"{group} (--help-all explains them)"):
+                    names = ", ".join(first.split()[0] for first, _ in rows)
+                    for line in wrap(names, formatter.width - 2 * formatter.current_indent, break_on_hyphens=False):
+                        formatter.write_text(line)
+            elif rows:
+                with formatter.section(group):
+                    formatter.write_dl(rows)
+
+
+_ALL = "onceclip.help_all"
+
+
+def _show_all(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        context.meta[_ALL] = True
+        click.echo(context.get_help())
+        context.exit()
+
+
+def all_explained(context: click.Context) -> str:
+    """The help of a command with every option explained."""
+    context.meta[_ALL] = True
+    return context.get_help()
+
+
+def grouped(command: click.Command) -> click.Command:
+    """The same command with its options in groups."""
+    if type(command) is not click.Command:
+        return command
+    values: dict[str, Any] = {name: getattr(command, name) for name in (
+        "context_settings", "callback", "params", "help", "epilog", "short_help", "hidden", "deprecated")}
+    return GroupedCommand(command.name, **values)
+
+
+def write_commands(group: click.Group, context: click.Context, formatter: click.HelpFormatter) -> None:
+    """Write the commands of a group, in groups of their own; those that have none come last."""
+    placed = {name for names in COMMANDS.values() for name in names}
+    others = tuple(name for name in group.list_commands(context) if name not in placed)
+    width = max(map(len, group.commands), default=0)
+    for title, names in {**COMMANDS, "Further": others}.items():
+        rows = [(name.ljust(width), command.get_short_help_str(formatter.width - width - 6))
+                for name in names if (command := group.get_command(context, name))]
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)

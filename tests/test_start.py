@@ -1,0 +1,56 @@
+"""What a command imports before it answers: a person waits for that. Modules are counted, not seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HEAVY = {"torch", "open_clip", "torchvision", "transformers", "scipy", "sklearn", "pandas", "dask", "distributed",
+         "jinja2"}
+LOADED = "import sys; from onceclip.cli import main; main(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+
+
+@pytest.fixture
+def imported(process: Callable[..., Any]) -> Callable[..., set[str]]:
+    """Run a command in a process of its own; gives which of the heavy packages it imported."""
+
+    def run(*arguments: Any) -> set[str]:
+        done = process("-c", LOADED, *arguments)
+        assert done.returncode == 0, done.stderr
+        loaded = set(done.stdout.splitlines()[-1].split())
+        assert "onceclip.cli" in loaded  # so the listing is what it is taken for
+        return HEAVY & loaded
+
+    return run
+
+
+@pytest.mark.parametrize("command", [("info", "STORE"), ("info", "ADAPTER"), ("methods",), ("methods", "gda")],
+                         ids=" ".join)
+def test_what_is_only_looked_at_needs_nothing_heavy(imported: Callable[..., set[str]], store_path: Path,
+                                                    adapter_path: Path, command: tuple[str, ...]) -> None:
+    places = {"STORE": str(store_path), "ADAPTER": str(adapter_path)}
+    assert imported(*(places.get(word, word) for word in command)) == set()
+
+
+def test_an_extraction_with_nothing_new_does_not_load_the_encoder(imported: Callable[..., set[str]], image_folder: Path,
+                                                                  store_path: Path) -> None:
+    assert imported("extract", image_folder, store_path, "--model", "demo", "--json") == set()
+
+
+def test_a_fit_and_a_prediction_from_a_store_import_torch_alone(imported: Callable[..., set[str]], store_path: Path,
+                                                                adapter_path: Path, tmp_path: Path) -> None:
+    assert imported("fit", store_path, "--method", "gda", "--shots", "2") == {"torch"}
+    assert imported("predict", adapter_path, store_path, "--out", tmp_path / "labels.csv") == {"torch"}
+
+
+def test_names_of_methods_complete_without_torch(process: Callable[..., Any]) -> None:
+    code = ("import os, sys; os.environ |= {'_ONCECLIP_COMPLETE': 'bash_complete', 'COMP_CWORD': '3',"
+            "'COMP_WORDS': 'onceclip fit --method lp'}; from onceclip.cli import main\n"
+            "try: main(prog_name='onceclip', complete_var='_ONCECLIP_COMPLETE')\n"
+            "except SystemExit: print(*sys.modules)")
+    done = process("-c", code)
+    assert "lp++" in done.stdout, done.stderr
+    assert HEAVY.isdisjoint(done.stdout.splitlines()[-1].split())
