@@ -43,6 +43,12 @@ def draw_glyph(path: Path, kind: str = "disc", seed: int = 0) -> Path:
     return path
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the slow ones come first: none of them is what all wait for at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled steps are kept for the tests of this session alone, those of other workers too."""

@@ -214,8 +214,9 @@ def test_the_whole_path_works_in_processes_of_its_own_from_elsewhere(image_folde
     for command, text in ((("extract", image_folder, "s.zarr", "--model", "demo"), "60 images of 4 classes"),
                           (("fit", "s.zarr", "--method", "tip-adapter", "--shots", "2", "--out", "a"), "Saved in a"),
                           (("evaluate", "a", "s.zarr"), "accuracy"),
-                          (("predict", "a", image_folder / "disc"), "disc-0.jpg\tok\t")):
+                          (("predict", "a", image_folder / "disc"), "disc-0.jpg\tok\t"),
+                          (("report", "a", "s.zarr", "--out", "mistakes.html"), "mistakes.html")):
         done = run_process(*command)
         assert (done.returncode, done.stderr.strip()) == (0, ""), done.stderr
         assert text in done.stdout
-    assert sorted(path.name for path in elsewhere.iterdir()) == ["a", "s.zarr"]
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["a", "mistakes.html", "s.zarr"]

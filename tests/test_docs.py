@@ -191,7 +191,7 @@ def type_in(command: str) -> None:
 
 def shell(command: str) -> subprocess.CompletedProcess[bytes]:
     ours = f'onceclip() {{ "{sys.executable}" -m onceclip "$@"; }}\n'
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", ours + command], check=True, timeout=300,
+    return subprocess.run(["bash", "-euo", "pipefail", "-c", ours + command], check=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
 
 

@@ -30,7 +30,7 @@ def test_the_notebook_runs_and_ends_with_a_picture(notebook: Any, tmp_path: Path
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))  # no kernel of the user's own
-    nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3",
+    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3",
                             resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "1797 encoded" in said

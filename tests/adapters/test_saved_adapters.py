@@ -135,11 +135,11 @@ print(loads)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_who_loads_while_another_process_saves_gets_one_save_or_the_other(classifier, make_task, tmp_path, process):
+def test_who_loads_while_another_process_saves_gets_one_save_or_the_other(classifier, make_task, tmp_path, forked):
     one, two = tmp_path / "one", tmp_path / "two"
     classifier.save(one)
     TipAdapter(alpha=2.0).fit(make_task(seed=9)).save(two)
-    done = process("-c", READER, one, two, tmp_path / "folder")
+    done = forked("-c", READER, one, two, tmp_path / "folder")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
 
@@ -167,15 +167,15 @@ except AdapterFileError as error:
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_file_that_may_not_be_read_is_said_to_be_one(classifier, process, name):
+def test_a_file_that_may_not_be_read_is_said_to_be_one(classifier, forked, name):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are its user's alone
         os.chmod(folder, 0o755)
         classifier.save(folder)
         os.chmod(os.path.join(folder, name), 0)
-        done = process("-c", UNREADABLE, folder)
+        done = forked("-c", UNREADABLE, folder)
         assert f"{name} cannot be read (Permission denied)" in done.stdout, done.stderr
         os.chmod(folder, 0)
-        done = process("-c", UNREADABLE, folder)
+        done = forked("-c", UNREADABLE, folder)
         assert f"{CONFIG} cannot be read (Permission denied)" in done.stdout, done.stderr
         os.chmod(folder, 0o755)
 
@@ -286,12 +286,12 @@ for moment in range(100):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("before", ["an adapter", "nothing"])
 def test_a_save_that_is_killed_at_any_step_leaves_the_old_adapter_or_the_new_one(
-        classifier, other, make_task, tmp_path, process, before):
+        classifier, other, make_task, tmp_path, forked, before):
     old, new, trials = (tmp_path / name for name in ("old", "new", "trials"))
     other.save(new)
     if before == "an adapter":
         classifier.save(old)
-    done = process("-c", KILLED, old, new, trials)
+    done = forked("-c", KILLED, old, new, trials)
     assert done.returncode == 0, done.stderr
     rows, found = make_task().support.embedding, []
     logits = {name: each.logits(rows) for name, each in (("an adapter", classifier), ("the new one", other))}

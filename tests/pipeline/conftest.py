@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,21 @@ def import_of(tmp_path: Path) -> Callable[..., Store]:
     return make
 
 
+@pytest.fixture(scope="session")
+def imported_path(arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of `arrays`; not to be changed."""
+    from onceclip.pipeline.extraction.import_arrays import import_arrays
+
+    path = tmp_path_factory.mktemp("arrays") / "imported.zarr"
+    np.savez(path.with_suffix(".npz"), **arrays)
+    import_arrays(path.with_suffix(".npz"), path)
+    return path
+
+
 @pytest.fixture
-def imported(arrays: dict[str, np.ndarray], import_of: Callable[..., Store]) -> Store:
-    """A store of `arrays`."""
-    return import_of(arrays)
+def imported(imported_path: Path, tmp_path: Path) -> Store:
+    """A copy of it."""
+    return open_store(str(shutil.copytree(imported_path, tmp_path / imported_path.name)))
 
 
 MEANS = '''

@@ -80,20 +80,21 @@ def test_arrays_are_imported_into_a_bucket(s3_url: str, tmp_path: Path, run_json
 
 
 def test_a_killed_extraction_goes_on(s3_url: str, folder_of: Callable[..., Path], extract_demo: Extract,
-                                     process: Callable[..., Any]) -> None:
-    """The fifth pass dies, some time after the fourth has filled the second unit."""
+                                     forked: Callable[..., Any]) -> None:
+    """The fifth pass dies once the second unit, which the fourth has filled, is stored."""
     code = ("import os, signal, sys, time; from onceclip.pipeline.encoders import Encoder, EncoderSpec;"
             "from onceclip.pipeline.extraction.extract import extract;"
-            "from onceclip.pipeline.extraction.survey import ExtractOptions\n"
+            "from onceclip.pipeline.extraction.survey import ExtractOptions; from onceclip.stores import open_store\n"
             "encode, left = Encoder.encode_images, [4]\n"
             "def dying(self, pixels, *rest, **options):\n"
             "    left[0] -= 1\n"
-            "    if left[0] < 0: time.sleep(3); os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    while left[0] == -1 and sum(open_store(sys.argv[2]).table.state == 0) < 16: time.sleep(0.05)\n"
+            "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
             "    return encode(self, pixels, *rest, **options)\n"
             "Encoder.encode_images = dying\n"
             "extract(sys.argv[1], sys.argv[2], EncoderSpec('demo'), ExtractOptions(batch_size=4, unit_rows=8))")
     root = folder_of({"disc": 10, "ring": 10})
-    assert process("-c", code, root, s3_url).returncode == -signal.SIGKILL
+    assert forked("-c", code, root, s3_url).returncode == -signal.SIGKILL
     with pytest.raises(StoreIncomplete, match=r"unfinished \(4 of 20 .* run the same"):
         open_store(s3_url).rows()
     done = extract_demo(root, s3_url)

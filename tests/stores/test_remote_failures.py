@@ -67,14 +67,14 @@ def test_a_missing_bucket_is_told_before_anything_is_done(s3: Any, image_folder:
     ({}, "import sys; sys.modules['s3fs'] = None;", r"for s3:// is not installed: pip install onceclip\[s3\]"),
 ], ids=["no credentials", "nobody there", "no address", "no answer", "no s3fs"])
 def test_a_client_that_cannot_work_is_one_line(
-        s3: Any, process: Callable[..., Any], silent: str, monkeypatch: pytest.MonkeyPatch,
+        s3: Any, forked: Callable[..., Any], silent: str, monkeypatch: pytest.MonkeyPatch,
         setting: dict[str, str | None], code: str, said: str) -> None:
     for name, value in setting.items():
         if value is None:
             monkeypatch.delenv(name)
         else:
             monkeypatch.setenv(name, value.replace("SILENT", silent))
-    done = process("-c", code + COMMAND, "info", "s3://bucket/x.zarr")
+    done = forked("-c", code + COMMAND, "info", "s3://bucket/x.zarr")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert done.stderr.startswith("Error: s3://bucket/x.zarr: ")
     assert re.search(said, done.stderr)

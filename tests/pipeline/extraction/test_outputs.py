@@ -132,18 +132,18 @@ def test_only_images_of_the_splits_asked_for_have_views(root: Path, tmp_path: Pa
         store.embeddings(store.rows("test"), "view")
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 5, "unit_rows": 3}, {"workers": 2}])
-def test_views_do_not_depend_on_batches_units_or_processes(root: Path, tmp_path: Path, extract_demo: Extract,
-                                                           options: dict[str, int]) -> None:
-    extract_demo(root, tmp_path / "a.zarr", outputs=THREE)
-    extract_demo(root, tmp_path / "b.zarr", outputs=THREE, **options)
-    first, second = (views_by_key(open_store(str(tmp_path / name))) for name in ("a.zarr", "b.zarr"))
-    assert set(first) == set(second)
-    for key, views in first.items():
-        np.testing.assert_allclose(second[key], views, atol=2e-3 * np.abs(views).max())
+def test_views_do_not_depend_on_batches_units_or_processes(root: Path, tmp_path: Path, extract_demo: Extract) -> None:
+    found = []
+    for name, options in (("a", {}), ("b", {"batch_size": 1}), ("c", {"batch_size": 5, "unit_rows": 3, "workers": 2})):
+        extract_demo(root, tmp_path / name, outputs=THREE, **options)
+        found.append(views_by_key(open_store(str(tmp_path / name))))
+    for other in found[1:]:
+        assert set(other) == set(found[0])
+        for key, views in found[0].items():
+            np.testing.assert_allclose(other[key], views, atol=2e-3 * np.abs(views).max())
 
 
-@pytest.mark.parametrize("passes", [1, 3, 5, 7])
+@pytest.mark.parametrize("passes", [3, 7])
 def test_an_extraction_with_views_that_was_stopped_goes_on(root: Path, tmp_path: Path, extract_demo: Extract,
                                                            monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
     options = {"outputs": replace(THREE, preproj=True), "batch_size": 4, "unit_rows": 4}

@@ -42,7 +42,7 @@ def same(found: Store, expected: Store) -> None:
     np.testing.assert_allclose(found.embeddings(), expected.embeddings(), atol=2e-3)
 
 
-@pytest.mark.parametrize(("passes", "kept"), [(0, 0), (1, 3), (3, 9), (5, 15)])
+@pytest.mark.parametrize(("passes", "kept"), [(0, 0), (5, 15)])
 def test_an_interrupted_extraction_says_so_and_the_same_command_finishes_it(
         root: Path, whole: Store, tmp_path: Path, extract_demo: Extract, consistent: Consistent,
         monkeypatch: pytest.MonkeyPatch, passes: int, kept: int) -> None:

@@ -54,11 +54,11 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory, means_folder: Path) -> I
 @pytest.fixture
 def cluster(scheduler: str) -> Iterator[module.Cluster]:
     """Its workers, once they are there."""
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 600
     while not Path(scheduler).exists() and time.monotonic() < limit:
         time.sleep(0.1)
     with connected(scheduler) as cluster:
-        cluster.client.wait_for_workers(2, timeout=120)
+        cluster.client.wait_for_workers(2, timeout=600)
         yield cluster
 
 

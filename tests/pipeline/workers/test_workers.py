@@ -27,7 +27,7 @@ def test_an_extraction_by_processes_of_which_one_is_killed_equals_that_of_one_pr
         monkeypatch: pytest.MonkeyPatch) -> None:
     options = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
     extract(pictures, tmp_path / "one.zarr", EncoderSpec(means), options)
-    monkeypatch.setenv("MEANS_SECONDS", "0.1")
+    monkeypatch.setenv("MEANS_SECONDS", "0.3")
     with local(2) as workers:
         first, _ = workers.client.run(os.getpid).values()
 
