@@ -20,6 +20,7 @@ from onceclip.pipeline.runs.summary import (
     line_name,
     reason_of,
     tables,
+    with_alone,
 )
 from onceclip.pipeline.words import shots_of
 
@@ -113,8 +114,8 @@ def settings_of(results: Results) -> list[Setting]:
         # Rows of failures may have no fingerprints: they stand with those of the last content.
         unknown = contents.pop(("", ""), [])
         contents[next(reversed(contents), ("", ""))].extend(unknown)
-    return [Setting(experiment, prints, tuple(tables(rows)), tuple(rows), chosen_rows(rows),
-                    _store(rows, results.stores))
+    return [Setting(experiment, prints, tuple(tables(rows)), tuple(rows),
+                    chosen_rows(with_alone(rows)), _store(rows, results.stores))
             for experiment, contents in groups.items() for prints, rows in contents.items() if rows]
 
 
