@@ -5,14 +5,24 @@ from __future__ import annotations
 import sys
 
 from onceclip.adapters.errors import UnknownName, unknown
+from onceclip.adapters.inference.anovl import AnoVL
 from onceclip.adapters.inference.base import Inductive, Inference, Inferred, Queries, queries_of
 from onceclip.adapters.inference.conf_ot import ConfOT
+from onceclip.adapters.inference.crops import Crops
+from onceclip.adapters.inference.dmn import DMN
 from onceclip.adapters.inference.dn import DistributionNormalization
 from onceclip.adapters.inference.inmap import InMaP
+from onceclip.adapters.inference.mta import MTA
+from onceclip.adapters.inference.onzeta import OnZeta
+from onceclip.adapters.inference.patch_knn import PatchKNN
+from onceclip.adapters.inference.patch_max import PatchMax
 from onceclip.adapters.inference.prior_bias import PriorBias
 from onceclip.adapters.inference.reclip import ReCLIP
 from onceclip.adapters.inference.stata import StatA
+from onceclip.adapters.inference.tda import TDA
+from onceclip.adapters.inference.tps import TPS
 from onceclip.adapters.inference.transclip import TransCLIP
+from onceclip.adapters.inference.zero import Zero
 from onceclip.adapters.inference.zlap import ZLaP
 from onceclip.adapters.plugin import import_class, stored_class
 
@@ -22,6 +32,9 @@ __all__ = ["INFERENCES", "Inductive", "Inference", "Inferred", "Queries", "infer
 INFERENCES: dict[str, type[Inference]] = {inference.name: inference for inference in (
     PriorBias, DistributionNormalization, ConfOT, InMaP,
     StatA, TransCLIP, ZLaP, ReCLIP,
+    Zero, MTA, TPS, Crops,
+    TDA, DMN, OnZeta,
+    AnoVL, PatchMax, PatchKNN,
 )}
 
 

@@ -84,6 +84,7 @@ class Inference(Configurable, ABC):
     sees: what it looks at: "set" (all rows together), "views" or "patches" (of each row by itself), or "stream" (rows
         in an order, each with a memory of those before it).
     prior: what it assumes of how frequent the classes are: "uniform", "none", or "estimated".
+    wants_normal: whether the train rows that it prepares with are those of the normal class alone, with their patches.
     leaves_classifier: whether it leaves one behind that reads rows one by one, and can be saved.
     progress: is told the fraction done by strategies that take long; the caller may set it.
 
@@ -94,6 +95,7 @@ class Inference(Configurable, ABC):
     source: ClassVar[str] = ""
     equation: ClassVar[str] = ""
     sees: ClassVar[str] = "set"
+    wants_normal: ClassVar[bool] = False
     prior: str = "none"
     leaves_classifier: ClassVar[bool] = False
     progress: Progress = staticmethod(no_progress)

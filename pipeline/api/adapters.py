@@ -40,7 +40,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
              against: Adapter | None = None, confusion: str | Path | None = None, modules: Sequence[str] = (),
              inference: str | type[Inference] | Inference | None = None,
              inference_values: Mapping[str, Any] | None = None, batches: Mapping[str, Any] | Batches | None = None,
-             save: str | Path | None = None, overwrite: bool = False,
+             orders: Sequence[int] | str | None = None, save: str | Path | None = None, overwrite: bool = False,
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -53,8 +53,9 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         a function for the fraction done.
     inference: a strategy by which the adapter reads the rows, without their labels; the scores are then those with it,
         and `inference` among them says what was done and what the adapter reaches alone. inference_values: its
-        hyperparameters. batches: have it see one batch at a time, `Batches` or its fields by name. save: a folder for
-        the adapter that the strategy leaves behind; overwrite: replace one that is there.
+        hyperparameters. batches: have it see one batch at a time, `Batches` or its fields by name. orders: seeds of the
+        orders in which a stream is read, such as (1, 2, 3), the default, or "1-5". save: a folder for the adapter that
+        the strategy leaves behind; overwrite: replace one that is there.
     Raises StoreMismatch if another encoder made a store, TaskError if there is no labelled image, ArgumentError.
 
     Example:
@@ -70,6 +71,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.evaluation.inference import read
     from onceclip.pipeline.evaluation.intervals import compare
     from onceclip.pipeline.evaluation.metrics import write_matrix
+    from onceclip.pipeline.evaluation.orders import orders_for, read_orders
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
@@ -79,8 +81,10 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     several, found = opened_all(stores), []
     strategy = None if inference is None else inference_of(inference, inference_values)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
-    if strategy is None and (inference_values or dealt is not None or save is not None):
-        raise ArgumentError("inference_values, batches and save are for a strategy: add inference (--inference)")
+    if strategy is None and (inference_values or dealt is not None or save is not None or orders is not None):
+        raise ArgumentError("inference_values, batches, orders and save are for a strategy: add inference "
+                            "(--inference)")
+    seeds = orders_for(strategy, orders, dealt is not None)
     folder = None if save is None else free_folder(path_of(save, "save: a folder"), overwrite, "--save")
     if strategy and folder and not strategy.leaves_classifier:
         raise ArgumentError(f"{strategy.name} leaves no adapter behind that reads rows one by one: leave --save out, "
@@ -96,7 +100,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
             done = protocol.score(classifier, store, no_progress if strategy else told)
             values = done.as_values()
             if strategy:
-                reading = read(done, strategy, dealt, told)
+                reading = read_orders(done, strategy, seeds, told) if seeds else read(done, strategy, dealt, told)
                 done, values = reading.evaluation, reading.as_values()
                 if folder and reading.classifier:
                     reading.classifier.save(folder)
@@ -112,14 +116,17 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
 
 def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
             root: str | None = None, every: int | None = None, frames: int | None = None,
-            encoder: str | EncoderSpec | None = None, device: str = "auto",
-            modules: Sequence[str] = ()) -> list[Prediction]:
+            encoder: str | EncoderSpec | None = None, device: str = "auto", modules: Sequence[str] = (),
+            inference: str | type[Inference] | Inference | None = None,
+            inference_values: Mapping[str, Any] | None = None, views: int | None = None) -> list[Prediction]:
     """Label images, a folder, a store or embeddings: a prediction with `key`, `class_name` and `probability` for each.
 
     adapter: a classifier, or the folder of a saved one. inputs: one or several of paths of images, folders and other
         sources, Pillow images (made RGB) and arrays of pixels (uint8, height x width x 3); or a store, `split` of it;
         or raw embeddings (rows, dim). top_k: classes in `top`. min_probability: below it a prediction is "unsure".
-        root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say.
+        root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
+        inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
+        each image for it.
     An image that cannot be read has the state "bad" and a `reason`; it ends nothing.
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
 
@@ -127,6 +134,9 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         >>> found = onceclip.predict("pets-adapter", "pets/cat")
         >>> found[0].state, 0 < found[0].probability <= 1
         ('ok', True)
+        >>> found = onceclip.predict("pets-adapter", "pets/cat", inference="mta", views=8)
+        >>> len(found)
+        40
     """
     from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.prediction.answers import answers
@@ -136,9 +146,12 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
     if not (isinstance(min_probability, int | float) and 0 <= min_probability <= 1):
         raise ArgumentError(f"min_probability {min_probability!r}: give a number from 0 to 1")
     spec = None if encoder is None else spec_of(encoder, device=device)
+    strategy = None if inference is None else inference_of(inference, inference_values)
+    if strategy is None and inference_values:
+        raise ArgumentError("inference_values are for a strategy: add inference")
     return list(answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
                         whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec,
-                        device).predictions)
+                        device, strategy, None if views is None else whole(views, "views", 2)).predictions)
 
 
 def report(results: str | Path | Sequence[str | Path], store: str | Path | Store | None = None, *, out: str | Path,

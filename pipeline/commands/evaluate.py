@@ -35,6 +35,8 @@ _NATS = ("nll", "ece")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
 @inference_options("Read the images by a strategy, such as stata; `onceclip methods` lists them.")
+@click.option("--orders", metavar="A-B,...", help="Seeds of the orders in which a stream is read, such as 1-5.  "
+              "[default: 1-3]")
 @click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Save the adapter that the strategy leaves behind.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter in the folder of --save.")
@@ -43,18 +45,20 @@ _NATS = ("nll", "ece")
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
              only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
              inference: str | None, inference_values: dict[str, str], batches: dict[str, Any] | None,
-             save: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
+             orders: str | None, save: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
     keeps of its scores on the first of them. With --inference the adapter reads the images by a strategy that sees them
-    all together, or in batches; its scores alone stand beside (docs/inference.md).
+    all together, or in batches (docs/inference.md), their stored views or patches, or a stream of them
+    (docs/test-time.md); its scores alone stand beside.
 
     \b
     Example:
         onceclip evaluate pets-adapter pets.zarr --against pets-zero-shot
         onceclip evaluate pets-adapter pets.zarr pets-drawings.zarr pets-at-night.zarr
         onceclip evaluate pets-adapter pets.zarr --inference stata --batches 100 --effective-classes 1-3
+        onceclip evaluate pets-adapter pets.zarr --inference tda --orders 1-5
     """
     if confusion and len(stores) > 1:
         raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
@@ -64,8 +68,8 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
 
     found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
                   only_its_classes=only_its_classes, against=against, confusion=confusion, modules=modules,
-                  inference=inference, inference_values=inference_values, batches=batches, save=save,
-                  overwrite=overwrite, progress=lambda path: percentage(f"evaluate {path}"))
+                  inference=inference, inference_values=inference_values, batches=batches, orders=orders,
+                  save=save, overwrite=overwrite, progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
     show(as_json, values, lambda: evaluation_lines(values, per_class))
 

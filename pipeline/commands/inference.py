@@ -14,6 +14,7 @@ from onceclip.pipeline.words import counted, percent
 
 SEEN = {"set": "all of them together", "views": "each image's views", "patches": "each image's patches",
         "stream": "one after the other, remembering"}
+_ORDERS = 10  # whose accuracies people are shown
 _NAMES = ("batches", "batch_size", "effective_classes", "dirichlet", "inference_seed")
 
 
@@ -122,7 +123,11 @@ def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     low, high = (f"{100 * each:+.2f}" for each in difference["interval" if batches else "difference_interval"])
     yield (f"  difference {100 * value:+.2f} points (95 % interval {low} to {high})"
            + ("" if batches else f", McNemar's exact p {difference['p']:.3g}"))
-    values = ", ".join(f"{name}={value}" for name, value in found["hyperparameters"].items())
+    if "auroc" in scores:
+        yield (f"  abnormal images told from normal ones: AUROC {percent(scores['auroc'])} (alone "
+               f"{percent(alone['auroc'])}), average precision {percent(scores['average_precision'])} (alone "
+               f"{percent(alone['average_precision'])})")
+    values = ", ".join(f"{name}={value}" for name, value in found["hyperparameters"].items() if value != "")
     yield f"  {found['name']}{f' ({values})' if values else ''} sees {_seen(found)}"
     yield (f"  {_fitted(found)}; assumes {_PRIORS[found['prior']]}; "
            + ("transductive: an image's class depends on the others" if found["transductive"] else
@@ -135,8 +140,16 @@ _PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing 
 
 def _seen(found: Mapping[str, Any]) -> str:
     batches = found.get("batches")
+    if "orders" in found:
+        spread = "" if found["spread"] is None else f", spread {percent(found['spread'])}"
+        each = ", ".join(f"{percent(order['accuracy'])} ({order['seed']})" for order in found["orders"][:_ORDERS])
+        more = f" and {len(found['orders']) - _ORDERS} more" if len(found["orders"]) > _ORDERS else ""
+        return f"{SEEN['stream']}, in {counted(len(found['orders']), 'order')} (seed): {each}{more}{spread}"
     if not batches:
-        return SEEN[found["sees"]]
+        output = found["query"].get("output")
+        number = f", {output['number']} of each" if output else ""
+        kind = f" of the kind {output['tokens']}" if output and "tokens" in output else ""
+        return f"{SEEN[found['sees']]}{kind}{number}"
     size = f"{counted(batches['dealt'], 'batch', 'batches')} of up to {counted(batches['size'], 'image')}"
     if batches["number"]:
         low, high = batches["classes"]

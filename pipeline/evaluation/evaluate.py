@@ -106,7 +106,7 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
     _require_known(store, candidates, classifier.class_names)
     columns = columns_of(classifier, candidates)
     tally, predicted, done = Tally(len(candidates), temperature_of(classifier)), [], 0
-    for (logits,) in _logits([classifier], store, rows):
+    for (logits,) in logits_of([classifier], store, rows):
         behind = done + len(logits)
         chosen = logits if columns is None else logits[:, columns]
         predicted.append(tally.add(chosen, label[done:behind]).numpy().astype(np.int32))
@@ -135,7 +135,7 @@ def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: st
     for classifier in classifiers[1:]:
         check_encoder(classifier, store)
     tallies, done = [Tally(len(first.class_names), temperature_of(each)) for each in classifiers], 0
-    for pieces in _logits(classifiers, store, rows):
+    for pieces in logits_of(classifiers, store, rows):
         for tally, logits in zip(tallies, pieces, strict=True):
             tally.add(logits, label[done:done + len(logits)])
         done += len(logits)
@@ -144,7 +144,7 @@ def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: st
             for classifier, tally in zip(classifiers, tallies, strict=True)]
 
 
-def _logits(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -> Iterator[Iterator[Tensor]]:
+def logits_of(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -> Iterator[Iterator[Tensor]]:
     """Piece by piece of the rows, the logits of every classifier."""
     first, heads = classifiers[0], [classifier.head for classifier in classifiers]
     for values in inputs_of(first, store, rows):

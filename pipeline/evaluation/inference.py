@@ -24,6 +24,14 @@ from onceclip.pipeline.evaluation.batches import Batches
 from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of
 from onceclip.pipeline.evaluation.intervals import compare, mean_and_spread
 from onceclip.pipeline.evaluation.metrics import Tally
+from onceclip.pipeline.evaluation.several import (
+    OUTPUTS,
+    detection_of,
+    normal_queries,
+    output_spec,
+    require_several,
+    several_queries,
+)
 from onceclip.pipeline.tasks.draws import Draw
 from onceclip.pipeline.tasks.tasks import draw_unlabelled, inputs_of, logit_numbers, task_of
 from onceclip.stores import Store
@@ -54,26 +62,42 @@ class Session:
         """
         unlabelled, fitted = None, None
         if strategy.fitted_on == TRAIN:
-            drawn = draw_unlabelled(store, NOTHING, 1)
-            unlabelled = queries_from(classifier, store, drawn.rows) if len(drawn.rows) else None
-            fitted = {"store": store.fingerprint, "split": "train", "n": len(drawn.rows), "keys": keys_hash(drawn.keys)}
+            if strategy.wants_normal:
+                unlabelled, rows = normal_queries(strategy, classifier, store)
+            else:
+                rows = draw_unlabelled(store, NOTHING, 1).rows
+                unlabelled = queries_from(classifier, store, rows) if len(rows) else None
+            fitted = {"store": store.fingerprint, "split": "train", "n": len(rows),
+                      "keys": keys_hash(store.column("key")[rows])}
         with torch.no_grad(), threads_for(_work(classifier, len(unlabelled or ()))):
             prepared = strategy.prepare(classifier, task_for(classifier, store), unlabelled)
         return cls(strategy, classifier, store, prepared, fitted)
 
     def infer(self, rows: np.ndarray) -> Inferred:
-        """Read rows of the store. rows: (n,) positions, in the order of a stream."""
-        queries = queries_from(self.classifier, self.store, rows)
-        with torch.no_grad(), threads_for(_work(self.classifier, len(rows))):
-            return self.strategy.infer(self.classifier, queries, self.prepared)
+        """Read rows of the store. rows: (n,) positions, in the order of a stream.
+
+        Rows with views or patches are read a few at a time.
+        """
+        strategy, classifier = self.strategy, self.classifier
+        with torch.no_grad(), threads_for(_work(classifier, len(rows))):
+            if strategy.sees not in OUTPUTS:
+                return strategy.infer(classifier, queries_from(classifier, self.store, rows), self.prepared)
+            logits, done = torch.empty(len(rows), len(classifier.class_names), dtype=classifier.head.dtype), 0
+            for queries in several_queries(classifier, self.store, rows, strategy.sees):
+                logits[done:done + len(queries)] = strategy.infer(classifier, queries, self.prepared).logits
+                done += len(queries)
+                strategy.progress(done / len(rows))
+            return Inferred(logits)
 
     def record(self, split: str, rows: np.ndarray, diagnostics: Mapping[str, Any]) -> dict[str, Any]:
         """What was done, as JSON values, for a result row and for what is saved."""
         strategy, keys = self.strategy, self.store.column("key")[rows]
+        output = {"output": output_spec(self.store, strategy.sees)} if strategy.sees in OUTPUTS else {}
         return {"name": full_name(type(strategy)), "hyperparameters": dict(strategy.values), "sees": strategy.sees,
                 "transductive": strategy.transductive, "prior": strategy.prior, "fitted_on": strategy.fitted_on,
                 "fit": self.fitted, "diagnostics": dict(diagnostics),
-                "query": {"store": self.store.fingerprint, "split": split, "n": len(rows), "keys": keys_hash(keys)}}
+                "query": {"store": self.store.fingerprint, "split": split, "n": len(rows), "keys": keys_hash(keys),
+                          **output}}
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,7 @@ class Read:
     evaluation: with the strategy; of batches, all their rows one after the other. alone: the classifier by itself, on
     the rows of the split. record: what was done, as JSON values. classifier: what the strategy left behind, or None.
     accuracies: of each batch, with the strategy and alone: two of (batches,), or None where the split was one set.
+    detection: how well images of the normal class are told from others, with the strategy and alone, or None.
     """
 
     evaluation: Evaluation
@@ -90,6 +115,7 @@ class Read:
     record: dict[str, Any]
     classifier: Classifier | None = None
     accuracies: tuple[np.ndarray, np.ndarray] | None = None
+    detection: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def as_values(self) -> dict[str, Any]:
         """The scores of the evaluation, with `inference`, which has those of the classifier alone beside them.
@@ -98,6 +124,8 @@ class Read:
         """
         values, alone = self.evaluation.as_values(), self.alone.as_values()
         beside: dict[str, Any] = {name: alone[name] for name in ("accuracy", "interval", "macro_recall", "nll", "ece")}
+        if self.detection:
+            values, beside = {**values, **self.detection[0]}, {**beside, **self.detection[1]}
         if self.accuracies is None:
             return {**values, INFERENCE: {**self.record, "alone": beside, "difference": compare(
                 self.evaluation.right, self.alone.right, self.alone.unit)}}
@@ -115,8 +143,10 @@ def read(alone: Evaluation, strategy: Inference, batches: Batches | None = None,
     Raises MethodError if the strategy cannot work with the classifier or the store.
     """
     begun, classifier, store = time.perf_counter(), alone.classifier, alone.store
+    if strategy.sees in OUTPUTS:
+        require_several(store, strategy.sees, alone.split, strategy.name)
     if batches is None:
-        strategy = _told(strategy, progress)
+        strategy = told(strategy, progress)
     session = Session.begin(strategy, classifier, store)
     columns = columns_of(classifier, alone.candidates)
     dealt = [np.arange(len(alone.rows))] if batches is None else batches.deal(alone.label)
@@ -142,7 +172,7 @@ def read(alone: Evaluation, strategy: Inference, batches: Batches | None = None,
     left = inferred.classifier
     if left is not None:
         left = replace(left, provenance={**left.provenance, INFERENCE: record})
-    return Read(evaluation, alone, record, left)
+    return Read(evaluation, alone, record, left, detection=detection_of(alone, strategy, inferred.logits))
 
 
 def score_logits(tally: Tally, logits: Tensor, label: Tensor, columns: Tensor | None) -> np.ndarray:
@@ -157,10 +187,11 @@ def score_logits(tally: Tally, logits: Tensor, label: Tensor, columns: Tensor | 
     return np.concatenate(found)
 
 
-def _told(strategy: Inference, progress: Callable[[float], None]) -> Inference:
-    told = strategy.with_values()
-    told.progress = progress
-    return told
+def told(strategy: Inference, progress: Callable[[float], None]) -> Inference:
+    """A copy of a strategy that tells the fraction done."""
+    copy = strategy.with_values()
+    copy.progress = progress
+    return copy
 
 
 def task_for(classifier: Classifier, store: Store) -> Task:

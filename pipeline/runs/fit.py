@@ -175,7 +175,7 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "encoder": store.encoder,
         "store": store.fingerprint,
         "outputs": {name: output.spec for name, output in store.outputs.items()
-                    if name in run_method(spec.method).inputs},
+                    if name in {*run_method(spec.method).inputs, "view", "token"}},
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots or "all", "seed": spec.seed, "select": policy,

@@ -23,6 +23,7 @@ from onceclip.pipeline.tasks.draws import Draw, draw
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
 from onceclip.stores.identity import DIGEST_BYTES
+from onceclip.stores.schema import SPLITS
 
 VAL_SHOTS = 4
 UNLABELLED_PER_CLASS = 64
@@ -119,7 +120,7 @@ def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val
     return Task(
         Text(torch.from_numpy(words.embedding.astype(np.float32)), torch.from_numpy(words.class_index), words.classes,
              torch.from_numpy(words.template_id.astype(np.int64)), class_weights),
-        _stream(store, support) if stream else _rows(store, support, outputs, store.has_views),
+        _stream(store, support) if stream else _rows(store, support, outputs, _have_views(store, support.rows)),
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
         None if unlabelled is None or not len(unlabelled.rows) else _tensor(store.embeddings(unlabelled.rows)),
         **logit_numbers(store.encoder),
@@ -211,6 +212,23 @@ def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = 
               if name != EMBEDDING and f"image/{name}" in store.group}
     label = torch.from_numpy(store.column("label")[drawn.rows].astype(np.int64))
     return Rows(_tensor(store.embeddings(drawn.rows)), label, views, others)
+
+
+def _have_views(store: Store, rows: np.ndarray) -> bool:
+    """Whether rows have views, which a store may have of some splits alone.
+
+    Raises TaskError where some of them have and others do not.
+    """
+    if not store.has_views:
+        return False
+    splits = store.outputs["view"].spec.get("splits", SPLITS)
+    found = {SPLITS[number] for number in np.unique(store.column("split")[rows]).tolist()}
+    there, missing = sorted(found & {*splits}), sorted(found - {*splits})
+    if there and missing:
+        raise TaskError(f"{store.path} has views of {', '.join(there)} images and none of {', '.join(missing)} images, "
+                        "which are to be learned from together: extract with --views-for all, or fit on one of the "
+                        "splits")
+    return bool(there)
 
 
 def _stream(store: Store, drawn: Draw) -> Stream:

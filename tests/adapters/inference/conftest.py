@@ -15,7 +15,9 @@ OF_FEW_ROWS = {"inmap": {"iterations": 20}, "reclip": {"neighbours": 4}}  # what
 
 @pytest.fixture(params=list(INFERENCES))
 def strategy(request):
-    return INFERENCES[request.param](**OF_FEW_ROWS.get(request.param, {}))
+    kind = INFERENCES[request.param]
+    normal = {"normal": "class 0"} if "normal" in kind.hyperparameters else {}
+    return kind(**OF_FEW_ROWS.get(request.param, {}), **normal)
 
 
 @pytest.fixture
@@ -50,5 +52,16 @@ def queries(classifier, make_queries):
 
 
 @pytest.fixture
-def unlabelled(classifier, make_queries):
-    return make_queries(classifier, (12, 12, 12), seed=71)[0]
+def make_unlabelled(strategy, make_queries):
+    """Function that draws the train rows that a strategy prepares with: `make_unlabelled(classifier, noise)`."""
+
+    def make(classifier, noise=0.3):
+        rows, label = make_queries(classifier, (12, 12, 12), noise, 71)
+        return rows.of(torch.where(label == 0)[0]) if strategy.wants_normal else rows
+
+    return make
+
+
+@pytest.fixture
+def unlabelled(classifier, make_unlabelled):
+    return make_unlabelled(classifier)
