@@ -10,6 +10,7 @@ from onceclip.pipeline.evaluation.batches import Batches
 from onceclip.pipeline.evaluation.evaluate import score
 from onceclip.pipeline.evaluation.inference import read
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
+from onceclip.pipeline.evaluation.orders import orders_for, read_orders
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import Store
 
@@ -25,7 +26,10 @@ def inferred_row(store: Store, spec: RunSpec, classifier: Classifier, row: dict[
     own = {"run": spec.identity(store), "asked": spec.as_values()}
     if strategy is None or not row["n_test"]:
         return {**row, **own}
-    found = read(score(classifier, store), strategy, Batches.of(spec.batches) if spec.batches else None).as_values()
+    alone, orders = score(classifier, store), orders_for(strategy, None, bool(spec.batches))
+    done = (read_orders(alone, strategy, orders) if orders else
+            read(alone, strategy, Batches.of(spec.batches) if spec.batches else None))
+    found = done.as_values()
     return {**row, **{name: found[name] for name in (*SCORES, *CALIBRATED)}, "n_test": found["n"],
             "details": found["details"], INFERENCE: found[INFERENCE],
             "seconds_total": row["seconds_total"] + found["seconds"], **own}
