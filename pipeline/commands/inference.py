@@ -37,7 +37,8 @@ def setting(text: str, option: str) -> tuple[str, str]:
     name, mark, value = text.partition("=")
     if not mark or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
-    return name.strip().replace("-", "_"), value.strip()
+    strategy, dot, hyperparameter = name.strip().rpartition(".")  # a strategy's name may have dashes
+    return strategy + dot + hyperparameter.replace("-", "_"), value.strip()
 
 
 def _settings(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
@@ -56,9 +57,12 @@ def inference_option(help: str) -> Decorator:
     return add
 
 
-def inference_options(function: Callable[..., None]) -> Callable[..., None]:
+def inference_options(help: str) -> Decorator:
     """`--inference`, and how images are dealt out to it in batches: `batches`, the fields of Batches or None."""
+    return lambda function: inference_option(help)(_with_batches(function))
 
+
+def _with_batches(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def gathered(**given: Any) -> None:
         of_batches = {name: given.pop(name) for name in _NAMES}
@@ -78,7 +82,7 @@ def inference_options(function: Callable[..., None]) -> Callable[..., None]:
                      help="Seed of the batches.  [default: 1]"),
     ]):
         gathered = option(gathered)
-    return inference_option("Read the images by a strategy, such as stata; `onceclip methods` lists them.")(gathered)
+    return gathered
 
 
 def batches_of(batches: int | None, batch_size: int | None, effective_classes: tuple[int, int] | None,
