@@ -65,6 +65,9 @@ GOALS = {
     "15": Goal("a sweep on two processes of one thread: times as fast as on one", "workers", least=1.8),
     "16 runs": Goal("256 runs on an H100: times as fast as the peers' loop", "gpu", least=100),
     "16 extract": Goal("extraction with ViT-L/14 on an H100: of the encoder's speed alone", "extract", least=0.95),
+    "18 zero": Goal("ZERO on 64 stored views of 2,000 images: times as fast as encoding the views again", "views",
+                    least=20),
+    "18 mta": Goal("MTA on the same", "views", least=20),
     "best": Goal("the best of 1,000 CLIP-Adapter runs: times as fast as the peers' whole grid", "grid", least=15),
     "22 help": Goal("start: processor seconds of `--help`", "start", most=0.15),
     "22 info": Goal("the same of `info`", "start", most=0.6),
@@ -72,4 +75,7 @@ GOALS = {
     "22 fit": Goal("the same of `fit --method gda` on a ready store", "start", most=3),
     "22 predict": Goal("the same of `predict` on a store", "start", most=3),
     "22 extract": Goal("the same of an unchanged `extract` of 64 images", "start", most=1.5),
+    "19 transclip": Goal("TransCLIP, 50,000 rows x 1,000 classes: times as fast as the published loop", "inference",
+                         least=3),
+    "19 stata": Goal("StatA, the same", "inference", least=3),
 }

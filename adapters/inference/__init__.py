@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from onceclip.adapters.errors import UnknownName, unknown
 from onceclip.adapters.inference.anovl import AnoVL
 from onceclip.adapters.inference.base import Inductive, Inference, Inferred, Queries, queries_of
@@ -22,9 +24,10 @@ from onceclip.adapters.inference.tps import TPS
 from onceclip.adapters.inference.transclip import TransCLIP
 from onceclip.adapters.inference.zero import Zero
 from onceclip.adapters.inference.zlap import ZLaP
-from onceclip.adapters.plugin import import_class
+from onceclip.adapters.plugin import import_class, stored_class
 
-__all__ = ["INFERENCES", "Inductive", "Inference", "Inferred", "Queries", "inference_class", "queries_of"]
+__all__ = ["INFERENCES", "Inductive", "Inference", "Inferred", "Queries", "inference_class", "queries_of",
+           "stored_inference_class"]
 
 INFERENCES: dict[str, type[Inference]] = {inference.name: inference for inference in (
     PriorBias, DistributionNormalization, ConfOT, InMaP,
@@ -48,8 +51,15 @@ def inference_class(name: str | type[Inference]) -> type[Inference]:
     """
     if isinstance(name, type):
         return name
-    if ":" in name:
-        return import_class(name, Inference)  # type: ignore[type-abstract]
+    return import_class(name, Inference) if ":" in name else _known(name)  # type: ignore[type-abstract]
+
+
+def stored_inference_class(name: str, where: str) -> type[Inference]:
+    """The strategy that a file names; one from outside only if its module is imported already. where: the file."""
+    return stored_class(name, Inference, sys.modules, where) if ":" in name else _known(name)  # type: ignore[type-abstract]
+
+
+def _known(name: str) -> type[Inference]:
     if name not in INFERENCES:
         raise UnknownName(unknown("inference strategy", name, INFERENCES))
     return INFERENCES[name]

@@ -1,4 +1,4 @@
-"""What methods there are: equation, cost, hyperparameters, needs."""
+"""What methods and strategies of inference there are: equation, cost, hyperparameters, needs."""
 
 from __future__ import annotations
 
@@ -12,63 +12,103 @@ from onceclip.pipeline.api.arguments import method_of
 
 if TYPE_CHECKING:
     from onceclip.adapters import Hyperparameter, Method
+    from onceclip.adapters.inference import Inference
 
+_KINDS = ("methods", "inferences")
 FILE = Path(__file__).with_name("methods.json")  # what `methods` gives, so that a list of them does not import torch
 _ADAPTERS = Path(__file__).parents[2] / "adapters"
 _SOLVERS = {"lbfgs": "L-BFGS to convergence", "own": "own solver"}
 
 
-def methods(name: str | type[Method] | None = None) -> dict[str, Any]:
-    """All methods, or one: equation, hyperparameters, presets, needs and source, as JSON values.
+def methods(name: str | type[Method] | type[Inference] | None = None) -> dict[str, Any]:
+    """All methods and strategies of inference, or one of them: equation, hyperparameters and source, as JSON values.
 
-    name: of a method, MODULE:CLASS of your own, or the class.
-    Raises UnknownName for a method that does not exist.
+    name: of a method or a strategy, MODULE:CLASS of your own, or the class.
+    Raises UnknownName for what does not exist.
 
     Example:
         >>> [each["name"] for each in onceclip.methods()["methods"]][:2]
         ['zero-shot', 'template-selection']
         >>> onceclip.methods("gda")["family"]
         'closed form'
+        >>> onceclip.methods("stata")["sees"]
+        'set'
     """
     if name is None or (isinstance(name, str) and ":" not in name):
         found = _written() or _all()
         if name is None:
-            return {"methods": list(found.values())}
-        if name in found:
-            return found[name]
-    from onceclip.adapters import method_class
+            return {kind: list(each.values()) for kind, each in found.items()}
+        for each in found.values():
+            if name in each:
+                return dict(each[name])
+    from onceclip.adapters.inference import Inference
 
-    return _values(method_class(method_of(name)[0]))
+    kind = _kind(name)
+    return _inference_values(kind) if issubclass(kind, Inference) else _values(kind)
 
 
 def catalogue_text() -> str:
-    """What `FILE` is to hold: all methods, and a digest of the code that says so."""
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in _all().items())
-    return f'{{"code": "{_digest()}", "methods": {{\n{lines}}}}}\n'
+    """What `FILE` is to hold: all methods and strategies, and a digest of the code that says so."""
+    parts = [f'{json.dumps(kind)}: {{\n' + ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}"
+                                                     for name, values in each.items()) + "}"
+             for kind, each in _all().items()]
+    return f'{{"code": "{_digest()}",\n' + ",\n".join(parts) + "}\n"
 
 
-def _written() -> dict[str, Any] | None:
-    """The methods by name as the file has them, unless the code is another one by now."""
+def _written() -> dict[str, dict[str, Any]] | None:
+    """The methods and strategies by name as the file has them, unless the code is another one by now."""
     try:
         found = json.loads(FILE.read_text(encoding="utf-8"))
-        return dict(found["methods"]) if found["code"] == _digest() else None
+        return {kind: dict(found[kind]) for kind in _KINDS} if found["code"] == _digest() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _all() -> dict[str, Any]:
+def _all() -> dict[str, dict[str, Any]]:
     from onceclip.adapters import METHODS
+    from onceclip.adapters.inference import INFERENCES
 
-    return {name: _values(method) for name, method in METHODS.items()}
+    return {"methods": {name: _values(method) for name, method in METHODS.items()},
+            "inferences": {name: _inference_values(each) for name, each in INFERENCES.items()}}
 
 
 def _digest() -> str:
-    """Identity of the code that decides what is told of a method."""
+    """Identity of the code that decides what is told of a method or a strategy."""
     made = hashlib.blake2b(digest_size=16)
     for path in (Path(__file__), _ADAPTERS / "method.py", _ADAPTERS / "training" / "trainable.py",
-                 *sorted((_ADAPTERS / "methods").glob("*.py"))):
+                 *sorted((_ADAPTERS / "methods").glob("*.py")), *sorted((_ADAPTERS / "inference").glob("*.py"))):
         made.update(path.name.encode() + path.read_bytes())
     return made.hexdigest()
+
+
+def _kind(name: Any) -> type[Method] | type[Inference]:
+    from onceclip.adapters import METHODS, Method, UnknownName, method_class
+    from onceclip.adapters.errors import unknown
+    from onceclip.adapters.inference import INFERENCES, Inference
+    from onceclip.adapters.plugin import import_class
+    from onceclip.adapters.training.trainable import Configurable
+
+    if isinstance(name, type) and issubclass(name, Inference):
+        return name
+    if isinstance(name, str) and ":" in name:
+        kind: type[Configurable] = import_class(name, Configurable)
+        if issubclass(kind, Method | Inference):
+            return kind
+    elif isinstance(name, str) and name not in METHODS:
+        if name not in INFERENCES:
+            raise UnknownName(unknown("method or strategy", name, [*METHODS, *INFERENCES]))
+        return INFERENCES[name]
+    return method_class(method_of(name)[0])
+
+
+def _inference_values(inference: type[Inference]) -> dict[str, Any]:
+    usual = inference()
+    return {
+        "name": inference.name, "summary": inference.summary, "equation": inference.equation,
+        "source": inference.source, "sees": inference.sees, "prior": usual.prior, "fitted_on": usual.fitted_on,
+        "transductive": usual.transductive, "leaves_classifier": inference.leaves_classifier,
+        "hyperparameters": {name: _setting(setting, False) for name, setting in inference.hyperparameters.items()},
+    }
 
 
 def _values(method: type[Method]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from onceclip.adapters.text import RULES
 from onceclip.adapters.training.compile import AUTO, Compiling
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
+    inference_of,
     listed,
     method_of,
     one_of,
@@ -32,7 +33,7 @@ from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file, only_draw
 from onceclip.pipeline.tasks.tasks import make_task as draw
@@ -140,12 +141,16 @@ def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Pa
 
 
 def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
-             own: bool = False, **further: Any) -> list[RunSpec]:
+             own: bool = False, inference: Any = NO_INFERENCE, inference_values: Mapping[str, Any] | None = None,
+             batches: Mapping[str, Any] | None = None, **further: Any) -> list[RunSpec]:
     """Runs of all combinations, with every argument checked; see `make_specs`. draws: a file or folder of them."""
+    strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each)))
+                  for each in listed(inference, "inference")]
     draws = further.pop("draws", None)
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
     specs = runs.make_specs([_name(method_of(each)[0]) for each in methods], numbers,
-                            [whole(each, "seed", 0) for each in seeds], grids, own, **_checked(further))
+                            [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
+                            [*(inference_values or {}).items()], batches, **_checked(further))
     return specs if draws is None else [replace(spec, draws=_draws_of(draws, spec.shots, spec.seed)) for spec in specs]
 
 

@@ -34,7 +34,7 @@ _NATS = ("nll", "ece")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
-@inference_options
+@inference_options("Read the images by a strategy, such as stata; `onceclip methods` lists them.")
 @click.option("--orders", metavar="A-B,...", help="Seeds of the orders in which a stream is read, such as 1-5.  "
               "[default: 1-3]")
 @click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",

@@ -37,7 +37,8 @@ def setting(text: str, option: str) -> tuple[str, str]:
     name, mark, value = text.partition("=")
     if not mark or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
-    return name.strip().replace("-", "_"), value.strip()
+    strategy, dot, hyperparameter = name.strip().rpartition(".")  # a strategy's name may have dashes
+    return strategy + dot + hyperparameter.replace("-", "_"), value.strip()
 
 
 def _settings(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
@@ -56,9 +57,12 @@ def inference_option(help: str) -> Decorator:
     return add
 
 
-def inference_options(function: Callable[..., None]) -> Callable[..., None]:
+def inference_options(help: str) -> Decorator:
     """`--inference`, and how images are dealt out to it in batches: `batches`, the fields of Batches or None."""
+    return lambda function: inference_option(help)(_with_batches(function))
 
+
+def _with_batches(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def gathered(**given: Any) -> None:
         of_batches = {name: given.pop(name) for name in _NAMES}
@@ -78,7 +82,7 @@ def inference_options(function: Callable[..., None]) -> Callable[..., None]:
                      help="Seed of the batches.  [default: 1]"),
     ]):
         gathered = option(gathered)
-    return inference_option("Read the images by a strategy, such as stata; `onceclip methods` lists them.")(gathered)
+    return gathered
 
 
 def batches_of(batches: int | None, batch_size: int | None, effective_classes: tuple[int, int] | None,
@@ -125,12 +129,12 @@ def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
                f"{percent(alone['average_precision'])})")
     values = ", ".join(f"{name}={value}" for name, value in found["hyperparameters"].items() if value != "")
     yield f"  {found['name']}{f' ({values})' if values else ''} sees {_seen(found)}"
-    yield (f"  {_fitted(found)}; assumes {_PRIORS[found['prior']]}; "
+    yield (f"  {_fitted(found)}; assumes {PRIORS[found['prior']]}; "
            + ("transductive: an image's class depends on the others" if found["transductive"] else
               "inductive: every image is read by itself"))
 
 
-_PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing of how frequent classes are",
+PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing of how frequent classes are",
            "estimated": "the frequencies of classes that it estimates"}
 
 

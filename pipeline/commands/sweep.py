@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.draw_options import draw_options
+from onceclip.pipeline.commands.inference import inference_options
 from onceclip.pipeline.commands.options import (
     LocalPath,
     Numbers,
@@ -59,6 +60,8 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
 @support_options
+@inference_options("Read test images by strategies, too, with every classifier that is fitted: names, with none for "
+                   "each image by itself, such as none,stata.")
 @compile_option
 @training_device_option
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
@@ -78,9 +81,10 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
           select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str, bank: str,
-          captions: str, compile: str, device: str, text: str, local_workers: int, scheduler: str | None,
-          part: Part | None, curves: bool, keep_predictions: bool, retry_failed: bool, dry_run: bool, out: Path,
-          as_json: bool, **drawing: Any) -> None:
+          captions: str, inference: str | None, inference_values: dict[str, str], batches: dict[str, Any] | None,
+          compile: str, device: str, text: str, local_workers: int, scheduler: str | None, part: Part | None,
+          curves: bool, keep_predictions: bool, retry_failed: bool, dry_run: bool, out: Path, as_json: bool,
+          **drawing: Any) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -113,7 +117,8 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     given = click.get_current_context().get_parameter_source("shots") is not ParameterSource.DEFAULT
     specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, text=text,
                      select=policy, search=search, narrow=narrow, stream=stream, classes=classes,
-                     validated=bool(grids), support=support, bank=bank, captions=captions, **drawing)
+                     validated=bool(grids), inference=names_in(inference or "none"), inference_values=inference_values,
+                     batches=batches, support=support, bank=bank, captions=captions, **drawing)
     opened = [open_store(store) for store in stores]
     if dry_run:
         done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import rankdata
 
+DETECTION = ("auroc", "average_precision")
+
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float | None:
     """Area under the ROC curve: how often a positive row scores higher than a negative one, ties counted half.

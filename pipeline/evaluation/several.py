@@ -13,7 +13,7 @@ from onceclip.adapters import Classifier, MethodError
 from onceclip.adapters.inference import Inference, Queries
 from onceclip.adapters.inference.anomaly import anomaly_score, normal_class
 from onceclip.adapters.ops import unit
-from onceclip.pipeline.evaluation.detection import auroc, average_precision
+from onceclip.pipeline.evaluation.detection import DETECTION, auroc, average_precision
 from onceclip.pipeline.evaluation.evaluate import Evaluation, logits_of
 from onceclip.stores import Store, StoreIncomplete
 
@@ -99,7 +99,7 @@ def detection_of(alone: Evaluation, strategy: Inference,
 
 def _areas(score: list[Tensor], positive: np.ndarray) -> dict[str, Any]:
     values = torch.cat(score).double().numpy()
-    return {"auroc": auroc(values, positive), "average_precision": average_precision(values, positive)}
+    return dict(zip(DETECTION, (auroc(values, positive), average_precision(values, positive)), strict=True))
 
 
 def output_spec(store: Store, sees: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
 from onceclip.pipeline.runs.automatic import Average, average_of, run_method
+from onceclip.pipeline.runs.inferred import inferred_row
 from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
@@ -49,9 +50,9 @@ def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_prog
         compile: Compiling = USUAL, device: str = CPU, keep: Keep = NOTHING) -> Fitted:
     """Carry out one run on a store.
 
-    keep: what is kept beside the row.
     compile: whether the steps of its training are compiled. device: that trains it, "cpu", "cuda", "cuda:1", or "auto"
-        for a GPU where there is one; the classifier comes back to the CPU, where it is scored.
+        for a GPU where there is one; the classifier comes back to the CPU, where it is scored. keep: what is kept
+        beside the row.
     Raises MethodError, TaskError, StoreError or DeviceError, each with one line that says how to mend it.
 
     Example:
@@ -59,8 +60,7 @@ def fit(store: Store, spec: RunSpec, progress: Callable[[float], None] = no_prog
         >>> fitted.row["shots"], fitted.row["n_support"], 0 <= fitted.row["accuracy"] <= 1
         (4, 16, True)
     """
-    fitted, = fit_group(store, [spec], progress, calibrate=True, compile=compile, device=device,
-                        keep=keep)
+    fitted, = fit_group(store, [spec], progress, calibrate=True, compile=compile, device=device, keep=keep)
     if isinstance(fitted, MethodError):
         raise fitted
     return fitted
@@ -73,9 +73,30 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
 
     calibrate: give the classifiers their temperatures; see `calibrated`. compile: whether the steps of their trainings
         are compiled, and of how many like them they are some. device, keep: as for `fit`.
+    Runs that differ in inference alone share their classifier.
     A run whose training diverges gives its failure; the others go on.
     Raises MethodError, TaskError, StoreError or DeviceError for what concerns all of them.
     """
+    if keep.predictions and any(spec.strategy for spec in specs):
+        raise TaskError("--keep-predictions keeps what classifiers say of each image by itself: leave --inference out")
+    runs = {spec.alone.identity(store): spec.alone for spec in specs}
+    fitted = dict(zip(runs, _fit_alone(store, [*runs.values()], progress, calibrate, compile, device, keep),
+                      strict=True))
+    return [_inferred(store, spec, fitted[spec.alone.identity(store)]) for spec in specs]
+
+
+def _inferred(store: Store, spec: RunSpec, fitted: Fitted | MethodError) -> Fitted | MethodError:
+    if isinstance(fitted, MethodError) or spec.strategy is None:
+        return fitted
+    try:
+        return replace(fitted, row=inferred_row(store, spec, fitted.classifier, fitted.row))
+    except MethodError as error:
+        return error
+
+
+def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None], calibrate: bool,
+               compile: Compiling, device: str, keep: Keep) -> list[Fitted | MethodError]:
+    """Carry out runs without inference; arguments as for `fit_group`."""
     begun, where = time.perf_counter(), training_device(device)
     first, products = specs[0], fast_products()
     methods = [run_method(spec.method)(**spec.values) for spec in specs]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onceclip.adapters import Method, support_source
+from onceclip.adapters.inference import Inference, inference_class
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.evaluation.batches import Batches
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_files import DrawFile
@@ -18,7 +20,7 @@ from onceclip.stores import Store, open_store
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.location import everywhere
 
-NO_REFIT = "none"
+NO_REFIT = NO_INFERENCE = "none"
 CAPTIONS = "captions"  # name of the text set of captions that a bank has by default
 REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")}  # and the splits that are fitted on
 
@@ -43,6 +45,8 @@ class RunSpec:
     bank: path of another store of the same encoder, which such rows, or the method, take images from. captions: name of
         the bank's text set of captions.
     draws: the file that lists the images of the draw, in place of a draw by the seed; see `draw_file`.
+    inference: the strategy by which test rows are read, a name or MODULE:CLASS; "none" reads each by itself.
+        inference_values: its hyperparameters. batches: fields of `Batches`, where it sees one batch at a time.
 
     Example:
         >>> onceclip.RunSpec("tip-adapter", shots=4, values={"beta": "2"}).values
@@ -66,6 +70,9 @@ class RunSpec:
     bank: str = ""
     captions: str = ""
     draws: DrawFile | None = None
+    inference: str = NO_INFERENCE
+    inference_values: Mapping[str, Any] = field(default_factory=dict)
+    batches: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         method = run_method(self.method)
@@ -89,6 +96,7 @@ class RunSpec:
         object.__setattr__(self, "support", str(support_source(self.support)) if self.support else "")
         object.__setattr__(self, "bank", everywhere(self.bank) if self.bank else "")
         self._require_a_source(method)
+        self._parse_inference()
 
     def _require_a_source(self, method: type[Method]) -> None:
         """Raise TaskError unless support, bank and shots go together."""
@@ -125,6 +133,32 @@ class RunSpec:
         wanted = method.needs_bank == "caption" or (self.support and support_source(self.support).needs == "caption")
         return (self.captions or CAPTIONS) if wanted or self.captions else ""
 
+    def _parse_inference(self) -> None:
+        if self.inference == NO_INFERENCE:
+            if self.inference_values or self.batches:
+                raise TaskError("hyperparameters and batches of inference are for a strategy: add --inference")
+            return
+        strategy = inference_class(self.inference)
+        values = strategy(**self.inference_values).values
+        object.__setattr__(self, "inference", full_name(strategy))
+        object.__setattr__(self, "inference_values", {name: values[name] for name in self.inference_values})
+        if self.batches:
+            object.__setattr__(self, "batches", Batches.of(self.batches).as_values())
+        if self.classes != ALL or self.refit == ALL:
+            raise TaskError("--inference reads the test images among all classes: leave --classes and --refit all out")
+
+    @property
+    def alone(self) -> RunSpec:
+        """The run without inference, whose classifier this one has."""
+        return replace(self, inference=NO_INFERENCE, inference_values={}, batches={})
+
+    @property
+    def strategy(self) -> Inference | None:
+        """The strategy by which test rows are read, if there is one."""
+        if self.inference == NO_INFERENCE:
+            return None
+        return inference_class(self.inference)(**self.inference_values)
+
     @property
     def common(self) -> tuple[Any, ...]:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
@@ -136,7 +170,7 @@ class RunSpec:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
         for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("support", ""), ("bank", ""), ("captions", ""),
-                            ("draws", None)):
+                            ("draws", None), ("inference", NO_INFERENCE), ("inference_values", {}), ("batches", {})):
             if values[name] == usual:
                 del values[name]  # rows of before there was a choice keep their identity
         return values
