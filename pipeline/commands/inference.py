@@ -129,12 +129,12 @@ def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
                f"{percent(alone['average_precision'])})")
     values = ", ".join(f"{name}={value}" for name, value in found["hyperparameters"].items() if value != "")
     yield f"  {found['name']}{f' ({values})' if values else ''} sees {_seen(found)}"
-    yield (f"  {_fitted(found)}; assumes {_PRIORS[found['prior']]}; "
+    yield (f"  {_fitted(found)}; assumes {PRIORS[found['prior']]}; "
            + ("transductive: an image's class depends on the others" if found["transductive"] else
               "inductive: every image is read by itself"))
 
 
-_PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing of how frequent classes are",
+PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing of how frequent classes are",
            "estimated": "the frequencies of classes that it estimates"}
 
 
