@@ -23,6 +23,7 @@ BENCHES = {
     "store": "reading, gathering and writing beside np.load, memory maps, zarr, safetensors and parquet",
     "stream": "training on streamed rows beside training in memory",
     "text": "class prompts, deduplicated or not",
+    "prompts": "a training step of CoOp beside the published form, with cached and with live images",
     "extract": "an extraction beside its encoder alone, decoding alone and the field's loop",
     "gpu": "hundreds of runs at once on a GPU beside the field's loop there",
     "fidelity": "how far each precision of an encoder is from float64, and how fast",
