@@ -60,7 +60,9 @@ def shots_of(store: Store) -> list[int]:
 
 def fits(method: type[Method], store: Store) -> bool:
     """Whether a store has the outputs that a method takes, and the text tower if it wants one."""
-    return (not method.wants_tower or bool(store.tower_attributes())) and all(name == "embedding" or name in store.outputs for name in method.inputs)
+    if method.wants_tower and not store.tower_attributes():
+        return False
+    return all(name == "embedding" or name in store.outputs for name in method.inputs)
 
 
 def specs(name: str, shots: Sequence[int], seeds: int) -> list[RunSpec]:

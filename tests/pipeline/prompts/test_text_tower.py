@@ -16,7 +16,7 @@ import torch
 from onceclip.adapters import METHODS, MethodError, load_classifier
 from onceclip.adapters.ops import unit
 from onceclip.pipeline.errors import EncoderError, PromptError
-from onceclip.pipeline.evaluation.evaluate import evaluate
+from onceclip.pipeline.evaluation.protocols import Protocol
 from onceclip.pipeline.export import export
 from onceclip.pipeline.prompts.tower import add_tower, make_tower
 from onceclip.pipeline.runs.fit import fit
@@ -82,7 +82,9 @@ def test_base_to_new_and_a_saved_adapter_on_other_classes(towered: Path, tmp_pat
     loaded = load_classifier(tmp_path / "adapter")
     rows = store.embeddings(store.rows("test"))
     assert torch.equal(loaded.logits(rows), fitted.classifier.logits(rows))
-    assert evaluate(loaded, store)["accuracy"] is not None
+    scores = Protocol(classes="new").score(loaded, store).as_values()
+    assert scores["accuracy"] is not None
+    assert scores["n"] == row["n_test_new"]
 
 
 def test_contexts_of_their_own_serve_no_other_class_and_say_so(towered: Path, run: Callable[..., Any],
@@ -122,7 +124,8 @@ def test_the_command_writes_once_and_again_only_for_more_words(copied: Path, run
 
 @pytest.mark.parametrize(("options", "said"), [
     ((), "give --name for a set of prompts, or --tower"), (("--tower", "--name", "x"), "--tower makes no text set"),
-    (("--tower", "--templates", "photo"), "--tower makes no prompts"), (("--name", "x", "--words", "a"), "--words goes")])
+    (("--tower", "--templates", "photo"), "--tower makes no prompts"),
+    (("--name", "x", "--words", "a"), "--words goes with --tower")])
 def test_options_that_do_not_go_together_are_one_line(towered: Path, run: Callable[..., Any], options: tuple[str, ...],
                                                       said: str) -> None:
     result = run("text", towered, *options)
@@ -156,7 +159,7 @@ def test_a_tower_of_another_encoder_is_refused(copied: Path, other_encoder: str)
 
 def test_damage_is_found_by_verify_and_by_who_reads_it(copied: Path) -> None:
     assert verify(str(copied)).faults == []
-    chunk = next(path for path in (copied / "encoder" / "text_tower" / "up.weight").rglob("*") if path.name == "0")
+    chunk, = (path for path in (copied / "encoder" / "text_tower" / "norm.weight" / "c").rglob("*") if path.is_file())
     content = bytearray(chunk.read_bytes())
     content[5] ^= 1
     chunk.write_bytes(content)
