@@ -26,6 +26,7 @@ BENCHES = {
     "inference": "StatA and TransCLIP on a whole set beside the published loops",
     "views": "ZERO and MTA on stored views beside encoding the views again",
     "text": "class prompts, deduplicated or not",
+    "prompts": "a training step of CoOp beside the published form, with cached and with live images",
     "extract": "an extraction beside its encoder alone, decoding alone and the field's loop",
     "gpu": "hundreds of runs at once on a GPU beside the field's loop there",
     "fidelity": "how far each precision of an encoder is from float64, and how fast",

@@ -65,6 +65,8 @@ GOALS = {
     "15": Goal("a sweep on two processes of one thread: times as fast as on one", "workers", least=1.8),
     "16 runs": Goal("256 runs on an H100: times as fast as the peers' loop", "gpu", least=100),
     "16 extract": Goal("extraction with ViT-L/14 on an H100: of the encoder's speed alone", "extract", least=0.95),
+    "17": Goal("a step of CoOp, 100 classes, ViT-B/32: times as fast as the published form on cached images", "prompts",
+               least=5),
     "18 zero": Goal("ZERO on 64 stored views of 2,000 images: times as fast as encoding the views again", "views",
                     least=20),
     "18 mta": Goal("MTA on the same", "views", least=20),

@@ -39,6 +39,7 @@ def shelf(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     extract(pets / "pets", path, encoder, ExtractOptions(workers=1, outputs=OutputOptions(preproj=True, tokens="last")))
     sentences = prompts_for(onceclip.open_store(str(path)), load_templates("imagenet-7"), None, None, 0, 1)
     add_text(str(path), "ensemble", sentences, open_encoder(encoder))
+    onceclip.add_tower(str(path))
     return root
 
 
@@ -53,6 +54,7 @@ def words(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     if not Path("pets-adapter").exists():
         onceclip.fit(store, "tip-adapter", shots=4, out="pets-adapter")
     return {"onceclip": onceclip, "torch": torch, "Path": Path, "store": store, "task": task,
+            "tower_task": onceclip.make_task(store, shots=4, seed=1, tower=True),
             "embeddings": torch.from_numpy(store.embeddings(store.rows("test")[:5]))}
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from onceclip.adapters import Classifier
 from onceclip.adapters.errors import unknown
+from onceclip.adapters.heads import ConditionalPrompts
+from onceclip.adapters.heads.packing import parts_of
 from onceclip.pipeline.decoding.preparation import decoding
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.errors import BadImage, ExportError
@@ -61,6 +63,9 @@ def export(classifier: Classifier, format: str, file: str | Path, encoder: Encod
     """
     if format not in FORMATS:
         raise ExportError(unknown("format", format, FORMATS))
+    if any(isinstance(part, ConditionalPrompts) for part in parts_of(classifier.head)):
+        raise ExportError(f"{classifier.method} encodes prompts for every image, which no exported file does: export a "
+                          "method whose class vectors are fixed, such as coop")
     kind, subject, file = FORMATS[format], Subject(classifier, encoder), Path(file)
     if file.suffix != kind.suffix:
         raise ExportError(f"{file}: give a name that ends in {kind.suffix}, which readers of this format go by")

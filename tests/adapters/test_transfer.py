@@ -29,7 +29,7 @@ from onceclip.adapters.training.trainable import Hyperparameter
 SERVES_OTHERS = [name for name, method in METHODS.items() if method.transfers]
 SERVES_ITS_OWN = [name for name in METHODS if name not in SERVES_OTHERS]
 EXPECTED = ["zero-shot", "clip-adapter", "rla", "prolip", "clip-a-self", "meta-adapter", "multi-modal-adapter",
-            "vt-clip", "gda"]
+            "vt-clip", "gda", "coop", "kgcoop", "prograd", "cocoop", "eco", "pre", "upl", "ship"]
 
 
 def part_of(task, classes, support=True):
@@ -75,7 +75,7 @@ def test_what_was_fitted_serves_other_classes_after_saving(halves, make_rows, ma
     assert torch.allclose(logits, ZeroShot().fit(new).logits(rows.embedding), rtol=1e-4, atol=1e-3) == unmoved
 
 
-@pytest.mark.parametrize("name", [name for name in SERVES_OTHERS if name not in ("gda", "meta-adapter")])
+@pytest.mark.parametrize("name", [name for name in SERVES_OTHERS if name not in ("gda", "meta-adapter", "ship")])
 def test_on_its_own_classes_a_transferred_classifier_is_the_fitted_one(halves, queries_of, make_method, name):
     """By their text alone: nothing of the support stands between the parameters and the head."""
     known, _ = halves
