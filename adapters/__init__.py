@@ -27,6 +27,7 @@ from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
 from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
+from onceclip.adapters.methods.ranpac import RanPAC
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ss_text import SSText
@@ -82,6 +83,7 @@ __all__ = [
     "ProKeR",
     "ProLIP",
     "PromptWeights",
+    "RanPAC",
     "Rows",
     "SSText",
     "Selection",

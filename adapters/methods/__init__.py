@@ -28,6 +28,7 @@ from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
 from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
+from onceclip.adapters.methods.ranpac import RanPAC
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ss_text import SSText
@@ -51,7 +52,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipAdapter, CrossModalAdapter, RLA, ProLIP,
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
-    GDA, GDAEM, ProKeR, SSText,
+    GDA, GDAEM, ProKeR, RanPAC, SSText,
     LaFTerText, LabellingNetwork, XMoRe, CapsAdapter,
 )}
 

@@ -7,6 +7,7 @@ from onceclip.pipeline.commands.export import export
 from onceclip.pipeline.commands.extract import extract
 from onceclip.pipeline.commands.fit import fit
 from onceclip.pipeline.commands.importing import import_
+from onceclip.pipeline.commands.incremental import incremental
 from onceclip.pipeline.commands.info import info
 from onceclip.pipeline.commands.methods import methods
 from onceclip.pipeline.commands.predict import predict
@@ -15,5 +16,5 @@ from onceclip.pipeline.commands.sweep import sweep
 from onceclip.pipeline.commands.text import text
 from onceclip.pipeline.commands.verify import verify
 
-COMMANDS = (extract, text, import_, fit, sweep, evaluate, predict, report, export, info, verify, compact, methods,
-            demo)  # in the order of use
+COMMANDS = (extract, text, import_, fit, sweep, incremental, evaluate, predict, report, export, info, verify, compact,
+            methods, demo)  # in the order of use

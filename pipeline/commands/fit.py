@@ -106,7 +106,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     opened = open_store(store or str((row or {}).get("store")))
     for module in modules:
         import_module(module)
-    values = dict(map(_setting, settings))
+    values = dict(map(setting_of, settings))
     number = 0 if support and not _chosen("shots") else shots or None
     spec = spec_of(row, opened) if row else RunSpec(
         method or AUTOMATIC, number, seed, values, text, select, class_weights, search, narrow,
@@ -136,7 +136,8 @@ def _chosen(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
-def _setting(text: str) -> tuple[str, str]:
+def setting_of(text: str) -> tuple[str, str]:
+    """Name and value of NAME=VALUE."""
     name, mark, value = text.partition("=")
     if not mark or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")

@@ -15,7 +15,8 @@ QUICK = {"epochs": 15, "batch_size": 0, "l2": 0.03}  # a strong decay, so that t
 QUICK_OF = {"linear-probe-adamw": {"epochs": 60},  # starts from nothing, not from zero-shot
             "ape-t": {"similarity": 0.6, "channels": 512},  # where its two criteria choose different channels
             "multi-modal-adapter": {"bottleneck": 4, "head_width": 2},
-            "labelling-network": {"epochs": 80, "learning_rate": 0.01}, "ss-text": {"text_weight": 100.0}}
+            "labelling-network": {"epochs": 80, "learning_rate": 0.01}, "ss-text": {"text_weight": 100.0},
+            "ranpac": {"features": 60}}
 
 
 def _centres(classes, dim):
