@@ -19,7 +19,7 @@ from onceclip.pipeline.commands.configuration import completing, configurable, o
 from onceclip.pipeline.commands.help import grouped, write_commands
 from onceclip.pipeline.errors import ArgumentError
 
-GO_ON = ("extract", "sweep", "compact", "demo")  # commands that go on where they were stopped
+GO_ON = ("extract", "sweep", "incremental", "compact", "demo")  # commands that go on where they were stopped
 _EXHAUSTED = re.compile(r"can't start new thread|can(not|'t) allocate memory|failed to map segment|bad_alloc"
                         r"|out of memory", re.IGNORECASE)
 

@@ -121,6 +121,15 @@ class Method(Trainable):
         require_finite(self, parameters)
         return self.classifier(task, prepared, parameters)
 
+    def update(self, state: dict[str, Tensor], task: Task, seed: int = 0) -> tuple[Classifier, dict[str, Tensor]]:
+        """Learn classes that arrive, without the rows of earlier ones; by default from the rows of this session alone.
+
+        state: what the last session gave, empty at the first. task: the text of all classes seen so far, those of
+            earlier sessions first and in the same order, and the support rows of this session.
+        A method that keeps more than its classifier writes this anew: what it keeps is the second thing it gives.
+        """
+        return self.fit(task, seed), {}
+
     def classifier(self, task: Task, prepared: Any, parameters: dict[str, Tensor]) -> Classifier:
         """Wrap the head of fitted parameters."""
         with torch.no_grad():

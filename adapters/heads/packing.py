@@ -15,7 +15,7 @@ from onceclip.adapters.heads.base import Head
 from onceclip.adapters.heads.conditional_prompts import ConditionalPrompts
 from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine
 from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
-from onceclip.adapters.heads.perceptron import Perceptron
+from onceclip.adapters.heads.perceptron import Perceptron, RandomFeatures
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
 from onceclip.adapters.heads.quadratic import Quadratic
 from onceclip.adapters.heads.residual import Bottleneck, Rectified
@@ -24,7 +24,8 @@ from onceclip.adapters.plugin import full_name, is_plugin, stored_class
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (
     Linear, Kernel, Bottleneck, Sum, Projected, PromptMax, PromptWeighted, Columns, Rectified, CrossModal, VisualGuide,
-    KernelMachine, FourierFeatures, ProbabilityBilinear, Quadratic, ConditionalPrompts, Perceptron, CaptionEnsemble,
+    KernelMachine, FourierFeatures, ProbabilityBilinear, Quadratic, ConditionalPrompts, Perceptron, RandomFeatures,
+    CaptionEnsemble,
 )}
 _RENAMED_FIELDS = {"renormalise": "renormalize"}  # spellings that saved adapters may have
 _ROWS = 4  # on which a head from outside is tried

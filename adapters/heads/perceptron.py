@@ -1,4 +1,4 @@
-"""A network of one hidden layer."""
+"""Heads behind one layer with a ReLU: trained, or random."""
 
 from __future__ import annotations
 
@@ -37,3 +37,27 @@ class Perceptron(Head):
     @property
     def dtype(self) -> torch.dtype:
         return self.down.dtype
+
+
+@dataclass(frozen=True)
+class RandomFeatures(Head):
+    """Another head on `relu(x R^T)`.
+
+    projection: R, (features, dim). head: takes rows (n, features).
+    """
+
+    name = "random-features"
+
+    projection: Tensor
+    head: Head
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.head(relu(product(rows, self.projection)))
+
+    @property
+    def width(self) -> int:
+        return max(self.head.width, self.projection.shape[-2])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.projection.dtype

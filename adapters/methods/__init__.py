@@ -34,6 +34,7 @@ from onceclip.adapters.methods.prograd import ProGrad
 from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
+from onceclip.adapters.methods.ranpac import RanPAC
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ship import SHIP
@@ -55,8 +56,8 @@ __all__ = [
     "APE", "APET", "CLAP", "ECO", "GDA", "GDAEM", "PRE", "RLA", "SHIP", "UPL", "CapsAdapter", "ClipASelf",
     "ClipAdapter", "CoCoOp", "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "KgCoOp", "LPPlusPlus",
     "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip",
-    "MetaAdapter", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "SSText", "SgVA", "TaskRes",
-    "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT", "XMoRe", "ZeroShot",
+    "MetaAdapter", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC", "SSText", "SgVA",
+    "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT", "XMoRe", "ZeroShot",
     "ZeroShotLinearProbe",
 ]
 
@@ -68,7 +69,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipAdapter, CrossModalAdapter, RLA, ProLIP,
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
-    GDA, GDAEM, ProKeR, SSText,
+    GDA, GDAEM, ProKeR, RanPAC, SSText,
     CoOp, KgCoOp, ProGrad, CoCoOp, ECO, PRE, UPL, SHIP,
     LaFTerText, LabellingNetwork, XMoRe, CapsAdapter,
 )}

@@ -8,10 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Linear, Sum
 from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.ops import unit
+from onceclip.adapters.plugin import full_name
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -98,6 +100,39 @@ class Statistics:
         return rows[order[(place + 1) * NEIGHBOURS // count[of] > place * NEIGHBOURS // count[of]]]
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Sums over unit rows, in float64, that rows may be added to.
+
+    count: (classes,) rows, or the sum of their weights. total: (classes, dim), their sum. second: (dim, dim), the sum
+    of their squares.
+    """
+
+    count: Tensor
+    total: Tensor
+    second: Tensor
+
+    @classmethod
+    def of(cls, task: Task) -> Moments:
+        """Those of a task's support; every view is a row."""
+        rows, label = task.support.stacked
+        rows = rows.double()
+        weight = _weight(task, rows)
+        weighted = rows * weight.unsqueeze(1)
+        return cls(rows.new_zeros(task.classes).index_add_(0, label, weight),
+                   rows.new_zeros(task.classes, task.dim).index_add_(0, label, weighted), weighted.T @ rows)
+
+    def after(self, state: dict[str, Tensor]) -> Moments:
+        """With those that were kept, of the first classes, added."""
+        if not state:
+            return self
+        classes = len(state["count"])
+        count, total = self.count.clone(), self.total.clone()
+        count[:classes] += state["count"]
+        total[:classes] += state["total"]
+        return Moments(count, total, self.second + state["second"])
+
+
 class GDA(Method):
     """Zero-shot logits plus those of Gaussian classes with one shared covariance.
 
@@ -144,23 +179,37 @@ class GDA(Method):
 
     def prepare(self, task: Task) -> Statistics:
         rows, label = task.support.stacked
-        rows = rows.double()
-        weight = _weight(task, rows)
-        weighted = rows * weight.unsqueeze(1)
-        count = rows.new_zeros(task.classes).index_add_(0, label, weight)
-        total = rows.new_zeros(task.classes, task.dim).index_add_(0, label, weighted)
-        mean = total / torch.where(count > 0, count, 1.0).unsqueeze(1)
-        scatter = weighted.T @ rows - (mean * count.unsqueeze(1)).T @ mean
-        if scatter.trace() < _NOTHING * len(rows):
-            centred = rows - rows.mean(dim=0)
-            scatter = centred.T @ centred
+        moments = Moments.of(task)
+        if self.covariance == "class-mean" and (moments.count > 1).any():
+            offset = rows.double() - self._statistics(task, moments).mean[label]
+            return replace(self._statistics(task, moments),
+                           precision=_class_mean_precision(offset, label, moments.count))
+        return self._statistics(task, moments)
+
+    def _statistics(self, task: Task, moments: Moments) -> Statistics:
+        """What moments say, whichever rows they are of."""
+        count, number = moments.count, float(moments.count.sum())
+        mean = moments.total / torch.where(count > 0, count, 1.0).unsqueeze(1)
+        scatter = moments.second - (mean * count.unsqueeze(1)).T @ mean
+        if scatter.trace() < _NOTHING * number:
+            centre = moments.total.sum(dim=0) / max(number, _NOTHING)
+            scatter = moments.second - number * torch.outer(centre, centre)
         # A class without a support image stands where its prompts are.
         mean = torch.where(count.unsqueeze(1) > 0, mean, task.text.class_weights.double())
-        if self.covariance == "class-mean" and (count > 1).any():
-            precision = _class_mean_precision(rows - mean[label], label, count)
-        else:
-            precision = precision_of(scatter, float(weight.sum()))
-        return Statistics(task, mean, count, scatter, precision, zero_shot_head(task))
+        return Statistics(task, mean, count, scatter, precision_of(scatter, number), zero_shot_head(task))
+
+    def update(self, state: dict[str, Tensor], task: Task, seed: int = 0) -> tuple[Classifier, dict[str, Tensor]]:
+        """Add this session's moments to those kept, which is all that a fit on all rows would read of them.
+
+        Kept are the number and the sum of the rows of every class and their second moment: equal to the joint fit.
+        """
+        self.check(task)
+        if self.covariance != "pooled":
+            raise MethodError("gda learns classes that arrive with covariance=pooled alone: leave covariance out")
+        moments = Moments.of(task).after(state)
+        head = self.head(self._statistics(task, moments), {})
+        fitted = Classifier(head, task.text.class_names, task.dim, full_name(type(self)), dict(self.values))
+        return fitted, {"count": moments.count, "total": moments.total, "second": moments.second}
 
     def terms(self, prepared: Statistics, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         weight = prepared.mean @ prepared.precision

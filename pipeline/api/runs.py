@@ -29,8 +29,11 @@ from onceclip.pipeline.api.arguments import (
 )
 from onceclip.pipeline.errors import ArgumentError, ResultError
 from onceclip.pipeline.runs import sweep as runs
+from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
+from onceclip.pipeline.runs.incremental import Sessions
+from onceclip.pipeline.runs.incremental import incremental as arrive
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
 from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
@@ -219,3 +222,35 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
     return runs.sweep(opened_all(stores), specs, path_of(out, "out: a folder"), local_workers, progress, workers, part,
                       compile, retry_failed, device, Keep(curves, keep_predictions))
+
+
+def incremental(store: str | Path | Store, method: str | type[Method] | Method = "gda", *, sessions: int = 10,
+                orders: Sequence[int] | int = (1, 2, 3), shots: int | str | None = None, seed: int = 1,
+                values: Mapping[str, Any] | None = None, text: str = "default", joint: bool = False,
+                out: str | Path | None = None, progress: Progress = no_progress,
+                shared: bool = False) -> list[dict[str, Any]]:
+    """Let classes arrive in sessions: a row for every order of classes, with the accuracy after each session.
+
+    store: an open one or its path. method: a name, a class, or an object whose hyperparameters are taken as they are.
+        sessions: number of them. orders: seeds of the orders of classes. shots, seed, values, text: as for `fit`.
+        joint: fit on the rows of all sessions so far. out: a folder whose `incremental.jsonl` gets the rows; runs that
+        have one are not repeated. shared: leave out values that the method does not have. progress: gets the fraction
+        done.
+    Raises TaskError for more sessions than the classes allow, MethodError, StoreError or ArgumentError.
+
+    Example:
+        >>> rows = onceclip.incremental("pets.zarr", "gda", sessions=2, orders=[1])
+        >>> [len(session) for session in rows[0]["sessions"]], rows[0]["reads_old_rows"]
+        ([2, 2], False)
+    """
+    kind, own = method_of(method)
+    given = {**(own or {}), **(values or {})}
+    if shared:
+        known = run_method(_name(kind)).hyperparameters
+        given = {name: value for name, value in given.items() if name in known}
+    asked = Sessions(_name(kind), whole(sessions, "sessions", 1), shots_of(shots), whole(seed, "seed", 0),
+                     tuple(given.items()), text, joint)
+    asked.built()
+    folder = None if out is None else path_of(out, "out: a folder")
+    numbers = [whole(each, "order", 0) for each in listed(orders, "orders")]
+    return arrive(opened(store), asked, numbers, folder, progress)

@@ -9,6 +9,7 @@ from onceclip.pipeline.commands.export import export
 from onceclip.pipeline.commands.extract import extract
 from onceclip.pipeline.commands.fit import fit
 from onceclip.pipeline.commands.importing import import_
+from onceclip.pipeline.commands.incremental import incremental
 from onceclip.pipeline.commands.info import info
 from onceclip.pipeline.commands.methods import methods
 from onceclip.pipeline.commands.predict import predict
@@ -19,5 +20,5 @@ from onceclip.pipeline.commands.table import table
 from onceclip.pipeline.commands.text import text
 from onceclip.pipeline.commands.verify import verify
 
-COMMANDS = (extract, text, import_, draws, fit, sweep, evaluate, predict, retrieve, report, table, compare, export,
-            info, verify, compact, methods, demo)  # in the order of use
+COMMANDS = (extract, text, import_, draws, fit, sweep, incremental, evaluate, predict, retrieve, report, table, compare,
+            export, info, verify, compact, methods, demo)  # in the order of use

@@ -111,7 +111,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     opened = open_store(store or str((row or {}).get("store")))
     for module in modules:
         import_module(module)
-    values = dict(map(_setting, settings))
+    values = dict(map(setting_of, settings))
     spec = spec_of(row, opened) if row else spec_for(
         method or AUTOMATIC, (shots or "all") if _chosen("shots") else None, seed if _chosen("seed") else None, values,
         text=text, select=select, class_weights=class_weights, search=search, narrow=narrow, stream=stream,
@@ -141,7 +141,8 @@ def _chosen(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
-def _setting(text: str) -> tuple[str, str]:
+def setting_of(text: str) -> tuple[str, str]:
+    """Name and value of NAME=VALUE."""
     name, mark, value = text.partition("=")
     if not mark or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")

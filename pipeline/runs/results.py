@@ -86,6 +86,18 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines; a line that a killed process left half written is passed over."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        found += [value] if isinstance(value, dict) else []
+    return found
+
+
 def _number(least: float, most: float = math.inf) -> Callable[[Any], bool]:
     """A test for finite numbers in a range, or None."""
     return lambda value: value is None or (type(value) in (int, float) and least <= value <= most

@@ -24,7 +24,8 @@ NEUTRAL = {
 }
 VARIANTS = [("clip-adapter", {"ratio": 0, "branch": branch}) for branch in ("text", "both")]
 NONE = {
-    **dict.fromkeys(("linear-probe", "lpclip", "linear-probe-preproj", "linear-probe-adamw", "labelling-network"),
+    **dict.fromkeys(("linear-probe", "lpclip", "linear-probe-preproj", "linear-probe-adamw", "labelling-network",
+                     "ranpac"),
                     "never sees the text"),
     "x-more": "the captions of a bank have their part in it",
     "clip-a-self": "a layer norm follows the blend",
