@@ -30,14 +30,18 @@ def _silent(fraction: float) -> None:
 
 def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | None = None, pooling: str = "mean",
              rerank: str | None = None, normalize: str | None = None, bank: str | None = None,
-             out: str | Path | None = None, page: str | Path | None = None, images: str | None = None,
-             progress: Progress = _silent) -> dict[str, Any]:
+             train: str | None = None, negatives: str | None = None, seed: int = 1, epochs: int | None = None,
+             learning_rate: float | None = None, out: str | Path | None = None, page: str | Path | None = None,
+             images: str | None = None, progress: Progress = _silent) -> dict[str, Any]:
     """Score how well the captions of a text set and their images or videos find each other, in both directions.
 
     text: a set that `add_text(..., captions=FILE)` made. split: "train", "val", "test" or "all"; None for test where
         captions belong to it, or else all. pooling: what a video's frames become, "mean", "raw-mean", "fitclip",
         "hitchhiker[:TEMPERATURE]" or "max". rerank: "max[:WEIGHT]" adds the best frame's score. normalize:
-        "qb[:BETA]" or "dual-softmax[:SCALE]"; bank: the split whose queries QB-Norm takes. out: a JSON file of the row.
+        "qb[:BETA]" or "dual-softmax[:SCALE]"; bank: the split whose queries QB-Norm takes. train: what is
+        trained on the train split's captions first, "labclip", "geodesic", "temporal" or "contra", from `seed`;
+        negatives: a set of false captions of the same items, for labclip; epochs, learning_rate: None for the recipe's.
+        out: a JSON file of the row.
         page: an HTML page of the best and worst queries; images: the source of the store's images, for its pictures.
     Gives the result row: recall at 1, 5 and 10 with bootstrap intervals over items, ranks, mAP and nDCG by direction.
     Raises RetrievalError if there is nothing to rank, StoreIncomplete if there is no such text set.
@@ -53,12 +57,24 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
     """
     from onceclip.pipeline.reporting.retrieval_pages import write_retrieval_page
     from onceclip.pipeline.retrieval.evaluation import evaluate
+    from onceclip.pipeline.retrieval.training import train as fit
 
     target = opened(store)
     for name, value in (("text", text), ("pooling", pooling)):
         if not isinstance(value, str):
             raise ArgumentError(f"{name} {value!r}: give a name")
-    ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, progress=progress)
+    maps = made_by = None
+    if train is not None:
+        if isinstance(learning_rate, bool) or not isinstance(learning_rate, float | int | None) or (
+                learning_rate is not None and not 0 < learning_rate < float("inf")):
+            raise ArgumentError(f"learning_rate {learning_rate!r}: give a number above 0")
+        trained = fit(target, target.text(text), text, train, None if negatives is None else target.text(negatives),
+                      whole(seed, "seed", 0), None if epochs is None else whole(epochs, "epochs", 0), learning_rate,
+                      progress)
+        maps, made_by = trained.maps, trained.made_by
+    elif negatives is not None or epochs is not None or learning_rate is not None:
+        raise ArgumentError("negatives, epochs and learning_rate are for training: give train")
+    ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, maps, made_by, progress)
     row = ranking.row
     if out is not None:
         with whole_file(path_of(out, "out: a JSON file")) as file:

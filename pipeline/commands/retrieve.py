@@ -48,6 +48,13 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
               "transductive.")
 @click.option("--bank", type=click.Choice(["train", "val", "test", "all"]), help="Of qb: whose captions and items are "
               "the bank.  [default: train]")
+@click.option("--train", metavar="NAME", help="First train on the captions of the train split; val chooses the epoch: "
+              "labclip (a map of texts), geodesic (maps of both sides), temporal or contra (a head over frames).")
+@click.option("--negatives", metavar="NAME", help="Of --train labclip: a set of false captions of the same items.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of --train.")
+@click.option("--epochs", type=click.IntRange(0), metavar="N", help="Of --train.  [default: 20]")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Of --train.  "
+              "[default: 0.0001]")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE", help="Write the result row as "
               "JSON; of --duplicates, all pairs as CSV.")
 @click.option("--page", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.html", help="Write a page with "
@@ -58,8 +65,9 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
 @json_option
 def retrieve(store: str, text: str, query: str | None, image: str | None, duplicates: float | None, top: int,
              by: str | None, split: str | None, pooling: str, rerank: str | None, normalize: str | None,
-             bank: str | None, out: Path | None, page: Path | None, images: str | None, model: str | None,
-             pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
+             bank: str | None, train: str | None, negatives: str | None, seed: int, epochs: int | None,
+             learning_rate: float | None, out: Path | None, page: Path | None, images: str | None,
+             model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
     """Rank images or videos by texts and texts by them, or find what is nearest to a sentence or an image.
 
     Without --query, --image or --duplicates, every caption of --text ranks all captioned items of the split, and every
@@ -76,7 +84,8 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
 
     one_way(query=query, image=image, duplicates=duplicates)
     alone = query is not None or image is not None or duplicates is not None
-    _refuse({"rerank": rerank, "normalize": normalize, "bank": bank} if alone else {"by": by},
+    _refuse({"rerank": rerank, "normalize": normalize, "bank": bank, "train": train, "negatives": negatives,
+             "epochs": epochs, "learning-rate": learning_rate} if alone else {"by": by},
             "is for scoring captions" if alone else "is for --query, --image and --duplicates: captions say themselves "
             "what they are of")
     part = None if split == "all" and alone else split
@@ -95,7 +104,8 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
             show(as_json, values, lambda: [f"{hit.score:.4f}\t{hit.name}" for hit in hits])
         else:
             row = retrieval.retrieve(store, text, split=split, pooling=pooling, rerank=rerank, normalize=normalize,
-                                     bank=bank, out=out, page=page, images=images, progress=progress)
+                                     bank=bank, train=train, negatives=negatives, seed=seed, epochs=epochs,
+                                     learning_rate=learning_rate, out=out, page=page, images=images, progress=progress)
             show(as_json, row, lambda: retrieval_lines(row, page))
 
 
@@ -111,6 +121,9 @@ def retrieval_lines(row: Mapping[str, Any], page: Path | None = None) -> list[st
     sizes = row["captions_per_item"]
     what = "images" if row["by"] == "key" else f"groups of {row['rows']:,} rows"
     made = ", ".join([f"pooling {row['pooling']}", *([f"re-ranked by {row['rerank']}"] if row["rerank"] else []),
+                      *([f"trained by {row['trained']['recipe']} (epoch {row['trained']['epoch']} of "
+                         f"{row['trained']['epochs']}, chosen by {row['trained']['chosen_by']})"]
+                        if "trained" in row else []),
                       *([f"normalized by {row['normalize']} (transductive)"] if row["normalize"] else [])])
     head = ["", "queries", *_FIGURES.values()]
     lines = [head, *([title, f"{row[name]['queries']:,}", *(_figure(figure, row[name][figure]) for figure in _FIGURES)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ import onceclip
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.training.loop import part_of
 from onceclip.pipeline.errors import RetrievalError
-from onceclip.pipeline.retrieval.items import Captioned, Frames, captioned, default_split
+from onceclip.pipeline.retrieval.heads import Maps
+from onceclip.pipeline.retrieval.items import Captioned, captioned, default_split, unit_text
 from onceclip.pipeline.retrieval.metrics import Ranks, ranks_of, relevant_of, summary
 from onceclip.pipeline.retrieval.normalization import DUAL_SOFTMAX, Normalize, normalization_of, normalize_by
 from onceclip.pipeline.retrieval.similarity import (
     DIRECTIONS,
+    MEAN,
     TEXT_TO_ITEM,
     Choice,
     Gallery,
@@ -35,18 +37,6 @@ from onceclip.stores.schema import SPLITS
 
 Progress = Callable[[float], None]
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class Maps:
-    """What training made for both sides: `text` maps raw texts (texts, dim), `items` makes vectors of frames.
-
-    made_by: JSON values for the row.
-    """
-
-    text: Callable[[Tensor], Tensor] | None = None
-    items: Callable[[Frames], Tensor] | None = None
-    made_by: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,11 +61,13 @@ class Ranking:
 
 def evaluate(store: Store, name: str = "captions", split: str | None = None, pooling: str = "mean",
              rerank: str | None = None, normalize: str | None = None, bank: str | None = None,
-             maps: Maps = Maps(), progress: Progress = lambda fraction: None) -> Ranking:
+             maps: Maps | None = None, made_by: dict[str, Any] | None = None,
+             progress: Progress = lambda fraction: None) -> Ranking:
     """Rank all items by every caption, and all captions by every item.
 
     name: of the text set of captions. split: one of SPLITS, "all", or None for test where there are captions of it.
     pooling, rerank, normalize: names, with a number behind a colon. bank: split whose queries QB-Norm takes.
+    maps: trained ones, which make the items' vectors; made_by: what the row says of them.
     Raises RetrievalError if there is nothing to rank, StoreIncomplete if there is no such text set.
     """
     begun = time.perf_counter()
@@ -85,6 +77,9 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
         raise RetrievalError("--bank says whose queries QB-Norm takes: give --normalize qb")
     text = store.text(name)
     split = (default_split(store, text) if text.is_captions else None) if split is None else _split(split)
+    if maps and (split in (None, SPLITS[0]) or pooled != MEAN):
+        raise RetrievalError("trained maps have seen the train split and make their own vectors: rank the test or val "
+                             "split, with the pooling mean")
     found = captioned(store, text, split, name)
     side = _side(store, found, (pooled, reranked, maps), part_of(progress, 0, 0.2))
     banks = _banks(store, text, name, split, normalized, bank, (pooled, reranked, maps))
@@ -106,7 +101,7 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
         "items_fingerprint": fingerprint(found.items.names.tolist()), "rows": len(found.items.rows),
         "captions": len(found.owner),
         "captions_per_item": {"least": int(sizes.min()), "mean": float(sizes.mean()), "most": int(sizes.max())},
-        "left_out": found.left_out, **described(pooled, reranked), **maps.made_by,
+        "left_out": found.left_out, **described(pooled, reranked), **(made_by or {}),
         "normalize": str(normalized) if normalized else None,
         "bank": (banks[1] if banks else _bank_of(split, found)) if normalized else None,
         "transductive": normalized is not None, "ties": "half",
@@ -137,14 +132,14 @@ def _split(name: str) -> str | None:
     return None if name == ALL else name
 
 
-Made = tuple[Choice, Choice | None, Maps]  # pooling, re-ranking, what training made
+Made = tuple[Choice, Choice | None, Maps | None]  # pooling, re-ranking, what training made
 
 
 def _side(store: Store, found: Captioned, made: Made, progress: Progress = lambda fraction: None) -> Similarity:
     """Scores of captions with their items."""
     pooling, rerank, maps = made
-    gallery = Gallery.of_store(store, found.items, pooling, rerank, maps.items, progress)
-    return similarity(maps.text(found.text.float()) if maps.text else found.text, gallery, TEXT_TO_ITEM)
+    gallery = Gallery.of_store(store, found.items, pooling, rerank, maps.items if maps else None, progress)
+    return similarity(maps.text(unit_text(found.text)) if maps else found.text, gallery, TEXT_TO_ITEM)
 
 
 Bank = tuple[Similarity, dict[str, Any]]

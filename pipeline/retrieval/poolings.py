@@ -49,7 +49,7 @@ def hitchhiker(text: Tensor, frames: Frames, temperature: float = 0.1) -> Tensor
     """
     cosines, there = _padded(text @ unit(frames.raw).T, frames)
     weights = (cosines / temperature).masked_fill(~there, -torch.inf).softmax(dim=-1)  # (texts, items, frames)
-    raw = _rows_by_item(frames)  # (items, frames, dim), zeros where there is none
+    raw, _ = rows_by_item(frames)
     length = torch.einsum("tif,ifg,tig->ti", weights, raw @ raw.transpose(1, 2), weights).clamp_min(0).sqrt()
     return (weights * cosines * raw.norm(dim=-1)).sum(dim=-1) / length.clamp_min(1e-12)
 
@@ -76,9 +76,10 @@ def _padded(values: Tensor, frames: Frames) -> tuple[Tensor, Tensor]:
     return values[:, places].masked_fill(~there, 0), there
 
 
-def _rows_by_item(frames: Frames) -> Tensor:
+def rows_by_item(frames: Frames) -> tuple[Tensor, Tensor]:
+    """Rows by item, (items, most rows, dim), zeros where there is none; and which are there, (items, most rows)."""
     places, there = _places(frames)
-    return frames.raw[places].masked_fill(~there[..., None], 0)
+    return frames.raw[places].masked_fill(~there[..., None], 0), there
 
 
 POOLINGS = {
