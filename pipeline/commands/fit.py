@@ -25,7 +25,7 @@ from onceclip.pipeline.commands.options import (
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow", "refit", "draws")
+             "narrow", "refit", "draws", "long_tail", "natural_prior", "label_noise", "missing")
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 

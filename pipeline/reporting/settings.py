@@ -175,7 +175,7 @@ def titles(settings: Sequence[Setting]) -> list[str]:
     for key, setting in zip(keys, settings, strict=True):
         name = PurePath(key.store).name
         parts = [key.store if sum(PurePath(path).name == name for path in paths) > 1 else name,
-                 *_differing(key, keys, "text", "select", "class_weights")]
+                 *_differing(key, keys, "text", "select", "class_weights", "draw")]
         same = [each.prints for each in settings
                 if (each.experiment.store, each.experiment.text) == (key.store, key.text)]
         parts += [f"{what} {own[:8]}" for what, own, *all_of_it in zip(("content", "prompts"), setting.prints, *same,
@@ -184,12 +184,12 @@ def titles(settings: Sequence[Setting]) -> list[str]:
     return found
 
 
-_TITLES = {"text": "text", "select": "selection", "class_weights": "class weights"}
+_TITLES = {"text": "text", "select": "selection", "class_weights": "class weights", "draw": "draw"}
 
 
 def _differing(key: Experiment, keys: Iterable[Experiment], *names: str) -> list[str]:
     """What tells an experiment from others, in words."""
-    return [f"{_TITLES[name]} {getattr(key, name)}" for name in names
+    return [f"{_TITLES[name]} {getattr(key, name) or 'balanced'}" for name in names
             if len({getattr(each, name) for each in keys}) > 1]
 
 

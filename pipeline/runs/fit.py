@@ -29,6 +29,7 @@ from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draws import GENERATOR, LISTED, Draw
+from onceclip.pipeline.tasks.shapes import BALANCED
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store
@@ -153,7 +154,8 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     """The task of a run; with validation rows where they may choose, if the store has any."""
     select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
     drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
-                      spec.classes, method.wants_unlabelled, spec.without_text(store), spec.draws)
+                      spec.classes, method.wants_unlabelled, spec.without_text(store), spec.draws,
+                      spec.shape)
     if method.needs_support and not len(drawn.support.rows) and drawn.remarks:
         raise TaskError(f"{store.path} has no train image to learn from ({'; '.join(drawn.remarks)}): take images for "
                         "test that are not in train too, and extract again")
@@ -177,7 +179,8 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots or "all", "seed": spec.seed, "select": policy,
-        "classes": spec.classes, "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
+        "classes": spec.classes, **({"shape": asdict(spec.shape)} if spec.shape != BALANCED else {}),
+        "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
     }
 
 
@@ -203,6 +206,8 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         "fingerprints": {**spec.contents(store), "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint,
                          "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
+        **(spec.shape.as_row(store.column("label")[drawn.support.rows], drawn.support, spec.seed, task.text.class_names)
+           if spec.shape != BALANCED else {}),
         **({"reached": [asdict(each) for each in selection.reached]} if isinstance(selection, Average) else {}),
         "run": spec.identity(store), "asked": spec.as_values(), "details": scores["details"],
     }

@@ -145,7 +145,9 @@ _ROW: Mapping[str, Callable[[Any], bool]] = {
     "settings_tried": lambda value: value is None or _count(value), "hyperparameters": _object(),
     "compiling": _object(), "fingerprints": _object_of(_text),
     "asked": _object(**dict.fromkeys(("method", "text", "select", "search", "classes", "class_weights"), _text),
-                     **dict.fromkeys(("narrow", "validated", "stream"), _flag), values=_object(), seed=_count,
+                     **dict.fromkeys(("narrow", "validated", "stream", "natural_prior"), _flag),
+                     draws=_object(file=_text, digest=_text), long_tail=_number(1), label_noise=_FRACTION,
+                     missing=lambda value: _count(value) or _list_of(_text)(value), values=_object(), seed=_count,
                      shots=lambda value: value is None or _count(value)),
     "details": _details,
 }

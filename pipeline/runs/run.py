@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from onceclip.adapters.plugin import full_name
@@ -13,6 +13,7 @@ from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_files import DrawFile
+from onceclip.pipeline.tasks.shapes import BALANCED, Shape
 from onceclip.stores import Store
 from onceclip.stores.identity import fingerprint
 
@@ -37,6 +38,7 @@ class RunSpec:
     refit: "val" or "all" to fit once more, with what was chosen, on all labelled rows of train and val, or of test too,
         which leaves no test accuracy; only for shots=None.
     draws: the file that lists the images of the draw, in place of a draw by the seed; see `draw_file`.
+    long_tail, natural_prior, label_noise, missing: what the support is like if not balanced and clean; see `Shape`.
 
     Example:
         >>> onceclip.RunSpec("tip-adapter", shots=4, values={"beta": "2"}).values
@@ -57,6 +59,10 @@ class RunSpec:
     classes: str = ALL
     refit: str = NO_REFIT
     draws: DrawFile | None = None
+    long_tail: float = 1.0
+    natural_prior: bool = False
+    label_noise: float = 0.0
+    missing: int | tuple[str, ...] = 0
 
     def __post_init__(self) -> None:
         method = run_method(self.method)
@@ -70,6 +76,15 @@ class RunSpec:
         if self.method == AUTOMATIC and (values or self.select not in (None, "val", "val-full")):
             raise TaskError("without a method, validation images choose hyperparameters: leave --set and --select out, "
                             "or name a --method")
+        if not isinstance(self.missing, int):
+            object.__setattr__(self, "missing", tuple(sorted(self.missing)) or 0)
+        object.__setattr__(self, "long_tail", float(self.long_tail))
+        object.__setattr__(self, "label_noise", float(self.label_noise))
+        if self.shape != BALANCED and self.refit != NO_REFIT:
+            raise TaskError(f"--refit {self.refit} fits on all labelled images as they are: leave it out with "
+                            "--long-tail, --natural-prior, --label-noise and --missing")
+        if self.draws and (self.long_tail != 1 or self.natural_prior):
+            raise TaskError("--draws says which images there are: leave --long-tail and --natural-prior out")
         if self.refit not in REFITS:
             raise TaskError(f"no refit {self.refit!r}: there are: {', '.join(REFITS)}")
         if self.refit != NO_REFIT and self.shots is not None:
@@ -79,15 +94,21 @@ class RunSpec:
             raise TaskError(f"--refit {ALL} leaves no test images for --classes {self.classes}: use --refit val")
 
     @property
+    def shape(self) -> Shape:
+        """What the support is like."""
+        return Shape(self.long_tail, self.natural_prior, self.label_noise, self.missing)
+
+    @property
     def common(self) -> tuple[Any, ...]:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
         return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
-                self.narrow, self.validated, self.stream, self.classes, self.refit, self.draws)
+                self.narrow, self.validated, self.stream, self.classes, self.refit, self.draws, self.shape)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
-        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("draws", None)):
+        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("draws", None),
+                            *((each.name, each.default) for each in fields(Shape))):
             if values[name] == usual:
                 del values[name]  # rows of before there was a choice keep their identity
         return values
