@@ -135,8 +135,15 @@ def free_folder(out: Path, overwrite: bool = False) -> Path:
 
 def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
              own: bool = False, **further: Any) -> list[RunSpec]:
-    """Runs of all combinations, with every argument checked; see `make_specs`. draws: a file or folder of them."""
+    """Runs of all combinations, with every argument checked; see `make_specs`. draws: a file or folder of them.
+
+    class_weights may be several: all runs are made with each.
+    """
+    if len(rules := listed(further.pop("class_weights", RULES[0]), "class_weights")) > 1:
+        return [spec for rule in rules for spec in specs_of(methods, shots, seeds, grids, own, **further,
+                                                            class_weights=rule)]
     draws = further.pop("draws", None)
+    further["class_weights"] = rules[0]
     specs = runs.make_specs([_name(method_of(each)[0]) for each in methods], [shots_of(each) for each in shots],
                             [whole(each, "seed", 0) for each in seeds], grids, own, **_checked(further))
     return specs if draws is None else [replace(spec, draws=_draws_of(draws, spec.shots, spec.seed)) for spec in specs]

@@ -11,7 +11,6 @@ import onceclip
 from onceclip.adapters import Classifier, Method, MethodError, Selection, Task
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
-from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.selection.search import Search
@@ -23,7 +22,7 @@ from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
-from onceclip.pipeline.runs.automatic import Average, average_of, run_method
+from onceclip.pipeline.runs.automatic import Average, average_of, is_average, run_method
 from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
@@ -88,20 +87,21 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     what = f"{first.method} on {len(drawn.support.rows):,} rows"
     with recording(keep.curves) as recorder, compiling(compile), within_memory(where, what):
         task = drawn.task if where.type == CPU else drawn.task.to(where)
-        as_they_are = set(policies) == {"fixed"} and first.method != AUTOMATIC
+        as_they_are = set(policies) == {"fixed"} and not is_average(first.method)
         selections = (fit_all(methods, task, first.seed, progress) if as_they_are else
                       [_selected(method, task, spec, policy, progress)
                        for method, spec, policy in zip(methods, specs, policies, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
         fitted = fitted if where.type == CPU else to_device(fitted, CPU)
-        if first.method == AUTOMATIC and fitted:
-            policies = [first.select or fitted[0].calibrated_on or "fixed"] * len(specs)
+        if is_average(first.method) and fitted:
+            policies = [first.select or fitted[0].calibrated_on or (
+                "fixed" if drawn.task.val is None else "val")] * len(specs)
         fine = [(spec, policy) for each, spec, policy in zip(selections, specs, policies, strict=True)
                 if isinstance(each, Selection)]
         seconds = (time.perf_counter() - fitting) / len(specs)
         chosen = [replace(each, provenance=_provenance(store, spec, drawn, policy))
                   for each, (spec, policy) in zip(fitted, fine, strict=True)]
-        if calibrate and first.method != AUTOMATIC:
+        if calibrate and not is_average(first.method):
             chosen = [calibrated(classifier, methods[0], drawn.task) for classifier in chosen]
         refit = None if first.refit == NO_REFIT else Refit.of(store, first, drawn, methods[0], where)
         final: list[Classifier | MethodError] = [*chosen] if refit is None else [refit.fitted(each) for each in chosen]
@@ -142,8 +142,8 @@ def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
               progress: Callable[[float], None]) -> Selection | MethodError:
     """The selection of one run, or its failure."""
     try:
-        if spec.method == AUTOMATIC:
-            return average_of(task, spec.seed, progress)
+        if is_average(spec.method):
+            return average_of(method, task, spec.seed, progress)
         return fit_selected(method, task, policy, frozenset(spec.values), spec.seed, progress,
                             Search.parse(spec.search, spec.narrow))
     except MethodError as error:
@@ -208,6 +208,7 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
                          "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
         **(spec.shape.as_row(store.column("label")[drawn.support.rows], drawn.support, spec.seed, task.text.class_names)
            if spec.shape != BALANCED else {}),
-        **({"reached": [asdict(each) for each in selection.reached]} if isinstance(selection, Average) else {}),
+        **({"reached": [asdict(each) for each in selection.reached]}
+           if isinstance(selection, Average) and selection.reached else {}),
         "run": spec.identity(store), "asked": spec.as_values(), "details": scores["details"],
     }

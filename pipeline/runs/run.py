@@ -10,7 +10,7 @@ from onceclip.adapters.plugin import full_name
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.runs.automatic import run_method
+from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_files import DrawFile
 from onceclip.pipeline.tasks.shapes import BALANCED, Shape
@@ -26,7 +26,8 @@ class RunSpec:
     """One run.
 
     method: its name, or of one of your own MODULE:CLASS or the class; "automatic" averages several, see
-        `fit_automatically`. shots: labelled rows per class, None for all.
+        `fit_automatically`, A+B those of these names, and merge:A+B merges two, see `average_of`. shots: labelled rows
+        per class, None for all.
     seed: of the draw and of the training.
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
     select: the selection policy; None takes the default one, see `default_policy`.
@@ -73,6 +74,10 @@ class RunSpec:
         object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run
         if isinstance(self.draws, Mapping):
             object.__setattr__(self, "draws", DrawFile(**self.draws))
+        if is_average(self.method) and self.method != AUTOMATIC and (
+                values or self.select not in (None, "val", "val-full") or self.refit != NO_REFIT):
+            raise TaskError(f"{self.method} chooses for its methods on validation images: leave --set, --grid, --refit "
+                            "and other ways to --select out")
         if self.method == AUTOMATIC and (values or self.select not in (None, "val", "val-full")):
             raise TaskError("without a method, validation images choose hyperparameters: leave --set and --select out, "
                             "or name a --method")
