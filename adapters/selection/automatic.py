@@ -49,7 +49,8 @@ class Reached:
     weight: float
 
 
-def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progress) -> tuple[Classifier, list[Reached]]:
+def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progress,
+                      members: Sequence[type[Method]] = ()) -> tuple[Classifier, list[Reached]]:
     """Fit several methods, each with hyperparameters chosen by the rule, and average their calibrated logits.
 
     The members are zero-shot, gda, linear-probe, lp++ and clip-adapter. Logits are `sum_i w_i l_i / T_i` with each
@@ -61,8 +62,8 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     linear-probe takes part only where every class has a support row, and is alone where there is no text. Without
     support rows the answer is zero-shot.
 
-    seed: of the rows held out and of trained methods. Gives the classifier, and what each member reached, the average
-    last.
+    seed: of the rows held out and of trained methods. members: other methods, which all take part; where nothing can
+    be weighed they weigh the same. Gives the classifier, and what each member reached, the average last.
     Raises MethodError if there is neither text nor a support row, or if a training diverges.
 
     Example:
@@ -73,17 +74,23 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     whole, on = task, VALIDATION
     if task.val is None or not len(task.val):
         task, on = _hold_out(task, seed), HELD_OUT
-    members = _members(task)
+    methods = [member() for member in members] or _members(task)
+    if members and (task.val is None or not len(task.val)):
+        alone = [method.fit(task, seed, progress) for method in methods]
+        share = [1 / len(alone)] * len(alone)
+        average = _named(alone[0], alone, share, _sum([each.head for each in alone], share))
+        return average, [Reached(each.method, each.hyperparameters, None, 0.0, weight)
+                         for each, weight in zip([*alone, average], [*share, 1.0], strict=True)]
     if task.val is None or not len(task.val):
-        members = [LPPlusPlus()] if LPPlusPlus in map(type, members) else members[:1]
-        fitted = members[0].fit(task, seed, progress)
+        methods = [LPPlusPlus()] if LPPlusPlus in map(type, methods) else methods[:1]
+        fitted = methods[0].fit(task, seed, progress)
         return _named(fitted, [fitted], [1.0], fitted.head), [Reached(fitted.method, fitted.hyperparameters, None,
                                                                       0.0, 1.0)]
     val = some_rows(task.val, task.classes)
     found: list[tuple[Classifier, float, float, float]] = []
-    for place, member in enumerate(members):
-        watched = part_of(progress, place / len(members), 1 / len(members))
-        fitted = fit_selected(member, task, "val", seed=seed, progress=watched).classifier
+    for place, method in enumerate(methods):
+        watched = part_of(progress, place / len(methods), 1 / len(methods))
+        fitted = fit_selected(method, task, "val", seed=seed, progress=watched).classifier
         logits = _logits(fitted.head, val)
         loss = float(calibrated_loss(logits, val.label).sum())
         temperature = best_temperature(logits, val.label)
@@ -99,7 +106,7 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
                for (each, _, loss, accuracy), weight in zip(found, weights, strict=True)]
     temperature = best_temperature(logits, val.label)
     if on == HELD_OUT:
-        again = [type(members[place]).fit(members[place].with_values(**found[place][0].hyperparameters), whole, seed)
+        again = [type(methods[place]).fit(methods[place].with_values(**found[place][0].hyperparameters), whole, seed)
                  for place in kept]
         head = _sum([each.head for each in again], [factors[place] for place in kept])
     average = _named(chosen[0], chosen, [weights[place] for place in kept], head)

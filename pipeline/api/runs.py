@@ -146,10 +146,17 @@ def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Pa
 def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
              own: bool = False, inference: Any = NO_INFERENCE, inference_values: Mapping[str, Any] | None = None,
              batches: Mapping[str, Any] | None = None, **further: Any) -> list[RunSpec]:
-    """Runs of all combinations, with every argument checked; see `make_specs`. draws: a file or folder of them."""
+    """Runs of all combinations, with every argument checked; see `make_specs`. draws: a file or folder of them.
+
+    class_weights may be several: all runs are made with each.
+    """
+    if len(rules := listed(further.pop("class_weights", RULES[0]), "class_weights")) > 1:
+        return [spec for rule in rules for spec in specs_of(methods, shots, seeds, grids, own, inference,
+                                                            inference_values, batches, **further, class_weights=rule)]
     strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each)))
                   for each in listed(inference, "inference")]
     draws = further.pop("draws", None)
+    further["class_weights"] = rules[0]
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
     specs = runs.make_specs([_name(method_of(each)[0]) for each in methods], numbers,
                             [whole(each, "seed", 0) for each in seeds], grids, own, strategies,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,13 @@ def spec_of(encoder: str | EncoderSpec, pretrained: str | None = None, device: s
     raise ArgumentError(f"encoder {encoder!r}: give a model's name (and pretrained), or an EncoderSpec that says both")
 
 
-def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None) -> dict[str, Any]:
+def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None,
+                  text_sets: Mapping[str, str | Path] | None = None) -> dict[str, Any]:
     """Make a store from features made elsewhere.
 
     source: an .npz file or a folder of .npy files, or a folder that clip-retrieval wrote; `onceclip import --help`
-        names the arrays. encoder: name of what made them.
+        names the arrays. encoder: name of what made them. text_sets: files of further text sets by name: .npy in the
+        order of the classes, or .npz with text and class_names.
     Raises ArrayError if the arrays do not fit together.
 
     Example:
@@ -71,7 +73,8 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     from onceclip.pipeline.extraction.import_arrays import import_arrays as run
 
     return run(path_of(source, "an .npz file or a folder of arrays"), place_of(store, "where the store is to be"),
-               encoder)
+               encoder, text_sets={name: path_of(file, f"text set {name}: a file")
+                                   for name, file in (text_sets or {}).items()})
 
 
 def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str] = (),

@@ -27,7 +27,8 @@ from onceclip.pipeline.commands.options import (
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow", "refit", "support", "bank", "captions", "draws")
+             "narrow", "refit", "support", "bank", "captions", "draws", "long_tail", "natural_prior", "label_noise",
+             "missing")
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
@@ -201,7 +202,10 @@ def _interval(row: Mapping[str, Any], grouped: bool) -> str:
 def _reached(row: Mapping[str, Any]) -> list[str]:
     """What each method of an average reached on the rows that weighed them, and by how much the average is ahead."""
     *methods, average = row["reached"]
-    if average["accuracy"] is None or not methods:
+    if average["accuracy"] is None and methods:
+        return [f"  {', '.join(each['method'] for each in methods)} weighed alike, for there are no labelled images to "
+                "compare them on"]
+    if not methods:
         return [f"  {average['method']} alone, for there are no labelled images to compare methods on"]
     where = {"held-out": "training images held out"}.get(row["select"], "validation images")
     lines = [f"  {each['method']:<16} {percent(each['accuracy']):>8} of {where}, weight {each['weight']:.2f}"

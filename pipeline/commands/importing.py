@@ -17,8 +17,10 @@ from onceclip.pipeline.words import counted, counts
 @click.argument("arrays", type=LocalPath(path_type=Path, exists=True))
 @click.argument("store")
 @click.option("--encoder", metavar="NAME", help="Name of the encoder that made them, e.g. ViT-B-32/openai.")
+@click.option("--text-set", "text_sets", multiple=True, metavar="NAME=FILE", help="Add a text set: an .npy file of "
+              "(c, d) or (c, p, d) in the order of the classes, or .npz with text and class_names (repeatable).")
 @json_option
-def import_(arrays: Path, store: str, encoder: str | None, as_json: bool) -> None:
+def import_(arrays: Path, store: str, encoder: str | None, text_sets: tuple[str, ...], as_json: bool) -> None:
     """Make a store from features made elsewhere.
 
     ARRAYS is an .npz file, or a folder of .npy files, with embedding (n, d), label (n,) and split (n,); optionally
@@ -30,15 +32,22 @@ def import_(arrays: Path, store: str, encoder: str | None, as_json: bool) -> Non
 
     \b
     Examples:
-        onceclip import features.npz imagenet.zarr --encoder ViT-B-32/openai
+        onceclip import features.npz imagenet.zarr --encoder ViT-B-32/openai --text-set cupl=cupl.npz
         onceclip import clip-retrieval-output pets.zarr --encoder ViT-B-32/openai
     """
     from onceclip.pipeline.api.stores import import_arrays
 
-    done = import_arrays(arrays, store, encoder)
+    done = import_arrays(arrays, store, encoder, dict(map(_text_set, text_sets)))
     for remark in done["remarks"]:
         click.echo(f"Note: {remark}", err=True)
     show(as_json, done, lambda: import_lines(done))
+
+
+def _text_set(text: str) -> tuple[str, str]:
+    name, mark, file = text.partition("=")
+    if not mark or not name or not file:
+        raise click.BadParameter(f"{text!r} is not NAME=FILE", param_hint="--text-set")
+    return name, file
 
 
 def import_lines(done: Mapping[str, Any]) -> list[str]:

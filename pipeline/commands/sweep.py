@@ -41,12 +41,15 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 @click.command()
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
-              help="Names, MODULE:CLASS for methods of your own, or all.  [default: six of them]")
+              help="Names, MODULE:CLASS for methods of your own, or all; A+B for an ensemble, merge:A+B for two that "
+              "are merged.  [default: six of them]")
 @click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True)
 @click.option("--seeds", type=Numbers(), default="1-5", show_default=True)
 @click.option("--grid", "grids", multiple=True, metavar="NAME=V1,V2|own",
               help="A run for each value of a hyperparameter, METHOD.NAME=... for one method's; own: for each of the "
               "methods' search values (repeatable).")
+@click.option("--class-weights", default="unit-mean", show_default=True, metavar="A,B,...", help="How class "
+              "vectors are made of prompts, as of fit: unit-mean, raw-mean, score-mean; all runs with each.")
 @click.option("--classes", type=click.Choice(["all", "base"]), default="all", show_default=True,
               help="base: fit the first half of the classes alone; tables of base and new classes and of their "
               "harmonic mean.")
@@ -80,11 +83,11 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str, bank: str,
-          captions: str, inference: str | None, inference_values: dict[str, str], batches: dict[str, Any] | None,
-          compile: str, device: str, text: str, local_workers: int, scheduler: str | None, part: Part | None,
-          curves: bool, keep_predictions: bool, retry_failed: bool, dry_run: bool, out: Path, as_json: bool,
-          **drawing: Any) -> None:
+          class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str,
+          bank: str, captions: str, inference: str | None, inference_values: dict[str, str],
+          batches: dict[str, Any] | None, compile: str, device: str, text: str, local_workers: int,
+          scheduler: str | None, part: Part | None, curves: bool, keep_predictions: bool, retry_failed: bool,
+          dry_run: bool, out: Path, as_json: bool, **drawing: Any) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -118,7 +121,8 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, text=text,
                      select=policy, search=search, narrow=narrow, stream=stream, classes=classes,
                      validated=bool(grids), inference=names_in(inference or "none"), inference_values=inference_values,
-                     batches=batches, support=support, bank=bank, captions=captions, **drawing)
+                     batches=batches, support=support, bank=bank, captions=captions,
+                     class_weights=names_in(class_weights), **drawing)
     opened = [open_store(store) for store in stores]
     if dry_run:
         done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions))

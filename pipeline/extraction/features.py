@@ -10,7 +10,6 @@ import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.extraction import splits
-from onceclip.pipeline.prompts.embedding import NAME
 from onceclip.pipeline.words import counted, listing
 from onceclip.stores import NotAStore, Output, Store, StoreWriter, Table, TextSet, open_store, write_lock
 from onceclip.stores.identity import DIGEST_BYTES, digest
@@ -27,7 +26,7 @@ class Features:
 
     encoder: what made them, with `name` and `fingerprint`. dtype: of the stored values. key, label, split: a row each.
     classes: names, in label order. values: gives, for some rows, "embedding" (rows, dim) and every output.
-    drawn: whether rows without a split are to be given one.
+    drawn: whether rows without a split are to be given one. texts: text sets by name.
     """
 
     encoder: dict[str, Any]
@@ -39,7 +38,7 @@ class Features:
     values: Values
     drawn: bool
     outputs: Mapping[str, Output] = field(default_factory=dict)
-    text: TextSet | None = None
+    texts: Mapping[str, TextSet] = field(default_factory=dict)
 
 
 def make_store(path: str, features: Features, unit_rows: int = UNIT_ROWS) -> Store:
@@ -66,8 +65,8 @@ def make_store(path: str, features: Features, unit_rows: int = UNIT_ROWS) -> Sto
             writer.commit(number, np.where(good[:, None], embedding, np.nan), content,
                           np.where(good, "", "its embedding is " + why).astype(object),
                           np.where(good, STORED, BAD).astype(np.int8), values)
-        if features.text is not None:
-            writer.put_text(NAME, features.text)
+        for name, text in features.texts.items():
+            writer.put_text(name, text)
         written = open_store(path).table
         split = splits.draw_splits(written.label, written.split, written.state, written.digest) if features.drawn \
             else features.split

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -16,10 +17,12 @@ from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.extraction.features import Features, make_store, summary
 from onceclip.pipeline.extraction.import_clip_retrieval import import_folder, is_clip_retrieval
+from onceclip.pipeline.extraction.text_arrays import read_text_set, text_set_of
+from onceclip.pipeline.prompts.embedding import NAME
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.words import class_remarks, counted
-from onceclip.stores import Output, TextSet
+from onceclip.stores import Output
 from onceclip.stores.identity import digest, fingerprint
 from onceclip.stores.rows import unusable_rows
 from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, UNIT_ROWS
@@ -33,16 +36,22 @@ _SMALL, _RATIO = 256 << 20, 100  # bytes that any member may unpack to, and how 
 
 
 def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None,
-                  unit_rows: int = UNIT_ROWS) -> dict[str, Any]:
+                  unit_rows: int = UNIT_ROWS,
+                  text_sets: Mapping[str, str | Path] = MappingProxyType({})) -> dict[str, Any]:
     """Make a store from arrays.
 
     source: holds `embedding` (n, d); `label` (n,) int, -1 for none, or names; `split` (n,) text; optionally `key` (n,),
         `view` (n, v, d), `text` (c, d) or (c, p, d), `class_names` (c,), `logit_scale`, what cosines are multiplied
         with; or a folder that clip-retrieval wrote. Rows of zeros are recorded as bad images.
-    encoder: name of what made them. Without one, only arrays of equal content count as the same encoder's.
+    encoder: name of what made them. Without one, only arrays of equal content count as the same encoder's. text_sets:
+        files of further text sets by name: .npy of (c, d) or (c, p, d) in the order of the classes, or .npz of that as
+        `text` with `class_names`.
     Raises ArrayError if the arrays do not fit together.
     """
     if is_clip_retrieval(Path(source)):
+        if text_sets:
+            raise ArrayError(f"{source} was written by clip-retrieval and names no text: leave --text-set out, and "
+                             "embed prompts with `onceclip text`")
         return import_folder(Path(source), str(store), encoder, unit_rows)
     begun, source, remarks = time.perf_counter(), Path(source), list[str]()
     arrays = _load(source)
@@ -67,16 +76,20 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
                 used.size and (unusable_rows(_single(used).reshape(-1, dim)) != "").any())):
             raise ArrayError(f"{source}: {name} must hold floating-point numbers that are finite as float32, and no "
                              f"row of zeros{', for every train row' if name == 'view' else ''}")
-    text = None if "text" not in arrays else _text(_single(arrays["text"]), names, info["fingerprint"])
+    text = None if "text" not in arrays else text_set_of(_single(arrays["text"]), names, info["fingerprint"])
     outputs = {name: Output(arrays[name].shape[1:], ("view", "dim"), {"imported": True})
                for name in ("view",) if name in arrays}
     features = Features(
         info, str(embedding.dtype), key, label, split, names,
         lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
-        drawn="split" not in arrays, outputs=outputs, text=text)
+        drawn="split" not in arrays, outputs=outputs, texts={
+            **({} if text is None else {NAME: text}),
+            **{name: read_text_set(name, Path(file), names, dim, info["fingerprint"])
+               for name, file in text_sets.items()}})
     said = [None] * len(names) if text is None else [each.tobytes() for each in arrays["text"]]
     remarks += class_remarks(dict(zip(names, said, strict=True)))
-    return summary(make_store(str(store), features, unit_rows), text is not None, time.perf_counter() - begun, remarks)
+    written = make_store(str(store), features, unit_rows)
+    return summary(written, bool(features.texts), time.perf_counter() - begun, remarks)
 
 
 def _load(source: Path) -> dict[str, np.ndarray]:
@@ -225,11 +238,3 @@ def _splits(arrays: dict[str, np.ndarray], n: int, source: str | Path) -> np.nda
     if odd:
         raise ArrayError(f"{source}: split holds {', '.join(map(repr, odd[:4]))}: the splits are {', '.join(SPLITS)}")
     return np.array([SPLITS.index(str(known)) for known in split], np.int8)[place.reshape(-1)]
-
-
-def _text(text: np.ndarray, names: list[str], encoder: str) -> TextSet:
-    per_class = 1 if text.ndim == 2 else text.shape[1]
-    pointer = np.arange(len(names) + 1, dtype=np.int64) * per_class
-    template = np.tile(np.arange(per_class, dtype=np.int32), len(names))
-    return TextSet(text.reshape(-1, text.shape[-1]).astype(np.float32), tuple(names), pointer, template,
-                   ("",) * (len(names) * per_class), encoder, {"imported": True})

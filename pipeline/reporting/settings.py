@@ -185,13 +185,14 @@ def titles(settings: Sequence[Setting]) -> list[str]:
     return found
 
 
-_TITLES = {"text": "text", "select": "selection", "class_weights": "class weights", "batches": "batches of"}
+_TITLES = {"text": "text", "select": "selection", "class_weights": "class weights", "draw": "draw",
+           "batches": "batches of"}
 
 
 def _differing(key: Experiment, keys: Iterable[Experiment], *names: str) -> list[str]:
     """What tells an experiment from others, in words."""
-    return [f"{_TITLES[name]} {getattr(key, name)}" for name in names
-            if getattr(key, name) and len({getattr(each, name) for each in keys}) > 1]
+    return [f"{_TITLES[name]} {getattr(key, name) or 'balanced'}" for name in names
+            if (getattr(key, name) or name == "draw") and len({getattr(each, name) for each in keys}) > 1]
 
 
 def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:

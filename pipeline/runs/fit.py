@@ -11,7 +11,6 @@ import onceclip
 from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, support_source
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
-from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.selection.search import Search
@@ -23,13 +22,14 @@ from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
-from onceclip.pipeline.runs.automatic import Average, average_of, run_method
+from onceclip.pipeline.runs.automatic import Average, average_of, is_average, run_method
 from onceclip.pipeline.runs.inferred import inferred_row
 from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draws import GENERATOR, LISTED, Draw
+from onceclip.pipeline.tasks.shapes import BALANCED
 from onceclip.pipeline.tasks.support import bank_of, with_support
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
@@ -110,20 +110,21 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     what = f"{first.method} on {len(drawn.support.rows):,} rows"
     with recording(keep.curves) as recorder, compiling(compile), within_memory(where, what):
         task = drawn.task if where.type == CPU else drawn.task.to(where)
-        as_they_are = set(policies) == {"fixed"} and first.method != AUTOMATIC
+        as_they_are = set(policies) == {"fixed"} and not is_average(first.method)
         selections = (fit_all(methods, task, first.seed, progress) if as_they_are else
                       [_selected(method, task, spec, policy, progress)
                        for method, spec, policy in zip(methods, specs, policies, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
         fitted = fitted if where.type == CPU else to_device(fitted, CPU)
-        if first.method == AUTOMATIC and fitted:
-            policies = [first.select or fitted[0].calibrated_on or "fixed"] * len(specs)
+        if is_average(first.method) and fitted:
+            policies = [first.select or fitted[0].calibrated_on or (
+                "fixed" if drawn.task.val is None else "val")] * len(specs)
         fine = [(spec, policy) for each, spec, policy in zip(selections, specs, policies, strict=True)
                 if isinstance(each, Selection)]
         seconds = (time.perf_counter() - fitting) / len(specs)
         chosen = [replace(each, provenance=_provenance(store, spec, drawn, policy))
                   for each, (spec, policy) in zip(fitted, fine, strict=True)]
-        if calibrate and first.method != AUTOMATIC and not (drawn.sourced and drawn.task.val is None):
+        if calibrate and not is_average(first.method) and not (drawn.sourced and drawn.task.val is None):
             chosen = [calibrated(classifier, methods[0], drawn.task) for classifier in chosen]
         refit = None if first.refit == NO_REFIT else Refit.of(store, first, drawn, methods[0], where)
         final: list[Classifier | MethodError] = [*chosen] if refit is None else [refit.fitted(each) for each in chosen]
@@ -170,8 +171,8 @@ def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
               progress: Callable[[float], None]) -> Selection | MethodError:
     """The selection of one run, or its failure."""
     try:
-        if spec.method == AUTOMATIC:
-            return average_of(task, spec.seed, progress)
+        if is_average(spec.method):
+            return average_of(method, task, spec.seed, progress)
         return fit_selected(method, task, policy, frozenset(spec.values), spec.seed, progress,
                             Search.parse(spec.search, spec.narrow))
     except MethodError as error:
@@ -183,8 +184,8 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
     select = "fixed" if spec.shots == 0 else select
     drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
-                      spec.classes, method.wants_unlabelled, spec.without_text(store), spec.draws, method.wants_tower,
-                      labelled=spec.shots != 0)
+                      spec.classes, method.wants_unlabelled, spec.without_text(store), spec.draws, spec.shape,
+                      method.wants_tower, labelled=spec.shots != 0)
     if spec.support or spec.bank:
         bank = bank_of(store, open_store(spec.bank), spec.captions_name) if spec.bank else None
         source = support_source(spec.support) if spec.support else None
@@ -212,7 +213,8 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots_word, "seed": spec.seed, "select": policy,
-        "classes": spec.classes, "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
+        "classes": spec.classes, **({"shape": asdict(spec.shape)} if spec.shape != BALANCED else {}),
+        "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
         **({"support_source": drawn.sourced} if drawn.sourced else {}),
     }
 
@@ -239,7 +241,10 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         "fingerprints": {**spec.contents(store), "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint,
                          "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
-        **({"reached": [asdict(each) for each in selection.reached]} if isinstance(selection, Average) else {}),
+        **(spec.shape.as_row(store.column("label")[drawn.support.rows], drawn.support, spec.seed, task.text.class_names)
+           if spec.shape != BALANCED else {}),
+        **({"reached": [asdict(each) for each in selection.reached]}
+           if isinstance(selection, Average) and selection.reached else {}),
         **({"support_source": drawn.sourced} if drawn.sourced else {}),
         "run": spec.identity(store), "asked": spec.as_values(), "details": scores["details"],
     }

@@ -8,11 +8,11 @@ from typing import Any
 
 from onceclip.adapters.inference import stored_inference_class
 from onceclip.adapters.methods import stored_method_class
-from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.support import require_stored
 from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.runs.automatic import is_average, member_names
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.results import NAME, read_rows
 from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
@@ -53,10 +53,13 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
     if asked.get("inference", NO_INFERENCE) != NO_INFERENCE:
         stored_inference_class(str(asked["inference"]), "the row")  # which RunSpec would import
     try:
-        if asked.get("method") == AUTOMATIC:
+        name = str(asked.get("method"))
+        if is_average(name):
+            for member in member_names(name):
+                stored_method_class(member, "the row")  # which RunSpec would import
             spec = RunSpec(**asked)
         else:
-            method = stored_method_class(str(asked.get("method")), "the row")  # which RunSpec would import
+            method = stored_method_class(name, "the row")  # which RunSpec would import
             require_stored(str(asked.get("support") or ""), "the row")  # likewise
             # The default policy was another one once: what the row says was used is what is repeated.
             spec = RunSpec(**{**asked, "select": asked.get("select") or row.get("select")})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from onceclip.adapters import Method, support_source
@@ -13,9 +13,10 @@ from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.batches import Batches
-from onceclip.pipeline.runs.automatic import run_method
+from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_files import DrawFile
+from onceclip.pipeline.tasks.shapes import BALANCED, Shape
 from onceclip.stores import Store, open_store
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.location import everywhere
@@ -30,7 +31,8 @@ class RunSpec:
     """One run.
 
     method: its name, or of one of your own MODULE:CLASS or the class; "automatic" averages several, see
-        `fit_automatically`. shots: labelled rows per class, None for all.
+        `fit_automatically`, A+B those of these names, and merge:A+B merges two, see `average_of`. shots: labelled rows
+        per class, None for all.
     seed: of the draw and of the training.
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
     select: the selection policy; None takes the default one, see `default_policy`.
@@ -45,6 +47,7 @@ class RunSpec:
     bank: path of another store of the same encoder, which such rows, or the method, take images from. captions: name of
         the bank's text set of captions.
     draws: the file that lists the images of the draw, in place of a draw by the seed; see `draw_file`.
+    long_tail, natural_prior, label_noise, missing: what the support is like if not balanced and clean; see `Shape`.
     inference: the strategy by which test rows are read, a name or MODULE:CLASS; "none" reads each by itself.
         inference_values: its hyperparameters. batches: fields of `Batches`, where it sees one batch at a time.
 
@@ -70,6 +73,10 @@ class RunSpec:
     bank: str = ""
     captions: str = ""
     draws: DrawFile | None = None
+    long_tail: float = 1.0
+    natural_prior: bool = False
+    label_noise: float = 0.0
+    missing: int | tuple[str, ...] = 0
     inference: str = NO_INFERENCE
     inference_values: Mapping[str, Any] = field(default_factory=dict)
     batches: Mapping[str, Any] = field(default_factory=dict)
@@ -83,9 +90,22 @@ class RunSpec:
         object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run
         if isinstance(self.draws, Mapping):
             object.__setattr__(self, "draws", DrawFile(**self.draws))
+        if is_average(self.method) and self.method != AUTOMATIC and (
+                values or self.select not in (None, "val", "val-full") or self.refit != NO_REFIT):
+            raise TaskError(f"{self.method} chooses for its methods on validation images: leave --set, --grid, --refit "
+                            "and other ways to --select out")
         if self.method == AUTOMATIC and (values or self.select not in (None, "val", "val-full")):
             raise TaskError("without a method, validation images choose hyperparameters: leave --set and --select out, "
                             "or name a --method")
+        if not isinstance(self.missing, int):
+            object.__setattr__(self, "missing", tuple(sorted(self.missing)) or 0)
+        object.__setattr__(self, "long_tail", float(self.long_tail))
+        object.__setattr__(self, "label_noise", float(self.label_noise))
+        if self.shape != BALANCED and self.refit != NO_REFIT:
+            raise TaskError(f"--refit {self.refit} fits on all labelled images as they are: leave it out with "
+                            "--long-tail, --natural-prior, --label-noise and --missing")
+        if self.draws and (self.long_tail != 1 or self.natural_prior):
+            raise TaskError("--draws says which images there are: leave --long-tail and --natural-prior out")
         if self.refit not in REFITS:
             raise TaskError(f"no refit {self.refit!r}: there are: {', '.join(REFITS)}")
         if self.refit != NO_REFIT and self.shots:
@@ -160,17 +180,23 @@ class RunSpec:
         return inference_class(self.inference)(**self.inference_values)
 
     @property
+    def shape(self) -> Shape:
+        """What the support is like."""
+        return Shape(self.long_tail, self.natural_prior, self.label_noise, self.missing)
+
+    @property
     def common(self) -> tuple[Any, ...]:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
         return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
                 self.narrow, self.validated, self.stream, self.classes, self.refit, self.support, self.bank,
-                self.captions, self.draws)
+                self.captions, self.draws, self.shape)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
         for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("support", ""), ("bank", ""), ("captions", ""),
-                            ("draws", None), ("inference", NO_INFERENCE), ("inference_values", {}), ("batches", {})):
+                            ("draws", None), ("inference", NO_INFERENCE), ("inference_values", {}), ("batches", {}),
+                            *((each.name, each.default) for each in fields(Shape))):
             if values[name] == usual:
                 del values[name]  # rows of before there was a choice keep their identity
         return values

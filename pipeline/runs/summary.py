@@ -62,6 +62,7 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
                   (setting.base and any(row.get(score) is not None for row in members))]
         title = (f"{setting.store}, text {setting.text}, selection {setting.select}"
                  + (f", class weights {setting.class_weights}" if setting.class_weights != RULES[0] else "")
+                 + (f", {setting.draw}" if setting.draw else "")
                  + (f", mean over batches ({setting.batches})" if setting.batches else ""))
         made += [_table(f"{title}, {SCORES[score]}" if setting.base else title, members, score) for score in scores]
     return made
@@ -83,8 +84,9 @@ def with_alone(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the rows of one table share. base: whether they are of base and new classes. batches: in words, how test
-    rows were dealt out to a strategy; empty where they were not.
+    """What the rows of one table share. base: whether they are of base and new classes. draw: what the support is like
+    if it is not K images of every class. batches: in words, how test rows were dealt out to a strategy; empty where
+    they were not.
     """
 
     store: str
@@ -92,6 +94,7 @@ class Experiment:
     select: str
     class_weights: str
     base: bool
+    draw: str = ""
     batches: str = ""
 
 
@@ -100,13 +103,22 @@ def experiment_of(row: Mapping[str, Any]) -> Experiment:
     asked = row.get("asked", {})
     return Experiment(str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
                       str(asked.get("class_weights") or row.get("class_weights") or RULES[0]),
-                      asked.get("classes") == "base",
+                      asked.get("classes") == "base", _draw_words(asked),
                       ", ".join(f"{name} {_words(value)}" for name, value in (asked.get("batches") or {}).items()
                                 if value))
 
 
 def _words(value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _draw_words(asked: Mapping[str, Any]) -> str:
+    missing = asked.get("missing")
+    return ", ".join([*([f"long tail {asked['long_tail']:g}"] if asked.get("long_tail") else []),
+                      *(["natural prior"] if asked.get("natural_prior") else []),
+                      *([f"label noise {asked['label_noise']:g}"] if asked.get("label_noise") else []),
+                      *([f"missing {missing if isinstance(missing, int) else ' '.join(missing)}"] if missing else []),
+                      *(["listed draws"] if asked.get("draws") else [])])
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:
@@ -159,7 +171,7 @@ def _short(rows: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
     found: dict[int, tuple[int, int]] = {}
     for row in rows:
         images, asked = row.get("n_support", 0), row["shots"]
-        if images and isinstance(asked, int) and images < asked * row["classes"]:
+        if "support_counts" not in row and images and isinstance(asked, int) and images < asked * row["classes"]:
             found[asked] = min(found.get(asked, (images, 0))[0], images), asked * row["classes"]
     return dict(sorted(found.items()))
 

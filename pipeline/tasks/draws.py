@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,22 +17,30 @@ class Draw:
     """Rows drawn from a store.
 
     rows: (n,) positions in the store, class by class. keys: their keys. short: classes that had fewer rows than
-    asked for, with their number.
+    asked for, with their number. wrong: labels that are told instead of the true ones, by place among the rows.
     """
 
     rows: np.ndarray
     keys: tuple[str, ...]
     short: dict[int, int] = field(default_factory=dict)
+    wrong: dict[int, int] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the draw: the set of its keys."""
-        return fingerprint({"generator": GENERATOR, "keys": sorted(self.keys)})
+        """Identity of the draw: the set of its keys, and labels that are wrong."""
+        wrong = {self.keys[place]: label for place, label in self.wrong.items()}
+        return fingerprint({"generator": GENERATOR, "keys": sorted(self.keys), **({"wrong": wrong} if wrong else {})})
+
+    def told(self, label: np.ndarray) -> np.ndarray:
+        """The labels (n,) that a run is told. label: the true ones (n,)."""
+        told = label.copy()
+        told[list(self.wrong)] = list(self.wrong.values())
+        return told
 
 
-def draw(rows: np.ndarray, keys: Sequence[str], label: np.ndarray, shots: int | None, seed: int,
+def draw(rows: np.ndarray, keys: Sequence[str], label: np.ndarray, shots: int | Mapping[int, int] | None, seed: int,
          purpose: str) -> Draw:
-    """Draw up to `shots` rows of every class without replacement, or all of them.
+    """Draw up to `shots` rows of every class without replacement, or all of them; a number for each class or for all.
 
     rows: (n,) candidates. keys, label: of these candidates. purpose: "support" or "val"; each draws on its own.
     A row's rank in its class is a hash of purpose, seed and key. So a draw is the same on every machine and in
@@ -43,7 +51,8 @@ def draw(rows: np.ndarray, keys: Sequence[str], label: np.ndarray, shots: int | 
     for number in np.unique(label):
         members = np.flatnonzero(label == number)
         ranked = sorted(members.tolist(), key=lambda each: digest(f"{purpose}:{seed}:{keys[each]}".encode()))
-        if shots is not None and len(ranked) < shots:
+        most = shots[int(number)] if isinstance(shots, Mapping) else shots
+        if most is not None and len(ranked) < most:
             short[int(number)] = len(ranked)
-        chosen.extend(ranked[:shots])
+        chosen.extend(ranked[:most])
     return Draw(rows[chosen], tuple(str(keys[each]) for each in chosen), short)

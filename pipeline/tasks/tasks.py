@@ -24,6 +24,7 @@ from onceclip.pipeline.tasks.classes import ALL, BASE, names_of
 from onceclip.pipeline.tasks.draw_files import DrawFile, listed_draw
 from onceclip.pipeline.tasks.draws import Draw, draw
 from onceclip.pipeline.tasks.joined_keys import joined
+from onceclip.pipeline.tasks.shapes import BALANCED, Shape
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
 from onceclip.stores.identity import DIGEST_BYTES
@@ -78,14 +79,15 @@ def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
 def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
               select: str = "fixed", class_weights: str = RULES[0], outputs: Sequence[str] = (),
               stream: bool = False, classes: str = ALL, unlabelled: bool = False, names_alone: bool = False,
-              draws: DrawFile | None = None, tower: bool = False, labelled: bool = True) -> Drawn:
+              draws: DrawFile | None = None, shape: Shape = BALANCED, tower: bool = False,
+              labelled: bool = True) -> Drawn:
     """Draw a task and tell how; arguments and failures as for `make_task`.
 
     outputs: what else of every row a method wants, as far as the store has it. stream: read the support anew in every
         epoch instead of holding it in memory. unlabelled: add train rows outside the draw, without their labels: up to
         64 times the number of classes and 10,000 in all, drawn by the seed. names_alone: read no text set.
-    draws: the file that lists support and validation rows, in place of the seed. tower: add the encoder's text tower.
-    labelled: without, no label is read, and the support is empty.
+    draws: the file that lists support and validation rows, in place of the seed. shape: of the support. tower: add the
+    encoder's text tower. labelled: without, no label is read, and the support is empty.
     """
     store.require_complete()
     if len(store.classes) < 2:
@@ -103,13 +105,13 @@ def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str =
     known = tied(store, store.rows("test"))
     listed = {} if draws is None else _listed(store, draws, shots, seed)
     later = known | tied(store, listed["val"] if listed and select != "val-full" else store.rows("val"))
-    support = (_draw(store, "train", shots, seed, later, remarks, len(names), listed.get("train")) if labelled else
+    support = (_draw(store, "train", shots, seed, later, remarks, names, listed.get("train"), shape) if labelled else
                Draw(np.zeros(0, dtype=np.int64), ()))
     val = None
     if select in ("val", "val-full"):
         most = None if select == "val-full" or shots is None else min(shots, VAL_SHOTS)
-        val = _draw(store, "val", most, seed, known, remarks, len(names),
-                    None if select == "val-full" else listed.get("val"))
+        val = _draw(store, "val", most, seed, known, remarks, names,
+                    None if select == "val-full" else listed.get("val"), shape)
     rest = _draw_unlabelled(store, support, seed, later, None if classes == ALL else len(names)) if unlabelled else None
     task = task_of(store, words.of_classes(names), class_weights, support, val, rest, outputs, stream, tower)
     return Drawn(task, support, val, rest, words, remarks)
@@ -189,9 +191,9 @@ def _listed(store: Store, source: DrawFile, shots: int | None, seed: int) -> dic
 
 
 def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[bytes | str],
-          remarks: list[str], classes: int, listed: np.ndarray | None = None) -> Draw:
+          remarks: list[str], names: Sequence[str], listed: np.ndarray | None, shape: Shape) -> Draw:
     """Draw among the first classes of the store, or take of them the rows that are listed."""
-    rows, table = store.rows(split) if listed is None else listed, store.table
+    rows, table, classes = store.rows(split) if listed is None else listed, store.table, len(names)
     rows = rows[table.label[rows] < classes]
     duplicate, same_group = ties_of(store, rows, known)
     if duplicate.any():
@@ -201,14 +203,18 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
         remarks.append(f"{counted(int(same_group.sum()), f'{split} image')} left out: others of the group stand in a "
                        "later split")
     rows = rows[~(duplicate | same_group)]
-    drawn = draw(rows, table.key[rows], table.label[rows], shots if listed is None else None, seed,
-                 "support" if split == "train" else "val")
+    shots = shots if listed is None else None
+    if split == "train":
+        drawn = shape.support(rows, table.key[rows], table.label[rows], shots, seed, names)
+    else:
+        rows = rows[~np.isin(table.label[rows], list(shape.absent(names, seed)))]
+        drawn = draw(rows, table.key[rows], table.label[rows], shots, seed, "val")
     if drawn.short:
         names = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
         more = f" and {len(drawn.short) - 4} more" if len(drawn.short) > 4 else ""
         remarks.append(f"fewer than {counted(shots or 0, f'{split} image')}, all taken, in "
                        f"{counted(len(drawn.short), 'class', 'classes')}: {names}{more}")
-    empty = set(range(classes)) - set(table.label[rows].tolist())
+    empty = set(range(classes)) - set(table.label[rows].tolist()) - shape.absent(names, seed)
     if empty and split == "train" and len(rows):
         names = ", ".join(repr(store.classes[number]) for number in sorted(empty)[:8])
         remarks.append(f"no train image of {counted(len(empty), 'class', 'classes')}: "
@@ -261,7 +267,7 @@ def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = 
     views = tensor_of(store.embeddings(drawn.rows, "view")) if with_views else None
     others = {name: tensor_of(store.embeddings(drawn.rows, name)) for name in outputs
               if name != EMBEDDING and f"image/{name}" in store.group}
-    label = torch.from_numpy(store.column("label")[drawn.rows].astype(np.int64))
+    label = torch.from_numpy(drawn.told(store.column("label")[drawn.rows].astype(np.int64)))
     return Rows(tensor_of(store.embeddings(drawn.rows)), label, views, others)
 
 
@@ -283,8 +289,9 @@ def _have_views(store: Store, rows: np.ndarray) -> bool:
 
 
 def _stream(store: Store, drawn: Draw) -> Stream:
-    rows = np.sort(drawn.rows)  # as they lie in the store
-    label = torch.from_numpy(store.column("label")[rows].astype(np.int64))
+    order = np.argsort(drawn.rows)  # as they lie in the store
+    rows = drawn.rows[order]
+    label = torch.from_numpy(drawn.told(store.column("label")[drawn.rows].astype(np.int64))[order])
 
     def read(places: np.ndarray) -> Iterator[np.ndarray]:
         return (values for _, values in store.pieces(rows[places], BLOCK))

@@ -1,0 +1,138 @@
+"""Supports that are not balanced and clean: the asked numbers, the same everywhere, and never the test rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onceclip
+from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.runs.fit import fit
+from onceclip.pipeline.runs.replay import compare, spec_of
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.tasks.shapes import Shape
+from onceclip.pipeline.tasks.tasks import draw_task
+from onceclip.stores import Store
+
+CLASSES = tuple(f"class {number}" for number in range(10))
+LABEL = np.repeat(np.arange(10), 100)
+KEYS = [f"{number}.png" for number in range(1000)]
+
+
+def support(shape: Shape, shots: int | None = 20, seed: int = 1) -> Any:
+    return shape.support(np.arange(1000), KEYS, LABEL, shots, seed, CLASSES)
+
+
+def counts(drawn: Any) -> list[int]:
+    return np.bincount(LABEL[drawn.rows], minlength=10).tolist()
+
+
+def test_a_long_tail_falls_exponentially_from_k_to_k_over_the_ratio() -> None:
+    found = sorted(counts(support(Shape(long_tail=10))), reverse=True)
+    assert found == [round(20 * 10 ** (-place / 9)) for place in range(10)]
+    assert (found[0], found[-1]) == (20, 2)
+    assert counts(support(Shape(long_tail=10))) != counts(support(Shape(long_tail=10), seed=2))  # other classes lead
+    assert min(counts(support(Shape(long_tail=1000)))) == 1  # no class is lost
+    assert max(counts(support(Shape(long_tail=10), shots=None))) == 100
+
+
+def test_a_long_tail_is_part_of_the_balanced_draw_and_fewer_shots_of_more() -> None:
+    balanced, tail, less = (set(support(shape, shots).keys) for shape, shots in (
+        (Shape(), 20), (Shape(long_tail=5), 20), (Shape(long_tail=5), 10)))
+    assert less < tail < balanced
+
+
+def test_a_natural_prior_draws_as_many_in_all_without_regard_to_class() -> None:
+    drawn = support(Shape(natural_prior=True))
+    assert len(drawn.rows) == 200
+    assert len(set(counts(drawn))) > 2
+    assert (np.diff(LABEL[drawn.rows]) >= 0).all()  # class by class
+    label = np.where(np.arange(1000) < 900, 0, 1)
+    uneven = Shape(natural_prior=True).support(np.arange(1000), KEYS, label, 100, 1, ("a", "b"))
+    assert 160 < (label[uneven.rows] == 0).sum() < 198  # 180 are expected of 200
+
+
+def test_noise_replaces_that_share_of_labels_by_other_classes_evenly() -> None:
+    drawn = support(Shape(label_noise=0.3), shots=100)
+    true = LABEL[drawn.rows]
+    told = drawn.told(true)
+    assert 0.25 < (told != true).mean() < 0.35
+    assert (told != true).sum() == len(drawn.wrong)
+    assert set(told.tolist()) == set(range(10))
+    steps = np.bincount((told - true)[told != true] % 10, minlength=10)
+    assert steps[0] == 0
+    assert steps[1:].min() > 15  # about 33 each
+    assert set(drawn.wrong) < set(support(Shape(label_noise=0.5), shots=100).wrong)  # more noise adds to less
+
+
+def test_missing_classes_have_no_image_in_support_or_validation(imported: Store) -> None:
+    drawn = draw_task(imported, 4, 1, select="val", shape=Shape(missing=("bee",)))
+    assert set(drawn.task.support.label.tolist()) == set(drawn.task.val.label.tolist()) == {0, 2, 3}
+    assert drawn.task.classes == 4
+    assert not any("no train image" in remark for remark in drawn.remarks)
+    by_number = Shape(missing=2)
+    assert len(by_number.absent(CLASSES, 1)) == 2
+    assert by_number.absent(CLASSES, 1) == by_number.absent(CLASSES, 1) != by_number.absent(CLASSES, 2)
+
+
+def test_labels_in_a_task_are_the_noisy_ones_also_where_rows_are_streamed(imported: Store) -> None:
+    shape = Shape(label_noise=0.5)
+    drawn = draw_task(imported, None, 1, shape=shape)
+    true = imported.column("label")[drawn.support.rows]
+    assert drawn.task.support.label.tolist() == drawn.support.told(true).tolist() != true.tolist()
+    streamed = draw_task(imported, None, 1, stream=True, shape=shape)
+    by_row = dict(zip(drawn.support.rows.tolist(), drawn.task.support.label.tolist(), strict=True))
+    assert streamed.task.support.label.tolist() == [by_row[row] for row in sorted(by_row)]
+
+
+def test_a_row_says_what_was_drawn_and_is_repeated(imported: Store) -> None:
+    spec = RunSpec("gda", 8, 1, long_tail=4, label_noise=0.2, missing=["dog"])  # type: ignore[arg-type]
+    fitted = fit(imported, spec)
+    row = json.loads(json.dumps(fitted.row))
+    assert sorted(row["support_counts"]) == [0, 2, 5, 8] or sum(row["support_counts"]) == row["n_support"]
+    assert row["missing_classes"] == ["dog"]
+    assert row["n_wrong_labels"] > 0
+    assert (row["asked"]["long_tail"], row["asked"]["label_noise"], row["asked"]["missing"]) == (4.0, 0.2, ["dog"])
+    again = fit(imported, spec_of(row, imported))
+    assert compare(row, again) == "the same accuracy as the row"
+    assert again.row["fingerprints"] == row["fingerprints"]
+    assert fitted.classifier.provenance["shape"]["label_noise"] == 0.2
+
+
+def test_rows_without_a_shape_keep_their_identity_and_others_have_one_of_their_own(imported: Store) -> None:
+    plain = RunSpec("gda", 2)
+    assert not {"long_tail", "natural_prior", "label_noise", "missing", "draws"} & set(plain.as_values())
+    # What the identity was before there were shapes.
+    assert set(plain.as_values()) == {"method", "shots", "seed", "values", "text", "select", "class_weights", "search",
+                                      "narrow", "validated", "stream"}
+    others = [RunSpec("gda", 2, **more) for more in ({"long_tail": 3}, {"natural_prior": True}, {"label_noise": 0.1},
+                                                      {"missing": 1}, {"missing": ("ant",)})]
+    assert len({each.identity(imported) for each in (plain, *others)}) == 6
+    assert RunSpec("gda", 2, long_tail=3).identity(imported) == RunSpec("gda", 2, long_tail=3.0).identity(imported)
+    assert RunSpec("gda", 2, missing=()).identity(imported) == plain.identity(imported)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"long_tail": 0.5}, "--long-tail 0.5"), ({"long_tail": float("nan")}, "--long-tail nan"),
+    ({"label_noise": 1}, "--label-noise 1"), ({"missing": -1}, "--missing -1"), ({"missing": 3}, "leaves 1 of 4"),
+    ({"missing": ("cat",)}, "no class 'cat'"), ({"long_tail": 2, "natural_prior": True}, "give one of them"),
+    ({"label_noise": 0.1, "refit": "val"}, "--refit val fits on all")])
+def test_what_means_nothing_is_refused(imported: Store, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        fit(imported, RunSpec("gda", None if "refit" in options else 2, **options))
+
+
+def test_a_sweep_with_noise_is_a_table_of_its_own(imported: Store, tmp_path: Path, run: Callable[..., Any]) -> None:
+    for more in ([], ["--label-noise", "0.4"], ["--long-tail", "4", "--missing", "ant"]):
+        done = run("sweep", imported.path, "--methods", "zero-shot,gda", "--shots", "4", "--seeds", "1-2", *more,
+                   "--out", tmp_path)
+        assert done.exit_code == 0, done.output
+    assert "selection own, long tail 4, missing ant: test accuracy" in done.stdout
+    draws = ("", ", label noise 0.4", ", long tail 4, missing ant")
+    assert set(onceclip.results(tmp_path)["method"]) == {name + draw for name in ("zero-shot", "gda") for draw in draws}
+    assert run("report", tmp_path, "--out", tmp_path / "page.html").exit_code == 0
