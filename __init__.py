@@ -9,10 +9,11 @@ from onceclip.errors import OnceclipError
 
 if TYPE_CHECKING:
     from onceclip.adapters import load_classifier
-    from onceclip.pipeline.api.adapters import evaluate, export, predict, report
+    from onceclip.pipeline.api.adapters import evaluate, export, predict, report, zero_shot
     from onceclip.pipeline.api.catalogue import methods
     from onceclip.pipeline.api.runs import fit, make_task, sweep
     from onceclip.pipeline.api.stores import add_text, extract, import_arrays, verify
+    from onceclip.pipeline.api.suggestions import suggest
     from onceclip.pipeline.decoding.preparation import Preparation
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.errors import BadImage
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 _PUBLIC = {name: f"onceclip.{module}" for module, names in {
     "adapters": ("load_classifier",), "stores": ("open_store",),
-    "pipeline.api.adapters": ("evaluate", "export", "predict", "report"), "pipeline.api.catalogue": ("methods",),
+    "pipeline.api.adapters": ("evaluate", "export", "predict", "report", "zero_shot"),
+    "pipeline.api.catalogue": ("methods",),
     "pipeline.api.runs": ("fit", "make_task", "sweep"),
     "pipeline.api.stores": ("add_text", "extract", "import_arrays", "verify"),
+    "pipeline.api.suggestions": ("suggest",),
     "pipeline.decoding.preparation": ("Preparation",), "pipeline.encoders": ("EncoderSpec",),
     "pipeline.errors": ("BadImage",), "pipeline.extraction.survey": ("ExtractOptions",),
     "pipeline.runs.estimator": ("FewShotClassifier",), "pipeline.runs.run": ("RunSpec",),
@@ -35,7 +38,8 @@ _PUBLIC = {name: f"onceclip.{module}" for module, names in {
 __all__ = [
     "BadImage", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "OnceclipError", "Preparation", "Record",
     "RunSpec", "__version__", "add_text", "evaluate", "export", "extract", "fit", "import_arrays", "load_classifier",
-    "make_task", "methods", "open_store", "predict", "report", "sweep", "verify"]
+    "make_task", "methods", "open_store", "predict", "report", "suggest", "sweep", "verify",
+    "zero_shot"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,10 @@ from onceclip.pipeline.commands.info import info
 from onceclip.pipeline.commands.methods import methods
 from onceclip.pipeline.commands.predict import predict
 from onceclip.pipeline.commands.report import report
+from onceclip.pipeline.commands.suggest import suggest
 from onceclip.pipeline.commands.sweep import sweep
 from onceclip.pipeline.commands.text import text
 from onceclip.pipeline.commands.verify import verify
 
-COMMANDS = (extract, text, import_, fit, sweep, evaluate, predict, report, export, info, verify, compact, methods,
-            demo)  # in the order of use
+COMMANDS = (extract, text, import_, fit, sweep, evaluate, predict, suggest, report, export, info, verify, compact,
+            methods, demo)  # in the order of use

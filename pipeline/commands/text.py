@@ -7,7 +7,7 @@ from shlex import quote
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, names_in, show
 from onceclip.pipeline.words import class_remarks
 
 
@@ -27,14 +27,16 @@ from onceclip.pipeline.words import class_remarks
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of --waffle.")
 @click.option("--class-names", type=LocalPath(path_type=Path), metavar="FILE", help="What prompts call a class: CSV "
               "lines folder,name or a JSON object.  [default: as in the store's default set]")
+@click.option("--names", "classes", metavar="A,B,...", help="Classes for a store of unlabelled images, which has none.")
 @click.option("--truncate", is_flag=True, help="Cut prompts that are longer than the encoder reads.")
 @click.option("--overwrite", is_flag=True, help="Replace a set of this name that has other prompts.")
 @click.option("--dry-run", is_flag=True, help="Only print the sentences; needs no encoder.")
 @encoder_options(required=False)
 @json_option
 def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None, prompts_form: str | None,
-         waffle: int, seed: int, class_names: Path | None, truncate: bool, overwrite: bool, dry_run: bool,
-         model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
+         waffle: int, seed: int, class_names: Path | None, classes: str | None, truncate: bool, overwrite: bool,
+         dry_run: bool, model: str | None, pretrained: str | None, preprocess: str | None, device: str,
+         as_json: bool) -> None:
     """Embed another set of class prompts, without touching the images.
 
     Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
@@ -44,13 +46,17 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
     Examples:
         onceclip text pets.zarr --name ensemble --templates imagenet
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
+        onceclip text unlabelled.zarr --name animals --names cat,dog
     """
     from onceclip.pipeline.api.stores import add_text, sentences_of
     from onceclip.stores import open_store
 
     if prompts_form and not prompts:
         raise click.UsageError("--prompts-form says what --prompts holds: give a file")
-    sentences = sentences_of(open_store(store), name, templates, prompts, prompts_form, class_names, waffle, seed)
+    opened = open_store(store)
+    names = names_in(classes) if classes else []
+    sentences = sentences_of(opened, name, templates, prompts, prompts_form, class_names, waffle, seed,
+                             names)
     made = sentences.source
     said = ({each: sentences.of_class(each) for each in sentences.classes} if "file" in made else made["phrases"])
     for warning in class_remarks(said):
@@ -63,10 +69,12 @@ def text(store: str, name: str, templates: tuple[str, ...], prompts: Path | None
         return
     given = encoder_spec(model, pretrained, preprocess, device) if model else None
     done = add_text(store, name, templates, prompts, prompts_form=prompts_form, class_names=class_names, waffle=waffle,
-                    seed=seed, encoder=given, device=device, truncate=truncate, overwrite=overwrite, progress=True)
+                    seed=seed, encoder=given, device=device, truncate=truncate, overwrite=overwrite, progress=True,
+                    names=names)
+    command = ("fit {} --method zero-shot --text {}" if opened.classes else "predict --zero-shot {} --text {}")
     if done["truncated"]:
         click.echo(f"Warning: {done['truncated']} prompts are longer than the encoder reads and were cut", err=True)
     show(as_json, done, lambda: [
         f"{store}: text set {name!r} has {done['prompts']:,} prompts of {done['classes']:,} classes; encoded "
         f"{done['encoded']:,} in {done['seconds']:.1f} s",
-        f"Next: onceclip fit {quote(store)} --method zero-shot --text {quote(name)}"])
+        f"Next: onceclip {command.format(quote(store), quote(name))}"])

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from onceclip.adapters import Classifier
-from onceclip.pipeline.encoders import EncoderSpec
+from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.errors import ArgumentError, PredictionError
 from onceclip.pipeline.files import Pixels
 from onceclip.pipeline.prediction.inputs import list_inputs, store_among
@@ -39,11 +39,13 @@ class Answers:
 
 
 def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
-            options: SourceOptions = DEFAULTS, encoder: EncoderSpec | None = None, device: str = "auto") -> Answers:
+            options: SourceOptions = DEFAULTS, encoder: EncoderSpec | Encoder | None = None,
+            device: str = "auto") -> Answers:
     """List what is to be labelled; the encoder is loaded, and images are read, as the predictions are asked for.
 
     inputs: one or several of images, folders and other sources by their paths, Pillow images and arrays of pixels
-        (uint8, height x width x 3); or a store, open or by its path; or raw embeddings (rows, dim).
+        (uint8, height x width x 3); or a store, open or by its path; or raw embeddings (rows, dim). encoder: where it
+        is, or a loaded one.
     Raises PredictionError for what is none of these, SourceError if a source cannot be listed.
     """
     if isinstance(inputs, Tensor) or (isinstance(inputs, np.ndarray) and inputs.dtype != np.uint8):
@@ -80,6 +82,6 @@ def _records(given: Any, number: int, options: SourceOptions) -> Sequence[Record
 
 
 def _of_images(classifier: Classifier, records: Sequence[Record], top_k: int, min_probability: float,
-               encoder: EncoderSpec | None, device: str) -> Iterator[Prediction]:
+               encoder: EncoderSpec | Encoder | None, device: str) -> Iterator[Prediction]:
     """Load the encoder when the first prediction is asked for."""
     yield from predict_images(classifier, records, encoder_of(classifier, encoder, device), top_k, min_probability)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,8 +63,9 @@ def surest_mistakes(classifier: Classifier, store: Store, split: str, most: int 
                     confidence, own) for confidence, row, label, guess, own in found]
 
 
-def with_pictures(mistakes: Sequence[Mistake], store: Store, images: str | None) -> tuple[list[Mistake], str]:
-    """The mistakes with pictures as far as there are any, and one sentence on where they come from.
+def with_pictures(mistakes: Sequence[Any], store: Store, images: str | None) -> tuple[list[Any], str]:
+    """Mistakes, or others with `key`, `row`, `picture` and `why`, with pictures as far as there are any, and one
+    sentence on where they come from.
 
     images: the source of the store's images. Without it a folder that has the store's name without its suffix is looked
         at. A picture whose content is not what the store was made of is never shown.

@@ -59,7 +59,7 @@ def write_results_report(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     settings = settings_of(results)
     names = titles(settings)
     overall = [_tables(title, table) for title, table in mean_over_stores(settings)]
-    _write_page(out, "results.html", title="Results", overview=_overview(results, settings), overall=overall,
+    write_page(out, "results.html", title="Results", overview=_overview(results, settings), overall=overall,
                failures=failures(results.rows), baseline=BASELINE,
                settings=[_setting(name, setting, results) for name, setting in zip(names, settings, strict=True)])
     return {"report": str(out), "rows": len(results.rows), "settings": names, "bytes": out.stat().st_size}
@@ -126,7 +126,7 @@ def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "tes
     classes = sorted(scores["per_class"], key=lambda each: (each["recall"] is None, each["recall"], each["class"]))
     wrong = scores["n"] - sum(each["right"] for each in classes)
     suffix = "_calibrated" if temperature_of(classifier) else ""
-    _write_page(out, "adapter.html", title=adapter.name, adapter=str(adapter), scores=scores, split=split,
+    write_page(out, "adapter.html", title=adapter.name, adapter=str(adapter), scores=scores, split=split,
                 classes=[each for each in classes if each["n"]], worst=WORST, matrix=_matrix(scores),
                 confusions=scores["confusions"][:PAIRS], counts={each["class"]: each["n"] for each in classes},
                 reliability=reliability(classifier.method, scores["details"]["reliability"], scores["ece"]),
@@ -147,7 +147,7 @@ def _matrix(scores: dict[str, Any]) -> list[tuple[str, list[int]]] | None:
     return [(true, [cells.get((true, predicted), 0) for predicted in names]) for true in names]
 
 
-def _write_page(path: Path, template: str, **values: Any) -> None:
+def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill a template and write the page; a file of that name is replaced when the new one is whole."""
     environment = Environment(loader=PackageLoader("onceclip.pipeline.reporting"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
