@@ -62,8 +62,10 @@ class ShotList(click.ParamType):
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
               help="Names, MODULE:CLASS for methods of your own, or all.  [default: six of them]")
-@click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True)
-@click.option("--seeds", type=Numbers(), default="1-5", show_default=True)
+@click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True,
+              help="Labelled training images per class, each of these numbers.")
+@click.option("--seeds", type=Numbers(), default="1-5", show_default=True,
+              help="Of the draws and of the training.")
 @click.option("--grid", "grids", multiple=True, metavar="NAME=V1,V2|own",
               help="A run for each value of a hyperparameter, METHOD.NAME=... for one method's; own: for each of the "
               "methods' search values (repeatable).")
