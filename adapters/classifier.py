@@ -23,6 +23,8 @@ from onceclip.adapters.saving import CONFIG, FORMAT, damaged, read_adapter, writ
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.training.trainable import RENAMED
 
+_NAMED = 100  # classes on the card
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -99,9 +101,10 @@ class Classifier:
             raise MethodError("embeddings hold NaN or infinity: leave out the rows of bad images")
         return unit(rows) if self.inputs == (EMBEDDING,) else rows
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, facts: Mapping[str, str] = {}) -> None:
         """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card.
 
+        facts: further lines of the card, by name, such as what the classifier reached.
         Raises AdapterFileError if a file cannot be written, as on a full disk. Whatever stops it, `load_classifier`
         finds the adapter that was there, or this one.
         """
@@ -112,13 +115,18 @@ class Classifier:
                   "temperature": self.temperature, "calibrated_on": self.calibrated_on}
         tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
                     for name, value in self.parameters.items()}
-        write_adapter(Path(folder), config, tensors, self._card())
+        write_adapter(Path(folder), config, tensors, self._card(facts))
 
-    def _card(self) -> str:
+    def _card(self, facts: Mapping[str, str]) -> str:
         values = "\n".join(f"| {name} | {value} |" for name, value in self.hyperparameters.items())
+        names = [_cell(name) for name in self.class_names[:_NAMED]]
+        further = f" and {len(self.class_names) - _NAMED:,} more" if len(self.class_names) > _NAMED else ""
+        known = {"classes": f"{', '.join(names)}{further}", **facts}
+        told = "\n".join(f"| {name} | {_cell(value)} |" for name, value in known.items())
         return (f"---\nlibrary_name: onceclip\ntags: [clip, few-shot, {self.method}]\n---\n\n"
                 f"# {self.method}\n\nA few-shot classifier of {len(self.class_names)} classes on embeddings of "
                 f"`{self.encoder.get('name', 'unknown')}` ({self.dim} dimensions).\n\n"
+                f"| | |\n| --- | --- |\n{told}\n\n"
                 f"| hyperparameter | value |\n| --- | --- |\n{values}\n\n"
                 f"Probabilities: {self._calibration()}.\n\n"
                 "Use it with `onceclip predict THIS_FOLDER IMAGES...`.\n")
@@ -130,6 +138,11 @@ class Classifier:
                 "held-out": "training images that were held out"}
         return (f"softmax of the logits over the temperature {self.temperature:.4g}, fitted on "
                 f"{rows.get(self.calibrated_on, self.calibrated_on)}")
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of a table in Markdown."""
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifier:

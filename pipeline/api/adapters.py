@@ -27,7 +27,7 @@ from onceclip.stores import Store
 from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.encoders import EncoderSpec
+    from onceclip.pipeline.encoders import Encoder, EncoderSpec
     from onceclip.pipeline.evaluation.batches import Batches
     from onceclip.pipeline.export import Exported
     from onceclip.pipeline.prediction.predict import Prediction
@@ -112,6 +112,65 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
                      done.tally.wrong.counted())
     return found[0] if len(found) == 1 else shift(found)
+
+
+def zero_shot(names: str | Sequence[str], encoder: str | EncoderSpec, *, pretrained: str | None = None,
+              templates: str | Sequence[str] = (), device: str = "auto") -> Classifier:
+    """Make a classifier of class names alone, with no image and no store.
+
+    names: of the classes, two or more, or one text with commas. encoder: a model's name, with `pretrained` for those of
+        open_clip, or an EncoderSpec. templates: names of template sets, files, or sentences with `{}`.
+    Raises PromptError for names or templates that are none, EncoderError for the encoder.
+
+    Example:
+        >>> classifier = onceclip.zero_shot(["cat", "dog"], "demo", templates="a drawing of a {}.")
+        >>> found = onceclip.predict(classifier, "pets/cat")
+        >>> len(found), classifier.class_names
+        (40, ('cat', 'dog'))
+    """
+    from onceclip.pipeline.api.stores import spec_of
+    from onceclip.pipeline.encoders import open_encoder
+    from onceclip.pipeline.prediction.zero_shot import classifier_of_names
+    from onceclip.pipeline.prompts import load_templates
+    from onceclip.pipeline.prompts.prompts import check_names
+
+    chosen = check_names(names.split(",") if isinstance(names, str) else [str(each) for each in names])
+    given = [templates] if isinstance(templates, str) else list(templates)
+    sentences = [each for choice in given for each in load_templates(choice)]
+    return classifier_of_names(open_encoder(spec_of(encoder, pretrained, device)), chosen, sentences)
+
+
+def zero_shot_of(inputs: Sequence[str], names: Sequence[str] = (), templates: Sequence[str] = (),
+                 text: str | None = None, encoder: EncoderSpec | None = None, device: str = "auto"
+                 ) -> tuple[Classifier, Encoder | None]:
+    """The zero-shot classifier for some inputs, and its encoder if one was loaded.
+
+    inputs: paths, as of `predict`; a store says which encoder made it. text: name of a text set of the store.
+    Raises ArgumentError unless just what is needed is given.
+    """
+    from onceclip.pipeline.encoders import open_encoder
+    from onceclip.pipeline.encoders.opening import recorded_encoder
+    from onceclip.pipeline.prediction.inputs import store_among
+    from onceclip.pipeline.prediction.zero_shot import classifier_of_names, classifier_of_text
+    from onceclip.pipeline.prompts import load_templates
+    from onceclip.pipeline.prompts.prompts import check_names
+
+    store = store_among(inputs)
+    if text is not None:
+        if store is None or names or templates:
+            raise ArgumentError("--text names a text set of a STORE, with its classes and sentences: give a store, and "
+                                "neither --names nor --templates")
+        return classifier_of_text(store, text), None
+    if not names:
+        raise ArgumentError("--zero-shot looks for classes by their names: give --names cat,dog"
+                            + (", or --text NAME" if store else ""))
+    check_names(names)
+    sentences = [each for choice in templates for each in load_templates(choice)]
+    if store is None and encoder is None:
+        raise ArgumentError("--zero-shot needs an encoder: give --model (and --pretrained)")
+    opened = (open_encoder(encoder) if store is None and encoder else
+              recorded_encoder(store.encoder if store else {}, store.path if store else "", encoder, device))
+    return classifier_of_names(opened, names, sentences), opened
 
 
 def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from onceclip.pipeline.api.arguments import (
     whole,
 )
 from onceclip.pipeline.errors import ArgumentError, ResultError
+from onceclip.pipeline.evaluation.intervals import count_interval, units_of
 from onceclip.pipeline.runs import sweep as runs
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.runs.fit import Fitted
@@ -40,6 +42,8 @@ from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file, only_draw
 from onceclip.pipeline.tasks.tasks import make_task as draw
+from onceclip.pipeline.words import counted, percent
+from onceclip.pipeline.words import shots_of as words_of_shots
 from onceclip.pipeline.workers.devices import CPU
 from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store
@@ -102,7 +106,7 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
     fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device,
                  Keep(curves))
     if folder:
-        fitted.classifier.save(folder)
+        fitted.classifier.save(folder, _facts(fitted.row, target))
         write_kept(folder, [{**fitted.row, **fitted.kept}], None)
         append_row(folder, fitted.row)
         record_stores(folder, [target])
@@ -127,6 +131,23 @@ def spec_for(method: str | type[Method] | Method, shots: int | str | None = None
     start = 1 if seed is None else whole(seed, "seed", 0)
     return RunSpec(_name(kind), number, start, values or {}, **_checked(further),
                    draws=None if draws is None else _draws_of(draws, number, start))
+
+
+def _facts(row: Mapping[str, Any], store: Store) -> dict[str, str]:
+    """What the card of a saved adapter says of its run; no path of this machine but the store's name."""
+    facts = {"fitted on": f"{counted(row['n_support'], 'training image')}, {words_of_shots(row['shots'])}, seed "
+                          f"{row['seed']}",
+             "store": f"{store.path.rstrip('/').rpartition('/')[2]}, fingerprint {store.fingerprint}",
+             "date": datetime.now(UTC).date().isoformat()}
+    if row["accuracy"] is None:
+        return {"test accuracy": "not measured: no test images were left to score", **facts}
+    rows = store.rows("test")
+    unit = units_of(store.column("group")[rows])
+    told = f"{percent(row['accuracy'])} of {counted(row['n_test'], 'image')}"
+    if unit is None:  # images of a group are not independent, and the row says not which of them were right
+        low, high = count_interval(round(row["accuracy"] * row["n_test"]), row["n_test"])
+        told += f" (95 % interval {percent(low)} to {percent(high)})"
+    return {"test accuracy": told, **facts}
 
 
 def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:

@@ -82,14 +82,14 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
              class_names: str | Path | None = None, waffle: int = 0, seed: int = 1,
              captions: str | Path | None = None,
              encoder: str | EncoderSpec | None = None, device: str = "auto", truncate: bool = False,
-             overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
+             overwrite: bool = False, progress: bool = False, names: Sequence[str] = ()) -> dict[str, Any]:
     """Embed another set of class prompts, or captions of images or videos, without touching the images.
 
     name: of the set. templates: names of template sets, files, or sentences with `{}`. prompts: a JSON file with
         sentences of every class; prompts_form: "sentences" or "descriptors". class_names: a file that says what prompts
         call a class. waffle: pairs of random templates, from `seed`. captions: a file of captions by key or group,
-        with none of the former. encoder: where it is, if the store cannot say.
-        truncate: cut prompts that are too long. overwrite: replace a set of this name.
+        with none of the former. encoder: where it is, if the store cannot say. truncate: cut prompts that are too long.
+        overwrite: replace a set of this name. names: of the classes, for a store of unlabelled images.
     Raises PromptError if the name is taken or a file does not fit the classes, SourceError if the encoder is not found.
 
     Example:
@@ -100,7 +100,7 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     from onceclip.pipeline.prompts.embedding import add_text as run
 
     target = opened(store)
-    sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed, captions)
+    sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names)
     given = None if encoder is None else spec_of(encoder, device=device)
     found = recorded_encoder(target.encoder, target.path, given, device)
     return run(target.path, name, sentences, found, truncate, overwrite, progress)
@@ -132,7 +132,7 @@ def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, enc
 
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
                  prompts_form: str | None = None, class_names: str | Path | None = None, waffle: int = 0,
-                 seed: int = 1, captions: str | Path | None = None) -> Prompts:
+                 seed: int = 1, captions: str | Path | None = None, names: Sequence[str] = ()) -> Prompts:
     """The sentences that `add_text` would embed; arguments as there."""
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
     from onceclip.pipeline.prompts.captions import captions_for, load_captions
@@ -154,7 +154,7 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
                        None if class_names is None else load_phrases(path_of(class_names, "class_names: a file")),
                        None if prompts is None else load_descriptions(path_of(prompts, "prompts: a JSON file"),
                                                                       prompts_form),
-                       whole(waffle, "waffle", 0), whole(seed, "seed", 0))
+                       whole(waffle, "waffle", 0), whole(seed, "seed", 0), list(names))
 
 
 def verify(store: str | Path | Store, repair: bool = False,

@@ -15,10 +15,11 @@ from onceclip.pipeline.commands.methods import methods
 from onceclip.pipeline.commands.predict import predict
 from onceclip.pipeline.commands.report import report
 from onceclip.pipeline.commands.retrieve import retrieve
+from onceclip.pipeline.commands.suggest import suggest
 from onceclip.pipeline.commands.sweep import sweep
 from onceclip.pipeline.commands.table import table
 from onceclip.pipeline.commands.text import text
 from onceclip.pipeline.commands.verify import verify
 
-COMMANDS = (extract, text, import_, draws, fit, sweep, incremental, evaluate, predict, retrieve, report, table, compare,
-            export, info, verify, compact, methods, demo)  # in the order of use
+COMMANDS = (extract, text, import_, draws, fit, sweep, incremental, evaluate, predict, suggest, retrieve, report, table,
+            compare, export, info, verify, compact, methods, demo)  # in the order of use

@@ -21,7 +21,8 @@ _NATS = ("nll", "ece")
 @click.command()
 @click.argument("adapter", type=LocalPath(path_type=Path))
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True,
+              help="The images that are scored.")
 @click.option("--text", metavar="NAME", help="Score among the classes of a text set of the store, of a method that "
               "transfers to other classes.")
 @click.option("--classes", default="all", show_default=True, metavar="all|base|new|A,B,...",

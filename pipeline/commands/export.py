@@ -31,7 +31,7 @@ def export(adapter: Path, format: str, file: Path, with_encoder: bool, check: st
 
     Raw embeddings go in, logits and probabilities come out, for any number of rows. The file is run and its answers
     are compared with onceclip's; it appears if they agree. With --with-encoder, --model says where the encoder is if
-    the adapter cannot.
+    the adapter cannot, and preprocess.py, which makes pixels of image files, is written beside FILE.
 
     \b
     Examples:
@@ -46,7 +46,9 @@ def export(adapter: Path, format: str, file: Path, with_encoder: bool, check: st
     kind = "images" if with_encoder else "rows"
     encoder = encoder_spec(model, pretrained, preprocess, "cpu") if model else None
     made = write(adapter, format, file, with_encoder=with_encoder, check=check, encoder=encoder, modules=modules)
-    show(as_json, {**asdict(made), "file": str(made.file), "adapter": str(adapter)}, lambda: [
+    script = made.preprocess and str(made.preprocess)
+    show(as_json, {**asdict(made), "file": str(made.file), "preprocess": script, "adapter": str(adapter)}, lambda: [
         f"{adapter} as {format}: {file}, {made.size:,} bytes",
         f"Its answers on {made.rows} {f'{kind} of {check}' if check else f'random {kind}'} differ from onceclip's by "
-        f"{made.difference:.1g} at most."])
+        f"{made.difference:.1g} at most.",
+        *([f"{script} makes its pixels of image files (NumPy and Pillow alone)."] if script else [])])

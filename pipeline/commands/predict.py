@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,13 +17,21 @@ from onceclip.pipeline.commands.options import (
     encoder_spec,
     import_option,
     json_option,
+    names_in,
+    say_at_once,
     show,
 )
 
 
 @click.command()
-@click.argument("adapter", type=LocalPath(path_type=Path))
-@click.argument("inputs", nargs=-1, required=True, metavar="(IMAGES... | FOLDER | SOURCE | STORE)")
+@click.argument("adapter", required=False)
+@click.argument("inputs", nargs=-1, metavar="(IMAGES... | FOLDER | SOURCE | STORE)")
+@click.option("--zero-shot", is_flag=True, help="Label by the names of classes alone, without an adapter: give --names "
+              "and --model, or of a STORE --names or --text.")
+@click.option("--names", metavar="A,B,...", help="Of --zero-shot: the classes.")
+@click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="Of --zero-shot: sentences about a "
+              "class, as of `onceclip text` (repeatable).  [default: \"a photo of a {}.\"]")
+@click.option("--text", metavar="NAME", help="Of --zero-shot: a text set of the STORE in place of --names.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this split of a store.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Classes per image.")
 @click.option("--min-probability", type=click.FloatRange(0, 1), default=0, metavar="P",
@@ -40,7 +49,8 @@ from onceclip.pipeline.commands.options import (
 @encoder_options(required=False)
 @import_option
 @json_option
-def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: int, min_probability: float,
+def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: str | None,
+            templates: tuple[str, ...], text: str | None, split: str | None, top_k: int, min_probability: float,
             out: Path | None, logits: Path | None, root: str | None, every: int | None, frames: int | None,
             inference: str | None, inference_values: dict[str, str], views: int | None, model: str | None,
             pretrained: str | None, preprocess: str | None, device: str, modules: tuple[str, ...],
@@ -58,10 +68,23 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
         onceclip predict pets-adapter new-photos/ --top-k 3
         onceclip predict pets-adapter new-photos/*.jpg --out labels.csv
         onceclip predict pets-adapter new-photos/ --inference mta
+        onceclip predict --zero-shot --model ViT-B-32 --pretrained openai --names cat,dog new-photos/
     """
+    own = [f"--{name}" for name, value in (("names", names), ("templates", templates), ("text", text)) if value]
+    if own and not zero_shot:
+        raise click.UsageError(f"{' and '.join(own)}: of --zero-shot alone, which takes no ADAPTER: add it")
+    if zero_shot and adapter:
+        inputs = (adapter, *inputs)
+    elif adapter and "://" in adapter:
+        raise click.UsageError(f"{adapter} is a URL; only stores can be: give the folder of an adapter on this machine")
+    if not adapter or not inputs:
+        raise click.UsageError(f"give {'' if adapter else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
+                               "images, a folder, a source or a store")
+    say_at_once(f"loading {model or ('the encoder' if zero_shot else adapter)} ...")
     from tqdm import tqdm
 
     from onceclip.adapters import load_classifier
+    from onceclip.pipeline.api.adapters import zero_shot_of
     from onceclip.pipeline.api.arguments import inference_of
     from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
@@ -69,9 +92,12 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
 
     if out and out.suffix.lower() not in FORMATS:
         raise click.BadParameter(f"{out} does not end in {', '.join(FORMATS)}", param_hint="--out")
-    classifier = load_classifier(adapter, modules)
+    encoder: Any = encoder_spec(model, pretrained, preprocess, device) if model else None
+    if zero_shot:
+        classifier, encoder = zero_shot_of(inputs, names_in(names) if names else [], templates, text, encoder, device)
+    else:
+        classifier = load_classifier(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
-    encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
     if inference is None and inference_values:
         raise click.UsageError("--inference-set is for a strategy: add --inference NAME")
     strategy = None if inference is None else inference_of(inference, inference_values)
@@ -90,7 +116,7 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
         if out:
             deque(passing, maxlen=0)
         elif as_json:
-            for text in json_text({"adapter": str(adapter)}, passing, passing.counts):
+            for text in json_text({"adapter": None if zero_shot else str(adapter)}, passing, passing.counts):
                 click.echo(text, nl=False)
             click.echo()
         else:
@@ -98,7 +124,7 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
                 click.echo(as_line(answer))
     found = passing.counts()
     if out:
-        show(as_json, {"adapter": str(adapter), "out": str(out), **found}, lambda: [
+        show(as_json, {"adapter": None if zero_shot else str(adapter), "out": str(out), **found}, lambda: [
             f"{out}: {found['n']:,} images, {found['unsure']:,} unsure, {found['bad']:,} bad"])
     if not count:
         raise click.ClickException(f"{inputs[0]} has no images{f' in its {split} split' if split else ''}")

@@ -43,8 +43,10 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 @click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
               help="Names, MODULE:CLASS for methods of your own, or all; A+B for an ensemble, merge:A+B for two that "
               "are merged.  [default: six of them]")
-@click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True)
-@click.option("--seeds", type=Numbers(), default="1-5", show_default=True)
+@click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True,
+              help="Labelled training images per class, each of these numbers.")
+@click.option("--seeds", type=Numbers(), default="1-5", show_default=True,
+              help="Of the draws and of the training.")
 @click.option("--grid", "grids", multiple=True, metavar="NAME=V1,V2|own",
               help="A run for each value of a hyperparameter, METHOD.NAME=... for one method's; own: for each of the "
               "methods' search values (repeatable).")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, names_in, show
 from onceclip.pipeline.words import class_remarks, counted
 
 
@@ -37,6 +37,7 @@ from onceclip.pipeline.words import class_remarks, counted
 @click.option("--captions", type=LocalPath(path_type=Path), metavar="FILE", help="Sentences of single images or of "
               "groups, such as videos, instead of class prompts: CSV with the columns path,caption, JSON {\"path\": "
               "[\"caption\", ...]}, JSON lines, or COCO's file.")
+@click.option("--names", "classes", metavar="A,B,...", help="Classes for a store of unlabelled images, which has none.")
 @click.option("--truncate", is_flag=True, help="Cut prompts that are longer than the encoder reads.")
 @click.option("--overwrite", is_flag=True, help="Replace a set of this name that has other prompts.")
 @click.option("--dry-run", is_flag=True, help="Only print the sentences; needs no encoder.")
@@ -44,8 +45,8 @@ from onceclip.pipeline.words import class_remarks, counted
 @json_option
 def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path | None, prompts_form: str | None,
          waffle: int, seed: int, class_names: Path | None, captions: Path | None, tower: bool, words: tuple[str, ...],
-         truncate: bool, overwrite: bool, dry_run: bool, model: str | None, pretrained: str | None,
-         preprocess: str | None, device: str, as_json: bool) -> None:
+         classes: str | None, truncate: bool, overwrite: bool, dry_run: bool, model: str | None,
+         pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
     """Embed another set of class prompts, without touching the images.
 
     Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
@@ -58,6 +59,7 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
         onceclip text pets.zarr --tower
         onceclip text pets.zarr --captions captions.csv
+        onceclip text unlabelled.zarr --name animals --names cat,dog
     """
     from onceclip.pipeline.api.stores import add_text, add_tower, sentences_of
     from onceclip.stores import open_store
@@ -81,8 +83,9 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
     name = "captions" if name is None and captions else name
     if name is None:
         raise click.UsageError("--name says what to call the set: give one, such as ensemble")
-    sentences = sentences_of(open_store(store), name, templates, prompts, prompts_form, class_names, waffle, seed,
-                             captions)
+    opened = open_store(store)
+    names = names_in(classes) if classes else []
+    sentences = sentences_of(opened, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names)
     made = sentences.source
     said: Mapping[str, Any] = ({} if captions else {each: sentences.of_class(each) for each in sentences.classes}
                                if "file" in made else made["phrases"])
@@ -96,12 +99,13 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         return
     done = add_text(store, name, templates, prompts, prompts_form=prompts_form, class_names=class_names, waffle=waffle,
                     seed=seed, captions=captions, encoder=given, device=device, truncate=truncate, overwrite=overwrite,
-                    progress=True)
+                    progress=True, names=names)
+    command = ("retrieve {} --text {}" if captions else
+               "fit {} --method zero-shot --text {}" if opened.classes else "predict --zero-shot {} --text {}")
     if done["truncated"]:
         click.echo(f"Warning: {done['truncated']} prompts are longer than the encoder reads and were cut", err=True)
     what = (f"{counted(done['prompts'], 'caption')} of {counted(done['classes'], 'item')}" if captions else
             f"{done['prompts']:,} prompts of {done['classes']:,} classes")
     show(as_json, done, lambda: [
         f"{store}: text set {name!r} has {what}; encoded {done['encoded']:,} in {done['seconds']:.1f} s",
-        f"Next: onceclip {'retrieve' if captions else 'fit'} {quote(store)} "
-        f"{'' if captions else '--method zero-shot '}--text {quote(name)}"])
+        f"Next: onceclip {command.format(quote(store), quote(name))}"])

@@ -13,9 +13,10 @@ from onceclip.adapters import Classifier
 from onceclip.adapters.errors import unknown
 from onceclip.adapters.heads import ConditionalPrompts
 from onceclip.adapters.heads.packing import parts_of
-from onceclip.pipeline.decoding.preparation import decoding
+from onceclip.pipeline.decoding.preparation import Preparation, decoding
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.errors import BadImage, ExportError
+from onceclip.pipeline.export import preprocess
 from onceclip.pipeline.export.linear_file import LinearFile
 from onceclip.pipeline.export.model import Format, Subject
 from onceclip.pipeline.export.onnx_file import OnnxFile
@@ -36,7 +37,8 @@ class Exported:
     """A written file.
 
     size: in bytes. rows: how many were compared. difference: the largest one, of a logit or a probability, between the
-    file's answers and onceclip's.
+    file's answers and onceclip's. preprocess: the script beside it that makes pixels of image files; None where
+    embeddings go in, or the encoder has a preprocessing of its own.
     """
 
     file: Path
@@ -44,6 +46,7 @@ class Exported:
     size: int
     rows: int
     difference: float
+    preprocess: Path | None = None
 
 
 def export(classifier: Classifier, format: str, file: str | Path, encoder: Encoder | None = None,
@@ -69,12 +72,16 @@ def export(classifier: Classifier, format: str, file: str | Path, encoder: Encod
     kind, subject, file = FORMATS[format], Subject(classifier, encoder), Path(file)
     if file.suffix != kind.suffix:
         raise ExportError(f"{file}: give a name that ends in {kind.suffix}, which readers of this format go by")
+    script = None if encoder is None or encoder.preparation.custom else script_beside(file, encoder.preparation)
     values = subject.random(_ROWS if encoder is None else _IMAGES) if check is None else torch.as_tensor(check)
     with whole_file(file) as opened:
         content = kind.write(subject)
         difference = _compare(subject, kind.run(content, values.float()), values.float(), file)
         opened.write(content)
-    return Exported(file, format, len(content), len(values), difference)
+    if script:
+        with whole_file(script[0]) as opened:
+            opened.write(script[1].encode("utf-8"))
+    return Exported(file, format, len(content), len(values), difference, script[0] if script else None)
 
 
 def _compare(subject: Subject, found: tuple[Tensor, Tensor], values: Tensor, file: Path) -> float:
@@ -89,6 +96,25 @@ def _compare(subject: Subject, found: tuple[Tensor, Tensor], values: Tensor, fil
                           f"{len(values)} rows, more than the {allowed:.1g} of rounding: please report it with the "
                           "method and the versions of torch and onnxruntime")
     return difference
+
+
+_SCRIPT = "preprocess.py"
+
+
+def script_beside(file: Path, preparation: Preparation) -> tuple[Path, str]:
+    """The script that makes pixels for a file, and where it goes: beside it.
+
+    Raises ExportError if another script of this name is there, which is not overwritten.
+    """
+    path, text = file.with_name(_SCRIPT), Path(preprocess.__file__).read_text(encoding="utf-8")
+    before, mark, after = text.partition("HOW: dict[str, Any] = ")
+    how = {name: getattr(preparation, name) for name in preprocess.HOW}
+    how["size"] = list(preparation.size)
+    text = f"{before}{mark}{how!r}{after[after.index('}') + 1:]}"
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        raise ExportError(f"{path} is there already, of your own or of an encoder that prepares images otherwise: "
+                          "export into another folder, or move it away")
+    return path, text
 
 
 _CHECK_ROWS, _CHECK_IMAGES = 1024, 16

@@ -70,7 +70,7 @@ def draw_splits(label: np.ndarray, split: np.ndarray, state: np.ndarray, content
     result = split.copy()
     usable = np.flatnonzero((state == STORED) & (label >= 0))
     contents = [content[row].tobytes() for row in usable]
-    ties = _ties(contents, [""] * len(usable) if group is None else group[usable].tolist())
+    ties = ties_of(contents, [""] * len(usable) if group is None else group[usable].tolist())
     members: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # row, class and split of what is tied
     names: dict[int, bytes] = {}
     counts = [[0] * len(SPLITS) for _ in range(int(label.max(initial=0)) + 1)]
@@ -103,7 +103,7 @@ def _neediest(counts: Sequence[Sequence[int]], sizes: Mapping[int, int], shares:
     return missing.index(max(missing))
 
 
-def _ties(contents: Sequence[bytes], groups: Sequence[str]) -> np.ndarray:
+def ties_of(contents: Sequence[bytes], groups: Sequence[str]) -> np.ndarray:
     """A number per row that rows share if equal content or groups tie them, directly or through others."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onceclip.adapters import Classifier
 from onceclip.adapters.inference import Inference
-from onceclip.pipeline.encoders import EncoderSpec
+from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.errors import ArgumentError, PredictionError
 from onceclip.pipeline.files import Pixels
 from onceclip.pipeline.prediction.inference import infer_images, infer_rows, infer_store
@@ -41,14 +41,14 @@ class Answers:
 
 
 def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
-            options: SourceOptions = DEFAULTS, encoder: EncoderSpec | None = None, device: str = "auto",
+            options: SourceOptions = DEFAULTS, encoder: EncoderSpec | Encoder | None = None, device: str = "auto",
             strategy: Inference | None = None, views: int | None = None) -> Answers:
     """List what is to be labelled; the encoder is loaded, and images are read, as the predictions are asked for.
 
     inputs: one or several of images, folders and other sources by their paths, Pillow images and arrays of pixels
-        (uint8, height x width x 3); or a store, open or by its path; or raw embeddings (rows, dim).
-    strategy: of inference, by which the classifier reads them. views: that it has made of each image, None for what
-        `views_for` says.
+        (uint8, height x width x 3); or a store, open or by its path; or raw embeddings (rows, dim). encoder: where it
+        is, or a loaded one. strategy: of inference, by which the classifier reads them. views: that it has made of each
+        image, None for what `views_for` says.
     Raises PredictionError for what is none of these, SourceError if a source cannot be listed.
     """
     if views is not None and (strategy is None or strategy.sees != "views"):
@@ -92,7 +92,7 @@ def _records(given: Any, number: int, options: SourceOptions) -> Sequence[Record
 
 
 def _of_images(classifier: Classifier, records: Sequence[Record], top_k: int, min_probability: float,
-               encoder: EncoderSpec | None, device: str, strategy: Inference | None,
+               encoder: EncoderSpec | Encoder | None, device: str, strategy: Inference | None,
                views: int | None) -> Iterator[Prediction]:
     """Load the encoder when the first prediction is asked for."""
     opened = encoder_of(classifier, encoder, device)

@@ -28,7 +28,7 @@ from onceclip.pipeline.prediction.predict import (
     BAD_IMAGE,
     Prediction,
     answers_of,
-    check_images_encoder,
+    require_encoder,
     rows_to_label,
 )
 from onceclip.pipeline.sources import Record
@@ -84,7 +84,7 @@ def infer_images(classifier: Classifier, images: Sequence[Record], encoder: Enco
     views: how many are made of an image; None for the given crops, else those of the adapter's record, else 64.
     Raises StoreMismatch if the adapter belongs to another encoder, PredictionError for a strategy that needs a store.
     """
-    kind = check_images_encoder(classifier, encoder)
+    kind = require_encoder(classifier, encoder)
     if strategy.fitted_on == TRAIN:
         further = "" if "fit_on" not in strategy.hyperparameters else ", or say fit_on=query"
         raise PredictionError(f"{strategy.name} is fitted on train images, and images alone have none: predict on a "

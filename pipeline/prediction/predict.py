@@ -94,28 +94,30 @@ def predict_images(classifier: Classifier, images: Sequence[Record], encoder: En
     Raises StoreMismatch if the adapter belongs to another encoder, PredictionError or EncoderError if it takes what
     cannot be had of images.
     """
-    tokens = check_images_encoder(classifier, encoder)
+    tokens = require_encoder(classifier, encoder)
     contents = enumerate(image.content for image in images)
     with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(
             encode(decoders, threads, contents, len(images), outputs=classifier.inputs, tokens=tokens)) as pieces:
         for piece in pieces:
-            answers = _answers(classifier, _rows(classifier, piece), top_k, min_probability)
+            answers = _answers(classifier, rows_of(classifier, piece), top_k, min_probability)
             for row, reason in zip(piece.rows, piece.reasons, strict=True):
                 name = images[row].key
                 yield (Prediction(name, reason=reason, state=BAD_IMAGE) if reason
                        else replace(next(answers), key=name))
 
 
-def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device: str = "auto") -> Encoder:
-    """Load the encoder that an adapter was fitted with; `given` says which where the adapter cannot.
+def encoder_of(classifier: Classifier, given: EncoderSpec | Encoder | None = None, device: str = "auto") -> Encoder:
+    """Load the encoder of an adapter; `given` is a loaded one, or says which where the adapter cannot.
 
     Raises SourceError if the adapter's embeddings were imported and nothing says which encoder made them.
     """
+    if isinstance(given, Encoder):
+        return given
     return recorded_encoder(classifier.encoder, "the adapter", given, device,
                             ", or predict on a store")
 
 
-def check_images_encoder(classifier: Classifier, encoder: Encoder) -> str:
+def require_encoder(classifier: Classifier, encoder: Encoder) -> str:
     """Raise unless the encoder is the adapter's; which patch tokens the adapter takes."""
     mine, adapters = encoder.info["fingerprint"], classifier.encoder
     kind = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "")
@@ -135,7 +137,7 @@ def check_images_encoder(classifier: Classifier, encoder: Encoder) -> str:
     return kind or "last"
 
 
-def _rows(classifier: Classifier, piece: Encoded) -> np.ndarray:
+def rows_of(classifier: Classifier, piece: Encoded) -> np.ndarray:
     """What a classifier takes of the good images of a piece, (good, width)."""
     if not len(piece.good):
         return np.empty((0, classifier.dim), np.float32)

@@ -17,6 +17,7 @@ from onceclip.pipeline.prompts.prompts import (
     GENERATOR,
     Prompts,
     build_prompts,
+    check_names,
     class_phrases,
     waffle_templates,
 )
@@ -70,17 +71,21 @@ def prompts_asked_for(store: Store, classes: Sequence[str], phrases: Mapping[str
 
 
 def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[str, str] | None = None,
-                descriptions: Descriptions | None = None, waffle: int = 0, seed: int = 1) -> Prompts:
+                descriptions: Descriptions | None = None, waffle: int = 0, seed: int = 1,
+                names: Sequence[str] = ()) -> Prompts:
     """The sentences of a store's classes for a new text set.
 
     templates: sentences with `{}`; "a photo of a {}." where there is nothing else. phrases: what prompts call some
         classes; None takes those of the set "default". waffle: pairs of random templates, made from `seed`.
-    Raises PromptError if phrases or descriptions do not fit the store's classes.
+    names: of the classes of a store of unlabelled images, which has none; of the phrases or descriptions if none are
+        given.
+    Raises PromptError if phrases or descriptions do not fit the classes, or nothing says which those are.
     """
+    classes = _classes_of(store, names, tuple(descriptions.lines if descriptions else phrases or ()))
     if phrases is None:
         before = store.attributes["texts"].get(NAME, {}).get("source", {}).get("phrases", {})
-        phrases = {name: phrase for name, phrase in before.items() if name in store.classes}
-    spoken = class_phrases(store.classes, phrases)
+        phrases = {name: phrase for name, phrase in before.items() if name in classes}
+    spoken = class_phrases(classes, phrases)
     origin = {}
     if waffle:
         templates = (*templates, *waffle_templates(list(spoken.values()), waffle, seed))
@@ -88,6 +93,19 @@ def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[st
     if not (templates or descriptions):
         templates = DEFAULT_TEMPLATES
     return build_prompts(spoken, tuple(dict.fromkeys(templates)), descriptions, **origin)
+
+
+def _classes_of(store: Store, names: Sequence[str], derived: Sequence[str]) -> Sequence[str]:
+    """The classes of a text set: the store's, or of a store of unlabelled images those that are named."""
+    if store.classes:
+        if names:
+            raise PromptError(f"{store.path} has classes of its own: leave --names out; --class-names says what "
+                              "prompts call them")
+        return store.classes
+    if not (names or derived):
+        raise PromptError(f"{store.path} has images without classes: name some with --names cat,dog, or give --prompts "
+                          "or --class-names")
+    return check_names(names or derived)
 
 
 def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate: bool = False,

@@ -114,6 +114,17 @@ def load_phrases(path: Path) -> dict[str, str]:
                           "object {\"folder\": \"name\"}") from error
 
 
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes, two or more, none twice and none empty. Raises PromptError for others."""
+    found = tuple(name.strip() for name in names)
+    twice = next((name for place, name in enumerate(found) if name in found[:place]), None)
+    if twice is not None or "" in found or len(found) < 2:
+        what = f"{twice!r} is there twice" if twice else "one of them is empty" if "" in found else "there are too few"
+        raise PromptError(f"class names {', '.join(map(repr, found)) or 'none'}: {what}; give two or more, such as "
+                          "cat,dog")
+    return found
+
+
 def class_phrases(classes: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a prompt calls each class: the given name, else the folder's with spaces for underscores.
 

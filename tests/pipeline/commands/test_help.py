@@ -27,7 +27,7 @@ def test_the_help_of_a_command_fits_two_screens_and_names_every_option(name: str
     for option in main.commands[name].params:
         if isinstance(option, click.Option):
             assert option.opts[0] in text
-            assert option.help
+            assert option.help, option.name
             assert option.help.split()[0] in whole
 
 
