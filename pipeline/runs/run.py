@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from onceclip.adapters import Method, support_source
@@ -194,11 +194,10 @@ class RunSpec:
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
-        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("support", ""), ("bank", ""), ("captions", ""),
-                            ("draws", None), ("inference", NO_INFERENCE), ("inference_values", {}), ("batches", {}),
-                            *((each.name, each.default) for each in fields(Shape))):
-            if values[name] == usual:
-                del values[name]  # rows of before there was a choice keep their identity
+        names = [each.name for each in fields(self)]
+        for each in fields(self)[names.index("classes"):]:
+            if values[each.name] == ({} if each.default is MISSING else each.default):
+                del values[each.name]  # rows of before there was a choice keep their identity
         return values
 
     def without_text(self, store: Store) -> bool:

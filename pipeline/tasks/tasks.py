@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ from onceclip.stores.text_tower import TOWER
 VAL_SHOTS = 4
 UNLABELLED_PER_CLASS = 64
 UNLABELLED = 10_000  # rows at most
-CLIP_LOGITS = {"logit_scale": 100.0, "logit_bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val
         _stream(store, support) if stream else _rows(store, support, outputs, _have_views(store, support.rows)),
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
         None if unlabelled is None or not len(unlabelled.rows) else tensor_of(store.embeddings(unlabelled.rows)),
-        **logit_numbers(store.encoder),  # type: ignore[arg-type] # they are floats
+        **logit_numbers(store.encoder),
         projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"),
         tower=read_tower(store).of(words.classes) if tower else None)
 
@@ -172,10 +171,17 @@ def read_tower(store: Store) -> TextTower:
         return tower
 
 
-def logit_numbers(encoder: Mapping[str, Any]) -> dict[str, float]:
+class LogitNumbers(TypedDict):
+    """What an encoder's cosines become logits by."""
+
+    logit_scale: float
+    logit_bias: float
+
+
+def logit_numbers(encoder: Mapping[str, Any]) -> LogitNumbers:
     """The scale and the bias of an encoder's logits; 100 and 0, as of CLIP, where its record in a store has none."""
-    numbers = {"logit_scale": encoder.get("logit_scale"), "logit_bias": encoder.get("logit_bias")}
-    return {name: CLIP_LOGITS[name] if number is None else number for name, number in numbers.items()}
+    scale, bias = encoder.get("logit_scale"), encoder.get("logit_bias")
+    return {"logit_scale": 100.0 if scale is None else scale, "logit_bias": 0.0 if bias is None else bias}
 
 
 def _encoder_array(store: Store, name: str) -> torch.Tensor | None:
