@@ -24,6 +24,7 @@ from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
 from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.lpclip import LpClip
 from onceclip.adapters.methods.meta_adapter import MetaAdapter
+from onceclip.adapters.methods.mocoop import MoCoOp
 from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
 from onceclip.adapters.methods.pre import PRE
 from onceclip.adapters.methods.prograd import ProGrad
@@ -33,6 +34,7 @@ from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ship import SHIP
+from onceclip.adapters.methods.tai_dpt import TaIDPT
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
@@ -83,6 +85,7 @@ __all__ = [
     "MetaAdapter",
     "Method",
     "MethodError",
+    "MoCoOp",
     "MultiModalAdapter",
     "ProGrad",
     "ProKeR",
@@ -91,6 +94,7 @@ __all__ = [
     "Rows",
     "Selection",
     "SgVA",
+    "TaIDPT",
     "Task",
     "TaskRes",
     "TemplateSelection",

@@ -11,9 +11,10 @@ from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear,
 from onceclip.adapters.heads.packing import HEADS, pack, unpack
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
 from onceclip.adapters.heads.residual import Bottleneck, blend
+from onceclip.adapters.heads.routed_prompts import RoutedPrompts
 
 __all__ = [
     "HEADS", "Bottleneck", "Columns", "ConditionalPrompts", "FourierFeatures", "Head", "Kernel", "KernelMachine",
-    "Linear", "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "Sum", "blend", "fourier",
-    "mixed", "pack", "sum_by_class", "unpack",
+    "Linear", "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "RoutedPrompts", "Sum", "blend",
+    "fourier", "mixed", "pack", "sum_by_class", "unpack",
 ]

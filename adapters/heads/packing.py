@@ -17,11 +17,12 @@ from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachin
 from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
 from onceclip.adapters.heads.residual import Bottleneck, Rectified
+from onceclip.adapters.heads.routed_prompts import RoutedPrompts
 from onceclip.adapters.plugin import full_name, is_plugin, stored_class
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (
     Linear, Kernel, Bottleneck, Sum, Projected, PromptMax, PromptWeighted, Columns, Rectified, CrossModal, VisualGuide,
-    KernelMachine, FourierFeatures, ProbabilityBilinear, ConditionalPrompts,
+    KernelMachine, FourierFeatures, ProbabilityBilinear, ConditionalPrompts, RoutedPrompts,
 )}
 _RENAMED_FIELDS = {"renormalise": "renormalize"}  # spellings that saved adapters may have
 _ROWS = 4  # on which a head from outside is tried
