@@ -28,6 +28,7 @@ from onceclip.adapters.methods.linear_probe_preproj import LinearProbePreproj
 from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.lpclip import LpClip
 from onceclip.adapters.methods.meta_adapter import MetaAdapter
+from onceclip.adapters.methods.mocoop import MoCoOp
 from onceclip.adapters.methods.multi_modal_adapter import MultiModalAdapter
 from onceclip.adapters.methods.pre import PRE
 from onceclip.adapters.methods.prograd import ProGrad
@@ -39,6 +40,7 @@ from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ship import SHIP
 from onceclip.adapters.methods.ss_text import SSText
+from onceclip.adapters.methods.tai_dpt import TaIDPT
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
 from onceclip.adapters.methods.tip_adapter import TipAdapter
@@ -56,9 +58,9 @@ __all__ = [
     "APE", "APET", "CLAP", "ECO", "GDA", "GDAEM", "PRE", "RLA", "SHIP", "UPL", "CapsAdapter", "ClipASelf",
     "ClipAdapter", "CoCoOp", "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "KgCoOp", "LPPlusPlus",
     "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip",
-    "MetaAdapter", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC", "SSText", "SgVA",
-    "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT", "XMoRe", "ZeroShot",
-    "ZeroShotLinearProbe",
+    "MetaAdapter", "MoCoOp", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC",
+    "SSText", "SgVA", "TaIDPT", "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip",
+    "WiseFT", "XMoRe", "ZeroShot", "ZeroShotLinearProbe",
 ]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
@@ -70,7 +72,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
     GDA, GDAEM, ProKeR, RanPAC, SSText,
-    CoOp, KgCoOp, ProGrad, CoCoOp, ECO, PRE, UPL, SHIP,
+    CoOp, KgCoOp, ProGrad, CoCoOp, ECO, MoCoOp, PRE, UPL, SHIP, TaIDPT,
     LaFTerText, LabellingNetwork, XMoRe, CapsAdapter,
 )}
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters import ECO, PRE, SHIP, UPL, CoCoOp, CoOp, KgCoOp, Rows, Task, Text, TextTower
+from onceclip.adapters import ECO, PRE, SHIP, UPL, CoCoOp, CoOp, KgCoOp, MoCoOp, Rows, Task, Text, TextTower
 from onceclip.adapters.heads.conditional_prompts import conditional
+from onceclip.adapters.heads.routed_prompts import gates
 from onceclip.adapters.methods.coop import prompt_head
 from onceclip.adapters.methods.prograd import aligned
+from onceclip.adapters.methods.tai_dpt import ranking_loss
 from onceclip.adapters.methods.upl import surest
 from onceclip.adapters.ops import unit
 
@@ -178,3 +180,20 @@ def test_ship_rebuilds_images_by_moved_prompts(task):
     hidden = (SUPPORT @ parameters["encode"].T).relu()
     code = hidden @ parameters["mean"].T + noise * (hidden @ parameters["logvar"].T / 2).exp()
     near(SHIP().make(task, parameters, LABEL, code)[0], [0.488736, -0.228118, 0.317723, -0.478351])
+
+
+def test_mocoop_mixes_the_logits_of_the_contexts_that_its_router_chooses(task):
+    router = 0.5 * waves((2, 8), 2.2)
+    both = {"context": torch.stack([CONTEXT, 0.02 * waves((4, 6), 6.0)]), "router": router}
+    near(gates(SUPPORT @ router.T, 2)[0], [0.626837, 0.373163])
+    near(MoCoOp().head(task, both)(SUPPORT)[0], [92.181444, 92.247375, 92.623499])
+    assert gates(torch.tensor([[3.0, 1.0, 2.0]]), 1).tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_tai_dpt_ranks_named_classes_above_others(task):
+    captions = unit(COMMON + 0.15 * CLASSES[torch.arange(10) % 3] + 0.20 * unit(waves((10, 8), 7.7)))[:4]
+    scores = 4 * captions @ CoOp().vectors(task, {"context": CONTEXT}).T
+    near(scores[0], [3.722862, 3.733693, 3.767080])
+    before = scores.clone()
+    near(ranking_loss(scores, torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()), [2.019539])
+    assert torch.equal(scores, before)
