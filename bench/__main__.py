@@ -25,6 +25,7 @@ BENCHES = {
     "text": "class prompts, deduplicated or not",
     "extract": "an extraction beside its encoder alone, decoding alone and the field's loop",
     "gpu": "hundreds of runs at once on a GPU beside the field's loop there",
+    "retrieval": "exact nearest rows of a store beside the products that they take",
     "fidelity": "how far each precision of an encoder is from float64, and how fast",
 }
 

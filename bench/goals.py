@@ -65,5 +65,8 @@ GOALS = {
     "15": Goal("a sweep on two processes of one thread: times as fast as on one", "workers", least=1.8),
     "16 runs": Goal("256 runs on an H100: times as fast as the peers' loop", "gpu", least=100),
     "16 extract": Goal("extraction with ViT-L/14 on an H100: of the encoder's speed alone", "extract", least=0.95),
+    "17 products": Goal("exact nearest 10 of 10,000 queries among 1,000,000 x 512 stored rows: of the products' speed",
+                        "retrieval", least=0.7),
+    "17 memory": Goal("the same: memory of the process in GiB, at most", "retrieval", most=2),
     "best": Goal("the best of 1,000 CLIP-Adapter runs: times as fast as the peers' whole grid", "grid", least=15),
 }
