@@ -29,6 +29,7 @@ BENCHES = {
     "prompts": "a training step of CoOp beside the published form, with cached and with live images",
     "extract": "an extraction beside its encoder alone, decoding alone and the field's loop",
     "gpu": "hundreds of runs at once on a GPU beside the field's loop there",
+    "retrieval": "exact nearest rows of a store beside the products that they take",
     "fidelity": "how far each precision of an encoder is from float64, and how fast",
 }
 

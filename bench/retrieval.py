@@ -1,0 +1,60 @@
+"""Exact nearest rows of a store beside the products that they take, with every checksum of the rows checked."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from bench.measure import Row, bench, in_turn, make_row
+from bench.products import peak
+from bench.store import make
+from onceclip.adapters.cpu import threads_for
+from onceclip.adapters.ops import unit
+from onceclip.pipeline.retrieval.items import items_of
+from onceclip.pipeline.retrieval.search import nearest
+from onceclip.stores import open_store
+
+
+def all_at_once(queries: Tensor, rows: Tensor, top: int) -> None:
+    """The way of a script: all rows in memory as float32, blocks of queries against all of them, topk."""
+    with threads_for(queries.numel() * len(rows)):
+        for block in queries.split(256):
+            (block @ rows.T).topk(top, dim=1)
+
+
+@bench("retrieval", small={"rows": 3000, "queries": 50, "dim": 16, "repeats": 1})
+@click.option("--rows", default=1_000_000)
+@click.option("--queries", default=10_000)
+@click.option("--dim", default=512)
+@click.option("--top", default=10)
+@click.option("--threads", default=1)
+@click.option("--repeats", default=2)
+@click.option("--peer/--no-peer", default=True, help="Also in one go, which takes memory for all rows in float32.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to write.  [default: a temporary folder]")
+def command(rows: int, queries: int, dim: int, top: int, threads: int, repeats: int, peer: bool,
+            folder: Path | None) -> Iterator[Row]:
+    """The nearest rows of many queries, exactly, read from a store and scored in blocks."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "rows.zarr"
+        make(path, rows, dim)
+        store = open_store(str(path))
+        items, asked = items_of(store), unit(torch.randn(queries, dim, generator=torch.Generator().manual_seed(0)))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        ways = {"ours, from the store": lambda: nearest(asked, store, items, top)}
+        seconds = in_turn(ways, repeats, warm=0)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        if peer:
+            whole = unit(torch.from_numpy(store.embeddings()).float())
+            seconds |= in_turn({"in one go, from memory": lambda: all_at_once(asked, whole, top)}, 1, warm=0)
+    bound = queries * rows * dim / peak(torch.float32) / threads
+    at = {"rows": rows, "queries": queries, "dim": dim, "top": top, "threads": threads}
+    share = bound / sorted(seconds["ours, from the store"])[0]
+    yield make_row(f"the nearest {top} of {queries:,} queries among {rows:,} rows", at, seconds,
+                   ["ours, from the store"], bound, {"17 products": share, "17 memory": most}, gib_before=before)
