@@ -57,4 +57,4 @@ def command(rows: int, queries: int, dim: int, top: int, threads: int, repeats: 
     at = {"rows": rows, "queries": queries, "dim": dim, "top": top, "threads": threads}
     share = bound / sorted(seconds["ours, from the store"])[0]
     yield make_row(f"the nearest {top} of {queries:,} queries among {rows:,} rows", at, seconds,
-                   ["ours, from the store"], bound, {"17 products": share, "17 memory": most}, gib_before=before)
+                   ["ours, from the store"], bound, {"20 products": share, "20 memory": most}, gib_before=before)
