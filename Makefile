@@ -4,12 +4,17 @@ BIN := .venv/bin
 # One thread per test process: several processes share the cores.
 TEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1
 
-.PHONY: demo test lint test-wheel bench docs methods-page install install-test clean
+# The linters and the tests run side by side.
+MAKEFLAGS += --jobs=2
+
+.PHONY: demo test pytest lint test-wheel bench docs methods-page install install-test clean
 
 demo: install
 	$(BIN)/onceclip demo
 
-test: install-test lint
+test: lint pytest
+
+pytest: install-test
 	$(TEST) $(BIN)/python -m pytest -n auto
 
 lint: install-test
@@ -41,6 +46,9 @@ docs: install
 	$(BIN)/python docs/command_page.py > docs/commands.md
 	$(BIN)/python docs/catalogue_file.py
 
+# Python compiles what it imports; most of what is installed never is.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
+
 install: .venv/installed
 install-test: .venv/installed-test .types/onceclip
 
@@ -49,12 +57,12 @@ install-test: .venv/installed-test .types/onceclip
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -e .
+	$(INSTALL) -e .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test]'
-	touch $@
+.venv/installed-test: .venv/bin/python setup.cfg pyproject.toml
+	$(INSTALL) -e '.[test]'
+	touch .venv/installed $@
 
 # Type checkers cannot look through an editable install of a mapped package.
 .types/onceclip:

@@ -44,7 +44,7 @@ def draw_glyph(path: Path, kind: str = "disc", seed: int = 0) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, the slow ones come first, so that none is waited for at the end."""
+    """Where several processes share the tests, the slow ones come first, so that nobody waits for them at the end."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 

@@ -41,7 +41,7 @@ def test_a_second_extraction_encodes_nothing_and_a_new_image_only_itself(
     root = folder_of({"disc": 5, "ring": 5})
     counts = []
     for _ in range(2):
-        done = extract_demo(root, url, unit_rows=4)
+        done = extract_demo(root, url, unit_rows=8)
         counts.append((done.encoded, done.reused))
     glyph(root / "cross" / "new.png", "cross", 1)
     (root / "disc" / "00.png").unlink()
@@ -105,7 +105,7 @@ def test_a_killed_extraction_goes_on(s3_url: str, folder_of: Callable[..., Path]
 def test_what_another_process_writes_is_seen(s3_url: str, folder_of: Callable[..., Path], glyph: Callable[..., Path],
                                              extract_demo: Extract, run_process: Callable[..., Any]) -> None:
     root = folder_of({"disc": 4, "ring": 4})
-    extract_demo(root, s3_url, unit_rows=4)
+    extract_demo(root, s3_url)
     assert len(open_store(s3_url).embeddings()) == 8
     for number in range(6):
         glyph(root / "cross" / f"{number}.png", "cross", number)
@@ -116,19 +116,19 @@ def test_what_another_process_writes_is_seen(s3_url: str, folder_of: Callable[..
     assert (seen.classes, len(seen.embeddings()), len(seen.table)) == (("cross", "disc", "ring"), 14, 14)
 
 
-@pytest.mark.parametrize("fault", ["changed", "missing"])
 def test_damage_on_s3_is_found_marked_and_mended(s3: Any, s3_store: str, store_path: Path, image_folder: Path,
-                                                 run: Callable[..., Any], extract_demo: Extract, fault: str) -> None:
-    chunk = f"{s3_store}/image/embedding/c/1/0"
-    content = s3.cat(chunk)
-    s3.rm(chunk)
-    if fault == "changed":
-        s3.pipe(chunk, bytes([content[0] ^ 1]) + content[1:])
-    assert run("verify", s3_store).exit_code == 1
+                                                 run: Callable[..., Any], extract_demo: Extract) -> None:
+    changed, missing = (f"{s3_store}/image/embedding/c/{unit}/0" for unit in (1, 2))
+    content = s3.cat(changed)
+    s3.pipe(changed, bytes([content[0] ^ 1]) + content[1:])
+    s3.rm(missing)
+    found = run("verify", s3_store)
+    assert found.exit_code == 1
+    assert all(f"image/embedding, chunk {unit}" in found.output for unit in (1, 2))
     result = run("verify", s3_store, "--repair")
     assert result.exit_code == 0, result.stderr
-    assert "1 unit is marked" in result.stderr
-    assert extract_demo(image_folder, s3_store).encoded == 16
+    assert "2 units are marked" in result.stderr
+    assert extract_demo(image_folder, s3_store).encoded == 32
     assert run("verify", s3_store).exit_code == 0
     np.testing.assert_allclose(open_store(s3_store).embeddings(), open_store(str(store_path)).embeddings(), atol=2e-3)
 
