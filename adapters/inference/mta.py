@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,12 +64,15 @@ def mean_shift(views: Tensor, share: Tensor, spread: float, agreement: float,
         away = (2 - 2 * (views @ mode[..., None])[..., 0]).clamp_min_(0)
         return torch.exp(-away / (2 * bandwidth.clamp_min(_NARROWEST)))
 
+    def weigh(kernel: Tensor, weight: Tensor) -> Tensor:
+        return torch.softmax((kernel + agreement * (affinity @ weight[..., None])[..., 0]) / spread, dim=1)
+
+    def move(weight: Tensor, mode: Tensor) -> Tensor:
+        return unit(((density(mode) * weight)[:, None] @ views)[:, 0])
+
     for _ in range(STEPS):
-        kernel = density(mode)
-        weight = _settled(weight, lambda y, kernel=kernel: torch.softmax(
-            (kernel + agreement * (affinity @ y[..., None])[..., 0]) / spread, dim=1))
-        mode = _settled(mode, lambda m, weight=weight: unit(
-            ((density(m) * weight)[:, None] @ views)[:, 0]))
+        weight = _settled(weight, partial(weigh, density(mode)))
+        mode = _settled(mode, partial(move, weight))
     return mode, weight
 
 

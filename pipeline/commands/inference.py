@@ -162,5 +162,6 @@ def _seen(found: Mapping[str, Any]) -> str:
 
 def _fitted(found: Mapping[str, Any]) -> str:
     if found["fitted_on"] == "train":
-        return f"fitted on {counted(found['fit']['n'], 'train image')}, labels unread"
+        which = f" of the class {found['fit']['class']}" if "class" in found["fit"] else ", labels unread"
+        return f"fitted on {counted(found['fit']['n'], 'train image')}{which}"
     return "fitted on these images, labels unread" if found["fitted_on"] == "query" else "fits nothing"

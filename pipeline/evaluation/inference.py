@@ -27,6 +27,7 @@ from onceclip.pipeline.evaluation.metrics import Tally
 from onceclip.pipeline.evaluation.several import (
     OUTPUTS,
     detection_of,
+    normal_name,
     normal_queries,
     output_spec,
     require_several,
@@ -69,6 +70,8 @@ class Session:
                 unlabelled = queries_from(classifier, store, rows) if len(rows) else None
             fitted = {"store": store.fingerprint, "split": "train", "n": len(rows),
                       "keys": keys_hash(store.column("key")[rows])}
+            if strategy.wants_normal:
+                fitted["class"] = normal_name(strategy, classifier)
         with torch.no_grad(), threads_for(_work(classifier, len(unlabelled or ()))):
             prepared = strategy.prepare(classifier, task_for(classifier, store), unlabelled)
         return cls(strategy, classifier, store, prepared, fitted)

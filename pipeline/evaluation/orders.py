@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -108,11 +109,15 @@ def read_orders(alone: Evaluation, strategy: Inference, orders: Sequence[int] = 
     Raises MethodError if the strategy cannot work with the classifier or the store.
     """
     columns, label = columns_of(alone.classifier, alone.candidates), torch.from_numpy(alone.label)
-    found, told_of, record = [], [], {}
+    record: dict[str, Any] = {}
+    found, told_of = [], []
+
+    def tell(number: int, done: float) -> None:
+        progress((number + done) / len(orders))
+
     for number, seed in enumerate(orders):
         begun, order = time.perf_counter(), permutation(seed, len(alone.rows))
-        session = Session.begin(told(strategy, lambda done, number=number: progress((number + done) / len(orders))),
-                                alone.classifier, alone.store)
+        session = Session.begin(told(strategy, partial(tell, number)), alone.classifier, alone.store)
         inferred = session.infer(alone.rows[order])
         tally = Tally(len(alone.candidates))
         predicted = np.empty(len(order), np.int32)

@@ -67,7 +67,7 @@ def normal_queries(strategy: Inference, classifier: Classifier, store: Store) ->
     At most NORMAL_IMAGES, drawn by the seed 1.
     Raises MethodError where no class is the normal one.
     """
-    name = classifier.class_names[normal_class(classifier.class_names, strategy.values["normal"])]
+    name = normal_name(strategy, classifier)
     require_several(store, "patches", "train", strategy.name)
     rows = store.rows("train")
     rows = rows[store.column("label")[rows] == (store.classes.index(name) if name in store.classes else -1)]
@@ -100,6 +100,11 @@ def detection_of(alone: Evaluation, strategy: Inference,
 def _areas(score: list[Tensor], positive: np.ndarray) -> dict[str, Any]:
     values = torch.cat(score).double().numpy()
     return dict(zip(DETECTION, (auroc(values, positive), average_precision(values, positive)), strict=True))
+
+
+def normal_name(strategy: Inference, classifier: Classifier) -> str:
+    """The normal class of a strategy that has one. Raises MethodError where no class is the normal one."""
+    return classifier.class_names[normal_class(classifier.class_names, strategy.values["normal"])]
 
 
 def output_spec(store: Store, sees: str) -> dict[str, Any]:
