@@ -108,6 +108,16 @@ def test_drawn_batches_have_few_classes_and_are_the_same_again() -> None:
     assert dealt[0].tolist() != replace(batches, seed=6).deal(label)[0].tolist()
 
 
+def test_balanced_batches_have_as_many_rows_of_each_class_as_the_rarest_allows() -> None:
+    label = np.repeat(np.arange(4), [5, 40, 40, 40])
+    for batch in Batches(30, 20, (2, 4), balanced=True).deal(label):
+        number = np.unique(label[batch], return_counts=True)[1]
+        assert len({*number.tolist()}) == 1
+        assert number[0] == (5 if 0 in label[batch] else 30 // len(number))
+    with pytest.raises(TaskError, match="add --batches"):
+        Batches(30, balanced=True)
+
+
 @pytest.mark.parametrize("gamma", [0.01, 0.3, 100.0])
 def test_a_stream_has_every_row_once_and_its_classes_come_in_turn_the_more_so_the_smaller_gamma(gamma: float) -> None:
     label = np.repeat(np.arange(10), 40)
@@ -136,7 +146,8 @@ def test_of_batches_the_accuracy_is_the_mean_and_the_classifier_alone_stands_bes
     dealt = Batches(16, 12, (1, 2), seed=3).deal(alone.label)
     record = found["inference"]
     assert record["alone"]["accuracy"] == pytest.approx(np.mean([alone.right[each].mean() for each in dealt]))
-    assert record["batches"] == {"size": 16, "number": 12, "classes": [1, 2], "dirichlet": 0.0, "seed": 3, "dealt": 12}
+    assert record["batches"] == {"size": 16, "number": 12, "classes": [1, 2], "dirichlet": 0.0, "seed": 3,
+                                 "balanced": False, "dealt": 12}
     assert record["difference"]["mean"] == pytest.approx(found["accuracy"] - record["alone"]["accuracy"])
     assert found["n"] == sum(map(len, dealt))
 
