@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1
 # The linters and the tests run side by side.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test pytest lint test-wheel bench docs methods-page install install-test clean
+.PHONY: demo test pytest lint test-wheel bench docs methods-page inference-page install install-test clean
 
 demo: install
 	$(BIN)/onceclip demo
@@ -41,6 +41,10 @@ RUNS ?= build/methods
 methods-page: install
 	$(BIN)/python docs/methods_page.py $(STORES) --out $(RUNS) > docs/methods.md.new
 	mv docs/methods.md.new docs/methods.md
+
+# Prints the table of docs/inference.md: make inference-page STORE=a.zarr; it goes on where it was.
+inference-page: install
+	$(BIN)/python docs/inference_page.py $(STORE) --out build/inference
 
 docs: install
 	$(BIN)/python docs/command_page.py > docs/commands.md

@@ -10,6 +10,7 @@ from typing import Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
 from onceclip.adapters.errors import unknown
+from onceclip.adapters.inference import Inference
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
 from onceclip.adapters.selection.automatic import AUTOMATIC
@@ -174,8 +175,10 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
     if len(rules := listed(further.pop("class_weights", RULES[0]), "class_weights")) > 1:
         return [spec for rule in rules for spec in specs_of(methods, shots, seeds, grids, own, inference,
                                                             inference_values, batches, **further, class_weights=rule)]
-    strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each)))
-                  for each in listed(inference, "inference")]
+    given = listed(inference, "inference")
+    if any(isinstance(each, Inference) for each in given):
+        raise ArgumentError("a sweep makes its strategies itself: give names or classes, and inference_values")
+    strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each))) for each in given]
     draws = further.pop("draws", None)
     further["class_weights"] = rules[0]
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]

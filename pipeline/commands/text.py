@@ -25,6 +25,10 @@ from onceclip.pipeline.words import class_remarks, counted
 @click.option("--prompts-form", type=click.Choice(["sentences", "descriptors"]), help="What the file holds: whole "
               "sentences, or descriptors such as \"two legs\", which become \"a photo of a {}, which has two legs.\"  "
               "[default: sentences, if they name their class]")
+@click.option("--states", metavar="THING", help="What the images show, such as bottle: the normal class gets sentences "
+              "of its normal states, all others of damaged ones, for --inference anovl.")
+@click.option("--normal", default="", metavar="CLASS", help="The normal class of --states.  [default: the one called "
+              "normal, good, ok or nominal]")
 @click.option("--waffle", type=click.IntRange(0), default=0, metavar="N", help="Add N pairs of templates with random "
               "words and random characters (WaffleCLIP; 15 in the paper).")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of --waffle.")
@@ -44,9 +48,9 @@ from onceclip.pipeline.words import class_remarks, counted
 @encoder_options(required=False)
 @json_option
 def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path | None, prompts_form: str | None,
-         waffle: int, seed: int, class_names: Path | None, captions: Path | None, tower: bool, words: tuple[str, ...],
-         classes: str | None, truncate: bool, overwrite: bool, dry_run: bool, model: str | None,
-         pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
+         states: str | None, normal: str, waffle: int, seed: int, class_names: Path | None, captions: Path | None,
+         tower: bool, words: tuple[str, ...], classes: str | None, truncate: bool, overwrite: bool, dry_run: bool,
+         model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
     """Embed another set of class prompts, without touching the images.
 
     Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
@@ -60,6 +64,7 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         onceclip text pets.zarr --tower
         onceclip text pets.zarr --captions captions.csv
         onceclip text unlabelled.zarr --name animals --names cat,dog
+        onceclip text bottles.zarr --name states --states bottle --normal good
     """
     from onceclip.pipeline.api.stores import add_text, add_tower, sentences_of
     from onceclip.stores import open_store
@@ -85,7 +90,8 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         raise click.UsageError("--name says what to call the set: give one, such as ensemble")
     opened = open_store(store)
     names = names_in(classes) if classes else []
-    sentences = sentences_of(opened, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names)
+    sentences = sentences_of(opened, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names,
+                             states, normal)
     made = sentences.source
     said: Mapping[str, Any] = ({} if captions else {each: sentences.of_class(each) for each in sentences.classes}
                                if "file" in made else made["phrases"])
@@ -98,8 +104,8 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
                                        for sentence in sentences.of_class(each)])
         return
     done = add_text(store, name, templates, prompts, prompts_form=prompts_form, class_names=class_names, waffle=waffle,
-                    seed=seed, captions=captions, encoder=given, device=device, truncate=truncate, overwrite=overwrite,
-                    progress=True, names=names)
+                    seed=seed, states=states, normal=normal, captions=captions, encoder=given, device=device,
+                    truncate=truncate, overwrite=overwrite, progress=True, names=names)
     command = ("retrieve {} --text {}" if captions else
                "fit {} --method zero-shot --text {}" if opened.classes else "predict --zero-shot {} --text {}")
     if done["truncated"]:
