@@ -39,7 +39,10 @@ class OnZeta(Inference):
                                       high=10.0),
     }
     sees = "stream"
-    prior = "uniform"
+
+    @property
+    def prior(self) -> str:  # type: ignore[override]
+        return "uniform" if self.even else "none"
 
     def infer(self, classifier: Classifier, queries: Queries, prepared: Task) -> Inferred:
         logits = log_scores(classifier, queries)
