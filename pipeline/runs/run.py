@@ -97,7 +97,7 @@ class RunSpec:
         Raises StoreIncomplete if the store lacks the text set.
         """
         text = "" if self.without_text(store) else store.text_fingerprint(self.text)
-        tower = ({"tower": str(store.tower_attributes().get("fingerprint", ""))}
+        tower = ({"tower": str(store.tower_attributes.get("fingerprint", ""))}
                  if run_method(self.method).wants_tower else {})
         return {"encoder": store.encoder["fingerprint"], "store": store.fingerprint, "text": text, **tower}
 

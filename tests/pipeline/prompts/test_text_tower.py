@@ -66,7 +66,7 @@ def test_every_method_that_learns_prompts_runs_on_a_store(towered: Path, name: s
     first, second = (fit(store, RunSpec(name, 2, values=quick(name), select="fixed")) for _ in range(2))
     rows = store.embeddings(store.rows("test"))
     assert torch.equal(first.classifier.logits(rows), second.classifier.logits(rows))
-    assert first.row["fingerprints"]["tower"] == store.tower_attributes()["fingerprint"]
+    assert first.row["fingerprints"]["tower"] == store.tower_attributes["fingerprint"]
     assert 0 <= first.row["accuracy"] <= 1
     assert first.row["run"] == second.row["run"] != RunSpec("gda", 2).identity(store)
 
@@ -183,7 +183,7 @@ def test_one_that_was_cut_short_counts_as_none_and_is_written_again(copied: Path
     file = copied / "encoder" / "text_tower" / "zarr.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps({**values, "attributes": {}}))
-    assert open_store(str(copied)).tower_attributes() == {}
+    assert open_store(str(copied)).tower_attributes == {}
     assert verify(str(copied)).faults == []
     assert add_tower(str(copied), encoder)["written"]
     assert open_store(str(copied)).tower()
