@@ -146,7 +146,7 @@ def test_without_a_tower_the_command_that_writes_one_is_named(store_path: Path, 
 
 
 def test_a_sweep_over_a_store_without_a_tower_goes_on_with_the_other_methods(store_path: Path, tmp_path: Path) -> None:
-    specs = make_specs(["coop", "zero-shot"], [1], [1], select="fixed")
+    specs = make_specs(["coop", "zero-shot"], [1], [1])
     coop, zero_shot = sweep([open_store(str(store_path))], specs, tmp_path)
     assert (coop["accuracy"], "text tower" in coop["error"]) == (None, True)
     assert zero_shot["accuracy"] is not None
