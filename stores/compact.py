@@ -71,7 +71,7 @@ def compact(path: str, new: str, shard_rows: int | None = None,
             with damage(path, f"encoder/{name}"):
                 dimensions = getattr(array.metadata, "dimension_names", None) or ()
                 writer.put_encoder(name, read_whole(array), tuple(dimensions))
-        if source.tower_attributes():
+        if source.tower_attributes:
             writer.put_tower(source.tower())
         for name in source.texts:
             writer.put_text(name, source.text(name))

@@ -167,6 +167,7 @@ class Store(Columns):
                                "store from a copy, or delete it and extract again")
         return text
 
+    @cached_property
     def tower_attributes(self) -> dict[str, Any]:
         """What the store says of its encoder's text tower; empty if it has none, or one that was cut short."""
         with damage(self.path, TOWER):
@@ -180,7 +181,7 @@ class Store(Columns):
         Raises StoreIncomplete if there is none, StoreMismatch if it is another encoder's, StoreDamaged if it is not as
         it was written.
         """
-        attributes = self.tower_attributes()
+        attributes = self.tower_attributes
         if not attributes:
             raise StoreIncomplete(f"{self.path} has no text tower: `onceclip text {quote(self.path)} --tower` writes "
                                   "the encoder's into it")

@@ -267,7 +267,7 @@ def text_faults(store: Store) -> Iterator[Problem]:
 def tower_faults(store: Store) -> Iterator[Problem]:
     """Whether the text tower is of the store's encoder, and as it was written."""
     try:
-        if store.tower_attributes():
+        if store.tower_attributes:
             store.tower()
     except StoreError as error:
         yield Problem(TOWER, str(error))

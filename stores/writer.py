@@ -263,6 +263,7 @@ class StoreWriter:
         self.store.require_encoder(tower.encoder, "the text tower")
         tower.write(self.group.create_group(TOWER, overwrite=True))
         self._flush()
+        self.store = Store(self.store.path, self.group)
 
     def put_text(self, name: str, text: TextSet) -> None:
         """Store a text set under a name, in place of one that has it, which counts until the new one is whole.

@@ -42,9 +42,9 @@ def add_tower(path: str, encoder: Encoder, words: Sequence[str] = ()) -> dict[st
         if encoder.dim != store.dim:
             raise PromptError(f"{path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: name "
                               "the encoder that made the images")
-        present = store.tower().spec["phrases"] if store.tower_attributes() else {}
+        present = store.tower().spec["phrases"] if store.tower_attributes else {}
         tower = make_tower(store, encoder, [*present, *words])
-        written = store.tower_attributes().get("fingerprint") != tower.fingerprint
+        written = store.tower_attributes.get("fingerprint") != tower.fingerprint
         if written:
             writer.put_tower(tower)
     size = sum(array.nbytes for array in tower.arrays.values())

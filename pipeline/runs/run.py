@@ -212,7 +212,7 @@ class RunSpec:
         text = "" if self.without_text(store) else store.text_fingerprint(self.text)
         found = {"encoder": store.encoder["fingerprint"], "store": store.fingerprint, "text": text}
         if run_method(self.method).wants_tower:
-            found["tower"] = str(store.tower_attributes().get("fingerprint", ""))
+            found["tower"] = str(store.tower_attributes.get("fingerprint", ""))
         if self.bank:
             bank = open_store(self.bank)
             found["bank"] = bank.fingerprint

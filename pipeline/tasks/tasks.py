@@ -153,7 +153,15 @@ def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val
         None if unlabelled is None or not len(unlabelled.rows) else tensor_of(store.embeddings(unlabelled.rows)),
         **logit_numbers(store.encoder),
         projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"),
-        tower=read_tower(store).of(words.classes) if tower else None)
+        tower=_tower(store, words.classes) if tower else None)
+
+
+def _tower(store: Store, classes: Sequence[str]) -> TextTower | None:
+    """The text tower for some classes, as far as there is one: a method says what it lacks."""
+    if not store.tower_attributes:
+        return None
+    tower = read_tower(store)
+    return tower.of(classes) if {*classes} <= {*tower.spec["names"]} else tower
 
 
 def read_tower(store: Store) -> TextTower:

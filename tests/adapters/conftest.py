@@ -13,14 +13,14 @@ VARIANTS = [("clip-adapter", {"branch": "text"}), ("clip-adapter", {"branch": "b
             ("clip-adapter", {"branch": "both", "learn_ratio": True}),
             ("taskres", {"learn_alpha": True, "enhanced": 5})]
 QUICK = {"epochs": 15, "batch_size": 0, "l2": 0.03}  # a strong decay, so that the solver's tolerance does not show
-OF_PROMPTS = {"cocoop": {"reduction": 4}, "upl": {"top": 6}}
+OF_PROMPTS = {"cocoop": {"reduction": 4}, "upl": {"top": 6}, "eco": {"contexts": 2}, "ship": {"hidden": 16}}
 QUICK_OF = {"linear-probe-adamw": {"epochs": 60},  # starts from nothing, not from zero-shot
             "ape-t": {"similarity": 0.6, "channels": 512},  # where its two criteria choose different channels
             "multi-modal-adapter": {"bottleneck": 4, "head_width": 2},
              "labelling-network": {"epochs": 80, "learning_rate": 0.01}, "ss-text": {"text_weight": 100.0},
              "ranpac": {"features": 60},
              # Adam makes whole steps of gradients that are rounding alone.
-             **{name: {"optimizer": "sgd", "learning_rate": 1e-3, **OF_PROMPTS.get(name, {})}
+             **{name: {"optimizer": "sgd", "learning_rate": 1e-3, "epochs": 5, **OF_PROMPTS.get(name, {})}
                 for name, method in METHODS.items() if method.wants_tower}}
 
 
@@ -72,7 +72,7 @@ WORDS = {"a": [5], "photo": [6], "of": [7], "a photo of a": [5, 6, 7, 5]}
 
 
 @functools.cache
-def _tower(classes, dim, layers=2, positions=24, **spec):
+def _tower(classes, dim, layers=1, positions=24, **spec):
     """A text tower whose class vectors for "a photo of a class 0." and so on are the centres of the rows, nearly."""
     width, generator = max(16, classes + classes % 2), torch.Generator().manual_seed(dim)
     rows = [*range(8), *range(10, 10 + NUMBERS)]

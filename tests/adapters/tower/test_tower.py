@@ -11,7 +11,7 @@ from onceclip.adapters.tower.layout import Layout
 @pytest.fixture
 def ragged(make_tower):
     """A tower whose class names have one to five tokens, with a context of 24."""
-    plain = make_tower(4, 8)
+    plain = make_tower(4, 8, layers=2)
     names = {"class 0": [10, 3], "class 1": [4, 11, 12, 13, 3], "class 2": [4, 12, 3], "class 3": [14]}
     spec = {**plain.spec, "names": names, "stems": {"class 0": 1, "class 1": 4, "class 2": 2, "class 3": 1}}
     return TextTower.checked(plain.tensors, spec).of(list(names))
@@ -57,7 +57,7 @@ def test_what_was_saved_in_float32_is_within_rounding_of_the_whole(ragged, monke
 @pytest.mark.parametrize("pool", ["last", "first"])
 def test_a_tower_that_looks_ahead_sees_every_place_of_its_context(make_tower, pool):
     """Nothing is cut and nothing shared: the fill behind a sentence is part of what it computes."""
-    both = make_tower(4, 8, causal=False, pool=pool)
+    both = make_tower(4, 8, layers=2, causal=False, pool=pool)
     context = torch.randn(3, both.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ids = torch.tensor([[0, *both.spec["names"][name], 1] + [2] * 19 for name in both.classes])
     assert ids.shape == (4, 24)

@@ -42,7 +42,7 @@ def test_only_hyperparameters_marked_retrain_change_what_is_trained(case, make_t
         return
     needs = {"momentum": {"optimizer": "sgd"}, "warmup": {"schedule": "warmup"}, "epsilon": {"optimizer": "adam"},
              "clip": {"clip": 1e-6}, "drop_last": {"batch_size": 4},
-             "length": {"words": ""}}
+             "length": {"words": ""}, "text": {"words": ""}}
     for name in base.hyperparameters.keys() - {"keep", "patience"}:  # which need validation rows
         setting, more = base.hyperparameters[name], needs.get(name, {})
         like = make_method(case, **{key: value for key, value in more.items() if key in base.hyperparameters})

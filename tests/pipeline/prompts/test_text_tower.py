@@ -21,6 +21,7 @@ from onceclip.pipeline.export import export
 from onceclip.pipeline.prompts.tower import add_tower, make_tower
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.sweep import make_specs, sweep
 from onceclip.pipeline.tasks.tasks import make_task, read_tower
 from onceclip.stores import StoreDamaged, StoreIncomplete, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.compact import compact
@@ -66,7 +67,7 @@ def test_every_method_that_learns_prompts_runs_on_a_store(towered: Path, name: s
     first, second = (fit(store, RunSpec(name, 2, values=quick(name), select="fixed")) for _ in range(2))
     rows = store.embeddings(store.rows("test"))
     assert torch.equal(first.classifier.logits(rows), second.classifier.logits(rows))
-    assert first.row["fingerprints"]["tower"] == store.tower_attributes()["fingerprint"]
+    assert first.row["fingerprints"]["tower"] == store.tower_attributes["fingerprint"]
     assert 0 <= first.row["accuracy"] <= 1
     assert first.row["run"] == second.row["run"] != RunSpec("gda", 2).identity(store)
 
@@ -136,11 +137,19 @@ def test_options_that_do_not_go_together_are_one_line(towered: Path, run: Callab
 def test_without_a_tower_the_command_that_writes_one_is_named(store_path: Path, run: Callable[..., Any]) -> None:
     result = run("fit", store_path, "--method", "coop", "--shots", "2")
     assert result.exit_code == 1
-    assert "has no text tower: `onceclip text" in result.stderr
+    assert "coop needs the encoder's text tower and the task has none" in result.stderr
+    assert "`onceclip text STORE --tower`" in result.stderr
     with pytest.raises(StoreIncomplete, match="--tower"):
         open_store(str(store_path)).tower()
     with pytest.raises(MethodError, match=r"coop needs the encoder's text tower .*`onceclip text STORE --tower`"):
         METHODS["coop"]().fit(make_task(open_store(str(store_path)), 2))
+
+
+def test_a_sweep_over_a_store_without_a_tower_goes_on_with_the_other_methods(store_path: Path, tmp_path: Path) -> None:
+    specs = make_specs(["coop", "zero-shot"], [1], [1])
+    coop, zero_shot = sweep([open_store(str(store_path))], specs, tmp_path)
+    assert (coop["accuracy"], "text tower" in coop["error"]) == (None, True)
+    assert zero_shot["accuracy"] is not None
 
 
 def test_a_tower_of_another_encoder_is_refused(copied: Path, other_encoder: str) -> None:
@@ -183,7 +192,7 @@ def test_one_that_was_cut_short_counts_as_none_and_is_written_again(copied: Path
     file = copied / "encoder" / "text_tower" / "zarr.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps({**values, "attributes": {}}))
-    assert open_store(str(copied)).tower_attributes() == {}
+    assert open_store(str(copied)).tower_attributes == {}
     assert verify(str(copied)).faults == []
     assert add_tower(str(copied), encoder)["written"]
     assert open_store(str(copied)).tower()
