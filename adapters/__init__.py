@@ -2,7 +2,7 @@
 
 from onceclip.adapters.classifier import Classifier, ClassifierModule, load_classifier
 from onceclip.adapters.errors import AdapterFileError, MethodError, UnknownName
-from onceclip.adapters.merging import best_merge, merge
+from onceclip.adapters.merging import best_merge, ensemble, merge
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods import METHODS, method_class
 from onceclip.adapters.methods.ape import APE
@@ -103,6 +103,7 @@ __all__ = [
     "ZeroShot",
     "ZeroShotLinearProbe",
     "best_merge",
+    "ensemble",
     "fit_all",
     "fit_automatically",
     "fit_selected",

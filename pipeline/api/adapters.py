@@ -26,6 +26,7 @@ Adapter = str | Path | Classifier
 def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path | Store], split: str = "test", *,
              classes: str | Sequence[str] = "all", text: str | None = None, only_its_classes: bool = False,
              against: Adapter | None = None, confusion: str | Path | None = None, modules: Sequence[str] = (),
+             join: Sequence[str] = (),
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -34,7 +35,8 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         with, in `stores` and `mean_of_others`. classes: "all", "base", "new", or names of classes whose images are
         scored. text: name of a text set whose classes compete. only_its_classes: the scored classes alone compete.
         against: another adapter, to be compared on the same images. confusion: a CSV file for the confusion matrix.
-        modules: that saved heads and methods may come from. progress: of a store's path, a context that gives
+        modules: that saved heads and methods may come from. join: NAME=STORE of other encoders' stores of the same
+        images, for an adapter that takes their outputs. progress: of a store's path, a context that gives
         a function for the fraction done.
     Raises StoreMismatch if another encoder made a store, TaskError if there is no labelled image, ArgumentError.
 
@@ -46,12 +48,15 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.evaluation.intervals import compare
     from onceclip.pipeline.evaluation.metrics import write_matrix
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
+    from onceclip.pipeline.runs.run import named_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
     protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes)
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
+    for name, path in map(named_store, join):
+        several = [store.join(opened(path), name) for store in several]
     if confusion is not None and len(several) > 1:
         raise ArgumentError("the confusion matrix is that of one store: give one")
     for store in several:

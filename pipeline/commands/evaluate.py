@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, names_in, percentage, show
+from onceclip.pipeline.commands.options import (
+    LocalPath,
+    import_option,
+    join_option,
+    json_option,
+    names_in,
+    percentage,
+    show,
+)
 from onceclip.pipeline.words import few_words, percent
 
 CONFUSIONS = 10  # wrong pairs that people are shown
@@ -33,11 +41,12 @@ _NATS = ("nll", "ece")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
+@join_option
 @import_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
              only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
-             modules: tuple[str, ...], as_json: bool) -> None:
+             join: tuple[str, ...], modules: tuple[str, ...], as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -55,7 +64,7 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     from onceclip.pipeline.tasks.classes import CHOICES
 
     found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
-                  only_its_classes=only_its_classes, against=against, confusion=confusion, modules=modules,
+                  only_its_classes=only_its_classes, against=against, confusion=confusion, modules=modules, join=join,
                   progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
     show(as_json, values, lambda: evaluation_lines(values, per_class))

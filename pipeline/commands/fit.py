@@ -16,6 +16,7 @@ from onceclip.pipeline.commands.options import (
     Shots,
     compile_option,
     import_option,
+    join_option,
     json_option,
     percentage,
     show,
@@ -25,7 +26,7 @@ from onceclip.pipeline.commands.options import (
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow", "refit", "support", "bank", "captions")
+             "narrow", "refit", "support", "bank", "captions", "join", "inputs")
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
@@ -58,6 +59,9 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
 @support_options
+@join_option
+@click.option("--inputs", multiple=True, metavar="OUTPUT", help="Fit on this output in place of the embedding, such as "
+              "dino/embedding, with a method that compares with no text (repeatable).")
 @compile_option
 @training_device_option
 @click.option("--from-row", metavar="FILE:N",
@@ -69,7 +73,8 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        refit: str, support: str, bank: str, captions: str, compile: str, device: str, from_row: str | None,
+        refit: str, support: str, bank: str, captions: str, join: tuple[str, ...],
+        inputs: tuple[str, ...], compile: str, device: str, from_row: str | None,
         out: Path | None, overwrite: bool,
         modules: tuple[str, ...], as_json: bool) -> None:
     """Fit a classifier on a store and score it.
@@ -110,7 +115,8 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     number = 0 if support and not _chosen("shots") else shots or None
     spec = spec_of(row, opened) if row else RunSpec(
         method or AUTOMATIC, number, seed, values, text, select, class_weights, search, narrow,
-        stream=stream, classes=classes, refit=refit, support=support, bank=bank, captions=captions)
+        stream=stream, classes=classes, refit=refit, support=support, bank=bank, captions=captions,
+        join=join, inputs=inputs)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:

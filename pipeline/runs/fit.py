@@ -73,7 +73,8 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     """
     begun, where = time.perf_counter(), training_device(device)
     first, products = specs[0], fast_products()
-    methods = [run_method(spec.method)(**spec.values) for spec in specs]
+    store = first.opened(store)
+    methods = [spec.built() for spec in specs]
     drawn = _drawn(store, first, methods[0])
     policies = [spec.select or _policy(method, drawn) for spec, method in zip(specs, methods, strict=True)]
     drawn.remarks.extend(dict.fromkeys(
@@ -169,7 +170,7 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "encoder": store.encoder,
         "store": store.fingerprint,
         "outputs": {name: output.spec for name, output in store.outputs.items()
-                    if name in run_method(spec.method).inputs},
+                    if name in (spec.inputs or run_method(spec.method).inputs)},
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots_word, "seed": spec.seed, "select": policy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +22,14 @@ CAPTIONS = "captions"  # name of the text set of captions that a bank has by def
 REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")}  # and the splits that are fitted on
 
 
+def named_store(text: str) -> tuple[str, str]:
+    """Name and path of NAME=PATH. Raises TaskError if it is not that."""
+    name, mark, path = str(text).partition("=")
+    if not (name and mark and path):
+        raise TaskError(f"--join {text}: give NAME=STORE, such as dino=dino.zarr")
+    return name, path
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One run.
@@ -39,6 +47,8 @@ class RunSpec:
     refit: "val" or "all" to fit once more, with what was chosen, on all labelled rows of train and val, or of test too,
         which leaves no test accuracy; only for shots=None.
     support: where further rows come from that nobody labelled, as "upl:16"; with shots=0 no label is read at all.
+    join: NAME=PATH of further stores of the same images; `NAME/embedding` is then one more output. inputs: outputs that
+        the method takes in the place of its own.
     bank: path of another store of the same encoder, which such rows, or the method, take images from. captions: name of
         the bank's text set of captions.
 
@@ -63,6 +73,8 @@ class RunSpec:
     support: str = ""
     bank: str = ""
     captions: str = ""
+    join: Sequence[str] = ()
+    inputs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         method = run_method(self.method)
@@ -84,6 +96,11 @@ class RunSpec:
         object.__setattr__(self, "support", str(support_source(self.support)) if self.support else "")
         object.__setattr__(self, "bank", everywhere(self.bank) if self.bank else "")
         self._require_a_source(method)
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        object.__setattr__(self, "join", tuple(f"{name}={everywhere(path)}" for name, path in
+                                               (named_store(each) for each in self.join)))
+        if self.inputs:
+            method().with_inputs(tuple(self.inputs))  # complains if the method cannot
 
     def _require_a_source(self, method: type[Method]) -> None:
         """Raise TaskError unless support, bank and shots go together."""
@@ -125,13 +142,14 @@ class RunSpec:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
         return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
                 self.narrow, self.validated, self.stream, self.classes, self.refit, self.support, self.bank,
-                self.captions)
+                self.captions, self.join, self.inputs)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
-        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("support", ""), ("bank", ""), ("captions", "")):
-            if values[name] == usual:
+        usual = {"classes": ALL, "refit": NO_REFIT, "support": "", "bank": "", "captions": "", "join": (), "inputs": ()}
+        for name, value in usual.items():
+            if values[name] == value:
                 del values[name]  # rows of before there was a choice keep their identity
         return values
 
@@ -151,10 +169,25 @@ class RunSpec:
             found["bank"] = bank.fingerprint
             if self.captions_name:
                 found["captions"] = bank.text_fingerprint(self.captions_name)
+        for name, other in (named_store(each) for each in self.join):
+            found[f"join {name}"] = open_store(other).fingerprint
         return found
+
+    def opened(self, store: Store) -> Store:
+        """A store with those that the run joins to it. Raises StoreMismatch if they are not of the same images."""
+        for name, other in (named_store(each) for each in self.join):
+            store = store.join(open_store(other), name)
+        return store
+
+    def built(self) -> Method:
+        """The method with its values and inputs."""
+        method = run_method(self.method)(**self.values)
+        return method.with_inputs(tuple(self.inputs)) if self.inputs else method
 
     def identity(self, store: Store) -> str:
         """Name of the run: what was asked for, of which content."""
         contents = self.contents(store)
-        of_bank = {name: contents[name] for name in ("bank", "captions") if name in contents}
-        return fingerprint({**self.as_values(), "text": contents["text"], "store": contents["store"], **of_bank})
+        of_others = {name: contents[name] for name in ("bank", "captions") if name in contents}
+        joined = [each for each in contents.items() if each[0].startswith("join ")]
+        return fingerprint({**self.as_values(), "text": contents["text"], "store": contents["store"], **of_others,
+                            **({"join": joined} if joined else {})})

@@ -136,7 +136,8 @@ def test_the_command_keeps_rows_goes_on_and_draws_a_page(imported: Store, run: C
 
 @pytest.mark.parametrize(("arguments", "text"), [
     (("--sessions", "3"), "give a number from 1 to 2"), (("--method", "gdaa"), "did you mean 'gda'"),
-    (("--method", "x-more", "--sessions", "2"), "takes more than embeddings and prompts"), (("--text", "none", "--sessions", "2"), "no text set 'none'"),
+    (("--method", "x-more", "--sessions", "2"), "takes more than embeddings and prompts"),
+    (("--text", "none", "--sessions", "2"), "no text set 'none'"),
     (("--method", "gda", "--sessions", "2", "--set", "alpha=x"), "alpha=x is not a number"),
     (("--method", "gda", "--sessions", "2", "--set", "covariance=class-mean"), "covariance=pooled alone")])
 def test_what_cannot_arrive_is_one_line(imported: Store, run: Callable[..., Any], arguments: tuple[str, ...],
