@@ -59,6 +59,7 @@ class TransformersBackend(Backend):
         config = model.config
         self.preparation = _preparation(processor, spec)
         self.tokenizer = Tokenizer(tokenizer, _context_length(config, tokenizer))
+        self._padding = tokenizer.pad_token_id
         self.identity = {
             "architecture": fingerprint({"kind": config.model_type, **{
                 part: {name: getattr(getattr(config, part), name, None) for name in _ARCHITECTURE}
@@ -111,7 +112,7 @@ class TransformersBackend(Backend):
     def text(self, tokens: Tensor) -> Tensor:
         """Run the text model on token ids (n, context); see `Backend`."""
         if self.model.config.model_type in _MASKED:
-            mask = (tokens != self.tokenizer.padding).to(tokens.dtype)
+            mask = (tokens != self._padding).to(tokens.dtype)
             return self.model.get_text_features(input_ids=tokens, attention_mask=mask).pooler_output
         pooled = self.model.text_model(input_ids=tokens).pooler_output
         return self.model.text_projection(pooled) if self._projected else pooled
@@ -136,7 +137,6 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer, self.context_length = tokenizer, context_length
-        self.padding = tokenizer.pad_token_id
 
     def __call__(self, sentences: Sequence[str], context_length: int | None = None) -> Tensor:
         """Token ids (n, context_length); what is longer is cut."""
