@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onceclip.adapters.classifier import Classifier, ClassifierModule, load_classifier
     from onceclip.adapters.errors import AdapterFileError, MethodError, UnknownName
-    from onceclip.adapters.merging import best_merge, merge
+    from onceclip.adapters.merging import best_merge, ensemble, merge
     from onceclip.adapters.method import Method
     from onceclip.adapters.methods import *  # noqa: F403
     from onceclip.adapters.methods import METHODS, method_class
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MODULES = {name: module for module, names in {
     "classifier": ("Classifier", "ClassifierModule", "load_classifier"),
-    "errors": ("AdapterFileError", "MethodError", "UnknownName"), "merging": ("best_merge", "merge"),
+    "errors": ("AdapterFileError", "MethodError", "UnknownName"), "merging": ("best_merge", "ensemble", "merge"),
     "method": ("Method",), "methods": ("METHODS", "method_class"), "selection.automatic": ("fit_automatically",),
     "selection.selection": ("POLICIES", "Selection", "fit_all", "fit_selected"),
     "support": ("SUPPORTS", "SupportSource", "support_source"), "task": ("Pool", "Rows", "Task"), "text": ("Text",),
@@ -37,7 +37,7 @@ _MODULES = {name: module for module, names in {
 __all__ = [
     "METHODS", "POLICIES", "SUPPORTS", "AdapterFileError", "Classifier", "ClassifierModule", "Hyperparameter", "Method",
     "MethodError", "Pool", "Rows", "Selection", "SupportSource", "Task", "Text", "TextTower", "UnknownName",
-    "best_merge", "fit_all", "fit_automatically", "fit_selected", "load_classifier", "merge", "method_class",
+    "best_merge", "ensemble", "fit_all", "fit_automatically", "fit_selected", "load_classifier", "merge", "method_class",
     "support_source", "transfer",
 ]
 

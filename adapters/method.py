@@ -8,8 +8,9 @@ head or a penalty is made: the engine may put those of many runs in one tensor.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Method(Trainable):
     needs_text: whether it looks at prompts; without, a task of class names alone will do.
     transfers: whether what it learns serves other classes; `for_classes` makes their head.
     weighs: whether the weights of support rows count; a method that does not weigh rows refuses rows that have any.
+    any_inputs: whether its `inputs` may be others, such as the embedding of another encoder, since no text is compared.
     needs_bank: what it keeps of a bank of other images: "", "image", or "caption" for both.
     """
 
@@ -55,6 +57,7 @@ class Method(Trainable):
     transfers: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
     needs_bank: ClassVar[str] = ""
+    any_inputs: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if not hasattr(cls, "name"):
@@ -79,6 +82,14 @@ class Method(Trainable):
         """What the hyperparameters of a saved adapter or a row mean, which may be older than some names."""
         return {**{name: value for name, value in BEFORE.items() if name in cls.hyperparameters},
                 **{RENAMED.get(name, name): value for name, value in values.items()}}
+
+    def with_inputs(self, inputs: tuple[str, ...]) -> Self:
+        """Copy that takes other outputs of every row. Raises MethodError if the method compares rows with the text."""
+        if not self.any_inputs:
+            raise MethodError(f"{self.name} takes its own inputs alone: use labelling-network or linear-probe-preproj")
+        other = copy.copy(self)
+        other.inputs = inputs  # type: ignore[misc] # of this object, in the place of its class's
+        return other
 
     def prepare(self, task: Task) -> Any:
         """Work that no hyperparameter changes, done once for a task; handed to all methods below."""

@@ -180,7 +180,9 @@ def _checked(config: Any) -> dict[str, Any]:
     for name in ("class_names", "inputs", "parameters"):
         if not all(isinstance(each, str) for each in config[name]):
             raise ValueError(f"{name} are no texts")
-    if not all(name.replace("-", "_").isidentifier() for name in config["inputs"]):
+    # One slash at most, behind the name of a joined store.
+    if not all(part.replace("-", "_").isidentifier() and name.count("/") < 2
+               for name in config["inputs"] for part in name.split("/")):
         raise ValueError("inputs are no names of outputs")
     outputs = config["provenance"].get("outputs", {})
     if not isinstance(outputs, dict) or not all(isinstance(each, dict) for each in outputs.values()):

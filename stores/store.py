@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from shlex import quote
@@ -14,6 +15,7 @@ import numpy as np
 
 from onceclip.stores.columns import Columns
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
+from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import damage, open_group
 from onceclip.stores.rows import read_rows
 from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TABLE_ROWS, TODO, read_whole, unseal
@@ -191,6 +193,16 @@ class Store(Columns):
         with damage(self.path, TOWER):
             return StoredTower.read(self.group[TOWER])  # type: ignore[arg-type]
 
+    def join(self, other: Store, name: str) -> JoinedStore:
+        """This store with the embeddings and outputs that another has of the same images, as `name/embedding`.
+
+        Images are matched by the digest of their files; by their keys where both stores were imported, which have none.
+        Nothing is copied: rows of the other store are read where they lie.
+        Raises StoreMismatch if the other lacks an image or has another file under its key, StoreError for a name that
+        cannot be one.
+        """
+        return JoinedStore(self, {name: other})
+
     def require_complete(self) -> None:
         """Raise StoreIncomplete if rows are still to be encoded."""
         if not self.complete:
@@ -207,6 +219,53 @@ class Store(Columns):
         if other != mine:
             raise StoreMismatch(f"{what} belongs to encoder {other}, {self.path} to {mine} "
                                 f"({self.encoder['name']}): use a store made by the same encoder")
+
+
+class JoinedStore(Store):
+    """A store, and others of the same images whose arrays are outputs beside its own; see `Store.join`.
+
+    joined: the other stores by name.
+    """
+
+    def __init__(self, store: Store, others: Mapping[str, Store]) -> None:
+        super().__init__(store.path, store.group)
+        self.joined: dict[str, Store] = {**(store.joined if isinstance(store, JoinedStore) else {}), **others}
+        for name in self.joined:
+            if not re.fullmatch("[a-z][a-z0-9_-]*", name):
+                raise StoreError(f"a joined store cannot be called {name!r}: give it a name of small letters")
+        self._places = {name: _matched(self, other, name) for name, other in self.joined.items()}
+
+    def has(self, name: str) -> bool:
+        first, _, rest = name.partition("/")
+        return self.joined[first].has(rest) if rest and first in self.joined else super().has(name)
+
+    def embeddings(self, rows: np.ndarray | None = None, name: str = "embedding") -> np.ndarray:
+        first, _, rest = name.partition("/")
+        if not rest or first not in self.joined:
+            return super().embeddings(rows, name)
+        rows = self.rows(labelled=False) if rows is None else np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return self.joined[first].embeddings(self._places[first][rows], rest)
+
+
+def _matched(store: Store, other: Store, name: str) -> np.ndarray:
+    """Positions (rows,) in another store of the images of a store, -1 for rows without values."""
+    mine, theirs = store.rows(labelled=False), other.rows(labelled=False)
+    by_key = bool(store.encoder.get("imported") and other.encoder.get("imported"))
+    keys, other_keys = (each.column("key")[rows].tolist() for each, rows in ((store, mine), (other, theirs)))
+    own, known = (keys, other_keys) if by_key else tuple(
+        each.column("digest")[rows].view(f"V{DIGEST_BYTES}").ravel().tolist()
+        for each, rows in ((store, mine), (other, theirs)))
+    place = dict(zip(known, theirs.tolist(), strict=True))
+    found = np.array([place.get(each, -1) for each in own], dtype=np.int64)
+    if (found < 0).any():
+        first = keys[int(np.argmin(found))]
+        why = "another file there" if first in set(other_keys) else "not there"
+        raise StoreMismatch(f"{other.path} cannot be joined as {name!r}: of {len(found)} images of {store.path} it "
+                            f"lacks {int((found < 0).sum())}, such as {first!r} ({why}): extract both from one folder")
+    places = np.full(store.height, -1, dtype=np.int64)
+    places[mine] = found
+    return places
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:

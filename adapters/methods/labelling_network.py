@@ -40,6 +40,7 @@ class LabellingNetwork(Method):
     }
     trained = True
     needs_text = False
+    any_inputs = True
     weighs = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:

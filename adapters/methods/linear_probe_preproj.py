@@ -31,6 +31,7 @@ class LinearProbePreproj(LpClip):
     source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, A.3"
     equation = "logits = v.W' + b,  min C sum CE + |W|^2 / 2"
     inputs = ("preproj",)
+    any_inputs = True
     needs = "features before the projection (extract --preproj)"
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
              inference: str | type[Inference] | Inference | None = None,
              inference_values: Mapping[str, Any] | None = None, batches: Mapping[str, Any] | Batches | None = None,
              orders: Sequence[int] | str | None = None, save: str | Path | None = None, overwrite: bool = False,
+             join: Sequence[str] = (),
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -49,7 +50,8 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         with, in `stores` and `mean_of_others`. classes: "all", "base", "new", or names of classes whose images are
         scored. text: name of a text set whose classes compete. only_its_classes: the scored classes alone compete.
         against: another adapter, to be compared on the same images. confusion: a CSV file for the confusion matrix.
-        modules: that saved heads and methods may come from. progress: of a store's path, a context that gives
+        modules: that saved heads and methods may come from. join: NAME=STORE of other encoders' stores of the same
+        images, for an adapter that takes their outputs. progress: of a store's path, a context that gives
         a function for the fraction done.
     inference: a strategy by which the adapter reads the rows, without their labels; the scores are then those with it,
         and `inference` among them says what was done and what the adapter reaches alone. inference_values: its
@@ -73,12 +75,15 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.evaluation.metrics import write_matrix
     from onceclip.pipeline.evaluation.orders import orders_for, read_orders
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
+    from onceclip.pipeline.runs.run import named_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
     protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes)
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
+    for name, path in map(named_store, join):
+        several = [store.join(opened(path), name) for store in several]
     strategy = None if inference is None else inference_of(inference, inference_values)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
     if strategy is None and (inference_values or dealt is not None or save is not None or orders is not None):

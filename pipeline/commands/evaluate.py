@@ -10,7 +10,15 @@ from typing import Any
 import click
 
 from onceclip.pipeline.commands.inference import inference_lines, inference_options, label_of
-from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, names_in, percentage, show
+from onceclip.pipeline.commands.options import (
+    LocalPath,
+    import_option,
+    join_option,
+    json_option,
+    names_in,
+    percentage,
+    show,
+)
 from onceclip.pipeline.words import few_words, percent
 
 CONFUSIONS = 10  # wrong pairs that people are shown
@@ -41,12 +49,14 @@ _NATS = ("nll", "ece")
 @click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Save the adapter that the strategy leaves behind.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter in the folder of --save.")
+@join_option
 @import_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
              only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
              inference: str | None, inference_values: dict[str, str], batches: dict[str, Any] | None,
-             orders: str | None, save: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
+             join: tuple[str, ...], orders: str | None, save: Path | None, overwrite: bool, modules: tuple[str, ...],
+             as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -68,7 +78,7 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     from onceclip.pipeline.tasks.classes import CHOICES
 
     found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
-                  only_its_classes=only_its_classes, against=against, confusion=confusion, modules=modules,
+                  only_its_classes=only_its_classes, against=against, confusion=confusion, modules=modules, join=join,
                   inference=inference, inference_values=inference_values, batches=batches, orders=orders,
                   save=save, overwrite=overwrite, progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}

@@ -17,6 +17,7 @@ from onceclip.pipeline.commands.options import (
     Shots,
     compile_option,
     import_option,
+    join_option,
     json_option,
     percentage,
     say_at_once,
@@ -27,8 +28,8 @@ from onceclip.pipeline.commands.options import (
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
 _OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow", "refit", "support", "bank", "captions", "draws", "long_tail", "natural_prior", "label_noise",
-             "missing")
+             "narrow", "refit", "support", "bank", "captions", "join", "inputs", "draws", "long_tail", "natural_prior",
+             "label_noise", "missing")
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
@@ -62,6 +63,9 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; the winner is trained again as usual.")
 @support_options
+@join_option
+@click.option("--inputs", multiple=True, metavar="OUTPUT", help="Fit on this output in place of the embedding, such as "
+              "dino/embedding, with a method that compares with no text (repeatable).")
 @compile_option
 @training_device_option
 @click.option("--curves", is_flag=True, help="With --out: keep training and validation loss of every epoch beside the "
@@ -75,9 +79,9 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @json_option
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        refit: str, support: str, bank: str, captions: str, compile: str, device: str, curves: bool,
-        from_row: str | None, out: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool,
-        **drawing: Any) -> None:
+        refit: str, support: str, bank: str, captions: str, join: tuple[str, ...], inputs: tuple[str, ...],
+        compile: str, device: str, curves: bool, from_row: str | None, out: Path | None, overwrite: bool,
+        modules: tuple[str, ...], as_json: bool, **drawing: Any) -> None:
     """Fit a classifier on a store and score it.
 
     Without --method, several methods are fitted, each with hyperparameters that validation images choose (or training
@@ -116,7 +120,8 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     spec = spec_of(row, opened) if row else spec_for(
         method or AUTOMATIC, (shots or "all") if _chosen("shots") else None, seed if _chosen("seed") else None, values,
         text=text, select=select, class_weights=class_weights, search=search, narrow=narrow, stream=stream,
-        classes=classes, refit=refit, support=support, bank=bank, captions=captions, **drawing)
+        classes=classes, refit=refit, support=support, bank=bank, captions=captions, join=join, inputs=inputs,
+        **drawing)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:

@@ -147,6 +147,11 @@ scheduler_option = click.option(
     "file that it wrote, or dask for the one that DASK_SCHEDULER_ADDRESS names (docs/clusters.md).")
 
 
+join_option = click.option(
+    "--join", multiple=True, metavar="NAME=STORE", help="Another encoder's store of the same images: NAME/embedding is "
+    "then one more output (repeatable; docs/encoders.md).")
+
+
 def support_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options that say where support rows come from that nobody labelled."""
     for option in reversed([

@@ -1,8 +1,9 @@
-"""CLIP and SigLIP models in the format of Hugging Face's `transformers`: a folder, or a name on the hub."""
+"""CLIP, SigLIP and their relatives in the format of Hugging Face's `transformers`: a folder, or a name on the hub."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ from onceclip.pipeline.encoders.weights import check_weights_file, reason_of, we
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores.identity import fingerprint
 
-_KINDS = ("clip", "siglip")
+SIGLIP_2, DUAL = "siglip2", "vision-text-dual-encoder"
+_MASKED = ("altclip", "chinese_clip", DUAL)  # whose text models must not look at what fills the context
+_KINDS = ("clip", "siglip", SIGLIP_2, "metaclip_2", *_MASKED)
+_OFFSET = ("altclip_text_model", "camembert", "roberta", "xlm-roberta")  # positions begin behind that of the padding
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 _ARCHITECTURE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
                  "layer_norm_eps", "image_size", "patch_size", "max_position_embeddings", "eos_token_id")
@@ -36,7 +40,10 @@ _PROBE = "A photo of 2 cats, naïve."
 
 
 class TransformersBackend(Backend):
-    """A CLIPModel or SiglipModel.
+    """A model of one of `_KINDS`.
+
+    Siglip2 (NaFlex) takes images of any shape as so many patches; here every image is made a square of as many, so that
+    square images have the library's own pixels and others are squashed as for fixed sizes.
 
     Raises EncoderError if it cannot be loaded, is of another kind, lacks weights, or prepares images in a way that
     `Preparation` cannot follow.
@@ -51,7 +58,8 @@ class TransformersBackend(Backend):
         self.model = model.to(device=device, dtype=PRECISIONS[self.precision])
         config = model.config
         self.preparation = _preparation(processor, spec)
-        self.tokenizer = Tokenizer(tokenizer, int(config.text_config.max_position_embeddings))
+        self.tokenizer = Tokenizer(tokenizer, _context_length(config, tokenizer))
+        self._padding = tokenizer.pad_token_id
         self.identity = {
             "architecture": fingerprint({"kind": config.model_type, **{
                 part: {name: getattr(getattr(config, part), name, None) for name in _ARCHITECTURE}
@@ -79,6 +87,14 @@ class TransformersBackend(Backend):
         if not self._projected and outputs != (EMBEDDING,):
             other = next(each for each in outputs if each != EMBEDDING)
             raise refuse(self.info["name"], other, "SigLIP pools its patches by attention, without a projection")
+        if self.model.config.model_type == SIGLIP_2:
+            return {EMBEDDING: self.model.get_image_features(**self._patches(pixels)).pooler_output}
+        if self.model.config.model_type == DUAL and TOKEN in outputs:
+            raise refuse(self.info["name"], TOKEN, "the two encoders of a dual encoder may be of any kind")
+        if self.model.config.model_type == DUAL:
+            found = self.model.vision_model(pixel_values=pixels)
+            given = {EMBEDDING: self.model.visual_projection(found.pooler_output), PREPROJ: found.pooler_output}
+            return {output: given[output] for output in outputs}
         vision = self.model.vision_model
         found = vision(pixel_values=pixels, output_hidden_states=TOKEN in outputs)
         if not self._projected:
@@ -95,8 +111,21 @@ class TransformersBackend(Backend):
 
     def text(self, tokens: Tensor) -> Tensor:
         """Run the text model on token ids (n, context); see `Backend`."""
+        if self.model.config.model_type in _MASKED:
+            mask = (tokens != self._padding).to(tokens.dtype)
+            return self.model.get_text_features(input_ids=tokens, attention_mask=mask).pooler_output
         pooled = self.model.text_model(input_ids=tokens).pooler_output
         return self.model.text_projection(pooled) if self._projected else pooled
+
+    def _patches(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What Siglip2 takes of pixels (n, 3, height, width): patches row by row, each laid out as (high, wide, 3)."""
+        size = int(self.model.config.vision_config.patch_size)
+        high, wide = pixels.shape[2] // size, pixels.shape[3] // size
+        patches = pixels.unflatten(3, (wide, size)).unflatten(2, (high, size)).permute(0, 2, 4, 3, 5, 1)
+        shapes = torch.tensor([[high, wide]], device=pixels.device).expand(len(pixels), -1)
+        mask = torch.ones(len(pixels), high * wide, dtype=torch.int32, device=pixels.device)
+        return {"pixel_values": patches.flatten(3).flatten(1, 2), "pixel_attention_mask": mask,
+                "spatial_shapes": shapes}
 
     def projection(self) -> tuple[Tensor | None, Tensor | None]:
         """The visual projection of CLIP; see `Backend`."""
@@ -113,6 +142,17 @@ class Tokenizer:
         """Token ids (n, context_length); what is longer is cut."""
         return self._tokenizer(list(sentences), padding="max_length", truncation=True, return_tensors="pt",
                                max_length=context_length or self.context_length).input_ids
+
+
+def _context_length(config: Any, tokenizer: Any) -> int:
+    """Tokens that a text model reads: its positions, or fewer where the tokenizer of a relative of CLIP says so."""
+    text = config.text_config
+    positions = int(text.max_position_embeddings)
+    if config.model_type in ("clip", "siglip"):
+        return positions
+    if text.model_type in _OFFSET:
+        positions -= int(text.pad_token_id) + 1
+    return min(positions, int(tokenizer.model_max_length))
 
 
 def _load(place: str, cache_dir: str | None) -> tuple[Any, Any, Any]:
@@ -132,7 +172,7 @@ def _load(place: str, cache_dir: str | None) -> tuple[Any, Any, Any]:
     try:
         config = transformers.AutoConfig.from_pretrained(place, **safe)
         if config.model_type not in _KINDS:
-            raise EncoderError(f"{name} is a model of type {config.model_type!r}, not {' or '.join(_KINDS)}: use "
+            raise EncoderError(f"{name} is a model of type {config.model_type!r}, not one of {', '.join(_KINDS)}: use "
                                "open_clip's version of it, or wrap it as an encoder of your own (docs/extending.md)")
         if transformers.utils.find_adapter_config_file(place, cache_dir=cache_dir):
             raise EncoderError(f"{name} is an adapter of PEFT, which names another repository: merge the two and give "
@@ -164,6 +204,9 @@ def _preparation(processor: Any, spec: EncoderSpec) -> Preparation:
         return EncoderError(f"{spec.model} prepares images with {what}, which onceclip does not follow: use "
                             "open_clip's version of it, or wrap it as an encoder of your own (docs/extending.md)")
 
+    if hasattr(processor, "max_num_patches"):
+        side = math.isqrt(processor.max_num_patches) * processor.patch_size
+        processor.size = {"height": side, "width": side}
     size, crop = dict(processor.size or {}), dict(getattr(processor, "crop_size", None) or {})
     size, crop = ({key: value for key, value in each.items() if value} for each in (size, crop))
     if not processor.do_resize or not processor.do_rescale or abs(processor.rescale_factor * 255 - 1) > 1e-6:

@@ -89,7 +89,7 @@ def _inferred(store: Store, spec: RunSpec, fitted: Fitted | MethodError) -> Fitt
     if isinstance(fitted, MethodError) or spec.strategy is None:
         return fitted
     try:
-        return replace(fitted, row=inferred_row(store, spec, fitted.classifier, fitted.row))
+        return replace(fitted, row=inferred_row(spec.opened(store), spec, fitted.classifier, fitted.row))
     except MethodError as error:
         return error
 
@@ -99,7 +99,8 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     """Carry out runs without inference; arguments as for `fit_group`."""
     begun, where = time.perf_counter(), training_device(device)
     first, products = specs[0], fast_products()
-    methods = [run_method(spec.method)(**spec.values) for spec in specs]
+    store = first.opened(store)
+    methods = [spec.built() for spec in specs]
     drawn = _drawn(store, first, methods[0])
     policies = [spec.select or _policy(method, drawn) for spec, method in zip(specs, methods, strict=True)]
     drawn.remarks.extend(dict.fromkeys(
@@ -209,7 +210,7 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "encoder": store.encoder,
         "store": store.fingerprint,
         "outputs": {name: output.spec for name, output in store.outputs.items()
-                    if name in {*run_method(spec.method).inputs, "view", "token"}},
+                    if name in {*(spec.inputs or run_method(spec.method).inputs), "view", "token"}},
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots_word, "seed": spec.seed, "select": policy,

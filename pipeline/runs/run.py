@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -26,6 +26,14 @@ CAPTIONS = "captions"  # name of the text set of captions that a bank has by def
 REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")}  # and the splits that are fitted on
 
 
+def named_store(text: str) -> tuple[str, str]:
+    """Name and path of NAME=PATH. Raises TaskError if it is not that."""
+    name, mark, path = str(text).partition("=")
+    if not (name and mark and path):
+        raise TaskError(f"--join {text}: give NAME=STORE, such as dino=dino.zarr")
+    return name, path
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One run.
@@ -44,6 +52,8 @@ class RunSpec:
     refit: "val" or "all" to fit once more, with what was chosen, on all labelled rows of train and val, or of test too,
         which leaves no test accuracy; only for shots=None.
     support: where further rows come from that nobody labelled, as "upl:16"; with shots=0 no label is read at all.
+    join: NAME=PATH of further stores of the same images; `NAME/embedding` is then one more output. inputs: outputs that
+        the method takes in the place of its own.
     bank: path of another store of the same encoder, which such rows, or the method, take images from. captions: name of
         the bank's text set of captions.
     draws: the file that lists the images of the draw, in place of a draw by the seed; see `draw_file`.
@@ -72,6 +82,8 @@ class RunSpec:
     support: str = ""
     bank: str = ""
     captions: str = ""
+    join: Sequence[str] = ()
+    inputs: Sequence[str] = ()
     draws: DrawFile | None = None
     long_tail: float = 1.0
     natural_prior: bool = False
@@ -116,6 +128,11 @@ class RunSpec:
         object.__setattr__(self, "support", str(support_source(self.support)) if self.support else "")
         object.__setattr__(self, "bank", everywhere(self.bank) if self.bank else "")
         self._require_a_source(method)
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        object.__setattr__(self, "join", tuple(f"{name}={everywhere(path)}" for name, path in
+                                               (named_store(each) for each in self.join)))
+        if self.inputs:
+            method().with_inputs(tuple(self.inputs))  # complains if the method cannot
         self._parse_inference()
 
     def _require_a_source(self, method: type[Method]) -> None:
@@ -189,7 +206,7 @@ class RunSpec:
         """What runs that differ in hyperparameter values and seeds alone have in common."""
         return (self.method, self.shots, self.text, self.select, self.class_weights, self.search,
                 self.narrow, self.validated, self.stream, self.classes, self.refit, self.support, self.bank,
-                self.captions, self.draws, self.shape)
+                self.captions, self.join, self.inputs, self.draws, self.shape)
 
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
@@ -218,7 +235,20 @@ class RunSpec:
             found["bank"] = bank.fingerprint
             if self.captions_name:
                 found["captions"] = bank.text_fingerprint(self.captions_name)
+        for name, other in (named_store(each) for each in self.join):
+            found[f"join {name}"] = open_store(other).fingerprint
         return found
+
+    def opened(self, store: Store) -> Store:
+        """A store with those that the run joins to it. Raises StoreMismatch if they are not of the same images."""
+        for name, other in (named_store(each) for each in self.join):
+            store = store.join(open_store(other), name)
+        return store
+
+    def built(self) -> Method:
+        """The method with its values and inputs."""
+        method = run_method(self.method)(**self.values)
+        return method.with_inputs(tuple(self.inputs)) if self.inputs else method
 
     def identity(self, store: Store) -> str:
         """Name of the run: what was asked for, of which content."""

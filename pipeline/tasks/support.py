@@ -131,7 +131,7 @@ def _chosen(candidates: Candidates, choice: Choice, outputs: Sequence[str]) -> R
     """The chosen rows, with the outputs that the store has of them."""
     rows, places = rows_of(candidates.pool, choice), candidates.rows[choice.index.numpy()]
     others = {name: tensor_of(candidates.store.embeddings(places, name)) for name in outputs
-              if name != EMBEDDING and f"image/{name}" in candidates.store.group}
+              if name != EMBEDDING and candidates.store.has(name)}
     return replace(rows, others={**rows.others, **others})
 
 

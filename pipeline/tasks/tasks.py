@@ -280,7 +280,7 @@ def tensor_of(values: np.ndarray) -> torch.Tensor:
 def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = False) -> Rows:
     views = tensor_of(store.embeddings(drawn.rows, "view")) if with_views else None
     others = {name: tensor_of(store.embeddings(drawn.rows, name)) for name in outputs
-              if name != EMBEDDING and f"image/{name}" in store.group}
+              if name != EMBEDDING and store.has(name)}
     label = torch.from_numpy(drawn.told(store.column("label")[drawn.rows].astype(np.int64)))
     return Rows(tensor_of(store.embeddings(drawn.rows)), label, views, others)
 

@@ -198,7 +198,7 @@ def test_the_fingerprint_knows_weights_preparation_and_words_and_not_the_place(
     ("preprocessor_config.json", {"size": {"shortest_edge": 40}}, r"prepares images with size=\{'shortest_edge': 40\}"),
     ("preprocessor_config.json", {"resample": 1}, "resample=1"),
     ("preprocessor_config.json", {"rescale_factor": 1.0}, "rescale_factor=1.0"),
-    ("config.json", {"model_type": "bert"}, "type 'bert', not clip or siglip"),
+    ("config.json", {"model_type": "bert"}, "type 'bert', not one of clip, siglip, siglip2"),
     ("config.json", {"quantization_config": {"quant_method": "awq"}}, "is quantized"),
 ])
 def test_what_cannot_be_followed_is_refused_rather_than_guessed(changed: Callable[..., str], file: str,

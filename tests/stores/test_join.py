@@ -1,0 +1,92 @@
+"""Stores of several encoders on the same images: joined by the digests of files, and by nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onceclip
+from onceclip.stores import Store, StoreError, StoreMismatch, open_store
+
+
+@pytest.fixture(scope="module")
+def other_path(image_folder: Path, extract_demo: Callable[..., Any], other_encoder: str,
+               tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images under other keys and in another order, by another encoder; two of them twice."""
+    root = tmp_path_factory.mktemp("other")
+    for number, file in enumerate(sorted(image_folder.rglob("*.*"), reverse=True)):
+        (root / "images" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / "images" / file.parent.name / f"{number:03d}{file.suffix}")
+    extract_demo(root / "images", root / "other.zarr", other_encoder)
+    return root / "other.zarr"
+
+
+@pytest.fixture
+def joined(store_path: Path, other_path: Path) -> Store:
+    return open_store(str(store_path)).join(open_store(str(other_path)), "dino")
+
+
+def test_rows_are_those_of_the_same_picture_whatever_it_is_called(joined: Store, other_path: Path) -> None:
+    other, rows = open_store(str(other_path)), joined.rows()[::3]
+    digests = other.column("digest")
+    for row, values in zip(rows, joined.embeddings(rows, "dino/embedding"), strict=True):
+        same = np.flatnonzero((digests == joined.column("digest")[row]).all(axis=1))
+        assert any(np.array_equal(values, other.embeddings(same[place:place + 1])[0]) for place in range(len(same)))
+    assert np.array_equal(joined.embeddings(rows), open_store(joined.path).embeddings(rows))
+    assert joined.has("dino/embedding")
+    assert not joined.has("dino/view")
+    assert not joined.has("clip/embedding")
+
+
+def test_a_store_that_lacks_an_image_or_has_another_file_is_refused(joined: Store, folder_of: Callable[..., Path],
+                                                                    extract_demo: Callable[..., Any],
+                                                                    tmp_path: Path) -> None:
+    folder = folder_of({"bar": 3, "ring": 3})
+    extract_demo(folder, tmp_path / "own.zarr")
+    own = open_store(str(tmp_path / "own.zarr"))
+    with pytest.raises(StoreMismatch, match=r"of 6 images of .* it lacks 6, such as 'bar/00.png' \(not there\)"):
+        own.join(joined, "big")
+    other = shutil.copytree(folder, tmp_path / "changed")
+    (other / "bar" / "00.png").write_bytes((other / "ring" / "00.png").read_bytes())
+    extract_demo(other, tmp_path / "changed.zarr")
+    with pytest.raises(StoreMismatch, match=r"it lacks 1, such as 'bar/00.png' \(another file there\)"):
+        own.join(open_store(str(tmp_path / "changed.zarr")), "changed")
+    with pytest.raises(StoreError, match="cannot be called 'a/b'"):
+        own.join(own, "a/b")
+
+
+def test_fit_and_evaluate_take_the_embeddings_of_the_joined_encoder(store_path: Path, other_path: Path, tmp_path: Path,
+                                                                    run_json: Callable[..., Any],
+                                                                    run: Callable[..., Any]) -> None:
+    join = ("--join", f"dino={other_path}")
+    row = run_json("fit", store_path, "--method", "labelling-network", "--shots", "4", *join, "--inputs",
+                   "dino/embedding", "--set", "epochs=5", "--select", "fixed", "--out", tmp_path / "adapter")
+    assert row["fingerprints"]["join dino"] == open_store(str(other_path)).fingerprint
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["inputs"] == ["dino/embedding"]
+    assert run_json("evaluate", tmp_path / "adapter", store_path, *join)["accuracy"] == row["accuracy"]
+    assert "no image/dino/embedding" in run("evaluate", tmp_path / "adapter", store_path).stderr
+    alone = onceclip.fit(open_store(str(other_path)), "zero-shot").row
+    assert alone["run"] != row["run"]
+    for arguments, text in ((("--method", "gda", *join, "--inputs", "dino/embedding"), "gda takes its own inputs"),
+                            (("--method", "gda", "--join", "dino"), "give NAME=STORE"),
+                            (("--method", "labelling-network", "--inputs", "dino/embedding"), "'dino/embedding'")):
+        result = run("fit", store_path, *arguments)
+        assert result.exit_code == 1
+        assert text in result.stderr, result.stderr
+
+
+def test_a_joined_run_has_the_identity_of_contents_and_one_without_keeps_its_own(store_path: Path, other_path: Path,
+                                                                               tmp_path: Path) -> None:
+    store, moved = open_store(str(store_path)), shutil.copytree(other_path, tmp_path / "moved.zarr")
+    specs = [onceclip.RunSpec("labelling-network", 4, join=(f"dino={path}",), inputs=("dino/embedding",))
+             for path in (other_path, moved)]
+    plain = onceclip.RunSpec("labelling-network", 4)
+    assert specs[0].identity(store) != plain.identity(store)
+    assert {"join", "inputs"}.isdisjoint(plain.as_values())
