@@ -36,6 +36,7 @@ from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.selection.automatic import fit_automatically
+from onceclip.adapters.selection.conformal import SetRule, set_rule
 from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.text import Text
@@ -73,6 +74,7 @@ __all__ = [
     "PromptWeights",
     "Rows",
     "Selection",
+    "SetRule",
     "SgVA",
     "Task",
     "TaskRes",
@@ -93,5 +95,6 @@ __all__ = [
     "load_classifier",
     "merge",
     "method_class",
+    "set_rule",
     "transfer",
 ]

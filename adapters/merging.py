@@ -101,4 +101,5 @@ def _require_alike(fitted: Classifier, start: Classifier) -> None:
 
 def _merged(fitted: Classifier, start: Classifier, weight: float, head: Head) -> Classifier:
     values = {**fitted.hyperparameters, MERGED: start.method, "merge_weight": weight}
-    return replace(fitted, head=head, hyperparameters=values, parameters={}, temperature=1.0, calibrated_on="")
+    return replace(fitted, head=head, hyperparameters=values, parameters={}, temperature=1.0, calibrated_on="",
+                   conformity={})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceclip.adapters import Classifier
+from onceclip.adapters import Classifier, set_rule
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import listed, loaded, one_of, opened, opened_all, path_of, place_of, whole
 from onceclip.pipeline.errors import ArgumentError
@@ -25,7 +26,8 @@ Adapter = str | Path | Classifier
 
 def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path | Store], split: str = "test", *,
              classes: str | Sequence[str] = "all", text: str | None = None, only_its_classes: bool = False,
-             against: Adapter | None = None, confusion: str | Path | None = None, modules: Sequence[str] = (),
+             coverage: float | None = None, against: Adapter | None = None, confusion: str | Path | None = None,
+             modules: Sequence[str] = (),
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -33,6 +35,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     adapter: a classifier, or the folder of a saved one. stores: of several the first is what the others are compared
         with, in `stores` and `mean_of_others`. classes: "all", "base", "new", or names of classes whose images are
         scored. text: name of a text set whose classes compete. only_its_classes: the scored classes alone compete.
+        coverage: count prediction sets that hold the true class with this probability, in `sets`, by both kinds.
         against: another adapter, to be compared on the same images. confusion: a CSV file for the confusion matrix.
         modules: that saved heads and methods may come from. progress: of a store's path, a context that gives
         a function for the fraction done.
@@ -48,7 +51,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
-    protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes)
+    protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes, coverage)
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
@@ -60,7 +63,8 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         found.append(done.as_values())
         if other:
             found[-1]["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
-                                    **compare(done.right, protocol.score(other, store).right, done.unit)}
+                                    **compare(done.right, replace(protocol, coverage=None).score(other, store).right,
+                                                done.unit)}
     if confusion is not None:
         write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
                      done.tally.wrong.counted())
@@ -68,14 +72,15 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
 
 
 def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
-            root: str | None = None, every: int | None = None, frames: int | None = None,
-            encoder: str | EncoderSpec | None = None, device: str = "auto",
+            coverage: float | None = None, set_kind: str = "lac", root: str | None = None, every: int | None = None,
+            frames: int | None = None, encoder: str | EncoderSpec | None = None, device: str = "auto",
             modules: Sequence[str] = ()) -> list[Prediction]:
     """Label images, a folder, a store or embeddings: a prediction with `key`, `class_name` and `probability` for each.
 
     adapter: a classifier, or the folder of a saved one. inputs: one or several of paths of images, folders and other
         sources, Pillow images (made RGB) and arrays of pixels (uint8, height x width x 3); or a store, `split` of it;
         or raw embeddings (rows, dim). top_k: classes in `top`. min_probability: below it a prediction is "unsure".
+        coverage: give each a `set` of classes that holds the true one with this probability; set_kind: "lac" or "aps".
         root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say.
     An image that cannot be read has the state "bad" and a `reason`; it ends nothing.
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
@@ -87,15 +92,17 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
     """
     from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.prediction.answers import answers
+    from onceclip.pipeline.prediction.predict import with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     classifier = loaded(adapter, modules)
     if not (isinstance(min_probability, int | float) and 0 <= min_probability <= 1):
         raise ArgumentError(f"min_probability {min_probability!r}: give a number from 0 to 1")
     spec = None if encoder is None else spec_of(encoder, device=device)
-    return list(answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
-                        whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec,
-                        device).predictions)
+    rule = None if coverage is None else set_rule(classifier, coverage, set_kind)
+    asked = answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
+                    whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec, device)
+    return list(asked.predictions if rule is None else with_sets(asked.predictions, classifier, rule))
 
 
 def report(results: str | Path | Sequence[str | Path], store: str | Path | Store | None = None, *, out: str | Path,

@@ -26,6 +26,10 @@ from onceclip.pipeline.commands.options import (
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Classes per image.")
 @click.option("--min-probability", type=click.FloatRange(0, 1), default=0, metavar="P",
               help="Leave an image without a class, as unsure, where no class has this probability.")
+@click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
+              help="Give each image a set of classes that holds the true one with this probability.")
+@click.option("--set-kind", type=click.Choice(["lac", "aps"]), default="lac", show_default=True,
+              help="lac makes the smallest sets, aps sets that are larger where images are hard.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the answers to a .csv, .jsonl or .parquet file instead.")
 @click.option("--logits", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.npy",
@@ -37,9 +41,9 @@ from onceclip.pipeline.commands.options import (
 @import_option
 @json_option
 def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: int, min_probability: float,
-            out: Path | None, logits: Path | None, root: str | None, every: int | None, frames: int | None,
-            model: str | None, pretrained: str | None, preprocess: str | None, device: str, modules: tuple[str, ...],
-            as_json: bool) -> None:
+            coverage: float | None, set_kind: str, out: Path | None, logits: Path | None, root: str | None,
+            every: int | None, frames: int | None, model: str | None, pretrained: str | None, preprocess: str | None,
+            device: str, modules: tuple[str, ...], as_json: bool) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
@@ -53,9 +57,10 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
     """
     from tqdm import tqdm
 
-    from onceclip.adapters import load_classifier
+    from onceclip.adapters import load_classifier, set_rule
     from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
+    from onceclip.pipeline.prediction.predict import with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     if out and out.suffix.lower() not in FORMATS:
@@ -65,15 +70,17 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
     encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
     asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(root, every, frames), encoder,
                     device)
-    count = asked.count
+    count, predictions = asked.count, asked.predictions
+    if coverage is not None:
+        predictions = with_sets(predictions, classifier, set_rule(classifier, coverage, set_kind))
     for remark in asked.remarks:
         click.echo(f"Note: {remark}", err=True)
     with ExitStack() as files:
-        adders = [files.enter_context(prediction_file(out, top_k))] if out else []
+        adders = [files.enter_context(prediction_file(out, top_k, coverage is not None))] if out else []
         if logits:
             adders.append(files.enter_context(logits_file(logits, count, len(classifier.class_names))))
         shown = sys.stdout.isatty() and not (out or as_json)
-        passing = Passing(tqdm(asked.predictions, "predict", count, unit="image", delay=1, leave=False,
+        passing = Passing(tqdm(predictions, "predict", count, unit="image", delay=1, leave=False,
                                disable=shown or None), adders)
         if out:
             deque(passing, maxlen=0)
