@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onceclip.adapters.methods import *  # noqa: F403
     from onceclip.adapters.methods import METHODS, method_class
     from onceclip.adapters.selection.automatic import fit_automatically
+    from onceclip.adapters.selection.conformal import SetRule, set_rule
     from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
     from onceclip.adapters.support import SUPPORTS, SupportSource, support_source
     from onceclip.adapters.task import Pool, Rows, Task
@@ -29,6 +30,7 @@ _MODULES = {name: module for module, names in {
     "classifier": ("Classifier", "ClassifierModule", "load_classifier"),
     "errors": ("AdapterFileError", "MethodError", "UnknownName"), "merging": ("best_merge", "ensemble", "merge"),
     "method": ("Method",), "methods": ("METHODS", "method_class"), "selection.automatic": ("fit_automatically",),
+    "selection.conformal": ("SetRule", "set_rule"),
     "selection.selection": ("POLICIES", "Selection", "fit_all", "fit_selected"),
     "support": ("SUPPORTS", "SupportSource", "support_source"), "task": ("Pool", "Rows", "Task"), "text": ("Text",),
     "tower": ("TextTower",), "training.trainable": ("Hyperparameter",), "transfer": ("transfer",)}.items()
@@ -36,9 +38,9 @@ _MODULES = {name: module for module, names in {
 
 __all__ = [
     "METHODS", "POLICIES", "SUPPORTS", "AdapterFileError", "Classifier", "ClassifierModule", "Hyperparameter", "Method",
-    "MethodError", "Pool", "Rows", "Selection", "SupportSource", "Task", "Text", "TextTower", "UnknownName",
-    "best_merge", "ensemble", "fit_all", "fit_automatically", "fit_selected", "load_classifier", "merge", "method_class",
-    "support_source", "transfer",
+    "MethodError", "Pool", "Rows", "Selection", "SetRule", "SupportSource", "Task", "Text", "TextTower", "UnknownName",
+    "best_merge", "ensemble", "fit_all", "fit_automatically", "fit_selected", "load_classifier", "merge",
+    "method_class", "set_rule", "support_source", "transfer",
 ]
 
 

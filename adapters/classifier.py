@@ -39,6 +39,7 @@ class Classifier:
     parameters: the trained tensors, of a method whose parameters serve other classes too.
     temperature: what logits are divided by to give probabilities. calibrated_on: rows that it was fitted on, "val"
         (validation), "loo" (each support image left out in turn) or "held-out" (of the support); empty for none.
+    conformity: scores of the true classes of these rows by kind, ascending, of which prediction sets are made.
 
     Example:
         >>> classifier = onceclip.adapters.TipAdapter().fit(task)
@@ -58,6 +59,7 @@ class Classifier:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     temperature: float = 1.0
     calibrated_on: str = ""
+    conformity: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def encoder(self) -> dict[str, Any]:
@@ -112,7 +114,8 @@ class Classifier:
         config = {"format": FORMAT, "method": self.method, "hyperparameters": self.hyperparameters, "dim": self.dim,
                   "class_names": list(self.class_names), "head": to_json(description), "provenance": self.provenance,
                   "inputs": list(self.inputs), "parameters": sorted(self.parameters),
-                  "temperature": self.temperature, "calibrated_on": self.calibrated_on}
+                  "temperature": self.temperature, "calibrated_on": self.calibrated_on,
+                  **({"conformity": self.conformity} if self.conformity else {})}
         tensors |= {f"parameters.{name}": value.detach().cpu().contiguous().clone()
                     for name, value in self.parameters.items()}
         write_adapter(Path(folder), config, tensors, self._card(facts))
@@ -189,7 +192,8 @@ def _classifier(config: Mapping[str, Any], tensors: dict[str, Tensor], modules: 
     hyperparameters = {RENAMED.get(name, name): value for name, value in config["hyperparameters"].items()}
     parameters = {name: tensors[f"parameters.{name}"] for name in config["parameters"]}
     return Classifier(head, tuple(names), dim, config["method"], hyperparameters, config["provenance"],
-                      tuple(config["inputs"]), parameters, float(config["temperature"]), config["calibrated_on"])
+                      tuple(config["inputs"]), parameters, float(config["temperature"]), config["calibrated_on"],
+                      config["conformity"])
 
 
 def to_device(classifiers: Sequence[Classifier], where: torch.device | str) -> list[Classifier]:

@@ -127,7 +127,8 @@ def _require_alike(fitted: Classifier, start: Classifier) -> None:
 
 def _merged(fitted: Classifier, start: Classifier, weight: float, head: Head) -> Classifier:
     values = {**fitted.hyperparameters, MERGED: start.method, "merge_weight": weight}
-    return replace(fitted, head=head, hyperparameters=values, parameters={}, temperature=1.0, calibrated_on="")
+    return replace(fitted, head=head, hyperparameters=values, parameters={}, temperature=1.0, calibrated_on="",
+                   conformity={})
 
 
 def ensemble(classifiers: Mapping[str, Classifier], rule: str = LOG_PROBABILITY,

@@ -31,10 +31,12 @@ _OPTIONAL = type(None)
 _KINDS: dict[str, Any] = {
     "format": int, "method": str, "hyperparameters": dict, "dim": int, "class_names": list, "head": dict,
     "inputs": list, "parameters": list, "temperature": (int, float), "calibrated_on": str, "provenance": dict,
+    "conformity": dict,
     "provenance.text": (dict, _OPTIONAL), "provenance.support": (dict, _OPTIONAL),
     "provenance.encoder": (dict, str, _OPTIONAL),
     "provenance.encoder.name": (str, _OPTIONAL), "provenance.encoder.fingerprint": (str, _OPTIONAL)}
-_ADDED = {"inputs": ["embedding"], "parameters": [], "temperature": 1.0, "calibrated_on": ""}  # since the first version
+_ADDED = {"inputs": ["embedding"], "parameters": [], "temperature": 1.0, "calibrated_on": "",
+          "conformity": {}}  # since the first version
 _WIDEST = 2**24  # of a row
 _HOTTEST = 1e12  # a calibration finds a temperature between this and its inverse
 _TRIES = 1000  # of a reader, where there was another save during each
@@ -177,6 +179,10 @@ def _checked(config: Any) -> dict[str, Any]:
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name} is {'not there' if value is None else 'of another type'}")
+    for scores in config["conformity"].values():
+        if not isinstance(scores, list) or not all(type(each) is float and 0 <= each <= 1.001 for each in scores) or (
+                scores != sorted(scores)):
+            raise ValueError("conformity holds no ascending scores")
     for name in ("class_names", "inputs", "parameters"):
         if not all(isinstance(each, str) for each in config[name]):
             raise ValueError(f"{name} are no texts")

@@ -54,4 +54,5 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
     with torch.no_grad():
         head = method.for_classes(task, kept)
     # A temperature was fitted on images of the other classes, and says nothing of these.
-    return replace(classifier, head=head, class_names=task.text.class_names, temperature=1.0, calibrated_on="")
+    return replace(classifier, head=head, class_names=task.text.class_names, temperature=1.0, calibrated_on="",
+                   conformity={})

@@ -33,7 +33,8 @@ BENCHES = {
     "fidelity": "how far each precision of an encoder is from float64, and how fast",
 }
 
-STUDIES = {"study": "which rule chooses hyperparameters best, on groups of related classes of your stores"}
+STUDIES = {"study": "which rule chooses hyperparameters best, on groups of related classes of your stores",
+           "tables": "the table of a paper, over stores that are cut out of one file of features"}
 
 
 class Benches(click.Group):

@@ -21,13 +21,14 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # the benches and docs are no part of the package
 
-from bench import peers, probe, selection  # noqa: E402
+from bench import peers, probe, selection, tables  # noqa: E402
 from bench.__main__ import BENCHES, main  # noqa: E402
 from bench.files import write_all  # noqa: E402
 from bench.goals import GOALS  # noqa: E402
 from bench.measure import Row, read_rows  # noqa: E402
 from bench.synthetic import task as make_task  # noqa: E402
 from docs import performance_page  # noqa: E402
+from onceclip import open_store  # noqa: E402
 from onceclip.adapters import METHODS, Task  # noqa: E402
 
 pytestmark = pytest.mark.checkout
@@ -83,6 +84,22 @@ def test_the_study_compares_rules_on_a_store(store_path: Path, tmp_path: Path) -
         assert {"fixed", "calibrated, prior", "zero-shot"} <= row["accuracy"].keys()
         assert max(row["accuracy"].values()) <= 100
     assert "calibrated, prior" in result.output
+
+
+def test_the_table_over_stores_is_of_all_classes_each_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    label = np.repeat(np.arange(14), 6)
+    np.savez(tmp_path / "all.npz", embedding=random.normal(size=(84, 8)).astype(np.float32), label=label,
+             split=np.tile(["train", "train", "val", "val", "test", "test"], 14), logit_scale=np.float64(20),
+             text=random.normal(size=(14, 8)).astype(np.float32), class_names=[f"class {each}" for each in range(14)])
+    done = CliRunner().invoke(tables.command, [str(tmp_path / "all.npz"), str(tmp_path / "out"), "--stores", "6",
+                                               "--methods", "zero-shot,gda", "--shots", "1", "--seeds", "1"])
+    assert done.exit_code == 0, done.output
+    stores = [open_store(path) for path in sorted((tmp_path / "out").glob("*.zarr"))]
+    assert [name for store in stores for name in store.classes] == [f"class {each}" for each in range(14)]
+    assert sum(len(store.rows()) for store in stores) == 84
+    assert "| 1 | zero-shot |" in done.output
+    assert "Nemenyi's p" in done.output
 
 
 def test_every_goal_belongs_to_a_bench_and_says_what_is_wanted() -> None:

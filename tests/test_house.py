@@ -115,6 +115,20 @@ def test_importing_onceclip_imports_nothing_heavy_and_its_names_still_work(proce
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_reading_a_store_loads_neither_torch_nor_what_commands_need(process: Callable[..., Any],
+                                                                    store_path: Path) -> None:
+    """Who looks at embeddings elsewhere does not need a gigabyte of libraries for it."""
+    code = ("import sys, onceclip; store = onceclip.open_store(sys.argv[1]);"
+            "rows = store.rows('test'); assert len(store.embeddings(rows)) == len(rows) > 0;"
+            "assert store.text('default').classes == store.classes and store.table.key[0];"
+            "print(' '.join({name.partition('.')[0] for name in sys.modules}))")
+    done = process("-c", code, store_path)
+    loaded = set(done.stdout.split())
+    assert {"onceclip", "zarr", "numpy"} <= loaded, done.stderr  # so the listing is what it is taken for
+    assert loaded.isdisjoint({"torch", "torchvision", "open_clip", "transformers", "pandas", "scipy", "sklearn", "PIL",
+                              "distributed", "click"})
+
+
 def test_fit_and_evaluate_never_import_open_clip(process: Callable[..., Any], store_path: Path) -> None:
     """Who fits needs no CLIP: offline machines have none (open_clip#580, pybioclip#17)."""
     code = ("import sys; from onceclip.pipeline.runs.fit import RunSpec, fit; from onceclip.stores import open_store;"

@@ -262,6 +262,6 @@ def replaced(strategy: Inference, classifier: Classifier, head: Head) -> Classif
               "fitted_on": strategy.fitted_on}
     return replace(classifier, head=head, hyperparameters={**classifier.hyperparameters, INFERENCE: record["name"]},
                    provenance={**classifier.provenance, INFERENCE: record}, parameters={}, temperature=1.0,
-                   calibrated_on="")
+                   calibrated_on="", conformity={})
 
 

@@ -22,6 +22,7 @@ from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.selection.calibration import HELD_OUT, VALIDATION
+from onceclip.adapters.selection.conformal import conformity
 from onceclip.adapters.selection.rule import best_temperature, calibrated_loss, some_rows
 from onceclip.adapters.selection.selection import fit_selected
 from onceclip.adapters.task import Rows, Task
@@ -110,7 +111,8 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
                  for place in kept]
         head = _sum([each.head for each in again], [factors[place] for place in kept])
     average = _named(chosen[0], chosen, [weights[place] for place in kept], head)
-    average = replace(average, temperature=temperature, calibrated_on=on)
+    average = replace(average, temperature=temperature, calibrated_on=on,
+                      conformity=conformity(logits, val.label, temperature))
     reached.append(Reached(AUTOMATIC, average.hyperparameters, _accuracy(logits, val.label),
                            float(calibrated_loss(logits, val.label).sum()), 1.0))
     return average, reached
@@ -176,7 +178,7 @@ def _named(like: Classifier, members: Sequence[Classifier], weights: Sequence[fl
     for each, weight in zip(members, weights, strict=True):
         values |= {f"{each.method} weight": weight, f"{each.method} temperature": each.temperature}
         values |= {f"{each.method} {name}": value for name, value in each.hyperparameters.items()}
-    return replace(like, head=head, method=AUTOMATIC, hyperparameters=values, parameters={})
+    return replace(like, head=head, method=AUTOMATIC, hyperparameters=values, parameters={}, conformity={})
 
 
 @torch.no_grad()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
+from onceclip.adapters.selection.conformal import conformity
 from onceclip.adapters.selection.rule import LOGITS, best_temperature, some_rows
 from onceclip.adapters.task import Task
 
@@ -15,7 +18,7 @@ VALIDATION, LEFT_OUT, HELD_OUT = "val", "loo", "held-out"
 
 
 def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier:
-    """Give a fitted classifier its temperature, from rows that fitting it may look at.
+    """Give a fitted classifier its temperature and the scores of prediction sets, from rows that fitting may look at.
 
     These are the task's validation rows; without them the support, every image scored as if it were not in it, where
     the method can do that and their logits have no more than 2**27 elements; else it stays uncalibrated. Validation
@@ -27,7 +30,7 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     if task.val is not None and len(task.val):
         rows = some_rows(task.val, task.classes)
         logits, = batched_logits([classifier.head], method.rows_of(rows))
-        return replace(classifier, temperature=best_temperature(logits, rows.label), calibrated_on=VALIDATION)
+        return _with(classifier, logits, rows.label, VALIDATION)
     if not 0 < len(task.support) * task.classes <= LOGITS:
         return classifier
     try:
@@ -36,5 +39,11 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     except MethodError:  # no such form, or not for this support, or rows that are streamed
         return classifier
     weight = float(method.values[method.mixing]) if method.mixing else 1.0
-    temperature = best_temperature(first + weight * second, task.support.label)
-    return replace(classifier, temperature=temperature, calibrated_on=LEFT_OUT)
+    return _with(classifier, first + weight * second, task.support.label, LEFT_OUT)
+
+
+def _with(classifier: Classifier, logits: Tensor, label: Tensor, rows: str) -> Classifier:
+    """A classifier with the temperature that suits some logits, and with what prediction sets are made of."""
+    temperature = best_temperature(logits, label)
+    return replace(classifier, temperature=temperature, calibrated_on=rows,
+                   conformity=conformity(logits, label, temperature))

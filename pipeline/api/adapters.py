@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceclip.adapters import Classifier
+from onceclip.adapters import Classifier, set_rule
 from onceclip.adapters.inference import Inference
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
@@ -19,6 +20,7 @@ from onceclip.pipeline.api.arguments import (
     opened_all,
     path_of,
     place_of,
+    require_alone,
     whole,
 )
 from onceclip.pipeline.errors import ArgumentError
@@ -37,8 +39,8 @@ Adapter = str | Path | Classifier
 
 def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path | Store], split: str = "test", *,
              classes: str | Sequence[str] = "all", text: str | None = None, only_its_classes: bool = False,
-             against: Adapter | None = None, confusion: str | Path | None = None, modules: Sequence[str] = (),
-             inference: str | type[Inference] | Inference | None = None,
+             coverage: float | None = None, against: Adapter | None = None, confusion: str | Path | None = None,
+             modules: Sequence[str] = (), inference: str | type[Inference] | Inference | None = None,
              inference_values: Mapping[str, Any] | None = None, batches: Mapping[str, Any] | Batches | None = None,
              orders: Sequence[int] | str | None = None, save: str | Path | None = None, overwrite: bool = False,
              join: Sequence[str] = (),
@@ -49,6 +51,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     adapter: a classifier, or the folder of a saved one. stores: of several the first is what the others are compared
         with, in `stores` and `mean_of_others`. classes: "all", "base", "new", or names of classes whose images are
         scored. text: name of a text set whose classes compete. only_its_classes: the scored classes alone compete.
+        coverage: count prediction sets that hold the true class with this probability, in `sets`, by both kinds.
         against: another adapter, to be compared on the same images. confusion: a CSV file for the confusion matrix.
         modules: that saved heads and methods may come from. join: NAME=STORE of other encoders' stores of the same
         images, for an adapter that takes their outputs. progress: of a store's path, a context that gives
@@ -78,13 +81,15 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.runs.run import named_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
-    protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes)
+    protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes, coverage)
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
     for name, path in map(named_store, join):
         several = [store.join(opened(path), name) for store in several]
     strategy = None if inference is None else inference_of(inference, inference_values)
+    if coverage is not None:
+        require_alone(strategy)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
     if strategy is None and (inference_values or dealt is not None or save is not None or orders is not None):
         raise ArgumentError("inference_values, batches, orders and save are for a strategy: add inference "
@@ -112,7 +117,8 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         found.append(values)
         if other:
             found[-1]["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
-                                    **compare(done.right, protocol.score(other, store).right, done.unit)}
+                                    **compare(done.right, replace(protocol, coverage=None).score(other, store).right,
+                                                done.unit)}
     if confusion is not None:
         write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
                      done.tally.wrong.counted())
@@ -179,15 +185,16 @@ def zero_shot_of(inputs: Sequence[str], names: Sequence[str] = (), templates: Se
 
 
 def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
-            root: str | None = None, every: int | None = None, frames: int | None = None,
-            encoder: str | EncoderSpec | None = None, device: str = "auto", modules: Sequence[str] = (),
-            inference: str | type[Inference] | Inference | None = None,
+            coverage: float | None = None, set_kind: str = "lac", root: str | None = None, every: int | None = None,
+            frames: int | None = None, encoder: str | EncoderSpec | None = None, device: str = "auto",
+            modules: Sequence[str] = (), inference: str | type[Inference] | Inference | None = None,
             inference_values: Mapping[str, Any] | None = None, views: int | None = None) -> list[Prediction]:
     """Label images, a folder, a store or embeddings: a prediction with `key`, `class_name` and `probability` for each.
 
     adapter: a classifier, or the folder of a saved one. inputs: one or several of paths of images, folders and other
         sources, Pillow images (made RGB) and arrays of pixels (uint8, height x width x 3); or a store, `split` of it;
         or raw embeddings (rows, dim). top_k: classes in `top`. min_probability: below it a prediction is "unsure".
+        coverage: give each a `set` of classes that holds the true one with this probability; set_kind: "lac" or "aps".
         root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
         inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
         each image for it.
@@ -204,6 +211,7 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
     """
     from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.prediction.answers import answers
+    from onceclip.pipeline.prediction.predict import with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     classifier = loaded(adapter, modules)
@@ -213,9 +221,14 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
     strategy = None if inference is None else inference_of(inference, inference_values)
     if strategy is None and inference_values:
         raise ArgumentError("inference_values are for a strategy: add inference")
-    return list(answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
-                        whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec,
-                        device, strategy, None if views is None else whole(views, "views", 2)).predictions)
+    rule = None if coverage is None else set_rule(classifier, coverage, set_kind)
+    asked = answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
+                    whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec, device,
+                    strategy, None if views is None else whole(views, "views", 2))
+    if rule is None:
+        return list(asked.predictions)
+    require_alone(strategy)
+    return list(with_sets(asked.predictions, classifier, rule))
 
 
 def report(results: str | Path | Sequence[str | Path], store: str | Path | Store | None = None, *, out: str | Path,

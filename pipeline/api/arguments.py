@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from onceclip.adapters import Classifier, Method
 
 
+def require_alone(strategy: Any) -> None:
+    """Raise ArgumentError for prediction sets of rows that a strategy reads: their guarantee is of rows by themselves.
+    """
+    if strategy is not None:
+        raise ArgumentError("--coverage holds for what the adapter says of each image by itself: leave --inference out")
+
+
 def path_of(value: Any, what: str) -> Path:
     """A path on this machine. what: an argument and its kind, such as "out: a folder".
 

@@ -38,6 +38,8 @@ _NATS = ("nll", "ece")
               "names.")
 @click.option("--only-its-classes", is_flag=True, help="Score among the classes whose images are scored, not among all "
               "that the adapter knows.")
+@click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
+              help="Count prediction sets that are to hold the true class with this probability, by lac and aps.")
 @click.option("--against", type=LocalPath(path_type=Path), metavar="ADAPTER",
               help="Compare with another adapter on the same images.")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
@@ -53,10 +55,10 @@ _NATS = ("nll", "ece")
 @import_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
-             only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
-             inference: str | None, inference_values: dict[str, str], batches: dict[str, Any] | None,
-             join: tuple[str, ...], orders: str | None, save: Path | None, overwrite: bool, modules: tuple[str, ...],
-             as_json: bool) -> None:
+             only_its_classes: bool, coverage: float | None, against: Path | None, per_class: bool,
+             confusion: Path | None, inference: str | None, inference_values: dict[str, str],
+             batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, save: Path | None,
+             overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -78,9 +80,10 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     from onceclip.pipeline.tasks.classes import CHOICES
 
     found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
-                  only_its_classes=only_its_classes, against=against, confusion=confusion, modules=modules, join=join,
-                  inference=inference, inference_values=inference_values, batches=batches, orders=orders,
-                  save=save, overwrite=overwrite, progress=lambda path: percentage(f"evaluate {path}"))
+                  only_its_classes=only_its_classes, coverage=coverage, against=against, confusion=confusion,
+                  modules=modules, join=join, inference=inference, inference_values=inference_values, batches=batches,
+                  orders=orders, save=save, overwrite=overwrite,
+                  progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
     show(as_json, values, lambda: evaluation_lines(values, per_class))
 
@@ -88,7 +91,7 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
 def evaluation_lines(found: Mapping[str, Any], per_class: bool) -> list[str]:
     """What an adapter reached on one store or on several, and against another adapter."""
     if "stores" not in found:
-        return [*_store_lines(found), *inference_lines(found), *_against_lines(found),
+        return [*_store_lines(found), *inference_lines(found), *_set_lines(found), *_against_lines(found),
                 *(_class_lines(found) if per_class else []),
                 f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])} --out mistakes.html"]
     stores = found["stores"]
@@ -109,6 +112,14 @@ def _store_lines(scores: Mapping[str, Any]) -> list[str]:
         f"{percent(scores['macro_recall'])}{few_words(scores['n'])}",
         f"  NLL {scores['nll']:.4f}, Brier {scores['brier']:.4f}, ECE {scores['ece']:.4f}{_calibrated(scores)}",
     ]
+
+
+def _set_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    for each in scores.get("sets", ()):
+        few = "" if each["threshold"] is not None else "; too few rows calibrated it to promise less than all classes"
+        yield (f"  sets of {percent(each['coverage_asked'])} ({each['kind']}, on {scores['calibrated_on']} rows): "
+               f"{percent(each['coverage'])} hold the class, {each['size']:.2f} classes, {percent(each['single'])} of "
+               f"one{few}")
 
 
 def _calibrated(scores: Mapping[str, Any]) -> str:
@@ -139,9 +150,10 @@ def _class_lines(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _further_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
-    if per_class or "against" in scores or "inference" in scores:
+    if per_class or any(name in scores for name in ("against", "inference", "sets")):
         yield f"{scores['store']}:"
         yield from inference_lines(scores)
+        yield from _set_lines(scores)
         yield from _against_lines(scores)
         yield from _class_lines(scores) if per_class else ()
 

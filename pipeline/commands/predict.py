@@ -36,6 +36,10 @@ from onceclip.pipeline.commands.options import (
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Classes per image.")
 @click.option("--min-probability", type=click.FloatRange(0, 1), default=0, metavar="P",
               help="Leave an image without a class, as unsure, where no class has this probability.")
+@click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
+              help="Give each image a set of classes that holds the true one with this probability.")
+@click.option("--set-kind", type=click.Choice(["lac", "aps"]), default="lac", show_default=True,
+              help="lac makes the smallest sets, aps sets that are larger where images are hard.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the answers to a .csv, .jsonl or .parquet file instead.")
 @click.option("--logits", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.npy",
@@ -51,10 +55,10 @@ from onceclip.pipeline.commands.options import (
 @json_option
 def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: str | None,
             templates: tuple[str, ...], text: str | None, split: str | None, top_k: int, min_probability: float,
-            out: Path | None, logits: Path | None, root: str | None, every: int | None, frames: int | None,
-            inference: str | None, inference_values: dict[str, str], views: int | None, model: str | None,
-            pretrained: str | None, preprocess: str | None, device: str, modules: tuple[str, ...],
-            as_json: bool) -> None:
+            coverage: float | None, set_kind: str, out: Path | None, logits: Path | None, root: str | None,
+            every: int | None, frames: int | None, inference: str | None, inference_values: dict[str, str],
+            views: int | None, model: str | None, pretrained: str | None, preprocess: str | None, device: str,
+            modules: tuple[str, ...], as_json: bool) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
@@ -83,11 +87,12 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     say_at_once(f"loading {model or ('the encoder' if zero_shot else adapter)} ...")
     from tqdm import tqdm
 
-    from onceclip.adapters import load_classifier
+    from onceclip.adapters import load_classifier, set_rule
     from onceclip.pipeline.api.adapters import zero_shot_of
-    from onceclip.pipeline.api.arguments import inference_of
+    from onceclip.pipeline.api.arguments import inference_of, require_alone
     from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
+    from onceclip.pipeline.prediction.predict import with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     if out and out.suffix.lower() not in FORMATS:
@@ -103,15 +108,18 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     strategy = None if inference is None else inference_of(inference, inference_values)
     asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(root, every, frames), encoder,
                     device, strategy, views)
-    count = asked.count
+    count, predictions = asked.count, asked.predictions
+    if coverage is not None:
+        require_alone(strategy)
+        predictions = with_sets(predictions, classifier, set_rule(classifier, coverage, set_kind))
     for remark in asked.remarks:
         click.echo(f"Note: {remark}", err=True)
     with ExitStack() as files:
-        adders = [files.enter_context(prediction_file(out, top_k))] if out else []
+        adders = [files.enter_context(prediction_file(out, top_k, coverage is not None))] if out else []
         if logits:
             adders.append(files.enter_context(logits_file(logits, count, len(classifier.class_names))))
         shown = sys.stdout.isatty() and not (out or as_json)
-        passing = Passing(tqdm(asked.predictions, "predict", count, unit="image", delay=1, leave=False,
+        passing = Passing(tqdm(predictions, "predict", count, unit="image", delay=1, leave=False,
                                disable=shown or None), adders)
         if out:
             deque(passing, maxlen=0)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Classifier
+from onceclip.adapters import Classifier, SetRule
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.inference.base import INFERENCE
@@ -19,6 +19,7 @@ from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.intervals import row_interval, units_of
 from onceclip.pipeline.evaluation.metrics import Tally
+from onceclip.pipeline.evaluation.sets import SetTally
 from onceclip.pipeline.tasks.classes import names_of
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.pipeline.words import listing
@@ -32,7 +33,7 @@ class Evaluation:
     """One classifier on the labelled rows of one split.
 
     rows: (n,) positions in the store. label, predicted: (n,) positions in `candidates`, the names of the classes that
-    were scored among. seconds: how long it took.
+    were scored among. seconds: how long it took. sets: what was counted of prediction sets.
     """
 
     classifier: Classifier
@@ -44,6 +45,7 @@ class Evaluation:
     candidates: tuple[str, ...]
     tally: Tally
     seconds: float
+    sets: tuple[SetTally, ...] = ()
 
     @property
     def right(self) -> np.ndarray:
@@ -64,6 +66,8 @@ class Evaluation:
             "interval": list(row_interval(self.right, unit)),
             "n_groups": None if unit is None else int(unit.max()) + 1,
             "per_class": per_class(names, self.tally.count.numpy(), self.tally.right.numpy(), wrong),
+            **({"sets": [each.as_values() for each in self.sets], "calibrated_on": self.classifier.calibrated_on}
+               if self.sets else {}),
             "confusions": [[names[true], names[predicted], number] for true, predicted, number in wrong.tolist()],
         }
 
@@ -83,11 +87,13 @@ def evaluate(classifier: Classifier, store: Store, split: str = "test", classes:
 
 
 def score(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
-          among: Sequence[str] | None = None, progress: Callable[[float], None] = no_progress) -> Evaluation:
+          among: Sequence[str] | None = None, progress: Callable[[float], None] = no_progress,
+          rules: Sequence[SetRule] = ()) -> Evaluation:
     """Score a classifier on the labelled rows of one split of a store, in one pass.
 
     classes: names of classes of the store; rows of others are left out. among: names of classes of the classifier
         that compete for a row, all of them by default. progress: is told the fraction of the rows that is done.
+        rules: of prediction sets that are counted, which are of all classes.
     Classes are joined by name; the store may have fewer.
     Raises StoreMismatch if another encoder made the store, or it has classes that are not among them; TaskError if
     there is no labelled row, or the classifier was fitted on the store's test rows, which are to be scored.
@@ -106,14 +112,17 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
     _require_known(store, candidates, classifier.class_names)
     columns = columns_of(classifier, candidates)
     tally, predicted, done = Tally(len(candidates), temperature_of(classifier)), [], 0
+    sets = tuple(map(SetTally, rules))
     for (logits,) in logits_of([classifier], store, rows):
         behind = done + len(logits)
         chosen = logits if columns is None else logits[:, columns]
+        for each in sets:
+            each.add(logits, label[done:behind])
         predicted.append(tally.add(chosen, label[done:behind]).numpy().astype(np.int32))
         done = behind
         progress(done / len(rows))
     return Evaluation(classifier, store, split, rows, label.numpy(), np.concatenate(predicted), candidates, tally,
-                      time.perf_counter() - begun)
+                      time.perf_counter() - begun, sets)
 
 
 def columns_of(classifier: Classifier, candidates: Sequence[str]) -> Tensor | None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from onceclip.adapters import Classifier, method_class
+from onceclip.adapters import Classifier, method_class, set_rule
 from onceclip.adapters.selection.automatic import AUTOMATIC
+from onceclip.adapters.selection.conformal import KINDS
 from onceclip.adapters.training.loop import no_progress
+from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import Evaluation, evaluate_together, score
 from onceclip.pipeline.evaluation.metrics import SCORES
 from onceclip.pipeline.tasks.classes import ALL, BASE, NEW, names_of
@@ -25,13 +27,14 @@ class Protocol:
 
     split: of the store. classes: "all", "base", "new", or names of classes whose rows are scored. text: name of a text
     set whose classes compete, for a method that transfers to them. only_its_classes: the scored classes alone compete,
-    and not all that the classifier knows.
+    and not all that the classifier knows. coverage: of prediction sets that are counted; None for none.
     """
 
     split: str = "test"
     classes: str | Sequence[str] = ALL
     text: str | None = None
     only_its_classes: bool = False
+    coverage: float | None = None
 
     def score(self, classifier: Classifier, store: Store,
               progress: Callable[[float], None] = no_progress) -> Evaluation:
@@ -44,7 +47,11 @@ class Protocol:
         if self.text or set(names or ()) - set(classifier.class_names):
             classifier = for_text(classifier, store, self.text or "default", names)
         among = (names or store.classes) if self.only_its_classes else None
-        return score(classifier, store, self.split, names, among, progress)
+        if self.coverage is not None and among is not None:
+            raise TaskError("prediction sets are of all classes that the adapter knows: leave --only-its-classes or "
+                            "--coverage out")
+        rules = [] if self.coverage is None else [set_rule(classifier, self.coverage, kind) for kind in KINDS]
+        return score(classifier, store, self.split, names, among, progress, rules)
 
 
 def base_to_new(classifiers: Sequence[Classifier], store: Store, text: str = "default",

@@ -22,13 +22,13 @@ Add = Callable[[Prediction], None]
 _GROUP = 16384  # rows that a parquet file gets at once
 
 
-def prediction_file(path: Path, top_k: int) -> AbstractContextManager[Add]:
+def prediction_file(path: Path, top_k: int, sets: bool = False) -> AbstractContextManager[Add]:
     """Open a file for predictions, and give the function that adds one.
 
-    path: its ending is one of FORMATS. top_k: classes per image.
+    path: its ending is one of FORMATS. top_k: classes per image. sets: whether they have sets.
     Raises PredictionError where the format needs a package that is not installed.
     """
-    return FORMATS[path.suffix.lower()](path, top_k)
+    return FORMATS[path.suffix.lower()](path, top_k, sets)
 
 
 class Passing:
@@ -71,21 +71,23 @@ def as_values(prediction: Prediction) -> dict[str, Any]:
     """A prediction as JSON values; `class` is None unless the state is "ok", `probability` unless there is one."""
     return {"image": prediction.key, "state": prediction.state, "reason": prediction.reason,
             "class": prediction.class_name, "probability": prediction.probability,
-            "top": [{"class": each, "probability": share} for each, share in prediction.top]}
+            "top": [{"class": each, "probability": share} for each, share in prediction.top],
+            **({} if prediction.set is None else {"set": list(prediction.set)})}
 
 
-def columns(top_k: int) -> list[str]:
-    """Names of the columns of a table of predictions."""
+def columns(top_k: int, sets: bool = False) -> list[str]:
+    """Names of the columns of a table of predictions. sets: whether they have sets."""
     further = [name for rank in range(2, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
-    return ["image", "state", "reason", "class", "probability", *further]
+    return ["image", "state", "reason", "class", "probability", *further, *["set"] * sets]
 
 
 def cells(prediction: Prediction, top_k: int) -> list[Any]:
-    """A prediction as the cells of `columns`, with None where there is nothing."""
+    """A prediction as the cells of `columns`, with None where there is nothing; a set is a JSON list."""
     values = as_values(prediction)
     first = [values[name] for name in columns(1)]
     further = [cell for pair in prediction.top[1:] for cell in pair]
-    return [*first, *further, *[None] * (2 * (top_k - 1) - len(further))]
+    chosen = [] if prediction.set is None else [json.dumps(prediction.set, ensure_ascii=False)]
+    return [*first, *further, *[None] * (2 * (top_k - 1) - len(further)), *chosen]
 
 
 def json_text(values: dict[str, Any], predictions: Iterable[Prediction],
@@ -101,14 +103,15 @@ def as_line(prediction: Prediction) -> str:
     """A prediction for people: image and state, then classes with their probabilities, or the reason, by tabs."""
     answer = ([f"{name}\t{probability:.4f}" for name, probability in prediction.top] if prediction.state == OK
               else [prediction.reason])
-    return "\t".join([prediction.key, prediction.state, *answer])
+    return "\t".join([prediction.key, prediction.state, *answer, *([] if prediction.set is None else [
+        json.dumps(prediction.set, ensure_ascii=False)])])
 
 
 @contextmanager
-def _csv(path: Path, top_k: int) -> Iterator[Add]:
+def _csv(path: Path, top_k: int, sets: bool) -> Iterator[Add]:
     with whole_file(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)
-        writer.writerow(columns(top_k))
+        writer.writerow(columns(top_k, sets))
 
         def add(prediction: Prediction) -> None:
             writer.writerow(map(csv_cell, cells(prediction, top_k)))
@@ -117,7 +120,7 @@ def _csv(path: Path, top_k: int) -> Iterator[Add]:
 
 
 @contextmanager
-def _json_lines(path: Path, top_k: int) -> Iterator[Add]:
+def _json_lines(path: Path, top_k: int, sets: bool) -> Iterator[Add]:
     with whole_file(path) as file:
 
         def add(prediction: Prediction) -> None:
@@ -127,7 +130,7 @@ def _json_lines(path: Path, top_k: int) -> Iterator[Add]:
 
 
 @contextmanager
-def _parquet(path: Path, top_k: int) -> Iterator[Add]:
+def _parquet(path: Path, top_k: int, sets: bool) -> Iterator[Add]:
     try:
         import pyarrow
         from pyarrow.parquet import ParquetWriter
@@ -135,7 +138,7 @@ def _parquet(path: Path, top_k: int) -> Iterator[Add]:
         raise PredictionError(f"{path}: parquet files need pyarrow: pip install onceclip[parquet], or write a .csv or "
                           ".jsonl file") from None
     schema = pyarrow.schema([(name, pyarrow.float32() if name.startswith("probability") else pyarrow.string())
-                             for name in columns(top_k)])
+                             for name in columns(top_k, sets)])
     with whole_file(path) as file, ParquetWriter(file, schema) as writer:
         rows: list[list[Any]] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Classifier
+from onceclip.adapters import Classifier, SetRule
 from onceclip.pipeline.decoding.decoders import Decoders
 from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.encoders.images import Encoded, EncoderThreads, encode
@@ -32,7 +32,8 @@ class Prediction:
 
     key: of the image, mostly its path. top: (class, probability) pairs, the most likely first; empty for a bad image.
     logits: (classes,), None for a bad image. state: "ok", "unsure" where even the most likely class is not likely
-    enough, or "bad". reason: why it is not "ok".
+    enough, or "bad". reason: why it is not "ok". set: the classes of a prediction set, the most likely first; None
+    where none was asked for, empty for a bad image.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Prediction:
     logits: np.ndarray | None = None
     reason: str = ""
     state: str = OK
+    set: tuple[str, ...] | None = None
 
     @property
     def class_name(self) -> str | None:
@@ -104,6 +106,18 @@ def predict_images(classifier: Classifier, images: Sequence[Record], encoder: En
                 name = images[row].key
                 yield (Prediction(name, reason=reason, state=BAD_IMAGE) if reason
                        else replace(next(answers), key=name))
+
+
+def with_sets(predictions: Iterable[Prediction], classifier: Classifier, rule: SetRule) -> Iterator[Prediction]:
+    """Give each prediction its set."""
+    for each in predictions:
+        if each.logits is None:
+            yield replace(each, set=())
+            continue
+        logits = torch.from_numpy(each.logits)
+        inside = rule.members(logits[None])[0]
+        order = logits.argsort(descending=True, stable=True)
+        yield replace(each, set=tuple(classifier.class_names[place] for place in order[inside[order]].tolist()))
 
 
 def encoder_of(classifier: Classifier, given: EncoderSpec | Encoder | None = None, device: str = "auto") -> Encoder:
