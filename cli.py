@@ -112,7 +112,8 @@ def main() -> None:
     Your own images, one folder per class:
         onceclip extract pets pets.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
         onceclip fit pets.zarr --out pets-adapter
-        onceclip predict pets-adapter new-photos/
+        onceclip evaluate pets-adapter pets.zarr
+        onceclip predict pets-adapter new-photos/ --out labels.csv
 
     Every option may also be set in a file (onceclip --config runs.toml sweep) or by a variable
     (ONCECLIP_EXTRACT_DEVICE=cuda).

@@ -21,16 +21,18 @@ _GOALS = {"help": "22 help", "info": "22 info", "methods": "22 methods", "fit": 
           "extract": "22 extract"}
 
 
-def processor_seconds(command: Sequence[str]) -> float:
+def processor_seconds(command: Sequence[str], module: bool = True) -> float:
     """What a process and those that it starts take of the cores, user and system time together.
 
+    command: of onceclip, or, unless `module`, a file of Python with its arguments.
     Raises OnceclipError if it fails.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "onceclip", *command], capture_output=True, text=True, check=False)
+    ours = ["-m", "onceclip"] if module else []
+    done = subprocess.run([sys.executable, *ours, *command], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        raise OnceclipError(f"onceclip {' '.join(command)} failed: {done.stderr}")
+        raise OnceclipError(f"{' '.join(command)} failed: {done.stderr}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 

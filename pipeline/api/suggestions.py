@@ -34,8 +34,8 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
     choose from, StoreMismatch for another encoder.
 
     Example:
-        >>> [each["image"] for each in onceclip.suggest("pets-adapter", "new-photos", label_next=1)]
-        ['of-a-fox.jpg']
+        >>> len(onceclip.suggest("pets-adapter", "pets/cat", label_next=3))
+        3
         >>> wrong = onceclip.suggest("pets-adapter", "pets.zarr", label_errors=True)
         >>> all(each["suggested"] != each["label"] for each in wrong)
         True

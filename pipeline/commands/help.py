@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from textwrap import wrap
 from typing import Any
 
@@ -33,8 +34,12 @@ class GroupedCommand(click.Command):
 
     def get_params(self, context: click.Context) -> list[click.Parameter]:
         *params, last = super().get_params(context)
-        return [*params, click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False,
-                                      callback=_show_all, help="Show this message with all options explained."), last]
+        return [*params, self._help_all, last]
+
+    @cached_property
+    def _help_all(self) -> click.Option:
+        return click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
+                            help="Show this message with all options explained.")
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups; the last ones in short where all of them do not fit on two screens."""

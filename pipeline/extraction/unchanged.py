@@ -35,7 +35,7 @@ def request_of(encoder: EncoderSpec) -> str | None:
     said: dict[str, Any] = {name: value for name, value in asdict(encoder).items() if name not in _SILENT}
     for name, path in (("model", _folder_of(encoder.model)), ("pretrained", encoder.pretrained),
                        ("preprocess", encoder.preprocess)):
-        if path and Path(path).exists():
+        if path and (Path(path).is_dir() if name == "model" else Path(path).is_file()):
             said[name] = [encoder.model.partition(":")[0] if name == "model" else "", _digest(Path(path))]
     auto = AUTO if may_have_gpu() else CPU
     return fingerprint({**said, "device": auto if encoder.device == AUTO else encoder.device.partition(":")[0]})

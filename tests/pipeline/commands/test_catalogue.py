@@ -5,6 +5,8 @@ import json
 import pytest
 
 from onceclip.adapters import METHODS
+from onceclip.pipeline.api import catalogue
+from onceclip.pipeline.api.catalogue import FILE, catalogue_text
 from onceclip.pipeline.api.catalogue import methods as describe
 from onceclip.pipeline.commands.methods import method_lines
 
@@ -21,6 +23,24 @@ def test_the_list_has_a_line_for_every_method_with_family_cost_transfer_and_need
         assert ("  yes  " in line) == transfers
         assert ("(needs " in line) == bool(each["needs"])
     assert [each["name"] for each in values["methods"]] == list(METHODS)
+
+
+def test_the_file_from_which_methods_are_listed_says_what_the_classes_say():
+    written = json.loads(FILE.read_text(encoding="utf-8"))
+    assert written == json.loads(catalogue_text()), "run `python docs/catalogue_file.py`, as `make docs` does"
+
+
+def test_methods_are_told_from_their_classes_where_the_file_is_of_other_code(tmp_path, monkeypatch):
+    expected = describe()
+    stale = json.loads(FILE.read_text(encoding="utf-8"))
+    stale["methods"]["gda"]["summary"] = "of before"
+    for text in (json.dumps({**stale, "code": "0" * 32}), "", "[]", '{"code": 1}', None):
+        path = tmp_path / "methods.json"
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        monkeypatch.setattr(catalogue, "FILE", path)
+        assert json.loads(json.dumps(describe())) == json.loads(json.dumps(expected))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -40,7 +40,7 @@ def test_labels_that_were_exchanged_are_found_in_all_splits_and_few_others(flipp
     classifier = onceclip.fit(store, method, select="fixed").classifier
     found = onceclip.suggest(classifier, store, label_errors=True)
     names = [each["image"] for each in found]
-    assert len(wrong & set(names)) >= 11
+    assert len(wrong & set(names)) >= 10
     assert len(set(names) - wrong) <= 2
     label = {str(key): store.classes[number] for key, number in zip(store.column("key"), store.column("label"),
                                                                     strict=True)}
