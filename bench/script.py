@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -91,6 +92,7 @@ def command(shots: int, seeds: int, repeats: int) -> Iterator[Row]:
              for method in ("zero-shot", "gda", "lp++")}
     for when, title in (("first", "first run"), ("again", "again, with 20 new images"),
                         ("fit", "again, with another setting")):
+        values: dict[str, Any] = {f"accuracy_{name}": value for name, value in means.items()}
         yield make_row(f"1,797 digits, {shots} shots: processor seconds, {title}", {"shots": shots, "when": when},
                        seconds[when], [ours], accuracy_of_the_script=statistics.fmean(accuracy),
-                       **{f"accuracy_{name}": value for name, value in means.items()})
+                       **values)

@@ -14,7 +14,8 @@ from onceclip.adapters.ops import unit
 from onceclip.adapters.support import Choice, SupportSource, rows_of
 from onceclip.adapters.task import EMBEDDING
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.tasks.tasks import Drawn, logit_numbers, tensor_of, tied, ties_of
+from onceclip.pipeline.tasks.tasks import Drawn, logit_numbers, tensor_of
+from onceclip.pipeline.tasks.ties import tied, ties_of
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store
 from onceclip.stores.identity import fingerprint

@@ -25,9 +25,9 @@ from onceclip.pipeline.tasks.draw_files import DrawFile, listed_draw
 from onceclip.pipeline.tasks.draws import Draw, draw
 from onceclip.pipeline.tasks.joined_keys import joined
 from onceclip.pipeline.tasks.shapes import BALANCED, Shape
+from onceclip.pipeline.tasks.ties import tied, ties_of
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
-from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import damage
 from onceclip.stores.schema import SPLITS
 from onceclip.stores.text_tower import TOWER
@@ -254,22 +254,6 @@ def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | 
     rows = rows[~(duplicate | same_group)]
     most = min(UNLABELLED_PER_CLASS * (classes or len(store.classes)), UNLABELLED)
     return draw(rows, table.key[rows], np.zeros(len(rows), dtype=np.int64), most, seed, "unlabelled")
-
-
-def tied(store: Store, rows: np.ndarray) -> set[bytes | str]:
-    """Digests and groups of some rows."""
-    return {*_digests(store, rows), *store.column("group")[rows].tolist()} - {bytes(DIGEST_BYTES), ""}
-
-
-def ties_of(store: Store, rows: np.ndarray, known: set[bytes | str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows have a known digest, and which of the others a known group: two of (n,) bool."""
-    duplicate = np.fromiter((each in known for each in _digests(store, rows)), bool, len(rows))
-    same_group = np.fromiter((each in known for each in store.column("group")[rows].tolist()), bool, len(rows))
-    return duplicate, same_group & ~duplicate
-
-
-def _digests(store: Store, rows: np.ndarray) -> list[bytes]:
-    return store.column("digest")[rows].view(f"V{DIGEST_BYTES}").ravel().tolist()
 
 
 def tensor_of(values: np.ndarray) -> torch.Tensor:
