@@ -244,6 +244,13 @@ def extended(strategy: Inference, classifier: Classifier, head: Head) -> Classif
     return replaced(strategy, classifier, as_linear(both) or both)
 
 
+def require_embeddings(strategy: Inference, classifier: Classifier, queries: Queries) -> None:
+    """Raise MethodError for a classifier of other outputs, on which no head of embeddings can be put."""
+    if queries.inputs is not None:
+        raise MethodError(f"{strategy.name} fits an adapter on embeddings, and {classifier.method} takes "
+                          f"{', '.join(classifier.inputs)}: use an adapter of embeddings")
+
+
 def with_bias(strategy: Inference, classifier: Classifier, bias: Tensor) -> Classifier:
     """The classifier of logits `log_scores + bias`. bias: (classes,)."""
     return extended(strategy, classifier, Linear(bias.new_zeros(len(bias), classifier.dim), bias))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.heads import Sum
 from onceclip.adapters.inference.base import Inductive, Queries, fit_setting, log_scores, replaced, with_bias
@@ -40,7 +38,7 @@ class ConfOT(Inductive):
             bias = -(scores + of_row).logsumexp(dim=0) - math.log(scores.shape[1])
             of_row = -(scores + bias).logsumexp(dim=1, keepdim=True) - math.log(len(scores))
             self.progress((step + 1) / self.steps)
-        bias = torch.nan_to_num(bias - bias.mean())
+        bias = bias - bias.mean()
         if self.epsilon == 1:
             return with_bias(self, classifier, bias)
         cooler = replaced(self, classifier, Sum((classifier.head,), (1 / self.epsilon,)))

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.heads import Linear
-from onceclip.adapters.inference.base import Inductive, Queries, fit_setting, log_scores, prototypes, replaced
+from onceclip.adapters.inference.base import (
+    Inductive,
+    Queries,
+    fit_setting,
+    log_scores,
+    prototypes,
+    replaced,
+    require_embeddings,
+)
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -45,6 +53,7 @@ class InMaP(Inductive):
         return "uniform" if self.balance else "none"
 
     def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
+        require_embeddings(self, classifier, rows)
         weight = prototypes(classifier, task)
         target = log_scores(classifier, rows).softmax(dim=1)
         if self.balance:

@@ -54,7 +54,7 @@ class ReCLIP(Inference):
         for place in blocks(len(nodes), len(nodes)):
             block = nodes[place] @ nodes.T
             first = max(place.start, classes)
-            block[first - place.start:, :classes] += moved[first - classes:place.stop - classes]
+            block[first - place.start:, :classes] += moved[first - classes:max(place.stop - classes, 0)]
             if place.start < classes:
                 block[:classes - place.start, classes:] += moved[:, place.start:place.stop].T
             block = block.add_(1).div_(2)

@@ -16,6 +16,7 @@ from onceclip.adapters.inference.base import (
     fit_setting,
     log_scores,
     prototypes,
+    require_embeddings,
 )
 from onceclip.adapters.inference.graph import affinity, assign
 from onceclip.adapters.inference.transclip import INNER, OUTER, SETTINGS, TEMPERATURE
@@ -52,9 +53,10 @@ class StatA(Inductive):
         if isinstance(prepared, Classifier):
             return super().infer(classifier, queries, prepared)
         logits, head = self.solve(classifier, queries, prepared)
-        return Inferred(logits, extended(self, classifier, head))
+        return Inferred(logits, None if queries.inputs is not None else extended(self, classifier, head))
 
     def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
+        require_embeddings(self, classifier, rows)
         return extended(self, classifier, self.solve(classifier, rows, task)[1])
 
     def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head]:

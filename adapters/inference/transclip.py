@@ -9,7 +9,16 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.heads import Linear
-from onceclip.adapters.inference.base import QUERY, Inductive, Inferred, Queries, extended, fit_setting, log_scores
+from onceclip.adapters.inference.base import (
+    QUERY,
+    Inductive,
+    Inferred,
+    Queries,
+    extended,
+    fit_setting,
+    log_scores,
+    require_embeddings,
+)
 from onceclip.adapters.inference.graph import affinity, assign
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
@@ -52,9 +61,10 @@ class TransCLIP(Inductive):
         if isinstance(prepared, Classifier):
             return super().infer(classifier, queries, prepared)
         found = self.solve(classifier, queries)
-        return Inferred(found.logits, self._left_behind(classifier, found))
+        return Inferred(found.logits, None if queries.inputs is not None else self._left_behind(classifier, found))
 
     def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
+        require_embeddings(self, classifier, rows)
         return self._left_behind(classifier, self.solve(classifier, rows))
 
     def _left_behind(self, classifier: Classifier, found: Solution) -> Classifier:

@@ -9,6 +9,7 @@ from typing import Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
 from onceclip.adapters.errors import unknown
+from onceclip.adapters.inference import Inference
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
 from onceclip.adapters.selection.automatic import AUTOMATIC
@@ -124,8 +125,10 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
              own: bool = False, inference: Any = NO_INFERENCE, inference_values: Mapping[str, Any] | None = None,
              batches: Mapping[str, Any] | None = None, **further: Any) -> list[RunSpec]:
     """Runs of all combinations, with every argument checked; see `make_specs`."""
-    strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each)))
-                  for each in listed(inference, "inference")]
+    given = listed(inference, "inference")
+    if any(isinstance(each, Inference) for each in given):
+        raise ArgumentError("a sweep makes its strategies itself: give names or classes, and inference_values")
+    strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each))) for each in given]
     return runs.make_specs([_name(method_of(each)[0]) for each in methods], [shots_of(each) for each in shots],
                            [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
                            [*(inference_values or {}).items()], batches, **_checked(further))

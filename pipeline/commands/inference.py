@@ -15,7 +15,7 @@ from onceclip.pipeline.words import counted, percent
 SEEN = {"set": "all of them together", "views": "each image's views", "patches": "each image's patches",
         "stream": "one after the other, remembering"}
 _ORDERS = 10  # whose accuracies people are shown
-_NAMES = ("batches", "batch_size", "effective_classes", "dirichlet", "inference_seed")
+_NAMES = ("batches", "batch_size", "effective_classes", "balanced", "dirichlet", "inference_seed")
 
 
 class Range(click.ParamType):
@@ -75,6 +75,7 @@ def _with_batches(function: Callable[..., None]) -> Callable[..., None]:
                      help="Images of a batch at most; alone, every image is in one batch.  [default: 64]"),
         click.option("--effective-classes", type=Range(), metavar="A-B",
                      help="Classes that a batch of --batches has.  [default: 1-4]"),
+        click.option("--balanced", is_flag=True, help="Draw as many images of each class of a batch."),
         click.option("--dirichlet", type=click.FloatRange(0, min_open=True), metavar="GAMMA",
                      help="Deal all images out in a stream of batches whose classes come in turn, the more so the "
                      "smaller GAMMA is."),
@@ -86,14 +87,16 @@ def _with_batches(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def batches_of(batches: int | None, batch_size: int | None, effective_classes: tuple[int, int] | None,
-               dirichlet: float | None, inference_seed: int | None) -> dict[str, Any] | None:
+               balanced: bool, dirichlet: float | None, inference_seed: int | None) -> dict[str, Any] | None:
     """The fields of Batches that options ask for; None without batches.
 
     Raises UsageError for an option that goes with others alone.
     """
-    if batches is None and effective_classes is not None:
-        raise click.UsageError("--effective-classes is for drawn batches: add --batches N")
-    given = {"number": batches, "size": batch_size, "classes": effective_classes, "dirichlet": dirichlet}
+    if batches is None and (effective_classes is not None or balanced):
+        option = "--balanced" if balanced else "--effective-classes"
+        raise click.UsageError(f"{option} is for drawn batches: add --batches N")
+    given = {"number": batches, "size": batch_size, "classes": effective_classes, "dirichlet": dirichlet,
+             "balanced": balanced or None}
     if all(value is None for value in given.values()):
         if inference_seed is not None:
             raise click.UsageError("--inference-seed is for batches: add --batches, --batch-size or --dirichlet")
@@ -153,7 +156,7 @@ def _seen(found: Mapping[str, Any]) -> str:
     size = f"{counted(batches['dealt'], 'batch', 'batches')} of up to {counted(batches['size'], 'image')}"
     if batches["number"]:
         low, high = batches["classes"]
-        size += f" of {low} to {high} classes"
+        size += f" of {low} to {high} classes" + (", balanced" if batches.get("balanced") else "")
     elif batches["dirichlet"]:
         size += f" of a Dirichlet stream ({batches['dirichlet']:g})"
     return (f"{size}, seed {batches['seed']}: accuracies are means over batches, spread {percent(found['spread'])}, "

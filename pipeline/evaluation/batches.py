@@ -18,6 +18,7 @@ class Batches:
     size: rows of a batch at most. number: of batches that are drawn, each of a few classes; 0 deals every row out once.
     classes: the fewest and the most classes of a drawn batch. dirichlet: concentration of a stream in which every row
     occurs once and the classes come in turn, the more so the smaller it is; 0 for none. seed: of all draws.
+    balanced: draw as many rows of each class of a batch, which then has as many as its rarest class allows.
 
     Source: Realistic Test-Time Adaptation of Vision-Language Models (Zanella, Fuchs et al., CVPR 2025), section 5.
     """
@@ -27,6 +28,7 @@ class Batches:
     classes: tuple[int, int] = (1, 4)
     dirichlet: float = 0.0
     seed: int = 1
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -38,6 +40,8 @@ class Batches:
         if self.number and self.dirichlet:
             raise TaskError("--batches draws batches of few classes and --dirichlet deals out a stream: give one of "
                             "them")
+        if self.balanced and not self.number:
+            raise TaskError("--balanced is for drawn batches: add --batches N")
         if self.number < 0 or not 0 <= self.dirichlet < float("inf") or self.seed < 0:
             raise TaskError("the numbers of batches, --dirichlet and the seed cannot be negative")
 
@@ -67,7 +71,12 @@ class Batches:
     def _few_classes(self, label: np.ndarray, random: np.random.Generator) -> np.ndarray:
         there = np.unique(label)
         number = min(int(random.integers(self.classes[0], self.classes[1] + 1)), len(there))
-        members = np.flatnonzero(np.isin(label, random.choice(there, number, replace=False)))
+        chosen = random.choice(there, number, replace=False)
+        if self.balanced:
+            each = [np.flatnonzero(label == one) for one in chosen]
+            rows = min(max(self.size // number, 1), *map(len, each), len(label))
+            return random.permutation(np.concatenate([random.choice(one, rows, replace=False) for one in each]))
+        members = np.flatnonzero(np.isin(label, chosen))
         return random.choice(members, min(self.size, len(members)), replace=False)
 
     def _stream(self, label: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -47,6 +47,7 @@ class Session:
     """A strategy that is prepared to read rows of a store with a classifier.
 
     prepared: what its `prepare` gave. fitted: JSON values that say which train rows it was fitted on, or None.
+    text: fingerprint of the text set whose prompts it could see, or None.
     """
 
     strategy: Inference
@@ -54,6 +55,7 @@ class Session:
     store: Store
     prepared: Any
     fitted: dict[str, Any] | None
+    text: str | None
 
     @classmethod
     def begin(cls, strategy: Inference, classifier: Classifier, store: Store) -> Session:
@@ -73,8 +75,9 @@ class Session:
             if strategy.wants_normal:
                 fitted["class"] = normal_name(strategy, classifier)
         with torch.no_grad(), threads_for(_work(classifier, len(unlabelled or ()))):
-            prepared = strategy.prepare(classifier, task_for(classifier, store), unlabelled)
-        return cls(strategy, classifier, store, prepared, fitted)
+            task, text = task_for(classifier, store)
+            prepared = strategy.prepare(classifier, task, unlabelled)
+        return cls(strategy, classifier, store, prepared, fitted, text)
 
     def infer(self, rows: np.ndarray) -> Inferred:
         """Read rows of the store. rows: (n,) positions, in the order of a stream.
@@ -98,7 +101,7 @@ class Session:
         output = {"output": output_spec(self.store, strategy.sees)} if strategy.sees in OUTPUTS else {}
         return {"name": full_name(type(strategy)), "hyperparameters": dict(strategy.values), "sees": strategy.sees,
                 "transductive": strategy.transductive, "prior": strategy.prior, "fitted_on": strategy.fitted_on,
-                "fit": self.fitted, "diagnostics": dict(diagnostics),
+                "fit": self.fitted, "text": self.text, "diagnostics": dict(diagnostics),
                 "query": {"store": self.store.fingerprint, "split": split, "n": len(rows), "keys": keys_hash(keys),
                           **output}}
 
@@ -197,9 +200,10 @@ def told(strategy: Inference, progress: Callable[[float], None]) -> Inference:
     return copy
 
 
-def task_for(classifier: Classifier, store: Store) -> Task:
-    """The text of a classifier's classes, and the encoder's numbers, as far as the store has them; no labelled row.
+def task_for(classifier: Classifier, store: Store) -> tuple[Task, str | None]:
+    """A task without labelled rows, and the fingerprint of its text set or None.
 
+    It has the text of a classifier's classes, and the encoder's numbers, as far as the store has them.
     The text set is that which the classifier was fitted with, else the default one. Where the store has none for all
     of its classes, the text is names alone.
     """
@@ -209,8 +213,8 @@ def task_for(classifier: Classifier, store: Store) -> Task:
         words = store.text(name)
         if set(classifier.class_names) <= set(words.classes):
             return task_of(store, words.of_classes(classifier.class_names), made.get("class_weights", RULES[0]),
-                           NOTHING)
-    return names_alone(classifier, store.dim, **logit_numbers(store.encoder))
+                           NOTHING), words.fingerprint
+    return names_alone(classifier, store.dim, **logit_numbers(store.encoder)), None
 
 
 def names_alone(classifier: Classifier, dim: int, **numbers: Any) -> Task:

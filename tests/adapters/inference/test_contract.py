@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from onceclip.adapters import MethodError, Text
-from onceclip.adapters.inference import INFERENCES, Inference, Queries
+from onceclip.adapters import LinearProbePreproj, MethodError, Text
+from onceclip.adapters.inference import INFERENCES, Inference, Queries, queries_of
 
 from .conftest import HEADS
-
-BY_ROW = ("views", "patches")
 
 
 def probabilities(inferred):
@@ -76,7 +74,9 @@ def test_permuting_a_set_permutes_its_answers_and_rows_seen_alone_do_not_know_ea
 
 def test_pieces_of_the_computation_change_nothing(strategy, classifier, queries, task, unlabelled, monkeypatch):
     whole = strategy.run(classifier, queries, task, unlabelled)
-    monkeypatch.setattr("onceclip.adapters.inference.base.elements_at_once", lambda device: 4 * 10)
+    for module in ("base", "prior_bias"):
+        monkeypatch.setattr(f"onceclip.adapters.inference.{module}.elements_at_once", lambda device: 4 * 10)
+    monkeypatch.setattr("onceclip.adapters.inference.graph._ELEMENTS", 50)
     same(strategy.run(classifier, queries, task, unlabelled), whole, 1e-5)
 
 
@@ -137,3 +137,33 @@ def test_a_strategy_that_is_fitted_on_train_rows_says_where_there_are_none(class
 def test_a_strategy_that_sees_what_nobody_has_is_refused():
     with pytest.raises(MethodError, match="give one of set, views, stream, patches"):
         type("Odd", (Inference,), {"sees": "labels"})
+
+
+def test_an_inductive_strategy_reads_train_rows_or_the_queries(strategy, classifier, queries, task, unlabelled):
+    if "fit_on" not in strategy.hyperparameters:
+        pytest.skip("fits nothing")
+    train, query = (strategy.with_values(fit_on=each) for each in ("train", "query"))
+    found = train.run(classifier, queries, task, unlabelled)
+    assert (train.transductive, query.transductive) == (False, True)
+    assert_close(found.classifier.logits(queries.embedding), found.logits, rtol=1e-4, atol=1e-4)
+    first = queries.of(torch.arange(5))
+    assert_close(probabilities(train.run(classifier, first, task, unlabelled)), probabilities(found)[:5])
+    same(query.run(classifier, queries, task), query.run(classifier, queries, task, unlabelled), 0)
+
+
+def test_an_adapter_of_other_outputs_is_read_or_refused_in_one_line(strategy, make_task, make_rows, unlabelled, task):
+    if strategy.sees != "set":
+        pytest.skip("views and patches are embeddings")
+    fitted = LinearProbePreproj().fit(make_task((4, 4, 4)))
+    rows, others = (make_rows((9, 7, 8), 10, seed=seed) for seed in (70, 71))
+    queries, train = (queries_of(fitted, each.embedding, each.input(fitted.inputs)) for each in (rows, others))
+    if strategy.name == "inmap":
+        with pytest.raises(MethodError, match="use an adapter of embeddings"):
+            strategy.run(fitted, queries, task, train)
+        return
+    found = strategy.run(fitted, queries, task, train)
+    assert (probabilities(found).argmax(dim=1) == rows.label).float().mean() > 0.5
+    if strategy.name in ("stata", "transclip"):
+        assert found.classifier is None
+        with pytest.raises(MethodError, match="use an adapter of embeddings"):
+            strategy.with_values(fit_on="train").run(fitted, queries, task, train)
