@@ -18,7 +18,7 @@ from onceclip.pipeline.runs.sweep import sweep
 from onceclip.stores import Store, open_store
 
 METHODS = ("zero-shot", "gda", "clip-adapter")
-SHOTS, SEED, DRAWN = 16, 1, 100
+SHOTS, SEED, DRAWN = 16, 1, 30
 STRATEGIES: list[tuple[str, dict[str, Any]]] = [
     (name, values) for name, kind in INFERENCES.items() if kind.sees in ("set", "stream")
     for values in ([{"fit_on": "train"}, {"fit_on": "query"}] if "fit_on" in kind.hyperparameters else [{}])]

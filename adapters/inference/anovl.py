@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.inference.anomaly import SETTING, anomaly_score, normal_class, with_odds
@@ -43,14 +44,25 @@ class AnoVL(Inference):
         image = log_scores(classifier, queries)
         parts = []
         if self.score != "image":
-            parts.append(abnormality(factor * scores_of(classifier, patches_of(queries)), normal, self.smooth).amax(1))
+            parts.append(patch_odds(factor * scores_of(classifier, patches_of(queries)), normal, self.smooth).amax(1))
         if self.score != "patches":
-            parts.append(torch.sigmoid(anomaly_score(factor * image, normal)))
-        share = torch.stack(parts).mean(dim=0)
-        return Inferred(with_odds(image, normal, torch.logit(share, eps=torch.finfo(share.dtype).eps)))
+            parts.append(anomaly_score(factor * image, normal))
+        return Inferred(with_odds(image, normal, parts[0] if len(parts) == 1 else _odds(
+            *(logsigmoid(sign * torch.stack(parts)).logsumexp(dim=0) for sign in (1, -1)))))
 
 
-def abnormality(scores: Tensor, normal: int, smooth: int = 1) -> Tensor:
-    """Probability of patches not to be normal, of scores (n, patches, classes): (n, patches)."""
+def patch_odds(scores: Tensor, normal: int, smooth: int = 1) -> Tensor:
+    """Log-odds of patches not to be normal, of scores (n, patches, classes): (n, patches).
+
+    smooth: patches across a square over which the probability is averaged.
+    """
     odds = anomaly_score(scores.flatten(0, 1), normal).view(scores.shape[:2])
-    return smoothed(torch.sigmoid(odds), smooth)
+    if smooth == 1:
+        return odds
+    least = torch.finfo(odds.dtype).tiny
+    return _odds(*(smoothed(torch.sigmoid(sign * odds), smooth).clamp_min(least).log() for sign in (1, -1)))
+
+
+def _odds(abnormal: Tensor, normal: Tensor) -> Tensor:
+    """Log-odds of two log-probabilities: of the small one, not of one less the other, so that sure ones stay apart."""
+    return abnormal - normal

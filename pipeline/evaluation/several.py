@@ -73,11 +73,16 @@ def normal_queries(strategy: Inference, classifier: Classifier, store: Store) ->
     rows = rows[store.column("label")[rows] == (store.classes.index(name) if name in store.classes else -1)]
     if len(rows) > NORMAL_IMAGES:
         rows = np.sort(np.random.default_rng(1).choice(rows, NORMAL_IMAGES, replace=False))
-    pieces = list(several_queries(classifier, store, rows, "patches"))
-    if not pieces:
+    if not len(rows):
         return None, rows
-    return Queries(torch.cat([each.embedding for each in pieces]),
-                   patches=torch.cat([each.patches for each in pieces if each.patches is not None])), rows
+    shape, dtype, done = store.outputs["token"].shape, classifier.head.dtype, 0
+    found = Queries(torch.empty(len(rows), store.dim, dtype=dtype), patches=torch.empty(len(rows), *shape, dtype=dtype))
+    for piece in several_queries(classifier, store, rows, "patches"):
+        assert found.patches is not None
+        assert piece.patches is not None
+        found.embedding[done:done + len(piece)], found.patches[done:done + len(piece)] = piece.embedding, piece.patches
+        done += len(piece)
+    return found, rows
 
 
 def detection_of(alone: Evaluation, strategy: Inference,

@@ -135,5 +135,8 @@ def rows_without_views(store: Store) -> np.ndarray:
 def views_of(store: Store) -> tuple[Views, list[str]] | None:
     """How a store's views are made, and of images in which splits; None if it has none of this project's making."""
     spec = store.outputs[VIEW].spec if VIEW in store.outputs else {}
-    views = Views.of(spec)
+    try:
+        views = Views.of(spec)
+    except ValueError as error:
+        raise StoreMismatch(f"{store.path}: {error}: extract into another store") from error
     return None if views is None else (views, spec["splits"])

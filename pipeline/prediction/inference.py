@@ -37,6 +37,7 @@ from onceclip.stores import Store
 from onceclip.stores.schema import SPLITS
 
 DEFAULT_VIEWS = Views(number=64)
+_MOST = 1024  # views that an adapter's file may ask for
 
 
 def infer_store(classifier: Classifier, store: Store, strategy: Inference, split: str | None = None, top_k: int = 1,
@@ -96,7 +97,7 @@ def infer_images(classifier: Classifier, images: Sequence[Record], encoder: Enco
     outputs = (EMBEDDING, TOKEN) if strategy.sees == "patches" else (EMBEDDING,) if made else tuple(
         dict.fromkeys((EMBEDDING, *classifier.inputs)))
     if strategy.sees == "patches":
-        kind = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "value")
+        kind = str(_recorded(classifier, TOKEN).get("tokens", "value"))
     contents = enumerate(image.content for image in images)
     task = _task(classifier, encoder.info)
     waiting: list[tuple[Encoded, Queries | None]] = []  # of a set or a stream
@@ -129,7 +130,9 @@ def views_for(classifier: Classifier, images: Sequence[Record], number: int | No
     if boxes and number is None:
         return crops_of(boxes)
     try:
-        made = Views.of(classifier.provenance.get("outputs", {}).get(VIEW, {})) or DEFAULT_VIEWS
+        made = Views.of(_recorded(classifier, VIEW)) or DEFAULT_VIEWS
+        if made.number > _MOST:
+            raise ValueError(f"{made.number:,} views of an image")
     except ValueError as error:
         raise PredictionError(f"the adapter's record of views cannot be followed: {error}; give --views N") from error
     if made.kind != DEFAULT_VIEWS.kind and (number is not None or made.boxes):
@@ -137,6 +140,13 @@ def views_for(classifier: Classifier, images: Sequence[Record], number: int | No
     if number is not None and number < 2:
         raise PredictionError(f"--views {number}: give 2 or more, the plain image among them")
     return made if number is None else replace(made, number=number)
+
+
+def _recorded(classifier: Classifier, output: str) -> Mapping[str, Any]:
+    """What the adapter's record says of an output, which is a file's word; empty for nothing."""
+    outputs = classifier.provenance.get("outputs")
+    spec = outputs.get(output) if isinstance(outputs, Mapping) else None
+    return spec if isinstance(spec, Mapping) else {}
 
 
 def _task(classifier: Classifier, encoder: Mapping[str, Any]) -> Task:

@@ -7,8 +7,9 @@ from torch.testing import assert_close
 from onceclip.adapters import MethodError
 from onceclip.adapters.inference import INFERENCES, Queries
 from onceclip.adapters.inference.anomaly import anomaly_score, normal_class, with_odds
-from onceclip.adapters.inference.anovl import abnormality
+from onceclip.adapters.inference.anovl import patch_odds
 from onceclip.adapters.inference.patch_knn import bank_of, distances
+from onceclip.adapters.ops import unit
 
 from .golden_inputs import IMAGES, PATCHES, SCALE, STATES, WEIGHTS, linear
 
@@ -27,9 +28,9 @@ def share(name="anovl", queries=QUERIES, normal=None, **values):
 
 
 def test_patches_score_as_the_card_says():
-    near(abnormality(PATCHES @ STATES.T, 0)[0, :3], [0.502731, 0.503898, 0.502461])
-    near(abnormality(SCALE * PATCHES @ STATES.T, 0)[0, :3], [0.748860, 0.826220, 0.728020])
-    near(abnormality(SCALE * PATCHES @ STATES.T, 0, 3)[0, :3], [0.625630, 0.657335, 0.689039])
+    near(torch.sigmoid(patch_odds(PATCHES @ STATES.T, 0))[0, :3], [0.502731, 0.503898, 0.502461])
+    near(torch.sigmoid(patch_odds(SCALE * PATCHES @ STATES.T, 0))[0, :3], [0.748860, 0.826220, 0.728020])
+    near(torch.sigmoid(patch_odds(SCALE * PATCHES @ STATES.T, 0, 3))[0, :3], [0.625630, 0.657335, 0.689039])
 
 
 def test_images_score_as_the_card_says():
@@ -37,6 +38,19 @@ def test_images_score_as_the_card_says():
     near(share(score="image"), [0.328916, 0.927788])
     near(share(score="image", scale=1.0), [0.498217, 0.506383])
     near(share(score="mean"), [(0.826220 + 0.328916) / 2, (0.790583 + 0.927788) / 2])
+
+
+@pytest.mark.parametrize("values", [{}, {"smooth": 3}, {"score": "mean"}])
+def test_images_that_are_surely_abnormal_still_have_a_ranking(values):
+    """float32 has no probability between 1 - 6e-8 and 1; an AUROC of ties would be worth nothing."""
+    classifier, task = linear(STATES.float(), NAMES)
+    step = (STATES[1] - STATES[0]).float()
+    patches = torch.stack([unit(STATES[1].float() + shift * step).expand(9, -1) for shift in (5.0, 6.0, 7.0)])
+    queries = Queries(patches[:, 0].contiguous(), patches=patches.contiguous())
+    logits = INFERENCES["anovl"](scale=200.0, **values).run(classifier, queries, task).logits
+    odds = anomaly_score(logits, 0)
+    assert torch.sigmoid(odds).tolist() == [1.0, 1.0, 1.0]
+    assert odds[0] < odds[1] < odds[2]
 
 
 def test_the_best_patch_of_a_class_is_its_score():

@@ -87,6 +87,8 @@ def test_views_are_those_of_the_adapters_record_unless_something_else_is_said(cl
     ten = replace(classifier, provenance={"outputs": {"view": TEN_CROP.spec()}})
     assert views_for(ten, []) == TEN_CROP
     assert views_for(ten, [], 5) == replace(DEFAULT_VIEWS, number=5)
+    assert views_for(replace(classifier, provenance={"outputs": ["view"]}), []) == DEFAULT_VIEWS
+    assert views_for(replace(classifier, provenance={"outputs": {"view": "many"}}), []) == DEFAULT_VIEWS
     with pytest.raises(PredictionError, match="give 2 or more"):
         views_for(classifier, [], 1)
 
