@@ -65,20 +65,16 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
             raise ArgumentError(f"{name} {value!r}: give a name")
     maps = made_by = None
     if train is not None:
-        if isinstance(learning_rate, bool) or not isinstance(learning_rate, float | int | None) or (
-                learning_rate is not None and not 0 < learning_rate < float("inf")):
-            raise ArgumentError(f"learning_rate {learning_rate!r}: give a number above 0")
         trained = fit(target, target.text(text), text, train, None if negatives is None else target.text(negatives),
-                      whole(seed, "seed", 0), None if epochs is None else whole(epochs, "epochs", 0), learning_rate,
-                      progress)
+                      whole(seed, "seed", 0), None if epochs is None else whole(epochs, "epochs", 0),
+                      _rate(learning_rate), progress)
         maps, made_by = trained.maps, trained.made_by
     elif negatives is not None or epochs is not None or learning_rate is not None:
         raise ArgumentError("negatives, epochs and learning_rate are for training: give train")
     ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, maps, made_by, progress)
     row = ranking.row
     if out is not None:
-        with whole_file(path_of(out, "out: a JSON file")) as file:
-            file.write(json.dumps(row, indent=1, allow_nan=False).encode("ascii") + b"\n")
+        _write_row(path_of(out, "out: a JSON file"), row)
     if page is not None:
         row = {**row, **write_retrieval_page(path_of(page, "page: an .html file"), target, ranking, images)}
     return row
@@ -118,6 +114,49 @@ def search(store: str | Path | Store, query: str | None = None, *, image: str | 
     if page is not None:
         write_search_page(path_of(page, "page: an .html file"), target, query or str(place), hits, images)
     return hits
+
+
+def answers(store: str | Path | Store, questions: str | Path, *, split: str | None = None, train: bool = False,
+            seed: int = 1, epochs: int | None = None, learning_rate: float | None = None, out: str | Path | None = None,
+            encoder: str | EncoderSpec | None = None, device: str = "auto", progress: Progress = _silent
+            ) -> dict[str, Any]:
+    """Score how often the right answer of a question about an image or video scores highest.
+
+    questions: a JSON file, [{"path": ..., "question": ..., "answers": [...], "right": 0}, ...]. split: one of the
+        store's; None for all. train: train a head over frames on the train split's questions first (Tem-adapter), from
+        `seed`. out: a JSON file of the row. encoder: where it is, if the store cannot say.
+    Gives the result row: accuracy with its bootstrap interval over items, and what chance reaches.
+    Raises RetrievalError if the file or the split has no question that can be scored.
+    """
+    from torch import from_numpy
+
+    from onceclip.pipeline.encoders.sentences import encode_sentences
+    from onceclip.pipeline.prediction.queries import encoder_for
+    from onceclip.pipeline.retrieval.answers import answer, load_questions
+
+    target = opened(store)
+    asked, digest = load_questions(path_of(questions, "questions: a JSON file"))
+    chosen = None if split is None else one_of(split, "split", SPLITS)
+    found = encoder_for(target, None if encoder is None else spec_of(encoder, device=device), device)
+    text = encode_sentences(found, [sentence for each in asked for sentence in each.sentences], progress=True)
+    row = {**answer(target, asked, from_numpy(text.embedding), chosen, train, whole(seed, "seed", 0),
+                    None if epochs is None else whole(epochs, "epochs", 0), _rate(learning_rate), progress),
+           "file": {"name": Path(questions).name, "digest": digest}}
+    if out is not None:
+        _write_row(path_of(out, "out: a JSON file"), row)
+    return row
+
+
+def _rate(learning_rate: float | None) -> float | None:
+    if learning_rate is None or (isinstance(learning_rate, float | int) and 0 < learning_rate < float("inf")
+                                 and not isinstance(learning_rate, bool)):
+        return learning_rate
+    raise ArgumentError(f"learning_rate {learning_rate!r}: give a number above 0")
+
+
+def _write_row(path: Path, row: dict[str, Any]) -> None:
+    with whole_file(path) as file:
+        file.write(json.dumps(row, indent=1, allow_nan=False).encode("ascii") + b"\n")
 
 
 def duplicates(store: str | Path | Store, threshold: float = 0.98, *, by: str = "key", split: str | None = None,

@@ -34,6 +34,8 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
               "image.")
 @click.option("--duplicates", type=click.FloatRange(0, 1, min_open=True), metavar="COSINE", help="Instead, list pairs "
               "that are at least as near as this, such as 0.98.")
+@click.option("--answers", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.json", help="Instead, score "
+              "questions about items: a list of {\"path\", \"question\", \"answers\": [...], \"right\": 0}.")
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Of --query and --image: how many; "
               "of --duplicates: how many of the nearest pairs are printed.")
 @click.option("--by", type=click.Choice(["key", "group"]), help="Find images (and single frames), or groups such as "
@@ -49,7 +51,8 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
 @click.option("--bank", type=click.Choice(["train", "val", "test", "all"]), help="Of qb: whose captions and items are "
               "the bank.  [default: train]")
 @click.option("--train", metavar="NAME", help="First train on the captions of the train split; val chooses the epoch: "
-              "labclip (a map of texts), geodesic (maps of both sides), temporal or contra (a head over frames).")
+              "labclip (a map of texts), geodesic (maps of both sides), temporal or contra (a head over frames). Of "
+              "--answers: tem-adapter.")
 @click.option("--negatives", metavar="NAME", help="Of --train labclip: a set of false captions of the same items.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of --train.")
 @click.option("--epochs", type=click.IntRange(0), metavar="N", help="Of --train.  [default: 20]")
@@ -63,10 +66,10 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
               "path without .zarr, if there]")
 @encoder_options(required=False)
 @json_option
-def retrieve(store: str, text: str, query: str | None, image: str | None, duplicates: float | None, top: int,
-             by: str | None, split: str | None, pooling: str, rerank: str | None, normalize: str | None,
-             bank: str | None, train: str | None, negatives: str | None, seed: int, epochs: int | None,
-             learning_rate: float | None, out: Path | None, page: Path | None, images: str | None,
+def retrieve(store: str, text: str, query: str | None, image: str | None, duplicates: float | None,
+             answers: Path | None, top: int, by: str | None, split: str | None, pooling: str, rerank: str | None,
+             normalize: str | None, bank: str | None, train: str | None, negatives: str | None, seed: int,
+             epochs: int | None, learning_rate: float | None, out: Path | None, page: Path | None, images: str | None,
              model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
     """Rank images or videos by texts and texts by them, or find what is nearest to a sentence or an image.
 
@@ -82,7 +85,19 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
     """
     from onceclip.pipeline.api import retrieval
 
-    one_way(query=query, image=image, duplicates=duplicates)
+    one_way(query=query, image=image, duplicates=duplicates, answers=answers)
+    if answers is not None:
+        _refuse({"by": by, "rerank": rerank, "normalize": normalize, "bank": bank, "negatives": negatives, "page": page,
+                 "images": images}, "is not for --answers")
+        if train not in (None, "tem-adapter"):
+            raise click.UsageError(f"--train {train} is not for --answers: there is tem-adapter")
+        encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
+        with percentage("retrieve") as progress:
+            row = retrieval.answers(store, answers, split=None if split == "all" else split, train=train is not None,
+                                    seed=seed, epochs=epochs, learning_rate=learning_rate, out=out, encoder=encoder,
+                                    device=device, progress=progress)
+        show(as_json, row, lambda: answer_lines(row))
+        return
     alone = query is not None or image is not None or duplicates is not None
     _refuse({"rerank": rerank, "normalize": normalize, "bank": bank, "train": train, "negatives": negatives,
              "epochs": epochs, "learning-rate": learning_rate} if alone else {"by": by},
@@ -142,6 +157,15 @@ def retrieval_lines(row: Mapping[str, Any], page: Path | None = None) -> list[st
         *([f"{page}: best and worst queries, {counted(row['pictures'], 'picture')}"] if page else
           [f"Next: onceclip retrieve {quote(row['store'])} --text {quote(row['text'])} --page queries.html"]),
     ]
+
+
+def answer_lines(row: Mapping[str, Any]) -> list[str]:
+    """How often the right answer scored highest."""
+    low, high = (percent(each) for each in row["accuracy_interval"])
+    return [f"{row['store']}, {row['split']} split: {counted(row['questions'], 'question')} about "
+            f"{counted(row['items'], 'item')}" + (", trained by tem-adapter" if "trained" in row else ""),
+            f"accuracy {percent(row['accuracy'])} (95 % interval over items {low} to {high}), chance "
+            f"{percent(row['chance'])}{few_words(row['items'])}"]
 
 
 def _figure(name: str, value: float) -> str:

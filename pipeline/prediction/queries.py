@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +30,7 @@ def query_embedding(store: Store, sentence: str | None, image: str | None, encod
         raise RetrievalError(f"{image} is no single image: give the file of one")
     if sentence is not None and not sentence.strip():
         raise RetrievalError("the query is empty: write what to look for, such as \"a red car\"")
-    opened = recorded_encoder(store.encoder, store.path, encoder, device)
-    _check(store, opened)
+    opened = encoder_for(store, encoder, device)
     if sentence is not None:
         return torch.from_numpy(encode_sentences(opened, [sentence]).embedding[0])
     with Decoders(1) as decoders, EncoderThreads(opened) as threads, closing(
@@ -43,10 +41,15 @@ def query_embedding(store: Store, sentence: str | None, image: str | None, encod
     return torch.from_numpy(piece.values[EMBEDDING][0])
 
 
-def _check(store: Store, encoder: Encoder) -> None:
-    info: dict[str, Any] = encoder.info
+def encoder_for(store: Store, given: EncoderSpec | None = None, device: str = "auto") -> Encoder:
+    """Load the encoder of a store; `given` says where it is, if the store cannot.
+
+    Raises StoreMismatch if it is another one, RetrievalError if its embeddings are of another width.
+    """
+    encoder = recorded_encoder(store.encoder, store.path, given, device)
     if not store.encoder.get("imported"):
-        store.require_encoder(info["fingerprint"], f"the query's encoder ({info['name']})")
+        store.require_encoder(encoder.info["fingerprint"], f"the query's encoder ({encoder.info['name']})")
     elif encoder.dim != store.dim:
-        raise RetrievalError(f"{store.path} has {store.dim} dimensions, {info['name']} gives {encoder.dim}: name the "
-                             "encoder that made the images")
+        raise RetrievalError(f"{store.path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: "
+                             "name the encoder that made the images")
+    return encoder

@@ -45,12 +45,14 @@ class TemporalHead(Maps):
 
     middle: the vector of the middle row, as where rows are neighbouring clips of a longer video (ConTra, Fragomeni et
         al., 2022); else the mean of all. most: rows that there are positions for; of longer items they are stretched.
+        sinusoidal: fixed positions (Tem-adapter, Chen et al., ICCV 2023) instead of trained ones.
     """
 
-    def __init__(self, dim: int, most: int, middle: bool = False, layers: int = 1) -> None:
+    def __init__(self, dim: int, most: int, middle: bool = False, layers: int = 1, sinusoidal: bool = False) -> None:
         super().__init__()
         self.middle = middle
-        self.position = nn.Parameter(0.01 * torch.randn(most, dim))
+        self.position = nn.Parameter(_waves(most, dim) if sinusoidal else 0.01 * torch.randn(most, dim),
+                                     requires_grad=not sinusoidal)
         heads = next(number for number in range(max(1, dim // _HEAD), 0, -1) if dim % number == 0)
         layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.1, batch_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
@@ -70,3 +72,10 @@ class TemporalHead(Maps):
             return unit(rows[line, middle] + seen[line, middle])
         count = sizes[:, None]
         return unit(((rows + seen) * there[..., None]).sum(dim=1) / count)
+
+
+def _waves(most: int, dim: int) -> Tensor:
+    """Sines and cosines of places (most, dim), short beside unit rows (Vaswani et al., 2017)."""
+    rate = torch.exp(-torch.arange(0, dim, 2) / dim * torch.log(torch.tensor(10000.0)))
+    angle = torch.arange(most)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :dim] / dim ** 0.5

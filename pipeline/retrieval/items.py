@@ -102,6 +102,14 @@ def read_frames(store: Store, items: Items, start: int = 0, stop: int | None = N
                   torch.from_numpy(items.pointer[start:stop + 1] - first))
 
 
+def some_frames(frames: Frames, chosen: np.ndarray) -> Frames:
+    """The rows of some items, in the order given; chosen: (items,) their positions."""
+    sizes = frames.pointer.diff()[chosen]
+    pointer = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    within = torch.arange(int(pointer[-1])) - pointer[:-1].repeat_interleave(sizes)
+    return Frames(frames.raw[frames.pointer[:-1][chosen].repeat_interleave(sizes) + within], pointer)
+
+
 def pieces(items: Items, rows: int = PIECE_ROWS) -> Iterator[tuple[int, int]]:
     """Go through items in pieces of about so many rows: first item and the one behind the last."""
     start = 0

@@ -15,7 +15,7 @@ from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.pipeline.retrieval.evaluation import rank_all
 from onceclip.pipeline.retrieval.heads import LinearMaps, Maps, TemporalHead
-from onceclip.pipeline.retrieval.items import Captioned, Frames, captioned, read_frames, unit_text
+from onceclip.pipeline.retrieval.items import Captioned, Frames, captioned, read_frames, some_frames, unit_text
 from onceclip.pipeline.retrieval.losses import clip_loss, contra_loss, geodesic_loss, hard_negative_loss
 from onceclip.pipeline.retrieval.similarity import DIRECTIONS, MEAN, Gallery, Similarity
 from onceclip.stores import Store, TextSet
@@ -118,7 +118,7 @@ def train(store: Store, text: TextSet, name: str, recipe: str, negatives: TextSe
             for chosen, captions in _batches(pairs, made.batch_size, random):
                 words = maps.text(unit_text(pairs.text[captions]))
                 wrong = maps.text(false[0][_some(false[1], chosen, random)]) if false else words[:0]
-                part = _some_frames(frames, chosen)
+                part = some_frames(frames, chosen)
                 loss = made.loss(Batch(words, maps.items(part), wrong, scale, random))
                 if not torch.isfinite(loss):
                     raise RetrievalError(f"training {recipe} diverged in epoch {epoch}: use a smaller learning rate "
@@ -146,14 +146,6 @@ def _batches(pairs: Captioned, size: int, random: np.random.Generator) -> Iterat
     for chosen in np.array_split(order, number):
         low, high = pointer[chosen], pointer[chosen + 1]
         yield chosen, low + (random.random(len(chosen)) * (high - low)).astype(np.int64)
-
-
-def _some_frames(frames: Frames, chosen: np.ndarray) -> Frames:
-    """The rows of some items."""
-    sizes = frames.pointer.diff()[chosen]
-    pointer = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    within = torch.arange(int(pointer[-1])) - pointer[:-1].repeat_interleave(sizes)
-    return Frames(frames.raw[frames.pointer[:-1][chosen].repeat_interleave(sizes) + within], pointer)
 
 
 FalseCaptions = tuple[Tensor, np.ndarray]  # unit texts, and where those of each item begin

@@ -124,6 +124,19 @@ def test_duplicates_are_listed_and_written(films: Path, folder_of: Callable[...,
     assert equal == {str(each.relative_to(folder)) for each in (first, first.with_name("again.png"))}
 
 
+def test_questions_about_videos_are_scored(path: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text(json.dumps([
+        {"path": f"{kind}{seed}.mp4", "question": "a drawing of", "answers": [f"a {other}" for other in KINDS],
+         "right": KINDS.index(kind)} for kind in KINDS for seed in range(2)]))
+    done = run("retrieve", path, "--answers", tmp_path / "q.json", "--out", tmp_path / "r.json")
+    assert done.exit_code == 0, done.output
+    row = json.loads((tmp_path / "r.json").read_text())
+    assert (row["questions"], row["chance"]) == (6, pytest.approx(1 / 3))
+    assert "6 questions about 6 items" in done.stdout
+    assert run("retrieve", path, "--answers", tmp_path / "q.json", "--train", "tem-adapter").exit_code == 1
+    assert run("retrieve", path, "--answers", tmp_path / "q.json", "--train", "labclip").exit_code == 2
+
+
 @pytest.mark.parametrize(("words", "code", "said"), [
     (["--query", "a", "--image", "x.png"], 2, "do not go together"), (["--query", " "], 1, "the query is empty"),
     (["--query", "a", "--normalize", "qb"], 2, "scoring"), (["--by", "key"], 2, "--by is for"),
