@@ -41,7 +41,7 @@ def table(folders: Folders, form: str = "markdown", *, score: str | Sequence[str
 
     form: "markdown", "latex", "csv" or "html". score: what is in the cells, such as "accuracy", "macro_recall" or
         "harmonic_mean"; several for columns="scores". columns: "stores", each and their mean; "shots"; or "scores"; by
-        default stores if there are several. shots, methods: those that are shown, in this order; all by default.
+        default stores if there are several. shots, methods: those that are shown, all by default; methods as ordered.
         interval: add half of the 95 % interval over seeds. digits: decimals of per cent.
     Raises ResultError if nothing is there to show, ArgumentError.
 

@@ -104,6 +104,8 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     from onceclip.stores import open_store
 
     Search.parse(search)
+    if curves and not out:
+        raise click.UsageError("--curves keeps them beside the adapter: add --out FOLDER")
     if out:
         free_folder(out, overwrite)
     if from_row and (given := _given()):

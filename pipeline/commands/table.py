@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, ShotList, names_in
+from onceclip.pipeline.commands.options import LocalPath, ShotList, json_option, names_in, show
+from onceclip.pipeline.words import counted
 
 
 @click.command()
@@ -22,8 +23,9 @@ from onceclip.pipeline.commands.options import LocalPath, ShotList, names_in
 @click.option("--interval", is_flag=True, help="Add half of the 95 % interval over seeds.")
 @click.option("--digits", type=click.IntRange(0, 6), default=1, show_default=True, help="Decimals of per cent.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE", help="Write it to a file.")
+@json_option
 def table(results: tuple[Path, ...], form: str, score: str, columns: str | None, shots: list[int | None] | None,
-          methods: str | None, interval: bool, digits: int, out: Path | None) -> None:
+          methods: str | None, interval: bool, digits: int, out: Path | None, as_json: bool) -> None:
     """Print results folders as the table of a paper, the best of each column bold and the second underlined.
 
     Means are over seeds, and of several stores over the seeds that all of them have.
@@ -39,9 +41,8 @@ def table(results: tuple[Path, ...], form: str, score: str, columns: str | None,
     text = make(list(results), form, score=names_in(score), columns=columns, interval=interval, digits=digits,
                 shots=None if shots is None else [each or "all" for each in shots],
                 methods=None if methods is None else names_in(methods))
-    if out is None:
-        click.echo(text)
-    else:
+    if out is not None:
         with whole_file(out) as file:
             file.write(f"{text}\n".encode())
-        click.echo(f"{out}: {len(text.splitlines())} lines of {form}", err=True)
+    show(as_json, {"format": form, "table": text, "out": out and str(out)},
+         lambda: [text if out is None else f"{out}: {counted(len(text.splitlines()), 'line')} of {form}"])

@@ -60,6 +60,8 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
 
 def _by_encoder(frame: pd.DataFrame) -> pd.DataFrame:
     """Lines of a method and an encoder; stores that have a draw in common are one."""
+    if "support" not in frame or "encoder" not in frame:
+        raise ResultError("the rows do not say their draws and encoders: sweep again")
     names: dict[Any, str] = {}
     same: dict[str, str] = {}
     for store, *draw in frame[["store", "shots", "seed", "support"]].itertuples(index=False):

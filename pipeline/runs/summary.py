@@ -113,11 +113,12 @@ def _words(value: Any) -> str:
 
 
 def _draw_words(asked: Mapping[str, Any]) -> str:
-    missing = asked.get("missing")
+    missing = asked.get("missing") or 0
+    missing = missing if isinstance(missing, int) else " ".join(map(str, missing))
     return ", ".join([*([f"long tail {asked['long_tail']:g}"] if asked.get("long_tail") else []),
                       *(["natural prior"] if asked.get("natural_prior") else []),
                       *([f"label noise {asked['label_noise']:g}"] if asked.get("label_noise") else []),
-                      *([f"missing {missing if isinstance(missing, int) else ' '.join(missing)}"] if missing else []),
+                      *([f"missing {missing}"] if missing else []),
                       *(["listed draws"] if asked.get("draws") else [])])
 
 

@@ -61,11 +61,15 @@ def draw_file(place: str | Path, shots: int | None, seed: int) -> DrawFile:
     """
     path = Path(place)
     if path.is_dir():
-        named = {what: each for each in sorted(path.iterdir())
-                 if each.suffix.lower() in ENDINGS and (what := _of_name(each))}
-        if (shots, seed) not in named:
-            raise TaskError(_missing(str(place), shots, seed, list(named)))
-        path = named[shots, seed]
+        named = [(what, each) for each in sorted(path.iterdir())
+                 if each.suffix.lower() in ENDINGS and (what := _of_name(each))]
+        mine = [each for what, each in named if what == (shots, seed)]
+        if not mine:
+            raise TaskError(_missing(str(place), shots, seed, [what for what, _ in named]))
+        if len(mine) > 1:
+            raise TaskError(f"{place} has {' and '.join(each.name for each in mine)}: one draw has one file, give the "
+                            "one that is meant")
+        path = mine[0]
     content = _content(path)
     found = DrawFile(str(path), digest(content).hex())
     listed_draw(found, shots, seed)
@@ -140,7 +144,7 @@ def _parsed(file: str, content: bytes) -> list[Listed]:
             draws = _of_json(read_json(text_of(content)))
         else:
             raise ValueError(f"a list of draws ends with {', '.join(ENDINGS)}")
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise TaskError(f"{file} is no list of draws: {error}") from error
     if named and any(not each.is_of(*named) for each in draws):
         raise TaskError(f"{file} is named after {_what(*named)} and lists another draw: rename it")

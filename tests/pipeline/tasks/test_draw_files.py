@@ -161,7 +161,9 @@ def test_damaged_and_foreign_pickles_are_value_errors(content: bytes) -> None:
     ("a.json", '{"shots": 4, "train": []}', "no draw of 2 shots, seed 1 .there are: 4 shots, seed any"),
     ("shot_2-seed_1.json", '{"shots": 4, "seed": 1, "train": []}', "lists another draw: rename it"),
     ("a.csv", "name\nx\n", "has the columns key"), ("a.csv", "key,split\nx,test\n", "line 2: a row has a key"),
-    ("a.csv", "key,shots\nx,many\n", "line 2: shots and seed"), ("a.txt", "x", r"ends with \.pkl, \.json, \.csv"),
+    ("a.csv", "key,shots\nx,many\n", "line 2: shots and seed"),
+    ("a.csv", "key\n" + "x" * 200_000, "is no list of draws"),
+    ("a.txt", "x", r"ends with \.pkl, \.json, \.csv"),
 ])
 def test_files_that_are_no_draw_are_refused_in_one_line(imported: Store, tmp_path: Path, name: str, content: str,
                                                         message: str) -> None:
@@ -175,6 +177,9 @@ def test_a_folder_without_the_draw_says_which_there_are(imported: Store, tmp_pat
     onceclip.write_draws(imported, [1, 2], 1, out=tmp_path)
     with pytest.raises(TaskError, match=r"no draw of 4 shots, seed 1 .there are: 1 shots, seed 1, 2 shots, seed 1"):
         spec_for("gda", 4, draws=tmp_path)
+    onceclip.write_draws(imported, 1, 1, out=tmp_path, form="csv")
+    with pytest.raises(TaskError, match=r"shot_1-seed_1\.csv and shot_1-seed_1\.json: one draw has one file"):
+        spec_for("gda", 1, draws=tmp_path)
 
 
 def test_a_file_that_changed_is_another_run_and_never_the_old_one(imported: Store, chosen: dict[str, list[str]],
