@@ -110,5 +110,5 @@ def _folds(store: Store, rows: np.ndarray, label: np.ndarray) -> np.ndarray:
     for places in sorted(members.values(), key=lambda each: digest(min(str(keys[place]) for place in each).encode())):
         number = int(counts[label[places]].sum(axis=0).argmin())
         fold[places] = number
-        np.add.at(counts, (label[places], number), 1)
+        np.add.at(counts[:, number], label[places], 1)
     return fold
