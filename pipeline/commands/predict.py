@@ -80,7 +80,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     if zero_shot and adapter:
         inputs = (adapter, *inputs)
     elif adapter and "://" in adapter:
-        raise click.UsageError(f"{adapter} is a URL; only stores can be: give the folder of an adapter on this machine")
+        raise click.UsageError(f"{adapter} is a URL; only stores can be: give a path on this machine")
     if not adapter or not inputs:
         raise click.UsageError(f"give {'' if adapter else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
                                "images, a folder, a source or a store")
@@ -124,8 +124,8 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
         if out:
             deque(passing, maxlen=0)
         elif as_json:
-            for text in json_text({"adapter": None if zero_shot else str(adapter)}, passing, passing.counts):
-                click.echo(text, nl=False)
+            for part in json_text({"adapter": None if zero_shot else str(adapter)}, passing, passing.counts):
+                click.echo(part, nl=False)
             click.echo()
         else:
             for answer in passing:

@@ -43,6 +43,7 @@ def _classifier(text: TextSet, encoder: Mapping[str, Any], said: Mapping[str, An
     vectors = torch.from_numpy(text.embedding.astype(np.float32))
     words = Text(vectors, torch.from_numpy(text.class_index), text.classes)
     none = Rows(vectors.new_empty(0, vectors.shape[1]), torch.empty(0, dtype=torch.int64))
-    fitted = ZeroShot().fit(Task(words, none, **logit_numbers(encoder)))
+    numbers = logit_numbers(encoder)
+    fitted = ZeroShot().fit(Task(words, none, logit_scale=numbers["logit_scale"], logit_bias=numbers["logit_bias"]))
     return replace(fitted, provenance={"version": onceclip.__version__, "encoder": dict(encoder), "text": {
         **said, "class_weights": RULES[0], **text.source}, "shots": 0, "seed": None, "select": "fixed"})
