@@ -24,13 +24,15 @@ lint: install-test
 # What the wheel may lack and the checkout has, looked at from another folder: the program, modules, the demo model,
 # the report's templates.
 WHEEL := tests/test_cli.py tests/test_house.py
+# A whole path, for processes in other folders.
+SITE := PYTHONPATH=$(CURDIR)/build/wheel/site
 test-wheel: install-test
 	rm -rf build/wheel && mkdir -p build/wheel/site
 	$(BIN)/python -m build --wheel --outdir build/wheel . >build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; false)
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/onceclip-*.whl
 	cp -r tests setup.cfg README.md build/wheel
-	cd build/wheel && PYTHONPATH=site site/bin/onceclip methods >methods.txt
-	cd build/wheel && $(TEST) PYTHONPATH=site ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout" $(WHEEL)
+	cd build/wheel && $(SITE) site/bin/onceclip methods >methods.txt
+	cd build/wheel && $(TEST) $(SITE) ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout" $(WHEEL)
 
 # Half an hour on two quiet cores; `python -m docs.performance_page bench.jsonl` makes the page of it.
 bench: install-test

@@ -170,10 +170,10 @@ def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch:
 
 def test_a_command_that_is_killed_leaves_no_process(imported: Store, tmp_path: Path, started: Run) -> None:
     process = started("sweep", imported.path, "--methods", "clip-adapter", "--shots", "4,8,16", "--seeds", "1-30",
-                      "--grid", "epochs=400", "--compile", "off", "--local-workers", 1, "--out", tmp_path / "out")
+                      "--grid", "epochs=400", "--compile", "off", "--local-workers", 2, "--out", tmp_path / "out")
     with process:
         wait_until((tmp_path / "out" / "results.jsonl").exists)
-        assert len(running(process.pid)) >= 2  # the command and its worker
+        assert len(running(process.pid)) >= 3  # the command and its workers
         process.kill()
         process.wait()
         wait_until(lambda: not running(process.pid))
@@ -202,7 +202,7 @@ def test_a_file_of_the_working_directory_is_not_taken_for_a_module(imported: Sto
     folder.mkdir()
     for name in ("random.py", "numpy.py", "zarr.py"):
         (folder / name).write_text("raise SystemExit('this is not the module that was meant')\n")
-    with started("sweep", imported.path, "--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--local-workers", 1,
+    with started("sweep", imported.path, "--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--local-workers", 2,
                  "--out", "out", cwd=folder, env={**os.environ, "PYTHONSAFEPATH": ""}) as process:
         _, complaint = process.communicate()
     assert process.returncode == 0, complaint
