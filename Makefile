@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test process: several processes share the cores.
 TEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1
 
-.PHONY: demo test lint test-wheel bench docs methods-page install install-test clean
+.PHONY: demo test lint test-wheel bench docs methods-page inference-page install install-test clean
 
 demo: install
 	$(BIN)/onceclip demo
@@ -36,6 +36,10 @@ RUNS ?= build/methods
 methods-page: install
 	$(BIN)/python docs/methods_page.py $(STORES) --out $(RUNS) > docs/methods.md.new
 	mv docs/methods.md.new docs/methods.md
+
+# Prints the table of docs/inference.md: make inference-page STORE=a.zarr; it goes on where it was.
+inference-page: install
+	$(BIN)/python docs/inference_page.py $(STORE) --out build/inference
 
 docs: install
 	$(BIN)/python docs/command_page.py > docs/commands.md

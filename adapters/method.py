@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.errors import MethodError, UnknownName, unknown
+from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.heads import Head, Linear, Sum, mixed
 from onceclip.adapters.heads.packing import plugin_heads, require_independent_rows
 from onceclip.adapters.ops import unit
@@ -65,13 +65,10 @@ class Method(Trainable):
             if RENAMED.get(name) in self.hyperparameters:
                 raise UnknownName(f"the hyperparameter {name} of {self.name} is called {RENAMED[name]}: write "
                                   f"{RENAMED[name]}={values[name]}")
-            if name not in self.hyperparameters:
-                raise UnknownName(unknown("hyperparameter", name, self.hyperparameters, f" of {self.name}"))
         if self.presets:
             preset = str(self.hyperparameters["preset"].parse("preset", values.get("preset", "none")))
             values = {**self.presets.get(preset, {}), **values}
-        self.values = {name: setting.parse(name, values.get(name, setting.default))
-                       for name, setting in self.hyperparameters.items()}
+        super().__init__(**values)
 
     @classmethod
     def stored_values(cls, values: Mapping[str, Value]) -> dict[str, Value]:

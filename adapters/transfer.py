@@ -8,6 +8,7 @@ import torch
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.inference.base import INFERENCE
 from onceclip.adapters.merging import MERGED
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods import stored_method_class
@@ -32,6 +33,9 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
     if MERGED in classifier.hyperparameters:
         raise MethodError(f"a merge of {classifier.method} and {classifier.hyperparameters[MERGED]} serves its own "
                           "classes alone: transfer the two, then merge them")
+    if INFERENCE in classifier.hyperparameters:
+        raise MethodError(f"what {classifier.hyperparameters[INFERENCE]} made of the adapter belongs to its classes: "
+                          "transfer the adapter itself")
     if classifier.method == AUTOMATIC:
         raise MethodError("an average of several methods serves the classes alone that it was fitted on: use a method "
                           "that serves other classes, too (`onceclip methods` says which)")

@@ -22,6 +22,8 @@ BENCHES = {
     "scaling": "what each stage costs at 1,000, 10,000 and 100,000 rows, with the fitted exponent",
     "store": "reading, gathering and writing beside np.load, memory maps, zarr, safetensors and parquet",
     "stream": "training on streamed rows beside training in memory",
+    "inference": "StatA and TransCLIP on a whole set beside the published loops",
+    "views": "ZERO and MTA on stored views beside encoding the views again",
     "text": "class prompts, deduplicated or not",
     "prompts": "a training step of CoOp beside the published form, with cached and with live images",
     "extract": "an extraction beside its encoder alone, decoding alone and the field's loop",

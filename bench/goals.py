@@ -67,5 +67,11 @@ GOALS = {
     "16 extract": Goal("extraction with ViT-L/14 on an H100: of the encoder's speed alone", "extract", least=0.95),
     "17": Goal("a step of CoOp, 100 classes, ViT-B/32: times as fast as the published form on cached images", "prompts",
                least=5),
+    "18 zero": Goal("ZERO on 64 stored views of 2,000 images: times as fast as encoding the views again", "views",
+                    least=20),
+    "18 mta": Goal("MTA on the same", "views", least=20),
     "best": Goal("the best of 1,000 CLIP-Adapter runs: times as fast as the peers' whole grid", "grid", least=15),
+    "19 transclip": Goal("TransCLIP, 50,000 rows x 1,000 classes: times as fast as the published loop", "inference",
+                         least=3),
+    "19 stata": Goal("StatA, the same", "inference", least=3),
 }

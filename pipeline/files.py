@@ -177,17 +177,22 @@ def key_of(text: str) -> str:
     return encode_key(local_name(text))
 
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, from its upper left corner
 LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
 _AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file on this machine's disks, or `size` bytes of it from `start` on."""
+    """A file on this machine's disks, or `size` bytes of it from `start` on.
+
+    boxes: parts of the image that its source gives, for views of them.
+    """
 
     path: str | os.PathLike[str]
     start: int = 0
     size: int | None = None
+    boxes: tuple[Box, ...] = ()
 
     def read(self) -> bytes:
         """The bytes of the file.
@@ -213,12 +218,13 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file under the URL of a folder, or `size` bytes of it from `start` on."""
+    """A file under the URL of a folder, or `size` bytes of it from `start` on. boxes: as of `LocalFile`."""
 
     root: str
     name: str
     start: int = 0
     size: int | None = None
+    boxes: tuple[Box, ...] = ()
 
     @property
     def reading(self) -> str:

@@ -10,11 +10,12 @@ from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachin
 from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum, mixed
 from onceclip.adapters.heads.packing import HEADS, pack, unpack
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
+from onceclip.adapters.heads.quadratic import Quadratic
 from onceclip.adapters.heads.residual import Bottleneck, blend
 from onceclip.adapters.heads.routed_prompts import RoutedPrompts
 
 __all__ = [
     "HEADS", "Bottleneck", "Columns", "ConditionalPrompts", "FourierFeatures", "Head", "Kernel", "KernelMachine",
-    "Linear", "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "RoutedPrompts", "Sum", "blend",
-    "fourier", "mixed", "pack", "sum_by_class", "unpack",
+    "Linear", "ProbabilityBilinear", "Projected", "PromptMax", "PromptWeighted", "Quadratic", "RoutedPrompts", "Sum",
+    "blend", "fourier", "mixed", "pack", "sum_by_class", "unpack",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.errors import MethodError
+from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.base import Head
 from onceclip.adapters.task import EMBEDDING, Rows, Task
 
@@ -69,24 +69,22 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-class Trainable:
-    """What training needs to know of a method: its hyperparameters, its parameters, and the loss that trains them.
+class Configurable:
+    """A thing with a name and hyperparameters, which are given by keyword and read as attributes.
 
-    name: of the method. hyperparameters: its settings by name; `values` are theirs.
-    trained, solver: whether there are parameters to train, and by what: "gradient", "lbfgs" or "own", which is `solve`.
-    inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
-    state: names among its parameters that no gradient changes; `after_epoch` does.
-    shares_steps: whether runs of it may be trained together; not where a step of one keeps a machine busy.
+    name: of the thing. hyperparameters: its settings by name; `values` are theirs.
     """
 
     name: ClassVar[str]
     hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
-    trained: ClassVar[bool] = False
-    solver: ClassVar[str] = "gradient"
-    inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
-    state: ClassVar[tuple[str, ...]] = ()
-    shares_steps: ClassVar[bool] = True
     values: dict[str, Any]
+
+    def __init__(self, **values: Value) -> None:
+        for name in values:
+            if name not in self.hyperparameters:
+                raise UnknownName(unknown("hyperparameter", name, self.hyperparameters, f" of {self.name}"))
+        self.values = {name: setting.parse(name, values.get(name, setting.default))
+                       for name, setting in self.hyperparameters.items()}
 
     def __getattr__(self, name: str) -> Any:
         """Hyperparameters read as attributes: `self.beta`."""
@@ -100,6 +98,23 @@ class Trainable:
         other = copy.copy(self)
         other.values = {**self.values, **values}
         return other
+
+
+class Trainable(Configurable):
+    """What training needs to know of a method: its hyperparameters, its parameters, and the loss that trains them.
+
+    name, hyperparameters: see `Configurable`.
+    trained, solver: whether there are parameters to train, and by what: "gradient", "lbfgs" or "own", which is `solve`.
+    inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
+    state: names among its parameters that no gradient changes; `after_epoch` does.
+    shares_steps: whether runs of it may be trained together; not where a step of one keeps a machine busy.
+    """
+
+    trained: ClassVar[bool] = False
+    solver: ClassVar[str] = "gradient"
+    inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
+    state: ClassVar[tuple[str, ...]] = ()
+    shares_steps: ClassVar[bool] = True
 
     @property
     def plain_loss(self) -> bool:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import Classifier
+from onceclip.adapters.inference import Inference
 from onceclip.adapters.training.loop import Progress, no_progress
-from onceclip.pipeline.api.arguments import listed, loaded, one_of, opened, opened_all, path_of, place_of, whole
+from onceclip.pipeline.api.arguments import (
+    inference_of,
+    listed,
+    loaded,
+    one_of,
+    opened,
+    opened_all,
+    path_of,
+    place_of,
+    whole,
+)
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.tasks.classes import CHOICES
 from onceclip.stores import Store
@@ -17,6 +28,7 @@ from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec
+    from onceclip.pipeline.evaluation.batches import Batches
     from onceclip.pipeline.export import Exported
     from onceclip.pipeline.prediction.predict import Prediction
 
@@ -26,6 +38,9 @@ Adapter = str | Path | Classifier
 def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path | Store], split: str = "test", *,
              classes: str | Sequence[str] = "all", text: str | None = None, only_its_classes: bool = False,
              against: Adapter | None = None, confusion: str | Path | None = None, modules: Sequence[str] = (),
+             inference: str | type[Inference] | Inference | None = None,
+             inference_values: Mapping[str, Any] | None = None, batches: Mapping[str, Any] | Batches | None = None,
+             orders: Sequence[int] | str | None = None, save: str | Path | None = None, overwrite: bool = False,
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -36,15 +51,27 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         against: another adapter, to be compared on the same images. confusion: a CSV file for the confusion matrix.
         modules: that saved heads and methods may come from. progress: of a store's path, a context that gives
         a function for the fraction done.
+    inference: a strategy by which the adapter reads the rows, without their labels; the scores are then those with it,
+        and `inference` among them says what was done and what the adapter reaches alone. inference_values: its
+        hyperparameters. batches: have it see one batch at a time, `Batches` or its fields by name. orders: seeds of the
+        orders in which a stream is read, such as (1, 2, 3), the default, or "1-5". save: a folder for the adapter that
+        the strategy leaves behind; overwrite: replace one that is there.
     Raises StoreMismatch if another encoder made a store, TaskError if there is no labelled image, ArgumentError.
 
     Example:
         >>> scores = onceclip.evaluate(onceclip.adapters.ZeroShot().fit(task), "pets.zarr", split="test")
         >>> scores["n"], 0 <= scores["accuracy"] <= 1
         (48, True)
+        >>> found = onceclip.evaluate("pets-adapter", "pets.zarr", inference="stata", inference_values={"alpha": 2})
+        >>> found["inference"]["transductive"], 0 <= found["inference"]["alone"]["accuracy"] <= 1
+        (True, True)
     """
+    from onceclip.pipeline.api.runs import free_folder
+    from onceclip.pipeline.evaluation.batches import Batches
+    from onceclip.pipeline.evaluation.inference import read
     from onceclip.pipeline.evaluation.intervals import compare
     from onceclip.pipeline.evaluation.metrics import write_matrix
+    from onceclip.pipeline.evaluation.orders import orders_for, read_orders
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
@@ -52,12 +79,32 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
+    strategy = None if inference is None else inference_of(inference, inference_values)
+    dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
+    if strategy is None and (inference_values or dealt is not None or save is not None or orders is not None):
+        raise ArgumentError("inference_values, batches, orders and save are for a strategy: add inference "
+                            "(--inference)")
+    seeds = orders_for(strategy, orders, dealt is not None)
+    folder = None if save is None else free_folder(path_of(save, "save: a folder"), overwrite, "--save")
+    if strategy and folder and not strategy.leaves_classifier:
+        raise ArgumentError(f"{strategy.name} leaves no adapter behind that reads rows one by one: leave --save out, "
+                            "or take a strategy that does (`onceclip methods` says which)")
+    if dealt is not None and against is not None:
+        raise ArgumentError("--against compares on one set of rows: leave out the batches, or --against")
+    if folder and (len(several) > 1 or dealt is not None):
+        raise ArgumentError("what is saved is left behind by one set of rows: give one store, and no batches")
     if confusion is not None and len(several) > 1:
         raise ArgumentError("the confusion matrix is that of one store: give one")
     for store in several:
         with progress(store.path) as told:
-            done = protocol.score(classifier, store, told)
-        found.append(done.as_values())
+            done = protocol.score(classifier, store, no_progress if strategy else told)
+            values = done.as_values()
+            if strategy:
+                reading = read_orders(done, strategy, seeds, told) if seeds else read(done, strategy, dealt, told)
+                done, values = reading.evaluation, reading.as_values()
+                if folder and reading.classifier:
+                    reading.classifier.save(folder)
+        found.append(values)
         if other:
             found[-1]["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
                                     **compare(done.right, protocol.score(other, store).right, done.unit)}
@@ -69,14 +116,17 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
 
 def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
             root: str | None = None, every: int | None = None, frames: int | None = None,
-            encoder: str | EncoderSpec | None = None, device: str = "auto",
-            modules: Sequence[str] = ()) -> list[Prediction]:
+            encoder: str | EncoderSpec | None = None, device: str = "auto", modules: Sequence[str] = (),
+            inference: str | type[Inference] | Inference | None = None,
+            inference_values: Mapping[str, Any] | None = None, views: int | None = None) -> list[Prediction]:
     """Label images, a folder, a store or embeddings: a prediction with `key`, `class_name` and `probability` for each.
 
     adapter: a classifier, or the folder of a saved one. inputs: one or several of paths of images, folders and other
         sources, Pillow images (made RGB) and arrays of pixels (uint8, height x width x 3); or a store, `split` of it;
         or raw embeddings (rows, dim). top_k: classes in `top`. min_probability: below it a prediction is "unsure".
-        root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say.
+        root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
+        inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
+        each image for it.
     An image that cannot be read has the state "bad" and a `reason`; it ends nothing.
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
 
@@ -84,6 +134,9 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         >>> found = onceclip.predict("pets-adapter", "pets/cat")
         >>> found[0].state, 0 < found[0].probability <= 1
         ('ok', True)
+        >>> found = onceclip.predict("pets-adapter", "pets/cat", inference="mta", views=8)
+        >>> len(found)
+        40
     """
     from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.prediction.answers import answers
@@ -93,9 +146,12 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
     if not (isinstance(min_probability, int | float) and 0 <= min_probability <= 1):
         raise ArgumentError(f"min_probability {min_probability!r}: give a number from 0 to 1")
     spec = None if encoder is None else spec_of(encoder, device=device)
+    strategy = None if inference is None else inference_of(inference, inference_values)
+    if strategy is None and inference_values:
+        raise ArgumentError("inference_values are for a strategy: add inference")
     return list(answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
                         whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec,
-                        device).predictions)
+                        device, strategy, None if views is None else whole(views, "views", 2)).predictions)
 
 
 def report(results: str | Path | Sequence[str | Path], store: str | Path | Store | None = None, *, out: str | Path,

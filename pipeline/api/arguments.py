@@ -10,6 +10,7 @@ from typing import Any
 
 from onceclip.adapters import Classifier, Method, load_classifier
 from onceclip.adapters.errors import unknown
+from onceclip.adapters.inference import Inference, inference_class
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.stores import Store, open_store
 
@@ -89,3 +90,15 @@ def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:
     if isinstance(method, str) or (isinstance(method, type) and issubclass(method, Method)):
         return method, None
     raise ArgumentError(f"{method!r} is no method: give a name (`onceclip methods` lists them), a class or an object")
+
+
+def inference_of(inference: Any, values: Mapping[str, Any] | None = None) -> Inference:
+    """A strategy by its name, its class, or as it is. values: its hyperparameters."""
+    if not isinstance(values or {}, Mapping):
+        raise ArgumentError(f"inference_values {values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
+    if isinstance(inference, Inference):
+        return type(inference)(**{**inference.values, **(values or {})})
+    if isinstance(inference, str) or (isinstance(inference, type) and issubclass(inference, Inference)):
+        return inference_class(inference)(**(values or {}))
+    raise ArgumentError(f"{inference!r} is no inference strategy: give a name (`onceclip methods` lists them), a class "
+                        "or an object")

@@ -9,6 +9,7 @@ from typing import Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
 from onceclip.adapters.errors import unknown
+from onceclip.adapters.inference import Inference
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
 from onceclip.adapters.selection.automatic import AUTOMATIC
@@ -17,6 +18,7 @@ from onceclip.adapters.text import RULES
 from onceclip.adapters.training.compile import AUTO, Compiling
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
+    inference_of,
     listed,
     method_of,
     one_of,
@@ -31,7 +33,7 @@ from onceclip.pipeline.runs import sweep as runs
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.tasks import make_task as draw
 from onceclip.pipeline.workers.devices import CPU
@@ -106,22 +108,31 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
     return fitted
 
 
-def free_folder(out: Path, overwrite: bool = False) -> Path:
-    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things."""
+def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:
+    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things.
+
+    option: which names the folder.
+    """
     if file_of(out, CONFIG).exists() and not overwrite:
-        raise ResultError(f"{out} holds an adapter already: give another --out, or add --overwrite")
+        raise ResultError(f"{out} holds an adapter already: give another {option}, or add --overwrite")
     own = CONFIG, WEIGHTS, NAME, UNFINISHED, WHOLE
     if out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
-        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give --out a "
+        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give {option} a "
                           "folder that is new or empty")
     return out
 
 
 def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
-             own: bool = False, **further: Any) -> list[RunSpec]:
+             own: bool = False, inference: Any = NO_INFERENCE, inference_values: Mapping[str, Any] | None = None,
+             batches: Mapping[str, Any] | None = None, **further: Any) -> list[RunSpec]:
     """Runs of all combinations, with every argument checked; see `make_specs`."""
+    given = listed(inference, "inference")
+    if any(isinstance(each, Inference) for each in given):
+        raise ArgumentError("a sweep makes its strategies itself: give names or classes, and inference_values")
+    strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each))) for each in given]
     return runs.make_specs([_name(method_of(each)[0]) for each in methods], [shots_of(each) for each in shots],
-                           [whole(each, "seed", 0) for each in seeds], grids, own, **_checked(further))
+                           [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
+                           [*(inference_values or {}).items()], batches, **_checked(further))
 
 
 def _name(method: str | type[Method]) -> str:

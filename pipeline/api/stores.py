@@ -76,15 +76,16 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
 
 def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str] = (),
              prompts: str | Path | None = None, *, prompts_form: str | None = None,
-             class_names: str | Path | None = None, waffle: int = 0, seed: int = 1,
-             encoder: str | EncoderSpec | None = None, device: str = "auto", truncate: bool = False,
+             class_names: str | Path | None = None, waffle: int = 0, seed: int = 1, states: str | None = None,
+             normal: str = "", encoder: str | EncoderSpec | None = None, device: str = "auto", truncate: bool = False,
              overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
     """Embed another set of class prompts, without touching the images.
 
     name: of the set. templates: names of template sets, files, or sentences with `{}`. prompts: a JSON file with
         sentences of every class; prompts_form: "sentences" or "descriptors". class_names: a file that says what prompts
-        call a class. waffle: pairs of random templates, from `seed`. encoder: where it is, if the store cannot say.
-        truncate: cut prompts that are too long. overwrite: replace a set of this name.
+        call a class. waffle: pairs of random templates, from `seed`. states: what the images show, such as "bottle":
+        the class `normal` gets sentences of its normal states, all others of abnormal ones. encoder: where it is, if
+        the store cannot say. truncate: cut prompts that are too long. overwrite: replace a set of this name.
     Raises PromptError if the name is taken or a file does not fit the classes, SourceError if the encoder is not found.
 
     Example:
@@ -95,7 +96,8 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     from onceclip.pipeline.prompts.embedding import add_text as run
 
     target = opened(store)
-    sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed)
+    sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed,
+                             states, normal)
     given = None if encoder is None else spec_of(encoder, device=device)
     found = recorded_encoder(target.encoder, target.path, given, device)
     return run(target.path, name, sentences, found, truncate, overwrite, progress)
@@ -127,10 +129,12 @@ def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, enc
 
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
                  prompts_form: str | None = None, class_names: str | Path | None = None, waffle: int = 0,
-                 seed: int = 1) -> Prompts:
+                 seed: int = 1, states: str | None = None, normal: str = "") -> Prompts:
     """The sentences that `add_text` would embed; arguments as there."""
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
     from onceclip.pipeline.prompts.embedding import check_name, prompts_for
+    from onceclip.pipeline.prompts.prompts import DEFAULT_TEMPLATES, build_prompts, class_phrases
+    from onceclip.pipeline.prompts.states import state_descriptions
 
     if not isinstance(name, str):
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")
@@ -138,7 +142,15 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     chosen = [place_of(each, "templates: a name, a file or a sentence with {}") for each in
               ([templates] if isinstance(templates, str | Path) else listed(templates, "templates") if templates
                else [])]
-    return prompts_for(store, tuple(each for choice in chosen for each in load_templates(choice)),
+    sentences = tuple(each for choice in chosen for each in load_templates(choice))
+    if states is not None:
+        if prompts is not None or waffle or class_names is not None:
+            raise ArgumentError("--states makes all sentences itself: leave out --prompts, --waffle and --class-names")
+        told = state_descriptions(store.classes, states, normal, sentences or DEFAULT_TEMPLATES)
+        return build_prompts(class_phrases(store.classes), (), told)
+    if normal:
+        raise ArgumentError("--normal is for --states: add it, with what the images show")
+    return prompts_for(store, sentences,
                        None if class_names is None else load_phrases(path_of(class_names, "class_names: a file")),
                        None if prompts is None else load_descriptions(path_of(prompts, "prompts: a JSON file"),
                                                                       prompts_form),

@@ -159,9 +159,22 @@ def complete_methods(context: click.Context, parameter: click.Parameter, incompl
     return [",".join([*before, name]) for name in method_names() if name.startswith(last)]
 
 
+def complete_inferences(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of strategies of inference, also behind a comma."""
+    *before, last = incomplete.split(",")
+    return [",".join([*before, name]) for name in names_in_room("inference") if name.startswith(last)]
+
+
 def method_names() -> list[str]:
-    """Names of all methods, as their files say: to import them is to import torch, too slow for a key press."""
-    folder = Path(__file__).parents[2] / "adapters" / "methods"
+    """Names of all methods."""
+    return names_in_room("methods")
+
+
+def names_in_room(room: str) -> list[str]:
+    """Names of methods or strategies, as their files say: to import them is to import torch, too slow for a key
+    press.
+    """
+    folder = Path(__file__).parents[2] / "adapters" / room
     found = (re.search(r'^    name = "(.+)"\n    summary = ', path.read_text(encoding="utf-8"), re.MULTILINE)
              for path in sorted(folder.glob("*.py")))
     return [match[1] for match in found if match]

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from onceclip.pipeline.commands.inference import inference_lines, inference_options, label_of
 from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, names_in, percentage, show
 from onceclip.pipeline.words import few_words, percent
 
@@ -33,20 +34,31 @@ _NATS = ("nll", "ece")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
+@inference_options("Read the images by a strategy, such as stata; `onceclip methods` lists them.")
+@click.option("--orders", metavar="A-B,...", help="Seeds of the orders in which a stream is read, such as 1-5.  "
+              "[default: 1-3]")
+@click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Save the adapter that the strategy leaves behind.")
+@click.option("--overwrite", is_flag=True, help="Replace an adapter in the folder of --save.")
 @import_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
              only_its_classes: bool, against: Path | None, per_class: bool, confusion: Path | None,
-             modules: tuple[str, ...], as_json: bool) -> None:
+             inference: str | None, inference_values: dict[str, str], batches: dict[str, Any] | None,
+             orders: str | None, save: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
-    keeps of its scores on the first of them.
+    keeps of its scores on the first of them. With --inference the adapter reads the images by a strategy that sees them
+    all together, or in batches (docs/inference.md), their stored views or patches, or a stream of them
+    (docs/test-time.md); its scores alone stand beside.
 
     \b
     Example:
         onceclip evaluate pets-adapter pets.zarr --against pets-zero-shot
         onceclip evaluate pets-adapter pets.zarr pets-drawings.zarr pets-at-night.zarr
+        onceclip evaluate pets-adapter pets.zarr --inference stata --batches 100 --effective-classes 1-3
+        onceclip evaluate pets-adapter pets.zarr --inference tda --orders 1-5
     """
     if confusion and len(stores) > 1:
         raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
@@ -56,7 +68,8 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
 
     found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
                   only_its_classes=only_its_classes, against=against, confusion=confusion, modules=modules,
-                  progress=lambda path: percentage(f"evaluate {path}"))
+                  inference=inference, inference_values=inference_values, batches=batches, orders=orders,
+                  save=save, overwrite=overwrite, progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
     show(as_json, values, lambda: evaluation_lines(values, per_class))
 
@@ -64,10 +77,11 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
 def evaluation_lines(found: Mapping[str, Any], per_class: bool) -> list[str]:
     """What an adapter reached on one store or on several, and against another adapter."""
     if "stores" not in found:
-        return [*_store_lines(found), *_against_lines(found), *(_class_lines(found) if per_class else []),
+        return [*_store_lines(found), *inference_lines(found), *_against_lines(found),
+                *(_class_lines(found) if per_class else []),
                 f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])} --out mistakes.html"]
     stores = found["stores"]
-    return [f"{found['adapter']} ({stores[0]['method']}), {stores[0]['split']} split, in per cent but NLL and ECE",
+    return [f"{found['adapter']} ({label_of(stores[0])}), {stores[0]['split']} split, in per cent but NLL and ECE",
             *_shift_lines(stores, found["mean_of_others"]),
             *(line for each in stores for line in _further_lines(each, per_class))]
 
@@ -78,7 +92,7 @@ def _store_lines(scores: Mapping[str, Any]) -> list[str]:
     among = f", scored among {scores['among']}" if scores["among"] != scores["classes"] else ""
     nearly = f"top-5 {percent(scores['top5'])}, " if scores["top5"] is not None else ""
     return [
-        f"{scores['adapter']} ({scores['method']}) on {scores['store']}, {scores['split']} split: {scores['n']:,} "
+        f"{scores['adapter']} ({label_of(scores)}) on {scores['store']}, {scores['split']} split: {scores['n']:,} "
         f"images{groups} of {scores['classes']} classes{among}",
         f"  accuracy {percent(scores['accuracy'])} (95 % interval {low} to {high}), {nearly}macro recall "
         f"{percent(scores['macro_recall'])}{few_words(scores['n'])}",
@@ -114,8 +128,9 @@ def _class_lines(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _further_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
-    if per_class or "against" in scores:
+    if per_class or "against" in scores or "inference" in scores:
         yield f"{scores['store']}:"
+        yield from inference_lines(scores)
         yield from _against_lines(scores)
         yield from _class_lines(scores) if per_class else ()
 

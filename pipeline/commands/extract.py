@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.workers.work import Part
 
 
-_OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "preproj", "tokens")
+_OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "crops", "preproj", "tokens")
 _SOURCE_NAMES = ("root", "every", "frames", "download", "unlabelled")
 _SPLITS = ("train", "val", "test")
 
@@ -68,6 +68,8 @@ def output_options() -> Decorator:
                          help="Images that have views: train, val, test, several with commas, or all."),
             click.option("--ten-crop", is_flag=True, help="Store as views the corners and the centre of an image, and "
                          "the same flipped."),
+            click.option("--crops", is_flag=True, help="Store as views the plain image and the boxes that a manifest "
+                         "gives for it (columns x0, y0, x1, y1)."),
             click.option("--preproj", is_flag=True, help="Store the encoder's output before its projection too, and "
                          "the projection."),
             click.option("--tokens", type=click.Choice(["last", "value"]), help="Store patch tokens too: the last "
@@ -81,11 +83,13 @@ def output_options() -> Decorator:
 
 def outputs_of(given: dict[str, Any]) -> OutputOptions:
     """What `output_options` named."""
-    from onceclip.pipeline.decoding.views import TEN_CROP, Views
+    from onceclip.pipeline.decoding.views import CROPS, TEN_CROP, Views
     from onceclip.pipeline.extraction.outputs import OutputOptions
 
-    if given["views"] and given["ten_crop"]:
-        raise click.UsageError("--views and --ten-crop both make the views of a store: give one of them")
+    made = [name for name in ("views", "ten_crop", "crops") if given[name]]
+    if len(made) > 1:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in made)
+        raise click.UsageError(f"{named} both make the views of a store: give one of them")
     low, high = given["view_scale"]
     if low > high:
         raise click.UsageError(f"--view-scale {low} {high}: the first number is the smaller one")
@@ -93,7 +97,8 @@ def outputs_of(given: dict[str, Any]) -> OutputOptions:
     if not set(splits) <= set(_SPLITS):
         raise click.UsageError(f"--views-for {given['views_for']}: give train, val, test, several with commas, or all")
     views = Views(number=given["views"], scale=(low, high), seed=given["view_seed"]) if given["views"] else None
-    return OutputOptions(TEN_CROP if given["ten_crop"] else views, splits, given["preproj"], given["tokens"] or "")
+    views = TEN_CROP if given["ten_crop"] else Views(CROPS, 1) if given["crops"] else views
+    return OutputOptions(views, splits, given["preproj"], given["tokens"] or "")
 
 
 def source_options() -> Decorator:

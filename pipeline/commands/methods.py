@@ -1,13 +1,15 @@
-"""`onceclip methods`: the methods listed or explained."""
+"""`onceclip methods`: methods and strategies of inference listed or explained."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from onceclip.pipeline.commands.configuration import complete_methods
+from onceclip.pipeline.commands.inference import PRIORS, SEEN
 from onceclip.pipeline.commands.options import json_option, show
 
 
@@ -15,11 +17,11 @@ from onceclip.pipeline.commands.options import json_option, show
 @click.argument("name", required=False, shell_complete=complete_methods)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:
-    """List the methods, or explain one.
+    """List the methods and the strategies of inference, or explain one.
 
     The list has each method's family, what a fit costs, whether it serves classes that it was not fitted on, and what
-    it needs. With a NAME, or MODULE:CLASS of your own: equation, hyperparameters with what is tried, presets and
-    source.
+    it needs; and of each strategy what it sees and assumes, and whether it leaves an adapter behind. With a NAME, or
+    MODULE:CLASS of your own: equation, hyperparameters with what is tried, presets and source.
     """
     from onceclip.pipeline.api.catalogue import methods as describe
 
@@ -28,17 +30,51 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 def method_lines(values: dict[str, Any]) -> list[str]:
-    """All methods, or one, for people to read."""
-    return _list(values["methods"]) if "methods" in values else _one(values)
+    """All methods and strategies, or one, for people to read."""
+    if "methods" in values:
+        return [*_list(values["methods"]), "", *_strategies(values["inferences"]), "",
+                "`onceclip methods NAME` shows equation, hyperparameters, presets and source."]
+    return _strategy(values) if "sees" in values else _one(values)
 
 
 def _list(methods: list[dict[str, Any]]) -> list[str]:
     rows = [("method", "family", "cost", "new classes", "what it is"),
             *((each["name"], each["family"], each["cost"], "yes" if each["transfers"] else "no",
                each["summary"] + (f" (needs {_short(each['needs'])})" if each["needs"] else "")) for each in methods)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
-            for row in rows] + ["", "`onceclip methods NAME` shows equation, hyperparameters, presets and source."]
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+            for row in rows]
+
+
+def _strategies(strategies: list[dict[str, Any]]) -> list[str]:
+    return _columns([("inference", "sees", "assumes", "fitted on", "leaves an adapter", "what it is (evaluate, predict "
+                      "and sweep --inference NAME)"),
+                     *((each["name"], each["sees"], f"{each['prior']} prior" if each["prior"] != "none" else "-",
+                        each["fitted_on"], "yes" if each["leaves_classifier"] else "no", each["summary"])
+                       for each in strategies)])
+
+
+def _strategy(values: dict[str, Any]) -> list[str]:
+    return [f"{values['name']}: {values['summary']}", "", f"  {values['equation']}", "", f"Source: {values['source']}",
+            f"Inference: sees {SEEN[values['sees']]}; assumes {PRIORS[values['prior']]}; fits "
+            + ("nothing." if values["fitted_on"] == "nothing" else f"on {values['fitted_on']} images without labels."),
+            ("Transductive: an image's class depends on the others" if values["transductive"] else
+             "Inductive: every image is read by itself") + " (with the hyperparameters at their defaults).",
+            "Leaves an adapter behind (evaluate --save)." if values["leaves_classifier"] else
+            "Leaves no adapter behind.", *_settings(values["hyperparameters"], "--inference-set")]
+
+
+def _settings(hyperparameters: dict[str, dict[str, Any]], option: str) -> list[str]:
+    if not hyperparameters:
+        return []
+    width = max(map(len, hyperparameters))
+    return ["", f"Hyperparameters ({option} NAME=VALUE):",
+            *(f"  {name.ljust(width)}  {_number(setting['default'])}  {setting['meaning']}{_tried(setting)}"
+              for name, setting in hyperparameters.items())]
 
 
 def _short(needs: str) -> str:
@@ -55,11 +91,7 @@ def _one(values: dict[str, Any]) -> list[str]:
               "Serves other classes, too." if values["transfers"] else "Serves the classes that it was fitted on."]
     if values["needs"]:
         result.append(f"Needs: {values['needs']}.")
-    if values["hyperparameters"]:
-        result += ["", "Hyperparameters (--set NAME=VALUE):"]
-        width = max(map(len, values["hyperparameters"]))
-        result += [f"  {name.ljust(width)}  {_number(setting['default'])}  {setting['meaning']}{_tried(setting)}"
-                   for name, setting in values["hyperparameters"].items()]
+    result += _settings(values["hyperparameters"], "--set")
     if values["presets"]:
         result += ["", "Presets (--set preset=NAME):"]
         width = max(map(len, values["presets"]))

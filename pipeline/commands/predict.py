@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from onceclip.pipeline.commands.inference import inference_option
 from onceclip.pipeline.commands.options import (
     LocalPath,
     encoder_options,
@@ -33,27 +34,35 @@ from onceclip.pipeline.commands.options import (
 @click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to.")
 @click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos.")
 @click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread.")
+@inference_option("Read the images by a strategy, such as mta; `onceclip methods` lists them.")
+@click.option("--views", type=click.IntRange(2), metavar="N", help="Views that are made of each image for it.  "
+              "[default: as those that the adapter's store has, else 64]")
 @encoder_options(required=False)
 @import_option
 @json_option
 def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: int, min_probability: float,
             out: Path | None, logits: Path | None, root: str | None, every: int | None, frames: int | None,
-            model: str | None, pretrained: str | None, preprocess: str | None, device: str, modules: tuple[str, ...],
+            inference: str | None, inference_values: dict[str, str], views: int | None, model: str | None,
+            pretrained: str | None, preprocess: str | None, device: str, modules: tuple[str, ...],
             as_json: bool) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
     reason. The encoder is the adapter's own; --model says where it is if the adapter cannot. SOURCE is what `onceclip
-    extract` takes too: a manifest, tar archives, - for a list of files on standard input, a URL.
+    extract` takes too: a manifest, tar archives, - for a list of files on standard input, a URL. With --inference the
+    adapter reads them by a strategy (docs/test-time.md): it makes views of the images, takes the boxes of a manifest
+    for views, reads them as a stream in this order, or all together.
 
     \b
     Examples:
         onceclip predict pets-adapter new-photos/ --top-k 3
         onceclip predict pets-adapter new-photos/*.jpg --out labels.csv
+        onceclip predict pets-adapter new-photos/ --inference mta
     """
     from tqdm import tqdm
 
     from onceclip.adapters import load_classifier
+    from onceclip.pipeline.api.arguments import inference_of
     from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
     from onceclip.pipeline.sources import SourceOptions
@@ -63,8 +72,11 @@ def predict(adapter: Path, inputs: tuple[str, ...], split: str | None, top_k: in
     classifier = load_classifier(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
     encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
+    if inference is None and inference_values:
+        raise click.UsageError("--inference-set is for a strategy: add --inference NAME")
+    strategy = None if inference is None else inference_of(inference, inference_values)
     asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(root, every, frames), encoder,
-                    device)
+                    device, strategy, views)
     count = asked.count
     for remark in asked.remarks:
         click.echo(f"Note: {remark}", err=True)

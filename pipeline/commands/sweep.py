@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onceclip.pipeline.commands.configuration import complete_methods
+from onceclip.pipeline.commands.inference import inference_options
 from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
@@ -78,6 +79,8 @@ class ShotList(click.ParamType):
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
+@inference_options("Read test images by strategies, too, with every classifier that is fitted: names, with none for "
+                   "each image by itself, such as none,stata.")
 @compile_option
 @training_device_option
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
@@ -92,9 +95,10 @@ class ShotList(click.ParamType):
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          select: str | None, search: str, narrow: bool, stream: bool, classes: str, compile: str, device: str,
-          text: str, local_workers: int, scheduler: str | None, part: Part | None, retry_failed: bool, dry_run: bool,
-          out: Path, as_json: bool) -> None:
+          select: str | None, search: str, narrow: bool, stream: bool, classes: str, inference: str | None,
+          inference_values: dict[str, str], batches: dict[str, Any] | None, compile: str, device: str, text: str,
+          local_workers: int, scheduler: str | None, part: Part | None, retry_failed: bool, dry_run: bool, out: Path,
+          as_json: bool) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -124,7 +128,8 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     axes = [_axis(grid) for grid in grids if grid != OWN]
     policy = select or ("fixed" if grids else None)
     specs = specs_of(names, shots, seeds, axes, OWN in grids, text=text, select=policy, search=search, narrow=narrow,
-                       stream=stream, classes=classes, validated=bool(grids))
+                       stream=stream, classes=classes, validated=bool(grids), inference=names_in(inference or "none"),
+                       inference_values=inference_values, batches=batches)
     opened = [open_store(store) for store in stores]
     if dry_run:
         plan = make_plan(opened, specs, settled(known(out), retry_failed), device=device)

@@ -22,6 +22,10 @@ from onceclip.pipeline.words import class_remarks
 @click.option("--prompts-form", type=click.Choice(["sentences", "descriptors"]), help="What the file holds: whole "
               "sentences, or descriptors such as \"two legs\", which become \"a photo of a {}, which has two legs.\"  "
               "[default: sentences, if they name their class]")
+@click.option("--states", metavar="THING", help="What the images show, such as bottle: the normal class gets sentences "
+              "of its normal states, all others of damaged ones, for --inference anovl.")
+@click.option("--normal", default="", metavar="CLASS", help="The normal class of --states.  [default: the one called "
+              "normal, good, ok or nominal]")
 @click.option("--waffle", type=click.IntRange(0), default=0, metavar="N", help="Add N pairs of templates with random "
               "words and random characters (WaffleCLIP; 15 in the paper).")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of --waffle.")
@@ -37,9 +41,9 @@ from onceclip.pipeline.words import class_remarks
 @encoder_options(required=False)
 @json_option
 def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path | None, prompts_form: str | None,
-         waffle: int, seed: int, class_names: Path | None, tower: bool, words: tuple[str, ...], truncate: bool,
-         overwrite: bool, dry_run: bool, model: str | None, pretrained: str | None, preprocess: str | None, device: str,
-         as_json: bool) -> None:
+         states: str | None, normal: str, waffle: int, seed: int, class_names: Path | None, tower: bool,
+         words: tuple[str, ...], truncate: bool, overwrite: bool, dry_run: bool, model: str | None,
+         pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
     """Embed another set of class prompts, without touching the images.
 
     Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
@@ -50,6 +54,7 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         onceclip text pets.zarr --name ensemble --templates imagenet
         onceclip text pets.zarr --name gpt --prompts cupl.json --dry-run
         onceclip text pets.zarr --tower
+        onceclip text bottles.zarr --name states --states bottle --normal good
     """
     from onceclip.pipeline.api.stores import add_text, add_tower, sentences_of
     from onceclip.stores import open_store
@@ -59,7 +64,7 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
                                "--tower makes no text set: give it alone, then --name in a call of its own")
     given = encoder_spec(model, pretrained, preprocess, device) if model else None
     if tower:
-        if templates or prompts or waffle or class_names or dry_run:
+        if templates or prompts or states or waffle or class_names or dry_run:
             raise click.UsageError("--tower makes no prompts: leave their options out")
         written = add_tower(store, words, encoder=given, device=device)
         show(as_json, written, lambda: [
@@ -72,7 +77,8 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
     assert name is not None
     if prompts_form and not prompts:
         raise click.UsageError("--prompts-form says what --prompts holds: give a file")
-    sentences = sentences_of(open_store(store), name, templates, prompts, prompts_form, class_names, waffle, seed)
+    sentences = sentences_of(open_store(store), name, templates, prompts, prompts_form, class_names, waffle, seed,
+                             states, normal)
     made = sentences.source
     said = ({each: sentences.of_class(each) for each in sentences.classes} if "file" in made else made["phrases"])
     for warning in class_remarks(said):
@@ -84,7 +90,8 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
                                        for sentence in sentences.of_class(each)])
         return
     done = add_text(store, name, templates, prompts, prompts_form=prompts_form, class_names=class_names, waffle=waffle,
-                    seed=seed, encoder=given, device=device, truncate=truncate, overwrite=overwrite, progress=True)
+                    seed=seed, states=states, normal=normal, encoder=given, device=device, truncate=truncate,
+                    overwrite=overwrite, progress=True)
     if done["truncated"]:
         click.echo(f"Warning: {done['truncated']} prompts are longer than the encoder reads and were cut", err=True)
     show(as_json, done, lambda: [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from PIL import Image
 
 from onceclip.pipeline.decoding.preparation import FILTERS, Opened, Preparation
 from onceclip.pipeline.errors import BadImage
-from onceclip.stores.identity import canonical, digest
+from onceclip.pipeline.files import Box
+from onceclip.stores.identity import canonical, digest, fingerprint
 
-KINDS = ("random", "ten-crop")
+CROPS = "crops"
+MOST = 4096  # views of an image
+KINDS = ("random", "ten-crop", CROPS)
 _TRIES = 10
 _TEN_CROP_RESIZE = (8, 7)  # 256 for an encoder of 224 pixels, as is usual for ten crops
 
@@ -25,8 +29,10 @@ class Views:
 
     kind: "random" for view 0, the plain one, and `number` - 1 random resized crops that are flipped half of the time;
     "ten-crop" for the four corners and the centre of an image resized to 8/7 of the encoder's size, then the same
-    flipped. scale: range of the crops' share of the area. ratio: range of their width / height.
-    seed: with an image's content and the number of the view it decides the crop.
+    flipped; "crops" for view 0, the plain one, and the boxes that the source gives, each prepared as an image of its
+    own. An image with fewer boxes is filled up with the plain one. scale: range of the random crops' share of the area.
+    ratio: range of their width / height.
+    seed: with an image's content and the number of the view it decides the crop. boxes: identity of all given boxes.
     """
 
     kind: str = "random"
@@ -34,29 +40,65 @@ class Views:
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     seed: int = 1
+    boxes: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether view 0 is the plain image."""
+        return self.kind != "ten-crop"
 
     @property
     def drawn(self) -> int:
         """Number of views that are not the plain one."""
-        return self.number - (self.kind == "random")
+        return self.number - self.plain
 
     def spec(self) -> dict[str, Any]:
         """As JSON values that say all about them."""
         if self.kind == "ten-crop":
             return {"kind": self.kind, "number": self.number, "resize": list(_TEN_CROP_RESIZE)}
-        return {**asdict(self), "scale": list(self.scale), "ratio": list(self.ratio), "flip": 0.5, "plain": 0}
+        if self.kind == CROPS:
+            return {"kind": self.kind, "number": self.number, "boxes": self.boxes, "plain": 0}
+        return {"kind": self.kind, "number": self.number, "scale": list(self.scale), "ratio": list(self.ratio),
+                "seed": self.seed, "flip": 0.5, "plain": 0}
 
-    def pixels(self, content: bytes, preparation: Preparation) -> np.ndarray:
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Views | None:
+        """The views that `spec` described; None for a description that is not of this project's making.
+
+        Raises ValueError for numbers that no views have: a file's word is a claim.
+        """
+        kind = spec.get("kind")
+        if kind not in KINDS or kind == TEN_CROP.kind:
+            return TEN_CROP if kind in KINDS else None
+        try:
+            number = int(spec["number"])
+            views = (cls(CROPS, number, boxes=str(spec["boxes"])) if kind == CROPS else
+                     cls(kind, number, _range(spec["scale"]), _range(spec["ratio"]), int(spec["seed"])))
+            if not (2 <= number <= MOST and views.scale[1] <= 1):
+                raise ValueError
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"these are no views: {str(dict(spec))[:200]}") from error
+        return views
+
+    def pixels(self, content: bytes, preparation: Preparation, boxes: Sequence[Box] = ()) -> np.ndarray:
         """The views of an image file that are not the plain one: (drawn, *pixels of one image).
 
-        Raises BadImage as `Preparation.pixels` does.
+        boxes: those that the source gives for the image.
+        Raises BadImage as `Preparation.pixels` does, or for a box outside of the image.
         """
         opened = preparation.open(content, whole=True)
         try:
             if self.kind == "ten-crop":
                 return np.stack([preparation.array(image) for image in _ten_crops(opened, preparation)])
+            if self.kind == CROPS:
+                if len(boxes) > self.drawn:
+                    raise BadImage(f"it has {len(boxes)} boxes, and the store has room for {self.drawn}")
+                filling = [preparation.pixels(content)] * (self.drawn - len(boxes))
+                return np.stack([*(_part(opened.image, box, preparation) for box in boxes), *filling])
             return np.stack([preparation.array(self._crop(opened.image, digest(content), number, preparation))
                              for number in range(1, self.number)])
+        except BadImage:
+            raise
         except Exception as error:
             raise BadImage(f"cannot be cropped ({str(error) or type(error).__name__})") from error
 
@@ -87,6 +129,51 @@ class Views:
 
 
 TEN_CROP = Views("ten-crop")
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = map(float, values)
+    if not 0 < low <= high < math.inf:
+        raise ValueError
+    return low, high
+
+
+@dataclass(frozen=True)
+class ViewsWithPlain(Views):
+    """Views of an image with the plain image before them, all encoded in one pass."""
+
+    @classmethod
+    def around(cls, views: Views) -> ViewsWithPlain:
+        """The same views with the plain image."""
+        return cls(**{field.name: getattr(views, field.name) for field in fields(views)})
+
+    @property
+    def drawn(self) -> int:
+        """Number of views, the plain one among them."""
+        return super().drawn + 1
+
+    def pixels(self, content: bytes, preparation: Preparation, boxes: Sequence[Box] = ()) -> np.ndarray:
+        """The plain image and the views of an image file: (drawn, *pixels of one image)."""
+        views = Views(**{field.name: getattr(self, field.name) for field in fields(self)})
+        return np.concatenate([preparation.pixels(content)[None], views.pixels(content, preparation, boxes)])
+
+
+def crops_of(boxes: Mapping[str, Sequence[Box]]) -> Views:
+    """The views of images with these boxes, by their keys."""
+    return Views(CROPS, 1 + max(map(len, boxes.values())),
+                 boxes=fingerprint({key: [list(box) for box in each] for key, each in boxes.items()}))
+
+
+def _part(image: Image.Image, box: Box, preparation: Preparation) -> np.ndarray:
+    """The pixels of what a box and the image have in common."""
+    x0, y0, x1, y1 = box
+    left, top = math.floor(x0), math.floor(y0)
+    right, bottom = min(math.ceil(x1), image.width), min(math.ceil(y1), image.height)
+    if left >= right or top >= bottom:
+        raise BadImage(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside of its {image.width} x {image.height} "
+                       "pixels")
+    part = image.crop((left, top, right, bottom))
+    return preparation.plain(Opened(part, part.size))
 
 
 def _ten_crops(opened: Opened, preparation: Preparation) -> list[Image.Image]:

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -25,6 +25,7 @@ from onceclip import OnceclipError
 from onceclip.pipeline.decoding.preparation import Jpeg, Preparation, decoding
 from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.errors import BadImage, InterruptedImage
+from onceclip.pipeline.files import Box
 from onceclip.pipeline.sources.record import Content
 from onceclip.stores.identity import digest
 
@@ -165,7 +166,7 @@ class _Worker:
                 if self.setup.jpegs and not task.given_back and (jpeg := self.setup.preparation.jpeg(content)):
                     done.jpegs[place] = jpeg
                 else:
-                    self._prepare(content, offset)
+                    self._prepare(content, offset, getattr(task.contents[place], "boxes", ()))
             except BadImage as error:
                 reason = str(error)
                 if isinstance(error, InterruptedImage):
@@ -184,9 +185,9 @@ class _Worker:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_REAL, _HANGS * seconds)
 
-    def _prepare(self, content: bytes, offset: int) -> None:
+    def _prepare(self, content: bytes, offset: int, boxes: Sequence[Box]) -> None:
         preparation, views = self.setup.preparation, self.setup.views
-        pixels = preparation.pixels(content) if views is None else views.pixels(content, preparation)
+        pixels = preparation.pixels(content) if views is None else views.pixels(content, preparation, boxes)
         np.ndarray(pixels.shape, pixels.dtype, self.memory, offset)[...] = pixels
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from onceclip.adapters import Classifier
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.heads.batched import batched_logits
+from onceclip.adapters.inference.base import INFERENCE
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.intervals import row_interval, units_of
@@ -22,6 +23,8 @@ from onceclip.pipeline.tasks.classes import names_of
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.pipeline.words import listing
 from onceclip.stores import Store, StoreMismatch
+
+LEFT_BY = "left_by"  # among the scores of a classifier that a strategy left behind: the record of that
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,10 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
         of = "" if classes is None else f" of {listing(classes)}"
         raise TaskError(f"{store.path} has no labelled {split} image{of} (labelled images: {there}): evaluate on "
                         "another --split or store")
-    columns = None if among is None else _columns(classifier, store, candidates)
+    _require_known(store, candidates, classifier.class_names)
+    columns = columns_of(classifier, candidates)
     tally, predicted, done = Tally(len(candidates), temperature_of(classifier)), [], 0
-    for (logits,) in _logits([classifier], store, rows):
+    for (logits,) in logits_of([classifier], store, rows):
         behind = done + len(logits)
         chosen = logits if columns is None else logits[:, columns]
         predicted.append(tally.add(chosen, label[done:behind]).numpy().astype(np.int32))
@@ -112,10 +116,11 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
                       time.perf_counter() - begun)
 
 
-def _columns(classifier: Classifier, store: Store, candidates: Sequence[str]) -> Tensor:
-    """Which of a classifier's logits compete."""
+def columns_of(classifier: Classifier, candidates: Sequence[str]) -> Tensor | None:
+    """Which of a classifier's logits compete; None where all do, in their order."""
+    if tuple(candidates) == classifier.class_names:
+        return None
     place = {name: number for number, name in enumerate(classifier.class_names)}
-    _require_known(store, candidates, place)
     return torch.tensor([place[name] for name in candidates])
 
 
@@ -130,7 +135,7 @@ def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: st
     for classifier in classifiers[1:]:
         check_encoder(classifier, store)
     tallies, done = [Tally(len(first.class_names), temperature_of(each)) for each in classifiers], 0
-    for pieces in _logits(classifiers, store, rows):
+    for pieces in logits_of(classifiers, store, rows):
         for tally, logits in zip(tallies, pieces, strict=True):
             tally.add(logits, label[done:done + len(logits)])
         done += len(logits)
@@ -139,7 +144,7 @@ def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: st
             for classifier, tally in zip(classifiers, tallies, strict=True)]
 
 
-def _logits(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -> Iterator[Iterator[Tensor]]:
+def logits_of(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -> Iterator[Iterator[Tensor]]:
     """Piece by piece of the rows, the logits of every classifier."""
     first, heads = classifiers[0], [classifier.head for classifier in classifiers]
     for values in inputs_of(first, store, rows):
@@ -163,7 +168,7 @@ def _labelled(classifier: Classifier, store: Store, split: str, classes: Sequenc
     return rows, torch.from_numpy(join[labels])
 
 
-def _require_known(store: Store, names: Sequence[str], place: dict[str, int]) -> None:
+def _require_known(store: Store, names: Sequence[str], place: Collection[str]) -> None:
     unknown = [name for name in names if name not in place]
     if unknown:
         raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {listing(unknown)}; it "
@@ -189,8 +194,9 @@ def temperature_of(classifier: Classifier) -> float | None:
 
 
 def scores_of(classifier: Classifier, store: Store, split: str, tally: Tally, seconds: float) -> dict[str, Any]:
-    """What a tally says, and of what, as JSON values."""
+    """What a tally says, and of what, as JSON values; of a classifier that a strategy left behind, of which."""
+    left = classifier.provenance.get(INFERENCE)
     return {**tally.scores(), **tally.calibrated_scores(), "split": split, "n": tally.rows,
             "classes": int((tally.count > 0).sum()), "among": tally.classes, "method": classifier.method,
             "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],
-            "details": tally.details(), "seconds": seconds}
+            "details": tally.details(), "seconds": seconds, **({LEFT_BY: left} if left else {})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 RESAMPLES = 10_000
 SEED = 1
@@ -57,6 +57,16 @@ def row_interval(value: np.ndarray, unit: np.ndarray | None) -> tuple[float, flo
 def count_interval(right: int, rows: int) -> tuple[float, float]:
     """`row_interval` of a number of right rows, where no row belongs to another."""
     return row_interval(np.arange(rows) < right, None)
+
+
+def mean_and_spread(values: np.ndarray) -> dict[str, Any]:
+    """Mean of values (n,), such as accuracies of batches, its 95 % interval (Student's t) and their standard deviation.
+
+    The interval of a single value is the value itself.
+    """
+    mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    half = float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return {"mean": mean, "interval": [mean - half, mean + half], "spread": spread}
 
 
 def compare(right: np.ndarray, other: np.ndarray, unit: np.ndarray | None = None) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
     """
     begun, path = time.perf_counter(), str(store)
     found = survey(str(source), options)
+    options = found.with_boxes(options)
     new = not store_exists(path)
     with open_processes(encoder, options, len(found.records), new, workers) as processes, write_lock(path):
         writer = processes.plan.writer(path, options.dtype, options.unit_rows)
@@ -202,6 +203,7 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
     """
     begun, path = time.perf_counter(), str(store)
     found = survey(str(source), options)
+    options = found.with_boxes(options)
     with open_processes(encoder, options, len(found.records) // part.of, start=False) as processes:
         while not _planned(path, processes.plan, found, options, part):
             if time.perf_counter() - begun > PATIENCE:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onceclip.pipeline.decoding.views import KINDS, TEN_CROP, Views
+from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.encoders import Encoder
 from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.flat_files import row_checksums
@@ -129,9 +129,5 @@ def rows_without_views(store: Store) -> np.ndarray:
 def views_of(store: Store) -> tuple[Views, list[str]] | None:
     """How a store's views are made, and of images in which splits; None if it has none of this project's making."""
     spec = store.outputs[VIEW].spec if VIEW in store.outputs else {}
-    if spec.get("kind") not in KINDS:
-        return None
-    if spec["kind"] == TEN_CROP.kind:
-        return TEN_CROP, spec["splits"]
-    scale, ratio = (tuple(spec[name]) for name in ("scale", "ratio"))
-    return Views(spec["kind"], spec["number"], scale, ratio, spec["seed"]), spec["splits"]
+    views = Views.of(spec)
+    return None if views is None else (views, spec["splits"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose
 
 from onceclip.pipeline.decoding.decoders import TIMEOUT
+from onceclip.pipeline.decoding.views import CROPS, crops_of
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.extraction.outputs import EMBEDDING_ALONE, OutputOptions
 from onceclip.pipeline.prompts import class_phrases
@@ -62,6 +63,20 @@ class Survey:
     phrases: dict[str, str]
     split_shares: tuple[float, float, float] | None = None
     split_seed: int | None = None
+
+    def with_boxes(self, options: ExtractOptions) -> ExtractOptions:
+        """The options with the crops that the source gives, where crops are asked for.
+
+        Raises SourceError if it gives none.
+        """
+        views = options.outputs.views
+        if views is None or views.kind != CROPS:
+            return options
+        boxes = {record.key: found for record in self.records if (found := getattr(record.content, "boxes", ()))}
+        if not boxes:
+            raise SourceError(f"{self.source} gives no boxes for --crops: give a manifest with the columns path, "
+                              "label, x0, y0, x1, y1, a line for each box")
+        return replace(options, outputs=replace(options.outputs, views=crops_of(boxes)))
 
     @property
     def has_splits(self) -> bool:

@@ -122,7 +122,7 @@ def encode_units(equipment: Equipment, writer: StoreWriter, tasks: Iterable[Unit
           closing(encode(equipment.decoders, pool, _images_of(tasks, buffers), images, batch_size, names, tokens,
                          crops)) as batches):
         for encoded in batches:
-            bad = buffers.put_views(encoded, crops.kind == "random") if crops else buffers.put(encoded)
+            bad = buffers.put_views(encoded, crops.plain) if crops else buffers.put(encoded)
             yield Progress(len(encoded.rows), bad, tuple((int(encoded.rows[place]), encoded.reasons[place])
                                                          for place in encoded.interrupted))
 

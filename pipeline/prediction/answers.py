@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from onceclip.adapters import Classifier
+from onceclip.adapters.inference import Inference
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import ArgumentError, PredictionError
 from onceclip.pipeline.files import Pixels
+from onceclip.pipeline.prediction.inference import infer_images, infer_rows, infer_store
 from onceclip.pipeline.prediction.inputs import list_inputs, store_among
 from onceclip.pipeline.prediction.predict import (
     Prediction,
@@ -39,23 +41,32 @@ class Answers:
 
 
 def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
-            options: SourceOptions = DEFAULTS, encoder: EncoderSpec | None = None, device: str = "auto") -> Answers:
+            options: SourceOptions = DEFAULTS, encoder: EncoderSpec | None = None, device: str = "auto",
+            strategy: Inference | None = None, views: int | None = None) -> Answers:
     """List what is to be labelled; the encoder is loaded, and images are read, as the predictions are asked for.
 
     inputs: one or several of images, folders and other sources by their paths, Pillow images and arrays of pixels
         (uint8, height x width x 3); or a store, open or by its path; or raw embeddings (rows, dim).
+    strategy: of inference, by which the classifier reads them. views: that it has made of each image, None for what
+        `views_for` says.
     Raises PredictionError for what is none of these, SourceError if a source cannot be listed.
     """
+    if views is not None and (strategy is None or strategy.sees != "views"):
+        raise ArgumentError("--views is for a strategy that reads views of images: add --inference mta, say")
     if isinstance(inputs, Tensor) or (isinstance(inputs, np.ndarray) and inputs.dtype != np.uint8):
-        return Answers(len(inputs), [], predict_rows(classifier, inputs, top_k, min_probability))
+        return Answers(len(inputs), [], infer_rows(classifier, inputs, strategy, top_k, min_probability) if strategy
+                       else predict_rows(classifier, inputs, top_k, min_probability))
     given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
     if not given:
         raise PredictionError("nothing to label: give images, a folder or a store")
     paths = [os.fspath(each) for each in given if isinstance(each, str | Path) and os.fspath(each)]
     store = given[0] if len(given) == 1 and isinstance(given[0], Store) else store_among(paths) if paths else None
     if store:
+        if views is not None:
+            raise ArgumentError("--views is for images: a store has its own, as extract --views made them")
         return Answers(len(rows_to_label(store, split)), [],
-                       predict_store(classifier, store, split, top_k, min_probability))
+                       infer_store(classifier, store, strategy, split, top_k, min_probability) if strategy
+                       else predict_store(classifier, store, split, top_k, min_probability))
     if split is not None:
         raise ArgumentError("--split is for a store: leave it out, or give a store")
     remarks: list[str] = []
@@ -64,7 +75,8 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
         records, remarks = listing.records, listing.remarks
     else:
         records = [record for number, each in enumerate(given) for record in _records(each, number, options)]
-    return Answers(len(records), remarks, _of_images(classifier, records, top_k, min_probability, encoder, device))
+    return Answers(len(records), remarks, _of_images(classifier, records, top_k, min_probability, encoder, device,
+                                                     strategy, views))
 
 
 def _records(given: Any, number: int, options: SourceOptions) -> Sequence[Record]:
@@ -80,6 +92,9 @@ def _records(given: Any, number: int, options: SourceOptions) -> Sequence[Record
 
 
 def _of_images(classifier: Classifier, records: Sequence[Record], top_k: int, min_probability: float,
-               encoder: EncoderSpec | None, device: str) -> Iterator[Prediction]:
+               encoder: EncoderSpec | None, device: str, strategy: Inference | None,
+               views: int | None) -> Iterator[Prediction]:
     """Load the encoder when the first prediction is asked for."""
-    yield from predict_images(classifier, records, encoder_of(classifier, encoder, device), top_k, min_probability)
+    opened = encoder_of(classifier, encoder, device)
+    yield from (infer_images(classifier, records, opened, strategy, views, top_k, min_probability) if strategy
+                else predict_images(classifier, records, opened, top_k, min_probability))

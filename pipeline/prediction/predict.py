@@ -94,7 +94,7 @@ def predict_images(classifier: Classifier, images: Sequence[Record], encoder: En
     Raises StoreMismatch if the adapter belongs to another encoder, PredictionError or EncoderError if it takes what
     cannot be had of images.
     """
-    tokens = _check(classifier, encoder)
+    tokens = check_images_encoder(classifier, encoder)
     contents = enumerate(image.content for image in images)
     with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(
             encode(decoders, threads, contents, len(images), outputs=classifier.inputs, tokens=tokens)) as pieces:
@@ -115,7 +115,7 @@ def encoder_of(classifier: Classifier, given: EncoderSpec | None = None, device:
                             ", or predict on a store")
 
 
-def _check(classifier: Classifier, encoder: Encoder) -> str:
+def check_images_encoder(classifier: Classifier, encoder: Encoder) -> str:
     """Raise unless the encoder is the adapter's; which patch tokens the adapter takes."""
     mine, adapters = encoder.info["fingerprint"], classifier.encoder
     kind = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "")
@@ -145,13 +145,18 @@ def _rows(classifier: Classifier, piece: Encoded) -> np.ndarray:
 def _answers(classifier: Classifier, values: Tensor | np.ndarray, top_k: int,
              min_probability: float) -> Iterator[Prediction]:
     """Answers for raw rows, still without a name. The first class is the one that `Classifier.predict` names."""
-    logits = classifier.logits(values)
-    probability = (logits / classifier.temperature).softmax(dim=1)
+    return answers_of(classifier.class_names, classifier.logits(values), top_k, min_probability, classifier.temperature)
+
+
+def answers_of(names: Sequence[str], logits: Tensor, top_k: int, min_probability: float,
+               temperature: float = 1.0) -> Iterator[Prediction]:
+    """Answers of logits (rows, classes) for the names of the classes, still without a key."""
+    probability = (logits / temperature).softmax(dim=1)
     best = logits.argmax(dim=1, keepdim=True)
     others = logits.scatter(1, best, -torch.inf).topk(min(top_k, logits.shape[1]) - 1, dim=1).indices
     order = torch.cat([best, others], dim=1)
     for place, shares, row in zip(order.tolist(), probability.gather(1, order).tolist(), logits.numpy(), strict=True):
-        top = [(classifier.class_names[index], share) for index, share in zip(place, shares, strict=True)]
+        top = [(names[index], share) for index, share in zip(place, shares, strict=True)]
         name, share = top[0]
         yield (Prediction("", top, row) if share >= min_probability else
                Prediction("", top, row, f"most likely {name} ({share:.4f})", UNSURE))

@@ -20,6 +20,7 @@ from onceclip.pipeline.runs.summary import (
     line_name,
     reason_of,
     tables,
+    with_alone,
 )
 from onceclip.pipeline.words import shots_of
 
@@ -113,8 +114,8 @@ def settings_of(results: Results) -> list[Setting]:
         # Rows of failures may have no fingerprints: they stand with those of the last content.
         unknown = contents.pop(("", ""), [])
         contents[next(reversed(contents), ("", ""))].extend(unknown)
-    return [Setting(experiment, prints, tuple(tables(rows)), tuple(rows), chosen_rows(rows),
-                    _store(rows, results.stores))
+    return [Setting(experiment, prints, tuple(tables(rows)), tuple(rows),
+                    chosen_rows(with_alone(rows)), _store(rows, results.stores))
             for experiment, contents in groups.items() for prints, rows in contents.items() if rows]
 
 
@@ -168,7 +169,7 @@ def titles(settings: Sequence[Setting]) -> list[str]:
     for key, setting in zip(keys, settings, strict=True):
         name = PurePath(key.store).name
         parts = [key.store if sum(PurePath(path).name == name for path in paths) > 1 else name,
-                 *_differing(key, keys, "text", "select", "class_weights")]
+                 *_differing(key, keys, *_TITLES)]
         same = [each.prints for each in settings
                 if (each.experiment.store, each.experiment.text) == (key.store, key.text)]
         parts += [f"{what} {own[:8]}" for what, own, *all_of_it in zip(("content", "prompts"), setting.prints, *same,
@@ -177,13 +178,13 @@ def titles(settings: Sequence[Setting]) -> list[str]:
     return found
 
 
-_TITLES = {"text": "text", "select": "selection", "class_weights": "class weights"}
+_TITLES = {"text": "text", "select": "selection", "class_weights": "class weights", "batches": "batches of"}
 
 
 def _differing(key: Experiment, keys: Iterable[Experiment], *names: str) -> list[str]:
     """What tells an experiment from others, in words."""
     return [f"{_TITLES[name]} {getattr(key, name)}" for name in names
-            if len({getattr(each, name) for each in keys}) > 1]
+            if getattr(key, name) and len({getattr(each, name) for each in keys}) > 1]
 
 
 def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:

@@ -23,6 +23,7 @@ from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
 from onceclip.pipeline.runs.automatic import Average, average_of, run_method
+from onceclip.pipeline.runs.inferred import inferred_row
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
@@ -67,9 +68,27 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
 
     calibrate: give the classifiers their temperatures; see `calibrated`. compile: whether the steps of their trainings
         are compiled, and of how many like them they are some. device: as for `fit`.
+    Runs that differ in inference alone share their classifier.
     A run whose training diverges gives its failure; the others go on.
     Raises MethodError, TaskError, StoreError or DeviceError for what concerns all of them.
     """
+    runs = {spec.alone.identity(store): spec.alone for spec in specs}
+    fitted = dict(zip(runs, _fit_alone(store, [*runs.values()], progress, calibrate, compile, device), strict=True))
+    return [_inferred(store, spec, fitted[spec.alone.identity(store)]) for spec in specs]
+
+
+def _inferred(store: Store, spec: RunSpec, fitted: Fitted | MethodError) -> Fitted | MethodError:
+    if isinstance(fitted, MethodError) or spec.strategy is None:
+        return fitted
+    try:
+        return replace(fitted, row=inferred_row(store, spec, fitted.classifier, fitted.row))
+    except MethodError as error:
+        return error
+
+
+def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None], calibrate: bool,
+               compile: Compiling, device: str) -> list[Fitted | MethodError]:
+    """Carry out runs without inference; arguments as for `fit_group`."""
     begun, where = time.perf_counter(), training_device(device)
     first, products = specs[0], fast_products()
     methods = [run_method(spec.method)(**spec.values) for spec in specs]
@@ -156,7 +175,7 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "encoder": store.encoder,
         "store": store.fingerprint,
         "outputs": {name: output.spec for name, output in store.outputs.items()
-                    if name in run_method(spec.method).inputs},
+                    if name in {*run_method(spec.method).inputs, "view", "token"}},
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots or "all", "seed": spec.seed, "select": policy,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onceclip.adapters.inference import stored_inference_class
 from onceclip.adapters.methods import stored_method_class
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
@@ -13,7 +14,7 @@ from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.results import NAME, read_rows
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.devices import CPU, device_like
 from onceclip.stores import Store
@@ -48,6 +49,8 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
     not name.
     """
     asked = row["asked"]
+    if asked.get("inference", NO_INFERENCE) != NO_INFERENCE:
+        stored_inference_class(str(asked["inference"]), "the row")  # which RunSpec would import
     try:
         if asked.get("method") == AUTOMATIC:
             spec = RunSpec(**asked)

@@ -144,10 +144,12 @@ _ROW: Mapping[str, Callable[[Any], bool]] = {
     "shots": lambda value: value == "all" or _count(value), "run": lambda value: isinstance(value, str),
     "settings_tried": lambda value: value is None or _count(value), "hyperparameters": _object(),
     "compiling": _object(), "fingerprints": _object_of(_text),
-    "asked": _object(**dict.fromkeys(("method", "text", "select", "search", "classes", "class_weights"), _text),
+    "asked": _object(**dict.fromkeys(("method", "text", "select", "search", "classes", "class_weights",
+                                      "inference"), _text), inference_values=_object(), batches=_object(),
                      **dict.fromkeys(("narrow", "validated", "stream"), _flag), values=_object(), seed=_count,
                      shots=lambda value: value is None or _count(value)),
     "details": _details,
+    "inference": _object(name=_text, transductive=_flag, alone=_object(accuracy=_FRACTION)),
 }
 _STORE: Mapping[str, Callable[[Any], bool]] = {
     "path": _text, "classes": _list_of(lambda each: isinstance(each, str)), "test_counts": _list_of(_count),

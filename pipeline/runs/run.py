@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from onceclip.adapters.inference import Inference, inference_class
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.evaluation.batches import Batches
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.stores import Store
 from onceclip.stores.identity import fingerprint
 
-NO_REFIT = "none"
+NO_REFIT = NO_INFERENCE = "none"
 REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")}  # and the splits that are fitted on
 
 
@@ -35,6 +37,8 @@ class RunSpec:
     classes: "all", or "base" to fit the first half of the classes alone and to score the other half too.
     refit: "val" or "all" to fit once more, with what was chosen, on all labelled rows of train and val, or of test too,
         which leaves no test accuracy; only for shots=None.
+    inference: the strategy by which test rows are read, a name or MODULE:CLASS; "none" reads each by itself.
+        inference_values: its hyperparameters. batches: fields of `Batches`, where it sees one batch at a time.
 
     Example:
         >>> onceclip.RunSpec("tip-adapter", shots=4, values={"beta": "2"}).values
@@ -54,6 +58,9 @@ class RunSpec:
     stream: bool = False
     classes: str = ALL
     refit: str = NO_REFIT
+    inference: str = NO_INFERENCE
+    inference_values: Mapping[str, Any] = field(default_factory=dict)
+    batches: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         method = run_method(self.method)
@@ -72,6 +79,33 @@ class RunSpec:
                             "leave one of them out")
         if self.refit == ALL and self.classes != ALL:
             raise TaskError(f"--refit {ALL} leaves no test images for --classes {self.classes}: use --refit val")
+        self._parse_inference()
+
+    def _parse_inference(self) -> None:
+        if self.inference == NO_INFERENCE:
+            if self.inference_values or self.batches:
+                raise TaskError("hyperparameters and batches of inference are for a strategy: add --inference")
+            return
+        strategy = inference_class(self.inference)
+        values = strategy(**self.inference_values).values
+        object.__setattr__(self, "inference", full_name(strategy))
+        object.__setattr__(self, "inference_values", {name: values[name] for name in self.inference_values})
+        if self.batches:
+            object.__setattr__(self, "batches", Batches.of(self.batches).as_values())
+        if self.classes != ALL or self.refit == ALL:
+            raise TaskError("--inference reads the test images among all classes: leave --classes and --refit all out")
+
+    @property
+    def alone(self) -> RunSpec:
+        """The run without inference, whose classifier this one has."""
+        return replace(self, inference=NO_INFERENCE, inference_values={}, batches={})
+
+    @property
+    def strategy(self) -> Inference | None:
+        """The strategy by which test rows are read, if there is one."""
+        if self.inference == NO_INFERENCE:
+            return None
+        return inference_class(self.inference)(**self.inference_values)
 
     @property
     def common(self) -> tuple[Any, ...]:
@@ -82,7 +116,8 @@ class RunSpec:
     def as_values(self) -> dict[str, Any]:
         """As JSON values, from which `RunSpec(**values)` makes it again."""
         values = {**asdict(self), "values": dict(self.values)}
-        for name, usual in (("classes", ALL), ("refit", NO_REFIT)):
+        for name, usual in (("classes", ALL), ("refit", NO_REFIT), ("inference", NO_INFERENCE),
+                            ("inference_values", {}), ("batches", {})):
             if values[name] == usual:
                 del values[name]  # rows of before there was a choice keep their identity
         return values

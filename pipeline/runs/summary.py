@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onceclip.adapters.text import RULES
+from onceclip.pipeline.evaluation.metrics import SCORES as METRICS
 from onceclip.pipeline.runs.results import Mean, mean_interval
 from onceclip.pipeline.words import counted, shots_of
 
@@ -57,20 +58,38 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
         scores = [score for score in SCORES if score == "accuracy" or
                   (setting.base and any(row.get(score) is not None for row in members))]
         title = (f"{setting.store}, text {setting.text}, selection {setting.select}"
-                 + (f", class weights {setting.class_weights}" if setting.class_weights != RULES[0] else ""))
+                 + (f", class weights {setting.class_weights}" if setting.class_weights != RULES[0] else "")
+                 + (f", mean over batches ({setting.batches})" if setting.batches else ""))
         made += [_table(f"{title}, {SCORES[score]}" if setting.base else title, members, score) for score in scores]
     return made
 
 
+def with_alone(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rows and before them, where test rows were dealt out in batches, those of what each classifier reaches alone
+    on the same batches, which no run has: of their scores they have the accuracy only.
+    """
+    found: dict[Any, Mapping[str, Any]] = {}
+    for row in rows:
+        if row.get("asked", {}).get("batches") and "alone" in row.get("inference", {}):
+            asked = {name: value for name, value in row.get("asked", {}).items() if not name.startswith("inference")}
+            alone = {**row, **dict.fromkeys(METRICS), "accuracy": row["inference"]["alone"]["accuracy"], "asked": asked,
+                     "inference": {}, "details": None}
+            found.setdefault((line_name(alone), row["shots"], row["seed"]), alone)
+    return [*found.values(), *rows]
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """What the rows of one table share. base: whether they are of base and new classes."""
+    """What the rows of one table share. base: whether they are of base and new classes. batches: in words, how test
+    rows were dealt out to a strategy; empty where they were not.
+    """
 
     store: str
     text: str
     select: str
     class_weights: str
     base: bool
+    batches: str = ""
 
 
 def experiment_of(row: Mapping[str, Any]) -> Experiment:
@@ -78,10 +97,17 @@ def experiment_of(row: Mapping[str, Any]) -> Experiment:
     asked = row.get("asked", {})
     return Experiment(str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
                       str(asked.get("class_weights") or row.get("class_weights") or RULES[0]),
-                      asked.get("classes") == "base")
+                      asked.get("classes") == "base",
+                      ", ".join(f"{name} {_words(value)}" for name, value in (asked.get("batches") or {}).items()
+                                if value))
+
+
+def _words(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:
+    rows = with_alone(rows)
     found = chosen_rows(rows, score)
     chosen = {key: {seed: row[score] for seed, row in seeds.items()} for key, seeds in found.items()}
     alone = {key for key, seeds in found.items() if len(seeds) > 1 and _one_draw(key[1], seeds.values())}
@@ -181,7 +207,17 @@ def line_name(row: Mapping[str, Any]) -> str:
             parts += [f"search {asked['search']}"] if asked.get("search", "grid") != "grid" else []
             parts += ["narrow"] if asked.get("narrow") else []
         parts += ["stream"] if asked.get("stream") else []
-    return " ".join(parts)
+    return " ".join([*parts, *_strategy(row)])
+
+
+def _strategy(row: Mapping[str, Any]) -> list[str]:
+    """The strategy that read the test rows, with the values that were set, and whether it is transductive."""
+    asked, found = row.get("asked", {}), row.get("inference", {})
+    name = found.get("name") or asked.get("inference")
+    if not name or name == "none":
+        return []
+    values = [f"{key}={value}" for key, value in (asked.get("inference_values") or {}).items()]
+    return ["+", str(name), *values, *(["(transductive)"] if found.get("transductive") else [])]
 
 
 def _differences(chosen: Mapping[Key, Mapping[int, float]], to: Mapping[Any, str],

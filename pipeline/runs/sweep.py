@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from onceclip.adapters import MethodError
 from onceclip.adapters.cpu import DEFAULT, decided, fast_products
+from onceclip.adapters.inference import inference_class
 from onceclip.adapters.method import Method
 from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.runs.fit import fit_group
 from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, record_stores, rows_name
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.words import counted, shots_of
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
 from onceclip.pipeline.workers.work import Part, Workers
@@ -204,15 +205,20 @@ class Plan:
 
 
 def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Sequence[int],
-               grids: Sequence[tuple[str, Sequence[str]]] = (), own: bool = False, **common: Any) -> list[RunSpec]:
+               grids: Sequence[tuple[str, Sequence[str]]] = (), own: bool = False,
+               inferences: Sequence[str] = (NO_INFERENCE,), inference_values: Sequence[tuple[str, str]] = (),
+               batches: Mapping[str, Any] | None = None, **common: Any) -> list[RunSpec]:
     """Every method at every number of shots with every seed and all combinations of its grids' values.
 
+    inferences: strategies, each of which reads the test rows with every classifier; "none" for each row by itself.
+    inference_values: (name, value) of a hyperparameter, where the name may say of which strategy, as in `stata.alpha`.
+    batches: fields of `Batches`, for all strategies.
     grids: (name, values), where the name may say for which method, as in `clip-adapter.ratio`. own: each method's own
         search values, too, for hyperparameters without a grid. common: further fields of RunSpec.
     Raises TaskError for a grid that no method has, UnknownName for a method that does not exist.
     """
-    unused = {name for name, _ in grids}
-    specs = []
+    unused, specs = {name for name, _ in grids}, []
+    readings = _readings(inferences, inference_values, batches)
     for name in methods:
         method = run_method(name)
         given: dict[str, Sequence[Any]] = {}
@@ -227,11 +233,34 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
                      **given}
         for number, seed in itertools.product(shots, seeds):
             for values in itertools.product(*given.values()):
-                specs.append(RunSpec(name, number, seed, dict(zip(given, values, strict=True)), **common))
+                specs += [RunSpec(name, number, seed, dict(zip(given, values, strict=True)), **common, **reading)
+                          for reading in readings]
     if unused:
         raise TaskError(f"--grid {min(unused)}: none of {', '.join(methods)} has such a hyperparameter; "
                         "`onceclip methods NAME` lists them")
     return specs
+
+
+def _readings(names: Sequence[str], values: Sequence[tuple[str, str]],
+              batches: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Fields of RunSpec for each strategy. Raises TaskError for a value that no strategy has."""
+    unused, readings = {target for target, _ in values}, []
+    for name in names:
+        known = {} if name == NO_INFERENCE else inference_class(name).hyperparameters
+        own = {}
+        for target, value in values:
+            of_strategy, _, hyperparameter = target.rpartition(".")
+            if of_strategy in ("", name) and hyperparameter in known:
+                own[hyperparameter] = value
+                unused.discard(target)
+        strategy = {} if name == NO_INFERENCE else {"inference_values": own, "batches": batches or {}}
+        readings.append({"inference": name, **strategy})
+    if unused:
+        raise TaskError(f"--inference-set {min(unused)}: none of {', '.join(names)} has such a hyperparameter; "
+                        "`onceclip methods NAME` lists them")
+    if batches and all(name == NO_INFERENCE for name in names):
+        raise TaskError("batches are for a strategy: add --inference")
+    return readings
 
 
 def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any],
@@ -248,7 +277,9 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     for path, spec in runs:
         if spec.identity(opened[path]) not in done:
             together[path, spec.seed, *spec.common].append(spec)
-    alike = Counter(spec.method for _, spec in runs)
+    # Runs that differ in inference alone are one fit.
+    alike = Counter(method for method, *_ in {(spec.method, path, spec.alone.identity(opened[path]))
+                                              for path, spec in runs})
     groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
                     Compiling(compile, alike[members[0].method]), device)
               for key, members in together.items() for start in range(0, len(members), most)]

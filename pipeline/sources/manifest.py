@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import posixpath
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.files import (
     IMAGES,
     VIDEOS,
+    Box,
     LocalFile,
     file_at,
     is_url,
@@ -32,6 +34,7 @@ from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions
 
 COLUMNS = ("path", "label", "split", "group")
+BOX = ("x0", "y0", "x1", "y1")
 _LINES = {".jsonl", ".ndjson"}
 _PROBES = 20
 _MARKS = {";": "semicolons", ",": "commas", "\t": "tabs"}
@@ -39,13 +42,14 @@ _MARKS = {";": "semicolons", ",": "commas", "\t": "tabs"}
 
 @dataclass(frozen=True)
 class Row:
-    """What a manifest says of one image. where: such as "line 7"."""
+    """What a manifest says of one image, or of a box in it. where: such as "line 7"."""
 
     where: str
     path: str
     label: str | None = None
     split: str | None = None
     group: str = ""
+    box: Box | None = None
 
 
 class Manifest(Source):
@@ -80,7 +84,8 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
     """
     if not rows:
         raise SourceError(f"{place} lists no images: give lines path,label[,split,group]")
-    seen: dict[str, str] = {}
+    seen: dict[str, Row] = {}
+    boxes: dict[str, list[Box]] = {}
     records = []
     with_split = any(row.split for row in rows)
     for row in rows:
@@ -88,9 +93,15 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
             key, label, group = key_of(_relative(row.path, root)), key_of(row.label or "") or None, key_of(row.group)
         except UnicodeEncodeError as error:
             raise SourceError(f"{place} {row.where}: {error.object!r} is not text: correct it") from None
-        if key in seen:
-            raise SourceError(f"{place} {row.where}: {key} was in {seen[key]} already: leave one of them out")
-        seen[key] = row.where
+        before = seen.setdefault(key, row)
+        boxes.setdefault(key, []).extend([row.box] if row.box else [])
+        if before is not row:
+            if row.box is None or before.box is None:
+                raise SourceError(f"{place} {row.where}: {key} was in {before.where} already: leave one of them out")
+            if (row.label, row.split, row.group) != (before.label, before.split, before.group):
+                raise SourceError(f"{place} {row.where}: {key} has another label, split or group than in "
+                                  f"{before.where}: give all boxes of an image the same")
+            continue
         if row.split and row.split.strip().lower() not in SPLIT_FOLDERS:
             raise SourceError(f"{place} {row.where}: no split {row.split!r}: there are train, val and test")
         if with_split and label and not row.split:
@@ -99,7 +110,8 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
         split = SPLIT_FOLDERS[row.split.strip().lower()] if row.split else None
         records.append(Record(key, file_at(root, row.path), label, split, group))
     _probe(place, rows, records, root)
-    return records
+    return [replace(record, content=replace(record.content, boxes=tuple(boxes[record.key])))  # type: ignore[type-var]
+            if boxes[record.key] else record for record in records]
 
 
 def _relative(path: str, root: str) -> str:
@@ -182,7 +194,8 @@ def _of_json_lines(place: str, content: str, remarks: list[str], labelled: bool)
             raise SourceError(f"{place} line {number}: not an object with a path: give lines such as "
                               '{"path": "cat/1.jpg", "label": "cat"}')
         names.update(dict.fromkeys(values))
-        yield _row(place, f"line {number}", {name: values[name] for name in COLUMNS if values.get(name) is not None})
+        yield _row(place, f"line {number}", {name: values[name] for name in (*COLUMNS, *BOX)
+                                                if values.get(name) is not None})
     _check_columns(place, list(names), remarks, labelled)
 
 
@@ -190,7 +203,12 @@ def _check_columns(place: str, names: list[str], remarks: list[str], labelled: b
     doubled = next((name for name in names if name and names.count(name) > 1), None)
     if doubled is not None:
         raise SourceError(f"{place}: there are two columns {doubled!r}: leave one of them out")
-    unknown = [name or "one without a name" for name in names if name not in COLUMNS]  # pandas writes its index so
+    unknown = [name or "one without a name" for name in names  # pandas writes its index so
+               if name not in (*COLUMNS, *BOX)]
+    missing = [name for name in BOX if name not in names]
+    if 0 < len(missing) < len(BOX):
+        raise SourceError(f"{place}: a box has the columns {', '.join(BOX)}, and {', '.join(missing)} is not there: "
+                          "give all four or none")
     for name in unknown:
         near = get_close_matches(name, [each for each in COLUMNS if each not in names], 1)
         if near:
@@ -212,7 +230,24 @@ def _row(place: str, where: str, values: dict[str, object]) -> Row:
     check_utf8(place, where, cells["path"], cells["label"])
     if not cells["path"] or "\0" in cells["path"]:
         raise SourceError(f"{place} {where}: there is no path: give the file name of an image")
-    return Row(where, cells["path"], cells["label"].strip() or None, cells["split"].strip() or None, cells["group"])
+    return Row(where, cells["path"], cells["label"].strip() or None, cells["split"].strip() or None, cells["group"],
+               _box(place, where, cells["path"], [values.get(name, "") for name in BOX]))
+
+
+def _box(place: str, where: str, path: str, corners: list[object]) -> Box | None:
+    """The box of a row; None where its cells are empty."""
+    if all(str(value).strip() == "" for value in corners):
+        return None
+    try:
+        x0, y0, x1, y1 = (float(str(value)) for value in corners)
+    except ValueError:
+        x0 = y0 = x1 = y1 = math.nan
+    if not (0 <= x0 < x1 < math.inf and 0 <= y0 < y1 < math.inf):
+        raise SourceError(f"{place} {where}: the box {', '.join(map(str, corners))} is none: give x0 < x1 and y0 < y1 "
+                          "in pixels, or leave all four cells empty")
+    if suffix(path) in VIDEOS:
+        raise SourceError(f"{place} {where}: {path} is a video, and boxes are for images: leave the box away")
+    return x0, y0, x1, y1
 
 
 def check_utf8(place: str, where: str, path: str, label: str) -> None:

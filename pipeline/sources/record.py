@@ -13,7 +13,8 @@ from onceclip.pipeline.errors import SourceError
 class Content(Protocol):
     """Where the bytes of one image come from; a small value that can be sent to another process.
 
-    It may have an attribute `reading`: "network" if it is worth reading many at once, "process" if other processes
+    It may have an attribute `boxes`, parts of the image (x0, y0, x1, y1) in pixels that are wanted as views, and an
+    attribute `reading`: "network" if it is worth reading many at once, "process" if other processes
     cannot read it or would have to load much for it; else it is read, one by one, where it is decoded.
     """
 

@@ -26,6 +26,7 @@ from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
 from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import damage
+from onceclip.stores.schema import SPLITS
 from onceclip.stores.text_tower import TOWER
 
 VAL_SHOTS = 4
@@ -128,7 +129,7 @@ def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val
     return Task(
         Text(torch.from_numpy(words.embedding.astype(np.float32)), torch.from_numpy(words.class_index), words.classes,
              torch.from_numpy(words.template_id.astype(np.int64)), class_weights),
-        _stream(store, support) if stream else _rows(store, support, outputs, store.has_views),
+        _stream(store, support) if stream else _rows(store, support, outputs, _have_views(store, support.rows)),
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
         None if unlabelled is None or not len(unlabelled.rows) else _tensor(store.embeddings(unlabelled.rows)),
         **logit_numbers(store.encoder),
@@ -198,8 +199,15 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
     return drawn
 
 
+def draw_unlabelled(store: Store, support: Draw, seed: int) -> Draw:
+    """Draw train rows that are not in the support and have no ties to val or test; see `draw_task`."""
+    return _draw_unlabelled(store, support, seed, _tied(store, "test") | _tied(store, "val"), None)
+
+
 def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | str], classes: int | None) -> Draw:
-    """Draw train rows that are not in the support. classes: only of the first ones, where the others are unknown."""
+    """The same. known: digests and groups of later splits. classes: only of the first ones, where the others are
+    unknown.
+    """
     rows, table = store.rows("train", labelled=classes is not None), store.table
     if classes is not None:
         rows = rows[table.label[rows] < classes]
@@ -237,6 +245,23 @@ def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = 
               if name != EMBEDDING and f"image/{name}" in store.group}
     label = torch.from_numpy(store.column("label")[drawn.rows].astype(np.int64))
     return Rows(_tensor(store.embeddings(drawn.rows)), label, views, others)
+
+
+def _have_views(store: Store, rows: np.ndarray) -> bool:
+    """Whether rows have views, which a store may have of some splits alone.
+
+    Raises TaskError where some of them have and others do not.
+    """
+    if not store.has_views:
+        return False
+    splits = store.outputs["view"].spec.get("splits", SPLITS)
+    found = {SPLITS[number] for number in np.unique(store.column("split")[rows]).tolist()}
+    there, missing = sorted(found & {*splits}), sorted(found - {*splits})
+    if there and missing:
+        raise TaskError(f"{store.path} has views of {', '.join(there)} images and none of {', '.join(missing)} images, "
+                        "which are to be learned from together: extract with --views-for all, or fit on one of the "
+                        "splits")
+    return bool(there)
 
 
 def _stream(store: Store, drawn: Draw) -> Stream:

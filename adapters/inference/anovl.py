@@ -1,0 +1,56 @@
+"""AnoVL's scorer: how abnormal the patches of an image are by the texts of normal and abnormal states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.inference.anomaly import SETTING, anomaly_score, normal_class, with_odds
+from onceclip.adapters.inference.base import Inference, Inferred, Queries, log_scores
+from onceclip.adapters.inference.patches import patches_of, smoothed
+from onceclip.adapters.inference.views import scores_of
+from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
+
+
+class AnoVL(Inference):
+    """Abnormality of an image: of its most abnormal patch, of the whole image, or the mean of the two.
+
+    It is the scorer alone: patch tokens are those of the store, best `extract --tokens value`, without the paper's
+    attention in every block, and nothing is adapted at test time. A text set has the states, such as normal: flawless,
+    perfect ...; abnormal: damaged, with a flaw ....
+
+    Source: AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization (Deng et al., 2023),
+    section 3.1; WinCLIP (Jeong et al., CVPR 2023) for the states.
+    """
+
+    name = "anovl"
+    summary = "AnoVL's scorer: the most abnormal patch by texts of normal and abnormal states"
+    source = "Deng et al., AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization, 2023"
+    equation = "a = max_p smooth(1 - softmax(s' f(x_p) / s)_normal)"
+    hyperparameters = {
+        **SETTING,
+        "scale": Hyperparameter(100.0, "s': what cosines are multiplied with; the published code has 1", high=1e4),
+        "smooth": Hyperparameter(1, "patches across a square whose mean is taken; 1 for none", low=1, high=99),
+        "score": Hyperparameter("patches", "of the most abnormal patch, of the image, or the mean of both",
+                                choices=("patches", "image", "mean")),
+    }
+    sees = "patches"
+
+    def infer(self, classifier: Classifier, queries: Queries, prepared: Task) -> Inferred:
+        normal, factor = normal_class(classifier.class_names, self.normal), self.scale / prepared.logit_scale
+        image = log_scores(classifier, queries)
+        parts = []
+        if self.score != "image":
+            parts.append(abnormality(factor * scores_of(classifier, patches_of(queries)), normal, self.smooth).amax(1))
+        if self.score != "patches":
+            parts.append(torch.sigmoid(anomaly_score(factor * image, normal)))
+        share = torch.stack(parts).mean(dim=0)
+        return Inferred(with_odds(image, normal, torch.logit(share, eps=torch.finfo(share.dtype).eps)))
+
+
+def abnormality(scores: Tensor, normal: int, smooth: int = 1) -> Tensor:
+    """Probability of patches not to be normal, of scores (n, patches, classes): (n, patches)."""
+    odds = anomaly_score(scores.flatten(0, 1), normal).view(scores.shape[:2])
+    return smoothed(torch.sigmoid(odds), smooth)

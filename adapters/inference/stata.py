@@ -1,0 +1,91 @@
+"""StatA: Gaussian classes that stay near the text as far as they have few rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.heads import Head, Quadratic, Sum
+from onceclip.adapters.inference.base import (
+    QUERY,
+    Inductive,
+    Inferred,
+    Queries,
+    extended,
+    fit_setting,
+    log_scores,
+    prototypes,
+    require_embeddings,
+)
+from onceclip.adapters.inference.graph import affinity, assign
+from onceclip.adapters.inference.transclip import INNER, OUTER, SETTINGS, TEMPERATURE
+from onceclip.adapters.ops import unit
+from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
+
+
+class StatA(Inductive):
+    """As TransCLIP, with a variance per class, and statistics that an anchor of the text holds.
+
+    A class of n_c rows keeps the share `alpha / (alpha + n_c)` of the anchor: its text vector, and the spread of all
+    rows around their texts. So it holds where a batch has few of the classes. Squares are multiplied out, so that
+    nothing of (rows, classes, dim) or (classes, dim, dim) is ever made.
+
+    Source: Realistic Test-Time Adaptation of Vision-Language Models (Zanella, Fuchs et al., CVPR 2025), equations 5 to
+    11.
+    """
+
+    name = "stata"
+    summary = "Gaussian classes held by their texts, for batches with few of the classes"
+    source = "Zanella, Fuchs et al., Realistic Test-Time Adaptation of Vision-Language Models, CVPR 2025"
+    equation = ("z ~ p^text_weight exp((ln N(x; mu_c, v_c) + (50/6) (A + A') z) / 50),  "
+                "mu_c = unit(b_c unit(z'X) + (1 - b_c) w_c),  b_c = n_c/(alpha + n_c)")
+    hyperparameters = {
+        "alpha": Hyperparameter(1.0, "rows that the text's anchor counts for", high=1e6),
+        "count": Hyperparameter("hard", "rows of a class: those it is the most likely class of, or the sum of their z",
+                                choices=("hard", "soft")),
+        **SETTINGS,
+        **fit_setting(QUERY),
+    }
+
+    def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
+        if isinstance(prepared, Classifier):
+            return super().infer(classifier, queries, prepared)
+        logits, head = self.solve(classifier, queries, prepared)
+        return Inferred(logits, None if queries.inputs is not None else extended(self, classifier, head))
+
+    def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
+        require_embeddings(self, classifier, rows)
+        return extended(self, classifier, self.solve(classifier, rows, task)[1])
+
+    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head]:
+        """Logits (n, classes) of the rows, and the head of the Gaussians."""
+        rows, anchor = queries.embedding, prototypes(classifier, task)
+        first = log_scores(classifier, queries).mul_(self.text_weight)
+        z = first.softmax(dim=1)
+        graph, square = affinity(rows, self.neighbours), rows.square()
+        mean, spread = anchor, _spread(z, rows, square, anchor).sum(dim=0) / len(rows)
+        variance = spread.expand_as(anchor)
+        for step in range(OUTER):
+            gaussian = Sum((Quadratic.gaussian(mean, _positive(variance)),), (1 / TEMPERATURE,))
+            logits, z = assign(gaussian(rows).add_(first), z, graph, 1 / 6, INNER)
+            self.progress((step + 1) / OUTER)
+            size = z.sum(dim=0).unsqueeze(1)
+            count = torch.bincount(z.argmax(dim=1), minlength=len(size)).to(size).unsqueeze(1)
+            share = (count if self.count == "hard" else size)
+            share = share / (self.alpha + share).clamp_min(torch.finfo(rows.dtype).tiny)
+            mean = unit(share * unit(z.T @ rows) + (1 - share) * anchor)
+            variance = (share * _spread(z, rows, square, mean) / size.clamp_min(torch.finfo(rows.dtype).tiny)
+                        + (1 - share) * (spread + (anchor - mean).square()))
+        return logits, Sum((Quadratic.gaussian(mean, _positive(variance)),), (1 / TEMPERATURE,))
+
+
+def _spread(z: Tensor, rows: Tensor, square: Tensor, centre: Tensor) -> Tensor:
+    """`sum_n z_nc (x_n - centre_c)^2` of every coordinate: (classes, dim). square: that of the rows."""
+    size, centre = z.double().sum(dim=0).unsqueeze(1), centre.double()
+    return ((z.T @ square).double() - 2 * centre * (z.T @ rows).double() + size * centre.square()).to(rows)
+
+
+def _positive(variance: Tensor) -> Tensor:
+    return variance.clamp_min(torch.finfo(variance.dtype).eps)

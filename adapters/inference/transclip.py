@@ -1,0 +1,99 @@
+"""TransCLIP: Gaussian classes with one variance, and neighbours that agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.heads import Linear
+from onceclip.adapters.inference.base import (
+    QUERY,
+    Inductive,
+    Inferred,
+    Queries,
+    extended,
+    fit_setting,
+    log_scores,
+    require_embeddings,
+)
+from onceclip.adapters.inference.graph import affinity, assign
+from onceclip.adapters.ops import unit
+from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
+
+TEMPERATURE = 50.0  # of the Gaussian and the neighbours' term, whose sizes are those of sums over dimensions
+ROWS, OUTER, INNER = 8, 10, 5
+SETTINGS = {
+    "text_weight": Hyperparameter(1.0, "exponent of the classifier's probabilities", high=100.0),
+    "neighbours": Hyperparameter(3, "nearest rows whose classes each row leans to", high=1000),
+}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Logits (n, classes) of the rows, Gaussian means (classes, dim) and the variance (dim,)."""
+
+    logits: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class TransCLIP(Inductive):
+    """Classes are Gaussians of unit means and one diagonal variance, fitted to all rows together.
+
+    A row's assignment z follows the classifier, the Gaussians and the assignments of its nearest rows. Squares are
+    multiplied out, so that nothing of (rows, classes, dim) is ever made. What it leaves behind is the Gaussians, which
+    are linear, on top of the classifier.
+
+    Source: Boosting Vision-Language Models with Transduction (Zanella et al., NeurIPS 2024), equations 6 to 9.
+    """
+
+    name = "transclip"
+    summary = "Gaussian classes and neighbours that agree, fitted to all rows together"
+    source = "Zanella et al., Boosting Vision-Language Models with Transduction, NeurIPS 2024"
+    equation = "z ~ p^text_weight exp((-|x - mu_c|^2/v / 2 + (50/6) (A + A') z) / 50),  mu_c = unit(z'X)"
+    hyperparameters = {**SETTINGS, **fit_setting(QUERY)}
+
+    def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
+        if isinstance(prepared, Classifier):
+            return super().infer(classifier, queries, prepared)
+        found = self.solve(classifier, queries)
+        return Inferred(found.logits, None if queries.inputs is not None else self._left_behind(classifier, found))
+
+    def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
+        require_embeddings(self, classifier, rows)
+        return self._left_behind(classifier, self.solve(classifier, rows))
+
+    def _left_behind(self, classifier: Classifier, found: Solution) -> Classifier:
+        return extended(self, classifier, _gaussian(found.mean, found.variance))
+
+    def solve(self, classifier: Classifier, queries: Queries) -> Solution:
+        """Fit the Gaussians and the assignments."""
+        rows, first = queries.embedding, log_scores(classifier, queries).mul_(self.text_weight)
+        z = first.softmax(dim=1)
+        graph, square = affinity(rows, self.neighbours), rows.double().square().sum(dim=0)
+        largest, index = z.topk(min(ROWS, len(rows)), dim=0)
+        mean = unit(sum((weight.unsqueeze(1) * rows[row] for weight, row in zip(largest, index, strict=True)),
+                        start=rows.new_zeros(())))
+        variance = rows.new_full((rows.shape[1],), 1 / rows.shape[1])
+        for step in range(OUTER + 1):
+            # The classifier's share and the Gaussians', added in place: two matrices (n, classes) less.
+            logits, z = assign(_gaussian(mean, variance)(rows).add_(first), z, graph, 1 / 6, INNER)
+            self.progress((step + 1) / (OUTER + 1))
+            if step < OUTER:
+                total = z.T @ rows
+                mean = unit(total)
+                # Over all classes z sums to 1 for every row, so that the squares of the rows need no class.
+                scatter = square + (z.double().sum(dim=0).unsqueeze(1) * mean.double().square()
+                                    - 2 * mean.double() * total.double()).sum(dim=0)
+                variance = (scatter / len(rows)).clamp_min(torch.finfo(rows.dtype).eps).to(rows)
+        return Solution(logits, mean, variance)
+
+
+def _gaussian(mean: Tensor, variance: Tensor) -> Linear:
+    """Log-densities over TEMPERATURE, less what all classes of a row have in common."""
+    weight = mean / (variance * TEMPERATURE)
+    return Linear(weight, -(weight * mean).sum(dim=1) / 2)

@@ -1,0 +1,64 @@
+"""ZLaP: labels spread over a graph of images and class vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.inference.base import Inference, Inferred, Queries, similarities
+from onceclip.adapters.inference.graph import nearest, normalized, propagated, sparse, symmetric
+from onceclip.adapters.task import Task
+from onceclip.adapters.training.trainable import Hyperparameter
+
+GRAPH = {
+    "neighbours": Hyperparameter(5, "nearest images, itself among them, and nearest classes of each image", low=1,
+                                 high=1000),
+    "alpha": Hyperparameter(0.3, "how far labels spread", high=0.9999),
+}
+LEAST = 1e-30  # the score of a class that no path leads to, for its logarithm
+
+
+class ZLaP(Inference):
+    """Every class is a node beside the images; its label spreads to all nodes over edges of near ones.
+
+    Edges lead from an image to its nearest images, with their cosines, and to its nearest classes, with `similarities`
+    to the power gamma. The answer's softmax are the scores, divided by their sum.
+
+    Source: Label Propagation for Zero-shot Classification with Vision-Language Models (Stojnic et al., CVPR 2024),
+    equations 2 to 6; the system is solved to 1e-6, and to 1e-10 in float64.
+    """
+
+    name = "zlap"
+    summary = "labels spread over a graph of images and classes"
+    source = "Stojnic et al., Label Propagation for Zero-shot Classification with Vision-Language Models, CVPR 2024"
+    equation = "logits = ln F,  (I - alpha D^-1/2 A D^-1/2) F = one-hot classes,  A_ic = max(cos_ic, 0)^gamma"
+    hyperparameters = {**GRAPH, "gamma": Hyperparameter(5.0, "power of the similarities of images and classes",
+                                                        high=100.0)}
+
+    def infer(self, classifier: Classifier, queries: Queries, prepared: Task) -> Inferred:
+        similarity = similarities(classifier, queries, prepared)
+        classes, rows = similarity.shape[1], queries.embedding
+        # The image itself is among its neighbours, as in the authors' code, and drops out with the diagonal.
+        image = nearest(rows, rows, self.neighbours - 1, without_self=True)
+        value, index = similarity.topk(min(self.neighbours, classes), dim=1)
+        graph = block_graph(image[0].clamp_min(0), image[1] + classes, value.clamp_min(0) ** self.gamma, index, classes)
+        scores, steps = spread(graph, classes, self.alpha, self.progress)
+        return Inferred(scores[classes:].clamp_min(LEAST).log(), diagnostics={"solver_steps": steps})
+
+
+def block_graph(image: Tensor, image_index: Tensor, to_class: Tensor, class_index: Tensor, classes: int) -> Tensor:
+    """`A + A^T` (classes + n, classes + n), sparse, of edges from images (n, k) to other nodes, classes first."""
+    value, index = torch.cat([image, to_class], dim=1), torch.cat([image_index, class_index], dim=1)
+    nodes = classes + len(value)
+    edges = sparse(value, index, nodes).coalesce()
+    row, column = edges.indices()
+    return symmetric(torch.sparse_coo_tensor(torch.stack([row + classes, column]), edges.values(), (nodes, nodes),
+                                             check_invariants=False))
+
+
+def spread(graph: Tensor, classes: int, alpha: float, progress: object) -> tuple[Tensor, int]:
+    """Scores (nodes, classes) of all nodes of a graph whose first ones are the classes, and the solver's steps."""
+    seeds = torch.eye(len(graph), classes, dtype=graph.dtype, device=graph.device)
+    tolerance = 1e-6 if graph.dtype == torch.float32 else 1e-10
+    return propagated(normalized(graph), seeds, alpha, tolerance, progress)  # type: ignore[arg-type]

@@ -1,0 +1,170 @@
+"""The options that name a strategy of inference, and its words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import Any
+
+import click
+
+from onceclip.pipeline.commands.configuration import complete_inferences
+from onceclip.pipeline.commands.options import Decorator
+from onceclip.pipeline.words import counted, percent
+
+SEEN = {"set": "all of them together", "views": "each image's views", "patches": "each image's patches",
+        "stream": "one after the other, remembering"}
+_ORDERS = 10  # whose accuracies people are shown
+_NAMES = ("batches", "batch_size", "effective_classes", "balanced", "dirichlet", "inference_seed")
+
+
+class Range(click.ParamType):
+    """A number, or two with a dash: 1-4."""
+
+    name = "A-B"
+
+    def convert(self, value: Any, param: Any, context: Any) -> tuple[int, int]:
+        try:
+            ends = [int(end) for end in value.split("-")] if isinstance(value, str) else list(value)
+            low, high = ends if len(ends) > 1 else ends * 2
+        except ValueError:
+            self.fail(f"{value!r} is no range such as 1-4", param, context)
+        return low, high
+
+
+def setting(text: str, option: str) -> tuple[str, str]:
+    """The name and the value in NAME=VALUE. option: which has it."""
+    name, mark, value = text.partition("=")
+    if not mark or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
+    strategy, dot, hyperparameter = name.strip().rpartition(".")  # a strategy's name may have dashes
+    return strategy + dot + hyperparameter.replace("-", "_"), value.strip()
+
+
+def _settings(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    return dict(setting(each, "--inference-set") for each in given)
+
+
+def inference_option(help: str) -> Decorator:
+    """`--inference` with its hyperparameters."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        function = click.option("--inference-set", "inference_values", multiple=True, metavar="NAME=VALUE",
+                                callback=_settings, help="A hyperparameter of the strategy (repeatable).")(function)
+        return click.option("--inference", metavar="NAME|MODULE:CLASS", shell_complete=complete_inferences,
+                            help=help)(function)
+
+    return add
+
+
+def inference_options(help: str) -> Decorator:
+    """`--inference`, and how images are dealt out to it in batches: `batches`, the fields of Batches or None."""
+    return lambda function: inference_option(help)(_with_batches(function))
+
+
+def _with_batches(function: Callable[..., None]) -> Callable[..., None]:
+    @wraps(function)
+    def gathered(**given: Any) -> None:
+        of_batches = {name: given.pop(name) for name in _NAMES}
+        function(batches=batches_of(**of_batches), **given)
+
+    for option in reversed([
+        click.option("--batches", type=click.IntRange(1), metavar="N",
+                     help="Draw N batches of few classes each; the strategy sees one at a time."),
+        click.option("--batch-size", type=click.IntRange(1), metavar="N",
+                     help="Images of a batch at most; alone, every image is in one batch.  [default: 64]"),
+        click.option("--effective-classes", type=Range(), metavar="A-B",
+                     help="Classes that a batch of --batches has.  [default: 1-4]"),
+        click.option("--balanced", is_flag=True, help="Draw as many images of each class of a batch."),
+        click.option("--dirichlet", type=click.FloatRange(0, min_open=True), metavar="GAMMA",
+                     help="Deal all images out in a stream of batches whose classes come in turn, the more so the "
+                     "smaller GAMMA is."),
+        click.option("--inference-seed", type=click.IntRange(0), metavar="N",
+                     help="Seed of the batches.  [default: 1]"),
+    ]):
+        gathered = option(gathered)
+    return gathered
+
+
+def batches_of(batches: int | None, batch_size: int | None, effective_classes: tuple[int, int] | None,
+               balanced: bool, dirichlet: float | None, inference_seed: int | None) -> dict[str, Any] | None:
+    """The fields of Batches that options ask for; None without batches.
+
+    Raises UsageError for an option that goes with others alone.
+    """
+    if batches is None and (effective_classes is not None or balanced):
+        option = "--balanced" if balanced else "--effective-classes"
+        raise click.UsageError(f"{option} is for drawn batches: add --batches N")
+    given = {"number": batches, "size": batch_size, "classes": effective_classes, "dirichlet": dirichlet,
+             "balanced": balanced or None}
+    if all(value is None for value in given.values()):
+        if inference_seed is not None:
+            raise click.UsageError("--inference-seed is for batches: add --batches, --batch-size or --dirichlet")
+        return None
+    return {name: value for name, value in {**given, "seed": inference_seed}.items() if value is not None}
+
+
+def label_of(scores: Mapping[str, Any]) -> str:
+    """The method and, where there are some, the strategies: "gda + stata"."""
+    return " + ".join([str(scores["method"]), *(str(scores[key]["name"]) for key in ("left_by", "inference")
+                                                if key in scores)])
+
+
+def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    """What a strategy changed, and what it saw, fitted and assumed."""
+    left, found = scores.get("left_by"), scores.get("inference")
+    if left and left["fitted_on"] == "query" and left.get("query", {}).get("store") == scores["store_fingerprint"]:
+        yield (f"  {left['name']} was fitted on the {left['query']['split']} images of this store, labels unread: on "
+               "them these numbers are transductive")
+    if not found:
+        return
+    alone, batches = found["alone"], found.get("batches")
+    low, high = (percent(each) for each in alone["interval"])
+    yield f"  {scores['method']} alone: {percent(alone['accuracy'])} (95 % interval {low} to {high})"
+    difference = found["difference"]
+    value = difference["mean" if batches else "difference"]
+    low, high = (f"{100 * each:+.2f}" for each in difference["interval" if batches else "difference_interval"])
+    yield (f"  difference {100 * value:+.2f} points (95 % interval {low} to {high})"
+           + ("" if batches else f", McNemar's exact p {difference['p']:.3g}"))
+    if "auroc" in scores:
+        yield (f"  abnormal images told from normal ones: AUROC {percent(scores['auroc'])} (alone "
+               f"{percent(alone['auroc'])}), average precision {percent(scores['average_precision'])} (alone "
+               f"{percent(alone['average_precision'])})")
+    values = ", ".join(f"{name}={value}" for name, value in found["hyperparameters"].items() if value != "")
+    yield f"  {found['name']}{f' ({values})' if values else ''} sees {_seen(found)}"
+    yield (f"  {_fitted(found)}; assumes {PRIORS[found['prior']]}; "
+           + ("transductive: an image's class depends on the others" if found["transductive"] else
+              "inductive: every image is read by itself"))
+
+
+PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing of how frequent classes are",
+           "estimated": "the frequencies of classes that it estimates"}
+
+
+def _seen(found: Mapping[str, Any]) -> str:
+    batches = found.get("batches")
+    if "orders" in found:
+        spread = "" if found["spread"] is None else f", spread {percent(found['spread'])}"
+        each = ", ".join(f"{percent(order['accuracy'])} ({order['seed']})" for order in found["orders"][:_ORDERS])
+        more = f" and {len(found['orders']) - _ORDERS} more" if len(found["orders"]) > _ORDERS else ""
+        return f"{SEEN['stream']}, in {counted(len(found['orders']), 'order')} (seed): {each}{more}{spread}"
+    if not batches:
+        output = found["query"].get("output")
+        number = f", {output['number']} of each" if output else ""
+        kind = f" of the kind {output['tokens']}" if output and "tokens" in output else ""
+        return f"{SEEN[found['sees']]}{kind}{number}"
+    size = f"{counted(batches['dealt'], 'batch', 'batches')} of up to {counted(batches['size'], 'image')}"
+    if batches["number"]:
+        low, high = batches["classes"]
+        size += f" of {low} to {high} classes" + (", balanced" if batches.get("balanced") else "")
+    elif batches["dirichlet"]:
+        size += f" of a Dirichlet stream ({batches['dirichlet']:g})"
+    return (f"{size}, seed {batches['seed']}: accuracies are means over batches, spread {percent(found['spread'])}, "
+            f"alone {percent(found['alone']['spread'])}")
+
+
+def _fitted(found: Mapping[str, Any]) -> str:
+    if found["fitted_on"] == "train":
+        which = f" of the class {found['fit']['class']}" if "class" in found["fit"] else ", labels unread"
+        return f"fitted on {counted(found['fit']['n'], 'train image')}{which}"
+    return "fitted on these images, labels unread" if found["fitted_on"] == "query" else "fits nothing"
