@@ -45,7 +45,7 @@ def test_only_hyperparameters_marked_retrain_change_what_is_trained(case, make_t
     opposing = {"strength", "temperature"} if base.wants_tower else ()
     needs = {"momentum": {"optimizer": "sgd"}, "warmup": {"schedule": "warmup"}, "epsilon": {"optimizer": "adam"},
              "clip": {"clip": 1e-6}, "drop_last": {"batch_size": 4},
-             **dict.fromkeys(opposing, {"epochs": 30, "learning_rate": 1e-2})}
+             **{name: {"epochs": 30, "learning_rate": 1e-2} for name in opposing}}
     # Where images are easy, no gradient opposes what zero-shot says.
     easy, hard = task, make_task((6, 6, 6), noise=2.0)
     # Prompts of random words: those of the tests' text tower leave some losses nothing to do.
