@@ -21,6 +21,7 @@ from onceclip.adapters.inference.reclip import ReCLIP
 from onceclip.adapters.inference.stata import StatA
 from onceclip.adapters.inference.tda import TDA
 from onceclip.adapters.inference.tps import TPS
+from onceclip.adapters.inference.tpt import TPT, DiffTPT
 from onceclip.adapters.inference.transclip import TransCLIP
 from onceclip.adapters.inference.zero import Zero
 from onceclip.adapters.inference.zlap import ZLaP
@@ -32,7 +33,7 @@ __all__ = ["INFERENCES", "Inductive", "Inference", "Inferred", "Queries", "infer
 INFERENCES: dict[str, type[Inference]] = {inference.name: inference for inference in (
     PriorBias, DistributionNormalization, ConfOT, InMaP,
     StatA, TransCLIP, ZLaP, ReCLIP,
-    Zero, MTA, TPS, Crops,
+    Zero, MTA, TPS, TPT, DiffTPT, Crops,
     TDA, DMN, OnZeta,
     AnoVL, PatchMax, PatchKNN,
 )}

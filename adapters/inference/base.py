@@ -86,6 +86,7 @@ class Inference(Configurable, ABC):
     prior: what it assumes of how frequent the classes are: "uniform", "none", or "estimated".
     wants_normal: whether the train rows that it prepares with are those of the normal class alone, with their patches.
     leaves_classifier: whether it leaves one behind that reads rows one by one, and can be saved.
+    wants_tower: whether it encodes prompts anew, with the text tower of a store.
     progress: is told the fraction done by strategies that take long; the caller may set it.
 
     It keeps nothing between calls.
@@ -96,6 +97,7 @@ class Inference(Configurable, ABC):
     equation: ClassVar[str] = ""
     sees: ClassVar[str] = "set"
     wants_normal: ClassVar[bool] = False
+    wants_tower: ClassVar[bool] = False
     prior: str = "none"
     leaves_classifier: ClassVar[bool] = False
     progress: Progress = staticmethod(no_progress)

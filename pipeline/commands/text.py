@@ -73,7 +73,7 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         raise click.UsageError("--tower makes no text set: give it alone, then the set in a call of its own")
     given = encoder_spec(model, pretrained, preprocess, device) if model else None
     if tower:
-        if templates or prompts or waffle or class_names or dry_run:
+        if templates or prompts or states or waffle or class_names or dry_run:
             raise click.UsageError("--tower makes no prompts: leave their options out")
         written = add_tower(store, words, encoder=given, device=device)
         show(as_json, written, lambda: [

@@ -75,7 +75,7 @@ class Session:
             if strategy.wants_normal:
                 fitted["class"] = normal_name(strategy, classifier)
         with torch.no_grad(), threads_for(_work(classifier, len(unlabelled or ()))):
-            task, text = task_for(classifier, store)
+            task, text = task_for(classifier, store, strategy.wants_tower)
             prepared = strategy.prepare(classifier, task, unlabelled)
         return cls(strategy, classifier, store, prepared, fitted, text)
 
@@ -200,12 +200,12 @@ def told(strategy: Inference, progress: Callable[[float], None]) -> Inference:
     return copy
 
 
-def task_for(classifier: Classifier, store: Store) -> tuple[Task, str | None]:
+def task_for(classifier: Classifier, store: Store, tower: bool = False) -> tuple[Task, str | None]:
     """A task without labelled rows, and the fingerprint of its text set or None.
 
     It has the text of a classifier's classes, and the encoder's numbers, as far as the store has them.
     The text set is that which the classifier was fitted with, else the default one. Where the store has none for all
-    of its classes, the text is names alone.
+    of its classes, the text is names alone. tower: add the encoder's text tower.
     """
     made = classifier.provenance.get("text") or {}
     name = made["name"] if made.get("name") in store.texts else "default"
@@ -213,7 +213,7 @@ def task_for(classifier: Classifier, store: Store) -> tuple[Task, str | None]:
         words = store.text(name)
         if set(classifier.class_names) <= set(words.classes):
             return task_of(store, words.of_classes(classifier.class_names), made.get("class_weights", RULES[0]),
-                           NOTHING), words.fingerprint
+                           NOTHING, tower=tower), words.fingerprint
     return names_alone(classifier, store.dim, **logit_numbers(store.encoder)), None
 
 

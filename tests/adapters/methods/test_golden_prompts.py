@@ -6,9 +6,26 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters import ECO, PRE, SHIP, UPL, CoCoOp, CoOp, KgCoOp, MoCoOp, Rows, Task, Text, TextTower
+from onceclip.adapters import (
+    ECO,
+    PRE,
+    SHIP,
+    UPL,
+    Classifier,
+    CoCoOp,
+    CoOp,
+    KgCoOp,
+    MoCoOp,
+    Rows,
+    Task,
+    Text,
+    TextTower,
+    ZeroShot,
+)
 from onceclip.adapters.heads.conditional_prompts import conditional
 from onceclip.adapters.heads.routed_prompts import gates
+from onceclip.adapters.inference import Queries
+from onceclip.adapters.inference.tpt import TPT, DiffTPT
 from onceclip.adapters.methods.coop import prompt_head
 from onceclip.adapters.methods.prograd import aligned
 from onceclip.adapters.methods.tai_dpt import ranking_loss
@@ -197,3 +214,30 @@ def test_tai_dpt_ranks_named_classes_above_others(task):
     before = scores.clone()
     near(ranking_loss(scores, torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()), [2.019539])
     assert torch.equal(scores, before)
+
+
+QUERIES = unit(COMMON + 0.15 * CLASSES[torch.arange(12) % 3] + 0.20 * unit(waves((12, 8), 5.1)))
+VIEWS = unit(QUERIES[:4, None] + 0.15 * unit(waves((4, 8, 8), 6.2)))
+VIEWS[:, 0] = QUERIES[:4]
+
+
+def test_tpt_moves_the_context_as_the_published_code_does(task, monkeypatch):
+    monkeypatch.setattr("onceclip.adapters.inference.tpt.start_of", lambda *_: CONTEXT)
+    classifier = Classifier(CoOp().head(task, {"context": CONTEXT}), NAMES, 8, "coop", parameters={"context": CONTEXT})
+    queries = Queries(QUERIES[:1], views=VIEWS[:1])
+    scores = classifier.head(VIEWS[:1])
+    near(scores[0, 0], [92.683783, 92.694217, 93.713288])
+    assert TPT(share=0.5).kept(scores).tolist() == [[2, 4, 1, 6]]
+    near(TPT(share=0.5).run(classifier, queries, task).logits, [[92.713110, 92.716176, 93.749038]])
+    both = TPT(share=0.5).run(classifier, Queries(QUERIES[:4], views=VIEWS), task).logits
+    near(both[0], [92.713110, 92.716176, 93.749038])
+    others = ZeroShot().fit(task)
+    change = TPT(share=0.5).run(others, queries, task).logits - others.head(QUERIES[:1])
+    assert change.abs().max() > 1e-3
+
+
+def test_difftpt_takes_views_whose_logits_look_like_those_of_the_image():
+    scores = 100 * VIEWS[:1] @ WEIGHTS.T
+    assert DiffTPT(near=0.5, share=1.0).kept(scores).sort().values.tolist() == [[2, 3, 4]]
+    assert DiffTPT(near=0.5, share=0.7).kept(scores).tolist() == [[2, 4]]
+    assert DiffTPT().kept(scores[:, :1]).tolist() == [[0]]
