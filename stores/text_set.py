@@ -105,7 +105,7 @@ class TextSet:
         columns = {name: read_whole(get_array(group, name))
                    for name in ("embedding", "class_ptr", "template_id", "prompt")}
         classes = attributes["classes"]
-        if attributes["source"].get("kind") == CAPTION:
+        if isinstance(attributes["source"], dict) and attributes["source"].get("kind") == CAPTION:
             classes = [str(name) for name in read_whole(get_array(group, "item"))]
         pointer, prompts = columns["class_ptr"], len(columns["embedding"])
         if (len(pointer) != len(classes) + 1 or pointer[0] != 0 or pointer[-1] != prompts

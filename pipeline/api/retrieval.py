@@ -187,10 +187,11 @@ def _written(path: Path, pairs: Iterator[Pair]) -> Iterator[Pair]:
     """Pairs on their way, each written to a CSV file."""
     with whole_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8", newline="")
-        writer = csv.writer(text)
-        writer.writerow(["first", "second", "cosine", "same_file"])
-        for pair in pairs:
-            writer.writerow([csv_cell(pair.first), csv_cell(pair.second), f"{pair.score:.6f}", int(pair.same)])
-            yield pair
-        text.flush()
-        text.detach()
+        try:
+            writer = csv.writer(text)
+            writer.writerow(["first", "second", "cosine", "same_file"])
+            for pair in pairs:
+                writer.writerow([csv_cell(pair.first), csv_cell(pair.second), f"{pair.score:.6f}", int(pair.same)])
+                yield pair
+        finally:
+            text.detach()  # which writes what it holds

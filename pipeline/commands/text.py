@@ -93,15 +93,13 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
     sentences = sentences_of(opened, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names,
                              states, normal)
     made = sentences.source
-    said: Mapping[str, Any] = ({} if captions else {each: sentences.of_class(each) for each in sentences.classes}
-                               if "file" in made else made["phrases"])
+    said: Mapping[str, Any] = ({} if captions else sentences.by_class() if "file" in made else made["phrases"])
     for warning in class_remarks(said):
         click.echo(f"Warning: {warning}", err=True)
     if dry_run:
-        values = {"store": store, "name": name, "prompts": {each: sentences.of_class(each)
-                                                            for each in sentences.classes}}
-        show(as_json, values, lambda: [f"{each}\t{sentence}" for each in sentences.classes
-                                       for sentence in sentences.of_class(each)])
+        values = {"store": store, "name": name, "prompts": sentences.by_class()}
+        show(as_json, values, lambda: [f"{each}\t{sentence}" for each, lines in sentences.by_class().items()
+                                       for sentence in lines])
         return
     done = add_text(store, name, templates, prompts, prompts_form=prompts_form, class_names=class_names, waffle=waffle,
                     seed=seed, states=states, normal=normal, captions=captions, encoder=given, device=device,

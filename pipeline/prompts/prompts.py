@@ -7,6 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,8 +60,12 @@ class Prompts:
 
     def of_class(self, name: str) -> tuple[str, ...]:
         """The sentences of one class."""
-        place = self.classes.index(name)
-        return self.sentences[self.class_ptr[place]:self.class_ptr[place + 1]]
+        return self.by_class()[name]
+
+    def by_class(self) -> dict[str, tuple[str, ...]]:
+        """The sentences of every class."""
+        return {name: self.sentences[start:stop] for name, (start, stop) in zip(
+            self.classes, pairwise(self.class_ptr.tolist()), strict=True)}
 
 
 def build_prompts(phrases: Mapping[str, str], templates: Sequence[str], descriptions: Descriptions | None = None,

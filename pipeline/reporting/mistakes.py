@@ -27,6 +27,7 @@ MOST = 48
 SIDE = 160  # pixels
 QUALITY = 82
 _FRAME = "#frame="
+_DIGITS = 16  # of a frame's number
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def _frame(images: str, key: str) -> Content | None:
     """The frame of a video in a folder that a key names, or None; no key of a store leads out of the folder."""
     name, found, number = key.rpartition(_FRAME)
     path = Path(decode_key(name))
-    if not (found and number.isdecimal() and suffix(name) in VIDEOS) or path.is_absolute() or ".." in path.parts:
+    if not (found and number.isdecimal() and len(number) < _DIGITS and suffix(name) in VIDEOS and "\0" not in str(path)
+            ) or path.is_absolute() or ".." in path.parts:
         return None
     try:
         import av  # noqa: F401 - whether it is there

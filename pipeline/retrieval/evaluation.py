@@ -77,8 +77,8 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
         raise RetrievalError("--bank says whose queries QB-Norm takes: give --normalize qb")
     text = store.text(name)
     split = (default_split(store, text) if text.is_captions else None) if split is None else _split(split)
-    if maps and (split in (None, SPLITS[0]) or pooled != MEAN):
-        raise RetrievalError("trained maps have seen the train split and make their own vectors: rank the test or val "
+    if maps and (split != SPLITS[2] or pooled != MEAN):
+        raise RetrievalError("training has seen the train and val splits and makes its own vectors: rank the test "
                              "split, with the pooling mean")
     found = captioned(store, text, split, name)
     side = _side(store, found, (pooled, reranked, maps), part_of(progress, 0, 0.2))

@@ -159,7 +159,7 @@ class Similarity:
             return self.gallery.scores(self.text[queries])
         start, stop, _ = queries.indices(len(self.gallery))
         size = max(1, WIDE // (stop - start))
-        return torch.cat([self.gallery.scores(text, start, stop) for text in self.text.split(size)]).T
+        return torch.cat([self.gallery.scores(text, start, stop) for text in self.text.split(size)]).T.contiguous()
 
     def blocks(self) -> Iterator[slice]:
         """Go through the queries so that a block of scores has at most WIDE entries."""

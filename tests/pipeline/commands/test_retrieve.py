@@ -166,5 +166,5 @@ def test_a_key_of_a_strangers_store_leads_nowhere_else(glyph: Callable[..., Path
     film(tmp_path / "outside.mp4", glyph, "ring", 0)
     (tmp_path / "images").mkdir()
     for key in ("../outside.mp4#frame=000001", f"{tmp_path}/outside.mp4#frame=1", "..%2Foutside.mp4#frame=1",
-                "outside.txt#frame=1", "outside.mp4"):
+                "outside.txt#frame=1", "outside.mp4", "a%00.mp4#frame=1", f"a.mp4#frame={'1' * 5000}"):
         assert _frame(str(tmp_path / "images"), key) is None

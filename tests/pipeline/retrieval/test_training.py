@@ -107,8 +107,9 @@ def test_training_never_sees_test_captions(turned: Store, make_store: Callable[.
 
 
 @pytest.mark.parametrize(("given", "said"), [
-    ({"train": "lab"}, "no training 'lab'"), ({"train": "labclip", "split": "train"}, "seen the train split"),
-    ({"train": "labclip", "split": "all"}, "seen the train split"),
+    ({"train": "lab"}, "no training 'lab'"), ({"train": "labclip", "split": "train"}, "seen the train"),
+    ({"train": "labclip", "split": "val"}, "seen the train and val"),
+    ({"train": "labclip", "split": "all"}, "seen the train"),
     ({"train": "labclip", "pooling": "max"}, "the pooling mean"), ({"epochs": 3}, "give train"),
     ({"train": "labclip", "learning_rate": -1}, "above 0"),
     ({"train": "temporal", "learning_rate": 1e30, "epochs": 3}, "diverged in epoch")])
