@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
-from onceclip.adapters import Method, MethodError, Task, method_class
+from onceclip.adapters import METHODS, Method, MethodError, Task, method_class
 from onceclip.adapters.merging import best_merge, merge
 from onceclip.adapters.selection.automatic import AUTOMATIC, Reached, fit_automatically
 from onceclip.adapters.selection.selection import Selection, default_policy, fit_selected
@@ -15,6 +16,7 @@ from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.training.loop import Progress, part_of
 
 _MERGE, _AND = "merge:", "+"
+_NAMES = re.compile("|".join([*(re.escape(name) for name in METHODS if _AND in name), "[^+]+"]))  # lp++ is one
 
 
 class Automatic(Method):
@@ -39,7 +41,11 @@ class Average(Selection):
 
 def member_names(name: str) -> list[str]:
     """The names of the methods that A+B and merge:A+B mean; none for any other name."""
-    return name.removeprefix(_MERGE).split(_AND) if _AND in name else []
+    plain = name.removeprefix(_MERGE)
+    found = _NAMES.findall(plain)
+    if _AND.join(found) != plain:
+        return plain.split(_AND)  # one of them is empty, and no method
+    return found if len(found) > 1 else []
 
 
 def is_average(name: str) -> bool:

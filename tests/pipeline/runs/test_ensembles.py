@@ -14,6 +14,7 @@ import torch
 import onceclip
 from onceclip.adapters import GDA, MethodError, TipAdapter, ZeroShot, best_merge, fit_selected, merge
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.runs.automatic import is_average, member_names
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import compare, spec_of
 from onceclip.pipeline.runs.run import RunSpec
@@ -71,6 +72,15 @@ def test_a_sweep_has_them_as_lines_and_their_rows_are_repeated(imported: Store, 
     shown = run("fit", imported.path, "--method", "gda+zero-shot", "--shots", "2", "--out", tmp_path / "adapter")
     assert "their average" in shown.stdout
     assert run("evaluate", tmp_path / "adapter", imported.path).exit_code == 0
+
+
+@pytest.mark.parametrize(("name", "members"), [
+    ("lp++", []), ("gda", []), ("gda+lp++", ["gda", "lp++"]), ("lp+++gda", ["lp++", "gda"]),
+    ("merge:lp+++zero-shot", ["lp++", "zero-shot"])])
+def test_a_method_whose_name_has_the_sign_is_one(name: str, members: list[str]) -> None:
+    assert member_names(name) == members
+    assert is_average(name) == bool(members)
+    assert RunSpec(name, 2).method == name
 
 
 @pytest.mark.parametrize(("name", "message"), [
