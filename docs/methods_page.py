@@ -59,8 +59,8 @@ def shots_of(store: Store) -> list[int]:
 
 
 def fits(method: type[Method], store: Store) -> bool:
-    """Whether a store has the outputs that a method takes."""
-    return all(name == "embedding" or name in store.outputs for name in method.inputs)
+    """Whether a store alone has what a method takes."""
+    return not method.from_bank and all(name == "embedding" or name in store.outputs for name in method.inputs)
 
 
 def specs(name: str, shots: Sequence[int], seeds: int) -> list[RunSpec]:
