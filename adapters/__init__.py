@@ -28,6 +28,7 @@ from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.ranpac import RanPAC
+from onceclip.adapters.methods.rapf import RAPF
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ss_text import SSText
@@ -57,6 +58,7 @@ __all__ = [
     "GDAEM",
     "METHODS",
     "POLICIES",
+    "RAPF",
     "RLA",
     "SUPPORTS",
     "AdapterFileError",

@@ -29,6 +29,7 @@ from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.ranpac import RanPAC
+from onceclip.adapters.methods.rapf import RAPF
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ss_text import SSText
@@ -53,7 +54,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
     GDA, GDAEM, ProKeR, RanPAC, SSText,
-    LaFTerText, LabellingNetwork, XMoRe, CapsAdapter,
+    LaFTerText, RAPF, LabellingNetwork, XMoRe, CapsAdapter,
 )}
 
 
