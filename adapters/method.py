@@ -41,6 +41,7 @@ class Method(Trainable):
     weighs: whether the weights of support rows count; a method that does not weigh rows refuses rows that have any.
     any_inputs: whether its `inputs` may be others, such as the embedding of another encoder, since no text is compared.
     needs_bank: what it keeps of a bank of other images: "", "image", or "caption" for both.
+    from_bank: whether it cannot do without a bank, to keep or to have support rows from.
     """
 
     summary: ClassVar[str] = ""
@@ -57,6 +58,7 @@ class Method(Trainable):
     transfers: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
     needs_bank: ClassVar[str] = ""
+    from_bank: ClassVar[bool] = False
     any_inputs: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:

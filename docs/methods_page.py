@@ -59,8 +59,8 @@ def shots_of(store: Store) -> list[int]:
 
 
 def fits(method: type[Method], store: Store) -> bool:
-    """Whether a store has the outputs that a method takes, and the text tower if it wants one."""
-    if method.wants_tower and not store.tower_attributes:
+    """Whether a store alone has what a method takes: the outputs, and the text tower if it wants one."""
+    if method.from_bank or (method.wants_tower and not store.tower_attributes):
         return False
     return all(name == "embedding" or name in store.outputs for name in method.inputs)
 

@@ -36,6 +36,7 @@ from onceclip.adapters.methods.proker import ProKeR
 from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.ranpac import RanPAC
+from onceclip.adapters.methods.rapf import RAPF
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ship import SHIP
@@ -55,7 +56,7 @@ from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.plugin import import_class, stored_class
 
 __all__ = [
-    "APE", "APET", "CLAP", "ECO", "GDA", "GDAEM", "PRE", "RLA", "SHIP", "UPL", "CapsAdapter", "ClipASelf",
+    "APE", "APET", "CLAP", "ECO", "GDA", "GDAEM", "PRE", "RAPF", "RLA", "SHIP", "UPL", "CapsAdapter", "ClipASelf",
     "ClipAdapter", "CoCoOp", "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "KgCoOp", "LPPlusPlus",
     "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip",
     "MetaAdapter", "MoCoOp", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC",
@@ -73,7 +74,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     TipAdapter, TipAdapterF, TipX, APE, APET,
     GDA, GDAEM, ProKeR, RanPAC, SSText,
     CoOp, KgCoOp, ProGrad, CoCoOp, ECO, MoCoOp, PRE, UPL, SHIP, TaIDPT,
-    LaFTerText, LabellingNetwork, XMoRe, CapsAdapter,
+    LaFTerText, RAPF, LabellingNetwork, XMoRe, CapsAdapter,
 )}
 
 

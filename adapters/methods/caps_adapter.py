@@ -47,6 +47,7 @@ class CapsAdapter(TipX):
     }
     presets = {}
     sums = False
+    from_bank = True
     needs = "support rows with captions (--support captions:16 --bank STORE)"
 
     def check(self, task: Task) -> None:

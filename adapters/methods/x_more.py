@@ -57,6 +57,7 @@ class XMoRe(Method):
     needs = "a bank of images with captions (--bank STORE)"
     needs_support = False
     needs_bank = "caption"
+    from_bank = True
     weighs = True
     wants_unlabelled = True
 

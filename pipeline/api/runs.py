@@ -165,6 +165,11 @@ def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Pa
     return out
 
 
+def every_method(bank: str | None = None) -> list[str]:
+    """Names of all methods, of those that cannot do without a bank only where there is one."""
+    return [name for name, method in METHODS.items() if bank or not method.from_bank]
+
+
 def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any], grids: Sequence[Any] = (),
              own: bool = False, inference: Any = NO_INFERENCE, inference_values: Mapping[str, Any] | None = None,
              batches: Mapping[str, Any] | None = None, **further: Any) -> list[RunSpec]:
@@ -243,7 +248,8 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
             grids, Mapping) else []
         if shots is None:
             shots = (0,) if further.get("support") else (1, 2, 4, 8, 16)
-        specs = specs_of(list(METHODS) if isinstance(methods, str) and methods == ALL else listed(methods, "methods"),
+        specs = specs_of(every_method(further.get("bank")) if isinstance(methods, str) and methods == ALL
+                         else listed(methods, "methods"),
                          listed(shots, "shots"), listed(seeds, "seeds"), pairs, grids == runs.OWN, **further)
     elif further or grids:
         raise ArgumentError(f"specs say by themselves what is run: leave {', '.join(further) or 'grids'} out")

@@ -105,8 +105,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
                                                     ("onceclip.pipeline.runs.sweep",))
     workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
-    from onceclip.adapters import METHODS
-    from onceclip.pipeline.api.runs import specs_of
+    from onceclip.pipeline.api.runs import every_method, specs_of
     from onceclip.pipeline.api.runs import sweep as run
     from onceclip.pipeline.runs.keep import Keep
     from onceclip.pipeline.runs.summary import as_values, tables
@@ -116,7 +115,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
 
     if scheduler is None:
         training_device(device)
-    names = list(METHODS) if methods == "all" else names_in(methods)
+    names = every_method(bank) if methods == "all" else names_in(methods)
     axes = [_axis(grid) for grid in grids if grid != OWN]
     policy = select or ("fixed" if grids else None)
     given = click.get_current_context().get_parameter_source("shots") is not ParameterSource.DEFAULT

@@ -96,7 +96,7 @@ def test_labels_of_unlabelled_rows_change_nothing(arrays: Arrays, import_of: Imp
 
 
 def test_methods_that_want_them_read_them_and_others_get_none(imported: Store) -> None:
-    assert [name for name, method in METHODS.items() if method.wants_unlabelled] == ["gda-em", "upl"]
+    assert [name for name, method in METHODS.items() if method.wants_unlabelled] == ["gda-em", "upl", "x-more"]
     row = fit(imported, RunSpec("gda", 4)).row
     assert (row["n_unlabelled"], row["fingerprints"]["unlabelled"]) == (0, None)
     few, many = (fit(imported, RunSpec("gda-em", shots)).row for shots in (4, None))

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import onceclip
 from onceclip.adapters import GDA, METHODS, RanPAC, Rows, Task
+from onceclip.adapters.methods.rapf import fused, hinge, shrunk
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.incremental import forgetting, order_of, session_task
 from onceclip.stores import Store
@@ -54,6 +55,21 @@ def test_ranpac_on_given_features_is_ridge_regression() -> None:
     assert_close(head(query), expected, rtol=0, atol=1e-6)
 
 
+def test_rapf_keeps_close_classes_apart_shrinks_covariances_and_fuses_maps() -> None:
+    plain, common = _unit(_unit(_waves((3, 5, 8), 1.1)).mean(1)), _unit(_waves((8,), 8.0))
+    weights, identity = _unit(common + 0.12 * plain), torch.eye(8, dtype=torch.float64)
+    rows = _unit(common + 0.15 * plain[torch.arange(12) % 3] + 0.20 * _unit(_waves((12, 8), 5.1)))
+    adapted = _unit(rows[[0, 3, 6]] @ (0.1 * _waves((8, 8), 0.9) + identity).T)
+    assert float(hinge(adapted, weights[0], weights[2])) == pytest.approx(0.089400, abs=1e-6)
+    covariance = shrunk(torch.cov(rows.T) + 1e-4 * identity)
+    expected = torch.tensor([0.01780713, 0.00547680, 0.00035936], dtype=torch.float64)
+    assert_close(covariance[0, :3], expected, rtol=0, atol=1e-8)
+    old = _waves((8, 8), 0.9) + 2 * identity
+    found = fused(old, old + 0.1 * _waves((8, 8), 1.9), 0.6)
+    expected = torch.tensor([2.878325, 0.096326, -0.436375, 0.016334, 0.955227], dtype=torch.float64)
+    assert_close(found[0, :5], expected, rtol=0, atol=1e-6)
+
+
 def _waves(shape: tuple[int, ...], shift: float) -> torch.Tensor:
     number = torch.arange(int(np.prod(shape)), dtype=torch.float64)
     return torch.sin(shift + 1.7 * number + 0.37 * number * number).reshape(shape)
@@ -63,7 +79,7 @@ def _unit(rows: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-@pytest.mark.parametrize("name", ["zero-shot", "clip-adapter", *KEEPING])
+@pytest.mark.parametrize("name", ["zero-shot", "clip-adapter", "rapf", *KEEPING])
 def test_sessions_never_read_the_images_of_earlier_ones(imported: Store, monkeypatch: pytest.MonkeyPatch,
                                                         name: str) -> None:
     read: list[set[str]] = []
@@ -74,7 +90,7 @@ def test_sessions_never_read_the_images_of_earlier_ones(imported: Store, monkeyp
         return update(self, state, task, seed)
 
     monkeypatch.setattr(METHODS[name], "update", watched)
-    values = {"clip-adapter": {"epochs": 2}, "ranpac": {"features": 40}}.get(name)
+    values = {"clip-adapter": {"epochs": 2}, "rapf": {"epochs": 2}, "ranpac": {"features": 40}}.get(name)
     row, = onceclip.incremental(imported, name, sessions=2, orders=[4], values=values)
     assert read == [set(session) for session in row["sessions"]]
     assert row["reads_old_rows"] is False
