@@ -33,7 +33,7 @@ from onceclip.pipeline.tasks.shapes import BALANCED
 from onceclip.pipeline.tasks.support import bank_of, with_support
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
-from onceclip.stores import Store, open_store
+from onceclip.stores import Store, StoreError, open_store
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def _inferred(store: Store, spec: RunSpec, fitted: Fitted | MethodError) -> Fitt
         return replace(fitted, row=inferred_row(spec.opened(store), spec, fitted.classifier, fitted.row))
     except MethodError as error:
         return error
+    except StoreError as error:  # such as a store without the views that the strategy reads
+        return MethodError(str(error))
 
 
 def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float], None], calibrate: bool,

@@ -48,8 +48,9 @@ def test_a_sweep_gives_a_row_per_run_in_order(imported: Store, tmp_path: Path) -
     assert sorted(read_rows(tmp_path), key=str) == sorted(rows, key=str)
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items()
-                                    if method.inputs == ("embedding",) and not (method.wants_tower or method.from_bank)])
+@pytest.mark.parametrize("method", [
+    name for name, method in METHODS.items()
+    if method.inputs == ("embedding",) and not (method.wants_tower or method.from_bank)])
 def test_runs_in_a_group_equal_the_runs_one_by_one(imported: Store, method: str) -> None:
     """Same draws, same start, same accuracy, whatever is trained and scored together."""
     cls = METHODS[method]

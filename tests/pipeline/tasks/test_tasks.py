@@ -31,8 +31,9 @@ def test_no_test_row_is_in_support_or_validation(imported: Store, shots: int | N
     assert not (seen[0] | seen[1]) & set(imported.rows("test"))
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items()
-                                    if method.inputs == ("embedding",) and not (method.wants_tower or method.from_bank)])
+@pytest.mark.parametrize("method", [
+    name for name, method in METHODS.items()
+    if method.inputs == ("embedding",) and not (method.wants_tower or method.from_bank)])
 def test_test_rows_change_nothing_that_is_fitted(imported: Store, arrays: Arrays, import_of: Callable[..., Store],
                                                  method: str) -> None:
     """Tip-Adapter#11: the best epoch was picked on the test rows. "Sorry for this mistake"."""
