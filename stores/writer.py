@@ -303,7 +303,6 @@ class StoreWriter:
             raise StoreError(f"{todo} rows are still to be encoded")
         for name in self.store.texts:
             self.settle_text(name)
-        _remove_partial_files(self.store.path)  # of other processes that wrote units
         self.store.array("split")[...] = split
         self.update(**attributes)
         found = self.store.content_fingerprint()

@@ -139,8 +139,9 @@ def adapter_path(store_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, bytes]]:
-    """Every file of a store."""
-    return lambda path: {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    """Every file of a store, but for what a killed process was writing."""
+    return lambda path: {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*")
+                         if file.is_file() and file.suffix != ".partial"}
 
 
 @pytest.fixture

@@ -148,6 +148,7 @@ def test_a_replacement_of_a_text_set_that_was_cut_short_ends_as_one_that_was_not
             break
         assert replaced(path, 1000)
         assert contents(path) == contents(expected), f"cut after {allowed} files"
+        assert list(path.rglob(f"*{PARTIAL}")) == []
     assert allowed > 30
 
 
