@@ -14,7 +14,7 @@ VARIANTS = [("clip-adapter", {"branch": "text"}), ("clip-adapter", {"branch": "b
             ("taskres", {"learn_alpha": True, "enhanced": 5})]
 QUICK = {"epochs": 15, "batch_size": 0, "l2": 0.03}  # a strong decay, so that the solver's tolerance does not show
 OF_PROMPTS = {"cocoop": {"reduction": 4}, "upl": {"top": 6}, "eco": {"contexts": 2}, "ship": {"hidden": 16},
-              "pre": {"epochs": 30, "learning_rate": 1e-2}}
+              "pre": {"epochs": 30, "learning_rate": 0.1}}
 QUICK_OF = {"linear-probe-adamw": {"epochs": 60},  # starts from nothing, not from zero-shot
             "ape-t": {"similarity": 0.6, "channels": 512},  # where its two criteria choose different channels
             "multi-modal-adapter": {"bottleneck": 4, "head_width": 2},
