@@ -56,7 +56,7 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
         (48, 48)
     """
     from onceclip.pipeline.reporting.retrieval_pages import write_retrieval_page
-    from onceclip.pipeline.retrieval.evaluation import evaluate
+    from onceclip.pipeline.retrieval.evaluation import evaluate, ranked_split, require_unseen
     from onceclip.pipeline.retrieval.training import train as fit
 
     target = opened(store)
@@ -65,6 +65,7 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
             raise ArgumentError(f"{name} {value!r}: give a name")
     maps = made_by = None
     if train is not None:
+        require_unseen(ranked_split(target, target.text(text), split), pooling)
         trained = fit(target, target.text(text), text, train, None if negatives is None else target.text(negatives),
                       whole(seed, "seed", 0), None if epochs is None else whole(epochs, "epochs", 0),
                       _rate(learning_rate), progress)

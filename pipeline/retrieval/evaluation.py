@@ -76,10 +76,9 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
     if bank is not None and (normalized is None or normalized.name == DUAL_SOFTMAX):
         raise RetrievalError("--bank says whose queries QB-Norm takes: give --normalize qb")
     text = store.text(name)
-    split = (default_split(store, text) if text.is_captions else None) if split is None else _split(split)
-    if maps and (split != SPLITS[2] or pooled != MEAN):
-        raise RetrievalError("training has seen the train and val splits and makes its own vectors: rank the test "
-                             "split, with the pooling mean")
+    split = ranked_split(store, text, split)
+    if maps:
+        require_unseen(split, pooling)
     found = captioned(store, text, split, name)
     side = _side(store, found, (pooled, reranked, maps), part_of(progress, 0, 0.2))
     banks = _banks(store, text, name, split, normalized, bank, (pooled, reranked, maps))
@@ -109,6 +108,20 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
         "version": onceclip.__version__, "seconds": time.perf_counter() - begun,
     }
     return Ranking(row, found, ranks, sides, normalizers)
+
+
+def ranked_split(store: Store, text: TextSet, split: str | None) -> str | None:
+    """The split that `evaluate` ranks when it is given this one; None for all rows."""
+    if split is not None:
+        return _split(split)
+    return default_split(store, text) if text.is_captions else None
+
+
+def require_unseen(split: str | None, pooling: str) -> None:
+    """Raise RetrievalError unless trained maps may be scored on a split: training has seen train, and val chose."""
+    if split != SPLITS[2] or pooling_of(pooling) != MEAN:
+        raise RetrievalError("training has seen the train and val splits and makes its own vectors: rank the test "
+                             "split, with the pooling mean")
 
 
 def rank_all(side: Similarity, captions: Captioned, normalize: Normalize | None = None,
