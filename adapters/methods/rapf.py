@@ -69,7 +69,7 @@ class RAPF(Method):
         optimizer = torch.optim.Adam([matrix], lr=float(self.learning_rate))
         rows, label, weights = task.support.unit, task.support.label, task.text.class_weights
         old = len(state["mean"]) if state else 0
-        pairs = torch.nonzero(torch.cdist(unit(weights[:old]), unit(weights[old:])) < float(self.near)) if old else []
+        pairs = torch.nonzero(torch.cdist(unit(weights[:old]), unit(weights[old:])) < float(self.near))
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 10], 0.1)
         for _ in range(int(self.epochs)):
             for batch in self.batches(len(label), generator):
@@ -128,9 +128,9 @@ def _gaussians(task: Task, state: dict[str, Tensor]) -> dict[str, Tensor]:
         covariance = offset.T @ offset / max(len(rows) - 1, 1)
         means.append(mean)
         covariances.append(shrunk(covariance + _LEAST * torch.eye(task.dim).to(covariance)))
-    now = {"mean": torch.stack(means), "covariance": torch.stack(covariances)} if means else {}
-    return {name: torch.cat([state[name], now[name]]) if state and now else now.get(name, state.get(name))
-            for name in ("mean", "covariance")}
+    before = ([state[name]] if state else [] for name in ("mean", "covariance"))
+    return {name: torch.cat([*kept, torch.stack(now)]) for name, kept, now in
+            zip(("mean", "covariance"), before, (means, covariances), strict=True)}
 
 
 def _samples(state: dict[str, Tensor], number: int, count: int, generator: torch.Generator) -> Tensor:
