@@ -128,9 +128,9 @@ def _gaussians(task: Task, state: dict[str, Tensor]) -> dict[str, Tensor]:
         covariance = offset.T @ offset / max(len(rows) - 1, 1)
         means.append(mean)
         covariances.append(shrunk(covariance + _LEAST * torch.eye(task.dim).to(covariance)))
-    now = {"mean": torch.stack(means), "covariance": torch.stack(covariances)} if means else {}
-    return {name: torch.cat([state[name], now[name]]) for name in now} if state and now else {
-        name: values for name, values in (now or state).items() if name in ("mean", "covariance")}
+    before = ([state[name]] if state else [] for name in ("mean", "covariance"))
+    return {name: torch.cat([*kept, torch.stack(now)]) for name, kept, now in
+            zip(("mean", "covariance"), before, (means, covariances), strict=True)}
 
 
 def _samples(state: dict[str, Tensor], number: int, count: int, generator: torch.Generator) -> Tensor:
