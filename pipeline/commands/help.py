@@ -11,15 +11,20 @@ import click
 COMMANDS = {
     "Begin": ("demo",),
     "Store": ("extract", "text", "import", "info", "verify"),
-    "Fit and compare": ("methods", "fit", "sweep", "evaluate", "report"),
-    "Use": ("predict", "suggest"),
+    "Fit and compare": ("methods", "fit", "sweep", "incremental", "evaluate", "report", "table", "compare", "draws"),
+    "Use": ("predict", "suggest", "retrieve"),
     "Share": ("export", "compact"),
 }
-_EVERYDAY, _STORED, _SPEED, _CLUSTERS, _EXPERT, _EVERYWHERE = OPTION_GROUPS = (
-    "Everyday", "What is stored", "Speed", "Clusters", "Expert", "Of every command")
+_EVERYDAY, _STORED, _TEST_TIME, _STUDY, _SPEED, _CLUSTERS, _EXPERT, _EVERYWHERE = OPTION_GROUPS = (
+    "Everyday", "What is stored", "Test time", "For a study", "Speed", "Clusters", "Expert", "Of every command")
+_SHORTENED = (_EXPERT, _STUDY, _TEST_TIME, _CLUSTERS)  # in this order, where help is long
 # By name, whichever command has the option; what is not named here is for every day.
 OPTIONS = {name: group for group, names in {
     _STORED: "views view-scale view-seed views-for ten-crop preproj tokens dtype exif",
+    _TEST_TIME: "inference inference-set batches effective-classes balanced dirichlet inference-seed orders save "
+                "coverage set-kind",
+    _STUDY: "draws long-tail natural-prior label-noise missing support bank captions join inputs curves "
+            "keep-predictions",
     _SPEED: "device precision compile batch-size decode workers stream narrow",
     _CLUSTERS: "scheduler local-workers part",
     _EXPERT: "preprocess cache-dir allow-random unit-rows decode-timeout retry-bad split-seed view-scale view-seed "
@@ -44,10 +49,8 @@ class GroupedCommand(click.Command):
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups; the last ones in short where all of them do not fit on two screens."""
         shortened: tuple[str, ...] = ()
-        if not context.meta.get(_ALL):
-            for shortened in ((), (_EXPERT,), (_EXPERT, _CLUSTERS)):
-                if self._lines(context, shortened) <= LINES:
-                    break
+        while not context.meta.get(_ALL) and self._lines(context, shortened) > LINES and shortened != _SHORTENED:
+            shortened = _SHORTENED[:len(shortened) + 1]
         self._write_groups(context, formatter, shortened)
 
     def _lines(self, context: click.Context, shortened: tuple[str, ...]) -> int:
