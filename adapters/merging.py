@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
@@ -59,6 +58,8 @@ def aligned(head: Head, like: Head) -> Head:
     if head.down.shape != like.down.shape:
         return head
     alike = unit(like.down) @ unit(head.down).T
+    from scipy.optimize import linear_sum_assignment  # takes a second
+
     order = torch.from_numpy(linear_sum_assignment(alike.cpu().numpy(), maximize=True)[1]).to(head.down.device)
     return replace(head, down=head.down[order], up=head.up[:, order])
 

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
-from onceclip.adapters.inference import Inference, inference_class
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.stores import Store, open_store
 
 if TYPE_CHECKING:
     from onceclip.adapters import Classifier, Method
+    from onceclip.adapters.inference import Inference
 
 
 def require_alone(strategy: Any) -> None:
-    """Raise ArgumentError for prediction sets of rows that a strategy reads: their guarantee is of rows by themselves.
-    """
+    """Raise ArgumentError for prediction sets of rows that a strategy reads."""
     if strategy is not None:
         raise ArgumentError("--coverage holds for what the adapter says of each image by itself: leave --inference out")
 
@@ -107,6 +106,8 @@ def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:
 
 def inference_of(inference: Any, values: Mapping[str, Any] | None = None) -> Inference:
     """A strategy by its name, its class, or as it is. values: its hyperparameters."""
+    from onceclip.adapters.inference import Inference, inference_class
+
     if not isinstance(values or {}, Mapping):
         raise ArgumentError(f"inference_values {values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
     if isinstance(inference, Inference):

@@ -13,8 +13,9 @@ from onceclip.pipeline.words import counted
 
 @click.command()
 @click.argument("store")
-@click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True)
-@click.option("--seeds", type=Numbers(), default="1-3", show_default=True)
+@click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True,
+              help="Labelled training images per class, each of these numbers.")
+@click.option("--seeds", type=Numbers(), default="1-3", show_default=True, help="Of the draws.")
 @click.option("--format", "form", type=click.Choice(["json", "csv", "coop", "tip-adapter"]), default="json",
               show_default=True, help="json, csv: keys; coop: CoOp's pickles; tip-adapter: lists of path, number and "
               "class, as split files have.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
 
 DETECTION = ("auroc", "average_precision")
 
@@ -16,6 +15,8 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float | None:
     many, few = int(positive.sum()), int((~positive).sum())
     if not many or not few:
         return None
+    from scipy.stats import rankdata  # takes a second
+
     return float((rankdata(score)[positive].sum() - many * (many + 1) / 2) / (many * few))
 
 
