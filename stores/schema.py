@@ -214,7 +214,7 @@ def require_chunks(array: zarr.Array) -> None:
     """
     grid = [-(-size // height) for size, height in zip(array.shape, array.shards or array.chunks, strict=True)]
     place, store = array.store_path, array.store_path.store
-    names, missing = sync(_names(place)), prod(grid)
+    names, missing = sync(names_below(place)), prod(grid)
     if missing <= len(names):
         keys = [f"{place.path}/{array.metadata.encode_chunk_key(each)}" for each in np.ndindex(*grid)]
         missing = len({*keys} - names)
@@ -226,7 +226,8 @@ def require_chunks(array: zarr.Array) -> None:
         raise ValueError(f"the first chunk of {array.path} is too small for {prod(array.chunks)} values")
 
 
-async def _names(place: StorePath) -> set[str]:
+async def names_below(place: StorePath) -> set[str]:
+    """Names of all files of an array or a group."""
     return {name async for name in place.store.list_prefix(f"{place.path}/")}
 
 

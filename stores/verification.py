@@ -23,11 +23,12 @@ from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.location import damage
 from onceclip.stores.lock import write_lock
 from onceclip.stores.rows import finite_rows
-from onceclip.stores.schema import REMOVED, SPLITS, STORED, TODO, checksum_name
+from onceclip.stores.schema import REMOVED, SPLITS, STORED, TODO, checksum_name, names_below
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.text_tower import TOWER
 from onceclip.stores.writer import StoreWriter
 
+_MISSING = 2**17  # chunks of an array that are looked for one by one where they are missing
 _AHEAD = 64  # reads that are handed to threads before the first of them is done
 _UNITS = 16  # whose columns are kept while their chunks are read
 _PIECE = 1 << 20  # rows that are compared at once
@@ -87,6 +88,9 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
     lengths = {name: store.array(name).shape[0] for name in described if store.has(name)}
     if len(set(lengths.values())) > 1:
         faults.append(Problem("image", f"columns differ in length: {lengths}"))
+    claims = [problem for name, array in arrays.items() if (problem := _claim(name, array))]
+    faults += claims
+    arrays = {name: array for name, array in arrays.items() if name not in {each.where for each in claims}}
     columns = [_Column(store, name, array) for name, array in arrays.items() if name not in values]
     rows = [_Values(store, name, array) for name, array in arrays.items() if name in values]
     total, done = sum(each.chunks for each in columns) + sum(each.chunks for each in rows), 0
@@ -201,6 +205,18 @@ class _Values:
         if (needed & ~finite).any():
             faults.append(Problem(where, f"{int((needed & ~finite).sum())} stored rows have no finite values", unit))
         return faults
+
+
+def _claim(name: str, array: zarr.Array) -> Problem | None:
+    """What there is to say of an array whose shape asks for far more chunks than there are files.
+
+    A store that is being filled lacks chunks too; each of those is looked for, which takes years of a made-up shape.
+    """
+    asked = prod(-(-size // height) for size, height in zip(array.shape, array.shards or array.chunks, strict=True))
+    if asked <= _MISSING:
+        return None
+    there = len(sync(names_below(array.store_path)))
+    return Problem(name, f"has at most {there:,} of its {asked:,} chunks") if asked - there > _MISSING else None
 
 
 def _exists(array: zarr.Array, place: tuple[int, ...]) -> bool:

@@ -50,6 +50,17 @@ def test_a_damaged_description_of_an_array_is_one_line(store_copy: Path, array: 
             use(store_copy)
 
 
+@pytest.mark.parametrize("array", ["image/embedding", "image/state", "image/checksum", "text/default/class_ptr"])
+def test_a_shape_that_is_made_up_ends_a_verification_at_once(store_copy: Path, array: str) -> None:
+    """A store that is being filled lacks chunks, each of which is looked for: 2**40 of them would take years."""
+    file = store_copy / array / "zarr.json"
+    described = json.loads(file.read_text())
+    described["shape"][0] = 2**40 * described["chunk_grid"]["configuration"]["chunk_shape"][0]
+    file.write_text(json.dumps(described))
+    told = [problem for problem in verify(str(store_copy)).faults if problem.where == array]
+    assert "chunks" in told[0].what
+
+
 def change(path: Path, values: dict[str, Any]) -> None:
     """Change the root attributes, with a checksum that fits."""
     file = path / "zarr.json"
