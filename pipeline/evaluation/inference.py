@@ -96,14 +96,18 @@ class Session:
             return Inferred(logits)
 
     def record(self, split: str, rows: np.ndarray, diagnostics: Mapping[str, Any]) -> dict[str, Any]:
-        """What was done, as JSON values, for a result row and for what is saved."""
+        """What was done, as JSON values, for a result row and for what is saved.
+
+        `on` is the record of the strategy that left the classifier behind, if one did.
+        """
+        before = self.classifier.provenance.get(INFERENCE)
         strategy, keys = self.strategy, self.store.column("key")[rows]
         output = {"output": output_spec(self.store, strategy.sees)} if strategy.sees in OUTPUTS else {}
         return {"name": full_name(type(strategy)), "hyperparameters": dict(strategy.values), "sees": strategy.sees,
                 "transductive": strategy.transductive, "prior": strategy.prior, "fitted_on": strategy.fitted_on,
                 "fit": self.fitted, "text": self.text, "diagnostics": dict(diagnostics),
                 "query": {"store": self.store.fingerprint, "split": split, "n": len(rows), "keys": keys_hash(keys),
-                          **output}}
+                          **output}, **({"on": before} if before else {})}
 
 
 @dataclass(frozen=True)
