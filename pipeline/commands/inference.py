@@ -106,18 +106,21 @@ def batches_of(batches: int | None, batch_size: int | None, effective_classes: t
 
 def label_of(scores: Mapping[str, Any]) -> str:
     """The method and, where there are some, the strategies: "gda + stata"."""
-    names, record = [], scores.get("inference") or scores.get("left_by")
+    names: list[str] = []
+    record = scores.get("inference") or scores.get("left_by")
     while record:
-        names, record = [str(record["name"]), *names], record.get("on")
+        names.insert(0, record["name"])
+        record = record.get("on")
     return " + ".join([str(scores["method"]), *names])
 
 
 def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     """What a strategy changed, and what it saw, fitted and assumed."""
     left, found = scores.get("left_by"), scores.get("inference")
-    if left and left["fitted_on"] == "query" and left.get("query", {}).get("store") == scores["store_fingerprint"]:
-        yield (f"  {left['name']} was fitted on the {left['query']['split']} images of this store, labels unread: on "
-               "them these numbers are transductive")
+    query = left.get("query", {}) if left else {}
+    if left and left["fitted_on"] == "query" and (query.get("store"), query.get("split")) == (
+            scores["store_fingerprint"], scores["split"]):
+        yield f"  {left['name']} was fitted on these very images, labels unread: these numbers are transductive"
     if not found:
         return
     alone, batches = found["alone"], found.get("batches")

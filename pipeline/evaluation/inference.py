@@ -21,7 +21,7 @@ from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.text import RULES
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.batches import Batches
-from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of
+from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of, left_by
 from onceclip.pipeline.evaluation.intervals import compare, mean_and_spread
 from onceclip.pipeline.evaluation.metrics import Tally
 from onceclip.pipeline.evaluation.several import (
@@ -100,7 +100,7 @@ class Session:
 
         `on` is the record of the strategy that left the classifier behind, if one did.
         """
-        before = self.classifier.provenance.get(INFERENCE)
+        before = left_by(self.classifier)
         strategy, keys = self.strategy, self.store.column("key")[rows]
         output = {"output": output_spec(self.store, strategy.sees)} if strategy.sees in OUTPUTS else {}
         return {"name": full_name(type(strategy)), "hyperparameters": dict(strategy.values), "sees": strategy.sees,
