@@ -29,7 +29,7 @@ class ReCLIP(Inference):
     source = "Hu et al., ReCLIP: Refine CLIP with Source Free Domain Adaptation, WACV 2024"
     equation = "logits = ln F,  (I - alpha D^-1/2 A D^-1/2) F = one-hot classes,  A = (cos(UU'x, UU'y) + 1)/2, top k"
     hyperparameters = {
-        "neighbours": Hyperparameter(20, "largest affinities that each node keeps", low=1, high=1000),
+        "neighbors": Hyperparameter(20, "largest affinities that each node keeps", low=1, high=1000),
         "alpha": Hyperparameter(0.99, "how far labels spread", high=0.9999),
         "normalize_classes": Hyperparameter(False, "divide the scores of a class by their sum over the images, which "
                                             "assumes balanced classes"),
@@ -48,7 +48,7 @@ class ReCLIP(Inference):
         kept = self.directions or (250 if classes > 500 else 768)
         basis = torch.linalg.svd(text.T, full_matrices=False).U[:, 1:kept]
         nodes = unit(torch.cat([text, rows]) @ basis)  # within the projection: the same cosines as outside of it
-        number = min(self.neighbours, len(nodes) - 1)
+        number = min(self.neighbors, len(nodes) - 1)
         value = nodes.new_empty(len(nodes), number)
         index = torch.empty(len(nodes), number, dtype=torch.int64, device=nodes.device)
         for place in blocks(len(nodes), len(nodes)):

@@ -64,7 +64,7 @@ class StatA(Inductive):
         rows, anchor = queries.embedding, prototypes(classifier, task)
         first = log_scores(classifier, queries).mul_(self.text_weight)
         z = first.softmax(dim=1)
-        graph, square = affinity(rows, self.neighbours), rows.square()
+        graph, square = affinity(rows, self.neighbors), rows.square()
         mean, spread = anchor, _spread(z, rows, square, anchor).sum(dim=0) / len(rows)
         variance = spread.expand_as(anchor)
         for step in range(OUTER):

@@ -28,7 +28,7 @@ TEMPERATURE = 50.0  # of the Gaussian and the neighbours' term, whose sizes are 
 ROWS, OUTER, INNER = 8, 10, 5
 SETTINGS = {
     "text_weight": Hyperparameter(1.0, "exponent of the classifier's probabilities", high=100.0),
-    "neighbours": Hyperparameter(3, "nearest rows whose classes each row leans to", high=1000),
+    "neighbors": Hyperparameter(3, "nearest rows whose classes each row leans to", high=1000),
 }
 
 
@@ -74,7 +74,7 @@ class TransCLIP(Inductive):
         """Fit the Gaussians and the assignments."""
         rows, first = queries.embedding, log_scores(classifier, queries).mul_(self.text_weight)
         z = first.softmax(dim=1)
-        graph, square = affinity(rows, self.neighbours), rows.double().square().sum(dim=0)
+        graph, square = affinity(rows, self.neighbors), rows.double().square().sum(dim=0)
         largest, index = z.topk(min(ROWS, len(rows)), dim=0)
         mean = unit(sum((weight.unsqueeze(1) * rows[row] for weight, row in zip(largest, index, strict=True)),
                         start=rows.new_zeros(())))

@@ -12,7 +12,7 @@ from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
 GRAPH = {
-    "neighbours": Hyperparameter(5, "nearest images, itself among them, and nearest classes of each image", low=1,
+    "neighbors": Hyperparameter(5, "nearest images, itself among them, and nearest classes of each image", low=1,
                                  high=1000),
     "alpha": Hyperparameter(0.3, "how far labels spread", high=0.9999),
 }
@@ -40,8 +40,8 @@ class ZLaP(Inference):
         similarity = similarities(classifier, queries, prepared)
         classes, rows = similarity.shape[1], queries.embedding
         # The image itself is among its neighbours, as in the authors' code, and drops out with the diagonal.
-        image = nearest(rows, rows, self.neighbours - 1, without_self=True)
-        value, index = similarity.topk(min(self.neighbours, classes), dim=1)
+        image = nearest(rows, rows, self.neighbors - 1, without_self=True)
+        value, index = similarity.topk(min(self.neighbors, classes), dim=1)
         graph = block_graph(image[0].clamp_min(0), image[1] + classes, value.clamp_min(0) ** self.gamma, index, classes)
         scores, steps = spread(graph, classes, self.alpha, self.progress)
         return Inferred(scores[classes:].clamp_min(LEAST).log(), diagnostics={"solver_steps": steps})

@@ -85,7 +85,8 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
                   orders=orders, save=save, overwrite=overwrite,
                   progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
-    show(as_json, values, lambda: evaluation_lines(values, per_class))
+    show(as_json, values, lambda: [*evaluation_lines(values, per_class),
+                                   *([f"Saved the adapter that {inference} left behind in {save}."] if save else [])])
 
 
 def evaluation_lines(found: Mapping[str, Any], per_class: bool) -> list[str]:

@@ -106,21 +106,27 @@ def batches_of(batches: int | None, batch_size: int | None, effective_classes: t
 
 def label_of(scores: Mapping[str, Any]) -> str:
     """The method and, where there are some, the strategies: "gda + stata"."""
-    return " + ".join([str(scores["method"]), *(str(scores[key]["name"]) for key in ("left_by", "inference")
-                                                if key in scores)])
+    names: list[str] = []
+    record = scores.get("inference") or scores.get("left_by")
+    while record:
+        names.insert(0, record["name"])
+        record = record.get("on")
+    return " + ".join([str(scores["method"]), *names])
 
 
 def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     """What a strategy changed, and what it saw, fitted and assumed."""
     left, found = scores.get("left_by"), scores.get("inference")
-    if left and left["fitted_on"] == "query" and left.get("query", {}).get("store") == scores["store_fingerprint"]:
-        yield (f"  {left['name']} was fitted on the {left['query']['split']} images of this store, labels unread: on "
-               "them these numbers are transductive")
+    query = left.get("query", {}) if left else {}
+    if left and left["fitted_on"] == "query" and (query.get("store"), query.get("split")) == (
+            scores["store_fingerprint"], scores["split"]):
+        yield f"  {left['name']} was fitted on these very images, labels unread: these numbers are transductive"
     if not found:
         return
     alone, batches = found["alone"], found.get("batches")
     low, high = (percent(each) for each in alone["interval"])
-    yield f"  {scores['method']} alone: {percent(alone['accuracy'])} (95 % interval {low} to {high})"
+    name = label_of({**scores, "inference": None})
+    yield f"  {name} alone: {percent(alone['accuracy'])} (95 % interval {low} to {high})"
     difference = found["difference"]
     value = difference["mean" if batches else "difference"]
     low, high = (f"{100 * each:+.2f}" for each in difference["interval" if batches else "difference_interval"])
@@ -152,7 +158,8 @@ def _seen(found: Mapping[str, Any]) -> str:
         output = found["query"].get("output")
         number = f", {output['number']} of each" if output else ""
         kind = f" of the kind {output['tokens']}" if output and "tokens" in output else ""
-        return f"{SEEN[found['sees']]}{kind}{number}"
+        alone = found["sees"] == "set" and not found["transductive"]
+        return "every image by itself" if alone else f"{SEEN[found['sees']]}{kind}{number}"
     size = f"{counted(batches['dealt'], 'batch', 'batches')} of up to {counted(batches['size'], 'image')}"
     if batches["number"]:
         low, high = batches["classes"]

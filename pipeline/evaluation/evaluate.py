@@ -208,9 +208,20 @@ def temperature_of(classifier: Classifier) -> float | None:
     return classifier.temperature if classifier.calibrated_on else None
 
 
+def left_by(classifier: Classifier) -> dict[str, Any] | None:
+    """The record of the strategy that left a classifier behind, if one did and the saved adapter has a whole record."""
+    record = classifier.provenance.get(INFERENCE)
+    return record if _is_record(record) else None
+
+
+def _is_record(value: Any) -> bool:
+    return (isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("fitted_on"), str)
+            and isinstance(value.get("query", {}), dict) and ("on" not in value or _is_record(value["on"])))
+
+
 def scores_of(classifier: Classifier, store: Store, split: str, tally: Tally, seconds: float) -> dict[str, Any]:
     """What a tally says, and of what, as JSON values; of a classifier that a strategy left behind, of which."""
-    left = classifier.provenance.get(INFERENCE)
+    left = left_by(classifier)
     return {**tally.scores(), **tally.calibrated_scores(), "split": split, "n": tally.rows,
             "classes": int((tally.count > 0).sum()), "among": tally.classes, "method": classifier.method,
             "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],

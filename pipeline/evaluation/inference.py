@@ -21,7 +21,7 @@ from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.text import RULES
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.batches import Batches
-from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of
+from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of, left_by
 from onceclip.pipeline.evaluation.intervals import compare, mean_and_spread
 from onceclip.pipeline.evaluation.metrics import Tally
 from onceclip.pipeline.evaluation.several import (
@@ -96,14 +96,18 @@ class Session:
             return Inferred(logits)
 
     def record(self, split: str, rows: np.ndarray, diagnostics: Mapping[str, Any]) -> dict[str, Any]:
-        """What was done, as JSON values, for a result row and for what is saved."""
+        """What was done, as JSON values, for a result row and for what is saved.
+
+        `on` is the record of the strategy that left the classifier behind, if one did.
+        """
+        before = left_by(self.classifier)
         strategy, keys = self.strategy, self.store.column("key")[rows]
         output = {"output": output_spec(self.store, strategy.sees)} if strategy.sees in OUTPUTS else {}
         return {"name": full_name(type(strategy)), "hyperparameters": dict(strategy.values), "sees": strategy.sees,
                 "transductive": strategy.transductive, "prior": strategy.prior, "fitted_on": strategy.fitted_on,
                 "fit": self.fitted, "text": self.text, "diagnostics": dict(diagnostics),
                 "query": {"store": self.store.fingerprint, "split": split, "n": len(rows), "keys": keys_hash(keys),
-                          **output}}
+                          **output}, **({"on": before} if before else {})}
 
 
 @dataclass(frozen=True)

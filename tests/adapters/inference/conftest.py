@@ -10,7 +10,7 @@ from onceclip.adapters.inference import INFERENCES, queries_of
 from onceclip.adapters.ops import unit
 
 HEADS = {"zero-shot": lambda: ZeroShot(), "gda": lambda: GDA(), "clip-adapter": lambda: ClipAdapter(epochs=3)}
-OF_FEW_ROWS = {"inmap": {"iterations": 20}, "reclip": {"neighbours": 4}}  # what suits the 24 rows of these tests
+OF_FEW_ROWS = {"inmap": {"iterations": 20}, "reclip": {"neighbors": 4}}  # what suits the 24 rows of these tests
 
 
 @pytest.fixture(params=list(INFERENCES))

@@ -50,7 +50,7 @@ def test_zlap():
 
 
 def test_reclip():
-    scores = run("reclip", neighbours=4, directions=3).logits.exp()
+    scores = run("reclip", neighbors=4, directions=3).logits.exp()
     near(scores[0], 11.538460, 0.000000, 8.782509)
     assert scores.argmax(dim=1).tolist() == [0, 1, 2] * 4
 

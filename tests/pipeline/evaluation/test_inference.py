@@ -98,6 +98,25 @@ def test_an_adapter_that_is_left_behind_is_an_adapter_like_any_other(name: str, 
         onceclip.evaluate(left, imported, text="default")
 
 
+@pytest.mark.parametrize("record", [3, [], {"name": 1}, {"name": "stata"}, {"name": "stata", "fitted_on": "query",
+                                    "query": 5}, {"name": "stata", "fitted_on": "query", "on": "dn"}])
+def test_a_saved_record_that_is_none_is_passed_over(record: Any, run: Run, imported: Store, gda: Classifier,
+                                                    tmp_path: Path) -> None:
+    replace(gda, provenance={**gda.provenance, "inference": record}).save(tmp_path / "odd")
+    result = run("evaluate", tmp_path / "odd", imported.path, "--inference", "dn")
+    assert result.exit_code == 0, result.stderr
+    assert "(gda + dn)" in result.stdout
+
+
+def test_strategies_on_what_strategies_left_behind_are_all_named(run: Run, imported: Store, adapter: Path,
+                                                                 tmp_path: Path) -> None:
+    onceclip.evaluate(adapter, imported, inference="stata", save=tmp_path / "one")
+    result = run("evaluate", tmp_path / "one", imported.path, "--inference", "dn", "--save", tmp_path / "two")
+    assert "gda + stata alone:" in result.stdout
+    assert "stata was fitted on these very images" in result.stdout
+    assert "(gda + stata + dn)" in run("evaluate", tmp_path / "two", imported.path).stdout
+
+
 def test_drawn_batches_have_few_classes_and_are_the_same_again() -> None:
     label = np.repeat(np.arange(10), 30)
     batches = Batches(64, 50, (2, 3), seed=5)
