@@ -94,7 +94,7 @@ def tests_of(method: type[Method]) -> list[str]:
 
 
 def table_of_accuracies(store: Store, rows: Rows, seeds: int) -> Iterator[str]:
-    """Mean test accuracies with their intervals, a line per method and policy, at the numbers of shots that were run."""
+    """Mean test accuracies with their intervals, a line per method and policy; numbers of shots that were run."""
     shots = [number for number in shots_of(store) if accuracies(store, rows, BASELINE, POLICIES[0], number, seeds)]
     test = len(store.rows("test"))
     yield f"## {Path(store.path).stem}: {len(store.classes)} classes, {test:,} test rows, {store.encoder['name']}\n"
@@ -152,7 +152,7 @@ HEAD = """# Methods
   An interval of 0 at the most shots of a store: every draw takes all its rows.
 - ▼: below zero-shot by more than the 95 % interval of the paired difference. The linear probes that never see the text
   start from nothing: with few shots they are below zero-shot, as they are in the papers.
-- With the rule of before and its defaults, 5 of 74 cells of `val` and none of 74 of `fixed` were below zero-shot in the
+- With the rule and the defaults of before (five draws), 5 of 74 cells of `val` and none of 74 of `fixed` were below zero-shot in the
   mean (without linear-probe, lpclip and linear-probe-adamw; at most by 0.34 points); now it is none and one, by 0.04.
 - Empty cells were not run; a cell of fewer draws says so. Some defaults of `zs-lp`, `clap`, `taskres`,
   `cross-modal-lp`, `cross-modal-adapter`, `wise-ft`, `ape-t` and `multi-modal-adapter` were chosen with these stores'
