@@ -61,6 +61,10 @@ class Method(Trainable):
     from_bank: ClassVar[bool] = False
     any_inputs: ClassVar[bool] = False
 
+    def work(self, task: Task) -> int:
+        """Multiply-adds of one pass of the support over the classes, and of their prompts through the text tower."""
+        return task.work + (task.tower.work * task.classes if self.wants_tower and task.tower else 0)
+
     def __init_subclass__(cls) -> None:
         if not hasattr(cls, "name"):
             cls.name = cls.__name__

@@ -251,9 +251,8 @@ class Task:
 
     @property
     def work(self) -> int:
-        """Multiply-adds of one pass of the support over the classes, and of their prompts through the text tower."""
-        prompts = self.tower.work * self.classes if self.tower else 0
-        return len(self.support) * self.dim * self.classes + prompts
+        """Multiply-adds of one pass of the support over the classes."""
+        return len(self.support) * self.dim * self.classes
 
     def to(self, where: torch.device | torch.dtype | str) -> Task:
         """Copy with all floating tensors on another device or in another precision."""

@@ -18,7 +18,6 @@ import numpy as np
 
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
-from onceclip.stores.location import reason_of
 
 
 @contextmanager
@@ -291,6 +290,8 @@ def remote_folder(url: str) -> tuple[Any, str]:
 
 def unreachable(url: str, error: Exception) -> SourceError:
     """What to say when the storage of a URL fails."""
+    from onceclip.stores.location import reason_of  # imports zarr, which processes that decode images do without
+
     return SourceError(reason_of(url, error))
 
 

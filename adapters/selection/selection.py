@@ -135,7 +135,7 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
     method.check(task)
     free = choices(method, frozen)
     mixing = method.mixing if method.mixing in free else None
-    with threads_for(task.work):
+    with threads_for(method.work(task)):
         prepared = method.prepare(task)
         if policy == "fixed" or not free:
             return Selection(_fitted(method, task, prepared, seed, progress))
@@ -170,7 +170,7 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
     """
     methods[0].check(task)
     shared: dict[Any, Any] = {}
-    with threads_for(task.work):
+    with threads_for(methods[0].work(task)):
         for method in methods:
             if _firm(method) not in shared:
                 shared[_firm(method)] = method.prepare(task)

@@ -90,7 +90,7 @@ def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     if first.method.solver == "lbfgs":
         return [solve(first, start)]
     if first.method.solver == "own":
-        with threads_for(first.task.work):
+        with threads_for(first.method.work(first.task)):
             return [first.method.solve(first.prepared, start, progress)]
     return _descend(group, progress)
 
@@ -105,7 +105,7 @@ def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     size, most = (1, 1) if alone else _stack_sizes(run, start, elements, device, len(group), compile_step is not None)
     results: list[Parameters] = []
     # Whatever the number of runs: threads and products show in last digits.
-    with threads_for(run.task.work * most):
+    with threads_for(run.method.work(run.task) * most):
         for begin in range(0, len(group), size):
             runs = group[begin:begin + size]
             padded = [*runs, *[runs[-1]] * (size - len(runs))]

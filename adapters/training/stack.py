@@ -83,10 +83,10 @@ class Stack:
         columns = self.head(parameters, numbers)(rows).transpose(1, 2).contiguous()
         target = label.expand(columns.shape[0], 1, -1)
         log_probability = log_softmax(columns, dim=1)
-        loss = -_mean(log_probability.gather(1, target).squeeze(1), weight)
+        loss = -_mean(log_probability.gather(1, target), weight)
         if self.smoothed:
             smoothing = numbers["smoothing"]
-            loss = (1 - smoothing) * loss - smoothing * _mean(log_probability.mean(dim=1), weight)
+            loss = (1 - smoothing) * loss - smoothing * _mean(log_probability, weight)
         if self._penalized:
             loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
                                     parameters, numbers)
@@ -97,10 +97,10 @@ class Stack:
         """The loss of the run alone, with tensors as hyperparameters; `Method.loss` reads Python numbers."""
         method = self.method.with_values(**numbers)
         log_probability = log_softmax(method.training_head(self.prepared, parameters)(rows), dim=1)
-        loss = -_mean(log_probability.gather(1, label.unsqueeze(1)).squeeze(1), weight)
+        loss = -_mean(log_probability.gather(1, label.unsqueeze(1)).T, weight)
         if self.smoothed:
             smoothing = numbers["smoothing"]
-            loss = (1 - smoothing) * loss - smoothing * _mean(log_probability.mean(dim=1), weight)
+            loss = (1 - smoothing) * loss - smoothing * _mean(log_probability.T, weight)
         return loss + method.penalty(self.prepared, parameters) if self._penalized else loss
 
     def head(self, parameters: Parameters, numbers: Parameters | None = None) -> Head:
@@ -165,7 +165,7 @@ class Stack:
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of values (..., n) over their last axis. weight: (n,), or None for equal ones."""
+    """Mean of values (..., classes, n) over classes and rows. weight: (n,), how much each row counts, or None."""
     if weight is None:
-        return values.mean(dim=-1)
-    return (values * weight).sum(dim=-1) / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)
+        return values.mean(dim=(-2, -1))
+    return (values.mean(dim=-2) * weight).sum(dim=-1) / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)

@@ -126,6 +126,10 @@ class Trainable(Configurable):
         """Whether it writes a `penalty`."""
         return type(self).penalty is not Trainable.penalty
 
+    def work(self, task: Task) -> int:
+        """Multiply-adds of one pass over the support."""
+        return task.work
+
     def initial(self, prepared: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Start values of the trained parameters; none for a training-free method."""
         return {}

@@ -29,7 +29,7 @@ from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store, StoreWriter, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
 from onceclip.stores.identity import DIGEST_BYTES
-from onceclip.stores.location import is_remote
+from onceclip.stores.location import is_remote, is_zip
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
 from onceclip.stores.verification import equal_content
 
@@ -102,7 +102,7 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
     found, request = survey(str(source), options), request_of(encoder)
     options = found.with_boxes(options)
     digests, new = None, not store_exists(path)
-    if not new and request and (present := open_store(path)).attributes.get(REQUEST) == request:
+    if not new and request and not is_zip(path) and (present := open_store(path)).attributes.get(REQUEST) == request:
         digests = file_digests(found.records, options.progress)
         inventory = take_inventory(found.records, found.classes, present, False, options.retry_bad, digests)
         text = nothing_to_do(present, found, inventory, options)

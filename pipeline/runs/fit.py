@@ -79,6 +79,7 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     """
     if keep.predictions and any(spec.strategy for spec in specs):
         raise TaskError("--keep-predictions keeps what classifiers say of each image by itself: leave --inference out")
+    store.require_complete()
     runs = {spec.alone.identity(store): spec.alone for spec in specs}
     fitted = dict(zip(runs, _fit_alone(store, [*runs.values()], progress, calibrate, compile, device, keep),
                       strict=True))

@@ -139,7 +139,7 @@ class RunSpec:
         """Raise TaskError unless support, bank and shots go together."""
         source = support_source(self.support) if self.support else None
         if self.shots == 0 and not (source or method.needs_bank):
-            raise TaskError("no shots: give a number from 1 up, or all, or say with --support where rows come from")
+            raise TaskError("shots 0: give a number from 1 up, or all, or say with --support where rows come from")
         if self.bank and not (source or method.needs_bank):
             raise TaskError(f"{self.method} reads no bank: leave --bank out, or add --support retrieve:16")
         if (method.needs_bank or (source and source.from_bank)) and not self.bank:

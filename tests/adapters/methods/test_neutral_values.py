@@ -28,6 +28,7 @@ NONE = {
                      "ranpac"),
                     "never sees the text"),
     "x-more": "the captions of a bank have their part in it",
+    **{name: "learned prompts are not those of the text set" for name, method in METHODS.items() if method.wants_tower},
     "clip-a-self": "a layer norm follows the blend",
 }
 RAW = {"cross-modal-lp", "cross-modal-adapter"}  # start from the mean of the raw prompt vectors

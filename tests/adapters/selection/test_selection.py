@@ -203,7 +203,7 @@ def test_a_method_that_needs_images_refuses_an_empty_support(make_task):
 def test_test_rows_cannot_be_handed_to_fitting():
     """Whoever adds a field or a parameter here decides what a run may look at."""
     assert {field.name for field in fields(Task)} == {"text", "support", "val", "unlabelled", "logit_scale",
-                                                      "logit_bias", "projection", "projection_bias"}
+                                                      "logit_bias", "projection", "projection_bias", "tower", "bank"}
     assert set(inspect.signature(fit_selected).parameters) == {"method", "task", "policy", "frozen", "seed", "progress",
                                                            "search"}
     assert set(inspect.signature(Method.fit).parameters) == {"self", "task", "seed", "progress"}

@@ -224,7 +224,7 @@ def test_a_file_that_changes_between_the_passes_is_bad_and_encoded_next_time(
 
     options = {"outputs": replace(THREE, views_for=("train", "val", "test"))}
     with monkeypatch.context() as patch:
-        patch.setattr("onceclip.pipeline.extraction.extract.rows_to_view", changing)
+        patch.setattr("onceclip.pipeline.extraction.units.rows_to_view", changing)
         done = extract_demo(root, tmp_path / "s.zarr", **options)
     assert done.bad_images == {"disc/03.png": "its file changed during the extraction"}
     done = extract_demo(root, tmp_path / "s.zarr", **options)

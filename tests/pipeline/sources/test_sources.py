@@ -245,7 +245,7 @@ def test_a_file_that_left_the_storage_is_bad_and_no_answer_ends_the_run(monkeypa
     with pytest.raises(BadImage, match="empty"):
         RemoteFile("memory://lost", "a.png").read()
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda *_, **__: 1 / 0)
-    with pytest.raises(SourceError, match=r"memory://lost/a\.png: the storage cannot be read"):
+    with pytest.raises(SourceError, match=r"memory://lost/a\.png: the storage cannot be used"):
         RemoteFile("memory://lost", "a.png").read()
 
 
