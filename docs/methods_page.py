@@ -152,8 +152,9 @@ HEAD = """# Methods
   An interval of 0 at the most shots of a store: every draw takes all its rows.
 - ▼: below zero-shot by more than the 95 % interval of the paired difference. The linear probes that never see the text
   start from nothing: with few shots they are below zero-shot, as they are in the papers.
-- With the rule and the defaults of before (five draws), 5 of 74 cells of `val` and none of 74 of `fixed` were below zero-shot in the
-  mean (without linear-probe, lpclip and linear-probe-adamw; at most by 0.34 points); now it is none and one, by 0.04.
+- With the rule and the defaults of before (five draws), 5 of 74 cells of `val` and none of 74 of `fixed` were below
+  zero-shot in the mean (without linear-probe, lpclip and linear-probe-adamw; at most by 0.34 points); now it is none
+  and one, by 0.04.
 - Empty cells were not run; a cell of fewer draws says so. Some defaults of `zs-lp`, `clap`, `taskres`,
   `cross-modal-lp`, `cross-modal-adapter`, `wise-ft`, `ape-t` and `multi-modal-adapter` were chosen with these stores'
   test rows in sight: their numbers at `fixed` are optimistic here.
