@@ -44,7 +44,7 @@ class Batches:
         if self.balanced and not self.number:
             raise TaskError("--balanced is for drawn batches: add --batches N")
         if self.number < 0 or not 0 <= self.dirichlet < float("inf") or self.seed < 0:
-            raise TaskError("the numbers of batches, --dirichlet and the seed cannot be negative")
+            raise TaskError("the numbers of batches, --dirichlet and the seed are finite numbers from 0 up")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Batches:

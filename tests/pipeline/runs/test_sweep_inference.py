@@ -18,6 +18,7 @@ from onceclip.pipeline.runs.replay import spec_of
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.summary import tables
+from onceclip.pipeline.runs.sweep import make_specs
 from onceclip.pipeline.words import percent
 from onceclip.stores import Store
 from onceclip.stores.schema import Output
@@ -89,6 +90,10 @@ def test_a_row_with_a_strategy_is_replayed_and_a_module_that_only_it_names_is_no
     assert onceclip.fit(imported, spec_of(row, imported)).row["accuracy"] == row["accuracy"]
     with pytest.raises(MethodError, match="--import nowhere"):
         spec_of({**row, "asked": {**row["asked"], "inference": "nowhere:Mine"}}, imported)
+
+
+def test_a_strategy_that_is_named_twice_is_one() -> None:
+    assert len(make_specs(["gda"], [4], [1], inferences=["stata", "none", "stata"])) == 2
 
 
 def test_runs_on_other_views_of_the_same_images_are_other_runs(imported: Store) -> None:
