@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,20 @@ from onceclip.adapters.inference.base import Inference, Inferred, Queries
 from onceclip.adapters.inference.views import chosen, log_mean, most_confident, scores_of, views_of
 from onceclip.adapters.methods.coop import CONTEXT, start_of, tower_of
 from onceclip.adapters.task import Task
+from onceclip.adapters.tower import POSITIONS
 from onceclip.adapters.training.trainable import Hyperparameter
 
 _EPSILON, _DECAY = 1e-8, 0.01  # AdamW's
 _PROMPTS = 256  # that are encoded at once, with those of another image
+
+
+@dataclass(frozen=True)
+class Start:
+    """A task with the tower of its classes, a context (tokens, width), and where its tokens stand."""
+
+    task: Task
+    context: Tensor
+    position: str
 
 
 class TPT(Inference):
@@ -27,8 +37,8 @@ class TPT(Inference):
     The first step has a closed form, `v' = (1 - rate 0.01) v - rate g / (|g| + 1e-8)`, with g the gradient of the
     entropy of the mean probability of the views of lowest entropy. What the step does to the scores of the prompts is
     added to the classifier's; of a classifier of these prompts the sum is the published score. It starts from the
-    context that the classifier learned, if it learned one for all classes, else from words. Every image takes two
-    passes of the text tower over all classes.
+    context that the classifier learned, where it learned it, if it learned one for all classes, else from words. Every
+    image takes two passes of the text tower over all classes.
 
     Source: Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models (Shu et al., NeurIPS 2022),
     equations 2 to 4.
@@ -46,25 +56,26 @@ class TPT(Inference):
     sees = "views"
     wants_tower = True
 
-    def prepare(self, classifier: Classifier, task: Task, unlabelled: Queries | None = None) -> tuple[Task, Tensor]:
-        """The task with the tower of its classes, and the context (tokens, width) that every image starts from."""
+    def prepare(self, classifier: Classifier, task: Task, unlabelled: Queries | None = None) -> Start:
+        """What every image starts from."""
         if not self.words.strip():
             raise MethodError(f"{self.name} starts from words: give some, such as words='a photo of a'")
         own, words = replace(task, tower=tower_of(task)), str(self.words)
         learned = classifier.parameters.get("context")
         if learned is not None and learned.ndim == 2 and learned.shape[1] == tower_of(own).width:
-            return own, learned.to(tower_of(own).like)
-        return own, start_of(own, words, 1, torch.Generator())
+            position = classifier.hyperparameters.get("position")
+            return Start(own, learned.to(tower_of(own).like), str(position) if position in POSITIONS else POSITIONS[0])
+        return Start(own, start_of(own, words, 1, torch.Generator()), POSITIONS[0])
 
     def infer(self, classifier: Classifier, queries: Queries, prepared: Any) -> Inferred:
-        task, context = prepared
+        task, start = prepared.task, prepared
         views = views_of(queries)
         scores = scores_of(classifier, views)
         kept = chosen(views, self.kept(scores))
         size = max(1, _PROMPTS // task.classes)
-        before = tower_of(task).encode(context)
-        changes = [task.logit_scale * ((tower_of(task).encode_several(moved(task, context, piece, self.rate)) - before)
-                                       @ plain.unsqueeze(-1)).squeeze(-1)
+        before = tower_of(task).encode(start.context, start.position)
+        changes = [task.logit_scale * ((tower_of(task).encode_several(moved(start, piece, self.rate), start.position)
+                                        - before) @ plain.unsqueeze(-1)).squeeze(-1)
                    for piece, plain in zip(kept.split(size), views[:, 0].split(size), strict=True) if len(piece)]
         return Inferred(scores[:, 0] + torch.cat(changes) if changes else scores[:, 0])
 
@@ -100,11 +111,11 @@ class DiffTPT(TPT):
         return best + (scores.shape[1] - others.shape[1])
 
 
-def moved(task: Task, context: Tensor, views: Tensor, rate: float) -> Tensor:
+def moved(start: Start, views: Tensor, rate: float) -> Tensor:
     """The context (tokens, width) after a step for each image: (n, tokens, width). views: (n, kept, dim), unit."""
     with torch.enable_grad():
-        contexts = context.expand(len(views), -1, -1).clone().requires_grad_()
-        vectors = tower_of(task).encode_several(contexts)
-        mean = log_mean(task.logit_scale * views @ vectors.transpose(1, 2))
+        contexts = start.context.expand(len(views), -1, -1).clone().requires_grad_()
+        vectors = tower_of(start.task).encode_several(contexts, start.position)
+        mean = log_mean(start.task.logit_scale * views @ vectors.transpose(1, 2))
         slope, = torch.autograd.grad(-(mean.exp() * mean).sum(), contexts)
-    return (1 - rate * _DECAY) * context - rate * slope / (slope.abs() + _EPSILON)
+    return (1 - rate * _DECAY) * start.context - rate * slope / (slope.abs() + _EPSILON)

@@ -144,10 +144,15 @@ def _facts(row: Mapping[str, Any], store: Store) -> dict[str, str]:
         return {"test accuracy": "not measured: no test images were left to score", **facts}
     rows = store.rows("test")
     unit = units_of(store.column("group")[rows])
-    told = f"{percent(row['accuracy'])} of {counted(row['n_test'], 'image')}"
-    if unit is None:  # images of a group are not independent, and the row says not which of them were right
-        low, high = count_interval(round(row["accuracy"] * row["n_test"]), row["n_test"])
+    found = row.get("inference") or {}
+    accuracy = found["alone"]["accuracy"] if found else row["accuracy"]
+    told = f"{percent(accuracy)} of {counted(row['n_test'], 'image')}"
+    # Images of a group are not independent, and the row says not which of them were right.
+    if unit is None and not found.get("batches"):
+        low, high = count_interval(round(accuracy * row["n_test"]), row["n_test"])
         told += f" (95 % interval {percent(low)} to {percent(high)})"
+    if found:
+        told += f"; {percent(row['accuracy'])} with {found['name']}, which is no part of the adapter"
     return {"test accuracy": told, **facts}
 
 

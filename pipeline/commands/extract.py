@@ -10,6 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from onceclip.pipeline.commands.options import (
     BatchSize,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "crops", "preproj", "tokens")
 _SOURCE_NAMES = ("root", "every", "frames", "download", "unlabelled")
 _SPLITS = ("train", "val", "test")
+_VIEWS = ("views", "ten_crop", "crops")
 
 
 class SplitShares(click.ParamType):
@@ -86,10 +88,11 @@ def outputs_of(given: dict[str, Any]) -> OutputOptions:
     from onceclip.pipeline.decoding.views import CROPS, TEN_CROP, Views
     from onceclip.pipeline.extraction.outputs import OutputOptions
 
-    made = [name for name in ("views", "ten_crop", "crops") if given[name]]
+    made = [name for name in _VIEWS if given[name]]
     if len(made) > 1:
         named = " and ".join(f"--{name.replace('_', '-')}" for name in made)
         raise click.UsageError(f"{named} both make the views of a store: give one of them")
+    _require_views(made)
     low, high = given["view_scale"]
     if low > high:
         raise click.UsageError(f"--view-scale {low} {high}: the first number is the smaller one")
@@ -99,6 +102,16 @@ def outputs_of(given: dict[str, Any]) -> OutputOptions:
     views = Views(number=given["views"], scale=(low, high), seed=given["view_seed"]) if given["views"] else None
     views = TEN_CROP if given["ten_crop"] else Views(CROPS, 1) if given["crops"] else views
     return OutputOptions(views, splits, given["preproj"], given["tokens"] or "")
+
+
+def _require_views(made: list[str]) -> None:
+    """Raise UsageError for an option on the command line that is of views, where none are made. made: what makes them.
+    """
+    context = click.get_current_context()
+    for name, makers in {"views_for": _VIEWS, "view_scale": _VIEWS[:1], "view_seed": _VIEWS[:1]}.items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and not {*makers} & {*made}:
+            ways = " or ".join(f"--{each.replace('_', '-')}" for each in makers)
+            raise click.UsageError(f"--{name.replace('_', '-')} is of the views that an image has: add {ways}")
 
 
 def source_options() -> Decorator:

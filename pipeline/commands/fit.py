@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.draw_options import draw_options
+from onceclip.pipeline.commands.inference import label_of
 from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
@@ -166,7 +167,7 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
     following = (f"evaluate {quote(str(out))} {quote(str(row['store']))}" if row["n_test"] else
                  f"predict {quote(str(out))} IMAGES...")
     return [
-        f"{row['method']}, {shots_of(row['shots'])}, seed {row['seed']}: "
+        f"{label_of(row)}, {shots_of(row['shots'])}, seed {row['seed']}: "
         f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
         f"{fitted_on}, {row['seconds']:.2f} s",
         *_sourced(row),
@@ -193,14 +194,22 @@ def _accuracy(row: Mapping[str, Any], grouped: bool) -> list[str]:
                 "before that"]
     among = _interval(row, grouped) + counted(row["n_test"], "image")
     return [f"  test accuracy    {percent(row['accuracy'])} ({among}), macro recall {percent(row['macro_recall'])}"
-            f"{few_words(row['n_test'])}"]
+            f"{few_words(row['n_test'])}", *_alone(row)]
+
+
+def _alone(row: Mapping[str, Any]) -> list[str]:
+    """What the adapter, which is what is saved, reaches without the strategy that read the test images."""
+    found = row.get("inference")
+    return [f"  by itself        {percent(found['alone']['accuracy'])}; {found['name']} is no part of the adapter: "
+            f"evaluate --inference {found['name']}"] if found else []
 
 
 def _interval(row: Mapping[str, Any], grouped: bool) -> str:
     """The interval of the accuracy, where images are independent."""
     from onceclip.pipeline.evaluation.intervals import count_interval
 
-    if row["accuracy"] is None or grouped:
+    found = row.get("inference") or {}
+    if row["accuracy"] is None or grouped or "batches" in found or "orders" in found:  # which are means
         return ""
     low, high = count_interval(round(row["accuracy"] * row["n_test"]), row["n_test"])
     return f"95 % interval {percent(low)} to {percent(high)}, "

@@ -173,5 +173,7 @@ def _seen(found: Mapping[str, Any]) -> str:
 def _fitted(found: Mapping[str, Any]) -> str:
     if found["fitted_on"] == "train":
         which = f" of the class {found['fit']['class']}" if "class" in found["fit"] else ", labels unread"
+        which += ", which are among these" if (found["fit"]["store"], "train") == (
+            found["query"]["store"], found["query"]["split"]) else ""
         return f"fitted on {counted(found['fit']['n'], 'train image')}{which}"
     return "fitted on these images, labels unread" if found["fitted_on"] == "query" else "fits nothing"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from onceclip.adapters import MethodError
 from onceclip.pipeline.errors import TaskError
 
 
@@ -43,7 +44,7 @@ class Batches:
         if self.balanced and not self.number:
             raise TaskError("--balanced is for drawn batches: add --batches N")
         if self.number < 0 or not 0 <= self.dirichlet < float("inf") or self.seed < 0:
-            raise TaskError("the numbers of batches, --dirichlet and the seed cannot be negative")
+            raise TaskError("the numbers of batches, --dirichlet and the seed are finite numbers from 0 up")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Batches:
@@ -60,9 +61,13 @@ class Batches:
     def deal(self, label: np.ndarray) -> list[np.ndarray]:
         """Positions of the rows of each batch: arrays of int64, the same for the same labels in the same order.
 
-        label: (n,) class of every row.
+        label: (n,) class of every row. Raises MethodError where it has fewer classes than a drawn batch is to have.
         """
         if self.number:
+            there = len(np.unique(label))
+            if self.classes[0] > there:
+                raise MethodError(f"no batch has {'-'.join(map(str, self.classes))} classes, for the images are of "
+                                  f"{there}: give --effective-classes such as 1-{there}")
             return [self._few_classes(label, np.random.default_rng([self.seed, each])) for each in range(self.number)]
         random = np.random.default_rng(self.seed)
         order = self._stream(label, random) if self.dirichlet else random.permutation(len(label))

@@ -90,6 +90,9 @@ def infer_images(classifier: Classifier, images: Sequence[Record], encoder: Enco
         further = "" if "fit_on" not in strategy.hyperparameters else ", or say fit_on=query"
         raise PredictionError(f"{strategy.name} is fitted on train images, and images alone have none: predict on a "
                               f"store{further}")
+    if strategy.wants_tower:
+        raise PredictionError(f"{strategy.name} encodes prompts anew, and images alone have no text tower: predict on "
+                              "a store that has one (text --tower)")
     if strategy.sees in OUTPUTS and classifier.inputs != (EMBEDDING,):
         raise PredictionError(f"{strategy.name} reads {strategy.sees}, which are embeddings, and the adapter takes "
                               f"{', '.join(classifier.inputs)}: use an adapter of embeddings alone")

@@ -66,6 +66,7 @@ def _apart(setting: Setting, settings: Sequence[Setting]) -> str:
     parts = [f"{name.replace('_', ' ')} {getattr(mine, name)}" for name in ("text", "select", "class_weights")
              if len({getattr(each, name) for each in same}) > 1]
     parts += [mine.draw] * bool(mine.draw and len({each.draw for each in same}) > 1)
+    parts += [f"batches ({mine.batches})"] * bool(mine.batches and len({each.batches for each in same}) > 1)
     prints = [each.prints for each in settings if each.experiment == mine]
     parts += [f"content {setting.prints[0][:8]}"] * (len(prints) > 1)
     parts += ["base"] * (mine.base and len({each.base for each in same}) > 1)

@@ -24,7 +24,8 @@ def inferred_row(store: Store, spec: RunSpec, classifier: Classifier, row: dict[
     Raises MethodError if the strategy cannot work with the classifier or the store.
     """
     strategy = spec.strategy
-    own = {"run": spec.identity(store), "asked": spec.as_values()}
+    own = {"run": spec.identity(store), "asked": spec.as_values(),
+           "fingerprints": {**row["fingerprints"], **spec.contents(store)}}
     if strategy is None or not row["n_test"]:
         return {**row, **own}
     alone = score(classifier, store)

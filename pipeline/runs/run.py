@@ -13,6 +13,7 @@ from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.batches import Batches
+from onceclip.pipeline.evaluation.several import OUTPUTS
 from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_files import DrawFile
@@ -228,13 +229,18 @@ class RunSpec:
         """
         text = "" if self.without_text(store) else store.text_fingerprint(self.text)
         found = {"encoder": store.encoder["fingerprint"], "store": store.fingerprint, "text": text}
-        if run_method(self.method).wants_tower:
+        strategy = self.strategy
+        if run_method(self.method).wants_tower or (strategy and strategy.wants_tower):
             found["tower"] = str(store.tower_attributes.get("fingerprint", ""))
         if self.bank:
             bank = open_store(self.bank)
             found["bank"] = bank.fingerprint
             if self.captions_name:
                 found["captions"] = bank.text_fingerprint(self.captions_name)
+        if strategy and strategy.sees in OUTPUTS:  # which are no part of the store's fingerprint
+            name = OUTPUTS[strategy.sees]
+            output = store.outputs.get(name)
+            found[name] = "" if output is None else fingerprint([list(output.shape), output.spec])
         for name, other in (named_store(each) for each in self.join):
             found[f"join {name}"] = open_store(other).fingerprint
         return found

@@ -243,7 +243,7 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
     Raises TaskError for a grid that no method has, UnknownName for a method that does not exist.
     """
     unused, specs = {name for name, _ in grids}, []
-    readings = _readings(inferences, inference_values, batches)
+    readings = _readings(list(dict.fromkeys(inferences)), inference_values, batches)
     for name in methods:
         method = run_method(name)
         given: dict[str, Sequence[Any]] = {}

@@ -243,8 +243,8 @@ def _box(place: str, where: str, path: str, corners: list[object]) -> Box | None
     except ValueError:
         x0 = y0 = x1 = y1 = math.nan
     if not (0 <= x0 < x1 < math.inf and 0 <= y0 < y1 < math.inf):
-        raise SourceError(f"{place} {where}: the box {', '.join(map(str, corners))} is none: give x0 < x1 and y0 < y1 "
-                          "in pixels, or leave all four cells empty")
+        raise SourceError(f"{place} {where}: the box {', '.join(map(str, corners))} is none: give 0 <= x0 < x1 and "
+                          "0 <= y0 < y1 in pixels, or leave all four cells empty")
     if suffix(path) in VIDEOS:
         raise SourceError(f"{place} {where}: {path} is a video, and boxes are for images: leave the box away")
     return x0, y0, x1, y1

@@ -236,6 +236,18 @@ def test_tpt_moves_the_context_as_the_published_code_does(task, monkeypatch):
     assert change.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("position", ["front", "middle"])
+def test_tpt_moves_a_learned_context_where_it_was_learned(task, monkeypatch, position):
+    asked = []
+    monkeypatch.setattr(ToyTower, "raw", lambda self, contexts, place, usual=ToyTower.raw: (
+        asked.append(place), usual(self, contexts, place))[1])
+    classifier = Classifier(CoOp().head(task, {"context": CONTEXT}), NAMES, 8, "coop", {"position": position},
+                            parameters={"context": CONTEXT})
+    asked.clear()
+    TPT(share=0.5).run(classifier, Queries(QUERIES[:1], views=VIEWS[:1]), task)
+    assert {*asked} == {position}
+
+
 def test_difftpt_takes_views_whose_logits_look_like_those_of_the_image():
     scores = 100 * VIEWS[:1] @ WEIGHTS.T
     assert DiffTPT(near=0.5, share=1.0).kept(scores).sort().values.tolist() == [[2, 3, 4]]

@@ -104,4 +104,9 @@ def test_extract_has_one_way_to_make_views(run: Callable[..., Any], image_folder
     assert (result.exit_code, "--views and --crops both make the views" in result.stderr) == (2, True)
     result = run("extract", image_folder, tmp_path / "s.zarr", "--model", "demo", "--crops")
     assert "gives no boxes for --crops" in result.stderr
+    for option, value, ways in (("--views-for", "test", "--views or --ten-crop or --crops"),
+                                ("--view-seed", 2, "--views")):
+        result = run("extract", image_folder, tmp_path / "s.zarr", "--model", "demo", option, value)
+        assert result.exit_code == 2
+        assert f"{option} is of the views that an image has: add {ways}" in result.stderr
     assert not (tmp_path / "s.zarr").exists()

@@ -157,6 +157,12 @@ def test_batches_that_cannot_be_are_refused(values: dict[str, Any], words: str) 
         Batches.of(values)
 
 
+def test_batches_of_more_classes_than_there_are_images_of_are_refused() -> None:
+    with pytest.raises(MethodError, match=r"no batch has 4-9 classes, for the images are of 3: .* such as 1-3"):
+        Batches(8, 2, (4, 9)).deal(np.arange(30) % 3)
+    assert len(Batches(8, 2, (1, 9)).deal(np.arange(30) % 3)) == 2
+
+
 def test_of_batches_the_accuracy_is_the_mean_and_the_classifier_alone_stands_beside(imported: Store,
                                                                                    gda: Classifier) -> None:
     batches = {"number": 12, "size": 16, "classes": [1, 2], "seed": 3}

@@ -137,6 +137,8 @@ def test_what_a_strategy_needs_and_images_lack_is_said(classifier: Classifier, i
         ask("dn")
     with pytest.raises(PredictionError, match=r"images alone have none: predict on a store$"):
         ask("patch-knn", normal="disc")
+    with pytest.raises(PredictionError, match=r"tpt encodes prompts anew, .* a store that has one"):
+        ask("tpt")
     with pytest.raises(PredictionError, match="reads views of images, and these are embeddings"):
         ask("mta", np.ones((3, 64), np.float32))
     with pytest.raises(ArgumentError, match="--views is for a strategy that reads views"):

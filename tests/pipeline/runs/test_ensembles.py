@@ -14,7 +14,7 @@ import torch
 import onceclip
 from onceclip.adapters import GDA, MethodError, TipAdapter, ZeroShot, best_merge, fit_selected, merge
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.runs.automatic import is_average, member_names
+from onceclip.pipeline.runs.automatic import is_average, member_names, run_method
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import compare, spec_of
 from onceclip.pipeline.runs.run import RunSpec
@@ -33,6 +33,11 @@ def test_an_ensemble_is_the_weighted_sum_of_its_members_calibrated_logits(import
     assert values["gda weight"] + values["tip-adapter weight"] == pytest.approx(1.0)
     assert [each["method"] for each in fitted.row["reached"]] == ["gda", "tip-adapter", "automatic"]
     assert fitted.row["method"] == "gda+tip-adapter"
+
+
+def test_several_methods_get_the_text_tower_where_one_of_them_wants_it() -> None:
+    wants = {name: run_method(name).wants_tower for name in ("gda+coop", "merge:coop+kgcoop", "gda+tip-adapter")}
+    assert list(wants.values()) == [True, True, False]
 
 
 def test_a_merge_has_the_weight_that_validation_rows_choose(imported: Store) -> None:

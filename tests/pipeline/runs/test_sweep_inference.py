@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from onceclip.pipeline.runs.replay import spec_of
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.summary import tables
+from onceclip.pipeline.runs.sweep import make_specs
+from onceclip.pipeline.words import percent
 from onceclip.stores import Store
+from onceclip.stores.schema import Output
 
 ASKED: dict[str, Any] = {"methods": ["zero-shot", "gda"], "shots": [4], "seeds": [1, 2]}
 
@@ -72,6 +76,9 @@ def test_batches_have_a_table_of_their_own_with_the_classifier_alone(run: Callab
     assert first.names == ("zero-shot", "gda")
     assert second.names == ("zero-shot", "gda", "zero-shot + stata alpha=3.0 (transductive)",
                             "gda + stata alpha=3.0 (transductive)")
+    lines = onceclip.results(tmp_path / "results").groupby("method")["accuracy"].count()
+    assert lines["gda"] == 1
+    assert lines["gda + stata alpha=3.0 (transductive), batches (size 10, number 4, classes 1-4, seed 1)"] == 1
     page = run("report", tmp_path / "results", "--out", tmp_path / "page.html")
     assert page.exit_code == 0, page.stderr
     assert "gda + stata alpha=3.0 (transductive)" in (tmp_path / "page.html").read_text()
@@ -83,6 +90,31 @@ def test_a_row_with_a_strategy_is_replayed_and_a_module_that_only_it_names_is_no
     assert onceclip.fit(imported, spec_of(row, imported)).row["accuracy"] == row["accuracy"]
     with pytest.raises(MethodError, match="--import nowhere"):
         spec_of({**row, "asked": {**row["asked"], "inference": "nowhere:Mine"}}, imported)
+
+
+def test_a_strategy_that_is_named_twice_is_one() -> None:
+    assert len(make_specs(["gda"], [4], [1], inferences=["stata", "none", "stata"])) == 2
+
+
+def test_runs_on_other_views_of_the_same_images_are_other_runs(imported: Store) -> None:
+    alone, spec = RunSpec("gda", 4), RunSpec("gda", 4, inference="mta")
+    others = [copy(imported), copy(imported)]
+    for number, store in enumerate(others, 2):
+        store.outputs = {"view": Output((number, imported.dim), ("view", "dim"), {"number": number})}
+    assert len({alone.identity(each) for each in (imported, *others)}) == 1
+    assert len({spec.identity(each) for each in (imported, *others)}) == 3
+
+
+def test_an_adapter_of_a_replayed_row_says_what_it_reaches_by_itself(run: Callable[..., Result], imported: Store,
+                                                                     tmp_path: Path) -> None:
+    row, = onceclip.sweep(imported, out=tmp_path / "results", methods="gda", shots=2, seeds=1, inference="onzeta")
+    done = run("fit", imported.path, "--from-row", f"{tmp_path / 'results'}:1", "--out", tmp_path / "adapter")
+    alone = percent(row["inference"]["alone"]["accuracy"])
+    assert percent(row["accuracy"]) != alone
+    assert done.stdout.startswith("gda + onzeta, ")
+    assert f"by itself        {alone}; onzeta is no part" in done.stdout
+    assert "interval" not in done.stdout
+    assert f"{alone} of " in (tmp_path / "adapter" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("values", "words"), [
