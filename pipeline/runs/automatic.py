@@ -76,7 +76,8 @@ def _average_class(name: str) -> type[Method]:
                               "are averaged")
     return type("Average", (Automatic,), {
         "__doc__": Automatic.__doc__, "__module__": __name__, "name": name, "members": members,
-        "merged": name.startswith(_MERGE), "needs_text": any(member.needs_text for member in members)})
+        "merged": name.startswith(_MERGE), "needs_text": any(member.needs_text for member in members),
+        "wants_tower": any(member.wants_tower for member in members)})
 
 
 def average_of(method: Method, task: Task, seed: int, progress: Progress) -> Average:

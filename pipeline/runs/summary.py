@@ -214,9 +214,15 @@ def _told_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What makes another line of a run only where there is one without it: a grid, and the device if it is no CPU."""
-    device, grid = str(row.get("device") or "cpu"), _in_a_grid(row) and row.get("asked", {}).get("values")
-    return "best of its grid" if grid else "", "" if device == "cpu" else f"on {device}"
+    """What makes another line of a run only where there is one without it: a grid, the device if it is no CPU, and the
+    bank, by its fingerprint too where two have a name.
+    """
+    asked, prints = row.get("asked", {}), row.get("fingerprints", {})
+    device, grid = str(row.get("device") or "cpu"), _in_a_grid(row) and asked.get("values")
+    bank = str(asked.get("bank") or "").rstrip("/").rpartition("/")[2]
+    return ("best of its grid" if grid else "", "" if device == "cpu" else f"on {device}",
+            f"of bank {bank} {str(prints.get('bank'))[:6]}" if bank else "",
+            f"with captions {asked['captions']}" if asked.get("captions") else "")
 
 
 def _in_a_grid(row: Mapping[str, Any]) -> bool:
@@ -226,9 +232,7 @@ def _in_a_grid(row: Mapping[str, Any]) -> bool:
 
 def line_name(row: Mapping[str, Any]) -> str:
     """The method, with the values that were set where no grid chose among them, and how it was searched and trained."""
-    asked, inference = row.get("asked", {}), row.get("inference")
-    inference = inference.get("name") if isinstance(inference, Mapping) else inference
-    parts = [str(row["method"]), *([f"+ {inference}"] if inference not in (None, "", "none") else [])]
+    asked, parts = row.get("asked", {}), [str(row["method"])]
     if not _in_a_grid(row):
         parts += [f"{name}={value}" for name, value in (asked.get("values") or {}).items()]
     if row["method"] != BASELINE:  # which has nothing to search and is not trained

@@ -14,7 +14,7 @@ import torch
 import onceclip
 from onceclip.adapters import GDA, MethodError, TipAdapter, ZeroShot, best_merge, fit_selected, merge
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.runs.automatic import is_average, member_names
+from onceclip.pipeline.runs.automatic import is_average, member_names, run_method
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import compare, spec_of
 from onceclip.pipeline.runs.run import RunSpec
@@ -106,3 +106,8 @@ def test_a_row_never_imports_the_module_of_a_member(imported: Store, tmp_path: P
     with pytest.raises(MethodError, match="no part of onceclip"):
         spec_of(row, imported)
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_ensemble_wants_the_text_tower_that_a_member_wants() -> None:
+    assert run_method("coop+gda").wants_tower
+    assert not run_method("tip-adapter+gda").wants_tower
