@@ -80,8 +80,10 @@ class Rows:
         known = {EMBEDDING: self.embedding, **self.others}
         missing = [name for name in names if name not in known]
         if missing:
+            how = (f"join a store that has it for every image, with --join {missing[0].partition('/')[0]}=STORE"
+                   if "/" in missing[0] else f"extract again with --{OPTIONS.get(missing[0], missing[0])}")
             raise MethodError(f"the method needs the output {missing[0]!r} of every image, and the store has none: "
-                              f"extract again with --{OPTIONS.get(missing[0], missing[0])}")
+                              f"{how}")
         return torch.cat([known[name].flatten(1) for name in names], dim=1)
 
     def to(self, move: Callable[[Any], Any]) -> Rows:

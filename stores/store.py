@@ -149,7 +149,8 @@ class Store(Columns):
             known = ", ".join(self.texts) or "none"
             without = "" if self.texts else "; linear-probe and onceclip.FewShotClassifier do without"
             raise StoreIncomplete(f"{self.path} has no text set {name!r} (there are: {known}): "
-                                  f"`onceclip text {quote(self.path)} --name {quote(name)}` embeds one{without}")
+                                  f"`onceclip text {quote(self.path)} --name {quote(name)}` embeds one, with "
+                                  f"--captions FILE one of captions{without}")
         return str(self.attributes["texts"][name]["fingerprint"])
 
     def text(self, name: str = "default") -> TextSet:

@@ -85,7 +85,11 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
+    wanted = {each.partition("/")[0] for one in (classifier, other) if one for each in one.inputs if "/" in each}
     for name, path in map(named_store, join):
+        if name not in wanted:
+            raise ArgumentError(f"the adapter reads nothing of a joined store {name!r}: leave --join {name}=... out"
+                                + (f", or call it {' or '.join(sorted(wanted))}" if wanted else ""))
         several = [store.join(opened(path), name) for store in several]
     strategy = None if inference is None else inference_of(inference, inference_values)
     if coverage is not None:

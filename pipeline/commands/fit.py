@@ -164,7 +164,8 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
                        for name, value in row["hyperparameters"].items())
     chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
     fitted_on = f", then on all {row['n_refit']:,} of {_SPLITS[row['refit']]}" if "n_refit" in row else ""
-    following = (f"evaluate {quote(str(out))} {quote(str(row['store']))}" if row["n_test"] else
+    joined = "".join(f" --join {quote(each)}" for each in row.get("asked", {}).get("join", ()))
+    following = (f"evaluate {quote(str(out))} {quote(str(row['store']))}{joined}" if row["n_test"] else
                  f"predict {quote(str(out))} IMAGES...")
     return [
         f"{label_of(row)}, {shots_of(row['shots'])}, seed {row['seed']}: "
@@ -172,6 +173,7 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
         f"{fitted_on}, {row['seconds']:.2f} s",
         *_sourced(row),
         *_accuracy(row, grouped),
+        *_strategy(row),
         *_new_classes(row),
         *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
         f"Saved in {out}. Next: onceclip {following}" if out else "Not saved: add --out FOLDER to keep the adapter.",
@@ -202,6 +204,13 @@ def _alone(row: Mapping[str, Any]) -> list[str]:
     found = row.get("inference")
     return [f"  by itself        {percent(found['alone']['accuracy'])}; {found['name']} is no part of the adapter: "
             f"evaluate --inference {found['name']}"] if found else []
+
+
+def _strategy(row: Mapping[str, Any]) -> list[str]:
+    """What read the test images, where a replayed row has a strategy; it is no part of the adapter."""
+    found = row.get("inference")
+    return [f"  read by          {found['name']}; each image by itself {percent(found['alone']['accuracy'])}, which is "
+            "what a saved adapter gives"] if found else []
 
 
 def _interval(row: Mapping[str, Any], grouped: bool) -> str:

@@ -34,6 +34,7 @@ from onceclip.pipeline.tasks.support import bank_of, with_support
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store, StoreError, open_store
+from onceclip.stores.store import JoinedStore
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     store = first.opened(store)
     methods = [spec.built() for spec in specs]
     drawn = _drawn(store, first, methods[0])
+    if is_average(first.method) and drawn.sourced.get("source") and drawn.task.val is None:
+        raise MethodError(f"{first.method} weighs its methods on labelled images, and guessed labels are none: add "
+                          "--shots K, with a store that has validation images, or give one method")
     policies = [spec.select or _policy(method, drawn) for spec, method in zip(specs, methods, strict=True)]
     drawn.remarks.extend(dict.fromkeys(
         remark for method, spec, policy in zip(methods, specs, policies, strict=True)
@@ -212,6 +216,8 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "version": onceclip.__version__,
         "encoder": store.encoder,
         "store": store.fingerprint,
+        **({"encoders": {name: each.encoder for name, each in store.joined.items()}}
+           if isinstance(store, JoinedStore) else {}),
         "outputs": {name: output.spec for name, output in store.outputs.items()
                     if name in {*(spec.inputs or run_method(spec.method).inputs), "view", "token"}},
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,

@@ -17,7 +17,7 @@ from onceclip.adapters.heads import pack
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.training.loop import Progress, no_progress, part_of
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.runs.automatic import run_method
+from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.results import append_rows, read_lines
 from onceclip.pipeline.tasks.tasks import draw_task, inputs_of
 from onceclip.pipeline.words import counted
@@ -62,6 +62,8 @@ def order_of(classes: Sequence[str], seed: int, sessions: int) -> list[list[str]
 
     Raises TaskError if the first session would have fewer than two classes.
     """
+    if len(classes) < 2:
+        raise TaskError(f"{counted(len(classes), 'class', 'classes')}: sessions need a store with two classes at least")
     if sessions < 1 or len(classes) < 2 * sessions:
         raise TaskError(f"{counted(sessions, 'session')} of {counted(len(classes), 'class', 'classes')}: give a number "
                         f"from 1 to {len(classes) // 2}, so that each has two classes at least")
@@ -94,7 +96,9 @@ def incremental(store: Store, asked: Sessions, orders: Sequence[int], folder: Pa
 def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[str, Any]:
     begun, method = time.perf_counter(), asked.built()
     parts = order_of(store.classes, order, asked.sessions)
-    if method.inputs != ("embedding",) or method.needs_bank:
+    if is_average(asked.method):
+        raise TaskError(f"{asked.method} is of several methods: name each by itself, as in --method gda,zero-shot")
+    if method.inputs != ("embedding",) or method.needs_bank or method.wants_tower:
         raise TaskError(f"{method.name} takes more than embeddings and prompts: use another method for sessions")
     task = draw_task(store, asked.shots, asked.seed, asked.text).task
     test = store.rows("test")

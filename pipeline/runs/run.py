@@ -134,13 +134,29 @@ class RunSpec:
                                                (named_store(each) for each in self.join)))
         if self.inputs:
             method().with_inputs(tuple(self.inputs))  # complains if the method cannot
+        self._require_joined_inputs(method)
         self._parse_inference()
+
+    def _require_joined_inputs(self, method: type[Method]) -> None:
+        """Raise TaskError for a joined store that nothing is read of, and two of one name."""
+        names = [name for name, _ in map(named_store, self.join)]
+        for name in names:
+            if names.count(name) > 1:
+                raise TaskError(f"--join {name}=... is given twice: give each store a name of its own")
+            if not any(each.startswith(f"{name}/") for each in self.inputs or method.inputs):
+                raise TaskError(f"{self.method} reads nothing of the joined store {name!r}: add --inputs "
+                                f"{name}/embedding, or leave --join {name}=... out")
 
     def _require_a_source(self, method: type[Method]) -> None:
         """Raise TaskError unless support, bank and shots go together."""
         source = support_source(self.support) if self.support else None
         if self.shots == 0 and not (source or method.needs_bank):
             raise TaskError("shots 0: give a number from 1 up, or all, or say with --support where rows come from")
+        if self.shots == 0 and self.shape != BALANCED:
+            raise TaskError("without --shots no label is read: add --shots K, or leave --long-tail, --natural-prior, "
+                            "--label-noise and --missing out")
+        if self.captions and not self.bank:
+            raise TaskError(f"--captions {self.captions} names a text set of a bank: add --bank STORE")
         if self.bank and not (source or method.needs_bank):
             raise TaskError(f"{self.method} reads no bank: leave --bank out, or add --support retrieve:16")
         if (method.needs_bank or (source and source.from_bank)) and not self.bank:

@@ -214,9 +214,15 @@ def _told_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What makes another line of a run only where there is one without it: a grid, and the device if it is no CPU."""
-    device, grid = str(row.get("device") or "cpu"), _in_a_grid(row) and row.get("asked", {}).get("values")
-    return "best of its grid" if grid else "", "" if device == "cpu" else f"on {device}"
+    """What makes another line of a run only where there is one without it: a grid, the device if it is no CPU, and the
+    bank, by its fingerprint too where two have a name.
+    """
+    asked, prints = row.get("asked", {}), row.get("fingerprints", {})
+    device, grid = str(row.get("device") or "cpu"), _in_a_grid(row) and asked.get("values")
+    bank = str(asked.get("bank") or "").rstrip("/").rpartition("/")[2]
+    return ("best of its grid" if grid else "", "" if device == "cpu" else f"on {device}",
+            f"of bank {bank} {str(prints.get('bank'))[:6]}" if bank else "",
+            f"with captions {asked['captions']}" if asked.get("captions") else "")
 
 
 def _in_a_grid(row: Mapping[str, Any]) -> bool:

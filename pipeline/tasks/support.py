@@ -58,7 +58,9 @@ def with_support(store: Store, drawn: Drawn, source: SupportSource | None, seed:
         drawn = replace(drawn, task=replace(task, support=support), sourced=record, remarks=[*drawn.remarks, *remarks])
     if bank is not None and keep_bank:
         entry = {"bank": bank.store.fingerprint, "bank_rows": len(bank.pool), "left_out": bank.left_out}
-        drawn = replace(drawn, task=replace(drawn.task, bank=bank.pool), sourced={**drawn.sourced, **entry})
+        remarks = [] if drawn.sourced.get("bank") else _left_out(bank.left_out, "bank")
+        drawn = replace(drawn, task=replace(drawn.task, bank=bank.pool), sourced={**drawn.sourced, **entry},
+                        remarks=[*drawn.remarks, *remarks])
     return drawn
 
 
@@ -149,11 +151,15 @@ def _record(source: SupportSource, candidates: Candidates, choice: Choice, bank:
 
 def _remarks(record: dict[str, Any], classes: int) -> list[str]:
     """What a user should know of the chosen rows."""
-    left_out = {reason: count for reason, count in record["left_out"].items() if count}
-    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-    of = "bank" if record["bank"] else "training images"
-    found = [f"{counted(sum(left_out.values()), 'image')} left out of the {of} ({reasons})"] if left_out else []
+    found = _left_out(record["left_out"], "bank" if record["bank"] else "training images")
     if record["classes"] < classes:
         missing = counted(classes - record["classes"], "class", "classes")
         found.append(f"{record['source']} found no image for {missing} of {classes}")
     return found
+
+
+def _left_out(counts: dict[str, int], of: str) -> list[str]:
+    """How many images were left out of a bank or of the training images, and why."""
+    left_out = {reason: count for reason, count in counts.items() if count}
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    return [f"{counted(sum(left_out.values()), 'image')} left out of the {of} ({reasons})"] if left_out else []

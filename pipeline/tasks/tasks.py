@@ -30,6 +30,7 @@ from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
 from onceclip.stores.location import damage
 from onceclip.stores.schema import SPLITS
+from onceclip.stores.store import JoinedStore
 from onceclip.stores.text_tower import TOWER
 
 VAL_SHOTS = 4
@@ -330,10 +331,18 @@ def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterato
 
 
 def check_encoder(classifier: Classifier, store: Store) -> None:
-    """Raise StoreMismatch unless classifier and store belong to one encoder."""
+    """Raise StoreMismatch unless classifier and store, and those joined to it, belong to the same encoders."""
     encoder = classifier.encoder
     if encoder:
         store.require_encoder(str(encoder.get("fingerprint")), f"the adapter ({encoder.get('name')})")
     elif classifier.inputs == ("embedding",) and classifier.dim != store.dim:
         raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {store.path} has {store.dim}: "
                             "use a store of the adapter's encoder")
+    made, joined = classifier.provenance.get("encoders"), store.joined if isinstance(store, JoinedStore) else {}
+    for name, mark, _ in (each.partition("/") for each in classifier.inputs):
+        if mark and name not in joined:
+            raise StoreMismatch(f"{store.path} has no image/{name}{mark}embedding, which the adapter reads: join the "
+                                f"store that has it, in `evaluate` with --join {name}=STORE, in Python with Store.join")
+        other = made.get(name) if mark and isinstance(made, dict) else None
+        if isinstance(other, dict):
+            joined[name].require_encoder(str(other.get("fingerprint")), f"the adapter's input {name!r}")

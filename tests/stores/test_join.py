@@ -72,10 +72,17 @@ def test_fit_and_evaluate_take_the_embeddings_of_the_joined_encoder(store_path: 
     assert config["inputs"] == ["dino/embedding"]
     assert run_json("evaluate", tmp_path / "adapter", store_path, *join)["accuracy"] == row["accuracy"]
     assert "no image/dino/embedding" in run("evaluate", tmp_path / "adapter", store_path).stderr
+    foreign = ("--join", f"dino={store_path}")
+    assert "the adapter's input 'dino' belongs to encoder" in run("evaluate", tmp_path / "adapter", store_path,
+                                                                  *foreign).stderr
+    assert "leave --join clip=... out, or call it dino" in run("evaluate", tmp_path / "adapter", store_path, "--join",
+                                                               f"clip={other_path}").stderr
     alone = onceclip.fit(open_store(str(other_path)), "zero-shot").row
     assert alone["run"] != row["run"]
     for arguments, text in ((("--method", "gda", *join, "--inputs", "dino/embedding"), "gda takes its own inputs"),
                             (("--method", "gda", "--join", "dino"), "give NAME=STORE"),
+                            (("--method", "gda", *join), "gda reads nothing of the joined store 'dino'"),
+                            (("--method", "labelling-network", *join, *join, "--inputs", "dino/embedding"), "twice"),
                             (("--method", "labelling-network", "--inputs", "dino/embedding"), "'dino/embedding'")):
         result = run("fit", store_path, *arguments)
         assert result.exit_code == 1

@@ -162,3 +162,12 @@ def test_what_cannot_arrive_is_one_line(imported: Store, run: Callable[..., Any]
     assert result.exit_code == 1, result.output
     assert text in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_what_cannot_arrive_in_sessions_is_refused(imported: Store) -> None:
+    for method, text in (("gda+zero-shot", "is of several methods"), ("merge:gda+zero-shot", "is of several methods"),
+                         ("coop", "takes more than embeddings and prompts")):
+        with pytest.raises(TaskError, match=text):
+            onceclip.incremental(imported, method, sessions=2, orders=[1])
+    with pytest.raises(TaskError, match="need a store with two classes"):
+        order_of(["cat"], 1, 1)

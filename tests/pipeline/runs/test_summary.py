@@ -55,7 +55,7 @@ def test_what_has_no_test_images_has_no_result_either() -> None:
 def row(accuracy: float = 0.5, method: str = "gda", shots: Any = 4, seed: int = 1, select: str = "val",
         **further: Any) -> dict[str, Any]:
     """A result row as far as summaries read it; what RunSpec knows goes to what was asked for."""
-    fields = ("values", "class_weights", "search", "narrow", "stream", "classes")
+    fields = ("values", "class_weights", "search", "narrow", "stream", "classes", "bank", "inference")
     return {"method": method, "shots": shots, "seed": seed, "accuracy": accuracy, "store": "pets.zarr",
             "accuracy_val": None if select == "fixed" else 0.5, "select": select,
             "fingerprints": {"support": f"draw {shots} {seed}"},
@@ -66,6 +66,7 @@ def row(accuracy: float = 0.5, method: str = "gda", shots: Any = 4, seed: int = 
 @pytest.mark.parametrize(("values", "name"), [
     ({"search": "random:30"}, "gda search random:30"), ({"narrow": True}, "gda narrow"),
     ({"stream": True}, "gda stream"),
+    ({"inference": "stata"}, "gda + stata"),
     ({"values": {"alpha": 2.0}}, "gda alpha=2.0"), ({"device": "NVIDIA H200"}, "gda on NVIDIA H200")], ids=str)
 @pytest.mark.parametrize("order", [1, -1])
 def test_runs_that_differ_in_more_than_method_shots_and_seed_are_lines_of_their_own(
@@ -109,3 +110,16 @@ def test_a_row_that_gives_way_to_a_later_one_is_counted() -> None:
     table, = tables([row(0.5, version="1"), row(0.7, version="2")])
     assert table.accuracy["gda", 4].value == 0.7
     assert table_lines(table)[-1] == "1 row left out: of the same line, shots and seed the last counts"
+
+
+def test_runs_with_two_banks_are_two_lines_by_what_the_banks_hold() -> None:
+    rows = [row(value, bank=f"{place}/bank.zarr", fingerprints={"bank": bank, "support": "none"})
+            for value, place, bank in ((0.5, "a", "1234567"), (0.7, "b", "7654321"))]
+    assert {name for name, _ in tables(rows)[0].accuracy} == {"gda of bank bank.zarr 123456",
+                                                             "gda of bank bank.zarr 765432"}
+    assert {name for name, _ in tables(rows[:1])[0].accuracy} == {"gda"}
+
+
+def test_a_strategy_is_named_once() -> None:
+    table, = tables([row(inference="stata") | {"inference": {"name": "stata", "transductive": True}}])
+    assert set(table.accuracy) == {("gda + stata (transductive)", 4)}
