@@ -226,9 +226,7 @@ def _in_a_grid(row: Mapping[str, Any]) -> bool:
 
 def line_name(row: Mapping[str, Any]) -> str:
     """The method, with the values that were set where no grid chose among them, and how it was searched and trained."""
-    asked, inference = row.get("asked", {}), row.get("inference")
-    inference = inference.get("name") if isinstance(inference, Mapping) else inference
-    parts = [str(row["method"]), *([f"+ {inference}"] if inference not in (None, "", "none") else [])]
+    asked, parts = row.get("asked", {}), [str(row["method"])]
     if not _in_a_grid(row):
         parts += [f"{name}={value}" for name, value in (asked.get("values") or {}).items()]
     if row["method"] != BASELINE:  # which has nothing to search and is not trained
