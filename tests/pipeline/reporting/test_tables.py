@@ -96,9 +96,10 @@ def test_a_name_that_is_a_formula_stays_text_in_csv(rows: Callable[..., Path]) -
 
 
 def test_rows_of_an_inference_are_lines_of_their_own(rows: Callable[..., Path]) -> None:
-    folder = rows(("gda", 0, 1, 1, 0.5), ("gda", 0, 1, 1, 0.7, {"inference": {"name": "stata"}}),
-                  ("gda", 0, 1, 1, 0.6))
-    assert onceclip.results(folder).set_index("method")["accuracy"].to_dict() == {"gda": 0.6, "gda + stata": 0.7}
+    folder = rows(("gda", 0, 1, 1, 0.5), ("gda", 0, 1, 1, 0.7, {"inference": {"name": "stata", "transductive": True}}),
+                  ("gda", 0, 1, 1, 0.6, {"inference": {"name": "tda"}}))
+    assert onceclip.results(folder).set_index("method")["accuracy"].to_dict() == {
+        "gda": 0.5, "gda + stata (transductive)": 0.7, "gda + tda": 0.6}
 
 
 def test_the_frame_has_the_runs_that_count_and_no_failures(rows: Callable[..., Path]) -> None:
