@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -60,8 +61,9 @@ def rewrite(path: Path, random: Random) -> None:
     elif path.suffix == ".json":
         values = changed(json.loads(content), random)
         if isinstance(values, dict) and isinstance(values.get("attributes"), dict):
-            values["attributes"] = {name: seal(each) if isinstance(each, dict) and "checksum" in each else each
-                                    for name, each in values["attributes"].items()}
+            with suppress(ValueError):  # NaN, which a seal does not take
+                values["attributes"] = {name: seal(each) if isinstance(each, dict) and "checksum" in each else each
+                                        for name, each in values["attributes"].items()}
         path.write_text(json.dumps(values))
     elif path.suffix == ".jsonl":
         lines = content.splitlines()

@@ -172,8 +172,9 @@ def _short(rows: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
     found: dict[int, tuple[int, int]] = {}
     for row in rows:
         images, asked = row.get("n_support", 0), row["shots"]
-        if "support_counts" not in row and images and isinstance(asked, int) and images < asked * row["classes"]:
-            found[asked] = min(found.get(asked, (images, 0))[0], images), asked * row["classes"]
+        classes = row.get("classes") or 0
+        if "support_counts" not in row and images and isinstance(asked, int) and images < asked * classes:
+            found[asked] = min(found.get(asked, (images, 0))[0], images), asked * classes
     return dict(sorted(found.items()))
 
 

@@ -123,3 +123,10 @@ def test_runs_with_two_banks_are_two_lines_by_what_the_banks_hold() -> None:
 def test_a_strategy_is_named_once() -> None:
     table, = tables([row(inference="stata") | {"inference": {"name": "stata", "transductive": True}}])
     assert set(table.accuracy) == {("gda + stata (transductive)", 4)}
+
+
+def test_a_row_without_its_number_of_classes_is_told_all_the_same() -> None:
+    """Fuzzing left the key out, and the report ended in a KeyError."""
+    row = {"method": "gda", "shots": 4, "seed": 1, "accuracy": 0.5, "store": "a.zarr", "n_support": 3}
+    table, = tables([row])
+    assert table.short == {}
