@@ -151,7 +151,7 @@ def test_a_stream_has_every_row_once_and_its_classes_come_in_turn_the_more_so_th
 @pytest.mark.parametrize(("values", "words"), [
     ({"size": 0}, "from 1 up"), ({"classes": [3, 2]}, "such as 1-4"), ({"classes": [0, 2]}, "such as 1-4"),
     ({"number": 2, "dirichlet": 0.1}, "give one of them"), ({"slots": 3}, "there are: size, number"),
-    ({"dirichlet": float("inf")}, "cannot be negative")])
+    ({"dirichlet": float("inf")}, "finite numbers from 0 up")])
 def test_batches_that_cannot_be_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(TaskError, match=words):
         Batches.of(values)
