@@ -83,6 +83,9 @@ def _fitted(classifier: Classifier, store: Store, rows: np.ndarray) -> Classifie
     """The adapter's method, with its hyperparameters, fitted on some rows of a store."""
     automatic = classifier.method == AUTOMATIC
     kind = stored_method_class(IN_PLACE if automatic else classifier.method, "the adapter")
+    if kind.needs_bank:
+        raise PredictionError(f"{kind.name} learns from images of a bank, and labels of a store's own images are "
+                              "looked at here: give an adapter of another method, such as gda")
     known = kind.stored_values({} if automatic else classifier.hyperparameters)
     method = kind(**{name: value for name, value in known.items() if name in kind.hyperparameters})
     made = classifier.provenance.get("text") or {}

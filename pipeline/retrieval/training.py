@@ -99,6 +99,9 @@ def train(store: Store, text: TextSet, name: str, recipe: str, negatives: TextSe
     made = RECIPES[recipe]
     epochs = made.epochs if epochs is None else epochs
     rate = made.learning_rate if learning_rate is None else learning_rate
+    if negatives is not None and made.loss is not _hard_negatives:
+        takers = ", ".join(each for each, its in RECIPES.items() if its.loss is _hard_negatives)
+        raise RetrievalError(f"{recipe} makes its negatives itself: leave --negatives out, or train {takers}")
     pairs = captioned(store, text, "train", name)
     if len(pairs.items) < 2:
         raise RetrievalError(f"{store.path}: the train split has a single captioned item: training takes two at least")

@@ -21,6 +21,7 @@ from onceclip.pipeline.tasks.shapes import BALANCED, Shape
 from onceclip.stores import Store, open_store
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.location import everywhere
+from onceclip.stores.store import JoinedStore
 
 NO_REFIT = NO_INFERENCE = "none"
 CAPTIONS = "captions"  # name of the text set of captions that a bank has by default
@@ -129,7 +130,9 @@ class RunSpec:
         object.__setattr__(self, "support", str(support_source(self.support)) if self.support else "")
         object.__setattr__(self, "bank", everywhere(self.bank) if self.bank else "")
         self._require_a_source(method)
-        object.__setattr__(self, "inputs", tuple(self.inputs))
+        for name in ("inputs", "join"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         object.__setattr__(self, "join", tuple(f"{name}={everywhere(path)}" for name, path in
                                                (named_store(each) for each in self.join)))
         if self.inputs:
@@ -259,6 +262,9 @@ class RunSpec:
             found[name] = "" if output is None else fingerprint([list(output.shape), output.spec])
         for name, other in (named_store(each) for each in self.join):
             found[f"join {name}"] = open_store(other).fingerprint
+        if isinstance(store, JoinedStore):  # from Python, without --join
+            read = {each.partition("/")[0] for each in self.inputs or run_method(self.method).inputs}
+            found |= {f"join {name}": each.fingerprint for name, each in store.joined.items() if name in read}
         return found
 
     def opened(self, store: Store) -> Store:

@@ -95,5 +95,10 @@ def test_a_joined_run_has_the_identity_of_contents_and_one_without_keeps_its_own
     specs = [onceclip.RunSpec("labelling-network", 4, join=(f"dino={path}",), inputs=("dino/embedding",))
              for path in (other_path, moved)]
     plain = onceclip.RunSpec("labelling-network", 4)
+    assert onceclip.RunSpec("labelling-network", 4, join=f"dino={other_path}", inputs="dino/embedding") == specs[0]
     assert specs[0].identity(store) != plain.identity(store)
     assert {"join", "inputs"}.isdisjoint(plain.as_values())
+    given = onceclip.RunSpec("labelling-network", 4, inputs=("dino/embedding",))
+    here, there = (given.contents(store.join(each, "dino")) for each in (open_store(str(other_path)), store))
+    assert here["join dino"] == open_store(str(other_path)).fingerprint != there["join dino"]
+    assert "join dino" not in plain.contents(store.join(store, "dino"))

@@ -59,6 +59,11 @@ def test_training_finds_more_of_unseen_videos(turned: Store, recipe: str, furthe
     assert retrieve(turned, split="test", train=recipe, seed=2, **values)["trained"]["val_map"] != made["val_map"]
 
 
+def test_false_captions_that_a_recipe_would_not_read_are_refused(turned: Store) -> None:
+    with pytest.raises(RetrievalError, match=r"geodesic makes its negatives itself: .* train labclip"):
+        retrieve(turned, split="test", train="geodesic", negatives="negatives")
+
+
 @pytest.mark.parametrize("recipe", ["labclip", "geodesic", "temporal"])
 def test_no_epoch_is_the_mean_of_frames(turned: Store, recipe: str) -> None:
     row = retrieve(turned, split="test", train=recipe, epochs=0)

@@ -187,5 +187,9 @@ def test_captions_choose_images_and_those_without_one_are_left_out(store_path: P
     found = json.loads(result.stdout)["support_source"]
     assert found["left_out"]["without caption"] == 1
     assert (found["rows"], found["classes"]) == (12, 4)
+    kept = tmp_path / "kept"
+    more = run("fit", store_path, "--method", "x-more", "--bank", bank, "--out", kept)
+    assert "images left out of the bank" in more.stderr, more.output
+    assert "give an adapter of another method" in run("suggest", kept, store_path, "--label-errors").stderr
     wrong = run(*fit, "--captions", "default")
     assert "has prompts of classes, not captions of images" in wrong.stderr
