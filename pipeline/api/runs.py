@@ -37,6 +37,7 @@ from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.incremental import Sessions
 from onceclip.pipeline.runs.incremental import incremental as arrive
+from onceclip.pipeline.runs.inferred import read_by
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
 from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
@@ -148,7 +149,7 @@ def _facts(row: Mapping[str, Any], store: Store) -> dict[str, str]:
     if unit is None:  # images of a group are not independent, and the row says not which of them were right
         low, high = count_interval(round(row["accuracy"] * row["n_test"]), row["n_test"])
         told += f" (95 % interval {percent(low)} to {percent(high)})"
-    return {"test accuracy": told, **facts}
+    return {"test accuracy": told + read_by(row), **facts}
 
 
 def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:

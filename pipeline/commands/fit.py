@@ -191,9 +191,11 @@ def _accuracy(row: Mapping[str, Any], grouped: bool) -> list[str]:
     if row.get("accuracy_before_refit") is not None:
         return [f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
                 "before that"]
+    from onceclip.pipeline.runs.inferred import read_by
+
     among = _interval(row, grouped) + counted(row["n_test"], "image")
     return [f"  test accuracy    {percent(row['accuracy'])} ({among}), macro recall {percent(row['macro_recall'])}"
-            f"{few_words(row['n_test'])}"]
+            f"{read_by(row)}{few_words(row['n_test'])}"]
 
 
 def _interval(row: Mapping[str, Any], grouped: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from onceclip.adapters import Classifier
@@ -13,6 +14,7 @@ from onceclip.pipeline.evaluation.inference import read
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.orders import read_orders
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.words import percent
 from onceclip.stores import Store
 
 
@@ -33,3 +35,9 @@ def inferred_row(store: Store, spec: RunSpec, classifier: Classifier, row: dict[
     return {**row, **{name: found[name] for name in (*SCORES, *CALIBRATED, *DETECTION) if name in found},
             "n_test": found["n"], "details": found["details"], INFERENCE: found[INFERENCE],
             "seconds_total": row["seconds_total"] + found["seconds"], **own}
+
+
+def read_by(row: Mapping[str, Any]) -> str:
+    """Which strategy the accuracy of a row is of, and what the classifier alone reaches; empty without a strategy."""
+    found = row.get(INFERENCE)
+    return f", read by {found['name']}; {percent(found['alone']['accuracy'])} without it" if found else ""

@@ -85,6 +85,16 @@ def test_a_row_with_a_strategy_is_replayed_and_a_module_that_only_it_names_is_no
         spec_of({**row, "asked": {**row["asked"], "inference": "nowhere:Mine"}}, imported)
 
 
+def test_a_replay_and_the_card_it_saves_say_what_the_accuracy_is_of(run: Callable[..., Result], imported: Store,
+                                                                    tmp_path: Path) -> None:
+    row, = onceclip.sweep(imported, out=tmp_path / "results", methods="gda", shots=2, seeds=1, inference="stata")
+    done = run("fit", imported.path, "--from-row", f"{tmp_path / 'results'}:1", "--out", tmp_path / "adapter")
+    assert done.exit_code == 0, done.stderr
+    words = f"read by stata; {100 * row['inference']['alone']['accuracy']:.2f} % without it"
+    assert words in done.stdout
+    assert words in (tmp_path / "adapter" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("values", "words"), [
     ({"inference": "stata", "classes": "base"}, "leave --classes"), ({"batches": {"size": 3}}, "add --inference"),
     ({"inference": "stata", "refit": "all"}, "refit all"), ({"inference_values": {"alpha": 1}}, "add --inference")])
