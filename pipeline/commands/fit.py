@@ -173,7 +173,6 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
         f"{fitted_on}, {row['seconds']:.2f} s",
         *_sourced(row),
         *_accuracy(row, grouped),
-        *_strategy(row),
         *_new_classes(row),
         *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
         f"Saved in {out}. Next: onceclip {following}" if out else "Not saved: add --out FOLDER to keep the adapter.",
@@ -204,13 +203,6 @@ def _alone(row: Mapping[str, Any]) -> list[str]:
     found = row.get("inference")
     return [f"  by itself        {percent(found['alone']['accuracy'])}; {found['name']} is no part of the adapter: "
             f"evaluate --inference {found['name']}"] if found else []
-
-
-def _strategy(row: Mapping[str, Any]) -> list[str]:
-    """What read the test images, where a replayed row has a strategy; it is no part of the adapter."""
-    found = row.get("inference")
-    return [f"  read by          {found['name']}; each image by itself {percent(found['alone']['accuracy'])}, which is "
-            "what a saved adapter gives"] if found else []
 
 
 def _interval(row: Mapping[str, Any], grouped: bool) -> str:

@@ -37,7 +37,11 @@ def import_(arrays: Path, store: str, encoder: str | None, text_sets: tuple[str,
     """
     from onceclip.pipeline.api.stores import import_arrays
 
-    done = import_arrays(arrays, store, encoder, dict(map(_text_set, text_sets)))
+    named = [_text_set(each) for each in text_sets]
+    twice = next((name for place, (name, _) in enumerate(named) if name in dict(named[:place])), None)
+    if twice:
+        raise click.BadParameter(f"{twice!r} is given twice: a set has one file", param_hint="--text-set")
+    done = import_arrays(arrays, store, encoder, dict(named))
     for remark in done["remarks"]:
         click.echo(f"Note: {remark}", err=True)
     show(as_json, done, lambda: import_lines(done))

@@ -60,6 +60,8 @@ def run_method(name: str | type[Method]) -> type[Method]:
     """
     if isinstance(name, str) and member_names(name):
         return _average_class(name)
+    if isinstance(name, str) and name.startswith(_MERGE) and name.removeprefix(_MERGE) in METHODS:
+        raise MethodError(f"{name}: a merge is of two methods, such as {_MERGE}gda+zero-shot")
     return Automatic if name == AUTOMATIC else method_class(name)
 
 

@@ -82,7 +82,8 @@ def listed_draw(source: DrawFile, shots: int | None, seed: int) -> Listed:
     Raises TaskError if the file has changed or lists no draw, or none or several for these shots and this seed.
     """
     draws = _draws(source)
-    found = [each for each in draws if each.is_of(shots, seed)]
+    named = _of_name(Path(source.file))  # of "all" no number is a part
+    found = [each for each in draws if each.is_of(shots, seed) and (not named or named[0] == shots)]
     if not found:
         raise TaskError(_missing(source.file, shots, seed, [(each.shots, each.seed) for each in draws]))
     if len(found) > 1:

@@ -72,3 +72,6 @@ def test_names_that_no_set_can_have_are_refused(npz: Path, tmp_path: Path, run: 
         done = run("import", npz, tmp_path / "a.zarr", "--text-set", f"{name}={tmp_path / 'a.npy'}")
         assert done.exit_code != 0
         assert message in done.stderr
+    twice = ("--text-set", f"a={tmp_path / 'a.npy'}") * 2
+    assert "'a' is given twice" in run("import", npz, tmp_path / "a.zarr", *twice).stderr
+    assert not (tmp_path / "a.zarr").exists()

@@ -89,8 +89,9 @@ def test_a_method_whose_name_has_the_sign_is_one(name: str, members: list[str]) 
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("gda+gad", "'gad'"), ("gda+gda", "a method twice"), ("merge:gda+zero-shot+tip-adapter", "a merge is of two"),
-    ("gda+linear-probe-preproj", "needs"), ("gda+", "no method ''")])
+    ("gda+gad", "'gad'"), ("gda+gda", "a method twice"), ("merge:gda", "such as merge:"),
+    ("merge:gda+zero-shot+tip-adapter", "a merge is of two"), ("gda+linear-probe-preproj", "needs"),
+    ("gda+", "no method ''")])
 def test_members_that_cannot_be_averaged_are_refused(name: str, message: str) -> None:
     with pytest.raises((MethodError, onceclip.OnceclipError), match=message):
         RunSpec(name, 2)

@@ -182,6 +182,13 @@ def test_a_folder_without_the_draw_says_which_there_are(imported: Store, tmp_pat
         spec_for("gda", 1, draws=tmp_path)
 
 
+def test_a_file_of_all_images_is_no_draw_of_few(imported: Store, tmp_path: Path) -> None:
+    file, = onceclip.write_draws(imported, "all", 1, out=tmp_path / "draws")
+    assert spec_for("gda", draws=file).shots is None
+    with pytest.raises(TaskError, match=r"no draw of 1 shots, seed 1 \(there are: all shots, seed 1\)"):
+        spec_for("gda", 1, draws=file)
+
+
 def test_a_file_that_changed_is_another_run_and_never_the_old_one(imported: Store, chosen: dict[str, list[str]],
                                                                   tmp_path: Path) -> None:
     path = tmp_path / "draw.json"
