@@ -88,6 +88,8 @@ def listed_draw(source: DrawFile, shots: int | None, seed: int) -> Listed:
         raise TaskError(_missing(source.file, shots, seed, [(each.shots, each.seed) for each in draws]))
     if len(found) > 1:
         raise TaskError(f"{source.file} has {len(found)} draws of {_what(shots, seed)}: say shots and seed of each")
+    if not found[0].images.get("train"):
+        raise TaskError(f"{source.file}: the draw of {_what(shots, seed)} has no training image: list some under train")
     return found[0]
 
 

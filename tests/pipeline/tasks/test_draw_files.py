@@ -157,7 +157,7 @@ def test_damaged_and_foreign_pickles_are_value_errors(content: bytes) -> None:
     ("a.json", '{"train": [["a/00.png", 0], ["b/00.png", 0]]}', "its class 0 has images of two classes"),
     ("a.json", '{"train": [1]}', "1 is no image"), ("a.json", '["a"]', "is no list of draws"),
     ("a.json", "{", "is no list of draws"), ("a.json", '{"train": "a"}', "is no list of draws"),
-    ("a.json", '{"shots": -1, "train": []}', "whole numbers"),
+    ("a.json", '{"shots": -1, "train": []}', "whole numbers"), ("a.json", '{"train": []}', "has no training image"),
     ("a.json", '{"shots": 4, "train": []}', "no draw of 2 shots, seed 1 .there are: 4 shots, seed any"),
     ("shot_2-seed_1.json", '{"shots": 4, "seed": 1, "train": []}', "lists another draw: rename it"),
     ("a.csv", "name\nx\n", "has the columns key"), ("a.csv", "key,split\nx,test\n", "line 2: a row has a key"),
