@@ -125,6 +125,6 @@ def test_a_text_set_of_another_encoder_is_refused(store_copy: Path) -> None:
 
 
 def test_a_missing_text_set_names_those_that_exist(store: Store) -> None:
-    message = r"no text set 'nice' \(there are: default\): `onceclip text .* --name nice` embeds one$"
+    message = r"no text set 'nice' \(there are: default\): `onceclip text .* --name nice` embeds one, with --captions"
     with pytest.raises(StoreIncomplete, match=message):
         store.text("nice")

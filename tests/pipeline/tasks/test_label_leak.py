@@ -8,7 +8,7 @@ from onceclip.adapters.task import EMBEDDING
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 
-QUICK = {"epochs": 3}
+QUICK = {"epochs": 3, "features": 100}
 
 
 def values_of(name):

@@ -19,6 +19,7 @@ from onceclip.stores import Store, StoreIncomplete, StoreMismatch, TextSet, open
 
 Arrays = dict[str, np.ndarray]
 FEW_STEPS = {name: {"epochs": 5} for name, method in METHODS.items() if "epochs" in method.hyperparameters}
+FEW_STEPS["ranpac"] = {"features": 100}
 
 
 @pytest.mark.parametrize("select", ["fixed", "val", "val-full"])
