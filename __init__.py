@@ -53,11 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in ("adapters", "stores"):
         return importlib.import_module(f"onceclip.{name}")
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-        try:
-            return version("onceclip")
-        except PackageNotFoundError:
-            return "0+checkout"  # a source tree that was never installed
+        return importlib.import_module("onceclip.pipeline.words").version()
     places = () if name.startswith("_") else ("onceclip.adapters", "onceclip.stores", "onceclip.pipeline.runs.sweep")
     found = [f": it is in {place}" for place in places if hasattr(importlib.import_module(place), name)]
     raise AttributeError(f"module 'onceclip' has no attribute {name!r}{''.join(found[:1])}")

@@ -234,6 +234,13 @@ class Shared(Method):
         return zero_shot_head(task), self.training_head(prepared, parameters)
 
 
+def require_images(method: Method, task: Task) -> None:
+    """Raise MethodError if a method that reads images without labels has none, not even of the support."""
+    if not len(task.support) and (task.unlabelled is None or not len(task.unlabelled)):
+        raise MethodError(f"{method.name} needs images without labels and the task has none: use a store with a train "
+                          "split, or --method zero-shot")
+
+
 def require_two_images(task: Task) -> None:
     """Raise MethodError if a class has a single support image, so that leaving it out leaves the class without any.
 

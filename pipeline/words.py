@@ -1,4 +1,4 @@
-"""Words that several commands use: numbers of things, shares, lists, and names that may be meant as one."""
+"""Words that several commands use: numbers of things, shares, lists, names that may be meant as one, the version."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ _FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?")
 _LONG = 40  # characters of what is no number any more
 _MISSING = {"nan", "none", "null", "<na>", "n/a"}  # as pandas, Python, SQL and Excel write it
+
+
+def version() -> str:
+    """The version of this package."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as of_package
+
+    try:
+        return of_package("onceclip")
+    except PackageNotFoundError:
+        return "0+checkout"  # a source tree that was never installed
 
 
 def counted(number: int, what: str, many: str = "") -> str:

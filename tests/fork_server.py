@@ -17,7 +17,7 @@ import traceback
 from typing import Any
 
 
-def carry_out(arguments: list[str], folder: str, environment: dict[str, str], output: list[str]) -> None:
+def run_python(arguments: list[str], folder: str, environment: dict[str, str], output: list[str]) -> None:
     """Do in this process what `python ARGUMENTS` does in a new one. output: files of the two streams."""
     os.chdir(folder)
     os.environ.clear()
@@ -42,7 +42,7 @@ def end(request: dict[str, Any]) -> None:
     """Do what is asked for, and end as Python does, but for the clearing of memory, which takes a second."""
     code: Any = 0
     try:
-        carry_out(**request)
+        run_python(**request)
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:

@@ -53,6 +53,15 @@ def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
 
 
 @pytest.mark.checkout
+def test_no_room_imports_the_root_which_names_them_all() -> None:
+    """Errors have a base of their own in the root, and the version stands in `pipeline/words.py`."""
+    found = [f"{path.relative_to(ROOT)} imports {name}" for room in ROOMS for path in code_files(ROOT / room)
+             for name in imports_of(path) if name == "onceclip" or (
+                 name.startswith("onceclip.") and name.split(".")[1] not in {*ROOMS, "errors"})]
+    assert found == []
+
+
+@pytest.mark.checkout
 def test_nothing_but_the_main_module_imports_the_command_line() -> None:
     found = [path.name for path in code_files() for name in imports_of(path) if inside(name, "onceclip.cli")]
     assert found == ["__main__.py"]

@@ -46,7 +46,7 @@ class Queries:
     views: (n, views, dim), unit; the plain image first, or None.
     patches: (n, patches, dim), unit, or None.
 
-    Of views and patches, which are read one by one, the caller hands over as many rows at a time as memory allows.
+    Of views and patches, which are read one by one, the caller passes as many rows at a time as memory allows.
     """
 
     embedding: Tensor

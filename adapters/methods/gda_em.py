@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.method import Method, require_images, zero_shot_head
 from onceclip.adapters.methods.gda import precision_of
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
@@ -66,9 +65,7 @@ class GDAEM(Method):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        if not len(task.support) and (task.unlabelled is None or not len(task.unlabelled)):
-            raise MethodError(f"{self.name} needs images without labels and the task has none: use a store with a "
-                              "train split, or --method zero-shot")
+        require_images(self, task)
 
     def prepare(self, task: Task) -> Mixture:
         given = task.unlabelled

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.errors import MethodError
-from onceclip.adapters.method import zero_shot_head
+from onceclip.adapters.method import require_images, zero_shot_head
 from onceclip.adapters.methods.coop import CONTEXT, PAPER, TOWER_NEEDED, TRAINING, prompt_head, tower_of
 from onceclip.adapters.methods.eco import CONTEXTS, ECO
 from onceclip.adapters.ops import unit
@@ -50,9 +49,7 @@ class UPL(ECO):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        if not len(task.support) and (task.unlabelled is None or not len(task.unlabelled)):
-            raise MethodError(f"{self.name} needs images without labels and the task has none: use a store with a "
-                              "train split, or --method zero-shot")
+        require_images(self, task)
 
     def prepare(self, task: Task) -> Task:
         given = [task.support.embedding] if task.unlabelled is None else [task.support.embedding, task.unlabelled]

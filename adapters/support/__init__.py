@@ -35,7 +35,7 @@ def support_source(name: str | SupportSource) -> SupportSource:
     parts = [part.strip() for part in head.split(":")]
     kind: type[SupportSource]
     if outside := _outside(name):
-        kind, given = import_class(outside, SupportSource), parts[2:]
+        kind, given = import_class(outside, SupportSource), parts[2:]  # type: ignore[type-abstract]
     elif parts[0] in SUPPORTS:
         kind, given = SUPPORTS[parts[0]], parts[1:]
     else:
@@ -55,7 +55,7 @@ def support_source(name: str | SupportSource) -> SupportSource:
 def require_stored(name: str, where: str) -> None:
     """Raise MethodError if a file names a source of a module that is not imported already. where: the file."""
     if outside := _outside(name):
-        stored_class(outside, SupportSource, sys.modules, where)
+        stored_class(outside, SupportSource, sys.modules, where)  # type: ignore[type-abstract]
 
 
 def _outside(name: str) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from onceclip.adapters.errors import MethodError, UnknownName, unknown
+from onceclip.adapters.errors import MethodError
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.task import Pool, Rows, whole_precision
 from onceclip.adapters.text import Text
-from onceclip.adapters.training.trainable import Hyperparameter, Value
+from onceclip.adapters.training.trainable import Configurable
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Choice:
     weight: Tensor | None = None
 
 
-class SupportSource:
+class SupportSource(Configurable, ABC):
     """Where support rows come from that nobody labelled. A source is one file with one subclass that writes `choose`.
 
-    name, summary, source: what a user is told of it. hyperparameters: its settings by name; the first one is what
+    name, summary, source: what a user is told of it. hyperparameters: see `Configurable`; the first one is what
     `NAME:K` sets. needs: "image", or "caption" for a pool whose images have captions. from_bank: whether its pool is
     a bank that the user names, and not the training images themselves.
 
@@ -43,23 +44,14 @@ class SupportSource:
         tensor(True)
     """
 
-    name: ClassVar[str]
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
     needs: ClassVar[str] = "image"
     from_bank: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
-
-    def __init__(self, **values: Value) -> None:
-        for name in values:
-            if name not in self.hyperparameters:
-                raise UnknownName(unknown("setting", name, self.hyperparameters, f" of the support source {self.name}"))
-        self.values = {name: setting.parse(name, values.get(name, setting.default))
-                       for name, setting in self.hyperparameters.items()}
 
     def __str__(self) -> str:
         """The text that names this source with these values; `support_source` reads it."""
@@ -69,9 +61,9 @@ class SupportSource:
                    if self.values[name] != self.hyperparameters[name].default]
         return ",".join([text, *changed])
 
+    @abstractmethod
     def choose(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
         """Choose rows of a pool and guess their labels. seed: of whatever is random in it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define choose")
 
     def support(self, text: Text, pool: Pool, seed: int = 0) -> Rows:
         """Support rows with guessed labels; `others` has their captions where the pool has them.

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import psutil
 
-from onceclip import OnceclipError
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.decoding.batches import Batch, Device, Stream
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.decoding.views import Views

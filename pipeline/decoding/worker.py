@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from onceclip import OnceclipError
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.decoding.preparation import Jpeg, Preparation, decoding
 from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.errors import BadImage, InterruptedImage

@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-import onceclip
 from onceclip.adapters import Classifier
 from onceclip.adapters.classifier import ClassifierModule
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.encoders.backend import LAST
 from onceclip.pipeline.errors import ExportError
+from onceclip.pipeline.words import version
 
 OUTPUTS = ("logits", "probabilities")
 
@@ -63,7 +63,7 @@ class Subject:
             "encoder": str(made.get("name", "")),
             "encoder_fingerprint": str(made.get("fingerprint", "")),
             "inputs": json.dumps(self.classifier.inputs),
-            "onceclip_version": onceclip.__version__,
+            "onceclip_version": version(),
         }
         if self.encoder is not None:
             preparation = self.encoder.preparation

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import onceclip
 from onceclip.adapters import Classifier, Rows, Task, Text, ZeroShot
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.encoders import Encoder
@@ -17,6 +16,7 @@ from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.prompts import build_prompts, class_phrases
 from onceclip.pipeline.prompts.prompts import DEFAULT_TEMPLATES, check_names
 from onceclip.pipeline.tasks.tasks import logit_numbers
+from onceclip.pipeline.words import version
 from onceclip.stores import Store, TextSet
 
 
@@ -45,5 +45,5 @@ def _classifier(text: TextSet, encoder: Mapping[str, Any], said: Mapping[str, An
     none = Rows(vectors.new_empty(0, vectors.shape[1]), torch.empty(0, dtype=torch.int64))
     numbers = logit_numbers(encoder)
     fitted = ZeroShot().fit(Task(words, none, logit_scale=numbers["logit_scale"], logit_bias=numbers["logit_bias"]))
-    return replace(fitted, provenance={"version": onceclip.__version__, "encoder": dict(encoder), "text": {
+    return replace(fitted, provenance={"version": version(), "encoder": dict(encoder), "text": {
         **said, "class_weights": RULES[0], **text.source}, "shots": 0, "seed": None, "select": "fixed"})

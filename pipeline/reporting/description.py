@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-import onceclip
 from onceclip.adapters.saving import CONFIG, classes_outside, read_configuration
-from onceclip.pipeline.words import counts
+from onceclip.pipeline.words import counts, version
 from onceclip.stores import Store, open_store
 from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
 
@@ -54,7 +53,7 @@ def _store(store: Store) -> dict[str, Any]:
             bad |= dict(zip(key.tolist(), reason.tolist(), strict=True))
     return {
         "kind": "store", "path": store.path, "schema": store.attributes.get("schema", SCHEMA),
-        "version": onceclip.__version__, "complete": store.complete, "fingerprint": store.fingerprint,
+        "version": version(), "complete": store.complete, "fingerprint": store.fingerprint,
         "encoder": store.encoder,
         "images": {"stored": states[STORED], "bad": states[BAD], "removed": states[REMOVED], "to do": states[TODO]},
         "bad_images": bad,

@@ -8,7 +8,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-import onceclip
 from onceclip.adapters import load_classifier
 from onceclip.pipeline.evaluation.evaluate import evaluate, temperature_of
 from onceclip.pipeline.files import whole_file
@@ -44,7 +43,7 @@ from onceclip.pipeline.reporting.settings import (
 from onceclip.pipeline.reporting.training_curves import training_panels
 from onceclip.pipeline.runs.results import Mean
 from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
-from onceclip.pipeline.words import counted, few_words, shots_of
+from onceclip.pipeline.words import counted, few_words, shots_of, version
 from onceclip.stores import open_store
 
 WHOLE_MATRIX = 30  # classes up to which the confusion matrix is drawn whole
@@ -156,7 +155,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(percent=_percent, signed=_signed, mean=mean, duration=_duration, count=_count,
                                number=_number, plural=counted, shots_of=shots_of)
-    html = environment.get_template(template).render(version=onceclip.__version__, **values)
+    html = environment.get_template(template).render(version=version(), **values)
     with whole_file(path) as file:
         # Names of files may hold bytes that are no text.
         file.write(html.encode("utf-8", errors="replace"))

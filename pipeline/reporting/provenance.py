@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import onceclip
 from onceclip.pipeline.reporting.settings import Best, Results, Row, Setting
 from onceclip.pipeline.tasks.draws import GENERATOR
-from onceclip.pipeline.words import counts, shots_of
+from onceclip.pipeline.words import counts, shots_of, version
 from onceclip.stores import Store
 
 _TEMPLATES = 3
@@ -109,7 +108,7 @@ def draws_of(setting: Setting) -> Draws:
         found = (row.get("fingerprints") or {}).get("support")
         if found:
             prints[row["shots"], row["seed"]].add(found)
-    known = {row.get("version") for row in setting.rows if row.get("version")} == {onceclip.__version__}
+    known = {row.get("version") for row in setting.rows if row.get("version")} == {version()}
     ordered = sorted(prints, key=lambda key: (isinstance(key[0], str), key))
     return Draws(GENERATOR if known else "", {key: ", ".join(sorted(prints[key])) for key in ordered},
                  all(len(each) == 1 for each in prints.values()))

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import onceclip
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.pipeline.evaluation.intervals import row_interval
 from onceclip.pipeline.files import key_of, read_json
 from onceclip.pipeline.retrieval.heads import Maps, TemporalHead
 from onceclip.pipeline.retrieval.items import GROUP, KEY, Frames, Items, items_of, read_frames, some_frames, unit_text
 from onceclip.pipeline.retrieval.losses import answer_hinge
+from onceclip.pipeline.words import version
 from onceclip.stores import Store
 from onceclip.stores.identity import digest
 from onceclip.stores.schema import SPLITS
@@ -136,7 +136,7 @@ def answer(store: Store, questions: Sequence[Question], text: Tensor, split: str
             "fingerprints": {"store": store.fingerprint, "encoder": store.encoder["fingerprint"]},
             "questions": len(right), "items": len(asked.items), "accuracy": float(right.mean()),
             "accuracy_interval": list(row_interval(right, asked.item)), "chance": float((1 / sizes).mean()),
-            **made_by, "version": onceclip.__version__, "seconds": time.perf_counter() - begun}
+            **made_by, "version": version(), "seconds": time.perf_counter() - begun}
 
 
 def _frames(store: Store, asked: Asked) -> Frames:

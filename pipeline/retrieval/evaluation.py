@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import onceclip
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.training.loop import part_of
 from onceclip.pipeline.errors import RetrievalError
@@ -31,6 +30,7 @@ from onceclip.pipeline.retrieval.similarity import (
     rerank_of,
     similarity,
 )
+from onceclip.pipeline.words import version
 from onceclip.stores import Store, TextSet
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.schema import SPLITS
@@ -105,7 +105,7 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
         "bank": (banks[1] if banks else _bank_of(split, found)) if normalized else None,
         "transductive": normalized is not None, "ties": "half",
         TEXT_TO_ITEM: summary(ranks[TEXT_TO_ITEM], owner), DIRECTIONS[1]: summary(ranks[DIRECTIONS[1]], None),
-        "version": onceclip.__version__, "seconds": time.perf_counter() - begun,
+        "version": version(), "seconds": time.perf_counter() - begun,
     }
     return Ranking(row, found, ranks, sides, normalizers)
 

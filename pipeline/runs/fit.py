@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import onceclip
 from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, support_source
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
@@ -32,6 +31,7 @@ from onceclip.pipeline.tasks.draws import GENERATOR, LISTED, Draw
 from onceclip.pipeline.tasks.shapes import BALANCED
 from onceclip.pipeline.tasks.support import bank_of, with_support
 from onceclip.pipeline.tasks.tasks import Drawn, draw_task
+from onceclip.pipeline.words import version
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store, StoreError, open_store
 from onceclip.stores.store import JoinedStore
@@ -155,7 +155,7 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
         reached = next(scores)
         row = _row(store, spec, drawn, policy, selection, reached)
         row |= {"seconds": seconds, "seconds_total": total, "products": products, "compiling": asdict(compile),
-                "device": name_of(where), "version": onceclip.__version__}
+                "device": name_of(where), "version": version()}
         results.append(Fitted(classifier, row if refit is None else refit.row(row), drawn.remarks, {
             **({"predicted": reached["predicted"], **tested} if keep.predictions else {}),
             **({"curve": _curve(recorder, methods[0], selection)} if keep.curves else {})}))
@@ -213,7 +213,7 @@ def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec, keep
 
 def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[str, Any]:
     return {
-        "version": onceclip.__version__,
+        "version": version(),
         "encoder": store.encoder,
         "store": store.fingerprint,
         **({"encoders": {name: each.encoder for name, each in store.joined.items()}}

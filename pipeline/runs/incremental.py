@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import onceclip
 from onceclip.adapters import Classifier, Method, Rows, Task, Text
 from onceclip.adapters.heads import pack
 from onceclip.adapters.plugin import full_name
@@ -20,7 +19,7 @@ from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.results import append_rows, read_lines
 from onceclip.pipeline.tasks.tasks import draw_task, inputs_of
-from onceclip.pipeline.words import counted
+from onceclip.pipeline.words import counted, version
 from onceclip.stores import Store, write_lock
 from onceclip.stores.identity import digest, fingerprint
 
@@ -128,7 +127,7 @@ def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[
         "store": store.path, "encoder": store.encoder["name"], "text": asked.text,
         "fingerprints": {"encoder": store.encoder["fingerprint"], "store": store.fingerprint,
                          "text": store.text_fingerprint(asked.text)},
-        "seconds": time.perf_counter() - begun, "version": onceclip.__version__, "run": asked.identity(store, order)}
+        "seconds": time.perf_counter() - begun, "version": version(), "run": asked.identity(store, order)}
 
 
 def session_task(task: Task, seen: Sequence[int], now: Sequence[int]) -> Task:

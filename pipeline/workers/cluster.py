@@ -24,9 +24,9 @@ from distributed.protocol import pickle
 from distributed.security import Security
 from tqdm import tqdm
 
-from onceclip import __version__
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.words import counted
+from onceclip.pipeline.words import version as own_version
 from onceclip.pipeline.workers.work import load, refuse
 
 Task = TypeVar("Task")
@@ -131,7 +131,7 @@ class Cluster:
         Function and task travel as bytes, since the scheduler and the worker's event loop would import all they name.
         """
         name = f"{function.__name__.strip('_')}-{self._session}-{next(self._names)}"
-        return self.client.submit(_run_task, pickle.dumps((function, task)), __version__, key=name, pure=False,
+        return self.client.submit(_run_task, pickle.dumps((function, task)), own_version(), key=name, pure=False,
                                   workers=list(workers) or None)
 
     def _result(self, future: Future) -> Any:
@@ -276,8 +276,8 @@ def _short(error: BaseException) -> str:
 
 def _run_task(work: bytes, version: str) -> Any:
     """Carry out a task on a worker. Its threads take turns, since one task needs the GPU and all the cores."""
-    if version != __version__:
-        raise WorkerError(f"the worker {get_worker().address} has onceclip {__version__}, this command is {version}: "
+    if version != own_version():
+        raise WorkerError(f"the worker {get_worker().address} has onceclip {own_version()}, this command is {version}: "
                           "install the same version on both")
     import torch  # only here: the scheduler imports this module
 

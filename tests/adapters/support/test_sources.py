@@ -130,7 +130,7 @@ class Mine(SupportSource):
 
 @pytest.mark.parametrize(("name", "text"), [
     ("uppl:4", "no support source 'uppl': did you mean 'upl'"), ("upl:many", "k=many is not a whole number"),
-    ("upl:0", "k=0 is not between 1"), ("upl:4,colour=red", "no setting 'colour' of the support source upl"),
+    ("upl:0", "k=0 is not between 1"), ("upl:4,colour=red", "no hyperparameter 'colour' of upl"),
     ("upl:4,weighted", "'weighted' is not NAME=VALUE"), ("upl:4:5", "give NAME:K"), ("", "no support source ''"),
     (f"{__name__}:Missing", "has no class 'Missing'")])
 def test_a_name_that_means_nothing_is_one_line(name, text):
