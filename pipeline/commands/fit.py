@@ -56,7 +56,7 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
               "where the method can and every class has 4, else fixed]")
 @draw_options
 @click.option("--search", default="grid", show_default=True, metavar="S",
-              help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
+              help="What a selection tries: grid, random:N, halving[:N], halves[:N] or optuna:N.")
 @click.option("--refit", type=click.Choice(["none", "val", "all"]), default="none", show_default=True,
               help="Fit once more with what was chosen, on all labelled images of train and val, or of test too (all): "
               "the best adapter to use, and no test accuracy.")

@@ -60,7 +60,7 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               "[default: as for fit; fixed with --grid]")
 @draw_options
 @click.option("--search", default="grid", show_default=True, metavar="S",
-              help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
+              help="What a selection tries: grid, random:N, halving[:N], halves[:N] or optuna:N.")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")

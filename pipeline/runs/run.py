@@ -47,7 +47,8 @@ class RunSpec:
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
     select: the selection policy; None takes the default one, see `default_policy`.
     class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
-    search: "grid", "random:N", "halving[:N]" or "halves[:N]". narrow: search with products in bfloat16.
+    search: "grid", "random:N", "halving[:N]", "halves[:N]" or "optuna:N". narrow: search with products in
+        bfloat16.
     stream: read the support rows anew in every epoch instead of holding them in memory.
     validated: score the run on validation rows too where the policy is "fixed", so that runs can be compared there.
     classes: "all", or "base" to fit the first half of the classes alone and to score the other half too.
