@@ -162,13 +162,13 @@ def test_what_optuna_proposes_begins_with_the_defaults_follows_the_seed_and_near
 
 @pytest.mark.parametrize("policy", ["val", "loo"])
 def test_optuna_finds_nothing_worse_than_the_defaults_and_the_mixing_weight_is_exact(make_task, policy):
-    method, task = TipAdapter(), make_task((4, 4, 4), val=15, noise=0.9)
+    method, task = TipAdapter(alpha=30.0), make_task((4, 4, 4), val=15, noise=0.9)
     found, again = (fit_selected(method, task, policy, search=Search.parse("optuna:14")) for _ in range(2))
     assert found.classifier.hyperparameters == again.classifier.hyperparameters
     assert found.tried == 14
     assert found.cost <= fit_selected(method, task, policy, {"beta"}).cost
     beta = found.classifier.hyperparameters["beta"]
-    same = fit_selected(TipAdapter(beta=beta), task, policy, {"beta"})
+    same = fit_selected(TipAdapter(beta=beta, alpha=30.0), task, policy, {"beta"})
     assert same.classifier.hyperparameters["alpha"] == found.classifier.hyperparameters["alpha"] != method.alpha
 
 
