@@ -40,6 +40,7 @@ from onceclip.pipeline.runs.incremental import incremental as arrive
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
 from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
+from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file, only_draw
 from onceclip.pipeline.tasks.tasks import make_task as draw
@@ -226,7 +227,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
           grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
           workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
           device: str = CPU, progress: bool = False, curves: bool = False, keep_predictions: bool = False,
-          **further: Any) -> list[dict[str, Any]]:
+          log: Sequence[str] | str = (), **further: Any) -> list[dict[str, Any]]:
     """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
 
     specs: the runs, or None for every method at every number of shots with every seed; shots are 1, 2, 4, 8 and 16 by
@@ -237,7 +238,8 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         runs, in place of such processes. part: of the runs.
         retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
         default, with grids "fixed". compile, device: as for `fit`. curves: keep losses of every epoch in
-        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`.
+        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`. log:
+        "mlflow:URI" or "wandb-offline:DIR", trackers that get a run for every row that they lack.
     Raises WorkerError for runs that ended every process that took them, StoreError if another sweep writes to the file.
 
     Example:
@@ -262,8 +264,9 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
         raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
-    return runs.sweep(opened_all(stores), specs, path_of(out, "out: a folder"), local_workers, progress, workers, part,
-                      compile, retry_failed, device, Keep(curves, keep_predictions))
+    target, folder = opened_all(stores), path_of(out, "out: a folder")
+    return runs.sweep(target, specs, folder, local_workers, progress, workers, part, compile, retry_failed, device,
+                      Keep(curves, keep_predictions), Log(listed(log, "log")) if log else None)
 
 
 def incremental(store: str | Path | Store, method: str | type[Method] | Method = "gda", *, sessions: int = 10,
