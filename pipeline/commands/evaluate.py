@@ -12,6 +12,7 @@ import click
 from onceclip.pipeline.commands.inference import inference_lines, inference_options, label_of
 from onceclip.pipeline.commands.options import (
     LocalPath,
+    coverage_option,
     import_option,
     join_option,
     json_option,
@@ -38,8 +39,7 @@ _NATS = ("nll", "ece")
               "names.")
 @click.option("--only-its-classes", is_flag=True, help="Score among the classes whose images are scored, not among all "
               "that the adapter knows.")
-@click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
-              help="Count prediction sets that are to hold the true class with this probability, by lac and aps.")
+@coverage_option
 @click.option("--against", type=LocalPath(path_type=Path), metavar="ADAPTER",
               help="Compare with another adapter on the same images.")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
@@ -95,7 +95,7 @@ def evaluation_lines(found: Mapping[str, Any], per_class: bool, reports: bool = 
     reports: name the command of a page of mistakes, which joins no stores.
     """
     if "stores" not in found:
-        return [*_store_lines(found), *inference_lines(found), *_set_lines(found), *_against_lines(found),
+        return [*_store_lines(found), *inference_lines(found), *set_lines(found), *_against_lines(found),
                 *(_class_lines(found) if per_class else []),
                 *([f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])} --out mistakes.html"]
                   if reports else [])]
@@ -119,7 +119,8 @@ def _store_lines(scores: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _set_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+def set_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    """What was counted of prediction sets."""
     for each in scores.get("sets", ()):
         few = "" if each["threshold"] is not None else "; too few rows calibrated it to promise less than all classes"
         yield (f"  sets of {percent(each['coverage_asked'])} ({each['kind']}, on {scores['calibrated_on']} rows): "
@@ -158,7 +159,7 @@ def _further_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
     if per_class or any(name in scores for name in ("against", "inference", "sets")):
         yield f"{scores['store']}:"
         yield from inference_lines(scores)
-        yield from _set_lines(scores)
+        yield from set_lines(scores)
         yield from _against_lines(scores)
         yield from _class_lines(scores) if per_class else ()
 

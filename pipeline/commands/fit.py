@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,11 +12,13 @@ from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.draw_options import draw_options
+from onceclip.pipeline.commands.evaluate import set_lines
 from onceclip.pipeline.commands.inference import label_of
 from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
     compile_option,
+    coverage_option,
     import_option,
     join_option,
     json_option,
@@ -71,6 +73,7 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @training_device_option
 @click.option("--curves", is_flag=True, help="With --out: keep training and validation loss of every epoch beside the "
               "row; `onceclip report` draws them.")
+@coverage_option
 @click.option("--from-row", metavar="FILE:N",
               help="Carry out again the run of the N-th row of a results folder, and compare.")
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
@@ -81,8 +84,8 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
         class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
         refit: str, support: str, bank: str, captions: str, join: tuple[str, ...], inputs: tuple[str, ...],
-        compile: str, device: str, curves: bool, from_row: str | None, out: Path | None, overwrite: bool,
-        modules: tuple[str, ...], as_json: bool, **drawing: Any) -> None:
+        compile: str, device: str, curves: bool, coverage: float | None, from_row: str | None, out: Path | None,
+        overwrite: bool, modules: tuple[str, ...], as_json: bool, **drawing: Any) -> None:
     """Fit a classifier on a store and score it.
 
     Without --method, several methods are fitted, each with hyperparameters that validation images choose (or training
@@ -129,7 +132,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
         fitted = run(opened, spec, device=device, compile=compiling_of(row) if row else compile, out=out,
-                     overwrite=overwrite, curves=curves, progress=progress)
+                     overwrite=overwrite, curves=curves, coverage=coverage, progress=progress)
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
@@ -174,9 +177,17 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
         *_sourced(row),
         *_accuracy(row, grouped),
         *_new_classes(row),
+        *_sets(row),
         *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
         f"Saved in {out}. Next: onceclip {following}" if out else "Not saved: add --out FOLDER to keep the adapter.",
     ]
+
+
+def _sets(row: Mapping[str, Any]) -> Iterator[str]:
+    yield from set_lines(row)
+    if row.get("sets") == []:
+        yield (f"  sets             none: {row['method']} has no scores to make them with; validation images give "
+               "some, or four training images of each class and a method that leaves one out")
 
 
 def _sourced(row: Mapping[str, Any]) -> list[str]:

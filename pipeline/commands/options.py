@@ -25,6 +25,10 @@ compile_option = click.option("--compile", type=click.Choice(["auto", "on", "off
 training_device_option = click.option("--device", default="cpu", show_default=True, metavar="D",
                                       help="Train on cpu, cuda, cuda:1 ..., or auto: a GPU where there is one.")
 
+coverage_option = click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
+                               help="Count prediction sets that are to hold the true class with this probability, by "
+                               "lac and aps.")
+
 import_option = click.option("--import", "modules", multiple=True, metavar="MODULE",
                              help="Import a module of yours: methods and heads from it may be used (repeatable).")
 

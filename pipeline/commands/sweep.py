@@ -18,6 +18,7 @@ from onceclip.pipeline.commands.options import (
     Numbers,
     ShotList,
     compile_option,
+    coverage_option,
     json_option,
     names_in,
     one_way,
@@ -78,6 +79,7 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               "`onceclip report` draws them.")
 @click.option("--keep-predictions", is_flag=True, help="Keep what each run takes every test image for in "
               "FOLDER/predictions.zarr; `onceclip compare` tests with them.")
+@coverage_option
 @click.option("--log", "logs", multiple=True, metavar="KIND:PLACE", help="Make a run of each row in a tracker that "
               "lacks it: mlflow:URI, or wandb-offline:DIR for `wandb sync` (repeatable).")
 @click.option("--retry-failed", is_flag=True, help="Repeat runs whose row has an error, such as a training that "
@@ -91,7 +93,8 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
           bank: str, captions: str, inference: str | None, inference_values: dict[str, str],
           batches: dict[str, Any] | None, compile: str, device: str, text: str, local_workers: int,
           scheduler: str | None, part: Part | None, curves: bool, keep_predictions: bool,
-          logs: tuple[str, ...], retry_failed: bool, dry_run: bool, out: Path, as_json: bool, **drawing: Any) -> None:
+          coverage: float | None, logs: tuple[str, ...], retry_failed: bool, dry_run: bool, out: Path, as_json: bool,
+          **drawing: Any) -> None:
     """Fit and score every method at every number of shots with every seed.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -128,7 +131,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
                      class_weights=names_in(class_weights), **drawing)
     opened = [open_store(store) for store in stores]
     if dry_run:
-        done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions))
+        done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions, coverage))
         plan = make_plan(opened, specs, done, device=device)
         values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups)}
         show(as_json, values, lambda: [
@@ -137,7 +140,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
         return
     rows = run(opened, specs, out, local_workers=local_workers, workers=workers, part=part, compile=compile,
                retry_failed=retry_failed, device=device, curves=curves, keep_predictions=keep_predictions,
-               log=logs, progress=True)
+               coverage=coverage, log=logs, progress=True)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*table_lines(table), "")])

@@ -163,6 +163,8 @@ _ROW: Mapping[str, Callable[[Any], bool]] = {
                      missing=lambda value: _count(value) or _list_of(_text)(value), values=_object(), seed=_count,
                      shots=lambda value: value is None or _count(value)),
     "details": _details,
+    "sets": _list_of(_object(kind=_text, coverage_asked=_FRACTION, coverage=_FRACTION, size=_number(0),
+                             single=_FRACTION)),
     "inference": _object(name=_text, transductive=_flag, alone=_object(accuracy=_FRACTION)),
 }
 _STORE: Mapping[str, Callable[[Any], bool]] = {
