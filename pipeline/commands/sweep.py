@@ -90,7 +90,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
           batches: dict[str, Any] | None, compile: str, device: str, text: str, local_workers: int,
           scheduler: str | None, part: Part | None, curves: bool, keep_predictions: bool, retry_failed: bool,
           dry_run: bool, out: Path, as_json: bool, **drawing: Any) -> None:
-    """Fit and score every method at every number of shots with every seed.
+    """Make many runs: methods x numbers of shots x seeds.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
     what is missing. At the end comes a table of means over seeds with 95 % intervals, and of differences to zero-shot.
