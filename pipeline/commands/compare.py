@@ -28,7 +28,8 @@ def compare(results: tuple[Path, ...], test: str, baseline: str | None, score: s
             methods: str | None, by_encoder: bool, as_json: bool) -> None:
     """Test whether methods differ, on the same draws.
 
-    All lines of results folders are tested against one of them. p-values of one block are corrected by Holm. mcnemar and bootstrap take sweeps with --keep-predictions.
+    All lines of results folders are tested against one of them. p-values of one block are corrected by Holm. mcnemar
+    and bootstrap take sweeps with --keep-predictions.
 
     \b
     Example:

@@ -27,8 +27,9 @@ def draws(store: str, shots: list[int | None], seeds: list[int], form: str, root
           as_json: bool) -> None:
     """Write the images that runs train on into files.
 
-    A draw is its training images, and min(shots, 4) validation images per class. Other code that reads them learns from the same images, so that its numbers can be paired with those of a sweep.
-    `fit` and `sweep` read the folder again with --draws.
+    A draw is its training images, and min(shots, 4) validation images per class. Other code that reads them learns from
+    the same images, so that its numbers can be paired with those of a sweep. `fit` and `sweep` read the folder again
+    with --draws.
 
     \b
     Example:

@@ -28,7 +28,8 @@ def table(results: tuple[Path, ...], form: str, score: str, columns: str | None,
           methods: str | None, interval: bool, digits: int, out: Path | None, as_json: bool) -> None:
     """Print results as the table of a paper.
 
-    The best of each column is bold, the second underlined. Means are over seeds, and of several stores over the seeds that all of them have.
+    The best of each column is bold, the second underlined. Means are over seeds, and of several stores over the seeds
+    that all of them have.
 
     \b
     Example:
