@@ -34,6 +34,7 @@ from onceclip.pipeline.words import counted
 if TYPE_CHECKING:
     from onceclip.pipeline.runs.results import Mean
     from onceclip.pipeline.runs.summary import Key, Table
+    from onceclip.pipeline.runs.sweep import Plan
     from onceclip.pipeline.workers.work import Part
 
 DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
@@ -112,7 +113,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     from onceclip.pipeline.api.runs import sweep as run
     from onceclip.pipeline.runs.keep import Keep
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import OWN, kept_alone, known, make_plan, require_result, settled, shared
+    from onceclip.pipeline.runs.sweep import OWN, kept_alone, known, make_plan, require_result, settled
     from onceclip.pipeline.workers.devices import training_device
     from onceclip.stores import open_store
 
@@ -132,7 +133,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
         values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups)}
         show(as_json, values, lambda: [
             f"{counted(len(plan.runs), 'run')}, {plan.todo:,} to be done in {counted(len(plan.groups), 'group')}",
-            *shared(plan)])
+            *plan_lines(plan)])
         return
     rows = run(opened, specs, out, local_workers=local_workers, workers=workers, part=part, compile=compile,
                retry_failed=retry_failed, device=device, curves=curves, keep_predictions=keep_predictions,
@@ -148,6 +149,21 @@ def _axis(text: str) -> tuple[str, list[str]]:
     if not mark or not name or not values:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE,VALUE,... or own", param_hint="--grid")
     return name.strip(), names_in(values)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What the groups of a plan share, one line per method."""
+    from onceclip.pipeline.runs.automatic import run_method
+
+    lines = []
+    for name in dict.fromkeys(group.specs[0].method for group in plan.groups):
+        groups = [group for group in plan.groups if group.specs[0].method == name]
+        runs, method = sum(len(group.specs) for group in groups), run_method(name)
+        how = ("prepared once and scored in one pass" if not method.trained else
+               "drawn once, solved run by run and scored in one pass" if method.solver == "lbfgs" else
+               "drawn once, trained in stacks where that is faster, and scored in one pass")
+        lines.append(f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; a group is {how}")
+    return lines
 
 
 def table_lines(table: Table) -> list[str]:

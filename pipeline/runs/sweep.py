@@ -17,7 +17,6 @@ from tqdm import tqdm
 from onceclip.adapters import MethodError
 from onceclip.adapters.cpu import DEFAULT, decided, fast_products
 from onceclip.adapters.inference import inference_class
-from onceclip.adapters.method import Method
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
@@ -328,22 +327,3 @@ def is_outdated(row: Mapping[str, Any] | None, spec: RunSpec) -> bool:
     if row["select"] != "fixed":
         return bool(row.get("rule") != RULE)
     return bool(row["hyperparameters"] != run_method(spec.method)(**spec.values).values)
-
-
-def shared(plan: Plan) -> list[str]:
-    """What the groups share, in words, one line per method."""
-    lines = []
-    for name in dict.fromkeys(group.specs[0].method for group in plan.groups):
-        groups = [group for group in plan.groups if group.specs[0].method == name]
-        runs = sum(len(group.specs) for group in groups)
-        lines.append(f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; "
-                     f"{_shared(run_method(name))}")
-    return lines
-
-
-def _shared(method: type[Method]) -> str:
-    if not method.trained:
-        return "a group is prepared once and scored in one pass"
-    if method.solver == "lbfgs":
-        return "a group is drawn once, solved run by run and scored in one pass"
-    return "a group is drawn once, trained in stacks where that is faster, and scored in one pass"
