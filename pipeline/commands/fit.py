@@ -106,9 +106,10 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         raise click.UsageError("--curves keeps them beside the adapter: add --out FOLDER")
     if out:
         free_folder(out, overwrite)
-    if from_row and (given := _given()):
-        raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     row = read_row(from_row) if from_row else None
+    listed = bool(row and row["asked"].get("draws"))  # by a file that may have moved
+    if row and (given := [name for name in _given() if name != "--draws" or not listed]):
+        raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     if row is None and not store:
         raise click.UsageError("give STORE, or --from-row")
     if not row and not method and (given := [name for name in ("--search", "--narrow") if _chosen(name[2:])]):
@@ -117,7 +118,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     for module in modules:
         import_module(module)
     values = dict(map(setting_of, settings))
-    spec = spec_of(row, opened) if row else spec_for(
+    spec = spec_of(row, opened, of_a_run["draws"]) if row else spec_for(
         method or AUTOMATIC, (shots or "all") if _chosen("shots") else None, seed if _chosen("seed") else None, values,
         **of_a_run)
     if row and not _chosen("device"):
