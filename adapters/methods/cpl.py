@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, prompt_head, tower_of
+from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, extended, prompt_head
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -50,10 +50,9 @@ class CPL(CoOp):
     presets = {"coop": {**PAPER, "words": "", "length": 16}}
 
     def prepare(self, task: Task) -> Counterfactuals:
-        given = {field.name: getattr(task, field.name) for field in fields(Task)}
         total = task.text.embedding.new_zeros(task.classes, task.dim)
         total = total.index_add(0, task.support.label, task.support.unit)
-        return Counterfactuals(**{**given, "tower": tower_of(task)}, mean=unit(total))
+        return extended(Counterfactuals, task, mean=unit(total))
 
     def loss(self, prepared: Counterfactuals, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:

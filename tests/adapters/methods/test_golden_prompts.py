@@ -20,6 +20,7 @@ from onceclip.adapters import (
     KgCoOp,
     MoCoOp,
     Rows,
+    TaIDPT,
     Task,
     Text,
     TextTower,
@@ -36,6 +37,7 @@ from onceclip.adapters.methods.prograd import aligned
 from onceclip.adapters.methods.tai_dpt import ranking_loss
 from onceclip.adapters.methods.upl import surest
 from onceclip.adapters.ops import unit
+from onceclip.adapters.training.history import recording
 
 NAMES = ("ant", "bee", "cow")
 
@@ -267,8 +269,20 @@ def test_tai_dpt_ranks_named_classes_above_others(task):
     scores = 4 * captions @ CoOp().vectors(task, {"context": CONTEXT}).T
     near(scores[0], [3.722862, 3.733693, 3.767080])
     before = scores.clone()
-    near(ranking_loss(scores, torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()), [2.019539])
+    named = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()
+    near(ranking_loss(scores, named), [2.019539])
     assert torch.equal(scores, before)
+    # As a text set has them: a sentence once for each class that it names, class by class.
+    index, sentence = named.T.nonzero(as_tuple=True)
+    several = replace(task, text=Text(captions[sentence], index, NAMES))
+    method = TaIDPT()
+    rows, label = method.training_rows(several, method.prepare(several), 0)
+    assert len(rows) == 4
+    near(method.loss(method.prepare(several), {"context": CONTEXT}, rows, label, torch.Generator()), [2.019539])
+    with recording() as recorder:
+        fitted = TaIDPT(words="", length=4, epochs=2).fit(several)
+    assert len(recorder.history(TaIDPT(words="", length=4, epochs=2)).train_loss) == 2
+    assert fitted.logits(SUPPORT).shape == (6, 3)
 
 
 QUERIES = unit(COMMON + 0.15 * CLASSES[torch.arange(12) % 3] + 0.20 * unit(waves((12, 8), 5.1)))
