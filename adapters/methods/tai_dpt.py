@@ -30,8 +30,8 @@ class TaIDPT(CoOp):
     `loss = sum_{+,-} max(0, 1 - 2 (y_+ - y_-))` over pairs of a class that a sentence names and one that it does not,
     with `y = 4 z . w_c`; the fitted classifier has the encoder's own scale. Of the paper's two contexts this is the
     global one: the local one is trained on tokens of sentences, which no text set holds. A sentence names all classes
-    that the text set has it for, which `text --prompts FILE.txt` finds by the classes' names in it; of images of several
-    classes `evaluate --multi-label` scores the result.
+    that the text set has it for; `text --prompts FILE.txt` finds them by their names in it. `evaluate --multi-label`
+    scores the result on images of several classes.
 
     Source: Texts as Images in Prompt Tuning for Multi-Label Image Recognition (Guo et al., CVPR 2023), equations 3
     to 5.

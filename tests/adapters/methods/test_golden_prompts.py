@@ -20,6 +20,7 @@ from onceclip.adapters import (
     KgCoOp,
     MoCoOp,
     Rows,
+    StyLIP,
     TaIDPT,
     Task,
     Text,
@@ -38,6 +39,7 @@ from onceclip.adapters.methods.tai_dpt import ranking_loss
 from onceclip.adapters.methods.upl import surest
 from onceclip.adapters.ops import unit
 from onceclip.adapters.training.history import recording
+from onceclip.pipeline.encoders.backend import statistics_of
 
 NAMES = ("ant", "bee", "cow")
 
@@ -262,6 +264,25 @@ def test_gopro_contrasts_images_by_two_views_and_holds_their_class_vectors_toget
         task, NETWORK, QUERIES[:4])), seen.support.label))])
     vectors = CoCoOp().vectors_of(task, NETWORK, rows).view(4, 3, 3, 8)
     near(held - plain, [float((vectors[:, 1:] - vectors[:, :1]).square().mean() * 2)])
+
+
+def test_stylip_moves_each_token_by_mean_and_deviation_of_every_block(task):
+    patches = unit(COMMON + 0.15 * CLASSES[(torch.arange(2)[:, None] + torch.arange(9)) % 3]
+                   + 0.20 * unit(waves((2, 9, 8), 4.4)))
+    statistics = statistics_of(torch.cat([torch.full((2, 1, 8), 7.0), patches], dim=1))
+    near(statistics[0, 0], [0.521441, -0.365240, 0.172114])
+    near(statistics[0, 1], [0.088133, 0.096716, 0.050493])
+    both = torch.stack([statistics, 3 * statistics.flip(2)], dim=1)
+    styled = replace(task, support=Rows(SUPPORT[:2], LABEL[:2], others={"statistics": both}))
+    method = StyLIP()
+    parameters = {"context": CONTEXT, "down": 0.3 * waves((2, 32), 0.5), "down_bias": 0.1 * waves((2,), 0.6),
+                  "up": 0.3 * waves((24, 2), 0.7), "up_bias": 0.1 * waves((24,), 0.8)}
+    rows, label = method.training_rows(styled, styled, 0)
+    features = torch.cat([unit(each.flatten(1)) for each in both.unbind(1)], dim=1)
+    hidden = (features @ parameters["down"].T + parameters["down_bias"]).relu()
+    context = CONTEXT + (hidden @ parameters["up"].T + parameters["up_bias"]).view(2, 4, 6)
+    logits = torch.stack([100 * task.tower.encode(each) @ row for each, row in zip(context, SUPPORT, strict=False)])
+    near(method.loss(styled, parameters, rows, label, torch.Generator()), [float(cross_entropy(logits, LABEL[:2]))])
 
 
 def test_tai_dpt_ranks_named_classes_above_others(task):
