@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -28,9 +29,6 @@ from onceclip.pipeline.commands.options import (
 )
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
-_OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow", "refit", "support", "bank", "captions", "join", "inputs", "draws", "long_tail", "natural_prior",
-             "label_noise", "missing")
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
@@ -78,11 +76,9 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
 @import_option
 @json_option
-def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
-        class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        refit: str, support: str, bank: str, captions: str, join: tuple[str, ...], inputs: tuple[str, ...],
-        compile: str, device: str, curves: bool, from_row: str | None, out: Path | None, overwrite: bool,
-        modules: tuple[str, ...], as_json: bool, **drawing: Any) -> None:
+def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], compile: str,
+        device: str, curves: bool, from_row: str | None, out: Path | None, overwrite: bool, modules: tuple[str, ...],
+        as_json: bool, **of_a_run: Any) -> None:
     """Fit a classifier on a store and score it.
 
     Without --method, several methods are fitted, each with hyperparameters that validation images choose (or training
@@ -98,13 +94,11 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     say_at_once(f"loading {store or from_row} ...")
     from onceclip.adapters.plugin import import_module
     from onceclip.adapters.selection.automatic import AUTOMATIC
-    from onceclip.adapters.selection.search import Search
     from onceclip.pipeline.api.runs import fit as run
     from onceclip.pipeline.api.runs import free_folder, spec_for
     from onceclip.pipeline.runs.replay import compare, compiling_of, device_of, read_row, spec_of
     from onceclip.stores import open_store
 
-    Search.parse(search)
     if curves and not out:
         raise click.UsageError("--curves keeps them beside the adapter: add --out FOLDER")
     if out:
@@ -122,9 +116,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     values = dict(map(setting_of, settings))
     spec = spec_of(row, opened) if row else spec_for(
         method or AUTOMATIC, (shots or "all") if _chosen("shots") else None, seed if _chosen("seed") else None, values,
-        text=text, select=select, class_weights=class_weights, search=search, narrow=narrow, stream=stream,
-        classes=classes, refit=refit, support=support, bank=bank, captions=captions, join=join, inputs=inputs,
-        **drawing)
+        **of_a_run)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
@@ -140,8 +132,10 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
 
 def _given() -> list[str]:
     """The options on the command line that say what is run."""
-    context = click.get_current_context()
-    return [parameter.opts[0] for parameter in context.command.params if parameter.name in _OF_A_ROW
+    from onceclip.pipeline.runs.run import RunSpec
+
+    context, of_a_run = click.get_current_context(), {"settings", *(each.name for each in fields(RunSpec))}
+    return [parameter.opts[0] for parameter in context.command.params if parameter.name in of_a_run
             and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE]
 
 

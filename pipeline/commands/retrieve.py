@@ -71,7 +71,7 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
              normalize: str | None, bank: str | None, train: str | None, negatives: str | None, seed: int,
              epochs: int | None, learning_rate: float | None, out: Path | None, page: Path | None, images: str | None,
              model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
-    """Rank images or videos by texts and texts by them, or find what is nearest to a sentence or an image.
+    """Find images or videos by a text or an image; score captions.
 
     Without --query, --image or --duplicates, every caption of --text ranks all captioned items of the split, and every
     item all captions: recall at 1, 5 and 10, ranks, mAP and nDCG, with equal scores counted half.

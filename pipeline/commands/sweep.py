@@ -85,12 +85,11 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str,
-          bank: str, captions: str, inference: str | None, inference_values: dict[str, str],
-          batches: dict[str, Any] | None, compile: str, device: str, text: str, local_workers: int,
-          scheduler: str | None, part: Part | None, curves: bool, keep_predictions: bool, retry_failed: bool,
-          dry_run: bool, out: Path, as_json: bool, **drawing: Any) -> None:
-    """Fit and score every method at every number of shots with every seed.
+          class_weights: str, select: str | None, support: str, bank: str, inference: str | None, compile: str,
+          device: str, local_workers: int, scheduler: str | None, part: Part | None, curves: bool,
+          keep_predictions: bool, retry_failed: bool, dry_run: bool, out: Path, as_json: bool,
+          **of_a_run: Any) -> None:
+    """Make many runs: methods x numbers of shots x seeds.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
     what is missing. At the end comes a table of means over seeds with 95 % intervals, and of differences to zero-shot.
@@ -119,11 +118,9 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     axes = [_axis(grid) for grid in grids if grid != OWN]
     policy = select or ("fixed" if grids else None)
     given = click.get_current_context().get_parameter_source("shots") is not ParameterSource.DEFAULT
-    specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, text=text,
-                     select=policy, search=search, narrow=narrow, stream=stream, classes=classes,
-                     validated=bool(grids), inference=names_in(inference or "none"), inference_values=inference_values,
-                     batches=batches, support=support, bank=bank, captions=captions,
-                     class_weights=names_in(class_weights), **drawing)
+    specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, select=policy,
+                     validated=bool(grids), inference=names_in(inference or "none"), support=support, bank=bank,
+                     class_weights=names_in(class_weights), **of_a_run)
     opened = [open_store(store) for store in stores]
     if dry_run:
         done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions))

@@ -52,7 +52,7 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
          states: str | None, normal: str, waffle: int, seed: int, class_names: Path | None, captions: Path | None,
          tower: bool, words: tuple[str, ...], classes: str | None, truncate: bool, overwrite: bool, dry_run: bool,
          model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
-    """Embed another set of class prompts, without touching the images.
+    """Embed other prompts for the classes; images stay as they are.
 
     Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
     store's own; --model says where it is if the store cannot. Captions of images or videos make a set of another kind,

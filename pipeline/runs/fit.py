@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, support_source
+from onceclip.adapters import Classifier, Method, MethodError, Selection, Task
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.selection.calibration import calibrated
@@ -22,15 +22,13 @@ from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
 from onceclip.pipeline.runs.automatic import Average, average_of, is_average, run_method
-from onceclip.pipeline.runs.inferred import inferred_row
 from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draws import GENERATOR, LISTED, Draw
-from onceclip.pipeline.tasks.shapes import BALANCED
 from onceclip.pipeline.tasks.support import bank_of, with_support
-from onceclip.pipeline.tasks.tasks import Drawn, draw_task
+from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_task
 from onceclip.pipeline.words import version
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store, StoreError, open_store
@@ -91,7 +89,11 @@ def _inferred(store: Store, spec: RunSpec, fitted: Fitted | MethodError) -> Fitt
     if isinstance(fitted, MethodError) or spec.strategy is None:
         return fitted
     try:
-        return replace(fitted, row=inferred_row(spec.opened(store), spec, fitted.classifier, fitted.row))
+        opened = spec.opened(store)
+        row = spec.inferred(opened, fitted.classifier, fitted.row)
+        return replace(fitted, row={
+            **row, "run": spec.identity(opened), "asked": spec.as_values(),
+            "fingerprints": {**row["fingerprints"], **spec.contents(opened)}})
     except MethodError as error:
         return error
     except StoreError as error:  # such as a store without the views that the strategy reads
@@ -191,13 +193,11 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     """The task of a run; with validation rows where they may choose, if the store has any."""
     select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
     select = "fixed" if spec.shots == 0 else select
-    drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
-                      spec.classes, method.wants_unlabelled, spec.without_text(store), spec.draws, spec.shape,
-                      method.wants_tower, labelled=spec.shots != 0)
+    drawn = draw_task(store, spec, select, None if spec.without_text(store) else spec.text, spec.class_weights,
+                      Inputs.of(method))
     if spec.support or spec.bank:
         bank = bank_of(store, open_store(spec.bank), spec.captions_name) if spec.bank else None
-        source = support_source(spec.support) if spec.support else None
-        return with_support(store, drawn, source, spec.seed, bank, method.inputs, bool(method.needs_bank))
+        return with_support(store, drawn, spec.source, spec.seed, bank, method.inputs, bool(method.needs_bank))
     if method.needs_support and not len(drawn.support.rows) and drawn.remarks:
         raise TaskError(f"{store.path} has no train image to learn from ({'; '.join(drawn.remarks)}): take images for "
                         "test that are not in train too, and extract again")
@@ -223,7 +223,7 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots_word, "seed": spec.seed, "select": policy,
-        "classes": spec.classes, **({"shape": asdict(spec.shape)} if spec.shape != BALANCED else {}),
+        "classes": spec.classes, **({"shape": spec.shape} if spec.shape else {}),
         "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
         **({"support_source": drawn.sourced} if drawn.sourced else {}),
     }
@@ -251,8 +251,7 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         "fingerprints": {**spec.contents(store), "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint,
                          "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
-        **(spec.shape.as_row(store.column("label")[drawn.support.rows], drawn.support, spec.seed, task.text.class_names)
-           if spec.shape != BALANCED else {}),
+        **spec.as_row(store.column("label")[drawn.support.rows], drawn.support, task.text.class_names),
         **({"reached": [asdict(each) for each in selection.reached]}
            if isinstance(selection, Average) and selection.reached else {}),
         **({"support_source": drawn.sourced} if drawn.sourced else {}),

@@ -24,9 +24,10 @@ from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
 from onceclip.pipeline.runs.automatic import run_method
 from onceclip.pipeline.runs.fit import fit_group
+from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import NOTHING, Keep, has_kept, write_kept
 from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, record_stores, rows_name
-from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
+from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.words import counted, shots_of
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
 from onceclip.pipeline.workers.work import Part, Workers

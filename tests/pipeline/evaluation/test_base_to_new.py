@@ -24,7 +24,8 @@ from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.summary import tables
 from onceclip.pipeline.tasks.classes import names_of
-from onceclip.pipeline.tasks.tasks import for_text, make_task
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.tasks import draw_task, for_text
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.identity import fingerprint
 
@@ -60,7 +61,7 @@ def test_classes_that_a_store_does_not_have_are_one_line(imported: Store, arrays
     with pytest.raises(TaskError, match="has 3 classes: base and new classes need two each"):
         fit(small, spec_of("zero-shot"))
     with pytest.raises(TaskError, match="no task of 'new' classes"):
-        make_task(imported, 2, classes="new")
+        draw_task(imported, DrawSpec(2, classes="new"))
 
 
 def test_scores_are_those_of_each_half_among_its_own_classes(imported: Store, arrays: Arrays) -> None:
