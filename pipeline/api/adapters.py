@@ -43,7 +43,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
              modules: Sequence[str] = (), inference: str | type[Inference] | Inference | None = None,
              inference_values: Mapping[str, Any] | None = None, batches: Mapping[str, Any] | Batches | None = None,
              orders: Sequence[int] | str | None = None, save: str | Path | None = None, overwrite: bool = False,
-             join: Sequence[str] = (),
+             join: Sequence[str] = (), multi_label: str | Path | None = None,
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -61,6 +61,8 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         hyperparameters. batches: have it see one batch at a time, `Batches` or its fields by name. orders: seeds of the
         orders in which a stream is read, such as (1, 2, 3), the default, or "1-5". save: a folder for the adapter that
         the strategy leaves behind; overwrite: replace one that is there.
+    multi_label: a CSV file with the columns key and label, a line for every class of an image. The listed images are
+        then ranked by every class of the adapter: `map` is the mean average precision, `per_class` that of each.
     Raises StoreMismatch if another encoder made a store, TaskError if there is no labelled image, ArgumentError.
 
     Example:
@@ -92,6 +94,17 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
                                 + (f", or call it {' or '.join(sorted(wanted))}" if wanted else ""))
         several = [store.join(opened(path), name) for store in several]
     strategy = None if inference is None else inference_of(inference, inference_values)
+    if multi_label is not None:
+        if len(several) > 1 or chosen != CHOICES[0] or any(each not in (None, False, {}) for each in (
+                text, only_its_classes, coverage, against, confusion, strategy, inference_values, batches, orders,
+                save)):
+            raise ArgumentError("a file of labels is scored for one adapter on one store, among all its classes and "
+                                "without a strategy: give no other options with it but the split")
+        from onceclip.pipeline.retrieval import multi_label as scoring
+
+        labels = scoring.read_labels(str(path_of(multi_label, "multi_label: a CSV file")))
+        with progress(several[0].path) as told:
+            return scoring.evaluate(classifier, several[0], labels, protocol.split, told)
     if coverage is not None:
         require_alone(strategy)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
