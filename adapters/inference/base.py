@@ -83,7 +83,7 @@ class Inference(Configurable, ABC):
     name, summary, source, equation: what `onceclip methods` prints. hyperparameters: its settings; see `Configurable`.
     sees: what it looks at: "set" (all rows together), "views" or "patches" (of each row by itself), or "stream" (rows
         in an order, each with a memory of those before it).
-    prior: what it assumes of how frequent the classes are: "uniform", "none", or "estimated".
+    prior: what it assumes of how frequent the classes are: "uniform", "none", "estimated" or "given".
     wants_normal: whether the train rows that it prepares with are those of the normal class alone, with their patches.
     leaves_classifier: whether it leaves one behind that reads rows one by one, and can be saved.
     wants_tower: whether it encodes prompts anew, with the text tower of a store.
