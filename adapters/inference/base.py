@@ -70,11 +70,13 @@ class Inferred:
     logits: (n, classes), one row per query in their order, whose softmax are its probabilities.
     classifier: one that reads rows one by one, which the strategy leaves behind, or None.
     diagnostics: JSON values for the result row, such as a number of steps.
+    abnormal: (n, patches), how abnormal each patch is, of strategies that say where in an image, or None.
     """
 
     logits: Tensor
     classifier: Classifier | None = None
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    abnormal: Tensor | None = None
 
 
 class Inference(Configurable, ABC):
@@ -112,6 +114,11 @@ class Inference(Configurable, ABC):
     def fitted_on(self) -> str:
         """Whose rows, without labels, it fits a classifier on: "train", "query", or "nothing"."""
         return "nothing"
+
+    @property
+    def wants_support(self) -> bool:
+        """Whether its task has to have the labelled rows that the classifier was fitted on."""
+        return False
 
     @property
     def transductive(self) -> bool:

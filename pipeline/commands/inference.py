@@ -158,14 +158,23 @@ def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     yield (f"  difference {100 * value:+.2f} points (95 % interval {low} to {high})"
            + ("" if batches else f", McNemar's exact p {difference['p']:.3g}"))
     if "auroc" in scores:
-        yield (f"  abnormal images told from normal ones: AUROC {percent(scores['auroc'])} (alone "
-               f"{percent(alone['auroc'])}), average precision {percent(scores['average_precision'])} (alone "
-               f"{percent(alone['average_precision'])})")
+        yield (f"  abnormal images told from normal ones: AUROC {_share(scores['auroc'])} (alone "
+               f"{_share(alone['auroc'])}), average precision {_share(scores['average_precision'])} (alone "
+               f"{_share(alone['average_precision'])})")
+    if "masks" in scores:
+        masks = scores["masks"]
+        outside = f", {masks['outside_of_the_crop']:,} outside of the crop" if masks["outside_of_the_crop"] else ""
+        yield (f"  abnormal pixels: AUROC {_share(scores['pixel_auroc'])}, PRO {_share(scores['pro'])} (a pixel scores "
+               f"as its patch, of {'{} x {}'.format(*masks['patches'])}; {counted(masks['n'], 'mask')}{outside})")
     values = ", ".join(f"{name}={_short(value)}" for name, value in found["hyperparameters"].items() if value != "")
     yield f"  {found['name']}{f' ({values})' if values else ''} sees {_seen(found)}"
     yield (f"  {_fitted(found)}; assumes {PRIORS[found['prior']]}; "
            + ("transductive: an image's class depends on the others" if found["transductive"] else
               "inductive: every image is read by itself"))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else percent(value)
 
 
 def _short(value: Any) -> str:

@@ -105,6 +105,19 @@ def test_a_prior_from_a_file_is_what_the_rows_then_have_by_name(run: Run, run_js
         assert message in result.stderr
 
 
+@pytest.mark.parametrize("shots", [8, None])
+def test_a_memory_of_the_support_is_read_from_the_store_that_the_adapter_was_fitted_on(
+        shots: int | None, imported: Store) -> None:
+    fitted = fit(imported, RunSpec("gda", shots)).classifier
+    found = onceclip.evaluate(fitted, imported, inference="dmn", inference_values={"static": 1}, orders="1")
+    assert found["inference"]["diagnostics"]["static"] == len(fitted.provenance["support"]["keys"]
+                                                              if shots else imported.rows("train"))
+    noisy = replace(fitted, provenance={**fitted.provenance, "support": {
+        **fitted.provenance["support"], "fingerprint": "0" * 32}})
+    with pytest.raises(MethodError, match="are others"):
+        onceclip.evaluate(noisy, imported, inference="dmn", inference_values={"static": 1})
+
+
 @pytest.mark.parametrize("name", [name for name in SETS if INFERENCES[name].leaves_classifier])
 def test_an_adapter_that_is_left_behind_is_an_adapter_like_any_other(name: str, imported: Store, adapter: Path,
                                                                      tmp_path: Path) -> None:
