@@ -51,6 +51,8 @@ _NATS = ("nll", "ece")
 @inference_options("Read the images by a strategy, such as stata; `onceclip methods` lists them.")
 @click.option("--orders", metavar="A-B,...", help="Seeds of the orders in which a stream is read, such as 1-5.  "
               "[default: 1-3]")
+@click.option("--masks", metavar="FOLDER|FILE.csv", help="Of a strategy that says where in an image something is "
+              "abnormal: also score its patches by masks, named as the images are, or in columns path and mask.")
 @click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Save the adapter that the strategy leaves behind.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter in the folder of --save.")
@@ -61,8 +63,8 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
              only_its_classes: bool, coverage: float | None, against: Path | None,
              multi_label: Path | None, per_class: bool,
              confusion: Path | None, inference: str | None, inference_values: dict[str, str],
-             batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, save: Path | None,
-             overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
+             batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, masks: str | None,
+             save: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -86,7 +88,7 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
                   only_its_classes=only_its_classes, coverage=coverage, against=against, confusion=confusion,
                   modules=modules, join=join, inference=inference, inference_values=inference_values, batches=batches,
-                  orders=orders, save=save, overwrite=overwrite, multi_label=multi_label,
+                  orders=orders, masks=masks, save=save, overwrite=overwrite, multi_label=multi_label,
                   progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
     show(as_json, values, lambda: [*evaluation_lines(values, per_class, reports=not join),
