@@ -211,7 +211,7 @@ def test_a_sweep_that_is_killed_leaves_no_process_and_ends_with_the_rows_of_one_
 def test_ctrl_c_says_what_it_always_says_and_leaves_no_process(
         pictures: Path, means: str, tmp_path: Path, started: Run, moment: str) -> None:
     process = started("extract", pictures, tmp_path / "store.zarr", "--model", means, "--unit-rows", 4, "--batch-size",
-                      1, "--local-workers", 2, env={**os.environ, "MEANS_SECONDS": "2"})
+                      1, "--local-workers", 2, env={**os.environ, "MEANS_SECONDS": "0.7"})
     with process:
         if moment == "workers start":
             wait_until(lambda: len(running(process.pid)) >= 3)
