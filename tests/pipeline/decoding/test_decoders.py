@@ -155,11 +155,12 @@ def test_what_a_decoder_dies_of_keeps_its_digest_so_that_it_is_not_tried_again(
     assert [content for *_, content in found] == [digest(image.read()) for image in images]
 
 
-@pytest.mark.parametrize(("how", "times"), [
-    ("SIGKILL", 2), pytest.param("SIGSTOP", 1, marks=pytest.mark.usefixtures("impatient"))])
+@pytest.mark.parametrize(("how", "times"), [("SIGKILL", 2), ("SIGSTOP", 1)])
 def test_an_image_whose_process_is_killed_or_stopped_is_done_by_another_one(
-        strange: Any, square: Callable[[int], LocalFile], how: str, times: int) -> None:
+        strange: Any, square: Callable[[int], LocalFile], how: str, times: int, request: pytest.FixtureRequest) -> None:
     """As by the kernel for want of memory; a stopped process ends by no timer of its own."""
+    if how == "SIGSTOP":
+        request.getfixturevalue("impatient")
     images = [square(each + 1) for each in range(12)]
     images[5] = strange.Strange(how, Path(square(6).path), times=times)
     found = collect(images, 16, processes=1, timeout=0.5)
@@ -168,11 +169,14 @@ def test_an_image_whose_process_is_killed_or_stopped_is_done_by_another_one(
 
 @pytest.mark.parametrize(("how", "reason"), [
     ("SIGKILL", "ended from outside (SIGKILL"), ("no memory", "ended from outside (SIGKILL"),
-    pytest.param("hangs", "hung while it was read", marks=pytest.mark.usefixtures("impatient")),
+    ("hangs", "hung while it was read"),
     ("broken disk", "cannot be read (Input/output error)"),
 ])
 def test_an_image_that_the_machine_never_lets_through_is_interrupted_and_not_bad(
-        strange: Any, square: Callable[[int], LocalFile], how: str, reason: str) -> None:
+        strange: Any, square: Callable[[int], LocalFile], how: str, reason: str,
+        request: pytest.FixtureRequest) -> None:
+    if how == "hangs":
+        request.getfixturevalue("impatient")
     images = [square(1), strange.Strange(how, Path(square(9).path)), square(2)]
     with Decoders(3, 1, timeout=0.5) as decoders:
         batch, = decoders.batches(enumerate(images), SMALL, 4, slots=2)
