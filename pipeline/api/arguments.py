@@ -93,6 +93,13 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
     return str(value)
 
 
+def text_of(name: Any) -> str:
+    """The name of a text set."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"text {name!r}: give the name of a text set")
+    return name
+
+
 def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:
     """A method by its name or class; and of an object the hyperparameters that it was made with."""
     from onceclip.adapters import Method

@@ -27,6 +27,7 @@ from onceclip.pipeline.api.arguments import (
     opened_all,
     path_of,
     shots_of,
+    text_of,
     whole,
 )
 from onceclip.pipeline.errors import ArgumentError, ResultError
@@ -75,7 +76,7 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
     """
     spec = DrawSpec(shots_of(shots), whole(seed, "seed", 0), classes=one_of(classes, "classes", (ALL, BASE)))
     inputs = Inputs(listed(outputs, "outputs") if outputs else (), unlabelled, tower)
-    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), text,
+    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), text_of(text),
                      one_of(class_weights, "class_weights", RULES), inputs).task
 
 
@@ -212,6 +213,7 @@ def _checked(further: dict[str, Any]) -> dict[str, Any]:
             raise ArgumentError(unknown("argument", name, known))
     if further.get("select") is not None:
         one_of(further["select"], "select", POLICIES)
+    text_of(further.get("text", ""))
     one_of(further.get("class_weights", RULES[0]), "class_weights", RULES)
     one_of(further.get("classes", ALL), "classes", (ALL, BASE))
     Search.parse(str(further.get("search", "grid")))
