@@ -97,6 +97,11 @@ def prepared(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
              text=store.text("default").embedding)
     (root / "cupl.json").write_text(json.dumps({name: [f"a {name} in the grass.", f"a drawing of a {name}."]
                                                 for name in store.classes}))
+    (root / "scenes.txt").write_text("".join(f"a {one} and a {other}.\n" for one in store.classes
+                                             for other in store.classes))
+    keys = store.column("key")[rows].tolist()
+    (root / "labels.csv").write_text("key,label\n" + "".join(
+        f"{key},{name}\n" for key in keys for name in {key.split("/")[0], store.classes[0]}))
     list_in_other_ways(root)
     return root
 

@@ -20,8 +20,9 @@ from onceclip.pipeline.words import class_remarks, counted
 @click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="imagenet, imagenet-7, photo, a data "
               "set such as oxford-pets or dtd, a file with one template a line, or a sentence with {} (repeatable).  "
               "[default: \"a photo of a {}.\" unless --prompts or --waffle is given]")
-@click.option("--prompts", type=LocalPath(path_type=Path), metavar="FILE.json",
-              help="Sentences of every class: a JSON object {\"class\": [\"sentence\", ...]}.")
+@click.option("--prompts", type=LocalPath(path_type=Path), metavar="FILE",
+              help="Sentences of every class: a JSON object {\"class\": [\"sentence\", ...]}; or a .txt file with one "
+              "a line, each of all classes that it names.")
 @click.option("--prompts-form", type=click.Choice(["sentences", "descriptors"]), help="What the file holds: whole "
               "sentences, or descriptors such as \"two legs\", which become \"a photo of a {}, which has two legs.\"  "
               "[default: sentences, if they name their class]")
