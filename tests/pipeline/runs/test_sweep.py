@@ -64,6 +64,14 @@ def test_runs_in_a_group_equal_the_runs_one_by_one(imported: Store, method: str)
         assert together.row["nll"] == pytest.approx(alone.row["nll"], rel=1e-4)
 
 
+def test_a_run_that_is_asked_for_twice_is_made_once(imported: Store, tmp_path: Path, run: Callable[..., Any]) -> None:
+    done = run("sweep", imported.path, "--methods", "gda,zero-shot,gda", "--shots", "1", "--seeds", "1", "--out",
+               tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert [row["method"] for row in read_rows(tmp_path)] == ["gda", "zero-shot"]
+    assert "1 run asked for more than once" in done.stderr
+
+
 def test_a_sweep_repeats_nothing_that_it_has(imported: Store, tmp_path: Path, carried_out: list[RunSpec]) -> None:
     first = sweep([imported], SPECS, tmp_path)
     before = (tmp_path / NAME).read_bytes()
