@@ -51,15 +51,13 @@ def test_a_second_extraction_encodes_nothing_and_a_new_image_only_itself(
 
 
 def test_every_command_gives_on_s3_what_it_gives_on_a_disk(
-        s3_url: str, image_folder: Path, store_path: Path, run_json: RunJson, elsewhere: Path,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+        s3_store: str, store_path: Path, run_json: RunJson, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(elsewhere)
-    run_json("extract", image_folder, s3_url, "--model", "demo", "--unit-rows", 16)
     ignored = {"store", "path", "seconds", "seconds_total", "adapter"}
 
     def both(*arguments: Any) -> None:
         found, expected = (run_json(*[place if each == "STORE" else each for each in arguments])
-                           for place in (s3_url, store_path))
+                           for place in (s3_store, store_path))
         assert {name: found[name] for name in set(found) - ignored} == \
                {name: expected[name] for name in set(expected) - ignored}
 
