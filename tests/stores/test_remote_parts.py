@@ -19,6 +19,7 @@ from onceclip.stores import NotAStore, open_store
 from onceclip.stores.location import is_remote
 
 
+@pytest.mark.parametrize("url", ["memory", "file"], indirect=True)
 def test_parts_make_one_store_behind_a_url(url: str, image_folder: Path, store_path: Path, encoder: Any,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equipment, "open_encoder", lambda spec: encoder)
