@@ -140,6 +140,7 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
         if name not in method.hyperparameters:
             raise UnknownName(unknown("hyperparameter", name, method.hyperparameters, f" of {method.name}"))
     method.check(task)
+    method = method.suited(task)
     free = choices(method, frozen)
     mixing = method.mixing if method.mixing in free else None
     with threads_for(method.work(task)):
@@ -176,6 +177,7 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
     Each gets its accuracy on the task's validation rows, if it has any, or the failure of its training.
     """
     methods[0].check(task)
+    methods = [method.suited(task) for method in methods]
     shared: dict[Any, Any] = {}
     with threads_for(methods[0].work(task)):
         for method in methods:

@@ -115,7 +115,7 @@ def test_the_weight_does_not_leave_its_bounds():
 @pytest.mark.parametrize("rows", [3, 40, 600])
 @pytest.mark.parametrize("knows", [0.0, 0.3, 3.0])
 def test_a_setting_is_passed_over_only_where_its_best_weight_would_lose(rows, knows, high):
-    """Most are; what has an offset in all classes, or no part in the logits, is among them."""
+    """With many rows some are; all have what all classes have alike, and some change nothing."""
     label, passed = torch.arange(rows) % 4, 0
     first = 3 * noise(rows, 4) + one_hot(label, 4)
     race, found = Race(label, 0.5, high=high), []
@@ -130,4 +130,4 @@ def test_a_setting_is_passed_over_only_where_its_best_weight_would_lose(rows, kn
     best = min((each for each, _ in found), key=lambda each: each.cost)
     assert not math.isnan(best.accuracy)
     assert best.cost == pytest.approx(min(alone for _, alone in found), abs=1e-2)
-    assert passed > 5 or knows == 0.0 or rows == 3
+    assert passed or rows < 600 or not knows
