@@ -79,10 +79,6 @@ class ConditionalPrompts(Head):
     def width(self) -> int:
         return self.classes * self._tower.tokens_per_class * 4 * self._tower.width
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.context.dtype
-
 
 def conditional(context: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, rows: Tensor) -> Tensor:
     """The context of every row (n, dim), each token moved by the same vector: (n, tokens, width)."""

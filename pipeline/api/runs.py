@@ -74,7 +74,7 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
     """
     spec = DrawSpec(shots_of(shots), whole(seed, "seed", 0), classes=one_of(classes, "classes", (ALL, BASE)))
     inputs = Inputs(listed(outputs, "outputs") if outputs else (), unlabelled, tower)
-    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), text,
+    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), str(text),
                      one_of(class_weights, "class_weights", RULES), inputs).task
 
 

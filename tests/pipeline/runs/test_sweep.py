@@ -131,7 +131,7 @@ def test_a_sweep_over_processes_that_is_killed_ends_with_the_rows_of_one_process
                        [("clip-adapter.ratio", ["0.1", "0.2", "0.3"])], select="fixed", validated=True)
     rows = known(tmp_path / "two")
     multiplied, = {row["products"] for row in rows.values()}
-    monkeypatch.setattr(cpu, "_probed", lambda: multiplied)  # by time, which may turn out differently
+    monkeypatch.setattr(cpu, "_fastest", lambda: multiplied)  # by time, which may turn out differently
     alone = sweep([imported], specs, tmp_path / "one", local_workers=1)
     assert set(rows) == {row["run"] for row in alone}
     assert len(read_rows(tmp_path / "two")) == len(rows) == 45
@@ -151,7 +151,7 @@ def test_rows_of_one_sweep_are_multiplied_in_one_way(imported: Store, tmp_path: 
     """The way is chosen by time, so two processes may choose differently; a sweep that goes on keeps what it has."""
     monkeypatch.setattr(cpu, "_exact", lambda: True)
     for specs, fastest in ((SPECS[:3], "onednn"), (SPECS, "default")):
-        monkeypatch.setattr(cpu, "_probed", lambda fastest=fastest: fastest)
+        monkeypatch.setattr(cpu, "_fastest", lambda fastest=fastest: fastest)
         assert {row["products"] for row in sweep([imported], specs, tmp_path)} == {"onednn"}
     assert cpu.fast_products() == "default"
     monkeypatch.setattr(cpu, "_exact", lambda: False)  # as on another machine
