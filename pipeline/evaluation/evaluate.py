@@ -18,8 +18,7 @@ from onceclip.adapters.inference.base import INFERENCE
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.intervals import row_interval, units_of
-from onceclip.pipeline.evaluation.metrics import Tally
-from onceclip.pipeline.evaluation.sets import SetTally
+from onceclip.pipeline.evaluation.metrics import SetTally, Tally
 from onceclip.pipeline.tasks.classes import names_of
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.pipeline.words import listing

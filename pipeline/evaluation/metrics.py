@@ -1,4 +1,4 @@
-"""How good logits are: top-1, top-5, macro recall, likelihood, calibration and confusions; added up block by block."""
+"""How good logits, scores of abnormality and prediction sets are; logits are added up block by block."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onceclip.adapters.selection.conformal import SetRule
 from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.words import csv_cell
 
@@ -20,6 +21,7 @@ TOP = 5
 LISTED = 20  # wrong pairs in the details of a result row
 SCORES = ("accuracy", "top5", "macro_recall", "nll", "brier", "ece")
 CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
+DETECTION = ("auroc", "average_precision")
 _WAITING = 1 << 14  # pairs that are kept uncounted
 
 
@@ -149,11 +151,51 @@ class Tally:
                 "confusions": self.wrong.counted()[:LISTED].tolist()}
 
 
-def metrics(logits: Tensor, label: Tensor) -> dict[str, float | None]:
-    """Score logits (rows, classes) against labels (rows,); what the scores are, `Tally` says."""
-    tally = Tally(logits.shape[1])
-    tally.add(logits, label)
-    return tally.scores()
+class SetTally:
+    """Prediction sets of any number of rows, counted in bounded memory."""
+
+    def __init__(self, rule: SetRule) -> None:
+        self.rule, self.rows, self.covered, self.size, self.single = rule, 0, 0, 0, 0
+
+    def add(self, logits: Tensor, label: Tensor) -> None:
+        """Count rows in. logits: (rows, classes). label: (rows,) int64."""
+        inside = self.rule.members(logits)
+        size = inside.sum(dim=1)
+        self.rows += len(label)
+        self.covered += int(inside.gather(1, label[:, None]).sum())
+        self.size += int(size.sum())
+        self.single += int((size == 1).sum())
+
+    def as_values(self) -> dict[str, Any]:
+        """coverage: share of rows whose set holds their class. size: mean number of classes. single: share of one."""
+        rows = max(self.rows, 1)
+        return {**self.rule.as_values(), "coverage": self.covered / rows, "size": self.size / rows,
+                "single": self.single / rows}
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve: how often a positive row scores higher than a negative one, ties counted half.
+
+    score: (n,). positive: (n,) bool. None without rows of both kinds.
+    """
+    if not positive.any() or positive.all():
+        return None
+    negative = np.sort(score[~positive])
+    lower = sum(np.searchsorted(negative, score[positive], side).sum() for side in ("left", "right"))
+    return float(lower / 2 / (positive.sum() * len(negative)))
+
+
+def average_precision(score: np.ndarray, positive: np.ndarray) -> float | None:
+    """Mean over the positive rows of the precision at their score; rows of equal score come together.
+
+    score: (n,). positive: (n,) bool. None without rows of both kinds.
+    """
+    if not positive.any() or positive.all():
+        return None
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
+    right = np.cumsum(positive[order])[ends]
+    return float((np.diff(right, prepend=0) * right / (ends + 1)).sum() / positive.sum())
 
 
 def write_matrix(path: Path, names: Sequence[str], right: np.ndarray, wrong: np.ndarray) -> None:
