@@ -41,6 +41,7 @@ from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
@@ -81,7 +82,8 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
 def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec = AUTOMATIC,
         shots: int | str | None = None, seed: int | None = None, *, values: Mapping[str, Any] | None = None,
         device: str = CPU, compile: str | Compiling = AUTO, out: str | Path | None = None, overwrite: bool = False,
-        curves: bool = False, progress: Progress = no_progress, **further: Any) -> Fitted:
+        curves: bool = False, coverage: float | None = None, progress: Progress = no_progress,
+        **further: Any) -> Fitted:
     """Draw a task, choose hyperparameters, fit, and score on the test split: a classifier and its result row.
 
     store: an open one or its path. method: a name, a class, an object whose hyperparameters are taken as they are, or a
@@ -90,7 +92,8 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         draw and of the training, 1 by default. values: hyperparameters that no search changes. further: other fields of
         RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1", or "auto". compile: "auto", "on" or "off". out:
         a folder that gets the adapter and its row; overwrite: replace an adapter there. curves: put the losses of every
-        epoch there too. progress: gets the fraction done.
+        epoch there too. coverage: count prediction sets of this probability, as `evaluate` does, in the row's `sets`.
+        progress: gets the fraction done.
     Raises MethodError, TaskError, StoreError, DeviceError or ArgumentError, each with one line on how to mend it.
 
     Example:
@@ -108,7 +111,7 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
     folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
     target = opened(store)
     fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device,
-                 Keep(curves))
+                 Keep(curves, coverage=coverage))
     if folder:
         fitted.classifier.save(folder, _facts(fitted.row, target))
         write_kept(folder, [{**fitted.row, **fitted.kept}], None)
@@ -224,7 +227,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
           grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
           workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
           device: str = CPU, progress: bool = False, curves: bool = False, keep_predictions: bool = False,
-          **further: Any) -> list[dict[str, Any]]:
+          coverage: float | None = None, log: Sequence[str] | str = (), **further: Any) -> list[dict[str, Any]]:
     """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
 
     specs: the runs, or None for every method at every number of shots with every seed; shots are 1, 2, 4, 8 and 16 by
@@ -235,7 +238,9 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         runs, in place of such processes. part: of the runs.
         retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
         default, with grids "fixed". compile, device: as for `fit`. curves: keep losses of every epoch in
-        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`.
+        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`. coverage:
+        as for `fit`; rows without such sets are made again. log: "mlflow:URI" or "wandb-offline:DIR", trackers that
+        get a run for every row that they lack.
     Raises WorkerError for runs that ended every process that took them, StoreError if another sweep writes to the file.
 
     Example:
@@ -260,8 +265,9 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
         raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
-    return runs.sweep(opened_all(stores), specs, path_of(out, "out: a folder"), local_workers, progress, workers, part,
-                      compile, retry_failed, device, Keep(curves, keep_predictions))
+    target, folder = opened_all(stores), path_of(out, "out: a folder")
+    return runs.sweep(target, specs, folder, local_workers, progress, workers, part, compile, retry_failed, device,
+                      Keep(curves, keep_predictions, coverage), Log(listed(log, "log")) if log else None)
 
 
 def incremental(store: str | Path | Store, method: str | type[Method] | Method = "gda", *, sessions: int = 10,

@@ -151,15 +151,22 @@ class Tally:
                 "confusions": self.wrong.counted()[:LISTED].tolist()}
 
 
+def metrics(logits: Tensor, label: Tensor) -> dict[str, float | None]:
+    """Score logits (rows, classes) against labels (rows,); what the scores are, `Tally` says."""
+    tally = Tally(logits.shape[1])
+    tally.add(logits, label)
+    return tally.scores()
+
+
 class SetTally:
     """Prediction sets of any number of rows, counted in bounded memory."""
 
     def __init__(self, rule: SetRule) -> None:
         self.rule, self.rows, self.covered, self.size, self.single = rule, 0, 0, 0, 0
 
-    def add(self, logits: Tensor, label: Tensor) -> None:
-        """Count rows in. logits: (rows, classes). label: (rows,) int64."""
-        inside = self.rule.members(logits)
+    def add(self, logits: Tensor, label: Tensor, keys: np.ndarray) -> None:
+        """Count rows in. logits: (rows, classes). label: (rows,) int64. keys: (rows,) of the images."""
+        inside = self.rule.members(logits, list(map(str, keys)))
         size = inside.sum(dim=1)
         self.rows += len(label)
         self.covered += int(inside.gather(1, label[:, None]).sum())
@@ -178,11 +185,16 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float | None:
 
     score: (n,). positive: (n,) bool. None without rows of both kinds.
     """
-    if not positive.any() or positive.all():
+    return weighted_auroc(score, positive, ~positive)
+
+
+def weighted_auroc(score: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """The same where each score is that of so many positive and so many negative things, such as pixels: (n,) each."""
+    levels, place = np.unique(score, return_inverse=True)
+    many, few = (np.bincount(place, each, len(levels)) for each in (positive, negative))
+    if not many.sum() or not few.sum():
         return None
-    negative = np.sort(score[~positive])
-    lower = sum(np.searchsorted(negative, score[positive], side).sum() for side in ("left", "right"))
-    return float(lower / 2 / (positive.sum() * len(negative)))
+    return float((many * (np.cumsum(few) - few / 2)).sum() / (many.sum() * few.sum()))
 
 
 def average_precision(score: np.ndarray, positive: np.ndarray) -> float | None:

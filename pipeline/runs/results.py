@@ -168,6 +168,8 @@ _ROW: Mapping[str, Callable[[Any], bool]] = {
                      **dict.fromkeys(("narrow", "validated"), _flag),
                      **{name: _of_types(types) for name, types in stored_types().items()}),
     "details": _details,
+    "sets": _list_of(_object(kind=_text, coverage_asked=_FRACTION, coverage=_FRACTION, size=_number(0),
+                             single=_FRACTION)),
     "inference": _object(name=_text, transductive=_flag, alone=_object(accuracy=_FRACTION)),
 }
 _STORE: Mapping[str, Callable[[Any], bool]] = {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import METHODS, MethodError
+from onceclip.pipeline.api.stores import add_tower
 from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import evaluate
@@ -227,12 +228,15 @@ def test_a_store_of_another_encoder_is_refused(imported: Store, arrays: Arrays, 
         for_text(fit(imported, RunSpec("zero-shot")).classifier, stranger)
 
 
-@pytest.mark.parametrize("name", ["prolip", "vt-clip"])
+@pytest.mark.parametrize("name", ["prolip", "vt-clip", "stylip"])
 def test_methods_of_other_outputs_serve_new_classes_too(tmp_path: Path, image_folder: Path,
                                                         extract_demo: Callable[..., Any], name: str) -> None:
     """Projection and number of tokens come from the store, whose images are not looked at."""
-    outputs = {"prolip": OutputOptions(preproj=True), "vt-clip": OutputOptions(tokens="last")}[name]
+    outputs = {"prolip": OutputOptions(preproj=True), "vt-clip": OutputOptions(tokens="last"),
+               "stylip": OutputOptions(layer_statistics=True)}[name]
     extract_demo(image_folder, tmp_path / "s.zarr", outputs=outputs)
+    if name == "stylip":
+        add_tower(str(tmp_path / "s.zarr"))
     fitted = fit(open_store(str(tmp_path / "s.zarr")), spec_of(name))
     new = for_text(fitted.classifier, open_store(str(tmp_path / "s.zarr")), classes="new")
     assert new.class_names == ("disc", "ring")

@@ -13,7 +13,7 @@ import torch
 from onceclip.adapters import load_classifier
 from onceclip.adapters.selection.rule import best_temperature
 from onceclip.pipeline.evaluation.evaluate import evaluate
-from onceclip.pipeline.evaluation.metrics import Tally
+from onceclip.pipeline.evaluation.metrics import metrics
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.sweep import sweep
@@ -38,14 +38,11 @@ def test_a_row_says_what_calibration_did_and_evaluate_says_the_same(imported: St
     rows = imported.rows("test")
     logits = fitted.classifier.logits(imported.embeddings(rows))
     label = torch.from_numpy(imported.column("label")[rows].astype(np.int64))
-    plain, calibrated = Tally(logits.shape[1]), Tally(logits.shape[1])
-    plain.add(logits, label)
-    calibrated.add(logits / fitted.classifier.temperature, label)
-    expected = calibrated.scores()
+    expected = metrics(logits / fitted.classifier.temperature, label)
     for found in (fitted.row, evaluate(fitted.classifier, imported)):
         assert found["temperature"] == fitted.classifier.temperature
         assert [found["nll_calibrated"], found["ece_calibrated"]] == [expected["nll"], expected["ece"]]
-    assert fitted.row["nll"] == plain.scores()["nll"] > fitted.row["nll_calibrated"]
+    assert fitted.row["nll"] == metrics(logits, label)["nll"] > fitted.row["nll_calibrated"]
 
 
 def test_the_temperature_of_val_is_that_of_the_drawn_validation_images(imported: Store) -> None:

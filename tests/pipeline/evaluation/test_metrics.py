@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from onceclip.pipeline.evaluation.metrics import LISTED, Tally, WrongPairs
+from onceclip.pipeline.evaluation.metrics import LISTED, Tally, WrongPairs, metrics
 
 CLASSES, ROWS = 12, 700
 
@@ -41,7 +41,7 @@ def tallied(logits: Tensor, label: Tensor, sizes: list[int] | None = None) -> Ta
 
 
 def test_scores_are_those_of_scikit_learn(logits: Tensor, label: Tensor) -> None:
-    found = tallied(logits, label).scores()
+    found = metrics(logits, label)
     share = torch.softmax(logits.double(), dim=1).numpy()
     names = np.arange(CLASSES)
     assert found["accuracy"] == pytest.approx(accuracy_score(label, share.argmax(1)), abs=1e-12)
@@ -59,7 +59,7 @@ def test_the_brier_score_of_two_classes_is_twice_that_of_scikit_learn() -> None:
 
     logits, label = torch.tensor([[0.0, 1.0], [2.0, 0.5], [0.1, 0.0]]), torch.tensor([1, 1, 0])
     expected = 2 * brier_score_loss(label, logits.double().softmax(dim=1)[:, 1])
-    assert tallied(logits, label).scores()["brier"] == pytest.approx(expected, rel=1e-6)
+    assert metrics(logits, label)["brier"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_confusions_are_those_of_scikit_learn(logits: Tensor, label: Tensor) -> None:
@@ -115,18 +115,18 @@ def test_details_give_the_scores_again_and_survive_json(logits: Tensor, label: T
 
 
 def test_five_of_five_classes_are_no_score() -> None:
-    assert tallied(torch.eye(5), torch.arange(5)).scores()["top5"] is None
-    assert tallied(torch.eye(6), torch.arange(6)).scores()["top5"] == 1
+    assert metrics(torch.eye(5), torch.arange(5))["top5"] is None
+    assert metrics(torch.eye(6), torch.arange(6))["top5"] == 1
 
 
 def test_classes_that_tie_for_a_place_do_not_count_as_found() -> None:
     """A classifier that says the same of every class is right by chance, not among the first five every time."""
-    found = tallied(torch.zeros(8, 8), torch.arange(8)).scores()
+    found = metrics(torch.zeros(8, 8), torch.arange(8))
     assert found["accuracy"] == found["top5"] == 1 / 8
 
 
 def test_logits_that_differ_by_hundreds_have_finite_scores() -> None:
-    found = tallied(torch.tensor([[400.0, -400.0], [400.0, -400.0]]), torch.tensor([0, 1])).scores()
+    found = metrics(torch.tensor([[400.0, -400.0], [400.0, -400.0]]), torch.tensor([0, 1]))
     assert found["nll"] == pytest.approx(400)
     assert found["brier"] == pytest.approx(1)
     assert found["ece"] == pytest.approx(0.5)
