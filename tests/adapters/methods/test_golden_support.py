@@ -21,8 +21,8 @@ from onceclip.adapters import (
     ZeroShot,
     support_source,
 )
-from onceclip.adapters.heads.answers import certainty
 from onceclip.adapters.heads.perceptron import Perceptron
+from onceclip.adapters.heads.retrieval import certainty
 from onceclip.adapters.ops import unit
 from onceclip.adapters.support.dual_prototypes import aligned
 
