@@ -121,6 +121,7 @@ def test_rows_without_a_shape_keep_their_identity_and_others_have_one_of_their_o
     assert len({each.identity(imported) for each in (plain, *others)}) == 6
     assert RunSpec("gda", 2, long_tail=3).identity(imported) == RunSpec("gda", 2, long_tail=3.0).identity(imported)
     assert RunSpec("gda", 2, missing=()).identity(imported) == plain.identity(imported)
+    assert RunSpec("gda", 2, missing="ant") == RunSpec("gda", 2, missing=("ant",))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("options", "message"), [
