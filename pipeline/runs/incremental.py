@@ -25,7 +25,6 @@ from onceclip.stores import Store, write_lock
 from onceclip.stores.identity import digest, fingerprint
 
 NAME, PAGE = "incremental.jsonl", "incremental.html"  # rows, and the page of their curves
-JOINT = "joint"  # fitted on the rows of all sessions so far, which no method of sessions may read
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def test_rows_of_one_sweep_are_multiplied_in_one_way(imported: Store, tmp_path: 
     """The way is chosen by time, so two processes may choose differently; a sweep that goes on keeps what it has."""
     monkeypatch.setattr(cpu, "_exact", lambda: True)
     for specs, fastest in ((SPECS[:3], "onednn"), (SPECS, "default")):
-        monkeypatch.setattr(cpu, "_probed", lambda fastest=fastest: fastest)
+        monkeypatch.setattr(cpu, "_fastest", lambda fastest=fastest: fastest)
         assert {row["products"] for row in sweep([imported], specs, tmp_path)} == {"onednn"}
     assert cpu.fast_products() == "default"
     monkeypatch.setattr(cpu, "_exact", lambda: False)  # as on another machine
