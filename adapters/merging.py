@@ -52,6 +52,8 @@ def aligned(head: Head, like: Head) -> Head:
 
     It gives the same logits. What is no bottleneck on both sides, or of other widths, stays as it is.
     """
+    from scipy.optimize import linear_sum_assignment  # 0.2 s, which few who fit or load an adapter need
+
     if isinstance(head, Sum) and isinstance(like, Sum) and len(head.heads) == len(like.heads):
         return replace(head, heads=tuple(map(aligned, head.heads, like.heads)))
     if not isinstance(head, Bottleneck | Rectified) or not isinstance(like, type(head)):
@@ -59,8 +61,6 @@ def aligned(head: Head, like: Head) -> Head:
     if head.down.shape != like.down.shape:
         return head
     alike = unit(like.down) @ unit(head.down).T
-    from scipy.optimize import linear_sum_assignment  # takes a second
-
     order = torch.from_numpy(linear_sum_assignment(alike.cpu().numpy(), maximize=True)[1]).to(head.down.device)
     return replace(head, down=head.down[order], up=head.up[:, order])
 
