@@ -118,14 +118,6 @@ def draw_task(store: Store, spec: DrawSpec = EVERY_ROW, select: str = "fixed", t
     return Drawn(task, support, val, rest, words, spec, inputs, remarks)
 
 
-def draw_rows(store: Store, spec: DrawSpec) -> dict[str, list[tuple[str, int]]]:
-    """Keys and classes of a draw's support and of its validation rows, as `draw_task` draws them with "val"."""
-    drawn = draw_task(store, spec, "val", text=None)
-    label = store.column("label")
-    return {split: [] if each is None else list(zip(each.keys, label[each.rows].tolist(), strict=True))
-            for split, each in (("train", drawn.support), ("val", drawn.val))}
-
-
 def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str]) -> tuple[Draw, Task]:
     """All labelled rows of some splits and their task, to fit on once hyperparameters are chosen.
 
