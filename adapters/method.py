@@ -97,6 +97,10 @@ class Method(Trainable):
         other.inputs = inputs  # type: ignore[misc] # of this object, in the place of its class's
         return other
 
+    def suited(self, task: Task) -> Self:
+        """This method with the defaults that a task asks for, in place of those that nobody gave; mostly as it is."""
+        return self
+
     def prepare(self, task: Task) -> Any:
         """Work that no hyperparameter changes, done once for a task; handed to all methods below."""
         return task
@@ -133,10 +137,11 @@ class Method(Trainable):
         seed: of the start values and of the batch order of a trained method. progress: gets the fraction done.
         """
         self.check(task)
-        prepared = self.prepare(task)
-        parameters = train([Run(self, task, prepared, seed)], progress)[0]
-        require_finite(self, parameters)
-        return self.classifier(task, prepared, parameters)
+        method = self.suited(task)
+        prepared = method.prepare(task)
+        parameters = train([Run(method, task, prepared, seed)], progress)[0]
+        require_finite(method, parameters)
+        return method.classifier(task, prepared, parameters)
 
     def update(self, state: dict[str, Tensor], task: Task, seed: int = 0) -> tuple[Classifier, dict[str, Tensor]]:
         """Learn classes that arrive, without the rows of earlier ones; by default from the rows of this session alone.
@@ -205,22 +210,35 @@ def zero_shot_head(task: Task) -> Linear:
     return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
 
 
-def share_setting(share: float) -> dict[str, Hyperparameter]:
-    """The hyperparameter of a `Shared` method, with this default."""
-    return {"share": Hyperparameter(share, "how much of training counts: 0 is zero-shot, 1 the trained head alone",
-                                    high=1.0)}
+_SHARE = 0.25  # of a training on one image of each class
+
+
+def share_setting(share: float | None = None) -> dict[str, Hyperparameter]:
+    """The hyperparameter of a `Shared` method, with this default; without, of a method whose share is `by_images`."""
+    by_images = "" if share is not None else "; unless given, n^2 / (n^2 + 3) with n images of a class"
+    return {"share": Hyperparameter(share or _SHARE, "how much of training counts: 0 is zero-shot, 1 the trained head "
+                                    f"alone{by_images}", high=1.0)}
 
 
 class Shared(Method):
     """A trained method whose logits are mixed with those of zero-shot: `z + share (t - z)`.
 
     A subclass writes `training_head`, which makes t and which alone training sees; so another share asks for no other
-    training. Few images make a training forget what the encoder knows; a part of it gains more than the whole.
+    training. Few images make a training forget what the encoder knows; a part of it gains more than the whole. Where
+    `by_images`, the share is n^2 / (n^2 + 3) for n images of a class unless one is given: a quarter for one, most for
+    many (docs/selection.md has the study).
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), of logits in place of weights.
     """
 
     mixing = "share"
+    by_images: ClassVar[bool] = False
+
+    def suited(self, task: Task) -> Self:
+        if not self.by_images or self.mixing in self.given:
+            return self
+        images = task.support.shots**2
+        return self.with_values(share=images / (images + 1 / _SHARE - 1))
 
     def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         zero_shot, trained = self._both(prepared, parameters)

@@ -43,6 +43,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+RESULTS = "results.jsonl"  # rows of runs, in a results folder and beside an adapter
 IMAGES = frozenset([
     ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
     ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",

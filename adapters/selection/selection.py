@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
-from onceclip.adapters.selection.rule import LOGITS, best_weight, calibrated_loss, departure, some_rows
-from onceclip.adapters.selection.search import GRID, SURVIVORS, Search
+from onceclip.adapters.selection.rule import LOGITS, Race, calibrated_loss, departure, some_rows
+from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Search
+from onceclip.adapters.selection.tpe import Proposals, Setting
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.compile import several
 from onceclip.adapters.training.engine import finite, require_finite, train
@@ -64,6 +66,13 @@ class _Choice:
     def distance(self, method: Method) -> float:
         """What the rule charges for a method's values, but for the mixing weight's."""
         return departure(method.values, {name: self.start.values[name] for name in self.free})
+
+    def race(self, label: Tensor) -> Race | None:
+        """What weighs the two parts of the logits of rows with these labels, where there is a mixing weight."""
+        if self.mixing is None:
+            return None
+        setting = self.start.hyperparameters[self.mixing]
+        return Race(label, float(self.start.values[self.mixing]), setting.low, setting.high)
 
     def best(self, trials: Sequence[_Trial]) -> _Trial:
         """The trial of least cost; of equals the one nearest to the start, then the first."""
@@ -133,6 +142,7 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
         if name not in method.hyperparameters:
             raise UnknownName(unknown("hyperparameter", name, method.hyperparameters, f" of {method.name}"))
     method.check(task)
+    method = method.suited(task)
     free = choices(method, frozen)
     mixing = method.mixing if method.mixing in free else None
     with threads_for(method.work(task)):
@@ -140,17 +150,16 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
         if policy == "fixed" or not free:
             return Selection(_fitted(method, task, prepared, seed, progress))
         choice = _Choice(method, {name: values for name, values in free.items() if name != mixing}, mixing)
-        settings = search.settings(choice.free, seed)
+        proposals = search.proposals(choice.free, seed)
         if policy == "loo":
             method.check_left_out(task)
-            trials = _refined(_leave_one_out(choice, task, prepared, settings), choice, search,
-                              lambda more: _leave_one_out(choice, task, prepared, more))
+            trials = _tried(proposals, choice, lambda more: _leave_one_out(choice, task, prepared, more))
             best = choice.best(trials)
             classifier = _fitted(best.method, task, best.method.prepare(task), seed, progress)
             return Selection(classifier, best.accuracy, len(trials), best.interval, best.cost)
         if task.val is None or not len(task.val):
             raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
-        best, tried = _validated(choice, settings, task, prepared, seed, search, progress)
+        best, tried = _validated(choice, proposals, task, prepared, seed, search, progress)
         classifier = best.method.classifier(task, prepared, best.parameters)
         return Selection(classifier, best.accuracy, tried, best.interval, best.cost)
 
@@ -169,6 +178,7 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
     Each gets its accuracy on the task's validation rows, if it has any, or the failure of its training.
     """
     methods[0].check(task)
+    methods = [method.suited(task) for method in methods]
     shared: dict[Any, Any] = {}
     with threads_for(methods[0].work(task)):
         for method in methods:
@@ -197,12 +207,10 @@ def _firm(method: Method) -> tuple[Any, ...]:
         isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing))
 
 
-def _validated(choice: _Choice, settings: Sequence[dict[str, Value]], task: Task, prepared: Any, seed: int,
+def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any, seed: int,
                search: Search, progress: Progress) -> tuple[_Trial, int]:
-    """The best of some settings on the task's validation rows, and how many were compared."""
-    methods = [choice.start.with_values(**values) for values in settings]
-    trained = methods[0].trained and "epochs" in methods[0].values
-    rungs = search.rungs(len(methods), int(methods[0].values["epochs"])) if trained else [0]
+    """The best of what is proposed on the task's validation rows, and how many settings were compared."""
+    trained, whole = choice.start.trained and "epochs" in choice.start.values, choice.start.values.get("epochs", 0)
 
     def compared(some: Sequence[Method], narrow: bool, progress: Progress, alike: int = 0) -> list[_Trial]:
         """Train and score settings. alike: number of trainings like these that the whole search consists of."""
@@ -212,29 +220,39 @@ def _validated(choice: _Choice, settings: Sequence[dict[str, Value]], task: Task
             require_finite(some[0], fitted[0])
         return list(_scored(list(zip(some, fitted, strict=True)), choice, task, prepared))
 
-    going: list[Method] = list(methods)
-    for number, epochs in enumerate(rungs):
-        shortened = [method.with_values(epochs=epochs) for method in going] if trained else going
-        trials = compared(shortened, search.narrow, part_of(progress, number / len(rungs), 1 / len(rungs)),
-                          search.alike(len(methods), rungs, number))
-        order = sorted(range(len(trials)), key=lambda place: (trials[place].cost, choice.distance(going[place])))
-        if number < len(rungs) - 1:
-            going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
-    trials = _refined(trials, choice, search, lambda more: compared(
-        [methods[0].with_values(**values) for values in more], search.narrow, progress))
-    best = choice.best(trials)
+    tried = 0
+
+    def scored(settings: list[Setting]) -> list[_Trial]:
+        """The trials of some settings; of halving those that were trained to the end."""
+        nonlocal tried
+        going = [choice.start.with_values(**values) for values in settings]
+        rungs = search.rungs(len(going), int(whole)) if trained else [0]
+        total = max(search.count if search.kind == OPTUNA else 0, tried + len(settings))
+        lot = part_of(progress, tried / total, len(settings) / total)
+        for number, epochs in enumerate(rungs):
+            trials = compared([method.with_values(epochs=epochs) for method in going] if trained else going,
+                              search.narrow, part_of(lot, number / len(rungs), 1 / len(rungs)),
+                              max(search.alike(len(settings), rungs, number), total if search.kind == OPTUNA else 0))
+            order = sorted(range(len(trials)), key=lambda place: (trials[place].cost, choice.distance(going[place])))
+            if number < len(rungs) - 1:
+                going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
+        tried += len(settings)
+        return trials
+
+    best = choice.best(_tried(proposals, choice, scored))
     if search.narrow and trained:
         best, = compared([best.method], narrow=False, progress=progress)
-    return best, max(len(methods), len(trials))
+    return best, tried
 
 
-def _refined(trials: list[_Trial], choice: _Choice, search: Search,
-             score: Callable[[list[dict[str, Value]]], list[_Trial]]) -> list[_Trial]:
-    """The trials, and those of the values between the best one and its neighbours, round by round."""
-    for _ in range(search.rounds):
-        more = search.between([trial.method.values for trial in trials], choice.best(trials).method.values, choice.free)
-        if more:
-            trials = trials + score(more)
+def _tried(proposals: Proposals, choice: _Choice, score: Callable[[list[Setting]], list[_Trial]]) -> list[_Trial]:
+    """The trials of all settings that are proposed, each lot after the costs of those before."""
+    trials: list[_Trial] = []
+    with suppress(StopIteration):
+        settings = next(proposals)
+        while True:
+            trials += (more := score(settings))
+            settings = proposals.send([(trial.cost, choice.distance(trial.method)) for trial in more])
     return trials
 
 
@@ -249,34 +267,34 @@ def _scored(fitted: Sequence[Fitted], choice: _Choice, task: Task, prepared: Any
     else:
         terms = [method.terms(prepared, parameters) for method, parameters in good]
         sides = [batched_logits([each[side] for each in terms], values) for side in (0, 1)]
+    race = choice.race(val.label)
     for method, parameters in fitted:
         if finite(parameters):
-            yield _trial(choice, method, parameters, val.label, *(next(side) for side in sides))
+            yield _trial(choice, race, method, parameters, val.label, *(next(side) for side in sides))
         else:
             yield _Trial(method, parameters, -1.0, float("inf"))
 
 
 def _leave_one_out(choice: _Choice, task: Task, prepared: Any, settings: Sequence[dict[str, Value]]) -> list[_Trial]:
-    trials = []
+    trials, race = [], choice.race(task.support.label)
     for values in settings:
         method = choice.start.with_values(**values)
         first, second = method.leave_one_out(prepared)
         logits = (first, second) if choice.mixing else (
             first + (float(method.values[method.mixing]) if method.mixing else 1.0) * second,)
-        trials.append(_trial(choice, method, {}, task.support.label, *logits))
+        trials.append(_trial(choice, race, method, {}, task.support.label, *logits))
     return trials
 
 
-def _trial(choice: _Choice, method: Method, parameters: Parameters, label: Tensor, first: Tensor,
+def _trial(choice: _Choice, race: Race | None, method: Method, parameters: Parameters, label: Tensor, first: Tensor,
            second: Tensor | None = None) -> _Trial:
     """Score logits, or two of them with the mixing weight that is chosen between them."""
-    if second is None or choice.mixing is None:
+    if second is None or choice.mixing is None or race is None:
         cost = float(calibrated_loss(first, label).sum()) + choice.distance(method)
         return _Trial(method, parameters, _accuracy(first, label), cost)
-    setting = method.hyperparameters[choice.mixing]
-    found = best_weight(first, second, label, float(method.values[choice.mixing]), setting.low, setting.high)
+    found = race.weigh(first, second, choice.distance(method))
     chosen = method.with_values(**{choice.mixing: found.weight})
-    return _Trial(chosen, parameters, found.accuracy, found.cost + choice.distance(method), (found.low, found.high))
+    return _Trial(chosen, parameters, found.accuracy, found.cost, (found.low, found.high))
 
 
 def _accuracy(logits: Tensor, label: Tensor) -> float:

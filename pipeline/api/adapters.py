@@ -12,6 +12,7 @@ from onceclip.adapters import Classifier, set_rule
 from onceclip.adapters.inference import Inference
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
+    free_folder,
     inference_of,
     listed,
     loaded,
@@ -42,8 +43,8 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
              coverage: float | None = None, against: Adapter | None = None, confusion: str | Path | None = None,
              modules: Sequence[str] = (), inference: str | type[Inference] | Inference | None = None,
              inference_values: Mapping[str, Any] | None = None, batches: Mapping[str, Any] | Batches | None = None,
-             orders: Sequence[int] | str | None = None, save: str | Path | None = None, overwrite: bool = False,
-             join: Sequence[str] = (), multi_label: str | Path | None = None,
+             orders: Sequence[int] | str | None = None, masks: str | Path | None = None, save: str | Path | None = None,
+             overwrite: bool = False, join: Sequence[str] = (), multi_label: str | Path | None = None,
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -59,8 +60,9 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     inference: a strategy by which the adapter reads the rows, without their labels; the scores are then those with it,
         and `inference` among them says what was done and what the adapter reaches alone. inference_values: its
         hyperparameters. batches: have it see one batch at a time, `Batches` or its fields by name. orders: seeds of the
-        orders in which a stream is read, such as (1, 2, 3), the default, or "1-5". save: a folder for the adapter that
-        the strategy leaves behind; overwrite: replace one that is there.
+        orders in which a stream is read, such as (1, 2, 3), the default, or "1-5". masks: a folder of masks, or a .csv
+        file that names them, by which anovl and patch-knn also have `pixel_auroc` and `pro`. save: a folder for the
+        adapter that the strategy leaves behind; overwrite: replace one that is there.
     multi_label: a CSV file with the columns key and label, a line for every class of an image. The listed images are
         then ranked by every class of the adapter: `map` is the mean average precision, `per_class` that of each.
     Raises StoreMismatch if another encoder made a store, TaskError if there is no labelled image, ArgumentError.
@@ -73,13 +75,13 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         >>> found["inference"]["transductive"], 0 <= found["inference"]["alone"]["accuracy"] <= 1
         (True, True)
     """
-    from onceclip.pipeline.api.runs import free_folder
     from onceclip.pipeline.evaluation.batches import Batches
     from onceclip.pipeline.evaluation.inference import read
     from onceclip.pipeline.evaluation.intervals import compare
     from onceclip.pipeline.evaluation.metrics import write_matrix
     from onceclip.pipeline.evaluation.orders import orders_for, read_orders
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
+    from onceclip.pipeline.prediction.masks import masks_of
     from onceclip.pipeline.runs.run import named_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
@@ -108,9 +110,14 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     if coverage is not None:
         require_alone(strategy)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
-    if strategy is None and (inference_values or dealt is not None or save is not None or orders is not None):
-        raise ArgumentError("inference_values, batches, orders and save are for a strategy: add inference "
+    if overwrite and save is None:
+        raise ArgumentError("--overwrite replaces an adapter in the folder of --save: add --save FOLDER, or leave it "
+                            "out")
+    if strategy is None and (inference_values or any(each is not None for each in (dealt, save, orders, masks))):
+        raise ArgumentError("inference_values, batches, orders, masks and save are for a strategy: add inference "
                             "(--inference)")
+    if masks is not None and dealt is not None:
+        raise ArgumentError("masks are of images that are read all together: leave out the batches, or --masks")
     seeds = orders_for(strategy, orders, dealt is not None)
     folder = None if save is None else free_folder(path_of(save, "save: a folder"), overwrite, "--save")
     if strategy and folder and not strategy.leaves_classifier:
@@ -127,7 +134,10 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
             done = protocol.score(classifier, store, no_progress if strategy else told)
             values = done.as_values()
             if strategy:
-                reading = read_orders(done, strategy, seeds, told) if seeds else read(done, strategy, dealt, told)
+                marks = None if masks is None else masks_of(place_of(masks, "masks: a folder, or a .csv file"), done,
+                                                            strategy)
+                reading = (read_orders(done, strategy, seeds, told) if seeds else
+                           read(done, strategy, dealt, told, marks))
                 done, values = reading.evaluation, reading.as_values()
                 if folder and reading.classifier:
                     reading.classifier.save(folder)

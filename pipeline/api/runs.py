@@ -12,13 +12,13 @@ from onceclip.adapters import METHODS, POLICIES, Method, Task
 from onceclip.adapters.errors import unknown
 from onceclip.adapters.inference import Inference
 from onceclip.adapters.plugin import full_name
-from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.text import RULES
 from onceclip.adapters.training.compile import AUTO, Compiling
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
+    free_folder,
     inference_of,
     listed,
     method_of,
@@ -27,9 +27,10 @@ from onceclip.pipeline.api.arguments import (
     opened_all,
     path_of,
     shots_of,
+    text_of,
     whole,
 )
-from onceclip.pipeline.errors import ArgumentError, ResultError
+from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.evaluation.intervals import count_interval, units_of
 from onceclip.pipeline.runs import sweep as runs
 from onceclip.pipeline.runs.automatic import run_method
@@ -39,8 +40,9 @@ from onceclip.pipeline.runs.incremental import Sessions
 from onceclip.pipeline.runs.incremental import incremental as arrive
 from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import Keep, write_kept
-from onceclip.pipeline.runs.results import NAME, append_row, record_stores
+from onceclip.pipeline.runs.results import append_row, record_stores
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
@@ -74,14 +76,15 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
     """
     spec = DrawSpec(shots_of(shots), whole(seed, "seed", 0), classes=one_of(classes, "classes", (ALL, BASE)))
     inputs = Inputs(listed(outputs, "outputs") if outputs else (), unlabelled, tower)
-    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), text,
+    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), text_of(text),
                      one_of(class_weights, "class_weights", RULES), inputs).task
 
 
 def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec = AUTOMATIC,
         shots: int | str | None = None, seed: int | None = None, *, values: Mapping[str, Any] | None = None,
         device: str = CPU, compile: str | Compiling = AUTO, out: str | Path | None = None, overwrite: bool = False,
-        curves: bool = False, progress: Progress = no_progress, **further: Any) -> Fitted:
+        curves: bool = False, coverage: float | None = None, progress: Progress = no_progress,
+        **further: Any) -> Fitted:
     """Draw a task, choose hyperparameters, fit, and score on the test split: a classifier and its result row.
 
     store: an open one or its path. method: a name, a class, an object whose hyperparameters are taken as they are, or a
@@ -90,7 +93,8 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         draw and of the training, 1 by default. values: hyperparameters that no search changes. further: other fields of
         RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1", or "auto". compile: "auto", "on" or "off". out:
         a folder that gets the adapter and its row; overwrite: replace an adapter there. curves: put the losses of every
-        epoch there too. progress: gets the fraction done.
+        epoch there too. coverage: count prediction sets of this probability, as `evaluate` does, in the row's `sets`.
+        progress: gets the fraction done.
     Raises MethodError, TaskError, StoreError, DeviceError or ArgumentError, each with one line on how to mend it.
 
     Example:
@@ -105,10 +109,12 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         spec = method if method.shots == 0 else replace(method, shots=shots_of(method.shots))
     else:
         spec = spec_for(method, shots, seed, values, **further)
+    if overwrite and out is None:
+        raise ArgumentError("--overwrite replaces an adapter in the folder of --out: add --out FOLDER, or leave it out")
     folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
     target = opened(store)
     fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device,
-                 Keep(curves))
+                 Keep(curves, coverage=coverage))
     if folder:
         fitted.classifier.save(folder, _facts(fitted.row, target))
         write_kept(folder, [{**fitted.row, **fitted.kept}], None)
@@ -157,20 +163,6 @@ def _facts(row: Mapping[str, Any], store: Store) -> dict[str, str]:
     return {"test accuracy": told, **facts}
 
 
-def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:
-    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things.
-
-    option: which names the folder.
-    """
-    if file_of(out, CONFIG).exists() and not overwrite:
-        raise ResultError(f"{out} holds an adapter already: give another {option}, or add --overwrite")
-    own = CONFIG, WEIGHTS, NAME, UNFINISHED, WHOLE
-    if out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
-        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give {option} a "
-                          "folder that is new or empty")
-    return out
-
-
 def every_method(bank: str | None = None) -> list[str]:
     """Names of all methods, of those that cannot do without a bank only where there is one."""
     return [name for name, method in METHODS.items() if bank or not method.from_bank]
@@ -209,6 +201,7 @@ def _checked(further: dict[str, Any]) -> dict[str, Any]:
             raise ArgumentError(unknown("argument", name, known))
     if further.get("select") is not None:
         one_of(further["select"], "select", POLICIES)
+    text_of(further.get("text", ""))
     one_of(further.get("class_weights", RULES[0]), "class_weights", RULES)
     one_of(further.get("classes", ALL), "classes", (ALL, BASE))
     Search.parse(str(further.get("search", "grid")))
@@ -224,7 +217,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
           grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
           workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
           device: str = CPU, progress: bool = False, curves: bool = False, keep_predictions: bool = False,
-          **further: Any) -> list[dict[str, Any]]:
+          coverage: float | None = None, log: Sequence[str] | str = (), **further: Any) -> list[dict[str, Any]]:
     """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
 
     specs: the runs, or None for every method at every number of shots with every seed; shots are 1, 2, 4, 8 and 16 by
@@ -235,7 +228,9 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         runs, in place of such processes. part: of the runs.
         retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
         default, with grids "fixed". compile, device: as for `fit`. curves: keep losses of every epoch in
-        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`.
+        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`. coverage:
+        as for `fit`; rows without such sets are made again. log: "mlflow:URI" or "wandb-offline:DIR", trackers that
+        get a run for every row that they lack.
     Raises WorkerError for runs that ended every process that took them, StoreError if another sweep writes to the file.
 
     Example:
@@ -260,8 +255,9 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
         raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
-    return runs.sweep(opened_all(stores), specs, path_of(out, "out: a folder"), local_workers, progress, workers, part,
-                      compile, retry_failed, device, Keep(curves, keep_predictions))
+    target, folder = opened_all(stores), path_of(out, "out: a folder")
+    return runs.sweep(target, specs, folder, local_workers, progress, workers, part, compile, retry_failed, device,
+                      Keep(curves, keep_predictions, coverage), Log(listed(log, "log")) if log else None)
 
 
 def incremental(store: str | Path | Store, method: str | type[Method] | Method = "gda", *, sessions: int = 10,

@@ -24,7 +24,7 @@ OPTIONS = {name: group for group, names in {
     _TEST_TIME: "inference inference-set batches effective-classes balanced dirichlet inference-seed orders save "
                 "coverage set-kind",
     _STUDY: "draws long-tail natural-prior label-noise missing support bank captions join inputs curves "
-            "keep-predictions multi-label",
+            "keep-predictions log multi-label",
     _SPEED: "device precision compile batch-size decode workers stream narrow",
     _CLUSTERS: "scheduler local-workers part",
     _EXPERT: "preprocess cache-dir allow-random unit-rows decode-timeout retry-bad split-seed view-scale view-seed "

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from onceclip.stores.identity import fingerprint
 _DEMO_FOLDER = files("onceclip.pipeline.encoders") / "demo_model"
 HUB, LOCAL = OPEN_CLIP_SOURCES
 CONFIG = "open_clip_config.json"
+_plain_tokenizer = cache(SimpleTokenizer)  # making one reads 48,894 merges
 _PREPROCESS = {"mean", "std", "interpolation", "resize_mode"}
 _UNPREPARED = ("does not say how its images were prepared: add --preprocess openai (CLIP's own mean, deviation and "
                "bicubic resize) or --preprocess FILE.json")
@@ -87,7 +88,7 @@ class OpenClipBackend(Backend):
                 return open_clip.get_tokenizer(self._spec.model, cache_dir=self._spec.cache_dir, **trust)
             options["context_length"] = self._text.get("context_length", DEFAULT_CONTEXT_LENGTH)
             if not source:
-                return SimpleTokenizer(**options)
+                return _plain_tokenizer(**options)
             return HFTokenizer(self._folder if self._spec.model.startswith(LOCAL) else source,
                                cache_dir=self._spec.cache_dir, tokenizer_mode=self._text.get("tokenizer_mode"),
                                **options, **trust)

@@ -76,8 +76,9 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     A run whose training diverges gives its failure; the others go on.
     Raises MethodError, TaskError, StoreError or DeviceError for what concerns all of them.
     """
-    if keep.predictions and any(spec.strategy for spec in specs):
-        raise TaskError("--keep-predictions keeps what classifiers say of each image by itself: leave --inference out")
+    if (keep.predictions or keep.coverage is not None) and any(spec.strategy for spec in specs):
+        raise TaskError("--keep-predictions and --coverage are for what classifiers say of each image by itself: leave "
+                        "--inference out")
     store.require_complete()
     runs = {spec.alone.identity(store): spec.alone for spec in specs}
     fitted = dict(zip(runs, _fit_alone(store, [*runs.values()], progress, calibrate, compile, device, keep),
@@ -134,7 +135,8 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
         seconds = (time.perf_counter() - fitting) / len(specs)
         chosen = [replace(each, provenance=_provenance(store, spec, drawn, policy))
                   for each, (spec, policy) in zip(fitted, fine, strict=True)]
-        if calibrate and not is_average(first.method) and not (drawn.sourced and drawn.task.val is None):
+        guessed = drawn.sourced and drawn.task.val is None
+        if (calibrate or keep.coverage is not None) and not (is_average(first.method) or guessed):
             chosen = [calibrated(classifier, methods[0], drawn.task) for classifier in chosen]
         refit = None if first.refit == NO_REFIT else Refit.of(store, first, drawn, methods[0], where)
         final: list[Classifier | MethodError] = [*chosen] if refit is None else [refit.fitted(each) for each in chosen]
@@ -207,8 +209,8 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
 def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec, keep: Keep) -> list[dict[str, Any]]:
     """What each reaches on the test split; of a run of base classes also what is said of new ones."""
     if spec.classes == ALL:
-        return evaluate_together(classifiers, store, keep=keep.predictions)
-    return base_to_new(classifiers, store, spec.text, keep.predictions)
+        return evaluate_together(classifiers, store, keep=keep.predictions, coverage=keep.coverage)
+    return base_to_new(classifiers, store, spec.text, keep.predictions, keep.coverage)
 
 
 def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[str, Any]:
@@ -244,7 +246,7 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         **{name: scores[name] for name in (*SCORES, *CALIBRATED)}, "accuracy_val": selection.accuracy,
         "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
         "n_unlabelled": 0 if task.unlabelled is None else len(task.unlabelled),
-        **{name: scores[name] for name in NEW_SCORES if name in scores},
+        **{name: scores[name] for name in (*NEW_SCORES, "sets", "calibrated_on") if name in scores},
         "classes": task.classes, "encoder": store.encoder["name"], "text": spec.text,
         "class_weights": spec.class_weights, "store": store.path,
         "settings_tried": selection.tried, "mixing_interval": selection.interval and list(selection.interval),

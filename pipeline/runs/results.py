@@ -17,14 +17,14 @@ import numpy as np
 
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.metrics import BINS
-from onceclip.pipeline.files import whole_file
+from onceclip.pipeline.files import RESULTS, whole_file
 from onceclip.pipeline.tasks.draw_spec import stored_types
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.work import Part
 from onceclip.stores import Store
 from onceclip.stores.schema import BAD, SPLITS, STORED
 
-NAME = "results.jsonl"
+NAME = RESULTS
 STORES_NAME = "stores.json"
 _log = logging.getLogger("onceclip")
 
@@ -168,6 +168,8 @@ _ROW: Mapping[str, Callable[[Any], bool]] = {
                      **dict.fromkeys(("narrow", "validated"), _flag),
                      **{name: _of_types(types) for name, types in stored_types().items()}),
     "details": _details,
+    "sets": _list_of(_object(kind=_text, coverage_asked=_FRACTION, coverage=_FRACTION, size=_number(0),
+                             single=_FRACTION)),
     "inference": _object(name=_text, transductive=_flag, alone=_object(accuracy=_FRACTION)),
 }
 _STORE: Mapping[str, Callable[[Any], bool]] = {

@@ -52,7 +52,7 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
     select: the selection policy; None takes the default one, see `default_policy`.
     class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
-    search: "grid", "random:N", "halving[:N]" or "halves[:N]". narrow: search with products in bfloat16.
+    search: "grid", "random:N", "halving[:N]", "halves[:N]" or "optuna:N". narrow: search with products in bfloat16.
     validated: score the run on validation rows too where the policy is "fixed", so that runs can be compared there.
     refit: "val" or "all" to fit once more, with what was chosen, on all labelled rows of train and val, or of test too,
         which leaves no test accuracy; only for shots=None.

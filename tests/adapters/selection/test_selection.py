@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from onceclip.adapters import (
+    CLAP,
     GDA,
     ClipAdapter,
     Hyperparameter,
@@ -17,10 +18,12 @@ from onceclip.adapters import (
     ProKeR,
     Rows,
     Task,
+    TaskRes,
     Text,
     TipAdapter,
     TipAdapterF,
     ZeroShot,
+    fit_all,
     fit_selected,
 )
 from onceclip.adapters.heads import Linear
@@ -216,3 +219,19 @@ def test_the_linear_probe_ignores_the_text(make_task, make_rows):
     first, second = (fit_selected(LinearProbe(), each, "val").classifier.logits(queries)
                      for each in (task, replace(task, text=other)))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("method", [TaskRes, CLAP, LPPlusPlus])
+def test_the_more_images_a_class_has_the_more_a_training_counts_unless_a_share_is_given(method, make_task):
+    """A quarter for one image, most for four; what is given, by a preset too, or was chosen stays."""
+    def share(made, shots):
+        return made.fit(make_task((shots,) * 3)).hyperparameters["share"]
+
+    plain = method(epochs=1)
+    assert [share(plain, shots) for shots in (1, 4)] == pytest.approx([1 / 4, 16 / 19])
+    assert share(method(epochs=1, share=0.25), 4) == 0.25
+    assert (share(plain.with_values(share=0.3), 4), share(method(epochs=1, preset="reference"), 1)) == (0.3, 1.0)
+    task = make_task((4, 4, 4), val=4, noise=0.6)
+    both = [each.classifier.hyperparameters["share"] for each in
+            (fit_selected(plain, task, "fixed"), *fit_all([plain, method(epochs=1, share=0.1)], task))]
+    assert both == pytest.approx([16 / 19, 16 / 19, 0.1])
