@@ -18,10 +18,10 @@ CONDITIONAL = {
                                 retrain=True),
     "network": Hyperparameter("zero", "how U and u start: at zero, so that the words are what they are, or at random "
                               "as published", choices=("zero", "random"), retrain=True),
-    **{**TRAINING, "epochs": Hyperparameter(10, TRAINING["epochs"].meaning, high=1e6, retrain=True),
-       # Of every image all prompts are encoded: larger steps would cost as much as more of them.
-       "batch_size": Hyperparameter(32, TRAINING["batch_size"].meaning, high=2**31, retrain=True)},
+    **{**TRAINING, "epochs": Hyperparameter(10, TRAINING["epochs"].meaning, high=1e6, retrain=True)},
 }
+# Of every image all prompts are encoded: larger steps cost as much as more of them.
+BATCHES = {"batch_size": Hyperparameter(32, TRAINING["batch_size"].meaning, high=2**31, retrain=True)}
 CONDITIONAL_PAPER = {**PAPER, "words": "a photo of a", "network": "random", "batch_size": 1, "epochs": 10}
 
 
