@@ -210,14 +210,11 @@ def zero_shot_head(task: Task) -> Linear:
     return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
 
 
-_SHARE = 0.25  # of a training on one image of each class
-
-
-def share_setting(share: float | None = None) -> dict[str, Hyperparameter]:
-    """The hyperparameter of a `Shared` method, with this default; without, of a method whose share is `by_images`."""
-    by_images = "" if share is not None else "; unless given, n^2 / (n^2 + 3) with n images of a class"
-    return {"share": Hyperparameter(share or _SHARE, "how much of training counts: 0 is zero-shot, 1 the trained head "
-                                    f"alone{by_images}", high=1.0)}
+def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparameter]:
+    """The hyperparameter of a `Shared` method, with this default, which may be that of one image per class."""
+    more = " (by default the more, the more images a class has: this is of one)" if by_images else ""
+    return {"share": Hyperparameter(share, "how much of training counts: 0 is zero-shot, 1 the trained head alone"
+                                    f"{more}", high=1.0)}
 
 
 class Shared(Method):
@@ -225,8 +222,7 @@ class Shared(Method):
 
     A subclass writes `training_head`, which makes t and which alone training sees; so another share asks for no other
     training. Few images make a training forget what the encoder knows; a part of it gains more than the whole. Where
-    `by_images`, the share is n^2 / (n^2 + 3) for n images of a class unless one is given: a quarter for one, most for
-    many (docs/selection.md has the study).
+    `by_images`, the default share is that of one image per class, and of n images its odds are n^2 times as high.
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), of logits in place of weights.
     """
@@ -237,8 +233,10 @@ class Shared(Method):
     def suited(self, task: Task) -> Self:
         if not self.by_images or self.mixing in self.given:
             return self
-        images = task.support.shots**2
-        return self.with_values(share=images / (images + 1 / _SHARE - 1))
+        count = torch.bincount(task.support.label)
+        images = 1 / float((1 / count[count > 0].double()).mean())  # the harmonic mean: what few images say is unsure
+        share = float(self.hyperparameters[self.mixing].default)  # type: ignore[arg-type]
+        return self.with_values(share=images**2 * share / (images**2 * share + 1 - share))
 
     def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         zero_shot, trained = self._both(prepared, parameters)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
+from onceclip.adapters.method import share_setting
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe, base_vectors, cosine_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -47,6 +48,7 @@ class CLAP(ZeroShotLinearProbe):
         "constraint": Hyperparameter("constant", "whether the weights of the penalty stay or follow an augmented "
                                      "Lagrangian", choices=("constant", "adaptive"), retrain=True),
         **{name: value for name, value in ZeroShotLinearProbe.hyperparameters.items() if name != "preset"},
+        **share_setting(0.33, by_images=True),
         "learning_rate": Hyperparameter(0.1, "step size at the start of the schedule", high=1000.0, retrain=True),
     }
     state = ("held", "moved")

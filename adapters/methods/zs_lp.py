@@ -68,7 +68,7 @@ class ZeroShotLinearProbe(Shared):
               "CVPR 2024")
     equation = "logits_c = s x.unit(p_c),  p_c from t_c by cross-entropy"
     hyperparameters = {
-        **share_setting(),
+        **share_setting(0.25, by_images=True),
         "start": Hyperparameter("text", "start values of the class vectors: those that `base` names, or random ones",
                                 choices=("text", "random"), retrain=True),
         **base_settings(length=10.0),

@@ -201,10 +201,10 @@ def best_weight(first: Tensor, second: Tensor, label: Tensor, default: float, lo
         for between in _halfway(sorted(costs), _least(costs, default)):
             loss_of(between)
     best = _least(costs, default)
-    near = _around(costs, best)
+    around = _around(costs, best)
     pieces = zip(first.split(_step(first)), second.split(_step(first)), label.split(_step(first)), strict=True)
     right = sum(int((one + best * other).argmax(dim=1).eq(own).sum()) for one, other, own in pieces if len(own))
-    return Weighed(best, costs[best], right / max(len(label), 1), near[0], near[-1])
+    return Weighed(best, costs[best], right / max(len(label), 1), around[0], around[-1])
 
 
 @dataclass

@@ -225,7 +225,8 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
         inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
         each image for it.
-    An image that cannot be read has the state "bad" and a `reason`; it ends nothing.
+    An image that cannot be read has the state "bad" and a `reason`, or "interrupted" if that is for a reason of this
+    machine and not of its bytes; it ends nothing.
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
 
     Example:

@@ -206,6 +206,16 @@ def test_a_row_is_replayed_to_the_same_accuracy(imported: Store, tmp_path: Path)
         assert compare(row, again) == "the same accuracy as the row"
 
 
+def test_what_has_nothing_left_to_choose_is_fitted_together_and_as_alone(imported: Store) -> None:
+    specs = [RunSpec("zs-lp", 2, 1, {"epochs": 30, "learning_rate": rate, "share": 1.0}, select="val")
+             for rate in (0.01, 0.1)]
+    together = fit_group(imported, specs)
+    for spec, each in zip(specs, together, strict=True):
+        alone = fit(imported, spec).row
+        assert each.row["nll"] == pytest.approx(alone["nll"], rel=1e-5)
+        assert (each.row["accuracy_val"], each.row["select"]) == (alone["accuracy_val"], "val") == (None, "val")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_compiled_row_is_replayed_compiled(imported: Store, tmp_path: Path) -> None:
