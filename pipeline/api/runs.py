@@ -13,7 +13,7 @@ from onceclip.adapters.errors import unknown
 from onceclip.adapters.inference import Inference
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.selection.automatic import AUTOMATIC
-from onceclip.adapters.selection.search import Search
+from onceclip.adapters.selection.search import GRID, Search
 from onceclip.adapters.text import RULES
 from onceclip.adapters.training.compile import AUTO, Compiling
 from onceclip.adapters.training.loop import Progress, no_progress
@@ -33,7 +33,7 @@ from onceclip.pipeline.api.arguments import (
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.evaluation.intervals import count_interval, units_of
 from onceclip.pipeline.runs import sweep as runs
-from onceclip.pipeline.runs.automatic import run_method
+from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.incremental import Sessions
@@ -134,7 +134,7 @@ def spec_for(method: str | type[Method] | Method, shots: int | str | None = None
         further, values = {"select": "fixed", **further}, {**own, **(values or {})}
     if not isinstance(values or {}, Mapping):
         raise ArgumentError(f"values {values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
-    further = _checked(further)
+    further = _checked([_name(kind)], further)
     if isinstance(draws := further.get("draws"), Path) and (only := only_draw(draws)):
         shots, seed = shots or only.shots, only.seed if seed is None else seed
     number = 0 if shots is None and further.get("support") else shots_of(shots)
@@ -184,17 +184,20 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
     strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each))) for each in given]
     further["class_weights"] = rules[0]
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
-    return runs.make_specs([_name(method_of(each)[0]) for each in methods], numbers,
-                           [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
-                           [*(inference_values or {}).items()], batches, **_checked(further))
+    names = [_name(method_of(each)[0]) for each in methods]
+    return runs.make_specs(names, numbers, [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
+                           [*(inference_values or {}).items()], batches, **_checked(names, further))
 
 
 def _name(method: str | type[Method]) -> str:
     return method if isinstance(method, str) else full_name(method)
 
 
-def _checked(further: dict[str, Any]) -> dict[str, Any]:
-    """The fields of RunSpec beside method, shots, seed and values. Raises ArgumentError for one that is none."""
+def _checked(methods: Sequence[str], further: dict[str, Any]) -> dict[str, Any]:
+    """The fields of RunSpec beside method, shots, seed and values.
+
+    Raises ArgumentError for one that is none, and for a search where nothing is searched.
+    """
     known = [each.name for each in fields(RunSpec) if each.name not in ("method", "shots", "seed", "values")]
     for name in further:
         if name not in known:
@@ -204,7 +207,15 @@ def _checked(further: dict[str, Any]) -> dict[str, Any]:
     text_of(further.get("text", ""))
     one_of(further.get("class_weights", RULES[0]), "class_weights", RULES)
     one_of(further.get("classes", ALL), "classes", (ALL, BASE))
-    Search.parse(str(further.get("search", "grid")))
+    search, narrow = Search.parse(str(further.get("search", GRID.kind))), further.get("narrow", False)
+    if search != GRID or narrow:
+        given = " and ".join(["--search"] * (search != GRID) + ["--narrow"] * bool(narrow))
+        if further.get("select") == "fixed":
+            raise ArgumentError(f"{given}: nothing is searched where --select is fixed, as it is with --grid: leave "
+                                "one of them out")
+        if all(map(is_average, methods)):
+            raise ArgumentError(f"{given}: an average of several methods searches in its own way: leave it out, or "
+                                "give one --method")
     draws = further.get("draws")
     if draws is not None and not isinstance(draws, DrawFile):
         further = {**further, "draws": path_of(draws, "draws: a file or folder")}

@@ -114,8 +114,6 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     if row is None and not store:
         raise click.UsageError("give STORE, or --from-row")
-    if not row and not method and (given := [name for name in ("--search", "--narrow") if _chosen(name[2:])]):
-        raise click.UsageError(f"{' and '.join(given)} need a --method")
     opened = open_store(store or str((row or {}).get("store")))
     for module in modules:
         import_module(module)

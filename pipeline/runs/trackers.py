@@ -78,6 +78,8 @@ class MlflowTracker:
     def __init__(self, place: str) -> None:
         from mlflow import MlflowClient
 
+        # MLflow's own seven tries take four minutes, and a sweep that goes on without its log loses nothing.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         self._client = MlflowClient(place or None)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         found = self._client.get_experiment_by_name(name)
