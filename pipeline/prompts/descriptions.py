@@ -116,21 +116,30 @@ def load_descriptions(path: Path, form: str | None = None) -> Descriptions:
     """
     try:
         content = path.read_bytes()
-        if path.suffix.lower() == ".txt":
-            return _sentences(path, content, form)
-        values = read_json(content.decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise PromptError(f"{path} is not a file of prompts ({error}): write JSON {_SHAPE}") from error
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read: {error.strerror}") from error
+    plain = path.suffix.lower() == ".txt"
+    if plain and form == "descriptors":
+        raise PromptError(f"{path}: a .txt file holds sentences, one a line: leave --prompts-form descriptors out, or "
+                          f"write JSON {_SHAPE}")
+    try:
+        text = content.decode("utf-8-sig")
+        if plain:
+            return _sentences(path, content, text)
+        values = read_json(text)
+    except ValueError as error:
+        shape = "sentences, one a line, in UTF-8" if plain else f"JSON {_SHAPE}"
+        raise PromptError(f"{path} is not a file of prompts ({error}): write {shape}") from error
     if not isinstance(values, dict) or not values:
         raise PromptError(f"{path} is not a JSON object of classes: write {_SHAPE}")
     return Descriptions(path.name, digest(content).hex(), {name: _lines(path, name, values[name]) for name in values},
                         form)
 
 
-def _sentences(path: Path, content: bytes, form: str | None) -> Sentences:
-    lines = tuple(" ".join(line.split()) for line in content.decode("utf-8-sig").splitlines() if line.strip())
-    if not lines or form == "descriptors":
-        raise ValueError("a .txt file holds sentences, one a line")
+def _sentences(path: Path, content: bytes, text: str) -> Sentences:
+    lines = tuple(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    if not lines:
+        raise ValueError("it has no line")
     return Sentences(path.name, digest(content).hex(), {}, "sentences", lines)
 
 

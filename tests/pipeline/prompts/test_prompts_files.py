@@ -50,8 +50,12 @@ def test_sentences_of_a_text_file_are_of_every_class_that_they_name(file: Callab
         ("two Dogs in buses",), ("two Dogs in buses",)]
     with pytest.raises(PromptError, match=r"no line names 'cat', 'emu': add sentences"):
         build_prompts({"dog": "dog", "cat": "cat", "emu": "emu"}, (), load_descriptions(file("a dog", "captions.txt")))
-    with pytest.raises(PromptError, match="sentences, one a line"):
-        load_descriptions(file(" \n", "captions.txt"))
+    for content, name, form, words in ((" \n", "empty.txt", None, "no line.: write sentences, one a line"),
+                                       ("a", "form.txt", "descriptors", "leave --prompts-form descriptors out")):
+        with pytest.raises(PromptError, match=words):
+            load_descriptions(file(content, name), form)
+    with pytest.raises(PromptError, match=r"missing\.txt cannot be read: No such file"):
+        load_descriptions(file("a", "there.txt").with_name("missing.txt"))
 
 
 def test_a_file_may_name_a_class_as_prompts_do(file: Callable[..., Path]) -> None:
