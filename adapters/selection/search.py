@@ -40,6 +40,9 @@ class Search:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise MethodError(f"no search {self.kind!r}: there are: {', '.join(KINDS)}; with a number, as in random:30")
+        if self.kind == "grid" and self.count:
+            raise MethodError(f"--search grid tries all combinations: write grid, or "
+                              f"random:{self.count}")
         if self.kind in COUNTED and self.count < 1:
             raise MethodError(f"--search {self.kind} needs the number of settings: {self.kind}:30")
         if self.kind == OPTUNA and find_spec("optuna") is None:
@@ -53,7 +56,7 @@ class Search:
         """
         kind, _, count = text.partition(":")
         if count and not count.isdecimal():
-            raise MethodError(f"--search {text}: {count!r} is not a number of settings; write random:30")
+            raise MethodError(f"--search {text}: {count!r} is not a number of settings, as in random:30")
         return cls(kind, int(count or 0), narrow)
 
     def proposals(self, free: Free, seed: int) -> Proposals:
