@@ -56,13 +56,15 @@ def spec_of(encoder: str | EncoderSpec, pretrained: str | None = None, device: s
 
 
 def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None,
-                  text_sets: Mapping[str, str | Path] | None = None) -> dict[str, Any]:
-    """Make a store from features made elsewhere.
+                  text_sets: Mapping[str, str | Path] | None = None, columns: Mapping[str, str] | None = None
+                  ) -> dict[str, Any]:
+    """Make a store from features made elsewhere, or from what `export` wrote of one.
 
-    source: an .npz file or a folder of .npy files, or a folder that clip-retrieval wrote; `onceclip import --help`
-        names the arrays. encoder: name of what made them. text_sets: files of further text sets by name: .npy in the
-        order of the classes, or .npz with text and class_names.
-    Raises ArrayError if the arrays do not fit together.
+    source: an .npz file or a folder of .npy files; or a table: Parquet files, a folder that `datasets` saved, Lance; or
+        a folder that clip-retrieval wrote. `onceclip import --help` names the arrays. encoder: name of what made them.
+        text_sets: files of further text sets by name: .npy in the order of the classes, or .npz with text and
+        class_names. columns: of a table, by role, such as {"embedding": "clip"}.
+    Raises ArrayError if the arrays do not fit together, SourceError if a table cannot be read.
 
     Example:
         >>> import numpy
@@ -72,9 +74,9 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     """
     from onceclip.pipeline.extraction.import_arrays import import_arrays as run
 
-    return run(path_of(source, "an .npz file or a folder of arrays"), place_of(store, "where the store is to be"),
+    return run(place_of(source, "a file or a folder of arrays"), place_of(store, "where the store is to be"),
                encoder, text_sets={name: path_of(file, f"text set {name}: a file")
-                                   for name, file in (text_sets or {}).items()})
+                                   for name, file in (text_sets or {}).items()}, columns=columns or {})
 
 
 def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str] = (),
