@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -179,6 +180,7 @@ def key_of(text: str) -> str:
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, from its upper left corner
 LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
+_LARGEST_COPY = 8 << 30  # bytes of a folder that is copied whole to be read
 _AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
 
 
@@ -286,6 +288,38 @@ def remote_folder(url: str) -> tuple[Any, str]:
     # Listings that the client remembers would hide what others write.
     files, path = url_to_fs(url, use_listings_cache=False)
     return files, str(path)
+
+
+@contextmanager
+def local_copy(place: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder at a path; of the URL of one, such as a saved adapter or results, a copy while the context lasts.
+
+    Raises SourceError if there is nothing at the URL, its storage does not answer, or it is no small folder.
+    """
+    url = os.fspath(place)
+    if not is_url(url):
+        yield Path(local_place(url))
+        return
+    with TemporaryDirectory(prefix="onceclip-") as folder:
+        copy = Path(folder, posixpath.basename(url.rstrip("/")) or "copy")
+        copy.mkdir()
+        try:
+            files, base = remote_folder(url)
+            found = {name.removeprefix(base.rstrip("/") + "/"): each
+                     for name, each in files.find(base, detail=True).items()}
+            if not found or sum(each["size"] or 0 for each in found.values()) > _LARGEST_COPY:
+                raise SourceError(f"{url} {'is too large for' if found else 'does not exist, or is no folder of'} an "
+                                  "adapter or results: correct its name")
+            for name, each in found.items():
+                if os.path.isabs(name) or ".." in name.split("/"):
+                    raise SourceError(f"{url} has a file {name!r}, which leads out of it: remove that")
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(each["name"], os.fspath(copy / name))
+        except SourceError:
+            raise
+        except Exception as error:  # every client has types of its own, most of them without a common base
+            raise unreachable(url, error) from error
+        yield copy
 
 
 def unreachable(url: str, error: Exception) -> SourceError:

@@ -248,20 +248,21 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
         'mistakes.html'
     """
     from onceclip.adapters.saving import CONFIG, file_of
+    from onceclip.pipeline.api.tables import local_folders
     from onceclip.pipeline.reporting import write_adapter_report, write_results_report
 
-    folders = [path_of(each, "a results folder, or that of an adapter") for each in listed(results, "results")]
     page = path_of(out, "out: an .html file")
-    adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
-    if store is not None:
-        if len(folders) > 1 or not adapters:
-            raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and a "
-                                "STORE, that of results one or more results folders")
-        return write_adapter_report(folders[0], opened(store).path, page,
-                                    "test" if split is None else one_of(split, "split", SPLITS), images, modules)
-    if split or images:
-        raise ArgumentError("--split and --images are for the page of an adapter: give ADAPTER STORE")
-    return write_results_report(folders, page)
+    with local_folders(results) as folders:
+        adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
+        if store is not None:
+            if len(folders) > 1 or not adapters:
+                raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and "
+                                    "a STORE, that of results one or more results folders")
+            return write_adapter_report(folders[0], opened(store).path, page,
+                                        "test" if split is None else one_of(split, "split", SPLITS), images, modules)
+        if split or images:
+            raise ArgumentError("--split and --images are for the page of an adapter: give ADAPTER STORE")
+        return write_results_report(folders, page)
 
 
 def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: bool = False,
@@ -271,8 +272,9 @@ def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: 
 
     adapter: a classifier, or the folder of a saved one; or a store. to: "safetensors" (one linear map), "torch" (a
         program of torch.export) or "onnx", which are run and must give the same answers; of a store "parquet" or "npz":
-        key, label, split and embedding of its images, with text sets in files beside it. with_encoder: put the image
-        encoder into the file too, so that pixels go in instead of embeddings. check: a store to compare on, or with the
+        key, label, split and embedding of its images, with text sets in files beside it; "folder": the adapter as it
+        is, to a URL such as hf://ORG/NAME. with_encoder: put the image encoder into the file too, so that pixels go in
+        instead of embeddings. check: a store to compare on, or with the
         encoder a folder of images; random rows by default. encoder: where it is, if the adapter cannot say. progress:
         of a store, gets the fraction done.
     Raises ExportError if the format cannot hold the adapter, a package is missing, or the answers differ.
@@ -289,13 +291,19 @@ def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: 
     from onceclip.pipeline.export import FORMATS
     from onceclip.pipeline.export import export as write
     from onceclip.pipeline.export.export import prepared_images, stored_rows
+    from onceclip.pipeline.export.publish import FOLDER, publish_adapter
     from onceclip.pipeline.export.store_file import FORMATS as OF_STORES
     from onceclip.pipeline.export.store_file import export_store
 
-    kind, file = one_of(to, "format", [*FORMATS, *OF_STORES]), path_of(out, "out: a file")
+    kind = one_of(to, "format", [*FORMATS, *OF_STORES, FOLDER])
+    if kind in (*OF_STORES, FOLDER) and (with_encoder or check is not None or encoder is not None):
+        raise ArgumentError(f"{kind} runs nothing: leave with_encoder, check and encoder out")
+    if kind == FOLDER:
+        if isinstance(adapter, Store):
+            raise ArgumentError("a store is published by onceclip.compact(store, URL)")
+        return publish_adapter(adapter, place_of(out, "out: a URL"))
+    file = path_of(out, "out: a file")
     if kind in OF_STORES:
-        if with_encoder or check is not None or encoder is not None:
-            raise ArgumentError(f"{kind} files hold a store's rows: leave with_encoder, check and encoder out")
         return export_store(opened(adapter), kind, file, progress)
     classifier = loaded(adapter, modules)
     if encoder is not None and not with_encoder:

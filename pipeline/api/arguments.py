@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import ArgumentError
+from onceclip.pipeline.files import local_copy
 from onceclip.stores import Store, open_store
 
 if TYPE_CHECKING:
@@ -52,12 +53,13 @@ def opened_all(stores: Any) -> list[Store]:
 
 
 def loaded(adapter: Any, modules: Sequence[str] = ()) -> Classifier:
-    """The classifier that is meant: a fitted one, or the one that a folder holds."""
+    """The classifier that is meant: a fitted one, or the one that a folder or its URL holds."""
     from onceclip.adapters import Classifier, load_classifier
 
     if isinstance(adapter, Classifier):
         return adapter
-    return load_classifier(path_of(adapter, "a classifier, or the folder of a saved one"), modules)
+    with local_copy(place_of(adapter, "a classifier, or the folder of a saved one")) as folder:
+        return load_classifier(folder, modules)
 
 
 def shots_of(value: Any) -> int | None:

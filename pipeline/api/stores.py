@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from onceclip.pipeline.api.arguments import listed, opened, path_of, place_of, whole
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.prompts import Prompts
     from onceclip.pipeline.workers.work import Workers
+    from onceclip.stores.compact import Compaction
     from onceclip.stores.verification import Verification
 
 
@@ -192,3 +195,34 @@ def verify(store: str | Path | Store, repair: bool = False,
     if repair and found.faults:
         mend(path, found)
     return found
+
+
+def compact(store: str | Path | Store, new: str | Path, shard_rows: int | None = None,
+            progress: Callable[[float], None] = lambda fraction: None) -> Compaction:
+    """Copy a store into few large files, also to a URL; hf://datasets/ORG/NAME publishes it.
+
+    new: where the copy is to be. On the hub it is uploaded as one commit when it is whole, with its card; it is made
+        in the folder for temporary files first. Elsewhere a copy that was cut short is gone on with by the same call.
+        shard_rows: rows per shard, a multiple of those per chunk; None for many. progress: gets the fraction done.
+    Raises StoreError if something else stands at `new`, StoreIncomplete for an unfinished store, ExportError if the
+    upload fails.
+
+    Example:
+        >>> onceclip.compact("pets.zarr", "compact-pets.zarr").images
+        160
+    """
+    from onceclip.pipeline.export.publish import HUB, publish, require_free
+    from onceclip.pipeline.reporting.description import card, info
+    from onceclip.stores.card import write_card
+    from onceclip.stores.compact import compact as run
+
+    source, target = opened(store).path, place_of(new, "where the copy is to be")
+    if not target.startswith(HUB):
+        return run(source, target, shard_rows, progress)
+    require_free(target)
+    with TemporaryDirectory(prefix="onceclip-") as folder:
+        copy = Path(folder, Path(target).name)
+        done = run(source, str(copy), shard_rows, progress)
+        write_card(str(copy), card(info(str(copy)) | {"path": target}))
+        publish(copy, target)
+    return replace(done, store=target)

@@ -27,7 +27,7 @@ _NATS = ("nll", "ece")
 
 
 @click.command()
-@click.argument("adapter", type=LocalPath(path_type=Path))
+@click.argument("adapter")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True,
               help="The images that are scored.")
@@ -40,7 +40,7 @@ _NATS = ("nll", "ece")
               "that the adapter knows.")
 @click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
               help="Count prediction sets that are to hold the true class with this probability, by lac and aps.")
-@click.option("--against", type=LocalPath(path_type=Path), metavar="ADAPTER",
+@click.option("--against", metavar="ADAPTER",
               help="Compare with another adapter on the same images.")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
@@ -54,8 +54,8 @@ _NATS = ("nll", "ece")
 @join_option
 @import_option
 @json_option
-def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
-             only_its_classes: bool, coverage: float | None, against: Path | None, per_class: bool,
+def evaluate(adapter: str, stores: tuple[str, ...], split: str, text: str | None, classes: str,
+             only_its_classes: bool, coverage: float | None, against: str | None, per_class: bool,
              confusion: Path | None, inference: str | None, inference_values: dict[str, str],
              batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, save: Path | None,
              overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:

@@ -9,16 +9,18 @@ import click
 from onceclip.pipeline.commands.options import encoder_spec, import_option, json_option, percentage, show
 from onceclip.pipeline.words import counted
 
-_OF_STORES = ("parquet", "npz")
+_OF_STORES, _FOLDER = ("parquet", "npz"), "folder"
 
 
 @click.command()
 @click.argument("what", metavar="ADAPTER|STORE")
-@click.option("--to", "format", type=click.Choice(["safetensors", "torch", "onnx", *_OF_STORES]), required=True,
-              help="safetensors: weight and bias of an adapter that is one linear map. torch: a program of "
+@click.option("--to", "format", required=True,
+              type=click.Choice(["safetensors", "torch", "onnx", *_OF_STORES, _FOLDER]), help="safetensors: weight and "
+              "bias of an adapter that is one linear map. torch: a program of "
               "torch.export. onnx: what ONNX Runtime and others run; needs onceclip[onnx]. parquet, npz: key, label, "
-              "split and embedding of a store's images; parquet needs onceclip[parquet].")
-@click.argument("file")
+              "split and embedding of a store's images; parquet needs onceclip[parquet]. folder: the adapter as it is, "
+              "to a URL such as hf://ORG/NAME, where commands take it from.")
+@click.argument("file", metavar="FILE|URL")
 @click.option("--with-encoder", is_flag=True, help="Put the image encoder into the file too: pixels go in instead of "
               "embeddings.")
 @click.option("--check", metavar="STORE|FOLDER", help="Compare on these rows, or with --with-encoder on the images of "
@@ -43,6 +45,7 @@ def export(what: str, format: str, file: str, with_encoder: bool, check: str | N
         onceclip export pets-adapter --to onnx pets.onnx --check pets.zarr
         onceclip export pets-adapter --to onnx pets-images.onnx --with-encoder
         onceclip export pets.zarr --to parquet pets.parquet
+        onceclip export pets-adapter --to folder hf://my-name/pets-adapter
     """
     if not with_encoder and (model or pretrained or preprocess):
         raise click.UsageError("--model, --pretrained and --preprocess name an encoder: add --with-encoder")
@@ -53,6 +56,11 @@ def export(what: str, format: str, file: str, with_encoder: bool, check: str | N
     with percentage("export") as progress:
         made = write(what, format, file, with_encoder=with_encoder, check=check, encoder=encoder, modules=modules,
                      progress=progress)
+    if format == _FOLDER:
+        show(as_json, {**asdict(made), "adapter": what}, lambda: [
+            f"{what} is at {made.url}: {counted(made.files, 'file')}, {made.bytes:,} bytes",
+            *([] if made.card else ["Its README.md is the one that was there."])])
+        return
     if format in _OF_STORES:
         show(as_json, {**asdict(made), "file": str(made.file), "store": what,
                        "texts": {name: str(each) for name, each in made.texts.items()}}, lambda: [

@@ -74,9 +74,9 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     embedding = _checked(arrays, source)
     n, dim = embedding.shape
     label, names = labels_of(arrays, n, source, remarks)
-    said = _said(arrays, source)
+    told = _said(arrays, source)
     content = digest(np.ascontiguousarray(embedding).tobytes()).hex()
-    info = (recorded_encoder_of(said, dim, source) if encoder is None else None) or imported_encoder(
+    info = (recorded_encoder_of(told, dim, source) if encoder is None else None) or imported_encoder(
         encoder, dim, content, _scale(arrays, source, remarks), _number(arrays, "logit_bias", source))
     key = keys_of(texts_of(arrays["key"]) if "key" in arrays else [], n, source)
     split = _splits(arrays, n, source)
@@ -95,9 +95,9 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
         lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
         drawn="split" not in arrays, outputs=outputs, texts={
             **({} if text is None else {NAME: text}),
-            **text_sets_of(source, text_sets, names, info, said)},
+            **text_sets_of(source, text_sets, names, info, told)},
         group=np.array(texts_of(arrays["group"]), object) if "group" in arrays else None,
-        digest=arrays.get("digest"))
+        digest=arrays["digest"].astype(np.uint8) if "digest" in arrays else None)
     said = [None] * len(names) if text is None else [each.tobytes() for each in arrays["text"]]
     remarks += class_remarks(dict(zip(names, said, strict=True)))
     written = make_store(str(store), features, unit_rows)

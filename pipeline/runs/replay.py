@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from onceclip.adapters.inference import stored_inference_class
@@ -12,6 +11,7 @@ from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.support import require_stored
 from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.files import local_copy
 from onceclip.pipeline.runs.automatic import is_average, member_names
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.results import NAME, read_rows
@@ -29,13 +29,14 @@ def read_row(reference: str) -> dict[str, Any]:
     Raises ResultError if there is none, or it does not say what was asked for.
     """
     name, _, number = reference.rpartition(":")
-    folder = Path(name).parent if Path(name).name == NAME else Path(name)
-    if not name or not folder.is_dir():
-        raise ResultError(f"--from-row {reference}: give FILE:N, where FILE is a results folder or its {NAME}, and "
-                          "N the number of a row, from 1")
-    rows = read_rows(folder)
+    name = name.removesuffix(f"/{NAME}") if name != NAME else "."
+    with local_copy(name) as folder:
+        if not name or not folder.is_dir():
+            raise ResultError(f"--from-row {reference}: give FILE:N, where FILE is a results folder or its {NAME}, and "
+                              "N the number of a row, from 1")
+        rows = read_rows(folder)
     if not number.isdecimal() or not 1 <= int(number) <= len(rows):
-        raise ResultError(f"--from-row {reference}: {folder} has {counted(len(rows), 'row')}: give FILE:N, where N "
+        raise ResultError(f"--from-row {reference}: {name} has {counted(len(rows), 'row')}: give FILE:N, where N "
                           "is the number of one of them, from 1")
     row = rows[int(number) - 1]
     if "asked" not in row or _reached(row) is None:
