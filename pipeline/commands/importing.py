@@ -20,8 +20,8 @@ from onceclip.pipeline.words import counted, counts
               "(c, d) or (c, p, d) in the order of the classes, or .npz with text and class_names (repeatable).")
 @column_option
 @json_option
-def import_(arrays: str, store: str, encoder: str | None, text_sets: tuple[str, ...], columns: dict[str, str],
-            as_json: bool) -> None:
+def import_(arrays: str, store: str, encoder: str | None, text_sets: tuple[str, ...],
+            columns: tuple[tuple[str, str], ...], as_json: bool) -> None:
     """Make a store from features made elsewhere.
 
     ARRAYS is an .npz file, or a folder of .npy files, with embedding (n, d), label (n,) and split (n,); optionally
@@ -46,7 +46,7 @@ def import_(arrays: str, store: str, encoder: str | None, text_sets: tuple[str, 
     twice = next((name for place, (name, _) in enumerate(named) if name in dict(named[:place])), None)
     if twice:
         raise click.BadParameter(f"{twice!r} is given twice: a set has one file", param_hint="--text-set")
-    done = import_arrays(arrays, store, encoder, dict(named), columns)
+    done = import_arrays(arrays, store, encoder, dict(named), dict(columns))
     for remark in done["remarks"]:
         click.echo(f"Note: {remark}", err=True)
     show(as_json, done, lambda: import_lines(done))

@@ -29,7 +29,7 @@ import_option = click.option("--import", "modules", multiple=True, metavar="MODU
                              help="Import a module of yours: methods and heads from it may be used (repeatable).")
 
 
-def _roles(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def _roles(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     named: dict[str, str] = {}
     for text in given:
         role, _, name = text.partition("=")
@@ -37,7 +37,7 @@ def _roles(context: click.Context, option: click.Parameter, given: tuple[str, ..
             raise click.BadParameter(f"{text!r} is not ROLE=NAME, such as label=species")
         if named.setdefault(role, name) != name:
             raise click.BadParameter(f"{role} is given two columns, {named[role]} and {name}: give it one")
-    return named
+    return tuple(named.items())
 
 
 column_option = click.option(

@@ -125,7 +125,8 @@ def _to_hub(folder: Path, url: str) -> bool:
                                        revision=place.revision, commit_message="Upload with onceclip",
                                        ignore_patterns=None if card else [CARD])
     except Exception as error:
-        raise ExportError(reason_of(url, error.__cause__ or error)) from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise ExportError(reason_of(url, cause)) from error
     type(remote_folder(url)[0]).clear_instance_cache()  # clients of this process remember that nothing was there
     remote_folder.cache_clear()
     return card

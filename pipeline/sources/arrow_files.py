@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PARQUET, ARROW, LANCE = ".parquet", ".arrow", ".lance"
 BATCH_ROWS = 1024
 OURS = b"onceclip"  # metadata of what `onceclip export` wrote
+_LARGEST_GROUP = 4 << 30  # bytes of images that are in memory at once
 _DATASET, _SPLITS_OF = "state.json", "dataset_dict.json"  # of `save_to_disk`: one data set, or one folder per split
 _PIECE = re.compile(r"-?\d{5}-of-\d{5}$")
 
@@ -47,6 +48,33 @@ class TableFile:
                 with opened(self) as file:
                     return file.schema_arrow
             return _lance(self.place).schema if self.kind == LANCE else _records(self.place).schema
+
+    def groups(self, column: str) -> list[int]:
+        """The numbers of rows that `group` reads together, in their order.
+
+        Raises SourceError if a column takes more memory for such rows than there should be.
+        """
+        with _reading(self.place):
+            if self.kind != PARQUET:
+                return [len(batch) for batch in _records(self.place)]
+            with opened(self) as file:
+                found = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+                sizes = [sum(part.total_uncompressed_size for part in map(group.column, range(group.num_columns))
+                             if part.path_in_schema.partition(".")[0] == column) for group in found]
+                if max(sizes, default=0) > _LARGEST_GROUP:
+                    raise SourceError(f"{self.place} has {max(sizes):,} bytes of {column!r} in one row group: write it "
+                                      "anew with row groups of at most 1,000 rows")
+                return [group.num_rows for group in found]
+
+    def group(self, number: int, column: str) -> pyarrow.ChunkedArray | pyarrow.Array:
+        """One column of rows that are read together."""
+        with _reading(self.place):
+            if self.kind == PARQUET:
+                with opened(self) as file:
+                    return file.read_row_group(number, columns=[column]).column(0)
+            batch = _batches(self.place)[number].select([column])
+            batch.validate(full=True)
+            return batch.column(0)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
         """Some columns, by their names, a piece of the rows at a time."""
@@ -299,6 +327,12 @@ def _records(place: str) -> Any:
         content.seek(0)
         file = pyarrow.ipc.open_file(content)
         return pyarrow.RecordBatchReader.from_batches(file.schema, map(file.get_batch, range(file.num_record_batches)))
+
+
+@lru_cache(maxsize=2)
+def _batches(place: str) -> list[Any]:
+    """All batches of an Arrow file, of which nothing is in memory before it is looked at."""
+    return list(_records(place))
 
 
 def _lance(place: str) -> Any:
