@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import ArgumentError
-from onceclip.pipeline.files import local_copy
+from onceclip.pipeline.files import is_url, local_copy, local_place
 from onceclip.stores import Store, open_store
 
 if TYPE_CHECKING:
@@ -27,9 +27,13 @@ def require_alone(strategy: Any) -> None:
 def path_of(value: Any, what: str) -> Path:
     """A path on this machine. what: an argument and its kind, such as "out: a folder".
 
-    Raises ArgumentError for what is no path.
+    Raises ArgumentError for what is no path, and for a URL.
     """
-    return Path(place_of(value, what))
+    place = place_of(value, what)
+    if is_url(place):
+        raise ArgumentError(f"{place} is a URL; only stores can be written to one, and stores, adapters and results be "
+                            f"read from one: give {what}, on this machine")
+    return Path(local_place(place))
 
 
 def place_of(value: Any, what: str) -> str:

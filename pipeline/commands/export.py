@@ -13,7 +13,7 @@ _OF_STORES, _FOLDER = ("parquet", "npz"), "folder"
 
 
 @click.command()
-@click.argument("what", metavar="ADAPTER|STORE")
+@click.argument("adapter", metavar="ADAPTER|STORE")
 @click.option("--to", "format", required=True,
               type=click.Choice(["safetensors", "torch", "onnx", *_OF_STORES, _FOLDER]), help="safetensors: weight and "
               "bias of an adapter that is one linear map. torch: a program of "
@@ -30,7 +30,7 @@ _OF_STORES, _FOLDER = ("parquet", "npz"), "folder"
 @click.option("--preprocess", metavar="openai|FILE", help="How images are prepared for a weights FILE.")
 @import_option
 @json_option
-def export(what: str, format: str, file: str, with_encoder: bool, check: str | None, model: str | None,
+def export(adapter: str, format: str, file: str, with_encoder: bool, check: str | None, model: str | None,
            pretrained: str | None, preprocess: str | None, modules: tuple[str, ...], as_json: bool) -> None:
     """Write a saved adapter, or a store, into a file for other programs.
 
@@ -54,24 +54,24 @@ def export(what: str, format: str, file: str, with_encoder: bool, check: str | N
 
     encoder = encoder_spec(model, pretrained, preprocess, "cpu") if model else None
     with percentage("export") as progress:
-        made = write(what, format, file, with_encoder=with_encoder, check=check, encoder=encoder, modules=modules,
+        made = write(adapter, format, file, with_encoder=with_encoder, check=check, encoder=encoder, modules=modules,
                      progress=progress)
     if format == _FOLDER:
-        show(as_json, {**asdict(made), "adapter": what}, lambda: [
-            f"{what} is at {made.url}: {counted(made.files, 'file')}, {made.bytes:,} bytes",
+        show(as_json, {**asdict(made), "adapter": adapter}, lambda: [
+            f"{adapter} is at {made.url}: {counted(made.files, 'file')}, {made.bytes:,} bytes",
             *([] if made.card else ["Its README.md is the one that was there."])])
         return
     if format in _OF_STORES:
-        show(as_json, {**asdict(made), "file": str(made.file), "store": what,
+        show(as_json, {**asdict(made), "file": str(made.file), "store": adapter,
                        "texts": {name: str(each) for name, each in made.texts.items()}}, lambda: [
-            f"{what} as {format}: {file}, {counted(made.rows, 'row')} of {made.dim} dimensions, {made.size:,} bytes",
+            f"{adapter} as {format}: {file}, {counted(made.rows, 'row')} of {made.dim} dimensions, {made.size:,} bytes",
             *[f"  text set {name}: {path}" for name, path in made.texts.items()],
             *([f"Not in it: {', '.join(made.left_out)}, which the store has of each image too."]
               if made.left_out else [])])
         return
     kind, script = "images" if with_encoder else "rows", made.preprocess and str(made.preprocess)
-    show(as_json, {**asdict(made), "file": str(made.file), "preprocess": script, "adapter": what}, lambda: [
-        f"{what} as {format}: {file}, {made.size:,} bytes",
+    show(as_json, {**asdict(made), "file": str(made.file), "preprocess": script, "adapter": adapter}, lambda: [
+        f"{adapter} as {format}: {file}, {made.size:,} bytes",
         f"Its answers on {made.rows} {f'{kind} of {check}' if check else f'random {kind}'} differ from onceclip's by "
         f"{made.difference:.1g} at most.",
         *([f"{script} makes its pixels of image files (NumPy and Pillow alone)."] if script else [])])

@@ -17,7 +17,7 @@ from onceclip.pipeline.commands.options import json_option, show
 @click.argument("name", required=False, shell_complete=complete_methods)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:
-    """List the methods and the strategies of inference, or explain one.
+    """List methods and strategies of inference, or explain one.
 
     The list has each method's family, what a fit costs, whether it serves classes that it was not fitted on, and what
     it needs; and of each strategy what it sees and assumes, and whether it leaves an adapter behind. With a NAME, or
