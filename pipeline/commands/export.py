@@ -32,7 +32,7 @@ _OF_STORES, _FOLDER = ("parquet", "npz"), "folder"
 @json_option
 def export(adapter: str, format: str, file: str, with_encoder: bool, check: str | None, model: str | None,
            pretrained: str | None, preprocess: str | None, modules: tuple[str, ...], as_json: bool) -> None:
-    """Write a saved adapter, or a store, into a file for other programs.
+    """Write an adapter or a store for other programs.
 
     Of an adapter: raw embeddings go in, logits and probabilities come out, for any number of rows. The file is run and
     its answers are compared with onceclip's; it appears if they agree. With --with-encoder, --model says where the

@@ -45,8 +45,8 @@ def _roles(context: click.Context, option: click.Parameter, given: tuple[str, ..
 
 
 column_option = click.option(
-    "--column", "columns", multiple=True, metavar="ROLE=NAME", callback=_roles, help="The column of a table that is "
-    "its embedding, image, label, split, key or group, where it is not called so (repeatable).")
+    "--column", "columns", multiple=True, metavar="ROLE=NAME", callback=_roles, help="A table's column "
+    "that is its embedding, image, label, split, key or group (repeatable).")
 
 
 def names_in(text: str) -> list[str]:
