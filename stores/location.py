@@ -77,6 +77,13 @@ def occupied(path: str) -> bool:
     return os.path.lexists(path)
 
 
+def require_writable(path: str) -> None:
+    """Raise StoreError for a URL at which a store cannot grow file by file."""
+    if path.startswith("hf://"):
+        raise StoreError(f"{path}: every file would be a commit there: write the store to this machine, then publish "
+                         f"it with `onceclip compact STORE {path}`")
+
+
 def storage(path: str, read_only: bool) -> FsspecStore | LocalStore:
     """What Zarr is to open for a path or URL.
 
@@ -84,9 +91,6 @@ def storage(path: str, read_only: bool) -> FsspecStore | LocalStore:
     """
     if not is_remote(path):
         return LocalStore(local_path(path), read_only=True) if read_only else DiskStore(local_path(path))
-    if path.startswith("hf://") and not read_only:
-        raise StoreError(f"{path}: every file would be a commit there: write the store to this machine, then publish "
-                         f"it with `onceclip compact STORE {path}`")
     with answered(path):
         # Listings that the client remembers would hide what other processes write.
         return RemoteStore.from_url(path, {"use_listings_cache": False}, read_only)

@@ -21,7 +21,7 @@ from onceclip.pipeline.extraction.imported_columns import (
     single,
 )
 from onceclip.pipeline.extraction.text_arrays import text_sets_of
-from onceclip.pipeline.sources.arrow_files import OURS, ArrowTable, table_at
+from onceclip.pipeline.sources.arrow_files import OURS, WIDEST, ArrowTable, table_at
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.words import class_remarks, listing
 from onceclip.stores.identity import DIGEST_BYTES
@@ -29,7 +29,6 @@ from onceclip.stores.rows import unusable_rows
 from onceclip.stores.schema import NO_SPLIT, SPLITS
 
 ROLES = ("embedding", "key", "label", "split", "group", "digest")
-_WIDEST = 1 << 16  # numbers of an embedding
 
 
 def import_table(source: str, store: str, encoder: str | None, unit_rows: int, text_sets: Mapping[str, str | Path],
@@ -120,9 +119,9 @@ class _Rows:
         if not len(column):
             return np.zeros((0, self.dim), np.float32)
         self.dim = self.dim or int(lengths.pop())
-        if not 0 < self.dim <= _WIDEST:
+        if not 0 < self.dim <= WIDEST:
             raise ArrayError(f"{place}: column {name!r} has lists of {self.dim:,} numbers: embeddings have 1 to "
-                             f"{_WIDEST:,}")
+                             f"{WIDEST:,}")
         flat = column.flatten()
         values = single(flat.to_numpy(zero_copy_only=False).reshape(-1, self.dim))
         odd = np.flatnonzero(unusable_rows(values) == "not finite")

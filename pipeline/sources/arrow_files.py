@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PARQUET, ARROW, LANCE = ".parquet", ".arrow", ".lance"
 BATCH_ROWS = 1024
+WIDEST = 1 << 16  # numbers of an embedding
 OURS = b"onceclip"  # metadata of what `onceclip export` wrote
 _LARGEST_GROUP = 4 << 30  # bytes of images that are in memory at once
 _DATASET, _SPLITS_OF = "state.json", "dataset_dict.json"  # of `save_to_disk`: one data set, or one folder per split
@@ -81,6 +82,7 @@ class TableFile:
         with _reading(self.place):
             if self.kind == PARQUET:
                 with opened(self) as file:
+                    self._check_widths(file.metadata, columns)
                     yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
             elif self.kind == LANCE:
                 yield from _lance(self.place).to_batches(columns=list(columns), batch_size=BATCH_ROWS)
@@ -89,6 +91,16 @@ class TableFile:
                     chosen = batch.select([name.partition(".")[0] for name in columns])
                     chosen.validate(full=True)  # offsets in such a file are used as they are
                     yield from (chosen.slice(start, BATCH_ROWS) for start in range(0, len(chosen), BATCH_ROWS))
+
+
+    def _check_widths(self, metadata: Any, columns: Sequence[str]) -> None:
+        """Raise SourceError for lists so long that a batch of them would fill the memory: a few bytes may stand for it.
+        """
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for part in map(group.column, range(group.num_columns)):
+                if part.path_in_schema.partition(".")[0] in columns and part.num_values > WIDEST * group.num_rows:
+                    raise SourceError(f"{self.place}: {part.path_in_schema} has {part.num_values:,} values in "
+                                      f"{group.num_rows:,} rows: more than {WIDEST:,} a row are no embedding")
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ class ImageTable(Source):
         """
         place = text.partition(":")[2] if text.startswith(_PREFIXES) else text
         if text.startswith(_PREFIXES[0]) and "://" not in place and not os.path.exists(local_place(place)):
+            if place.count("/") not in (1, 2):
+                raise SourceError(f"{text}: there is no folder {place}, and data sets of the hub are ORG/NAME: correct "
+                                  "the name")
             place = _HUB + place
         table = table_at(place)
         chosen = _columns(table, options)

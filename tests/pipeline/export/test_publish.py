@@ -95,14 +95,18 @@ def test_what_is_there_is_neither_replaced_nor_mixed(hub: Path, store_path: Path
 @pytest.mark.parametrize(("words", "message"), [
     (["compact", "STORE", "hf://glyphs"], "names no repository"),
     (["compact", "STORE", "hf://spaces/me/glyphs/x@y@z"], "names no repository"),
+    (["extract", "IMAGES", "hf://datasets/me/new", "--model", "demo"], "publish it with `onceclip compact"),
+    (["import", "FEATURES", "hf://datasets/me/new"], "publish it with `onceclip compact"),
     (["info", "hf://datasets/me/nothing"], "the repository does not exist"),
     (["evaluate", "hf://me/nothing", "STORE"], "does not exist"),
     (["export", "STORE", "--to", "folder", "hf://me/glyphs"], "is not a saved adapter"),
     (["export", "ADAPTER", "--to", "folder", "here"], "here is no URL"),
 ])
-def test_a_wrong_place_is_one_line(hub: Path, store_path: Path, adapter_path: Path, run: Run, words: list[str],
-                                   message: str) -> None:
-    done = run(*[{"STORE": store_path, "ADAPTER": adapter_path}.get(each, each) for each in words])
+def test_a_wrong_place_is_one_line(hub: Path, store_path: Path, adapter_path: Path, image_folder: Path, tmp_path: Path,
+                                   run: Run, words: list[str], message: str) -> None:
+    np.savez(tmp_path / "features.npz", embedding=np.eye(3, dtype=np.float32))
+    done = run(*[{"STORE": store_path, "ADAPTER": adapter_path, "IMAGES": image_folder,
+                  "FEATURES": tmp_path / "features.npz"}.get(each, each) for each in words])
     assert done.exit_code in (1, 2)
     assert message in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1

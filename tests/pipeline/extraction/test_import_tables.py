@@ -180,6 +180,14 @@ def test_types_that_a_file_brings_along_run_nothing(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_a_list_that_a_few_bytes_stand_for_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    bomb = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.zeros(1 << 22, np.float32)), 1 << 21)
+    parquet.write_table(pyarrow.table({"embedding": bomb}), tmp_path / "t.parquet", compression="zstd")
+    assert (tmp_path / "t.parquet").stat().st_size < 1 << 17
+    with pytest.raises(OnceclipError, match="4,194,304 values in 2 rows"):
+        import_arrays(tmp_path / "t.parquet", tmp_path / "t.zarr")
+
+
 GOOD = {"embedding": embeddings(), "label": ["a", "b", "a", "b"]}
 WRONG: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no embedding": ({"embedding": None}, [], r"no column `embedding` \(it has: label\): name it with --column"),

@@ -134,3 +134,5 @@ def test_a_data_set_with_a_script_alone_is_refused_and_runs_nothing(tmp_path: Pa
     assert done.exit_code == 1
     assert "has no .parquet file and is no data set of `save_to_disk`" in done.stderr
     assert not (tmp_path / "ran").exists()
+    with pytest.raises(SourceError, match="there is no folder absent, and data sets of the hub are ORG/NAME"):
+        open_source("hf-dataset:absent")
