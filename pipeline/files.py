@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
 
@@ -319,7 +320,10 @@ def local_copy(place: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         except Exception as error:  # every client has types of its own, most of them without a common base
             raise unreachable(url, error) from error
-        yield copy
+        try:
+            yield copy
+        except OnceclipError as error:  # says what the user named, not where the copy was
+            raise type(error)(str(error).replace(os.fspath(copy), url)) from error
 
 
 def unreachable(url: str, error: Exception) -> SourceError:

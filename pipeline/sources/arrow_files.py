@@ -222,7 +222,9 @@ def table_at(text: str) -> ArrowTable:
         return ArrowTable(text, (TableFile(place, LANCE),))
     for name, read in ((_SPLITS_OF, _of_splits), (_DATASET, _of_dataset)):
         if os.path.isfile(os.path.join(place, name)):
-            return ArrowTable(text, tuple(read(place)))
+            if not (files := tuple(read(place))):
+                raise SourceError(f"{text} has no rows: save a data set that has some")
+            return ArrowTable(text, files)
     found = _parquet_files(text, place)
     if not found:
         raise SourceError(f"{text} has no {PARQUET} file and is no data set of `save_to_disk`: give Parquet files, or "
@@ -230,12 +232,12 @@ def table_at(text: str) -> ArrowTable:
     base = place if len(found) > 1 or found[0] != place else os.path.dirname(place)
     base = base[:min([base.find(mark) for mark in "*?[" if mark in base], default=len(base))]
     inner = [each[len(base):] if each.startswith(base) else os.path.basename(each) for each in found]
-    files = tuple(TableFile(each, PARQUET, _split_in(name)) for each, name in zip(found, inner, strict=True))
+    tables = tuple(TableFile(each, PARQUET, _split_in(name)) for each, name in zip(found, inner, strict=True))
     folders = {"/".join(part for part in os.path.dirname(name).strip("/").split("/")
                         if part != "data" and part.lower() not in SPLIT_FOLDERS) for name in inner}
     if len(folders) > 1:
         raise SourceError(f"{text} has several tables, in the folders {listing(sorted(folders))}: name one of them")
-    return ArrowTable(text, files)
+    return ArrowTable(text, tables)
 
 
 def _parquet_files(text: str, place: str) -> list[str]:
@@ -272,7 +274,7 @@ def _of_dataset(folder: str, split: str = "") -> Iterator[TableFile]:
     state = _json(os.path.join(folder, _DATASET))
     files: list[Any] = [each.get("filename") if isinstance(each, dict) else None
                         for each in state.get("_data_files") or []]
-    if not files or not all(map(_is_name, files)) or state.get("_indices_files"):
+    if "_data_files" not in state or not all(map(_is_name, files)) or state.get("_indices_files"):
         raise SourceError(f"{os.path.join(folder, _DATASET)} names no files beside it, or an order of rows of its own: "
                           "save the data set anew with `save_to_disk`")
     named = state.get("_split")

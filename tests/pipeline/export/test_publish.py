@@ -57,6 +57,8 @@ def test_results_behind_a_url_are_tabled_and_repeated(hub: Path, store_path: Pat
                            for place in (url, str(tmp_path / "results")))
         assert found.exit_code == 0, found.output
         assert words[0] != "table" or found.stdout == expected.stdout
+    (hub / "datasets/me/results/results.jsonl").write_text("")
+    assert f"Error: {url} holds no result rows" in run("table", url).stderr
 
 
 def test_an_upload_that_fails_leaves_nothing_that_opens_and_is_done_again(
