@@ -12,12 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from onceclip.errors import OnceclipError
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
 
@@ -45,6 +43,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+RESULTS = "results.jsonl"  # rows of runs, in a results folder and beside an adapter
 IMAGES = frozenset([
     ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
     ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
@@ -181,7 +180,6 @@ def key_of(text: str) -> str:
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, from its upper left corner
 LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
-_LARGEST_COPY = 8 << 30  # bytes of a folder that is copied whole to be read
 _AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
 
 
@@ -235,20 +233,35 @@ class RemoteFile:
         return "process" if self.root.startswith("memory:") else "network"
 
     def read(self) -> bytes:
-        """The bytes of the file.
+        """The bytes of the file; no more of one that is too large than show that it is.
 
-        Raises BadImage if it is not there or is empty, SourceError if its storage does not answer.
+        Raises BadImage if it is not there, is empty, or has more than LARGEST_IMAGE bytes, SourceError if its storage
+        does not answer.
         """
         try:
             files, path = self._place()
-            part = {} if self.size is None else {"start": self.start, "end": self.start + self.size}
-            return _whole(files.cat_file(path, **part), self.size)
+            size = LARGEST_IMAGE + 1 if self.size is None else self.size
+            _check_size(self.size or 0)
+            content = self._bytes(files, path, size)
+            _check_size(len(content))
+            return _whole(content, self.size)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise BadImage(f"cannot be read ({error.strerror or error})") from error
         except BadImage:
             raise
         except Exception as error:  # every client has types of its own, most of them without a common base
             raise unreachable(f"{self.root}/{self.name}", error) from error
+
+    def _bytes(self, files: Any, path: str, size: int) -> bytes:
+        try:
+            return bytes(files.cat_file(path, start=self.start, end=self.start + size))
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            raise
+        except Exception as error:
+            # Of an empty file some storages have no part, not even one from its beginning.
+            if self.size is None and "range" in str(error).lower() and files.size(path) == 0:
+                return b""
+            raise
 
     def stream(self) -> BinaryIO:
         """The file, opened."""
@@ -289,41 +302,6 @@ def remote_folder(url: str) -> tuple[Any, str]:
     # Listings that the client remembers would hide what others write.
     files, path = url_to_fs(url, use_listings_cache=False)
     return files, str(path)
-
-
-@contextmanager
-def local_copy(place: str | os.PathLike[str]) -> Iterator[Path]:
-    """The folder at a path; of the URL of one, such as a saved adapter or results, a copy while the context lasts.
-
-    Raises SourceError if there is nothing at the URL, its storage does not answer, or it is no small folder.
-    """
-    url = os.fspath(place)
-    if not is_url(url):
-        yield Path(local_place(url))
-        return
-    with TemporaryDirectory(prefix="onceclip-") as folder:
-        copy = Path(folder, posixpath.basename(url.rstrip("/")) or "copy")
-        copy.mkdir()
-        try:
-            files, base = remote_folder(url)
-            found = {name.removeprefix(base.rstrip("/") + "/"): each
-                     for name, each in files.find(base, detail=True).items()}
-            if not found or sum(each["size"] or 0 for each in found.values()) > _LARGEST_COPY:
-                raise SourceError(f"{url} {'is too large for' if found else 'does not exist, or is no folder of'} an "
-                                  "adapter or results: correct its name")
-            for name, each in found.items():
-                if os.path.isabs(name) or ".." in name.split("/"):
-                    raise SourceError(f"{url} has a file {name!r}, which leads out of it: remove that")
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                files.get_file(each["name"], os.fspath(copy / name))
-        except SourceError:
-            raise
-        except Exception as error:  # every client has types of its own, most of them without a common base
-            raise unreachable(url, error) from error
-        try:
-            yield copy
-        except OnceclipError as error:  # says what the user named, not where the copy was
-            raise type(error)(str(error).replace(os.fspath(copy), url)) from error
 
 
 def unreachable(url: str, error: Exception) -> SourceError:

@@ -45,7 +45,3 @@ class Answers(Head):
     @property
     def width(self) -> int:
         return max(head.width for head in self.heads) * 2
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.heads[0].dtype

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
-from onceclip.pipeline.errors import ArgumentError
-from onceclip.pipeline.files import is_url, local_copy, local_place
+from onceclip.pipeline.errors import ArgumentError, ResultError
+from onceclip.pipeline.files import RESULTS, is_url, local_place
 from onceclip.stores import Store, open_store
+from onceclip.stores.copy import local_copy
 
 if TYPE_CHECKING:
     from onceclip.adapters import Classifier, Method
@@ -34,6 +35,22 @@ def path_of(value: Any, what: str) -> Path:
         raise ArgumentError(f"{place} is a URL; only stores can be written to one, and stores, adapters and results be "
                             f"read from one: give {what}, on this machine")
     return Path(local_place(place))
+
+
+def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:
+    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things.
+
+    option: which names the folder.
+    """
+    from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
+
+    if file_of(out, CONFIG).exists() and not overwrite:
+        raise ResultError(f"{out} holds an adapter already: give another {option}, or add --overwrite")
+    own = CONFIG, WEIGHTS, RESULTS, UNFINISHED, WHOLE
+    if out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
+        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give {option} a "
+                          "folder that is new or empty")
+    return out
 
 
 def place_of(value: Any, what: str) -> str:
@@ -97,6 +114,13 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ArgumentError(unknown(name, str(value), choices))
     return str(value)
+
+
+def text_of(name: Any) -> str:
+    """The name of a text set."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"text {name!r}: give the name of a text set")
+    return name
 
 
 def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:

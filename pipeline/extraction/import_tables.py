@@ -21,8 +21,9 @@ from onceclip.pipeline.extraction.imported_columns import (
     single,
 )
 from onceclip.pipeline.extraction.text_arrays import text_sets_of
-from onceclip.pipeline.sources.arrow_files import OURS, WIDEST, ArrowTable, table_at
+from onceclip.pipeline.sources.arrow_files import OURS, ArrowTable, table_at
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
+from onceclip.pipeline.sources.table_file import WIDEST
 from onceclip.pipeline.words import class_remarks, listing
 from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.rows import unusable_rows

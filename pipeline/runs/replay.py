@@ -12,7 +12,6 @@ from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.support import require_stored
 from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.errors import ResultError, TaskError
-from onceclip.pipeline.files import local_copy
 from onceclip.pipeline.runs.automatic import is_average, member_names
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.inferred import NO_INFERENCE
@@ -22,6 +21,7 @@ from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.devices import CPU, device_like
 from onceclip.stores import Store
+from onceclip.stores.copy import local_copy
 
 TOLERANCE = 0.005  # of the accuracy, on another machine or device, or with other products
 
@@ -55,11 +55,12 @@ def spec_of(row: dict[str, Any], store: Store, draws: str | Path | None = None) 
     not name.
     """
     asked = dict(row["asked"])
-    if asked.get("draws"):
-        asked["draws"] = _listing(row, draws)
     if asked.get("inference", NO_INFERENCE) != NO_INFERENCE:
         stored_inference_class(str(asked["inference"]), "the row")  # which RunSpec would import
+    require_stored(str(asked.get("support") or ""), "the row")  # likewise
     try:
+        if asked.get("draws"):
+            asked["draws"] = _listing(row, draws)
         name = str(asked.get("method"))
         if is_average(name):
             for member in member_names(name):
@@ -67,7 +68,6 @@ def spec_of(row: dict[str, Any], store: Store, draws: str | Path | None = None) 
             spec = RunSpec(**asked)
         else:
             method = stored_method_class(name, "the row")  # which RunSpec would import
-            require_stored(str(asked.get("support") or ""), "the row")  # likewise
             # The default policy was another one once: what the row says was used is what is repeated.
             spec = RunSpec(**{**asked, "select": asked.get("select") or row.get("select")})
             if row.get("rule") != RULE:  # chosen by another rule, among other defaults: the row's values are repeated

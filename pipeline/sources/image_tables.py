@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.files import key_of, local_place, suffix
-from onceclip.pipeline.sources.arrow_files import PARQUET, ArrowTable, TableFile, table_at
+from onceclip.pipeline.sources.arrow_files import ArrowTable, table_at
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions
+from onceclip.pipeline.sources.table_file import PARQUET, TableFile
 from onceclip.pipeline.words import listing
 
 ROLES = ("image", "label", "split", "key", "group")
