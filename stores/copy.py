@@ -40,6 +40,7 @@ def _fetch(url: str, copy: Path) -> None:
     from fsspec.core import url_to_fs
 
     files, base = url_to_fs(url, use_listings_cache=False)
+    files.invalidate_cache()  # what the client of this process saw before may have been replaced
     found = files.find(base, detail=True)
     if not found or sum(each["size"] or 0 for each in found.values()) > _LARGEST:
         raise StoreError(f"{url} {'is too large for' if found else 'does not exist, or is no folder of'} an adapter or "
