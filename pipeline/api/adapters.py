@@ -32,7 +32,6 @@ from onceclip.stores.schema import SPLITS
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import Encoder, EncoderSpec
     from onceclip.pipeline.evaluation.batches import Batches
-    from onceclip.pipeline.export import Exported
     from onceclip.pipeline.prediction.predict import Prediction
 
 Adapter = str | Path | Classifier
@@ -273,45 +272,64 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
         'mistakes.html'
     """
     from onceclip.adapters.saving import CONFIG, file_of
+    from onceclip.pipeline.api.tables import local_folders
     from onceclip.pipeline.reporting import write_adapter_report, write_results_report
 
-    folders = [path_of(each, "a results folder, or that of an adapter") for each in listed(results, "results")]
     page = path_of(out, "out: an .html file")
-    adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
-    if store is not None:
-        if len(folders) > 1 or not adapters:
-            raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and a "
-                                "STORE, that of results one or more results folders")
-        return write_adapter_report(folders[0], opened(store).path, page,
-                                    "test" if split is None else one_of(split, "split", SPLITS), images, modules)
-    if split or images:
-        raise ArgumentError("--split and --images are for the page of an adapter: give ADAPTER STORE")
-    return write_results_report(folders, page)
+    with local_folders(results) as folders:
+        adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
+        if store is not None:
+            if len(folders) > 1 or not adapters:
+                raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and "
+                                    "a STORE, that of results one or more results folders")
+            return write_adapter_report(folders[0], opened(store).path, page,
+                                        "test" if split is None else one_of(split, "split", SPLITS), images, modules)
+        if split or images:
+            raise ArgumentError("--split and --images are for the page of an adapter: give ADAPTER STORE")
+        return write_results_report(folders, page)
 
 
-def export(adapter: Adapter, to: str, out: str | Path, *, with_encoder: bool = False,
-           check: str | Path | None = None, encoder: str | EncoderSpec | None = None,
-           modules: Sequence[str] = ()) -> Exported:
-    """Write an adapter for other programs; the file appears when it has been run and gives the same answers.
+def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: bool = False,
+           check: str | Path | None = None, encoder: str | EncoderSpec | None = None, modules: Sequence[str] = (),
+           progress: Progress = no_progress) -> Any:
+    """Write an adapter, or a store, for other programs; the file appears when it is whole.
 
-    adapter: a classifier, or the folder of a saved one. to: "safetensors" (one linear map), "torch" (a program of
-        torch.export) or "onnx". with_encoder: put the image encoder into the file too, so that pixels go in instead of
-        embeddings. check: a store to compare on, or with the encoder a folder of images; random rows by default.
-        encoder: where it is, if the adapter cannot say.
+    adapter: a classifier, or the folder of a saved one; or a store. to: "safetensors" (one linear map), "torch" (a
+        program of torch.export) or "onnx", which are run and must give the same answers; of a store "parquet" or "npz":
+        key, label, split and embedding of its images, with text sets in files beside it; "folder": the adapter as it
+        is, to a URL such as hf://ORG/NAME. with_encoder: put the image encoder into the file too, so that pixels go in
+        instead of embeddings. check: a store to compare on, or with the
+        encoder a folder of images; random rows by default. encoder: where it is, if the adapter cannot say. progress:
+        of a store, gets the fraction done.
     Raises ExportError if the format cannot hold the adapter, a package is missing, or the answers differ.
 
     Example:
         >>> made = onceclip.export(onceclip.adapters.TipAdapter().fit(task), "torch", "pets.pt2")
         >>> made.rows, made.difference < 1e-4
         (64, True)
+        >>> onceclip.export("pets.zarr", "npz", "pets.npz").rows
+        160
     """
     from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.encoders.opening import recorded_encoder
     from onceclip.pipeline.export import FORMATS
     from onceclip.pipeline.export import export as write
     from onceclip.pipeline.export.export import prepared_images, stored_rows
+    from onceclip.pipeline.export.publish import FOLDER, publish_adapter
+    from onceclip.pipeline.export.store_file import FORMATS as OF_STORES
+    from onceclip.pipeline.export.store_file import export_store
 
-    classifier, kind, file = loaded(adapter, modules), one_of(to, "format", list(FORMATS)), path_of(out, "out: a file")
+    kind = one_of(to, "format", [*FORMATS, *OF_STORES, FOLDER])
+    if kind in (*OF_STORES, FOLDER) and (with_encoder or check is not None or encoder is not None):
+        raise ArgumentError(f"{kind} runs nothing: leave with_encoder, check and encoder out")
+    if kind == FOLDER:
+        if isinstance(adapter, Store):
+            raise ArgumentError("a store is published by onceclip.compact(store, URL)")
+        return publish_adapter(adapter, place_of(out, "out: a URL"))
+    file = path_of(out, "out: a file")
+    if kind in OF_STORES:
+        return export_store(opened(adapter), kind, file, progress)
+    classifier = loaded(adapter, modules)
     if encoder is not None and not with_encoder:
         raise ArgumentError("encoder says what goes into the file: add with_encoder=True, or leave it out")
     opened_encoder, rows = None, None

@@ -28,7 +28,7 @@ _NATS = ("nll", "ece")
 
 
 @click.command()
-@click.argument("adapter", type=LocalPath(path_type=Path))
+@click.argument("adapter")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True,
               help="The images that are scored.")
@@ -40,7 +40,7 @@ _NATS = ("nll", "ece")
 @click.option("--only-its-classes", is_flag=True, help="Score among the classes whose images are scored, not among all "
               "that the adapter knows.")
 @coverage_option
-@click.option("--against", type=LocalPath(path_type=Path), metavar="ADAPTER",
+@click.option("--against", metavar="ADAPTER",
               help="Compare with another adapter on the same images.")
 @click.option("--multi-label", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Score images of several classes each by mean average precision: CSV with the columns key,label, a "
@@ -59,8 +59,8 @@ _NATS = ("nll", "ece")
 @join_option
 @import_option
 @json_option
-def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
-             only_its_classes: bool, coverage: float | None, against: Path | None,
+def evaluate(adapter: str, stores: tuple[str, ...], split: str, text: str | None, classes: str,
+             only_its_classes: bool, coverage: float | None, against: str | None,
              multi_label: Path | None, per_class: bool,
              confusion: Path | None, inference: str | None, inference_values: dict[str, str],
              batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, masks: str | None,

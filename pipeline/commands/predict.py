@@ -81,17 +81,15 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
         raise click.UsageError(f"{' and '.join(own)}: of --zero-shot alone, which takes no ADAPTER: add it")
     if zero_shot and adapter:
         inputs = (adapter, *inputs)
-    elif adapter and "://" in adapter:
-        raise click.UsageError(f"{adapter} is a URL; only stores can be: give a path on this machine")
     if not adapter or not inputs:
         raise click.UsageError(f"give {'' if adapter else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
                                "images, a folder, a source or a store")
     say_at_once(f"loading {model or ('the encoder' if zero_shot else adapter)} ...")
     from tqdm import tqdm
 
-    from onceclip.adapters import load_classifier, set_rule
+    from onceclip.adapters import set_rule
     from onceclip.pipeline.api.adapters import zero_shot_of
-    from onceclip.pipeline.api.arguments import inference_of, require_alone
+    from onceclip.pipeline.api.arguments import inference_of, loaded, require_alone
     from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
     from onceclip.pipeline.prediction.predict import with_sets
@@ -103,7 +101,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     if zero_shot:
         classifier, encoder = zero_shot_of(inputs, names_in(names) if names else [], templates, text, encoder, device)
     else:
-        classifier = load_classifier(adapter, modules)
+        classifier = loaded(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
     if inference is None and inference_values:
         raise click.UsageError("--inference-set is for a strategy: add --inference NAME")

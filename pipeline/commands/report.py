@@ -38,11 +38,14 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
     from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.api.adapters import report as write
     from onceclip.pipeline.runs.results import NAME
+    from onceclip.stores.copy import local_copy
 
     first, *others = results
-    store = (others[0] if len(others) == 1 and file_of(Path(first), CONFIG).is_file()
-             and not (Path(others[0]) / NAME).is_file() else None)
-    found = write(first if store else results, store, out=out, split=split, images=images, modules=modules)
+    with local_copy(first) as folder:
+        store = (others[0] if len(others) == 1 and file_of(folder, CONFIG).is_file()
+                 and not (Path(others[0]) / NAME).is_file() else None)
+        found = write(folder if store else [folder, *others], store, out=out, split=split, images=images,
+                      modules=modules)
     for adapter in () if store else (each for each in results if file_of(Path(each), CONFIG).is_file()):
         click.echo(f"Note: {adapter} is an adapter, and without a store the page has only its result row: classes, "
                    f"confusions and mistakes take `onceclip report {quote(adapter)} STORE --out {quote(str(out))}`",

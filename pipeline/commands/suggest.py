@@ -21,7 +21,7 @@ from onceclip.pipeline.words import counted
 
 
 @click.command()
-@click.argument("adapter", type=LocalPath(path_type=Path))
+@click.argument("adapter")
 @click.argument("inputs", nargs=-1, required=True, metavar="(STORE | IMAGES... | FOLDER)")
 @click.option("--label-next", type=click.IntRange(1), metavar="N", help="Name N images to label: those that the "
               "adapter is least sure of, spread over clusters, so that no two say the same.")
@@ -37,7 +37,7 @@ from onceclip.pipeline.words import counted
 @encoder_options(required=False)
 @import_option
 @json_option
-def suggest(adapter: Path, inputs: tuple[str, ...], label_next: int | None, label_errors: bool, most: int,
+def suggest(adapter: str, inputs: tuple[str, ...], label_next: int | None, label_errors: bool, most: int,
             out: Path | None, page: Path | None, images: str | None, model: str | None, pretrained: str | None,
             preprocess: str | None, device: str, modules: tuple[str, ...], as_json: bool) -> None:
     """Name images to label next, and labels that look wrong.

@@ -10,7 +10,7 @@ import numpy as np
 from onceclip.pipeline.decoding.views import Views
 from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.flat_files import row_checksums
-from onceclip.stores.location import occupied
+from onceclip.stores.location import occupied, require_writable
 from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class StorePlan:
 
 def store_exists(path: str) -> bool:
     """Whether there is a store to go on with; whatever else stands at the path is an error."""
+    require_writable(path)
     try:
         open_store(path)
     except NotAStore:
