@@ -20,14 +20,14 @@ from onceclip.adapters.heads.perceptron import Perceptron, RandomFeatures
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
 from onceclip.adapters.heads.quadratic import Quadratic
 from onceclip.adapters.heads.residual import Bottleneck, Rectified
-from onceclip.adapters.heads.retrieval import CaptionEnsemble
+from onceclip.adapters.heads.retrieval import CaptionEnsemble, Refined
 from onceclip.adapters.heads.routed_prompts import RoutedPrompts
 from onceclip.adapters.plugin import full_name, is_plugin, stored_class
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (
     Linear, Kernel, Bottleneck, Sum, Projected, PromptMax, PromptWeighted, Columns, Rectified, CrossModal, VisualGuide,
     KernelMachine, FourierFeatures, ProbabilityBilinear, Quadratic, ConditionalPrompts, RoutedPrompts, Perceptron,
-    RandomFeatures, CaptionEnsemble, Answers,
+    RandomFeatures, CaptionEnsemble, Answers, Refined,
 )}
 _RENAMED_FIELDS = {"renormalise": "renormalize"}  # spellings that saved adapters may have
 _ROWS = 4  # on which a head from outside is tried
