@@ -70,7 +70,7 @@ class RECO(Method):
                                      high=1e5, retrain=True),
         "heads": Hyperparameter(8, "attention heads of a layer, of width 64", low=1, high=64, retrain=True),
         "hidden": Hyperparameter(512, "width of the hidden layer behind the attention", low=1, high=1e5, retrain=True),
-        **recipe(learning_rate=1e-4, epochs=10, batch_size=512, weight_decay=0.01),
+        **recipe(learning_rate=1e-5, epochs=10, batch_size=512, weight_decay=0.01),
     }
     trained = True
     needs = "a bank of images with captions (--bank STORE)"

@@ -42,6 +42,7 @@ from onceclip.pipeline.runs.results import NAME, append_row, record_stores
 from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file, only_draw
+from onceclip.pipeline.tasks.encoders import named_store, require_read
 from onceclip.pipeline.tasks.tasks import make_task as draw
 from onceclip.pipeline.words import counted, percent
 from onceclip.pipeline.words import shots_of as words_of_shots
@@ -180,7 +181,7 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
              batches: Mapping[str, Any] | None = None, **further: Any) -> list[RunSpec]:
     """Runs of all combinations, with every argument checked; see `make_specs`. draws: a file or folder of them.
 
-    class_weights may be several: all runs are made with each.
+    class_weights may be several: all runs are made with each. join: a store is joined for the methods that read it.
     """
     if len(rules := listed(further.pop("class_weights", RULES[0]), "class_weights")) > 1:
         return [spec for rule in rules for spec in specs_of(methods, shots, seeds, grids, own, inference,
@@ -189,12 +190,16 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
     if any(isinstance(each, Inference) for each in given):
         raise ArgumentError("a sweep makes its strategies itself: give names or classes, and inference_values")
     strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each))) for each in given]
-    draws = further.pop("draws", None)
+    draws, join = further.pop("draws", None), further.pop("join", ())
+    join = [join] if isinstance(join, str) else list(join)
     further["class_weights"] = rules[0]
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
     specs = runs.make_specs([_name(method_of(each)[0]) for each in methods], numbers,
                             [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
                             [*(inference_values or {}).items()], batches, **_checked(further))
+    require_read(join, [each for spec in specs for each in spec.reads], "the sweep")
+    specs = [replace(spec, join=[each for each in join if any(
+        name.startswith(f"{named_store(each)[0]}/") for name in spec.reads)]) for spec in specs]
     return specs if draws is None else [replace(spec, draws=_draws_of(draws, spec.shots, spec.seed)) for spec in specs]
 
 

@@ -18,6 +18,7 @@ from onceclip.pipeline.commands.options import (
     Numbers,
     ShotList,
     compile_option,
+    join_option,
     json_option,
     names_in,
     one_way,
@@ -41,8 +42,8 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 @click.command()
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
-              help="Names, MODULE:CLASS for methods of your own, or all; A+B for an ensemble, merge:A+B for two that "
-              "are merged.  [default: six of them]")
+              help="Names, MODULE:CLASS for methods of your own, or all; A+B for an ensemble, RULE:A+B for one by a "
+              "rule, NAME/A for a joined store's (`onceclip methods A+B` explains them).  [default: six of them]")
 @click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True,
               help="Labelled training images per class, each of these numbers.")
 @click.option("--seeds", type=Numbers(), default="1-5", show_default=True,
@@ -65,6 +66,7 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
 @support_options
+@join_option
 @inference_options("Read test images by strategies, too, with every classifier that is fitted: names, with none for "
                    "each image by itself, such as none,stata.")
 @compile_option
@@ -86,7 +88,7 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
           class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str,
-          bank: str, captions: str, inference: str | None, inference_values: dict[str, str],
+          bank: str, captions: str, join: tuple[str, ...], inference: str | None, inference_values: dict[str, str],
           batches: dict[str, Any] | None, compile: str, device: str, text: str, local_workers: int,
           scheduler: str | None, part: Part | None, curves: bool, keep_predictions: bool, retry_failed: bool,
           dry_run: bool, out: Path, as_json: bool, **drawing: Any) -> None:
@@ -122,7 +124,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, text=text,
                      select=policy, search=search, narrow=narrow, stream=stream, classes=classes,
                      validated=bool(grids), inference=names_in(inference or "none"), inference_values=inference_values,
-                     batches=batches, support=support, bank=bank, captions=captions,
+                     batches=batches, support=support, bank=bank, captions=captions, join=join,
                      class_weights=names_in(class_weights), **drawing)
     opened = [open_store(store) for store in stores]
     if dry_run:

@@ -17,6 +17,7 @@ from onceclip.pipeline.evaluation.several import OUTPUTS
 from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_files import DrawFile
+from onceclip.pipeline.tasks.encoders import joined_store, named_store, require_read
 from onceclip.pipeline.tasks.shapes import BALANCED, Shape
 from onceclip.stores import Store, open_store
 from onceclip.stores.identity import fingerprint
@@ -28,21 +29,13 @@ CAPTIONS = "captions"  # name of the text set of captions that a bank has by def
 REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")}  # and the splits that are fitted on
 
 
-def named_store(text: str) -> tuple[str, str]:
-    """Name and path of NAME=PATH. Raises TaskError if it is not that."""
-    name, mark, path = str(text).partition("=")
-    if not (name and mark and path):
-        raise TaskError(f"--join {text}: give NAME=STORE, such as dino=dino.zarr")
-    return name, path
-
-
 @dataclass(frozen=True)
 class RunSpec:
     """One run.
 
     method: its name, or of one of your own MODULE:CLASS or the class; "automatic" averages several, see
-        `fit_automatically`, A+B those of these names, and merge:A+B merges two, see `average_of`. shots: labelled rows
-        per class, None for all.
+        `fit_automatically`, and [RULE:]A+B those of these names, with NAME/METHOD for a joined encoder's, see
+        `average_of`. shots: labelled rows per class, None for all.
     seed: of the draw and of the training.
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
     select: the selection policy; None takes the default one, see `default_policy`.
@@ -137,18 +130,8 @@ class RunSpec:
                                                (named_store(each) for each in self.join)))
         if self.inputs:
             method().with_inputs(tuple(self.inputs))  # complains if the method cannot
-        self._require_joined_inputs(method)
+        require_read(self.join, self.reads, self.method)
         self._parse_inference()
-
-    def _require_joined_inputs(self, method: type[Method]) -> None:
-        """Raise TaskError for a joined store that nothing is read of, and two of one name."""
-        names = [name for name, _ in map(named_store, self.join)]
-        for name in names:
-            if names.count(name) > 1:
-                raise TaskError(f"--join {name}=... is given twice: give each store a name of its own")
-            if not any(each.startswith(f"{name}/") for each in self.inputs or method.inputs):
-                raise TaskError(f"{self.method} reads nothing of the joined store {name!r}: add --inputs "
-                                f"{name}/embedding, or leave --join {name}=... out")
 
     def _require_a_source(self, method: type[Method]) -> None:
         """Raise TaskError unless support, bank and shots go together."""
@@ -182,6 +165,11 @@ class RunSpec:
     def shots_word(self) -> int | str:
         """The number of labelled rows per class, or "all"."""
         return "all" if self.shots is None else self.shots
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The outputs of every image that it takes."""
+        return tuple(self.inputs) or run_method(self.method).inputs
 
     @property
     def captions_name(self) -> str:
@@ -260,18 +248,18 @@ class RunSpec:
             name = OUTPUTS[strategy.sees]
             output = store.outputs.get(name)
             found[name] = "" if output is None else fingerprint([list(output.shape), output.spec])
-        for name, other in (named_store(each) for each in self.join):
-            found[f"join {name}"] = open_store(other).fingerprint
-        if isinstance(store, JoinedStore):  # from Python, without --join
-            read = {each.partition("/")[0] for each in self.inputs or run_method(self.method).inputs}
-            found |= {f"join {name}": each.fingerprint for name, each in store.joined.items() if name in read}
+        names = {each.partition("/")[0] for each in self.reads if "/" in each}
+        joined = {name: open_store(other) for name, other in map(named_store, self.join)}
+        joined = (dict(store.joined) if isinstance(store, JoinedStore) else {}) | joined  # from Python, without --join
+        for name in names & joined.keys():
+            found[f"join {name}"] = joined[name].fingerprint
+            if is_average(self.method) and joined[name].texts:  # whose methods compare with the other's prompts
+                found[f"join {name} text"] = joined[name].text_fingerprint(self.text)
         return found
 
     def opened(self, store: Store) -> Store:
         """A store with those that the run joins to it. Raises StoreMismatch if they are not of the same images."""
-        for name, other in (named_store(each) for each in self.join):
-            store = store.join(open_store(other), name)
-        return store
+        return joined_store(store, self.join)
 
     def built(self) -> Method:
         """The method with its values and inputs."""
