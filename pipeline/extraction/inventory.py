@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from onceclip.pipeline.decoding.masks import as_seen
 from onceclip.pipeline.decoding.worker import read
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.sources import Content, Record
@@ -49,8 +50,10 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     """
     old = store.table
     done = (old.state == STORED) | ((old.state == BAD) & (not retry_bad))
+    second = str(store.encoder.get("second_input", ""))
     if digests is None:
-        digests = file_digests(records, progress) if done.any() else np.zeros((len(records), DIGEST_BYTES), np.uint8)
+        digests = (file_digests(records, progress, second) if done.any() else
+                   np.zeros((len(records), DIGEST_BYTES), np.uint8))
     # A removed row has its old key still; a row that is there goes before it.
     order = np.argsort(old.state != REMOVED, kind="stable")
     by_key = dict(zip(old.key[order].tolist(), order.tolist(), strict=True))
@@ -103,11 +106,11 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
                      np.sort(place), int(kept.sum()), moved, removed)
 
 
-def file_digests(records: Sequence[Record], progress: bool) -> np.ndarray:
-    """Digests of the files' bytes: (records, 16)."""
+def file_digests(records: Sequence[Record], progress: bool, second: str = "") -> np.ndarray:
+    """Digests of the files' bytes: (records, 16). second: the encoder's second input, as of `as_seen`."""
     def one(record: Record) -> bytes:
         try:
-            return digest(read(record.content))
+            return digest(read(as_seen(record.content, second)))
         except BadImage:
             return digest(b"")  # as the row of an unreadable file has it
 

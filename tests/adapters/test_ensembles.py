@@ -88,7 +88,8 @@ def test_a_network_trained_on_validation_rows_trusts_the_encoder_that_is_right_a
     fitted, val, test = replace(GDA().fit(task), temperature=10.0), rows(1), rows(2)
     both = {rule: ensemble({"": fitted, "b": fitted}, rule, val) for rule in ("mean", "synergy")}
     values = test.input(both["mean"].inputs)
-    accuracy = {rule: float((each.logits(values).argmax(1) == test.label).double().mean()) for rule, each in both.items()}
+    accuracy = {rule: float((each.logits(values).argmax(1) == test.label).double().mean())
+                for rule, each in both.items()}
     assert accuracy["synergy"] > accuracy["mean"] + 0.05
     assert_close(both["synergy"].logits(7 * values), both["synergy"].logits(values), rtol=1e-4, atol=1e-4)
     both["synergy"].save(tmp_path)

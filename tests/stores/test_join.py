@@ -101,8 +101,8 @@ def test_methods_of_two_encoders_are_one_run_of_every_command(store_path: Path, 
     assert ["join dino" in row["fingerprints"] for row in rows] == [False, *[True] * 4]
     assert "join" not in rows[0]["asked"]
     assert [each["method"] for each in rows[1]["reached"]] == ["gda", "dino/gda", "ensemble"]
-    assert "0 to be done" in run("sweep", store_path, "--methods", ",".join(names), "--shots", "4", "--seeds", "1", *join,
-                                 "--out", tmp_path / "results", "--dry-run").stdout
+    assert "0 to be done" in run("sweep", store_path, "--methods", ",".join(names), "--shots", "4", "--seeds", "1",
+                                 *join, "--out", tmp_path / "results", "--dry-run").stdout
     assert "the same accuracy as the row" in run("fit", "--from-row", f"{tmp_path / 'results'}:5").stderr
 
     # The members are those of each store alone, on the same images.
