@@ -112,10 +112,10 @@ def test_methods_of_two_encoders_are_one_run_of_every_command(store_path: Path, 
     test = joined.rows("test")
     parts = [onceclip.fit(each, "zero-shot", 4).classifier for each in (store, other)]
     temperatures = [fitted.hyperparameters[f"{name} temperature"] for name in ("zero-shot", "dino/zero-shot")]
-    expected = sum((part.logits(joined.embeddings(test, name)) / temperature).log_softmax(1) / 2
-                   for part, temperature, name in zip(parts, temperatures, ("embedding", "dino/embedding"), strict=True))
-    both = np.concatenate([joined.embeddings(test), joined.embeddings(test, "dino/embedding")], axis=1)
-    assert np.allclose(fitted.logits(both), expected, atol=1e-3)
+    values = [joined.embeddings(test, name) for name in ("embedding", "dino/embedding")]
+    expected = sum((part.logits(each) / temperature).log_softmax(1) / 2
+                   for part, each, temperature in zip(parts, values, temperatures, strict=True))
+    assert np.allclose(fitted.logits(np.concatenate(values, axis=1)), expected, atol=1e-3)
 
     adapter = tmp_path / "adapter"
     row = run_json("fit", store_path, "--method", names[4], "--shots", "4", *join, "--out", adapter)
@@ -137,10 +137,10 @@ def test_methods_of_two_encoders_are_one_run_of_every_command(store_path: Path, 
                             (("predict", adapter, image, *join), "--join joins stores of the same images"),
                             (("suggest", adapter, image, "--label-next", "1"), "give the store with --join dino=STORE"),
                             (("fit", store_path, "--method", names[1]), "add --join dino=STORE"),
-                            (("fit", store_path, "--method", "mean:gda+tip-adapter", *join), "reads nothing of the join"),
+                            (("fit", store_path, "--method", "mean:gda+tip-adapter", *join), "reads nothing of the"),
                             (("sweep", store_path, "--methods", "gda", *join, "--out", tmp_path / "none"),
                              "the sweep reads nothing of the joined store 'dino'"),
-                            (("fit", store_path, "--method", names[3], *join, "--select", "fixed"), "validation images")):
+                            (("fit", store_path, "--method", names[3], *join, "--select", "fixed"), "validation")):
         result = run(*arguments)
         assert result.exit_code == 1, result.output
         assert text in result.stderr, result.stderr
