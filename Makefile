@@ -4,6 +4,9 @@ BIN := .venv/bin
 # One thread per test process: several processes share the cores.
 TEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1
 
+# Installation compiles nothing, so every process would compile all that it imports: torch alone takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The linters and the tests run side by side.
 MAKEFLAGS += --jobs=2
 

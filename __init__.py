@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onceclip.adapters import load_classifier
     from onceclip.pipeline.api.adapters import evaluate, export, predict, report, zero_shot
     from onceclip.pipeline.api.catalogue import methods
+    from onceclip.pipeline.api.datasets import torch_dataset
     from onceclip.pipeline.api.draws import write_draws
     from onceclip.pipeline.api.retrieval import duplicates, retrieve, search
     from onceclip.pipeline.api.runs import fit, incremental, make_task, sweep
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 _PUBLIC = {name: f"onceclip.{module}" for module, names in {
     "adapters": ("load_classifier",), "stores": ("open_store",),
     "pipeline.api.adapters": ("evaluate", "export", "predict", "report", "zero_shot"),
-    "pipeline.api.catalogue": ("methods",), "pipeline.api.draws": ("write_draws",),
+    "pipeline.api.catalogue": ("methods",), "pipeline.api.datasets": ("torch_dataset",),
+    "pipeline.api.draws": ("write_draws",),
     "pipeline.api.retrieval": ("duplicates", "retrieve", "search"),
     "pipeline.api.runs": ("fit", "incremental", "make_task", "sweep"),
     "pipeline.api.stores": ("add_text", "add_tower", "extract", "import_arrays", "verify"),
@@ -43,7 +45,8 @@ __all__ = [
     "BadImage", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "OnceclipError", "Preparation", "Record",
     "RunSpec", "__version__", "add_text", "add_tower", "compare", "duplicates", "evaluate", "export", "extract", "fit",
     "import_arrays", "incremental", "load_classifier", "make_task", "methods", "open_store", "predict", "report",
-    "results", "retrieve", "search", "suggest", "sweep", "table", "verify", "write_draws", "zero_shot"]
+    "results", "retrieve", "search", "suggest", "sweep", "table", "torch_dataset", "verify", "write_draws",
+    "zero_shot"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ except ImportError:  # Windows has no flock; there the user has to see to it
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
+RETRIEVAL = "retrieval"  # the task of a folder that holds no classifier
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 UNFINISHED, WHOLE = ".saving", ".saved"  # folders within, which are gone when a save is through
 _WEIGHTS_DIGEST, _CONFIG_DIGEST = "weights_sha256", "config_sha256"  # in the configuration, in the weights' metadata
@@ -85,17 +86,21 @@ def write_adapter(folder: Path, config: Mapping[str, Any], tensors: dict[str, Te
                                "is as it was") from error
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+Check = Callable[[Any], dict[str, Any]]
+
+
+def read_adapter(folder: Path, checked: Check | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration of an adapter and its tensors, both of one save, also while another process saves.
 
+    checked: gives the configuration of something else than a classifier, or raises ValueError.
     Raises AdapterFileError, which names the file, for one that is missing, unreadable or damaged.
     """
-    return _read_whole(folder, _tensors_of)
+    return _read_whole(folder, _tensors_of, checked or _checked)
 
 
 def read_configuration(folder: Path) -> dict[str, Any]:
     """The configuration of an adapter alone, checked as by `read_adapter`, without torch."""
-    return _read_whole(folder, _digest_of_file)[0]
+    return _read_whole(folder, _digest_of_file, _checked)[0]
 
 
 def classes_outside(config: Mapping[str, Any]) -> bool:
@@ -109,11 +114,11 @@ def classes_outside(config: Mapping[str, Any]) -> bool:
     return any(":" in name for name in (config["method"], *names(config["head"])))
 
 
-def _read_whole(folder: Path, read: Callable[[Path], tuple[Any, str]]) -> tuple[dict[str, Any], Any]:
+def _read_whole(folder: Path, read: Callable[[Path], tuple[Any, str]], checked: Check) -> tuple[dict[str, Any], Any]:
     for _ in range(_TRIES):
         state = _state(folder)
         try:
-            return _read(folder, read)
+            return _read(folder, read, checked)
         except AdapterFileError:
             if state == _state(folder):  # else another process has saved meanwhile
                 raise
@@ -142,7 +147,7 @@ def _state(folder: Path) -> list[Any]:
     return found
 
 
-def _read(folder: Path, read: Callable[[Path], tuple[Any, str]]) -> tuple[dict[str, Any], Any]:
+def _read(folder: Path, read: Callable[[Path], tuple[Any, str]], checked: Check) -> tuple[dict[str, Any], Any]:
     """Both files. read: what is wanted of the weights, and their digest."""
     config_file, weights_file = file_of(folder, CONFIG), file_of(folder, WEIGHTS)
     with _reading(config_file):
@@ -151,7 +156,7 @@ def _read(folder: Path, read: Callable[[Path], tuple[Any, str]]) -> tuple[dict[s
         if isinstance(written, int) and written > FORMAT:
             raise AdapterFileError(f"{folder} has adapter format {written}, this version reads up to {FORMAT}: install "
                                    "a newer onceclip")
-        completed = _checked(config)
+        completed = checked(config)
     with _reading(weights_file):
         weights_file.open("rb").close()  # safetensors says of all files that it cannot open that there are none
         with safe_open(weights_file, "np") as file:
@@ -172,6 +177,9 @@ def _checked(config: Any) -> dict[str, Any]:
     """A configuration with all values, of the types that they have. Raises ValueError where one has another."""
     if not isinstance(config, dict):
         raise ValueError("no JSON object")
+    if config.get("task") == RETRIEVAL:
+        raise AdapterFileError("this folder holds trained maps of retrieval, and no classifier: use them with "
+                               "`onceclip retrieve STORE --map FOLDER`")
     config = {**_ADDED, **config}
     for name, kind in _KINDS.items():
         value: Any = config

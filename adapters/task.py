@@ -18,7 +18,7 @@ from onceclip.adapters.text import Text
 from onceclip.adapters.tower import TextTower
 
 EMBEDDING = "embedding"
-OPTIONS = {"token": "tokens", "view": "views N"}  # what `extract` calls an output where it is not its name
+OPTIONS = {"token": "tokens", "view": "views N", "statistics": "layer-statistics"}  # an output to `extract`
 
 
 @dataclass(frozen=True)

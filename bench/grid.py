@@ -34,8 +34,8 @@ from onceclip.adapters.selection.search import Search
 from onceclip.adapters.training.compile import ON, Compiling, compiling
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
+from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
-from onceclip.pipeline.tasks.tasks import make_task
 from onceclip.stores import Store, open_store
 
 WHOLE = 1000

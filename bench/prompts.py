@@ -88,7 +88,7 @@ def timed(found: Seconds, name: str, way: Callable[[], object]) -> Callable[[], 
     return run
 
 
-@bench("prompts", small={"classes": 4, "shots": 1, "repeats": 1})
+@bench("prompts", small={"model": "ViT-S-32-alt", "classes": 4, "shots": 1, "repeats": 1})
 @click.option("--model", default="ViT-B-32")
 @click.option("--classes", default=100)
 @click.option("--shots", default=16)

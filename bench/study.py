@@ -31,7 +31,7 @@ from onceclip.adapters.selection.rule import calibrated_loss, departure, weights
 from onceclip.adapters.selection.selection import choices
 from onceclip.adapters.training.engine import finite, train
 from onceclip.adapters.training.loop import Run
-from onceclip.pipeline.tasks.tasks import make_task
+from onceclip.pipeline.api.runs import make_task
 from onceclip.stores import Store, open_store
 
 GROUPS = Path(__file__).with_name("groups.json")

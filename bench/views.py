@@ -18,12 +18,12 @@ from bench.measure import Row, bench, in_turn, make_row, ratio
 from bench.synthetic import features
 from onceclip.adapters import ZeroShot
 from onceclip.adapters.inference import INFERENCES
+from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.images import EncoderThreads
 from onceclip.pipeline.evaluation.evaluate import score
 from onceclip.pipeline.evaluation.inference import read
 from onceclip.pipeline.extraction.import_arrays import import_arrays
-from onceclip.pipeline.tasks.tasks import make_task
 from onceclip.stores import Store, open_store
 
 NAMES = ("zero", "mta")

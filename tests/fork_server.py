@@ -69,7 +69,7 @@ def main() -> None:
 
     modules: list[Any] = [cli, extract, predict, description, fit, verification]
     assert modules
-    open_encoder(EncoderSpec("demo"))
+    assert open_encoder(EncoderSpec("demo")).tokenizer
     gc.freeze()  # a child's collections of garbage would copy all pages
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()

@@ -36,7 +36,8 @@ def shelf(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shelf")
     shutil.copytree(pets / "pets", root / "pets")
     path, encoder = root / "pets.zarr", EncoderSpec("demo")
-    extract(pets / "pets", path, encoder, ExtractOptions(workers=1, outputs=OutputOptions(preproj=True, tokens="last")))
+    extract(pets / "pets", path, encoder, ExtractOptions(workers=1, outputs=OutputOptions(
+        preproj=True, tokens="last", layer_statistics=True)))
     sentences = prompts_for(onceclip.open_store(str(path)), load_templates("imagenet-7"), None, None, 0, 1)
     add_text(str(path), "ensemble", sentences, open_encoder(encoder))
     onceclip.add_tower(str(path))

@@ -31,8 +31,8 @@ from onceclip.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 NOT_RUN = {"docs/clusters.md": 4, "docs/configuration.md": 1, "docs/encoders.md": 2, "docs/extending.md": 4,
-           "docs/paper.md": 2, "docs/performance.md": 2, "docs/remote.md": 1, "docs/sources.md": 1,
-           "docs/text.md": 1}  # pages and their numbers of such fences
+           "docs/many-runs.md": 1, "docs/paper.md": 2, "docs/performance.md": 2, "docs/remote.md": 1,
+           "docs/sources.md": 1, "docs/text.md": 1}  # pages and their numbers of such fences
 FENCE = re.compile(r"^(?P<before>[^\n]*\n)?\n?```(?P<language>\w+)(?P<mark>[^\n]*)\n(?P<text>.*?)^```$",
                    re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"[|<>&;$`]")
@@ -97,6 +97,11 @@ def prepared(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
              text=store.text("default").embedding)
     (root / "cupl.json").write_text(json.dumps({name: [f"a {name} in the grass.", f"a drawing of a {name}."]
                                                 for name in store.classes}))
+    (root / "scenes.txt").write_text("".join(f"a {one} and a {other}.\n" for one in store.classes
+                                             for other in store.classes))
+    keys = store.column("key")[rows].tolist()
+    (root / "labels.csv").write_text("key,label\n" + "".join(
+        f"{key},{name}\n" for key in keys for name in {key.split("/")[0], store.classes[0]}))
     list_in_other_ways(root)
     return root
 

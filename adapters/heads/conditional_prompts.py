@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads.base import Head
+from onceclip.adapters.ops import unit
 from onceclip.adapters.tower import TextTower
 
 
@@ -18,12 +19,13 @@ from onceclip.adapters.tower import TextTower
 class ConditionalPrompts(Head):
     """Logits `s x . w_c(x) + b`, with `w_c(x)` the class vector of a prompt whose tokens depend on the image.
 
-    Every token of the context is moved by the same `U relu(D x + d) + u`. One pass of the text tower over all classes
-    is made per image.
+    The tokens of the context are moved by `U relu(D f + d) + u`, all alike or each by rows of U of its own. f is x, or
+    what stands behind it in a row, see `conditions`. One pass of the text tower over all classes is made per image.
 
-    context: (tokens, width). down: D (hidden, dim), with down_bias d. up: U (width, hidden), with up_bias u.
-    tensors: of the tower, by the names in `layout`, which is JSON with the tower's spec, its classes and the position
-    of the context. scale, bias: the encoder's.
+    context: (tokens, width). down: D (hidden, width of f), with down_bias d. up: U (width or tokens x width, hidden),
+    with up_bias u. tensors: of the tower, by the names in `layout`, which is JSON with the tower's spec, its classes,
+    the position of the context and the number of blocks that f has statistics of, 0 where f is x. scale, bias: the
+    encoder's.
     """
 
     name = "conditional-prompts"
@@ -39,20 +41,22 @@ class ConditionalPrompts(Head):
     bias: float = 0.0
 
     @classmethod
-    def of(cls, tower: TextTower, position: str, network: dict[str, Tensor], scale: float, bias: float) -> Self:
+    def of(cls, tower: TextTower, position: str, network: dict[str, Tensor], scale: float, bias: float,
+           blocks: int = 0) -> Self:
         """The head of a tower for its classes. network: context, down, down_bias, up and up_bias."""
         small = tower.trimmed
         layout = {"tensors": list(small.tensors), "spec": dict(small.spec), "classes": list(small.classes),
-                  "position": position, "axes": [each.ndim for each in small.tensors.values()]}
+                  "position": position, "axes": [each.ndim for each in small.tensors.values()], "blocks": blocks}
         return cls(**network, tensors=tuple(small.tensors.values()), layout=json.dumps(layout), scale=scale, bias=bias)
 
     def __call__(self, rows: Tensor) -> Tensor:
         if self.context.ndim > 2:  # several heads side by side
             return torch.stack([self._one(run)(rows if rows.ndim == 2 else rows[run])
                                 for run in range(len(self.context))])
-        contexts = conditional(self.context, self.down, self.down_bias, self.up, self.up_bias, rows)
+        images, features = conditions(rows, self._tower.dim, self._layout.get("blocks", 0))
+        contexts = conditional(self.context, self.down, self.down_bias, self.up, self.up_bias, features)
         vectors = self._tower.encode_several(contexts, self._layout["position"])
-        return self.scale * (vectors @ rows.unsqueeze(-1)).squeeze(-1) + self.bias
+        return self.scale * (vectors @ images.unsqueeze(-1)).squeeze(-1) + self.bias
 
     def _one(self, run: int) -> ConditionalPrompts:
         """The head of one run of several."""
@@ -84,7 +88,20 @@ class ConditionalPrompts(Head):
         return self.context.dtype
 
 
-def conditional(context: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, rows: Tensor) -> Tensor:
-    """The context of every row (n, dim), each token moved by the same vector: (n, tokens, width)."""
-    moves = (rows @ down.T + down_bias).relu() @ up.T + up_bias
-    return context + moves.unsqueeze(1)
+def conditions(rows: Tensor, dim: int, blocks: int) -> tuple[Tensor, Tensor]:
+    """Unit embeddings (n, dim) of rows and what moves their tokens: the same, or the statistics of some blocks.
+
+    rows: (n, dim), or (n, dim + width) with mean and deviation of every block behind the embedding; those of each block
+        are scaled to unit length together.
+    """
+    if not blocks:
+        return rows, rows
+    return unit(rows[:, :dim]), unit(rows[:, dim:].unflatten(1, (blocks, -1))).flatten(1)
+
+
+def conditional(context: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor,
+                features: Tensor) -> Tensor:
+    """The context of every row of features (n, width of f), moved by what the network makes of it: (n, tokens, width).
+    """
+    moves = (features @ down.T + down_bias).relu() @ up.T + up_bias
+    return context + moves.unflatten(1, (-1, context.shape[1]))

@@ -14,6 +14,7 @@ from onceclip.adapters.heads.answers import Answers, Controlled
 from onceclip.adapters.heads.attention import CrossModal, VisualGuide
 from onceclip.adapters.heads.base import Head
 from onceclip.adapters.heads.conditional_prompts import ConditionalPrompts
+from onceclip.adapters.heads.graph import GraphLabels
 from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine
 from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
 from onceclip.adapters.heads.perceptron import Perceptron, RandomFeatures
@@ -27,7 +28,7 @@ from onceclip.adapters.plugin import full_name, is_plugin, stored_class
 HEADS: dict[str, type[Head]] = {head.name: head for head in (
     Linear, Kernel, Bottleneck, Sum, Projected, PromptMax, PromptWeighted, Columns, Rectified, CrossModal, VisualGuide,
     KernelMachine, FourierFeatures, ProbabilityBilinear, Quadratic, ConditionalPrompts, RoutedPrompts, Perceptron,
-    RandomFeatures, CaptionEnsemble, Answers, Refined, Controlled,
+    RandomFeatures, CaptionEnsemble, Answers, GraphLabels, Refined, Controlled,
 )}
 _RENAMED_FIELDS = {"renormalise": "renormalize"}  # spellings that saved adapters may have
 _ROWS = 4  # on which a head from outside is tried

@@ -42,13 +42,14 @@ class AnoVL(Inference):
     def infer(self, classifier: Classifier, queries: Queries, prepared: Task) -> Inferred:
         normal, factor = normal_class(classifier.class_names, self.normal), self.scale / prepared.logit_scale
         image = log_scores(classifier, queries)
-        parts = []
+        parts, patches = [], None
         if self.score != "image":
-            parts.append(patch_odds(factor * scores_of(classifier, patches_of(queries)), normal, self.smooth).amax(1))
+            patches = patch_odds(factor * scores_of(classifier, patches_of(queries)), normal, self.smooth)
+            parts.append(patches.amax(dim=1))
         if self.score != "patches":
             parts.append(anomaly_score(factor * image, normal))
         return Inferred(with_odds(image, normal, parts[0] if len(parts) == 1 else _odds(
-            *(logsigmoid(sign * torch.stack(parts)).logsumexp(dim=0) for sign in (1, -1)))))
+            *(logsigmoid(sign * torch.stack(parts)).logsumexp(dim=0) for sign in (1, -1)))), abnormal=patches)
 
 
 def patch_odds(scores: Tensor, normal: int, smooth: int = 1) -> Tensor:

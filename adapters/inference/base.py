@@ -70,11 +70,13 @@ class Inferred:
     logits: (n, classes), one row per query in their order, whose softmax are its probabilities.
     classifier: one that reads rows one by one, which the strategy leaves behind, or None.
     diagnostics: JSON values for the result row, such as a number of steps.
+    abnormal: (n, patches), how abnormal each patch is, of strategies that say where in an image, or None.
     """
 
     logits: Tensor
     classifier: Classifier | None = None
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    abnormal: Tensor | None = None
 
 
 class Inference(Configurable, ABC):
@@ -83,7 +85,7 @@ class Inference(Configurable, ABC):
     name, summary, source, equation: what `onceclip methods` prints. hyperparameters: its settings; see `Configurable`.
     sees: what it looks at: "set" (all rows together), "views" or "patches" (of each row by itself), or "stream" (rows
         in an order, each with a memory of those before it).
-    prior: what it assumes of how frequent the classes are: "uniform", "none", or "estimated".
+    prior: what it assumes of how frequent the classes are: "uniform", "none", "estimated" or "given".
     wants_normal: whether the train rows that it prepares with are those of the normal class alone, with their patches.
     leaves_classifier: whether it leaves one behind that reads rows one by one, and can be saved.
     wants_tower: whether it encodes prompts anew, with the text tower of a store.
@@ -112,6 +114,11 @@ class Inference(Configurable, ABC):
     def fitted_on(self) -> str:
         """Whose rows, without labels, it fits a classifier on: "train", "query", or "nothing"."""
         return "nothing"
+
+    @property
+    def wants_support(self) -> bool:
+        """Whether its task has to have the labelled rows that the classifier was fitted on."""
+        return False
 
     @property
     def transductive(self) -> bool:

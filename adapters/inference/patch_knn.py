@@ -62,9 +62,9 @@ class PatchKNN(Inference):
 
     def infer(self, classifier: Classifier, queries: Queries, prepared: tuple[Task, Bank]) -> Inferred:
         (task, bank), normal = prepared, normal_class(classifier.class_names, self.normal)
-        far = distances(patches_of(queries), bank.patches, self.neighbors).amax(dim=1)
-        odds = task.logit_scale * (far - bank.threshold)
-        return Inferred(with_odds(log_scores(classifier, queries), normal, odds))
+        far = distances(patches_of(queries), bank.patches, self.neighbors)
+        odds = task.logit_scale * (far.amax(dim=1) - bank.threshold)
+        return Inferred(with_odds(log_scores(classifier, queries), normal, odds), abnormal=far)
 
 
 def distances(patches: Tensor, bank: Tensor, neighbors: int = 1) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.heads.graph import LEAST
 from onceclip.adapters.inference.base import Inference, Inferred, Queries, prototypes, similarities
 from onceclip.adapters.inference.graph import blocks, sparse, symmetric
-from onceclip.adapters.inference.zlap import LEAST, spread
+from onceclip.adapters.inference.zlap import spread
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter

@@ -14,11 +14,13 @@ from onceclip.adapters.methods.clip_a_self import ClipASelf
 from onceclip.adapters.methods.clip_adapter import ClipAdapter
 from onceclip.adapters.methods.cocoop import CoCoOp
 from onceclip.adapters.methods.coop import CoOp
+from onceclip.adapters.methods.cpl import CPL
 from onceclip.adapters.methods.cross_modal_adapter import CrossModalAdapter
 from onceclip.adapters.methods.cross_modal_lp import CrossModalLinearProbe
 from onceclip.adapters.methods.eco import ECO
 from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.gda_em import GDAEM
+from onceclip.adapters.methods.gopro import GOPro
 from onceclip.adapters.methods.kgcoop import KgCoOp
 from onceclip.adapters.methods.labelling_network import LabellingNetwork
 from onceclip.adapters.methods.lafter_text import LaFTerText
@@ -42,6 +44,7 @@ from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ship import SHIP
 from onceclip.adapters.methods.ss_text import SSText
+from onceclip.adapters.methods.stylip import StyLIP
 from onceclip.adapters.methods.tai_dpt import TaIDPT
 from onceclip.adapters.methods.taskres import TaskRes
 from onceclip.adapters.methods.template_selection import TemplateSelection
@@ -57,12 +60,12 @@ from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.plugin import import_class, stored_class
 
 __all__ = [
-    "APE", "APET", "CLAP", "ECO", "GDA", "GDAEM", "PRE", "RAPF", "RECO", "RLA", "SHIP", "UPL", "CapsAdapter",
-    "ClipASelf", "ClipAdapter", "CoCoOp", "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "KgCoOp", "LPPlusPlus",
-    "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip", "MetaAdapter",
-    "MoCoOp", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC", "SSText", "SgVA", "TaIDPT",
-    "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT", "XMoRe", "ZeroShot",
-    "ZeroShotLinearProbe",
+    "APE", "APET", "CLAP", "CPL", "ECO", "GDA", "GDAEM", "PRE", "RAPF", "RECO", "RLA", "SHIP", "UPL", "CapsAdapter",
+    "ClipASelf", "ClipAdapter", "CoCoOp", "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "GOPro", "KgCoOp",
+    "LPPlusPlus", "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip",
+    "MetaAdapter", "MoCoOp", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC", "SSText",
+    "SgVA", "StyLIP", "TaIDPT", "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT",
+    "XMoRe", "ZeroShot", "ZeroShotLinearProbe",
 ]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
@@ -74,7 +77,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ClipASelf, MetaAdapter, MultiModalAdapter, SgVA, VtClip,
     TipAdapter, TipAdapterF, TipX, APE, APET,
     GDA, GDAEM, ProKeR, RanPAC, SSText,
-    CoOp, KgCoOp, ProGrad, CoCoOp, ECO, MoCoOp, PRE, UPL, SHIP, TaIDPT,
+    CoOp, KgCoOp, ProGrad, CPL, CoCoOp, GOPro, StyLIP, ECO, MoCoOp, PRE, UPL, SHIP, TaIDPT,
     LaFTerText, RAPF, LabellingNetwork, XMoRe, CapsAdapter, RECO,
 )}
 

@@ -12,6 +12,16 @@ from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, tower
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_bias, linear_start
 
+CONDITIONAL = {
+    **CONTEXT,
+    "reduction": Hyperparameter(16, "width of the embedding over width of the network's layer", low=1, high=4096,
+                                retrain=True),
+    "network": Hyperparameter("zero", "how U and u start: at zero, so that the words are what they are, or at random "
+                              "as published", choices=("zero", "random"), retrain=True),
+    **{**TRAINING, "epochs": Hyperparameter(10, TRAINING["epochs"].meaning, high=1e6, retrain=True)},
+}
+CONDITIONAL_PAPER = {**PAPER, "words": "a photo of a", "network": "random", "batch_size": 1, "epochs": 10}
+
 
 class CoCoOp(CoOp):
     """CoOp whose tokens `v_m + U relu(D x + d) + u` depend on the image x, so that they serve unseen classes better.
@@ -30,34 +40,37 @@ class CoCoOp(CoOp):
     summary = "learned words that every image moves; one text pass per image"
     source = "Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022"
     equation = "logits = s x.unit(tower(v + U relu(D x + d) + u, name))'"
-    hyperparameters = {
-        **CONTEXT,
-        "reduction": Hyperparameter(16, "width of the embedding over width of the network's layer", low=1, high=4096,
-                                    retrain=True),
-        "network": Hyperparameter("zero", "how U and u start: at zero, so that the words are what they are, or at "
-                                  "random as published", choices=("zero", "random"), retrain=True),
-        **{**TRAINING, "epochs": Hyperparameter(10, TRAINING["epochs"].meaning, high=1e6, retrain=True)},
-    }
-    presets = {"paper": {**PAPER, "words": "a photo of a", "network": "random", "batch_size": 1,
-                         "epochs": 10}}
+    hyperparameters = CONDITIONAL
+    presets = {"paper": CONDITIONAL_PAPER}
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         context = self.start(prepared, generator)
-        hidden, width, dim = max(1, prepared.dim // self.reduction), context.shape[1], prepared.dim
-        start = {"context": context,
-                 "down": linear_start((hidden, dim), generator, context),
-                 "down_bias": linear_bias(hidden, dim, generator, context),
-                 "up": linear_start((width, hidden), generator, context),
-                 "up_bias": linear_bias(width, hidden, generator, context)}
+        return {"context": context, **self.start_of_network(context, prepared.dim, prepared.dim, context.shape[1],
+                                                            generator)}
+
+    def start_of_network(self, like: Tensor, dim: int, inputs: int, outputs: int,
+                         generator: torch.Generator) -> dict[str, Tensor]:
+        """Start values of what moves the context. dim: of the embedding. inputs, outputs: widths of the network."""
+        hidden = max(1, dim // self.reduction)
+        start = {"down": linear_start((hidden, inputs), generator, like),
+                 "down_bias": linear_bias(hidden, inputs, generator, like),
+                 "up": linear_start((outputs, hidden), generator, like),
+                 "up_bias": linear_bias(outputs, hidden, generator, like)}
         return start if self.network == "random" else {
             name: torch.zeros_like(value) if name.startswith("up") else value for name, value in start.items()}
 
     def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:
-        contexts = conditional(**parameters, rows=rows)
-        vectors = tower_of(prepared).encode_several(contexts, self.position)
-        logits = prepared.logit_scale * (vectors @ rows.unsqueeze(-1)).squeeze(-1) + prepared.logit_bias
-        return cross_entropy(logits, label)
+        return cross_entropy(self.logits(prepared, rows, self.vectors_of(prepared, parameters, rows)), label)
+
+    def vectors_of(self, prepared: Task, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
+        """Unit class vectors (n, classes, dim) of the prompts of every row of features (n, width)."""
+        return tower_of(prepared).encode_several(conditional(**parameters, features=features), self.position)
+
+    @staticmethod
+    def logits(prepared: Task, images: Tensor, vectors: Tensor) -> Tensor:
+        """Logits (n, classes) of unit images (n, dim) with class vectors of their own (n, classes, dim)."""
+        return prepared.logit_scale * (vectors @ images.unsqueeze(-1)).squeeze(-1) + prepared.logit_bias
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         return ConditionalPrompts.of(tower_of(prepared), self.position, parameters, prepared.logit_scale,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ CONTEXT = {
     "position": Hyperparameter(POSITIONS[0], "where the tokens stand: in front of the class name, half on either side, "
                                "or at its end", choices=POSITIONS, retrain=True),
 }
+Prepared = TypeVar("Prepared", bound=Task)
 PAPER: dict[str, Value] = {"optimizer": "sgd", "weight_decay": 5e-4, "schedule": "dassl", "batch_size": 32,
                            "epochs": 50}
 
@@ -97,6 +99,12 @@ def tower_of(task: Task) -> TextTower:
         raise MethodError("prompts are learned with the encoder's text tower and the task has none: write it into the "
                           "store with `onceclip text STORE --tower`")
     return task.tower if task.tower.classes == task.text.class_names else task.tower.of(task.text.class_names)
+
+
+def extended(kind: type[Prepared], task: Task, **more: Tensor) -> Prepared:
+    """A task of another kind, with its text tower for its classes and what the kind holds beside."""
+    given = {field.name: getattr(task, field.name) for field in fields(Task)}
+    return kind(**{**given, "tower": tower_of(task), **more})
 
 
 def start_of(task: Task, words: str, length: int, generator: torch.Generator) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from onceclip.adapters.methods.coop import CONTEXT, TOWER_NEEDED, TRAINING, CoOp
+from onceclip.adapters.methods.coop import CONTEXT, TOWER_NEEDED, TRAINING, CoOp, extended
+from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -13,12 +16,22 @@ _SCALE = 4.0  # of cosines in its loss
 _MARGIN, _SLOPE = 1.0, 2.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sentences(Task):
+    """A task and its different sentences: unit (n, dim), and which classes each names (n, classes) bool."""
+
+    sentence: Tensor
+    named: Tensor
+
+
 class TaIDPT(CoOp):
     """CoOp trained on the sentences of the text set as if they were images of their classes; it sees no image.
 
     `loss = sum_{+,-} max(0, 1 - 2 (y_+ - y_-))` over pairs of a class that a sentence names and one that it does not,
     with `y = 4 z . w_c`; the fitted classifier has the encoder's own scale. Of the paper's two contexts this is the
-    global one: the local one is trained on tokens of sentences, which no text set holds. A sentence names one class.
+    global one: the local one is trained on tokens of sentences, which no text set holds. A sentence names all classes
+    that the text set has it for; `text --prompts FILE.txt` finds them by their names in it. `evaluate --multi-label`
+    scores the result on images of several classes.
 
     Source: Texts as Images in Prompt Tuning for Multi-Label Image Recognition (Guo et al., CVPR 2023), equations 3
     to 5.
@@ -43,17 +56,22 @@ class TaIDPT(CoOp):
     needs_support = False
     needs_text = True
 
-    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
-        return prepared.text.unit, prepared.text.class_index
+    def prepare(self, task: Task) -> Sentences:
+        sentence, place = task.text.embedding.unique(dim=0, return_inverse=True)
+        named = torch.zeros(len(sentence), task.classes, dtype=torch.bool, device=task.device)
+        named[place, task.text.class_index] = True
+        return extended(Sentences, task, sentence=unit(sentence), named=named)
+
+    def training_rows(self, task: Task, prepared: Sentences, epoch: int) -> tuple[Tensor, Tensor]:
+        return prepared.sentence, prepared.named
 
     def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:
-        named = torch.nn.functional.one_hot(label, prepared.classes).bool()
-        return ranking_loss(_SCALE * rows @ self.vectors(prepared, parameters).T, named)
+        return ranking_loss(_SCALE * rows @ self.vectors(prepared, parameters).T, label)
 
 
 def ranking_loss(scores: Tensor, named: Tensor) -> Tensor:
     """Sum over pairs of a named and another class, mean over rows. scores, named: (n, classes)."""
-    apart = scores.unsqueeze(2) - scores.unsqueeze(1)  # of class i over class j
-    pairs = named.unsqueeze(2) & ~named.unsqueeze(1)
-    return ((_MARGIN - _SLOPE * apart).relu() * pairs).sum(dim=(1, 2)).mean()
+    row, own = named.nonzero(as_tuple=True)
+    apart = scores[row, own].unsqueeze(1) - scores[row]
+    return ((_MARGIN - _SLOPE * apart).relu() * ~named[row]).sum() / len(scores)

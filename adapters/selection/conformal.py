@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -18,25 +19,33 @@ _MOST = 499  # scores that an adapter keeps; of more, each stands for those belo
 _DIGITS = 1e8
 
 
-def conformity(logits: Tensor, label: Tensor, temperature: float) -> dict[str, list[float]]:
+def conformity(logits: Tensor, label: Tensor, temperature: float, seed: int = 0) -> dict[str, list[float]]:
     """How little the true classes of rows conform, by kind and in ascending order; at most 499 of each.
 
-    logits: (rows, classes), of rows that the classifier was not fitted on. label: (rows,).
-    lac: `1 - p_y` (Sadinle, Lei and Wasserman, JASA 2019). aps: the probabilities of all that are more likely and half
-    of the class's own: the mean of the randomized score of Romano, Sesia and Candès (NeurIPS 2020, equation 7), so that
-    a row has one set; with all of it, sets of a classifier that is mostly right would be far too large.
+    logits: (rows, classes), of rows that the classifier was not fitted on. label: (rows,). seed: of the random shares.
+    lac: `1 - p_y` (Sadinle, Lei and Wasserman, JASA 2019). aps: `sum of p_c, p_c >= p_y, less u p_y` with u uniform on
+    [0, 1), the randomized score of Romano, Sesia and Candès (NeurIPS 2020, equation 7). Without the random share, sets
+    of a classifier that is mostly right are far too large: its threshold is near one, and so are sums of few classes.
     """
     probability = (logits.double() / temperature).softmax(dim=1)
     own = label.to(logits.device)[:, None]
-    found = {"lac": 1 - probability.gather(1, own)[:, 0], "aps": _summed(probability).gather(1, own)[:, 0]}
+    share = random_shares(f"{seed} of those that calibrate {number}" for number in range(len(label)))
+    found = {"lac": 1 - probability.gather(1, own)[:, 0], "aps": _summed(probability, share).gather(1, own)[:, 0]}
     return {kind: _thinned([math.ceil(score * _DIGITS) / _DIGITS for score in scores.sort().values.tolist()])
             for kind, scores in found.items()}
 
 
-def _summed(probability: Tensor) -> Tensor:
-    """The sum of all probabilities higher than each class's, and half of its own: (rows, classes)."""
+def random_shares(keys: Iterable[str]) -> Tensor:
+    """A number in [0, 1) for every key, the same on every machine: (keys,) float64."""
+    return torch.tensor([int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=6).digest())
+                         / 2**48 for key in keys], dtype=torch.float64)
+
+
+def _summed(probability: Tensor, share: Tensor) -> Tensor:
+    """The sum of each class's probability and all higher ones, less a share of its own: (rows, classes)."""
     values, order = probability.sort(dim=1, descending=True, stable=True)
-    return torch.empty_like(values).scatter_(1, order, values.cumsum(dim=1) - values / 2)
+    behind = values.cumsum(dim=1) - share.to(values.device)[:, None] * values
+    return torch.empty_like(values).scatter_(1, order, behind)
 
 
 def _thinned(scores: list[float]) -> list[float]:
@@ -60,10 +69,17 @@ class SetRule:
     threshold: float
     temperature: float
 
-    def members(self, logits: Tensor) -> Tensor:
-        """Whether each class is in the set of each row: (rows, classes) bool. logits: (rows, classes)."""
+    def members(self, logits: Tensor, keys: Sequence[str] | None = None) -> Tensor:
+        """Whether each class is in the set of each row: (rows, classes) bool.
+
+        logits: (rows, classes). keys: of the rows, which decide their random shares in sets of "aps"; their places
+        where there are none.
+        """
         probability = (logits.double() / self.temperature).softmax(dim=1)
-        score = 1 - probability if self.kind == "lac" else _summed(probability)
+        if self.kind == "lac":
+            score = 1 - probability
+        else:
+            score = _summed(probability, random_shares(map(str, range(len(logits)) if keys is None else keys)))
         inside = score <= self.threshold + 1 / _DIGITS
         return inside.scatter(1, logits.argmax(dim=1, keepdim=True), True)
 

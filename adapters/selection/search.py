@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.selection import tpe
+from onceclip.adapters.selection.tpe import Free, Proposals, Setting, span_of
 from onceclip.adapters.training.trainable import Value
 
-KINDS = ("grid", "random", "halving", "halves")
+OPTUNA = "optuna"
 _ROUNDS = 4  # from the coarse to the fine grid of the published searches
 SURVIVORS = 3  # one of so many goes on to a training of so many times the epochs
 
@@ -24,7 +27,7 @@ class Search:
         trains all for a few epochs, the better third for three times as many, and so on (Jamieson and Talwalkar,
         Non-stochastic Best Arm Identification, AISTATS 2016; every training has its whole schedule); "halves" goes on
         after the grid between the best value and its neighbours, as the linear probes of CLIP (Radford et al., 2021,
-        A.3) and CLIP_benchmark find their decay.
+        A.3) and CLIP_benchmark find their decay; "optuna" draws where earlier ones did well, see `tpe.proposals`.
     count: number of settings, the defaults and random draws; 0 takes the grid. Of "halves", the rounds; 0 for four,
         which turn a grid into one sixteen times as fine where it is best.
     narrow: multiply matrices in bfloat16 while searching; the winner is trained again as usual.
@@ -36,53 +39,29 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise MethodError(f"no search {self.kind!r}: there are: grid, random:N, halving, halving:N, halves, "
-                              "halves:N")
-        if self.kind == "random" and self.count < 1:
-            raise MethodError("--search random needs the number of draws: random:30")
+            raise MethodError(f"no search {self.kind!r}: there are: {', '.join(KINDS)}; with a number, as in random:30")
+        if self.kind in COUNTED and self.count < 1:
+            raise MethodError(f"--search {self.kind} needs the number of settings: {self.kind}:30")
+        if self.kind == OPTUNA and find_spec("optuna") is None:
+            raise MethodError("--search optuna needs the package optuna: pip install 'onceclip[optuna]'")
 
     @classmethod
     def parse(cls, text: str, narrow: bool = False) -> Search:
-        """Read "grid", "random:30", "halving", "halving:30", "halves" or "halves:8".
+        """Read "grid", "random:30", "halving", "halving:30", "halves", "halves:8" or "optuna:30".
 
         Raises MethodError for anything else.
         """
         kind, _, count = text.partition(":")
         if count and not count.isdecimal():
-            raise MethodError(f"--search {text}: {count!r} is not a number of draws; write random:30")
+            raise MethodError(f"--search {text}: {count!r} is not a number of settings; write random:30")
         return cls(kind, int(count or 0), narrow)
 
-    def settings(self, free: Mapping[str, tuple[Value, ...]], seed: int) -> list[dict[str, Value]]:
-        """The settings to try, the defaults first.
+    def proposals(self, free: Free, seed: int) -> Proposals:
+        """The settings to try, some at a time; gets what each of them costs, and goes on. The defaults come first.
 
         free: values of every hyperparameter that may be chosen, the default first.
         """
-        if not (self.count and free) or self.kind == "halves":
-            return [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
-        generator = random.Random(seed)
-        drawn = [{name: _draw(values, generator) for name, values in free.items()} for _ in range(self.count - 1)]
-        return [{name: values[0] for name, values in free.items()}, *drawn]
-
-    @property
-    def rounds(self) -> int:
-        """How often values between the best one and its neighbours are tried."""
-        return (self.count or _ROUNDS) if self.kind == "halves" else 0
-
-    def between(self, tried: Sequence[Mapping[str, Value]], best: Mapping[str, Value],
-                free: Mapping[str, tuple[Value, ...]]) -> list[dict[str, Value]]:
-        """The settings halfway, on a logarithmic scale, from the best one to what was tried on either side of it.
-
-        One number of `free` differs at a time; texts, whole numbers and zero have nothing between them.
-        """
-        found = []
-        for name, values in free.items():
-            if all(isinstance(value, float) for value in values):
-                known, own = sorted({float(each[name]) for each in tried}), float(best[name])
-                place = known.index(own)
-                for other in known[max(place - 1, 0):place] + known[place + 1:place + 2]:
-                    if own * other > 0:
-                        found.append({**{key: best[key] for key in free}, name: math.sqrt(own * other)})
-        return found
+        return KINDS[self.kind](free, self.count, seed)
 
     def rungs(self, settings: int, epochs: int) -> list[int]:
         """Epochs of the trainings that follow each other, the last of them whole."""
@@ -100,15 +79,53 @@ class Search:
         return -(-whole // max(rungs[rung], 1))
 
 
+def _grid(free: Free, count: int, seed: int) -> Proposals:
+    """All combinations, or as many random draws."""
+    if count and free:
+        generator = random.Random(seed)
+        drawn = [{name: _draw(values, generator) for name, values in free.items()} for _ in range(count - 1)]
+        yield [{name: values[0] for name, values in free.items()}, *drawn]
+    else:
+        yield [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
+
+
+def _halves(free: Free, count: int, seed: int) -> Proposals:
+    """The grid, then as many rounds of what lies between the best one and its neighbours."""
+    tried, costs = [], []
+    more = next(_grid(free, 0, seed))
+    for _ in range((count or _ROUNDS) + 1):
+        if more:
+            costs += yield more
+            tried += more
+            more = between(tried, tried[costs.index(min(costs))], free)
+
+
+def between(tried: Sequence[Setting], best: Setting, free: Free) -> list[Setting]:
+    """The settings halfway, on a logarithmic scale, from the best one to what was tried on either side of it.
+
+    One number of `free` differs at a time; texts, whole numbers and zero have nothing between them.
+    """
+    found = []
+    for name, values in free.items():
+        if all(isinstance(value, float) for value in values):
+            known, own = sorted({float(each[name]) for each in tried}), float(best[name])
+            place = known.index(own)
+            for other in known[max(place - 1, 0):place] + known[place + 1:place + 2]:
+                if own * other > 0:
+                    found.append({**{key: best[key] for key in free}, name: math.sqrt(own * other)})
+    return found
+
+
 def _draw(values: tuple[Value, ...], generator: random.Random) -> Value:
     """A value of the range that search values span; of texts and whole numbers one of them."""
-    numbers = [value for value in values if isinstance(value, float)]
-    if len(numbers) < len(values) or len(numbers) < 2:
+    span = span_of(values)
+    if span is None:
         return generator.choice(values)
-    low, high = min(numbers), max(numbers)
-    if low <= 0:
-        return generator.uniform(low, high)
-    return math.exp(generator.uniform(math.log(low), math.log(high)))
+    if span[0] <= 0:
+        return generator.uniform(*span)
+    return math.exp(generator.uniform(*map(math.log, span)))
 
 
+KINDS = {"grid": _grid, "random": _grid, "halving": _grid, "halves": _halves, OPTUNA: tpe.proposals}
+COUNTED = ("random", OPTUNA)  # which have no number of settings of their own
 GRID = Search()

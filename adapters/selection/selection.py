@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
 from onceclip.adapters.selection.rule import LOGITS, best_weight, calibrated_loss, departure, some_rows
-from onceclip.adapters.selection.search import GRID, SURVIVORS, Search
+from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Search
+from onceclip.adapters.selection.tpe import Proposals, Setting
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.compile import several
 from onceclip.adapters.training.engine import finite, require_finite, train
@@ -140,17 +142,16 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
         if policy == "fixed" or not free:
             return Selection(_fitted(method, task, prepared, seed, progress))
         choice = _Choice(method, {name: values for name, values in free.items() if name != mixing}, mixing)
-        settings = search.settings(choice.free, seed)
+        proposals = search.proposals(choice.free, seed)
         if policy == "loo":
             method.check_left_out(task)
-            trials = _refined(_leave_one_out(choice, task, prepared, settings), choice, search,
-                              lambda more: _leave_one_out(choice, task, prepared, more))
+            trials = _tried(proposals, choice, lambda more: _leave_one_out(choice, task, prepared, more))
             best = choice.best(trials)
             classifier = _fitted(best.method, task, best.method.prepare(task), seed, progress)
             return Selection(classifier, best.accuracy, len(trials), best.interval, best.cost)
         if task.val is None or not len(task.val):
             raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
-        best, tried = _validated(choice, settings, task, prepared, seed, search, progress)
+        best, tried = _validated(choice, proposals, task, prepared, seed, search, progress)
         classifier = best.method.classifier(task, prepared, best.parameters)
         return Selection(classifier, best.accuracy, tried, best.interval, best.cost)
 
@@ -197,12 +198,10 @@ def _firm(method: Method) -> tuple[Any, ...]:
         isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing))
 
 
-def _validated(choice: _Choice, settings: Sequence[dict[str, Value]], task: Task, prepared: Any, seed: int,
+def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any, seed: int,
                search: Search, progress: Progress) -> tuple[_Trial, int]:
-    """The best of some settings on the task's validation rows, and how many were compared."""
-    methods = [choice.start.with_values(**values) for values in settings]
-    trained = methods[0].trained and "epochs" in methods[0].values
-    rungs = search.rungs(len(methods), int(methods[0].values["epochs"])) if trained else [0]
+    """The best of what is proposed on the task's validation rows, and how many settings were compared."""
+    trained, whole = choice.start.trained and "epochs" in choice.start.values, choice.start.values.get("epochs", 0)
 
     def compared(some: Sequence[Method], narrow: bool, progress: Progress, alike: int = 0) -> list[_Trial]:
         """Train and score settings. alike: number of trainings like these that the whole search consists of."""
@@ -212,29 +211,39 @@ def _validated(choice: _Choice, settings: Sequence[dict[str, Value]], task: Task
             require_finite(some[0], fitted[0])
         return list(_scored(list(zip(some, fitted, strict=True)), choice, task, prepared))
 
-    going: list[Method] = list(methods)
-    for number, epochs in enumerate(rungs):
-        shortened = [method.with_values(epochs=epochs) for method in going] if trained else going
-        trials = compared(shortened, search.narrow, part_of(progress, number / len(rungs), 1 / len(rungs)),
-                          search.alike(len(methods), rungs, number))
-        order = sorted(range(len(trials)), key=lambda place: (trials[place].cost, choice.distance(going[place])))
-        if number < len(rungs) - 1:
-            going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
-    trials = _refined(trials, choice, search, lambda more: compared(
-        [methods[0].with_values(**values) for values in more], search.narrow, progress))
-    best = choice.best(trials)
+    tried = 0
+
+    def scored(settings: list[Setting]) -> list[_Trial]:
+        """The trials of some settings; of halving those that were trained to the end."""
+        nonlocal tried
+        going = [choice.start.with_values(**values) for values in settings]
+        rungs = search.rungs(len(going), int(whole)) if trained else [0]
+        total = max(search.count if search.kind == OPTUNA else 0, tried + len(settings))
+        lot = part_of(progress, tried / total, len(settings) / total)
+        for number, epochs in enumerate(rungs):
+            trials = compared([method.with_values(epochs=epochs) for method in going] if trained else going,
+                              search.narrow, part_of(lot, number / len(rungs), 1 / len(rungs)),
+                              max(search.alike(len(settings), rungs, number), total if search.kind == OPTUNA else 0))
+            order = sorted(range(len(trials)), key=lambda place: (trials[place].cost, choice.distance(going[place])))
+            if number < len(rungs) - 1:
+                going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
+        tried += len(settings)
+        return trials
+
+    best = choice.best(_tried(proposals, choice, scored))
     if search.narrow and trained:
         best, = compared([best.method], narrow=False, progress=progress)
-    return best, max(len(methods), len(trials))
+    return best, tried
 
 
-def _refined(trials: list[_Trial], choice: _Choice, search: Search,
-             score: Callable[[list[dict[str, Value]]], list[_Trial]]) -> list[_Trial]:
-    """The trials, and those of the values between the best one and its neighbours, round by round."""
-    for _ in range(search.rounds):
-        more = search.between([trial.method.values for trial in trials], choice.best(trials).method.values, choice.free)
-        if more:
-            trials = trials + score(more)
+def _tried(proposals: Proposals, choice: _Choice, score: Callable[[list[Setting]], list[_Trial]]) -> list[_Trial]:
+    """The trials of all settings that are proposed, each lot after the costs of those before."""
+    trials: list[_Trial] = []
+    with suppress(StopIteration):
+        settings = next(proposals)
+        while True:
+            trials += (more := score(settings))
+            settings = proposals.send([(trial.cost, choice.distance(trial.method)) for trial in more])
     return trials
 
 

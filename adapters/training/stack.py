@@ -151,15 +151,23 @@ class Stack:
 
     @torch.no_grad()
     def scores(self, parameters: Parameters, rows: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Accuracy and mean cross-entropy of every run (runs,) on some rows."""
+        """Accuracy and mean cross-entropy of every run (runs,) on some rows.
+
+        label: (n,), or (n, classes) bool where rows have several, any of which is right.
+        """
         head = self.head(parameters)
         step = max(1, elements_at_once(rows.device.type) // (head.width * self.runs))
         right, loss = [], []
         for batch, own in zip(rows.split(step), label.split(step), strict=True):
             logits = head(batch)
             logits = logits if logits.ndim == 3 else logits.unsqueeze(0)
-            right.append(logits.argmax(-1) == own)
-            loss.append(cross_entropy(logits.flatten(0, 1), own.repeat(len(logits)), reduction="none")
+            best, target = logits.argmax(-1), own
+            if own.ndim > 1:
+                target = (own / own.sum(dim=1, keepdim=True)).to(logits)
+                right.append(own.gather(1, best.T).T)
+            else:
+                right.append(best == own)
+            loss.append(cross_entropy(logits.flatten(0, 1), torch.cat([target] * len(logits)), reduction="none")
                         .view(len(logits), -1))
         return tuple(torch.cat(each, dim=1).double().mean(dim=1) for each in (right, loss))  # type: ignore[return-value]
 

@@ -42,8 +42,8 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
              coverage: float | None = None, against: Adapter | None = None, confusion: str | Path | None = None,
              modules: Sequence[str] = (), inference: str | type[Inference] | Inference | None = None,
              inference_values: Mapping[str, Any] | None = None, batches: Mapping[str, Any] | Batches | None = None,
-             orders: Sequence[int] | str | None = None, save: str | Path | None = None, overwrite: bool = False,
-             join: Sequence[str] = (),
+             orders: Sequence[int] | str | None = None, masks: str | Path | None = None, save: str | Path | None = None,
+             overwrite: bool = False, join: Sequence[str] = (), multi_label: str | Path | None = None,
              progress: Callable[[str], AbstractContextManager[Progress]] = lambda path: nullcontext(no_progress)
              ) -> dict[str, Any]:
     """Score an adapter on a split of a store, or of several: accuracy with its interval, NLL, ECE, counts and more.
@@ -59,8 +59,11 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     inference: a strategy by which the adapter reads the rows, without their labels; the scores are then those with it,
         and `inference` among them says what was done and what the adapter reaches alone. inference_values: its
         hyperparameters. batches: have it see one batch at a time, `Batches` or its fields by name. orders: seeds of the
-        orders in which a stream is read, such as (1, 2, 3), the default, or "1-5". save: a folder for the adapter that
-        the strategy leaves behind; overwrite: replace one that is there.
+        orders in which a stream is read, such as (1, 2, 3), the default, or "1-5". masks: a folder of masks, or a .csv
+        file that names them, by which anovl and patch-knn also have `pixel_auroc` and `pro`. save: a folder for the
+        adapter that the strategy leaves behind; overwrite: replace one that is there.
+    multi_label: a CSV file with the columns key and label, a line for every class of an image. The listed images are
+        then ranked by every class of the adapter: `map` is the mean average precision, `per_class` that of each.
     Raises StoreMismatch if another encoder made a store, TaskError if there is no labelled image, ArgumentError.
 
     Example:
@@ -78,6 +81,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.evaluation.metrics import write_matrix
     from onceclip.pipeline.evaluation.orders import orders_for, read_orders
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
+    from onceclip.pipeline.prediction.masks import masks_of
     from onceclip.pipeline.tasks.encoders import joined_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
@@ -87,12 +91,25 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     several, found = opened_all(stores), []
     several = [joined_store(store, join, *(each for each in (classifier, other) if each)) for store in several]
     strategy = None if inference is None else inference_of(inference, inference_values)
+    if multi_label is not None:
+        if len(several) > 1 or chosen != CHOICES[0] or any(each not in (None, False, {}) for each in (
+                text, only_its_classes, coverage, against, confusion, strategy, inference_values, batches, orders,
+                save)):
+            raise ArgumentError("a file of labels is scored for one adapter on one store, among all its classes and "
+                                "without a strategy: give no other options with it but the split")
+        from onceclip.pipeline.retrieval import multi_label as scoring
+
+        labels = scoring.read_labels(str(path_of(multi_label, "multi_label: a CSV file")))
+        with progress(several[0].path) as told:
+            return scoring.evaluate(classifier, several[0], labels, protocol.split, told)
     if coverage is not None:
         require_alone(strategy)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
-    if strategy is None and (inference_values or dealt is not None or save is not None or orders is not None):
-        raise ArgumentError("inference_values, batches, orders and save are for a strategy: add inference "
+    if strategy is None and (inference_values or any(each is not None for each in (dealt, save, orders, masks))):
+        raise ArgumentError("inference_values, batches, orders, masks and save are for a strategy: add inference "
                             "(--inference)")
+    if masks is not None and dealt is not None:
+        raise ArgumentError("masks are of images that are read all together: leave out the batches, or --masks")
     seeds = orders_for(strategy, orders, dealt is not None)
     folder = None if save is None else free_folder(path_of(save, "save: a folder"), overwrite, "--save")
     if strategy and folder and not strategy.leaves_classifier:
@@ -109,7 +126,10 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
             done = protocol.score(classifier, store, no_progress if strategy else told)
             values = done.as_values()
             if strategy:
-                reading = read_orders(done, strategy, seeds, told) if seeds else read(done, strategy, dealt, told)
+                marks = None if masks is None else masks_of(place_of(masks, "masks: a folder, or a .csv file"), done,
+                                                            strategy)
+                reading = (read_orders(done, strategy, seeds, told) if seeds else
+                           read(done, strategy, dealt, told, marks))
                 done, values = reading.evaluation, reading.as_values()
                 if folder and reading.classifier:
                     reading.classifier.save(folder)

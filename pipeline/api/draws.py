@@ -8,6 +8,7 @@ from typing import Any
 
 from onceclip.pipeline.api.arguments import listed, one_of, opened, path_of, shots_of, whole
 from onceclip.pipeline.tasks.draw_files import FORMATS, write_draw
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.tasks import draw_rows
 from onceclip.stores import Store
 from onceclip.stores.identity import decode_key
@@ -30,7 +31,7 @@ def write_draws(store: str | Path | Store, shots: Sequence[int | str | None] | i
     files = []
     for number in map(shots_of, listed(shots, "shots")):
         for seed in (whole(each, "seed", 0) for each in listed(seeds, "seeds")):
-            rows = draw_rows(source, number, seed)
+            rows = draw_rows(source, DrawSpec(number, seed))
             files.append(folder / f"shot_{'all' if number is None else number}-seed_{seed}{ending}")
             write_draw(files[-1], form, number, seed, {split: [_image(source, key, label, root) for key, label in each]
                                                        for split, each in rows.items()})

@@ -19,6 +19,7 @@ from onceclip.stores import Store
 from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:
+    from onceclip.pipeline.retrieval.comclip import Phrases
     from onceclip.pipeline.retrieval.search import Hit, Pair
 
 Progress = Callable[[float], None]
@@ -31,17 +32,21 @@ def _silent(fraction: float) -> None:
 def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | None = None, pooling: str = "mean",
              rerank: str | None = None, normalize: str | None = None, bank: str | None = None,
              train: str | None = None, negatives: str | None = None, seed: int = 1, epochs: int | None = None,
-             learning_rate: float | None = None, out: str | Path | None = None, page: str | Path | None = None,
-             images: str | None = None, progress: Progress = _silent) -> dict[str, Any]:
+             learning_rate: float | None = None, phrases: str | Path | None = None,
+             save: str | Path | None = None, maps: str | Path | None = None, out: str | Path | None = None,
+             page: str | Path | None = None, images: str | None = None, encoder: str | EncoderSpec | None = None,
+             device: str = "auto", progress: Progress = _silent) -> dict[str, Any]:
     """Score how well the captions of a text set and their images or videos find each other, in both directions.
 
     text: a set that `add_text(..., captions=FILE)` made. split: "train", "val", "test" or "all"; None for test where
         captions belong to it, or else all. pooling: what a video's frames become, "mean", "raw-mean", "fitclip",
-        "hitchhiker[:TEMPERATURE]" or "max". rerank: "max[:WEIGHT]" adds the best frame's score. normalize:
-        "qb[:BETA]" or "dual-softmax[:SCALE]"; bank: the split whose queries QB-Norm takes. train: what is
-        trained on the train split's captions first, "labclip", "geodesic", "temporal" or "contra", from `seed`;
-        negatives: a set of false captions of the same items, for labclip; epochs, learning_rate: None for the recipe's.
-        out: a JSON file of the row.
+        "hitchhiker[:TEMPERATURE]" or "max". rerank: "max[:WEIGHT]" adds the best frame's score; "comclip" draws images
+        to those of their stored crops that `phrases` agree with, a JSON file of lists by caption, which the store's
+        encoder embeds; encoder: where it is, if the store cannot say. normalize: "qb[:BETA]" or
+        "dual-softmax[:SCALE]"; bank: the split whose queries QB-Norm takes. train: what is trained on the train split's
+        captions first, "labclip", "geodesic", "temporal" or "contra", from `seed`; negatives: a set of false captions
+        of the same items, for labclip; epochs, learning_rate: None for the recipe's. save: a folder for what was
+        trained; maps: one that was saved, to be used again on a store of the same encoder. out: a JSON file of the row.
         page: an HTML page of the best and worst queries; images: the source of the store's images, for its pictures.
     Gives the result row: recall at 1, 5 and 10 with bootstrap intervals over items, ranks, mAP and nDCG by direction.
     Raises RetrievalError if there is nothing to rank, StoreIncomplete if there is no such text set.
@@ -55,30 +60,55 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
         >>> row["items"], row["text_to_item"]["queries"]
         (48, 48)
     """
+    from onceclip.pipeline.api.runs import free_folder
     from onceclip.pipeline.reporting.retrieval_pages import write_retrieval_page
     from onceclip.pipeline.retrieval.evaluation import evaluate, ranked_split, require_unseen
+    from onceclip.pipeline.retrieval.saved import load_maps, save_maps
     from onceclip.pipeline.retrieval.training import train as fit
 
     target = opened(store)
     for name, value in (("text", text), ("pooling", pooling)):
         if not isinstance(value, str):
             raise ArgumentError(f"{name} {value!r}: give a name")
-    maps = made_by = None
+    if train is not None and maps is not None:
+        raise ArgumentError("maps are trained already: give train or maps")
+    if save is not None and train is None:
+        raise ArgumentError("save is a folder for what is trained: give train")
+    folder = None if save is None else free_folder(path_of(save, "save: a folder"), option="--save")
+    trained = None if maps is None else load_maps(path_of(maps, "maps: a folder"), target)
     if train is not None:
-        require_unseen(ranked_split(target, target.text(text), split), pooling)
+        require_unseen(ranked_split(target, target.text(text), split), pooling, target)
         trained = fit(target, target.text(text), text, train, None if negatives is None else target.text(negatives),
                       whole(seed, "seed", 0), None if epochs is None else whole(epochs, "epochs", 0),
                       _rate(learning_rate), progress)
-        maps, made_by = trained.maps, trained.made_by
+        if folder:
+            save_maps(folder, trained, target)
     elif negatives is not None or epochs is not None or learning_rate is not None:
         raise ArgumentError("negatives, epochs and learning_rate are for training: give train")
-    ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, maps, made_by, progress)
+    words = None if phrases is None else _phrases(target, path_of(phrases, "phrases: a JSON file"),
+                                                  None if encoder is None else spec_of(encoder, device=device), device)
+    ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, trained.maps if trained else None,
+                       trained.made_by if trained else None, words, progress)
     row = ranking.row
     if out is not None:
         _write_row(path_of(out, "out: a JSON file"), row)
     if page is not None:
         row = {**row, **write_retrieval_page(path_of(page, "page: an .html file"), target, ranking, images)}
     return row
+
+
+def _phrases(store: Store, path: Path, encoder: EncoderSpec | None, device: str) -> Phrases:
+    from torch import from_numpy
+
+    from onceclip.pipeline.encoders.sentences import encode_sentences
+    from onceclip.pipeline.prediction.queries import encoder_for
+    from onceclip.pipeline.retrieval.comclip import Phrases, load_phrases
+
+    lines, record = load_phrases(path)
+    found = encode_sentences(encoder_for(store, encoder, device), [each for several in lines.values()
+                                                                   for each in several], progress=True)
+    rows = from_numpy(found.embedding).split([len(several) for several in lines.values()])
+    return Phrases(dict(zip(lines, rows, strict=True)), record)
 
 
 def search(store: str | Path | Store, query: str | None = None, *, image: str | Path | None = None, top: int = 20,

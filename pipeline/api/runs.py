@@ -37,13 +37,16 @@ from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.incremental import Sessions
 from onceclip.pipeline.runs.incremental import incremental as arrive
+from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import NAME, append_row, record_stores
-from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.classes import ALL, BASE
-from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file, only_draw
+from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.encoders import named_store, require_read
-from onceclip.pipeline.tasks.tasks import make_task as draw
+from onceclip.pipeline.tasks.tasks import Inputs, draw_task
 from onceclip.pipeline.words import counted, percent
 from onceclip.pipeline.words import shots_of as words_of_shots
 from onceclip.pipeline.workers.devices import CPU
@@ -71,15 +74,17 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
         >>> task.support.embedding.shape, task.val.embedding.shape
         (torch.Size([16, 64]), torch.Size([16, 64]))
     """
-    return draw(opened(store), shots_of(shots), whole(seed, "seed", 0), text, one_of(select, "select", POLICIES),
-                one_of(class_weights, "class_weights", RULES), one_of(classes, "classes", (ALL, BASE)),
-                listed(outputs, "outputs") if outputs else (), unlabelled, tower)
+    spec = DrawSpec(shots_of(shots), whole(seed, "seed", 0), classes=one_of(classes, "classes", (ALL, BASE)))
+    inputs = Inputs(listed(outputs, "outputs") if outputs else (), unlabelled, tower)
+    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), text,
+                     one_of(class_weights, "class_weights", RULES), inputs).task
 
 
 def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec = AUTOMATIC,
         shots: int | str | None = None, seed: int | None = None, *, values: Mapping[str, Any] | None = None,
         device: str = CPU, compile: str | Compiling = AUTO, out: str | Path | None = None, overwrite: bool = False,
-        curves: bool = False, progress: Progress = no_progress, **further: Any) -> Fitted:
+        curves: bool = False, coverage: float | None = None, progress: Progress = no_progress,
+        **further: Any) -> Fitted:
     """Draw a task, choose hyperparameters, fit, and score on the test split: a classifier and its result row.
 
     store: an open one or its path. method: a name, a class, an object whose hyperparameters are taken as they are, or a
@@ -88,7 +93,8 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         draw and of the training, 1 by default. values: hyperparameters that no search changes. further: other fields of
         RunSpec, such as select="val". device: "cpu", "cuda", "cuda:1", or "auto". compile: "auto", "on" or "off". out:
         a folder that gets the adapter and its row; overwrite: replace an adapter there. curves: put the losses of every
-        epoch there too. progress: gets the fraction done.
+        epoch there too. coverage: count prediction sets of this probability, as `evaluate` does, in the row's `sets`.
+        progress: gets the fraction done.
     Raises MethodError, TaskError, StoreError, DeviceError or ArgumentError, each with one line on how to mend it.
 
     Example:
@@ -106,7 +112,7 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
     folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
     target = opened(store)
     fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device,
-                 Keep(curves))
+                 Keep(curves, coverage=coverage))
     if folder:
         fitted.classifier.save(folder, _facts(fitted.row, target))
         write_kept(folder, [{**fitted.row, **fitted.kept}], None)
@@ -126,13 +132,11 @@ def spec_for(method: str | type[Method] | Method, shots: int | str | None = None
         further, values = {"select": "fixed", **further}, {**own, **(values or {})}
     if not isinstance(values or {}, Mapping):
         raise ArgumentError(f"values {values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
-    draws = further.pop("draws", None)
-    if draws is not None and (only := only_draw(path_of(draws, "draws: a file or folder"))):
+    further = _checked(further)
+    if isinstance(draws := further.get("draws"), Path) and (only := only_draw(draws)):
         shots, seed = shots or only.shots, only.seed if seed is None else seed
     number = 0 if shots is None and further.get("support") else shots_of(shots)
-    start = 1 if seed is None else whole(seed, "seed", 0)
-    return RunSpec(_name(kind), number, start, values or {}, **_checked(further),
-                   draws=None if draws is None else _draws_of(draws, number, start))
+    return RunSpec(_name(kind), number, 1 if seed is None else whole(seed, "seed", 0), values or {}, **further)
 
 
 def _facts(row: Mapping[str, Any], store: Store) -> dict[str, str]:
@@ -190,21 +194,15 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
     if any(isinstance(each, Inference) for each in given):
         raise ArgumentError("a sweep makes its strategies itself: give names or classes, and inference_values")
     strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each))) for each in given]
-    draws, join = further.pop("draws", None), further.pop("join", ())
-    join = [join] if isinstance(join, str) else list(join)
+    join = listed(further.pop("join"), "join") if further.get("join") else []
     further["class_weights"] = rules[0]
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
     specs = runs.make_specs([_name(method_of(each)[0]) for each in methods], numbers,
                             [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
                             [*(inference_values or {}).items()], batches, **_checked(further))
     require_read(join, [each for spec in specs for each in spec.reads], "the sweep")
-    specs = [replace(spec, join=[each for each in join if any(
-        name.startswith(f"{named_store(each)[0]}/") for name in spec.reads)]) for spec in specs]
-    return specs if draws is None else [replace(spec, draws=_draws_of(draws, spec.shots, spec.seed)) for spec in specs]
-
-
-def _draws_of(draws: Any, shots: int | None, seed: int) -> DrawFile:
-    return draws if isinstance(draws, DrawFile) else draw_file(path_of(draws, "draws: a file or folder"), shots, seed)
+    return [replace(spec, join=[each for each in join if any(name.startswith(f"{named_store(each)[0]}/")
+                                                             for name in spec.reads)]) for spec in specs]
 
 
 def _name(method: str | type[Method]) -> str:
@@ -213,7 +211,7 @@ def _name(method: str | type[Method]) -> str:
 
 def _checked(further: dict[str, Any]) -> dict[str, Any]:
     """The fields of RunSpec beside method, shots, seed and values. Raises ArgumentError for one that is none."""
-    known = [each.name for each in fields(RunSpec)][4:]
+    known = [each.name for each in fields(RunSpec) if each.name not in ("method", "shots", "seed", "values")]
     for name in further:
         if name not in known:
             raise ArgumentError(unknown("argument", name, known))
@@ -222,6 +220,9 @@ def _checked(further: dict[str, Any]) -> dict[str, Any]:
     one_of(further.get("class_weights", RULES[0]), "class_weights", RULES)
     one_of(further.get("classes", ALL), "classes", (ALL, BASE))
     Search.parse(str(further.get("search", "grid")))
+    draws = further.get("draws")
+    if draws is not None and not isinstance(draws, DrawFile):
+        further = {**further, "draws": path_of(draws, "draws: a file or folder")}
     return further
 
 
@@ -231,7 +232,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
           grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
           workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
           device: str = CPU, progress: bool = False, curves: bool = False, keep_predictions: bool = False,
-          **further: Any) -> list[dict[str, Any]]:
+          coverage: float | None = None, log: Sequence[str] | str = (), **further: Any) -> list[dict[str, Any]]:
     """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
 
     specs: the runs, or None for every method at every number of shots with every seed; shots are 1, 2, 4, 8 and 16 by
@@ -242,7 +243,9 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         runs, in place of such processes. part: of the runs.
         retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
         default, with grids "fixed". compile, device: as for `fit`. curves: keep losses of every epoch in
-        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`.
+        `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`. coverage:
+        as for `fit`; rows without such sets are made again. log: "mlflow:URI" or "wandb-offline:DIR", trackers that
+        get a run for every row that they lack.
     Raises WorkerError for runs that ended every process that took them, StoreError if another sweep writes to the file.
 
     Example:
@@ -267,8 +270,9 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
         raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
-    return runs.sweep(opened_all(stores), specs, path_of(out, "out: a folder"), local_workers, progress, workers, part,
-                      compile, retry_failed, device, Keep(curves, keep_predictions))
+    target, folder = opened_all(stores), path_of(out, "out: a folder")
+    return runs.sweep(target, specs, folder, local_workers, progress, workers, part, compile, retry_failed, device,
+                      Keep(curves, keep_predictions, coverage), Log(listed(log, "log")) if log else None)
 
 
 def incremental(store: str | Path | Store, method: str | type[Method] | Method = "gda", *, sessions: int = 10,

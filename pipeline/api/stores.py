@@ -86,12 +86,12 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     """Embed another set of class prompts, or captions of images or videos, without touching the images.
 
     name: of the set. templates: names of template sets, files, or sentences with `{}`. prompts: a JSON file with
-        sentences of every class; prompts_form: "sentences" or "descriptors". class_names: a file that says what prompts
-        call a class. waffle: pairs of random templates, from `seed`. states: what the images show, such as "bottle":
-        the class `normal` gets sentences of its normal states, all others of abnormal ones. captions: a file of
-        captions by key or group, with none of the former. encoder: where it is, if the store cannot say. truncate: cut
-        prompts that are too long. overwrite: replace a set of this name. names: of the classes, for a store of
-        unlabelled images.
+        sentences of every class, or a .txt file with one a line, each of all classes that it names; prompts_form:
+        "sentences" or "descriptors". class_names: a file that says what prompts call a class. waffle: pairs of random
+        templates, from `seed`. states: what the images show, such as "bottle": the class `normal` gets sentences of its
+        normal states, all others of abnormal ones. captions: a file of captions by key or group, with none of the
+        former. encoder: where it is, if the store cannot say. truncate: cut prompts that are too long. overwrite:
+        replace a set of this name. names: of the classes, for a store of unlabelled images.
     Raises PromptError if the name is taken or a file does not fit the classes, SourceError if the encoder is not found.
 
     Example:

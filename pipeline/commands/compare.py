@@ -26,9 +26,10 @@ from onceclip.pipeline.words import counted, shots_of
 @json_option
 def compare(results: tuple[Path, ...], test: str, baseline: str | None, score: str, shots: list[int | None] | None,
             methods: str | None, by_encoder: bool, as_json: bool) -> None:
-    """Test the lines of results folders against one of them, on the same draws.
+    """Test whether methods differ, on the same draws.
 
-    p-values of one block are corrected by Holm. mcnemar and bootstrap take sweeps with --keep-predictions.
+    All lines of results folders are tested against one of them. p-values of one block are corrected by Holm. mcnemar
+    and bootstrap take sweeps with --keep-predictions.
 
     \b
     Example:

@@ -35,7 +35,7 @@ OPTIONS = (
 
 
 def draw_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options; all of them are fields of `RunSpec`, or what its fields are made of."""
+    """Add the options, which are fields of `DrawSpec` by name."""
     for option in reversed(OPTIONS):
         function = option(function)
     return function

@@ -25,10 +25,11 @@ from onceclip.pipeline.words import counted
 @json_option
 def draws(store: str, shots: list[int | None], seeds: list[int], form: str, root: str | None, out: Path,
           as_json: bool) -> None:
-    """Write the draws that runs on a store see: training images, and min(shots, 4) validation images per class.
+    """Write the images that runs train on into files.
 
-    Other code that reads them learns from the same images, so that its numbers can be paired with those of a sweep.
-    `fit` and `sweep` read the folder again with --draws.
+    A draw is its training images, and min(shots, 4) validation images per class. Other code that reads them learns from
+    the same images, so that its numbers can be paired with those of a sweep. `fit` and `sweep` read the folder again
+    with --draws.
 
     \b
     Example:

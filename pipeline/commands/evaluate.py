@@ -12,6 +12,7 @@ import click
 from onceclip.pipeline.commands.inference import inference_lines, inference_options, label_of
 from onceclip.pipeline.commands.options import (
     LocalPath,
+    coverage_option,
     import_option,
     join_option,
     json_option,
@@ -38,16 +39,20 @@ _NATS = ("nll", "ece")
               "names.")
 @click.option("--only-its-classes", is_flag=True, help="Score among the classes whose images are scored, not among all "
               "that the adapter knows.")
-@click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
-              help="Count prediction sets that are to hold the true class with this probability, by lac and aps.")
+@coverage_option
 @click.option("--against", type=LocalPath(path_type=Path), metavar="ADAPTER",
               help="Compare with another adapter on the same images.")
+@click.option("--multi-label", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
+              help="Score images of several classes each by mean average precision: CSV with the columns key,label, a "
+              "line for every class of an image.")
 @click.option("--per-class", is_flag=True, help="Show every class, and the most frequent confusions.")
 @click.option("--confusion", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write the whole confusion matrix.")
 @inference_options("Read the images by a strategy, such as stata; `onceclip methods` lists them.")
 @click.option("--orders", metavar="A-B,...", help="Seeds of the orders in which a stream is read, such as 1-5.  "
               "[default: 1-3]")
+@click.option("--masks", metavar="FOLDER|FILE.csv", help="Of a strategy that says where in an image something is "
+              "abnormal: also score its patches by masks, named as the images are, or in columns path and mask.")
 @click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Save the adapter that the strategy leaves behind.")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter in the folder of --save.")
@@ -55,10 +60,11 @@ _NATS = ("nll", "ece")
 @import_option
 @json_option
 def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
-             only_its_classes: bool, coverage: float | None, against: Path | None, per_class: bool,
+             only_its_classes: bool, coverage: float | None, against: Path | None,
+             multi_label: Path | None, per_class: bool,
              confusion: Path | None, inference: str | None, inference_values: dict[str, str],
-             batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, save: Path | None,
-             overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
+             batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, masks: str | None,
+             save: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -82,7 +88,7 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
     found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
                   only_its_classes=only_its_classes, coverage=coverage, against=against, confusion=confusion,
                   modules=modules, join=join, inference=inference, inference_values=inference_values, batches=batches,
-                  orders=orders, save=save, overwrite=overwrite,
+                  orders=orders, masks=masks, save=save, overwrite=overwrite, multi_label=multi_label,
                   progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
     show(as_json, values, lambda: [*evaluation_lines(values, per_class, joined=join),
@@ -94,8 +100,10 @@ def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence
 
     joined: NAME=STORE of the stores that were joined.
     """
+    if "map" in found:
+        return list(_multi_label_lines(found, per_class))
     if "stores" not in found:
-        return [*_store_lines(found), *inference_lines(found), *_set_lines(found), *_against_lines(found),
+        return [*_store_lines(found), *inference_lines(found), *set_lines(found), *_against_lines(found),
                 *(_class_lines(found) if per_class else []),
                 f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])}"
                 f"{''.join(f' --join {quote(each)}' for each in joined)} --out mistakes.html"]
@@ -103,6 +111,18 @@ def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence
     return [f"{found['adapter']} ({label_of(stores[0])}), {stores[0]['split']} split, in per cent but NLL and ECE",
             *_shift_lines(stores, found["mean_of_others"]),
             *(line for each in stores for line in _further_lines(each, per_class))]
+
+
+def _multi_label_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
+    yield (f"{scores['adapter']} ({label_of(scores)}) on {scores['store']}, {scores['split']} split: {scores['n']:,} "
+           f"images, {scores['labels_per_image']:.2f} classes each; {scores['classes']} of {scores['among']} classes "
+           "have some")
+    yield f"  mean average precision {percent(scores['map'])}{few_words(scores['n'])}"
+    if per_class:
+        width = max(len("class"), *(len(each["class"]) for each in scores["per_class"]))
+        yield f"  {'class':<{width}}{'images':>8}{'average precision':>19}"
+        for each in scores["per_class"]:
+            yield f"  {each['class']:<{width}}{each['n']:>8,}{percent(each['average_precision']):>19}"
 
 
 def _store_lines(scores: Mapping[str, Any]) -> list[str]:
@@ -119,7 +139,8 @@ def _store_lines(scores: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _set_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+def set_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    """What was counted of prediction sets."""
     for each in scores.get("sets", ()):
         few = "" if each["threshold"] is not None else "; too few rows calibrated it to promise less than all classes"
         yield (f"  sets of {percent(each['coverage_asked'])} ({each['kind']}, on {scores['calibrated_on']} rows): "
@@ -158,7 +179,7 @@ def _further_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
     if per_class or any(name in scores for name in ("against", "inference", "sets")):
         yield f"{scores['store']}:"
         yield from inference_lines(scores)
-        yield from _set_lines(scores)
+        yield from set_lines(scores)
         yield from _against_lines(scores)
         yield from _class_lines(scores) if per_class else ()
 

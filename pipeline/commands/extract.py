@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from onceclip.pipeline.workers.work import Part
 
 
-_OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "crops", "preproj", "tokens")
+_OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "crops", "preproj", "tokens",
+                 "layer_statistics")
 _SOURCE_NAMES = ("root", "every", "frames", "download", "unlabelled")
 _SPLITS = ("train", "val", "test")
 _VIEWS = ("views", "ten_crop", "crops")
@@ -76,6 +77,8 @@ def output_options() -> Decorator:
                          "the projection."),
             click.option("--tokens", type=click.Choice(["last", "value"]), help="Store patch tokens too: the last "
                          "layer's, or the text-aligned ones of its value path."),
+            click.option("--layer-statistics", is_flag=True, help="Store mean and deviation over the patches of every "
+                         "block too, the style of an image."),
         ]):
             command = option(command)
         return command
@@ -101,7 +104,8 @@ def outputs_of(given: dict[str, Any]) -> OutputOptions:
         raise click.UsageError(f"--views-for {given['views_for']}: give train, val, test, several with commas, or all")
     views = Views(number=given["views"], scale=(low, high), seed=given["view_seed"]) if given["views"] else None
     views = TEN_CROP if given["ten_crop"] else Views(CROPS, 1) if given["crops"] else views
-    return OutputOptions(views, splits, given["preproj"], given["tokens"] or "")
+    return OutputOptions(views, splits, given["preproj"], given["tokens"] or "",
+                         given["layer_statistics"])
 
 
 def _require_views(made: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,11 +13,13 @@ from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.draw_options import draw_options
+from onceclip.pipeline.commands.evaluate import set_lines
 from onceclip.pipeline.commands.inference import label_of
 from onceclip.pipeline.commands.options import (
     LocalPath,
     Shots,
     compile_option,
+    coverage_option,
     import_option,
     join_option,
     json_option,
@@ -28,9 +31,6 @@ from onceclip.pipeline.commands.options import (
 )
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
-_OF_A_ROW = ("method", "shots", "seed", "settings", "text", "class_weights", "classes", "select", "search", "stream",
-             "narrow", "refit", "support", "bank", "captions", "join", "inputs", "draws", "long_tail", "natural_prior",
-             "label_noise", "missing")
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
 
 
@@ -56,7 +56,7 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
               "where the method can and every class has 4, else fixed]")
 @draw_options
 @click.option("--search", default="grid", show_default=True, metavar="S",
-              help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
+              help="What a selection tries: grid, random:N, halving[:N], halves[:N] or optuna:N.")
 @click.option("--refit", type=click.Choice(["none", "val", "all"]), default="none", show_default=True,
               help="Fit once more with what was chosen, on all labelled images of train and val, or of test too (all): "
               "the best adapter to use, and no test accuracy.")
@@ -71,6 +71,7 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @training_device_option
 @click.option("--curves", is_flag=True, help="With --out: keep training and validation loss of every epoch beside the "
               "row; `onceclip report` draws them.")
+@coverage_option
 @click.option("--from-row", metavar="FILE:N",
               help="Carry out again the run of the N-th row of a results folder, and compare.")
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
@@ -78,11 +79,9 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
 @import_option
 @json_option
-def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], text: str,
-        class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str,
-        refit: str, support: str, bank: str, captions: str, join: tuple[str, ...], inputs: tuple[str, ...],
-        compile: str, device: str, curves: bool, from_row: str | None, out: Path | None, overwrite: bool,
-        modules: tuple[str, ...], as_json: bool, **drawing: Any) -> None:
+def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], compile: str,
+        device: str, curves: bool, coverage: float | None, from_row: str | None, out: Path | None, overwrite: bool,
+        modules: tuple[str, ...], as_json: bool, **of_a_run: Any) -> None:
     """Fit a classifier on a store and score it.
 
     Without --method, several methods are fitted, each with hyperparameters that validation images choose (or training
@@ -98,20 +97,19 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     say_at_once(f"loading {store or from_row} ...")
     from onceclip.adapters.plugin import import_module
     from onceclip.adapters.selection.automatic import AUTOMATIC
-    from onceclip.adapters.selection.search import Search
     from onceclip.pipeline.api.runs import fit as run
     from onceclip.pipeline.api.runs import free_folder, spec_for
     from onceclip.pipeline.runs.replay import compare, compiling_of, device_of, read_row, spec_of
     from onceclip.stores import open_store
 
-    Search.parse(search)
     if curves and not out:
         raise click.UsageError("--curves keeps them beside the adapter: add --out FOLDER")
     if out:
         free_folder(out, overwrite)
-    if from_row and (given := _given()):
-        raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     row = read_row(from_row) if from_row else None
+    listed = bool(row and row["asked"].get("draws"))  # by a file that may have moved
+    if row and (given := [name for name in _given() if name != "--draws" or not listed]):
+        raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
     if row is None and not store:
         raise click.UsageError("give STORE, or --from-row")
     if not row and not method and (given := [name for name in ("--search", "--narrow") if _chosen(name[2:])]):
@@ -120,16 +118,14 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     for module in modules:
         import_module(module)
     values = dict(map(setting_of, settings))
-    spec = spec_of(row, opened) if row else spec_for(
+    spec = spec_of(row, opened, of_a_run["draws"]) if row else spec_for(
         method or AUTOMATIC, (shots or "all") if _chosen("shots") else None, seed if _chosen("seed") else None, values,
-        text=text, select=select, class_weights=class_weights, search=search, narrow=narrow, stream=stream,
-        classes=classes, refit=refit, support=support, bank=bank, captions=captions, join=join, inputs=inputs,
-        **drawing)
+        **of_a_run)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
         fitted = run(opened, spec, device=device, compile=compiling_of(row) if row else compile, out=out,
-                     overwrite=overwrite, curves=curves, progress=progress)
+                     overwrite=overwrite, curves=curves, coverage=coverage, progress=progress)
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
@@ -140,8 +136,10 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
 
 def _given() -> list[str]:
     """The options on the command line that say what is run."""
-    context = click.get_current_context()
-    return [parameter.opts[0] for parameter in context.command.params if parameter.name in _OF_A_ROW
+    from onceclip.pipeline.runs.run import RunSpec
+
+    context, of_a_run = click.get_current_context(), {"settings", *(each.name for each in fields(RunSpec))}
+    return [parameter.opts[0] for parameter in context.command.params if parameter.name in of_a_run
             and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE]
 
 
@@ -174,9 +172,17 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
         *_sourced(row),
         *_accuracy(row, grouped),
         *_new_classes(row),
+        *_sets(row),
         *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
         f"Saved in {out}. Next: onceclip {following}" if out else "Not saved: add --out FOLDER to keep the adapter.",
     ]
+
+
+def _sets(row: Mapping[str, Any]) -> Iterator[str]:
+    yield from set_lines(row)
+    if row.get("sets") == []:
+        yield (f"  sets             none: {row['method']} has no scores to make them with; validation images give "
+               "some, or four training images of each class and a method that leaves one out")
 
 
 def _sourced(row: Mapping[str, Any]) -> list[str]:

@@ -20,11 +20,11 @@ _EVERYDAY, _STORED, _TEST_TIME, _STUDY, _SPEED, _CLUSTERS, _EXPERT, _EVERYWHERE 
 _SHORTENED = (_EXPERT, _STUDY, _TEST_TIME, _CLUSTERS)  # in this order, where help is long
 # By name, whichever command has the option; what is not named here is for every day.
 OPTIONS = {name: group for group, names in {
-    _STORED: "views view-scale view-seed views-for ten-crop preproj tokens dtype exif",
+    _STORED: "views view-scale view-seed views-for ten-crop preproj tokens layer-statistics dtype exif",
     _TEST_TIME: "inference inference-set batches effective-classes balanced dirichlet inference-seed orders save "
                 "coverage set-kind",
     _STUDY: "draws long-tail natural-prior label-noise missing support bank captions join inputs curves "
-            "keep-predictions",
+            "keep-predictions log multi-label",
     _SPEED: "device precision compile batch-size decode workers stream narrow",
     _CLUSTERS: "scheduler local-workers part",
     _EXPERT: "preprocess cache-dir allow-random unit-rows decode-timeout retry-bad split-seed view-scale view-seed "

@@ -37,7 +37,9 @@ from onceclip.pipeline.words import counted, percent
 def incremental(store: str, methods: str, sessions: int, orders: list[int], shots: int, seed: int,
                 settings: tuple[str, ...], text: str, joint: bool, out: Path | None, modules: tuple[str, ...],
                 as_json: bool) -> None:
-    """Let classes arrive in sessions and score each method on all classes seen, without the images of earlier sessions.
+    """Score methods on classes that arrive in sessions.
+
+    Each is scored on all classes seen, without the images of earlier sessions.
 
     \b
     Example:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import Any
@@ -42,7 +44,30 @@ def setting(text: str, option: str) -> tuple[str, str]:
 
 
 def _settings(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    return dict(setting(each, "--inference-set") for each in given)
+    return {name: shares_in(value) if value.lower().endswith(".csv") else value
+            for name, value in (setting(each, "--inference-set") for each in given)}
+
+
+def shares_in(place: str) -> str:
+    """The numbers by name in a CSV file of two columns, with or without a heading, as JSON: what `prior` takes.
+
+    Raises BadParameter for a file that is something else.
+    """
+    from onceclip.pipeline.errors import SourceError
+    from onceclip.pipeline.files import read_text
+
+    try:
+        lines = [[cell.strip() for cell in line] for line in csv.reader(read_text(place).splitlines()) if line]
+        if lines and [cell.lower() for cell in lines[0]] == ["class", "share"]:
+            del lines[0]
+        values = {name: float(share) for name, share in lines}
+        if len(values) < len(lines):
+            names = [name for name, _ in lines]
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is named twice")
+    except (SourceError, ValueError, csv.Error) as error:
+        raise click.BadParameter(f"{place} is no file of lines CLASS,SHARE: {error}", param_hint="--inference-set"
+                                 ) from error
+    return json.dumps(values)
 
 
 def inference_option(help: str) -> Decorator:
@@ -133,17 +158,31 @@ def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     yield (f"  difference {100 * value:+.2f} points (95 % interval {low} to {high})"
            + ("" if batches else f", McNemar's exact p {difference['p']:.3g}"))
     if "auroc" in scores:
-        yield (f"  abnormal images told from normal ones: AUROC {percent(scores['auroc'])} (alone "
-               f"{percent(alone['auroc'])}), average precision {percent(scores['average_precision'])} (alone "
-               f"{percent(alone['average_precision'])})")
-    values = ", ".join(f"{name}={value}" for name, value in found["hyperparameters"].items() if value != "")
+        yield (f"  abnormal images told from normal ones: AUROC {_share(scores['auroc'])} (alone "
+               f"{_share(alone['auroc'])}), average precision {_share(scores['average_precision'])} (alone "
+               f"{_share(alone['average_precision'])})")
+    if "masks" in scores:
+        masks = scores["masks"]
+        outside = f", {masks['outside_of_the_crop']:,} outside of the crop" if masks["outside_of_the_crop"] else ""
+        yield (f"  abnormal pixels: AUROC {_share(scores['pixel_auroc'])}, PRO {_share(scores['pro'])} (a pixel scores "
+               f"as its patch, of {'{} x {}'.format(*masks['patches'])}; {counted(masks['n'], 'mask')}{outside})")
+    values = ", ".join(f"{name}={_short(value)}" for name, value in found["hyperparameters"].items() if value != "")
     yield f"  {found['name']}{f' ({values})' if values else ''} sees {_seen(found)}"
     yield (f"  {_fitted(found)}; assumes {PRIORS[found['prior']]}; "
            + ("transductive: an image's class depends on the others" if found["transductive"] else
               "inductive: every image is read by itself"))
 
 
+def _share(value: float | None) -> str:
+    return "-" if value is None else percent(value)
+
+
+def _short(value: Any) -> str:
+    return text if len(text := str(value)) < 60 else f"{text[:56]} ..."
+
+
 PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing of how frequent classes are",
+           "given": "the frequencies of classes that were given",
            "estimated": "the frequencies of classes that it estimates"}
 
 

@@ -25,6 +25,10 @@ compile_option = click.option("--compile", type=click.Choice(["auto", "on", "off
 training_device_option = click.option("--device", default="cpu", show_default=True, metavar="D",
                                       help="Train on cpu, cuda, cuda:1 ..., or auto: a GPU where there is one.")
 
+coverage_option = click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
+                               help="Count prediction sets that are to hold the true class with this probability, by "
+                               "lac and aps.")
+
 import_option = click.option("--import", "modules", multiple=True, metavar="MODULE",
                              help="Import a module of yours: methods and heads from it may be used (repeatable).")
 
@@ -94,12 +98,20 @@ class BatchSize(click.ParamType):
         self.fail(f"{value!r} is not a whole number from 1 up, or auto", param, context)
 
 
+def _model(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """The model's name; the error where there is none says one that can be taken."""
+    if value is None and not context.resilient_parsing:
+        raise click.UsageError("say which model encodes: --model ViT-B-32 --pretrained laion2b_s34b_b79k, or --model "
+                               "demo, a small one that ships with onceclip (docs/encoders.md)", context)
+    return value
+
+
 def encoder_options(required: bool) -> Decorator:
     """Options that name an encoder."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         for option in reversed([
-            click.option("--model", required=required, metavar="NAME",
+            click.option("--model", callback=_model if required else None, metavar="NAME",
                          help="open_clip model, hf-hub:ORG/NAME, local-dir:FOLDER, transformers:ORG/NAME|FOLDER, "
                          "MODULE:FUNCTION (an encoder of your own), or demo (ships with onceclip)."),
             click.option("--pretrained", metavar="TAG|FILE", help="Weights of an open_clip model."),

@@ -26,7 +26,7 @@ from onceclip.pipeline.words import counted, percent
 @json_option
 def report(results: tuple[str, ...], out: Path, split: str | None, images: str | None, join: tuple[str, ...],
            modules: tuple[str, ...], as_json: bool) -> None:
-    """Write one HTML page of results folders, or of one saved adapter on a store.
+    """Write a page of results, or of an adapter and its mistakes.
 
     Results: learning curves, tables, differences to zero-shot, chosen hyperparameters, classes, calibration, cost and
     provenance. An adapter: scores, classes, confusions, and the mistakes that it is most sure of.

@@ -44,7 +44,12 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
               "where they belong to it]")
 @click.option("--pooling", default="mean", show_default=True, metavar="NAME", help="What the frames of a video become: "
               "mean (CLIP4Clip), raw-mean, fitclip, hitchhiker[:TEMPERATURE], max.")
-@click.option("--rerank", metavar="max[:WEIGHT]", help="Add the best frame's cosine, times 0.5 or WEIGHT (CLIPRerank).")
+@click.option("--rerank", metavar="max[:WEIGHT]|comclip", help="Add the best frame's cosine, times 0.5 or WEIGHT "
+              "(CLIPRerank); or draw images to those of their stored crops (extract --crops) that --phrases agree with "
+              "(ComCLIP).")
+@click.option("--phrases", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.json", help="Of --rerank "
+              "comclip: a list of phrases for every caption, one for each crop: {\"a dog chases a cat\": [\"a dog\", "
+              "...], ...}.")
 @click.option("--normalize", metavar="qb[:BETA]|dual-softmax[:SCALE]", help="Take from candidates that are near to "
               "every query: QB-Norm against a bank of queries, or dual softmax over all queries. Rows say that this is "
               "transductive.")
@@ -58,6 +63,10 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
 @click.option("--epochs", type=click.IntRange(0), metavar="N", help="Of --train.  [default: 20]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Of --train.  "
               "[default: 0.0001]")
+@click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER", help="Of --train: save "
+              "what was trained.")
+@click.option("--map", "maps", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER", help="Score with "
+              "what --save saved, on this or another store of the same encoder.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE", help="Write the result row as "
               "JSON; of --duplicates, all pairs as CSV.")
 @click.option("--page", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.html", help="Write a page with "
@@ -68,10 +77,11 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
 @json_option
 def retrieve(store: str, text: str, query: str | None, image: str | None, duplicates: float | None,
              answers: Path | None, top: int, by: str | None, split: str | None, pooling: str, rerank: str | None,
-             normalize: str | None, bank: str | None, train: str | None, negatives: str | None, seed: int,
-             epochs: int | None, learning_rate: float | None, out: Path | None, page: Path | None, images: str | None,
-             model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
-    """Rank images or videos by texts and texts by them, or find what is nearest to a sentence or an image.
+             phrases: Path | None, normalize: str | None, bank: str | None, train: str | None, negatives: str | None,
+             seed: int, epochs: int | None, learning_rate: float | None, save: Path | None, maps: Path | None,
+             out: Path | None, page: Path | None, images: str | None, model: str | None, pretrained: str | None,
+             preprocess: str | None, device: str, as_json: bool) -> None:
+    """Find images or videos by a text or an image; score captions.
 
     Without --query, --image or --duplicates, every caption of --text ranks all captioned items of the split, and every
     item all captions: recall at 1, 5 and 10, ranks, mAP and nDCG, with equal scores counted half.
@@ -86,12 +96,13 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
     from onceclip.pipeline.api import retrieval
 
     one_way(query=query, image=image, duplicates=duplicates, answers=answers)
+    of_captions = {"rerank": rerank, "phrases": phrases, "normalize": normalize, "bank": bank, "negatives": negatives,
+                   "save": save, "map": maps}
+    encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
     if answers is not None:
-        _refuse({"by": by, "rerank": rerank, "normalize": normalize, "bank": bank, "negatives": negatives, "page": page,
-                 "images": images}, "is not for --answers")
+        _refuse({"by": by, "page": page, "images": images, **of_captions}, "is not for --answers")
         if train not in (None, "tem-adapter"):
             raise click.UsageError(f"--train {train} is not for --answers: there is tem-adapter")
-        encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
         with percentage("retrieve") as progress:
             row = retrieval.answers(store, answers, split=None if split == "all" else split, train=train is not None,
                                     seed=seed, epochs=epochs, learning_rate=learning_rate, out=out, encoder=encoder,
@@ -99,8 +110,7 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
         show(as_json, row, lambda: answer_lines(row))
         return
     alone = query is not None or image is not None or duplicates is not None
-    _refuse({"rerank": rerank, "normalize": normalize, "bank": bank, "train": train, "negatives": negatives,
-             "epochs": epochs, "learning-rate": learning_rate} if alone else {"by": by},
+    _refuse({**of_captions, "train": train, "epochs": epochs, "learning-rate": learning_rate} if alone else {"by": by},
             "is for scoring captions" if alone else "is for --query, --image and --duplicates: captions say themselves "
             "what they are of")
     part = None if split == "all" and alone else split
@@ -111,7 +121,6 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
                         store, top, out, as_json)
         elif alone:
             _refuse({"out": out}, "is not for --query and --image: use --json or --page")
-            encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
             hits = retrieval.search(store, query, image=image, top=top, by=by or "key", split=part, pooling=pooling,
                                     page=page, images=images, encoder=encoder, device=device, progress=progress)
             values = {"store": store, "query": query, "image": image, "page": str(page) if page else None,
@@ -120,7 +129,8 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
         else:
             row = retrieval.retrieve(store, text, split=split, pooling=pooling, rerank=rerank, normalize=normalize,
                                      bank=bank, train=train, negatives=negatives, seed=seed, epochs=epochs,
-                                     learning_rate=learning_rate, out=out, page=page, images=images, progress=progress)
+                                     learning_rate=learning_rate, phrases=phrases, save=save, maps=maps, out=out,
+                                     page=page, images=images, encoder=encoder, device=device, progress=progress)
             show(as_json, row, lambda: retrieval_lines(row, page))
 
 

@@ -43,7 +43,7 @@ def suggest(adapter: Path, inputs: tuple[str, ...], label_next: int | None, labe
             out: Path | None, page: Path | None, images: str | None, model: str | None, pretrained: str | None,
             preprocess: str | None, device: str, join: tuple[str, ...], modules: tuple[str, ...],
             as_json: bool) -> None:
-    """Say which images to label next, and which labels are likely wrong.
+    """Name images to label next, and labels that look wrong.
 
     Prints a line per image, separated by tabs: name, the class that it likely is and its probability, then the next
     class, or the label that it has, and that one's.

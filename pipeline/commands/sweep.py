@@ -18,6 +18,7 @@ from onceclip.pipeline.commands.options import (
     Numbers,
     ShotList,
     compile_option,
+    coverage_option,
     join_option,
     json_option,
     names_in,
@@ -34,6 +35,7 @@ from onceclip.pipeline.words import counted
 if TYPE_CHECKING:
     from onceclip.pipeline.runs.results import Mean
     from onceclip.pipeline.runs.summary import Key, Table
+    from onceclip.pipeline.runs.sweep import Plan
     from onceclip.pipeline.workers.work import Part
 
 DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
@@ -61,7 +63,7 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               "[default: as for fit; fixed with --grid]")
 @draw_options
 @click.option("--search", default="grid", show_default=True, metavar="S",
-              help="What a selection tries: grid, random:N, halving[:N] or halves[:N].")
+              help="What a selection tries: grid, random:N, halving[:N], halves[:N] or optuna:N.")
 @click.option("--stream", is_flag=True, help="Read training rows anew in every epoch: for stores that do not fit "
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
@@ -80,6 +82,9 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               "`onceclip report` draws them.")
 @click.option("--keep-predictions", is_flag=True, help="Keep what each run takes every test image for in "
               "FOLDER/predictions.zarr; `onceclip compare` tests with them.")
+@coverage_option
+@click.option("--log", "logs", multiple=True, metavar="KIND:PLACE", help="Make a run of each row in a tracker that "
+              "lacks it: mlflow:URI, or wandb-offline:DIR for `wandb sync` (repeatable).")
 @click.option("--retry-failed", is_flag=True, help="Repeat runs whose row has an error, such as a training that "
               "diverged.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and run nothing.")
@@ -87,12 +92,11 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
 def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          class_weights: str, select: str | None, search: str, narrow: bool, stream: bool, classes: str, support: str,
-          bank: str, captions: str, join: tuple[str, ...], inference: str | None, inference_values: dict[str, str],
-          batches: dict[str, Any] | None, compile: str, device: str, text: str, local_workers: int,
-          scheduler: str | None, part: Part | None, curves: bool, keep_predictions: bool, retry_failed: bool,
-          dry_run: bool, out: Path, as_json: bool, **drawing: Any) -> None:
-    """Fit and score every method at every number of shots with every seed.
+          class_weights: str, select: str | None, support: str, bank: str, inference: str | None, compile: str,
+          device: str, local_workers: int, scheduler: str | None, part: Part | None, curves: bool,
+          keep_predictions: bool, coverage: float | None, logs: tuple[str, ...], retry_failed: bool, dry_run: bool,
+          out: Path, as_json: bool, **of_a_run: Any) -> None:
+    """Make many runs: methods x numbers of shots x seeds.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
     what is missing. At the end comes a table of means over seeds with 95 % intervals, and of differences to zero-shot.
@@ -111,7 +115,7 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     from onceclip.pipeline.api.runs import sweep as run
     from onceclip.pipeline.runs.keep import Keep
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import OWN, kept_alone, known, make_plan, require_result, settled, shared
+    from onceclip.pipeline.runs.sweep import OWN, kept_alone, known, make_plan, require_result, settled
     from onceclip.pipeline.workers.devices import training_device
     from onceclip.stores import open_store
 
@@ -121,23 +125,21 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     axes = [_axis(grid) for grid in grids if grid != OWN]
     policy = select or ("fixed" if grids else None)
     given = click.get_current_context().get_parameter_source("shots") is not ParameterSource.DEFAULT
-    specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, text=text,
-                     select=policy, search=search, narrow=narrow, stream=stream, classes=classes,
-                     validated=bool(grids), inference=names_in(inference or "none"), inference_values=inference_values,
-                     batches=batches, support=support, bank=bank, captions=captions, join=join,
-                     class_weights=names_in(class_weights), **drawing)
+    specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, select=policy,
+                     validated=bool(grids), inference=names_in(inference or "none"), support=support, bank=bank,
+                     class_weights=names_in(class_weights), **of_a_run)
     opened = [open_store(store) for store in stores]
     if dry_run:
-        done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions))
+        done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions, coverage))
         plan = make_plan(opened, specs, done, device=device)
         values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups)}
         show(as_json, values, lambda: [
             f"{counted(len(plan.runs), 'run')}, {plan.todo:,} to be done in {counted(len(plan.groups), 'group')}",
-            *shared(plan)])
+            *plan_lines(plan)])
         return
     rows = run(opened, specs, out, local_workers=local_workers, workers=workers, part=part, compile=compile,
                retry_failed=retry_failed, device=device, curves=curves, keep_predictions=keep_predictions,
-               progress=True)
+               coverage=coverage, log=logs, progress=True)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
          lambda: [line for table in made for line in (*table_lines(table), "")])
@@ -149,6 +151,21 @@ def _axis(text: str) -> tuple[str, list[str]]:
     if not mark or not name or not values:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE,VALUE,... or own", param_hint="--grid")
     return name.strip(), names_in(values)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What the groups of a plan share, one line per method."""
+    from onceclip.pipeline.runs.automatic import run_method
+
+    lines = []
+    for name in dict.fromkeys(group.specs[0].method for group in plan.groups):
+        groups = [group for group in plan.groups if group.specs[0].method == name]
+        runs, method = sum(len(group.specs) for group in groups), run_method(name)
+        how = ("prepared once and scored in one pass" if not method.trained else
+               "drawn once, solved run by run and scored in one pass" if method.solver == "lbfgs" else
+               "drawn once, trained in stacks where that is faster, and scored in one pass")
+        lines.append(f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; a group is {how}")
+    return lines
 
 
 def table_lines(table: Table) -> list[str]:

@@ -26,9 +26,10 @@ from onceclip.pipeline.words import counted
 @json_option
 def table(results: tuple[Path, ...], form: str, score: str, columns: str | None, shots: list[int | None] | None,
           methods: str | None, interval: bool, digits: int, out: Path | None, as_json: bool) -> None:
-    """Print results folders as the table of a paper, the best of each column bold and the second underlined.
+    """Print results as the table of a paper.
 
-    Means are over seeds, and of several stores over the seeds that all of them have.
+    The best of each column is bold, the second underlined. Means are over seeds, and of several stores over the seeds
+    that all of them have.
 
     \b
     Example:

@@ -20,8 +20,9 @@ from onceclip.pipeline.words import class_remarks, counted
 @click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="imagenet, imagenet-7, photo, a data "
               "set such as oxford-pets or dtd, a file with one template a line, or a sentence with {} (repeatable).  "
               "[default: \"a photo of a {}.\" unless --prompts or --waffle is given]")
-@click.option("--prompts", type=LocalPath(path_type=Path), metavar="FILE.json",
-              help="Sentences of every class: a JSON object {\"class\": [\"sentence\", ...]}.")
+@click.option("--prompts", type=LocalPath(path_type=Path), metavar="FILE",
+              help="Sentences of every class: a JSON object {\"class\": [\"sentence\", ...]}; or a .txt file with one "
+              "a line, each of all classes that it names.")
 @click.option("--prompts-form", type=click.Choice(["sentences", "descriptors"]), help="What the file holds: whole "
               "sentences, or descriptors such as \"two legs\", which become \"a photo of a {}, which has two legs.\"  "
               "[default: sentences, if they name their class]")
@@ -51,7 +52,7 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
          states: str | None, normal: str, waffle: int, seed: int, class_names: Path | None, captions: Path | None,
          tower: bool, words: tuple[str, ...], classes: str | None, truncate: bool, overwrite: bool, dry_run: bool,
          model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
-    """Embed another set of class prompts, without touching the images.
+    """Embed other prompts for the classes; images stay as they are.
 
     Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
     store's own; --model says where it is if the store cannot. Captions of images or videos make a set of another kind,

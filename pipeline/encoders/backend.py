@@ -14,7 +14,7 @@ from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.spec import EncoderSpec
 from onceclip.pipeline.errors import EncoderError
 
-EMBEDDING, PREPROJ, TOKEN = OUTPUTS = ("embedding", "preproj", "token")
+EMBEDDING, PREPROJ, TOKEN, STATISTICS = OUTPUTS = ("embedding", "preproj", "token", "statistics")
 LAST, VALUE = TOKENS = ("last", "value")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
@@ -61,6 +61,15 @@ def refuse(name: str, output: str, reason: str) -> EncoderError:
     """The error for an output that a model does not have."""
     return EncoderError(f"{name} cannot give the output {output!r} ({reason}): leave it away, or take a model whose "
                         "image tower is a vision transformer of open_clip or transformers")
+
+
+def statistics_of(tokens: Tensor) -> Tensor:
+    """Mean and deviation over the patches of a block, (n, 2, width), of its tokens (n, 1 + patches, width).
+
+    Source: AdaIN (Huang and Belongie, ICCV 2017), where they are called the style of an image.
+    """
+    patches = tokens[:, 1:]  # behind the class token
+    return torch.stack([patches.mean(dim=1), patches.std(dim=1, correction=0)], dim=1)
 
 
 def default_precision(spec: EncoderSpec, device: torch.device) -> str:

@@ -93,9 +93,10 @@ class Encoder:
 
         pixels: what `preparation.pixels` gave, stacked: uint8 (n, height, width, 3), or float32 (n, 3, height, width),
         which is taken as it is. outputs: "embedding" (n, dim), raw; "preproj" (n, width), before the projection;
-        "token" (n, patches, dim). tokens: which patch tokens, "last" (the last layer's) or "value" (text-aligned; see
-        `towers`). Gives each output as float32. Images whose embedding overflows in half precision are encoded again
-        in full. A batch that does not fit into memory is halved, and so are later ones.
+        "token" (n, patches, dim); "statistics" (n, blocks, 2, width), mean and deviation of the patches. tokens: which
+        patch tokens, "last" (the last layer's) or "value" (text-aligned; see `towers`). Gives each output as float32.
+        Images whose embedding overflows in half precision are encoded again in full. A batch that does not fit into
+        memory is halved, and so are later ones.
         Raises EncoderError if the encoder cannot give an output, or one image does not fit.
         """
         _check_outputs(outputs, tokens)

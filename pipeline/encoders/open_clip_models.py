@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from onceclip.stores.identity import fingerprint
 _DEMO_FOLDER = files("onceclip.pipeline.encoders") / "demo_model"
 HUB, LOCAL = OPEN_CLIP_SOURCES
 CONFIG = "open_clip_config.json"
+_plain_tokenizer = cache(SimpleTokenizer)  # making one reads 48,894 merges
 _PREPROCESS = {"mean", "std", "interpolation", "resize_mode"}
 _UNPREPARED = ("does not say how its images were prepared: add --preprocess openai (CLIP's own mean, deviation and "
                "bicubic resize) or --preprocess FILE.json")
@@ -86,7 +88,7 @@ class OpenClipBackend(Backend):
                 return open_clip.get_tokenizer(self._spec.model, cache_dir=self._spec.cache_dir, **trust)
             options["context_length"] = self._text.get("context_length", DEFAULT_CONTEXT_LENGTH)
             if not source:
-                return SimpleTokenizer(**options)
+                return _plain_tokenizer(**options)
             return HFTokenizer(self._folder if self._spec.model.startswith(LOCAL) else source,
                                cache_dir=self._spec.cache_dir, tokenizer_mode=self._text.get("tokenizer_mode"),
                                **options, **trust)
@@ -140,15 +142,13 @@ def _load(spec: EncoderSpec, device: torch.device, precision: str) -> tuple[Any,
     """The model, the folder of its files unless open_clip has it built in, and its architecture."""
     weights = f" with {spec.pretrained}" if spec.pretrained else ""
     try:
-        # The hub's client reports every one of its retries; the error below says it once.
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        folder = _folder(spec)
-        architecture = _checked_architecture(spec, folder) if folder else factory.get_model_config(spec.model)
-        if folder and spec.model.startswith(HUB):
-            _fetch_weights(spec, folder)
-        if architecture["text_cfg"].get("hf_model_name"):
-            without_questions()
-        with warnings.catch_warnings(), patch.object(factory, "load_state_dict", read_weights):
+        with warnings.catch_warnings(), _quiet(), patch.object(factory, "load_state_dict", read_weights):
+            folder = _folder(spec)
+            architecture = _checked_architecture(spec, folder) if folder else factory.get_model_config(spec.model)
+            if folder and spec.model.startswith(HUB):
+                _fetch_weights(spec, folder)
+            if architecture["text_cfg"].get("hf_model_name"):
+                without_questions()
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             torch.manual_seed(0)  # random weights, where they are allowed, are the same in every process
             model = open_clip.create_model(
@@ -167,6 +167,17 @@ def _load(spec: EncoderSpec, device: torch.device, precision: str) -> tuple[Any,
                   if "loading state_dict" in str(error) else
                   "check the name; without a network use local-dir:FOLDER or a weights file for --pretrained")
         raise EncoderError(f"cannot load {spec.model}{weights} ({reason_of(error)}): {remedy}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence loggers: the hub's client reports every one of its retries, and what fails is raised as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _folder(spec: EncoderSpec) -> Path | None:

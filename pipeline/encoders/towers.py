@@ -18,7 +18,16 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from onceclip.pipeline.encoders.backend import EMBEDDING, LAST, PREPROJ, TOKEN, VALUE, refuse
+from onceclip.pipeline.encoders.backend import (
+    EMBEDDING,
+    LAST,
+    PREPROJ,
+    STATISTICS,
+    TOKEN,
+    VALUE,
+    refuse,
+    statistics_of,
+)
 
 Tower = Callable[[Any, Tensor, tuple[str, ...], str, str], dict[str, Tensor]]
 
@@ -59,15 +68,20 @@ def _vision_transformer(visual: Any, pixels: Tensor, outputs: tuple[str, ...], t
         raise refuse(name, PREPROJ, "it has no projection")
     before = visual._embeds(pixels)
     *blocks, final = visual.transformer.resblocks
+    statistics = []
     for block in blocks:
         before = block(before)
+        if STATISTICS in outputs:
+            statistics.append(statistics_of(before))
     if pixels.shape[0] == 1:  # products of one row sum in another order than those of several
         before = before.expand(2, -1, -1)
     alone, last = reads_class_token(visual), before
-    if not alone or (TOKEN in outputs and tokens == LAST):
+    if not alone or STATISTICS in outputs or (TOKEN in outputs and tokens == LAST):
         last = final(before)
     pooled, _ = visual._pool(_class_token(final, before) if alone else last)
     given = {EMBEDDING: _projected(pooled, visual.proj), PREPROJ: pooled}
+    if STATISTICS in outputs:
+        given[STATISTICS] = torch.stack([*statistics, statistics_of(last[:pixels.shape[0]])], dim=1)
     if TOKEN in outputs:
         if visual.attn_pool is not None:
             raise refuse(name, TOKEN, "its patches are pooled by attention")
@@ -104,6 +118,8 @@ def _value_path(block: Any, before: Tensor) -> Tensor:
 
 def _residual_network(visual: Any, pixels: Tensor, outputs: tuple[str, ...], tokens: str,
                       name: str) -> dict[str, Tensor]:
+    if STATISTICS in outputs:
+        raise refuse(name, STATISTICS, "a residual network has no blocks of one width")
     if TOKEN in outputs and tokens == LAST:
         raise refuse(name, "token last", "a residual network has no patch tokens; --tokens value gives its grid's")
     grid = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))
@@ -132,8 +148,8 @@ def _before_projection(pool: Any, grid: Tensor) -> Tensor:
 
 
 def _timm(visual: Any, pixels: Tensor, outputs: tuple[str, ...], tokens: str, name: str) -> dict[str, Tensor]:
-    if TOKEN in outputs:
-        raise refuse(name, TOKEN, "its image tower is a model of timm")
+    if further := next((each for each in (TOKEN, STATISTICS) if each in outputs), ""):
+        raise refuse(name, further, "its image tower is a model of timm")
     if projection_of(visual)[0] is None:
         raise refuse(name, PREPROJ, "it has no projection")
     pooled = visual.trunk(pixels)

@@ -16,12 +16,14 @@ from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
     PRECISIONS,
     PREPROJ,
+    STATISTICS,
     TOKEN,
     VALUE,
     Backend,
     default_precision,
     preparation_values,
     refuse,
+    statistics_of,
     without_questions,
 )
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec
@@ -89,18 +91,22 @@ class TransformersBackend(Backend):
             raise refuse(self.info["name"], other, "SigLIP pools its patches by attention, without a projection")
         if self.model.config.model_type == SIGLIP_2:
             return {EMBEDDING: self.model.get_image_features(**self._patches(pixels)).pooler_output}
-        if self.model.config.model_type == DUAL and TOKEN in outputs:
-            raise refuse(self.info["name"], TOKEN, "the two encoders of a dual encoder may be of any kind")
+        further = next((each for each in (TOKEN, STATISTICS) if each in outputs), "")
+        if self.model.config.model_type == DUAL and further:
+            raise refuse(self.info["name"], further, "the two encoders of a dual encoder may be of any kind")
         if self.model.config.model_type == DUAL:
             found = self.model.vision_model(pixel_values=pixels)
             given = {EMBEDDING: self.model.visual_projection(found.pooler_output), PREPROJ: found.pooler_output}
             return {output: given[output] for output in outputs}
         vision = self.model.vision_model
-        found = vision(pixel_values=pixels, output_hidden_states=TOKEN in outputs)
+        found = vision(pixel_values=pixels, output_hidden_states=bool(further))
         if not self._projected:
             return {EMBEDDING: found.pooler_output}
         project = self.model.visual_projection
         given = {EMBEDDING: project(found.pooler_output), PREPROJ: found.pooler_output}
+        if STATISTICS in outputs:
+            # The first is what enters the blocks.
+            given[STATISTICS] = torch.stack([statistics_of(each) for each in found.hidden_states[1:]], dim=1)
         if TOKEN in outputs:
             last = found.last_hidden_state
             if tokens == VALUE:  # as in `towers`

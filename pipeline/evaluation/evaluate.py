@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Classifier, SetRule
+from onceclip.adapters import Classifier, SetRule, set_rule
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.inference.base import INFERENCE
+from onceclip.adapters.selection.conformal import KINDS
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.intervals import row_interval, units_of
@@ -113,11 +114,12 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
     columns = columns_of(classifier, candidates)
     tally, predicted, done = Tally(len(candidates), temperature_of(classifier)), [], 0
     sets = tuple(map(SetTally, rules))
+    keys = store.column("key")[rows] if sets else rows
     for (logits,) in logits_of([classifier], store, rows):
         behind = done + len(logits)
         chosen = logits if columns is None else logits[:, columns]
         for each in sets:
-            each.add(logits, label[done:behind])
+            each.add(logits, label[done:behind], keys[done:behind])
         predicted.append(tally.add(chosen, label[done:behind]).numpy().astype(np.int32))
         done = behind
         progress(done / len(rows))
@@ -134,10 +136,12 @@ def columns_of(classifier: Classifier, candidates: Sequence[str]) -> Tensor | No
 
 
 def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: str = "test",
-                      classes: Sequence[str] | None = None, keep: bool = False) -> list[dict[str, Any]]:
+                      classes: Sequence[str] | None = None, keep: bool = False,
+                      coverage: float | None = None) -> list[dict[str, Any]]:
     """Score classifiers of the same classes and inputs in one pass over the rows; what they share is computed once.
 
     classes: as for `score`. keep: add `predicted`, what each takes every row for: (n,) positions of its classes.
+    coverage: add `sets`, what is counted of prediction sets, and `calibrated_on`; none of a classifier without scores.
     The scores are None where there is no labelled row.
     """
     begun, first = time.perf_counter(), classifiers[0]
@@ -146,15 +150,22 @@ def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: st
         check_encoder(classifier, store)
     tallies, done = [Tally(len(first.class_names), temperature_of(each)) for each in classifiers], 0
     predicted: list[list[np.ndarray]] = [[] for _ in classifiers]
+    sets = [[] if coverage is None or not each.conformity else
+            [SetTally(set_rule(each, coverage, kind)) for kind in KINDS] for each in classifiers]
+    keys = store.column("key")[rows] if any(sets) else rows
     for pieces in logits_of(classifiers, store, rows):
-        for tally, kept, logits in zip(tallies, predicted, pieces, strict=True):
+        for tally, kept, counted, logits in zip(tallies, predicted, sets, pieces, strict=True):
+            for each in counted:
+                each.add(logits, label[done:done + len(logits)], keys[done:done + len(logits)])
             answers = tally.add(logits, label[done:done + len(logits)])
             if keep:
                 kept.append(answers.numpy().astype(np.min_scalar_type(len(first.class_names))))
         done += len(logits)
     seconds = (time.perf_counter() - begun) / len(classifiers)
-    found = [scores_of(classifier, store, split, tally, seconds)
-             for classifier, tally in zip(classifiers, tallies, strict=True)]
+    found = [{**scores_of(classifier, store, split, tally, seconds),
+              **({} if coverage is None else {"sets": [each.as_values() for each in counted],
+                                              "calibrated_on": classifier.calibrated_on})}
+             for classifier, tally, counted in zip(classifiers, tallies, sets, strict=True)]
     return [{**scores, "predicted": np.concatenate(kept) if kept else np.zeros(0, np.uint8)} if keep else scores
             for scores, kept in zip(found, predicted, strict=True)]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Classifier, Rows, Task, Text
+from onceclip.adapters import Classifier, MethodError, Rows, Task, Text
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.inference import Inference, Inferred, Queries
 from onceclip.adapters.inference.base import INFERENCE, TRAIN
@@ -23,6 +23,7 @@ from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.evaluation.batches import Batches
 from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of, left_by
 from onceclip.pipeline.evaluation.intervals import compare, mean_and_spread
+from onceclip.pipeline.evaluation.localization import Marks
 from onceclip.pipeline.evaluation.metrics import Tally
 from onceclip.pipeline.evaluation.several import (
     OUTPUTS,
@@ -35,6 +36,7 @@ from onceclip.pipeline.evaluation.several import (
 )
 from onceclip.pipeline.tasks.draws import Draw
 from onceclip.pipeline.tasks.tasks import draw_unlabelled, inputs_of, logit_numbers, task_of
+from onceclip.pipeline.tasks.ties import tied, ties_of
 from onceclip.stores import Store
 from onceclip.stores.identity import digest
 
@@ -75,7 +77,8 @@ class Session:
             if strategy.wants_normal:
                 fitted["class"] = normal_name(strategy, classifier)
         with torch.no_grad(), threads_for(_work(classifier, len(unlabelled or ()))):
-            task, text = task_for(classifier, store, strategy.wants_tower)
+            task, text = task_for(classifier, store, strategy.wants_tower,
+                                  support_of(classifier, store) if strategy.wants_support else NOTHING)
             prepared = strategy.prepare(classifier, task, unlabelled)
         return cls(strategy, classifier, store, prepared, fitted, text)
 
@@ -89,11 +92,15 @@ class Session:
             if strategy.sees not in OUTPUTS:
                 return strategy.infer(classifier, queries_from(classifier, self.store, rows), self.prepared)
             logits, done = torch.empty(len(rows), len(classifier.class_names), dtype=classifier.head.dtype), 0
+            abnormal = []
             for queries in several_queries(classifier, self.store, rows, strategy.sees):
-                logits[done:done + len(queries)] = strategy.infer(classifier, queries, self.prepared).logits
+                found = strategy.infer(classifier, queries, self.prepared)
+                logits[done:done + len(queries)] = found.logits
+                if found.abnormal is not None:
+                    abnormal.append(found.abnormal.float())
                 done += len(queries)
                 strategy.progress(done / len(rows))
-            return Inferred(logits)
+            return Inferred(logits, abnormal=torch.cat(abnormal) if abnormal else None)
 
     def record(self, split: str, rows: np.ndarray, diagnostics: Mapping[str, Any]) -> dict[str, Any]:
         """What was done, as JSON values, for a result row and for what is saved.
@@ -103,9 +110,10 @@ class Session:
         before = left_by(self.classifier)
         strategy, keys = self.strategy, self.store.column("key")[rows]
         output = {"output": output_spec(self.store, strategy.sees)} if strategy.sees in OUTPUTS else {}
+        support = {"support": self.classifier.provenance["support"]["fingerprint"]} if strategy.wants_support else {}
         return {"name": full_name(type(strategy)), "hyperparameters": dict(strategy.values), "sees": strategy.sees,
                 "transductive": strategy.transductive, "prior": strategy.prior, "fitted_on": strategy.fitted_on,
-                "fit": self.fitted, "text": self.text, "diagnostics": dict(diagnostics),
+                "fit": self.fitted, **support, "text": self.text, "diagnostics": dict(diagnostics),
                 "query": {"store": self.store.fingerprint, "split": split, "n": len(rows), "keys": keys_hash(keys),
                           **output}, **({"on": before} if before else {})}
 
@@ -146,10 +154,11 @@ class Read:
 
 
 def read(alone: Evaluation, strategy: Inference, batches: Batches | None = None,
-         progress: Callable[[float], None] = no_progress) -> Read:
+         progress: Callable[[float], None] = no_progress, marks: Marks | None = None) -> Read:
     """Read the rows that a classifier was scored on by a strategy, all together or in batches.
 
-    alone: of the classifier by itself. progress: is told the fraction that is done.
+    alone: of the classifier by itself. progress: is told the fraction that is done. marks: which pixels of the rows
+        are abnormal, for a strategy that says where in an image; of rows that are read all together.
     Raises MethodError if the strategy cannot work with the classifier or the store.
     """
     begun, classifier, store = time.perf_counter(), alone.classifier, alone.store
@@ -182,7 +191,13 @@ def read(alone: Evaluation, strategy: Inference, batches: Batches | None = None,
     left = inferred.classifier
     if left is not None:
         left = replace(left, provenance={**left.provenance, INFERENCE: record})
-    return Read(evaluation, alone, record, left, detection=detection_of(alone, strategy, inferred.logits))
+    detection = detection_of(alone, strategy, inferred.logits)
+    if marks is not None:
+        if detection is None or inferred.abnormal is None:
+            raise MethodError(f"{strategy.name} with these hyperparameters does not say which patches are abnormal: "
+                              "change them, or leave --masks out")
+        detection = {**detection[0], **marks.scores(inferred.abnormal.numpy())}, detection[1]
+    return Read(evaluation, alone, record, left, detection=detection)
 
 
 def score_logits(tally: Tally, logits: Tensor, label: Tensor, columns: Tensor | None) -> np.ndarray:
@@ -204,8 +219,30 @@ def told(strategy: Inference, progress: Callable[[float], None]) -> Inference:
     return copy
 
 
-def task_for(classifier: Classifier, store: Store, tower: bool = False) -> tuple[Task, str | None]:
-    """A task without labelled rows, and the fingerprint of its text set or None.
+def support_of(classifier: Classifier, store: Store) -> Draw:
+    """The labelled rows that a classifier was fitted on, as its record has them; none where it was fitted without any.
+
+    Raises MethodError if the store is not that which it was fitted on, with all its labels.
+    """
+    made, label = classifier.provenance, store.column("label")
+    support = made.get("support") or {}
+    rows, listed = store.rows("train"), support.get("keys")
+    rows = rows[label[rows] < len(classifier.class_names)]
+    if not listed or not len(rows):
+        return NOTHING
+    keys = store.column("key")[rows]
+    kept = np.isin(keys, listed) if listed != "all" else ~np.logical_or(
+        *ties_of(store, rows, tied(store, store.rows("test")) | tied(store, store.rows("val"))))
+    found = Draw(rows[kept], tuple(keys[kept].tolist()))
+    if (support.get("fingerprint"), made.get("store")) == (found.fingerprint, store.fingerprint):
+        return found
+    raise MethodError("the labelled images that the adapter was fitted on, and all their labels, are read from the "
+                      f"store that it was fitted on, and those of {store.path} are others: name that store")
+
+
+def task_for(classifier: Classifier, store: Store, tower: bool = False, support: Draw = NOTHING
+             ) -> tuple[Task, str | None]:
+    """A task without labelled rows but those given, and the fingerprint of its text set or None.
 
     It has the text of a classifier's classes, and the encoder's numbers, as far as the store has them.
     The text set is that which the classifier was fitted with, else the default one. Where the store has none for all
@@ -217,7 +254,7 @@ def task_for(classifier: Classifier, store: Store, tower: bool = False) -> tuple
         words = store.text(name)
         if set(classifier.class_names) <= set(words.classes):
             return task_of(store, words.of_classes(classifier.class_names), made.get("class_weights", RULES[0]),
-                           NOTHING, tower=tower), words.fingerprint
+                           support, tower=tower), words.fingerprint
     return names_alone(classifier, store.dim, **logit_numbers(store.encoder)), None
 
 

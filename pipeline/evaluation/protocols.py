@@ -55,17 +55,17 @@ class Protocol:
 
 
 def base_to_new(classifiers: Sequence[Classifier], store: Store, text: str = "default",
-                keep: bool = False) -> list[dict[str, Any]]:
+                keep: bool = False, coverage: float | None = None) -> list[dict[str, Any]]:
     """Score classifiers of one method, fitted on the base classes of a store, on its test split.
 
     Rows of base classes are scored among the base classes, those of new ones among the new ones. To the scores of
     `evaluate_together` on the base come NEW_SCORES, which are None for a method that does not serve other classes.
-    keep: as there, of rows of base classes.
+    keep, coverage: as there, of rows of base classes.
 
     Source: CoCoOp (Zhou et al., CVPR 2022), section 4.1.
     """
     known, new = names_of(store, BASE), names_of(store, NEW)
-    scores = evaluate_together(classifiers, store, classes=known, keep=keep)
+    scores = evaluate_together(classifiers, store, classes=known, keep=keep, coverage=coverage)
     nothing: dict[str, Any] = {**dict.fromkeys(NEW_SCORES), "class_set": BASE, "classes_new": len(new)}
     name = classifiers[0].method
     if name in AVERAGES or not method_class(name).transfers or not all(map(serves_others, classifiers)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from onceclip.adapters.selection.conformal import SetRule
@@ -15,9 +16,9 @@ class SetTally:
     def __init__(self, rule: SetRule) -> None:
         self.rule, self.rows, self.covered, self.size, self.single = rule, 0, 0, 0, 0
 
-    def add(self, logits: Tensor, label: Tensor) -> None:
-        """Count rows in. logits: (rows, classes). label: (rows,) int64."""
-        inside = self.rule.members(logits)
+    def add(self, logits: Tensor, label: Tensor, keys: np.ndarray) -> None:
+        """Count rows in. logits: (rows, classes). label: (rows,) int64. keys: (rows,) of the images."""
+        inside = self.rule.members(logits, list(map(str, keys)))
         size = inside.sum(dim=1)
         self.rows += len(label)
         self.covered += int(inside.gather(1, label[:, None]).sum())

@@ -92,14 +92,20 @@ def detection_of(alone: Evaluation, strategy: Inference,
     logits: (n, classes) of the classifier, of the rows of the evaluation. None for a strategy that knows of no normal
     class, or where that does not compete.
     """
-    names = alone.classifier.class_names
-    if "normal" not in strategy.values or names[normal := normal_class(names, strategy.values["normal"])] \
-            not in alone.candidates:
+    rows = normal_rows(alone, strategy)
+    if rows is None:
         return None
-    positive = alone.label != alone.candidates.index(names[normal])
+    positive, normal = ~rows, normal_class(alone.classifier.class_names, strategy.values["normal"])
     own = [anomaly_score(piece, normal) for piece in logits.split(_ROWS)]
     others = [anomaly_score(piece, normal) for (piece,) in logits_of([alone.classifier], alone.store, alone.rows)]
     return _areas(own, positive), _areas(others, positive)
+
+
+def normal_rows(alone: Evaluation, strategy: Inference) -> np.ndarray | None:
+    """Which rows of an evaluation are of the normal class, (n,) bool; None as of `detection_of`."""
+    if "normal" not in strategy.values or (name := normal_name(strategy, alone.classifier)) not in alone.candidates:
+        return None
+    return alone.label == alone.candidates.index(name)
 
 
 def _areas(score: list[Tensor], positive: np.ndarray) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import Encoder
 
-VIEW, PREPROJ, TOKEN = "view", "preproj", "token"
+VIEW, PREPROJ, TOKEN, STATISTICS = "view", "preproj", "token", "statistics"
+
+STATISTICS_SPEC = {"of": "patches", "statistics": ["mean", "deviation"]}
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,15 @@ class OutputOptions:
     """What to store beside the embedding.
 
     views: how they are made, None for none. views_for: of images in which splits. preproj: the encoder's output before
-    its projection. tokens: which patch tokens, "last" or "value"; empty for none.
+    its projection. tokens: which patch tokens, "last" or "value"; empty for none. layer_statistics: mean and deviation
+    over the patches of every block.
     """
 
     views: Views | None = None
     views_for: tuple[str, ...] = ("train",)
     preproj: bool = False
     tokens: str = ""
+    layer_statistics: bool = False
 
     @property
     def splits_with_views(self) -> list[str]:
@@ -50,12 +54,15 @@ class OutputOptions:
         if self.views:
             found[VIEW] = Output((self.views.number, encoder.dim), ("view", "dim"),
                                  {**self.views.spec(), "splits": self.splits_with_views})
-        further = [name for name, asked in ((PREPROJ, self.preproj), (TOKEN, self.tokens)) if asked]
+        further = [name for name, asked in ((PREPROJ, self.preproj), (TOKEN, self.tokens),
+                                             (STATISTICS, self.layer_statistics)) if asked]
         shapes = encoder.output_shapes(("embedding", *further), self.tokens or "last")
         if self.preproj:
             found[PREPROJ] = Output(shapes[PREPROJ], ("width",), {"layer": "before the projection"})
         if self.tokens:
             found[TOKEN] = Output(shapes[TOKEN], ("token", "dim"), {"tokens": self.tokens})
+        if self.layer_statistics:
+            found[STATISTICS] = Output(shapes[STATISTICS], ("block", "statistic", "width"), STATISTICS_SPEC)
         return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from onceclip.pipeline.encoders import DEMO, EncoderSpec
 from onceclip.pipeline.encoders.spec import OPEN_CLIP_SOURCES, TRANSFORMERS, is_plugin
 from onceclip.pipeline.extraction.inventory import Inventory
-from onceclip.pipeline.extraction.outputs import PREPROJ, TOKEN, VIEW, OutputOptions
+from onceclip.pipeline.extraction.outputs import PREPROJ, STATISTICS, STATISTICS_SPEC, TOKEN, VIEW, OutputOptions
 from onceclip.pipeline.extraction.splits import drawing_of
 from onceclip.pipeline.extraction.survey import ExtractOptions, Survey
 from onceclip.pipeline.prompts.embedding import present_prompts
@@ -82,4 +82,6 @@ def _has_outputs(store: Store, options: OutputOptions) -> bool:
         wanted[PREPROJ] = store.outputs[PREPROJ].spec if PREPROJ in store.outputs else None
     if options.tokens:
         wanted[TOKEN] = {"tokens": options.tokens}
+    if options.layer_statistics:
+        wanted[STATISTICS] = STATISTICS_SPEC
     return all(name in store.outputs and store.outputs[name].spec == spec for name, spec in wanted.items())

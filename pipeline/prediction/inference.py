@@ -93,6 +93,9 @@ def infer_images(classifier: Classifier, images: Sequence[Record], encoder: Enco
     if strategy.wants_tower:
         raise PredictionError(f"{strategy.name} encodes prompts anew, and images alone have no text tower: predict on "
                               "a store that has one (text --tower)")
+    if strategy.wants_support:
+        raise PredictionError(f"{strategy.name} reads the labelled images that the adapter was fitted on, and has "
+                              "none here: evaluate it on the store that they are in")
     if strategy.sees in OUTPUTS and classifier.inputs != (EMBEDDING,):
         raise PredictionError(f"{strategy.name} reads {strategy.sees}, which are embeddings, and the adapter takes "
                               f"{', '.join(classifier.inputs)}: use an adapter of embeddings alone")

@@ -115,7 +115,7 @@ def with_sets(predictions: Iterable[Prediction], classifier: Classifier, rule: S
             yield replace(each, set=())
             continue
         logits = torch.from_numpy(each.logits)
-        inside = rule.members(logits[None])[0]
+        inside = rule.members(logits[None], [each.key])[0]
         order = logits.argsort(descending=True, stable=True)
         yield replace(each, set=tuple(classifier.class_names[place] for place in order[inside[order]].tolist()))
 

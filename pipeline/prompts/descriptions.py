@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +75,49 @@ class Descriptions:
         return {name: self.lines[found[name]] for name in phrases}
 
 
+@dataclass(frozen=True)
+class Sentences(Descriptions):
+    """Sentences of a text file, `plain`: each is of every class that it names, and may be of none.
+
+    A class is named by what prompts call it, as whole words, in singular or plural; a name within a longer one, such as
+    dog in hot dog, does not count.
+    Source: the noun filter of TaI-DPT (Guo et al., CVPR 2023), section 3.2, without synonyms.
+    """
+
+    plain: tuple[str, ...] = ()
+
+    def sentences(self, phrases: Mapping[str, str]) -> dict[str, list[str]]:
+        """The sentences of every class; see `Descriptions`.
+
+        Raises PromptError if no sentence names a class.
+        """
+        spoken: dict[str, list[str]] = {}
+        for name, phrase in phrases.items():
+            spoken.setdefault(phrase.lower(), []).append(name)
+        ordered = sorted(spoken, key=len, reverse=True)
+        named = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, ordered))})(?:e?s)?(?!\w)")
+        found: dict[str, list[str]] = {name: [] for name in phrases}
+        for line in self.plain:
+            for phrase in dict.fromkeys(named.findall(line.lower())):
+                for name in spoken[phrase]:
+                    found[name].append(line)
+        without = [name for name, several in found.items() if not several]
+        if without:
+            raise PromptError(f"{self.name}: no line names {_listing(without)}: add sentences that do, such as a photo "
+                              "of each, or say what they are called there with --class-names")
+        return found
+
+
 def load_descriptions(path: Path, form: str | None = None) -> Descriptions:
-    """Read a JSON object that has a list of texts for every class.
+    """Read a JSON object that has a list of texts for every class; or a .txt file of sentences, one a line.
 
     form: one of FORMS, or None where the lines name their class, which tells that they are sentences.
     Raises PromptError if it is something else, or names a class twice.
     """
     try:
         content = path.read_bytes()
+        if path.suffix.lower() == ".txt":
+            return _sentences(path, content, form)
         values = read_json(content.decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise PromptError(f"{path} is not a file of prompts ({error}): write JSON {_SHAPE}") from error
@@ -89,6 +125,13 @@ def load_descriptions(path: Path, form: str | None = None) -> Descriptions:
         raise PromptError(f"{path} is not a JSON object of classes: write {_SHAPE}")
     return Descriptions(path.name, digest(content).hex(), {name: _lines(path, name, values[name]) for name in values},
                         form)
+
+
+def _sentences(path: Path, content: bytes, form: str | None) -> Sentences:
+    lines = tuple(" ".join(line.split()) for line in content.decode("utf-8-sig").splitlines() if line.strip())
+    if not lines or form == "descriptors":
+        raise ValueError("a .txt file holds sentences, one a line")
+    return Sentences(path.name, digest(content).hex(), {}, "sentences", lines)
 
 
 def describe(phrase: str, descriptor: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from onceclip.adapters.selection.conformal import KINDS
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.protocols import harmonic_mean
 from onceclip.pipeline.reporting.settings import Setting, read_results, settings_of
@@ -21,6 +22,7 @@ SCORES = ("accuracy", "accuracy_new", "harmonic_mean", "top5", "macro_recall", "
 LOWER = frozenset(["nll", "brier", "ece", "nll_calibrated", "ece_calibrated"])  # the less, the better
 NATS = frozenset(["nll", "nll_calibrated", "brier"])  # no fractions
 _FURTHER = ("accuracy_val", "n_support", "n_val", "n_test", "seconds", "select", "encoder", "text", "run")
+_SETS = tuple(f"{name}_{kind}" for kind in KINDS for name in ("coverage", "size"))  # of prediction sets
 COLUMNS = ("stores", "shots", "scores")
 MEAN = "mean"
 _HARMONIC = ("accuracy", "accuracy_new")  # of which the last of the base-to-new scores is made
@@ -38,11 +40,12 @@ def results_frame(folders: Sequence[Path]) -> pd.DataFrame:
     names = _store_names([setting.experiment.store for setting in settings])
     lines = [{"store": names[setting.experiment.store], "method": f"{name}{_apart(setting, settings)}", "shots": shots,
               "seed": seed, **{score: row.get(score) for score in (*SCORES, *_FURTHER)},
+              **{f"{name}_{each['kind']}": each[name] for each in row.get("sets", ()) for name in ("coverage", "size")},
               "support": row.get("fingerprints", {}).get("support"),
               "hyperparameters": row.get("hyperparameters", {}), "path": setting.experiment.store,
               "folder": _folder(read.places.get(str(row.get("run"))))}
              for setting in settings for (name, shots), seeds in setting.chosen.items() for seed, row in seeds.items()]
-    frame = pd.DataFrame(lines, columns=["store", "method", "shots", "seed", *SCORES, *_FURTHER, "support",
+    frame = pd.DataFrame(lines, columns=["store", "method", "shots", "seed", *SCORES, *_SETS, *_FURTHER, "support",
                                          "hyperparameters", "path", "folder"])
     return frame.astype(dict.fromkeys(SCORES, "float64")).dropna(axis="columns", how="all")
 

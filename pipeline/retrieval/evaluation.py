@@ -14,11 +14,13 @@ from torch import Tensor
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.training.loop import part_of
 from onceclip.pipeline.errors import RetrievalError
+from onceclip.pipeline.retrieval.comclip import Phrases, composed
 from onceclip.pipeline.retrieval.heads import Maps
 from onceclip.pipeline.retrieval.items import Captioned, captioned, default_split, unit_text
 from onceclip.pipeline.retrieval.metrics import Ranks, ranks_of, relevant_of, summary
 from onceclip.pipeline.retrieval.normalization import DUAL_SOFTMAX, Normalize, normalization_of, normalize_by
 from onceclip.pipeline.retrieval.similarity import (
+    COMCLIP,
     DIRECTIONS,
     MEAN,
     TEXT_TO_ITEM,
@@ -61,13 +63,14 @@ class Ranking:
 
 def evaluate(store: Store, name: str = "captions", split: str | None = None, pooling: str = "mean",
              rerank: str | None = None, normalize: str | None = None, bank: str | None = None,
-             maps: Maps | None = None, made_by: dict[str, Any] | None = None,
+             maps: Maps | None = None, made_by: dict[str, Any] | None = None, phrases: Phrases | None = None,
              progress: Progress = lambda fraction: None) -> Ranking:
     """Rank all items by every caption, and all captions by every item.
 
     name: of the text set of captions. split: one of SPLITS, "all", or None for test where there are captions of it.
     pooling, rerank, normalize: names, with a number behind a colon. bank: split whose queries QB-Norm takes.
-    maps: trained ones, which make the items' vectors; made_by: what the row says of them.
+    maps: trained ones, which make the items' vectors; made_by: what the row says of them. phrases: of every caption,
+        for ComCLIP.
     Raises RetrievalError if there is nothing to rank, StoreIncomplete if there is no such text set.
     """
     begun = time.perf_counter()
@@ -75,13 +78,18 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
     normalized = normalization_of(normalize) if normalize else None
     if bank is not None and (normalized is None or normalized.name == DUAL_SOFTMAX):
         raise RetrievalError("--bank says whose queries QB-Norm takes: give --normalize qb")
+    if phrases is not None and (reranked is None or reranked.name != COMCLIP):
+        raise RetrievalError("phrases are what comclip takes: add --rerank comclip, or leave --phrases out")
+    if phrases is not None and (maps is not None or pooled != MEAN):
+        raise RetrievalError("comclip scores images and crops as they are stored: leave out what is trained, and "
+                             "--pooling")
     text = store.text(name)
     split = ranked_split(store, text, split)
     if maps:
-        require_unseen(split, pooling)
+        require_unseen(split, pooling, store, made_by)
     found = captioned(store, text, split, name)
-    side = _side(store, found, (pooled, reranked, maps), part_of(progress, 0, 0.2))
-    banks = _banks(store, text, name, split, normalized, bank, (pooled, reranked, maps))
+    side = _side(store, found, (pooled, reranked, maps, phrases), part_of(progress, 0, 0.2))
+    banks = _banks(store, text, name, split, normalized, bank, (pooled, reranked, maps, phrases))
     sides = {direction: replace(side, direction=direction) for direction in DIRECTIONS}
     ranks: dict[str, Ranks] = {}
     normalizers: dict[str, Normalize | None] = {}
@@ -101,6 +109,7 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
         "captions": len(found.owner),
         "captions_per_item": {"least": int(sizes.min()), "mean": float(sizes.mean()), "most": int(sizes.max())},
         "left_out": found.left_out, **described(pooled, reranked), **(made_by or {}),
+        **({"phrases": phrases.record, "crops": store.outputs["view"].spec} if phrases else {}),
         "normalize": str(normalized) if normalized else None,
         "bank": (banks[1] if banks else _bank_of(split, found)) if normalized else None,
         "transductive": normalized is not None, "ties": "half",
@@ -117,9 +126,13 @@ def ranked_split(store: Store, text: TextSet, split: str | None) -> str | None:
     return default_split(store, text) if text.is_captions else None
 
 
-def require_unseen(split: str | None, pooling: str) -> None:
-    """Raise RetrievalError unless trained maps may be scored on a split: training has seen train, and val chose."""
-    if split != SPLITS[2] or pooling_of(pooling) != MEAN:
+def require_unseen(split: str | None, pooling: str, store: Store, made_by: dict[str, Any] | None = None) -> None:
+    """Raise RetrievalError unless trained maps may be scored on a split: training has seen train, and val chose.
+
+    made_by: of maps that were trained before; of another store they may be scored on all splits of this one.
+    """
+    here = made_by is None or made_by["trained"].get("store", store.fingerprint) == store.fingerprint
+    if (here and split != SPLITS[2]) or pooling_of(pooling) != MEAN:
         raise RetrievalError("training has seen the train and val splits and makes its own vectors: rank the test "
                              "split, with the pooling mean")
 
@@ -145,12 +158,14 @@ def _split(name: str) -> str | None:
     return None if name == ALL else name
 
 
-Made = tuple[Choice, Choice | None, Maps | None]  # pooling, re-ranking, what training made
+Made = tuple[Choice, Choice | None, Maps | None, Phrases | None]  # pooling, re-ranking, what training made
 
 
 def _side(store: Store, found: Captioned, made: Made, progress: Progress = lambda fraction: None) -> Similarity:
     """Scores of captions with their items."""
-    pooling, rerank, maps = made
+    pooling, rerank, maps, phrases = made
+    if rerank is not None and rerank.name == COMCLIP:
+        return Similarity(*composed(store, found.items, found.text, found.sentences, phrases))
     gallery = Gallery.of_store(store, found.items, pooling, rerank, maps.items if maps else None, progress)
     return similarity(maps.text(unit_text(found.text)) if maps else found.text, gallery, TEXT_TO_ITEM)
 

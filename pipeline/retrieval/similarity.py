@@ -15,7 +15,8 @@ from onceclip.pipeline.retrieval.items import WIDE, Frames, Items, pieces, read_
 from onceclip.pipeline.retrieval.poolings import POOLINGS, Pooling, maximum
 from onceclip.stores import Store
 
-RERANKS = {"max": 0.5}  # by name, with the default weight
+COMCLIP = "comclip"
+RERANKS = {"max": 0.5, COMCLIP: None}  # by name, with the default weight, if it has one
 TEXT_TO_ITEM, ITEM_TO_TEXT = "text_to_item", "item_to_text"
 DIRECTIONS = (TEXT_TO_ITEM, ITEM_TO_TEXT)
 

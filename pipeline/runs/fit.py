@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from onceclip.adapters import Classifier, Method, MethodError, Selection, Task, support_source
+from onceclip.adapters import Classifier, Method, MethodError, Selection, Task
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.selection.calibration import calibrated
@@ -22,16 +22,14 @@ from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
 from onceclip.pipeline.runs.automatic import Automatic, Average, average_of, is_average, run_method
-from onceclip.pipeline.runs.inferred import inferred_row
 from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draws import GENERATOR, LISTED, Draw
 from onceclip.pipeline.tasks.encoders import task_of_encoder
-from onceclip.pipeline.tasks.shapes import BALANCED
 from onceclip.pipeline.tasks.support import bank_of, with_support
-from onceclip.pipeline.tasks.tasks import Drawn, draw_task
+from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_task
 from onceclip.pipeline.words import version
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store, StoreError, open_store
@@ -79,8 +77,9 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     A run whose training diverges gives its failure; the others go on.
     Raises MethodError, TaskError, StoreError or DeviceError for what concerns all of them.
     """
-    if keep.predictions and any(spec.strategy for spec in specs):
-        raise TaskError("--keep-predictions keeps what classifiers say of each image by itself: leave --inference out")
+    if (keep.predictions or keep.coverage is not None) and any(spec.strategy for spec in specs):
+        raise TaskError("--keep-predictions and --coverage are for what classifiers say of each image by itself: leave "
+                        "--inference out")
     store.require_complete()
     runs = {spec.alone.identity(store): spec.alone for spec in specs}
     fitted = dict(zip(runs, _fit_alone(store, [*runs.values()], progress, calibrate, compile, device, keep),
@@ -92,7 +91,11 @@ def _inferred(store: Store, spec: RunSpec, fitted: Fitted | MethodError) -> Fitt
     if isinstance(fitted, MethodError) or spec.strategy is None:
         return fitted
     try:
-        return replace(fitted, row=inferred_row(spec.opened(store), spec, fitted.classifier, fitted.row))
+        opened = spec.opened(store)
+        row = spec.inferred(opened, fitted.classifier, fitted.row)
+        return replace(fitted, row={
+            **row, "run": spec.identity(opened), "asked": spec.as_values(),
+            "fingerprints": {**row["fingerprints"], **spec.contents(opened)}})
     except MethodError as error:
         return error
     except StoreError as error:  # such as a store without the views that the strategy reads
@@ -135,7 +138,8 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
         seconds = (time.perf_counter() - fitting) / len(specs)
         chosen = [replace(each, provenance=_provenance(store, spec, drawn, policy))
                   for each, (spec, policy) in zip(fitted, fine, strict=True)]
-        if calibrate and not is_average(first.method) and not (drawn.sourced and drawn.task.val is None):
+        guessed = drawn.sourced and drawn.task.val is None
+        if (calibrate or keep.coverage is not None) and not (is_average(first.method) or guessed):
             chosen = [calibrated(classifier, methods[0], drawn.task) for classifier in chosen]
         refit = None if first.refit == NO_REFIT else Refit.of(store, first, drawn, methods[0], where)
         final: list[Classifier | MethodError] = [*chosen] if refit is None else [refit.fitted(each) for each in chosen]
@@ -201,13 +205,11 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
     """The task of a run; with validation rows where they may choose, if the store has any."""
     select = "val" if spec.select is None or (spec.validated and spec.select == "fixed") else spec.select
     select = "fixed" if spec.shots == 0 else select
-    drawn = draw_task(store, spec.shots, spec.seed, spec.text, select, spec.class_weights, method.inputs, spec.stream,
-                      spec.classes, method.wants_unlabelled, spec.without_text(store), spec.draws, spec.shape,
-                      method.wants_tower, labelled=spec.shots != 0)
+    drawn = draw_task(store, spec, select, None if spec.without_text(store) else spec.text, spec.class_weights,
+                      Inputs.of(method))
     if spec.support or spec.bank:
         bank = bank_of(store, open_store(spec.bank), spec.captions_name) if spec.bank else None
-        source = support_source(spec.support) if spec.support else None
-        return with_support(store, drawn, source, spec.seed, bank, method.inputs, bool(method.needs_bank))
+        return with_support(store, drawn, spec.source, spec.seed, bank, method.inputs, bool(method.needs_bank))
     if method.needs_support and not len(drawn.support.rows) and drawn.remarks:
         raise TaskError(f"{store.path} has no train image to learn from ({'; '.join(drawn.remarks)}): take images for "
                         "test that are not in train too, and extract again")
@@ -217,8 +219,8 @@ def _drawn(store: Store, spec: RunSpec, method: Method) -> Drawn:
 def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec, keep: Keep) -> list[dict[str, Any]]:
     """What each reaches on the test split; of a run of base classes also what is said of new ones."""
     if spec.classes == ALL:
-        return evaluate_together(classifiers, store, keep=keep.predictions)
-    return base_to_new(classifiers, store, spec.text, keep.predictions)
+        return evaluate_together(classifiers, store, keep=keep.predictions, coverage=keep.coverage)
+    return base_to_new(classifiers, store, spec.text, keep.predictions, keep.coverage)
 
 
 def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[str, Any]:
@@ -233,7 +235,7 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
         "text": {"name": spec.text, "fingerprint": spec.contents(store)["text"], "class_weights": spec.class_weights,
                  **drawn.text.source},
         "shots": spec.shots_word, "seed": spec.seed, "select": policy,
-        "classes": spec.classes, **({"shape": asdict(spec.shape)} if spec.shape != BALANCED else {}),
+        "classes": spec.classes, **({"shape": spec.shape} if spec.shape else {}),
         "support": _draw(drawn.support, spec), "val": drawn.val and _draw(drawn.val, spec),
         **({"support_source": drawn.sourced} if drawn.sourced else {}),
     }
@@ -254,15 +256,14 @@ def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Sele
         **{name: scores[name] for name in (*SCORES, *CALIBRATED)}, "accuracy_val": selection.accuracy,
         "n_support": len(task.support), "n_val": 0 if task.val is None else len(task.val), "n_test": scores["n"],
         "n_unlabelled": 0 if task.unlabelled is None else len(task.unlabelled),
-        **{name: scores[name] for name in NEW_SCORES if name in scores},
+        **{name: scores[name] for name in (*NEW_SCORES, "sets", "calibrated_on") if name in scores},
         "classes": task.classes, "encoder": store.encoder["name"], "text": spec.text,
         "class_weights": spec.class_weights, "store": store.path,
         "settings_tried": selection.tried, "mixing_interval": selection.interval and list(selection.interval),
         "fingerprints": {**spec.contents(store), "support": drawn.support.fingerprint,
                          "val": drawn.val and drawn.val.fingerprint,
                          "unlabelled": drawn.unlabelled and drawn.unlabelled.fingerprint},
-        **(spec.shape.as_row(store.column("label")[drawn.support.rows], drawn.support, spec.seed, task.text.class_names)
-           if spec.shape != BALANCED else {}),
+        **spec.as_row(store.column("label")[drawn.support.rows], drawn.support, task.text.class_names),
         **({"reached": [asdict(each) for each in selection.reached]}
            if isinstance(selection, Average) and selection.reached else {}),
         **({"support_source": drawn.sourced} if drawn.sourced else {}),

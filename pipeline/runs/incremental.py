@@ -18,6 +18,7 @@ from onceclip.adapters.training.loop import Progress, no_progress, part_of
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.results import append_rows, read_lines
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.tasks import draw_task, inputs_of
 from onceclip.pipeline.words import counted, version
 from onceclip.stores import Store, write_lock
@@ -99,7 +100,7 @@ def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[
         raise TaskError(f"{asked.method} is of several methods: name each by itself, as in --method gda,zero-shot")
     if method.inputs != ("embedding",) or method.needs_bank or method.wants_tower:
         raise TaskError(f"{method.name} takes more than embeddings and prompts: use another method for sessions")
-    task = draw_task(store, asked.shots, asked.seed, asked.text).task
+    task = draw_task(store, DrawSpec(asked.shots, asked.seed), text=asked.text).task
     test = store.rows("test")
     truth = store.column("label")[test]
     state: dict[str, torch.Tensor] = {}

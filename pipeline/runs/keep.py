@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.runs.results import append_rows
 from onceclip.pipeline.workers.work import Part
 from onceclip.stores import Store, StoreError
@@ -27,10 +27,18 @@ _SERIES = ("train_loss", "val_loss", "val_accuracy")
 
 @dataclass(frozen=True)
 class Keep:
-    """curves: losses of every epoch and which was kept. predictions: what each run takes every test row for."""
+    """curves: losses of every epoch and which was kept. predictions: what each run takes every test row for.
+
+    coverage: that prediction sets are counted with, in the row itself; None for none.
+    """
 
     curves: bool = False
     predictions: bool = False
+    coverage: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.coverage is not None and not 0 < self.coverage < 1:
+            raise TaskError(f"coverage {self.coverage}: give a probability between 0 and 1, such as 0.9")
 
 
 NOTHING = Keep()
@@ -87,9 +95,10 @@ def _put(group: Any, name: str, values: np.ndarray, attributes: dict[str, Any]) 
                  ("row",), attributes)[...] = values
 
 
-def has_kept(folder: Path, keep: Keep, runs: Iterable[str]) -> set[str]:
-    """Those of some runs that have all that is to be kept."""
-    found = set(runs)
+def has_kept(folder: Path, keep: Keep, rows: Mapping[str, Any]) -> set[str]:
+    """Those of some runs, with their rows, that have all that is to be kept."""
+    found = {run for run, row in rows.items() if keep.coverage is None or (
+        row and all(each["coverage_asked"] == keep.coverage for each in row.get("sets", [{"coverage_asked": None}])))}
     if keep.curves:
         found &= read_curves(folder).keys()
     if keep.predictions:

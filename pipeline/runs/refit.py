@@ -33,8 +33,7 @@ class Refit:
     @classmethod
     def of(cls, store: Store, spec: RunSpec, drawn: Drawn, method: Method, where: torch.device) -> Refit:
         """Draw the rows. drawn: what chose the hyperparameters."""
-        rows, task = draw_labelled(store, drawn, REFITS[spec.refit], spec.class_weights, method.inputs, spec.stream,
-                                   spec.classes, method.wants_tower)
+        rows, task = draw_labelled(store, drawn, REFITS[spec.refit])
         return cls(spec, method, rows, task if where.type == CPU else task.to(where))
 
     def fitted(self, classifier: Classifier) -> Classifier | MethodError:

@@ -11,11 +11,13 @@ from onceclip.adapters.methods import stored_method_class
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.support import require_stored
 from onceclip.adapters.training.compile import OFF, Compiling
-from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.runs.automatic import is_average, member_names
 from onceclip.pipeline.runs.fit import Fitted
+from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.results import NAME, read_rows
-from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.devices import CPU, device_like
 from onceclip.stores import Store
@@ -43,13 +45,16 @@ def read_row(reference: str) -> dict[str, Any]:
     return row
 
 
-def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
+def spec_of(row: dict[str, Any], store: Store, draws: str | Path | None = None) -> RunSpec:
     """What a row asked for, if the store still has the content that it was made of.
 
+    draws: where the file that listed the row's draw lies now, or the folder of it; None for where it was.
     Raises ResultError if images, text or encoder have changed, MethodError for a method of a module that the user did
     not name.
     """
-    asked = row["asked"]
+    asked = dict(row["asked"])
+    if asked.get("draws"):
+        asked["draws"] = _listing(row, draws)
     if asked.get("inference", NO_INFERENCE) != NO_INFERENCE:
         stored_inference_class(str(asked["inference"]), "the row")  # which RunSpec would import
     try:
@@ -74,6 +79,21 @@ def spec_of(row: dict[str, Any], store: Store) -> RunSpec:
         raise ResultError(f"the row was made of another {' and '.join(changed)} than {store.path} has now ({details}): "
                           "replay it on the store that it names")
     return spec
+
+
+def _listing(row: dict[str, Any], place: str | Path | None) -> DrawFile:
+    """The file that listed the row's draw, found where it is now. Raises ResultError if it is not there or another."""
+    then = DrawFile(**row["asked"]["draws"])
+    shots = None if row["shots"] == "all" else row["shots"]
+    try:
+        now = draw_file(place or then.file, shots, row["seed"])
+    except TaskError as error:
+        raise ResultError(f"the row's draw was listed in {then.file} (digest {then.digest}): {error}; say where it is "
+                          "now with --draws FILE|FOLDER") from error
+    if now.digest != then.digest:
+        raise ResultError(f"{now.file} is not what listed the row's draw: its digest is {now.digest}, that of "
+                          f"{then.file} was {then.digest}; give that file with --draws")
+    return now
 
 
 def compiling_of(row: dict[str, Any]) -> Compiling:

@@ -18,6 +18,7 @@ import numpy as np
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.metrics import BINS
 from onceclip.pipeline.files import whole_file
+from onceclip.pipeline.tasks.draw_spec import stored_types
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.work import Part
 from onceclip.stores import Store
@@ -130,6 +131,13 @@ def _triples(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
                     and all(map(fits, each)))
 
 
+def _of_types(types: Sequence[type]) -> Callable[[Any], bool]:
+    """A test for values of some types, or None; numbers are finite and not below zero, lists are of texts."""
+    return lambda value: value is None or (type(value) in types and (
+        _list_of(_text)(value) if isinstance(value, list) else not isinstance(value, int | float) or _number(0)(
+            float(value))))
+
+
 def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -155,14 +163,13 @@ _ROW: Mapping[str, Callable[[Any], bool]] = {
     "shots": lambda value: value == "all" or _count(value), "run": lambda value: isinstance(value, str),
     "settings_tried": lambda value: value is None or _count(value), "hyperparameters": _object(),
     "compiling": _object(), "support_source": _object(), "fingerprints": _object_of(_text),
-    "asked": _object(**dict.fromkeys(("method", "text", "select", "search", "classes", "class_weights", "support",
-                                      "bank", "captions", "inference"), _text),
-                     inference_values=_object(), batches=_object(),
-                     **dict.fromkeys(("narrow", "validated", "stream", "natural_prior"), _flag),
-                     draws=_object(file=_text, digest=_text), long_tail=_number(1), label_noise=_FRACTION,
-                     missing=lambda value: _count(value) or _list_of(_text)(value), values=_object(), seed=_count,
-                     shots=lambda value: value is None or _count(value)),
+    "asked": _object(**dict.fromkeys(("method", "text", "select", "search", "class_weights", "inference"), _text),
+                     **dict.fromkeys(("values", "inference_values", "batches"), _object()),
+                     **dict.fromkeys(("narrow", "validated"), _flag),
+                     **{name: _of_types(types) for name, types in stored_types().items()}),
     "details": _details,
+    "sets": _list_of(_object(kind=_text, coverage_asked=_FRACTION, coverage=_FRACTION, size=_number(0),
+                             single=_FRACTION)),
     "inference": _object(name=_text, transductive=_flag, alone=_object(accuracy=_FRACTION)),
 }
 _STORE: Mapping[str, Callable[[Any], bool]] = {

@@ -11,6 +11,7 @@ from onceclip.adapters import METHODS
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.evaluation.metrics import SCORES as METRICS
 from onceclip.pipeline.runs.results import Mean, mean_interval
+from onceclip.pipeline.tasks.draw_spec import draw_words
 from onceclip.pipeline.words import counted, shots_of
 
 BASELINE = "zero-shot"
@@ -103,23 +104,13 @@ def experiment_of(row: Mapping[str, Any]) -> Experiment:
     asked = row.get("asked", {})
     return Experiment(str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
                       str(asked.get("class_weights") or row.get("class_weights") or RULES[0]),
-                      asked.get("classes") == "base", _draw_words(asked),
+                      asked.get("classes") == "base", draw_words(asked),
                       ", ".join(f"{name} {_words(value)}" for name, value in (asked.get("batches") or {}).items()
                                 if value))
 
 
 def _words(value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _draw_words(asked: Mapping[str, Any]) -> str:
-    missing = asked.get("missing") or 0
-    missing = missing if isinstance(missing, int) else " ".join(map(str, missing))
-    return ", ".join([*([f"long tail {asked['long_tail']:g}"] if asked.get("long_tail") else []),
-                      *(["natural prior"] if asked.get("natural_prior") else []),
-                      *([f"label noise {asked['label_noise']:g}"] if asked.get("label_noise") else []),
-                      *([f"missing {missing}"] if missing else []),
-                      *(["listed draws"] if asked.get("draws") else [])])
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:

@@ -17,16 +17,17 @@ from tqdm import tqdm
 from onceclip.adapters import MethodError
 from onceclip.adapters.cpu import DEFAULT, decided, fast_products
 from onceclip.adapters.inference import inference_class
-from onceclip.adapters.method import Method
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
 from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.fit import fit_group
+from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import NOTHING, Keep, has_kept, write_kept
 from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, record_stores, rows_name
-from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
+from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.words import counted, shots_of
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
 from onceclip.pipeline.workers.work import Part, Workers
@@ -39,7 +40,7 @@ MANY = 100  # runs from which starting further processes pays
 def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local_workers: int = 0,
           progress: bool = False, workers: Workers | None = None, part: Part | None = None,
           compile: str = AUTO, retry_failed: bool = False, device: str = CPU,
-          keep: Keep = NOTHING) -> list[dict[str, Any]]:
+          keep: Keep = NOTHING, log: Log | None = None) -> list[dict[str, Any]]:
     """Carry out all runs on all stores and give their rows, in the order of the runs.
 
     folder: its `results.jsonl` gets a row per run; a run whose row is there already, for this content and with the
@@ -50,7 +51,7 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
     to a file of their own; what other parts have not made yet is left out of what is given. compile: "auto" compiles
     the steps of long trainings on a CPU, "on" all, "off" none. retry_failed: repeat runs whose row has an `error`.
     device: what trains, as for `fit`; with workers, which see one GPU each, none that has a number. keep: what is kept
-    beside the rows, in files of the folder; runs without it are repeated.
+    beside the rows, in files of the folder; runs without it are repeated. log: what is told of the rows, too.
     Raises WorkerError for runs that ended every process that took them; what was written stays, and the same call goes
     on. Raises StoreError if another sweep is writing to the file, DeviceError if there is no such device.
     """
@@ -61,9 +62,9 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
     opened = {store.path: store for store in stores}
     name = rows_name(part)
     with write_lock(str(folder / name)):
-        rows = known(folder)
+        rows, others = known(folder), _of_others(part, stores, specs) if part else {}
         record_stores(folder, stores)
-        done = settled(rows, retry_failed) | (_of_others(part, stores, specs) if part else {})
+        done = settled(rows, retry_failed) | others
         done = kept_alone(folder, done, keep)
         plan = make_plan(stores, specs, done, compile, device, keep)
         identities = [spec.identity(opened[path]) for path, spec in plan.runs]
@@ -79,6 +80,10 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
                 rows |= {row["run"]: row for row in made}
                 bar.update(len(made))
                 bar.set_postfix_str(f"{made[0]['method']}, {shots_of(made[0]['shots'])}")
+                if log:
+                    log.add(made)
+        if log:
+            log.close([rows[each] for each in identities if each in rows and each not in others], folder)
     return [rows[each] for each in identities if each in rows or not part]
 
 
@@ -322,22 +327,3 @@ def is_outdated(row: Mapping[str, Any] | None, spec: RunSpec) -> bool:
     if row["select"] != "fixed":
         return bool(row.get("rule") != RULE)
     return not is_average(spec.method) and bool(row["hyperparameters"] != run_method(spec.method)(**spec.values).values)
-
-
-def shared(plan: Plan) -> list[str]:
-    """What the groups share, in words, one line per method."""
-    lines = []
-    for name in dict.fromkeys(group.specs[0].method for group in plan.groups):
-        groups = [group for group in plan.groups if group.specs[0].method == name]
-        runs = sum(len(group.specs) for group in groups)
-        lines.append(f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; "
-                     f"{_shared(run_method(name))}")
-    return lines
-
-
-def _shared(method: type[Method]) -> str:
-    if not method.trained:
-        return "a group is prepared once and scored in one pass"
-    if method.solver == "lbfgs":
-        return "a group is drawn once, solved run by run and scored in one pass"
-    return "a group is drawn once, trained in stacks where that is faster, and scored in one pass"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Classifier, Rows, Task, Text, transfer
+from onceclip.adapters import Classifier, Method, Rows, Task, Text, transfer
 from onceclip.adapters.heads.batched import row_pieces
 from onceclip.adapters.task import BLOCK, EMBEDDING, Stream
 from onceclip.adapters.text import RULES
@@ -21,10 +21,10 @@ from onceclip.adapters.tower import TextTower
 from onceclip.adapters.transfer import wants_tower
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.tasks.classes import ALL, BASE, names_of
-from onceclip.pipeline.tasks.draw_files import DrawFile, listed_draw
+from onceclip.pipeline.tasks.draw_files import listed_draw
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.draws import Draw, draw
 from onceclip.pipeline.tasks.joined_keys import joined
-from onceclip.pipeline.tasks.shapes import BALANCED, Shape
 from onceclip.pipeline.tasks.ties import tied, ties_of
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store, StoreMismatch, TextSet
@@ -39,10 +39,33 @@ UNLABELLED = 10_000  # rows at most
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a method takes beside labelled embeddings and prompts.
+
+    outputs: of every row, such as "preproj", as far as the store has it. unlabelled: train rows outside the draw,
+        without their labels: up to 64 times the number of classes and 10,000 in all, drawn by the seed. tower: the
+        encoder's text tower.
+    """
+
+    outputs: Sequence[str] = ()
+    unlabelled: bool = False
+    tower: bool = False
+
+    @classmethod
+    def of(cls, method: Method) -> Inputs:
+        """Those of a method."""
+        return cls(method.inputs, method.wants_unlabelled, method.wants_tower)
+
+
+EVERY_ROW, EMBEDDINGS = DrawSpec(), Inputs()
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A task and where it came from: its draws, its text set, and what a user should know of them.
 
-    sourced: what is to be recorded of support rows that nobody labelled, and of a bank; empty where there are none.
+    spec, inputs: what was asked for. sourced: what is to be recorded of support rows that nobody labelled, and of a
+    bank; empty where there are none.
     """
 
     task: Task
@@ -50,96 +73,72 @@ class Drawn:
     val: Draw | None
     unlabelled: Draw | None
     text: TextSet
+    spec: DrawSpec
+    inputs: Inputs
     remarks: list[str] = field(default_factory=list)
     sourced: dict[str, Any] = field(default_factory=dict)
 
 
-def make_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
-              select: str = "fixed", class_weights: str = RULES[0], classes: str = ALL,
-              outputs: Sequence[str] = (), unlabelled: bool = False, tower: bool = False) -> Task:
-    """Draw the task of one run.
+def draw_task(store: Store, spec: DrawSpec = EVERY_ROW, select: str = "fixed", text: str | None = "default",
+              class_weights: str = RULES[0], inputs: Inputs = EMBEDDINGS) -> Drawn:
+    """Draw the task of one run and tell how.
 
-    shots: labelled rows per class, None for all of the train split. text: name of the text set.
     select: "val" adds min(shots, 4) validation rows per class, "val-full" the whole validation split.
-    class_weights: how a class vector is made of the prompts; see `Text.class_weights`. classes: "all", or "base" for
-        the first half alone, as if the store had no others; see `names_of`.
-    outputs: what else of every row a method wants (its `inputs`), such as "preproj". unlabelled: add train rows
-        outside the draw, without their labels. tower: add the encoder's text tower.
+    text: name of the text set, or None for class names alone. class_weights: how a class vector is made of the prompts;
+        see `Text.class_weights`. inputs: what the method takes.
     Raises TaskError if the store has too few classes, StoreIncomplete if it is unfinished.
-
-    Example:
-        >>> task = onceclip.make_task(store, shots=4, seed=1, select="val")
-        >>> task.support.embedding.shape, task.val.embedding.shape
-        (torch.Size([16, 64]), torch.Size([16, 64]))
-    """
-    return draw_task(store, shots, seed, text, select, class_weights, outputs, classes=classes,
-                     unlabelled=unlabelled, tower=tower).task
-
-
-def draw_task(store: Store, shots: int | None = None, seed: int = 1, text: str = "default",
-              select: str = "fixed", class_weights: str = RULES[0], outputs: Sequence[str] = (),
-              stream: bool = False, classes: str = ALL, unlabelled: bool = False, names_alone: bool = False,
-              draws: DrawFile | None = None, shape: Shape = BALANCED, tower: bool = False,
-              labelled: bool = True) -> Drawn:
-    """Draw a task and tell how; arguments and failures as for `make_task`.
-
-    outputs: what else of every row a method wants, as far as the store has it. stream: read the support anew in every
-        epoch instead of holding it in memory. unlabelled: add train rows outside the draw, without their labels: up to
-        64 times the number of classes and 10,000 in all, drawn by the seed. names_alone: read no text set.
-    draws: the file that lists support and validation rows, in place of the seed. shape: of the support. tower: add the
-    encoder's text tower. labelled: without, no label is read, and the support is empty.
     """
     store.require_complete()
     if len(store.classes) < 2:
         raise TaskError(f"{store.path} has {counted(len(store.classes), 'class', 'classes')}: a classifier needs "
                         "two; extract a folder with one sub-folder per class")
-    if labelled and shots is not None and shots < 1:
-        raise TaskError(f"--shots {shots}: give a whole number from 1 up, or all")
-    if classes not in (ALL, BASE):
-        raise TaskError(f"no task of {classes!r} classes: there are: {ALL}, {BASE}")
-    names = names_of(store, classes)
-    words = (TextSet.of_names(store.classes, store.dim, store.encoder["fingerprint"]) if names_alone
+    if spec.shots is not None and spec.shots < (0 if spec.support or spec.bank else 1):
+        raise TaskError(f"--shots {spec.shots}: give a whole number from 1 up, or all")
+    if spec.classes not in (ALL, BASE):
+        raise TaskError(f"no task of {spec.classes!r} classes: there are: {ALL}, {BASE}")
+    names = names_of(store, spec.classes)
+    words = (TextSet.of_names(store.classes, store.dim, store.encoder["fingerprint"]) if text is None
              else store.text(text))
     remarks: list[str] = []
     # What stands in a later split too is left out here, a picture or others of its group: it would be known in advance.
     known = tied(store, store.rows("test"))
-    listed = {} if draws is None else _listed(store, draws, shots, seed)
+    listed = _listed(store, spec)
     later = known | tied(store, listed["val"] if listed and select != "val-full" else store.rows("val"))
-    support = (_draw(store, "train", shots, seed, later, remarks, names, listed.get("train"), shape) if labelled else
-               Draw(np.zeros(0, dtype=np.int64), ()))
+    support = (Draw(np.zeros(0, dtype=np.int64), ()) if spec.shots == 0 else
+               _draw(store, "train", spec, spec.shots, later, remarks, names, listed.get("train")))
     val = None
     if select in ("val", "val-full"):
-        most = None if select == "val-full" or shots is None else min(shots, VAL_SHOTS)
-        val = _draw(store, "val", most, seed, known, remarks, names,
-                    None if select == "val-full" else listed.get("val"), shape)
-    rest = _draw_unlabelled(store, support, seed, later, None if classes == ALL else len(names)) if unlabelled else None
-    task = task_of(store, words.of_classes(names), class_weights, support, val, rest, outputs, stream, tower)
-    return Drawn(task, support, val, rest, words, remarks)
+        most = None if select == "val-full" or spec.shots is None else min(spec.shots, VAL_SHOTS)
+        val = _draw(store, "val", spec, most, known, remarks, names,
+                    None if select == "val-full" else listed.get("val"))
+    rest = (_draw_unlabelled(store, support, spec.seed, later, None if spec.classes == ALL else len(names))
+            if inputs.unlabelled else None)
+    task = task_of(store, words.of_classes(names), class_weights, support, val, rest, inputs.outputs, spec.stream,
+                   inputs.tower)
+    return Drawn(task, support, val, rest, words, spec, inputs, remarks)
 
 
-def draw_rows(store: Store, shots: int | None, seed: int) -> dict[str, list[tuple[str, int]]]:
+def draw_rows(store: Store, spec: DrawSpec) -> dict[str, list[tuple[str, int]]]:
     """Keys and classes of a draw's support and of its validation rows, as `draw_task` draws them with "val"."""
-    drawn = draw_task(store, shots, seed, select="val", names_alone=True)
+    drawn = draw_task(store, spec, "val", text=None)
     label = store.column("label")
     return {split: [] if each is None else list(zip(each.keys, label[each.rows].tolist(), strict=True))
             for split, each in (("train", drawn.support), ("val", drawn.val))}
 
 
-def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str], class_weights: str = RULES[0],
-                  outputs: Sequence[str] = (), stream: bool = False, classes: str = ALL,
-                  tower: bool = False) -> tuple[Draw, Task]:
+def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str]) -> tuple[Draw, Task]:
     """All labelled rows of some splits and their task, to fit on once hyperparameters are chosen.
 
     drawn: what chose them. Rows with ties to the test split are left out unless it is among the splits.
     """
-    names, table = names_of(store, classes), store.table
+    names, table = names_of(store, drawn.spec.classes), store.table
     rows = np.concatenate([store.rows(split) for split in splits])
     rows = rows[table.label[rows] < len(names)]
     duplicate, same_group = ties_of(store, rows, set() if "test" in splits else tied(store, store.rows("test")))
     rows = rows[~(duplicate | same_group)]
     support = draw(rows, table.key[rows], table.label[rows], None, 1, "support")
-    return support, task_of(store, drawn.text.of_classes(names), class_weights, support, outputs=outputs, stream=stream,
-                            tower=tower)
+    return support, task_of(store, drawn.text.of_classes(names), drawn.task.text.rule, support,
+                            outputs=drawn.inputs.outputs, stream=drawn.spec.stream, tower=drawn.inputs.tower)
 
 
 def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val: Draw | None = None,
@@ -199,14 +198,16 @@ def _encoder_array(store: Store, name: str) -> torch.Tensor | None:
     return tensor_of(store.encoder_array(name))
 
 
-def _listed(store: Store, source: DrawFile, shots: int | None, seed: int) -> dict[str, np.ndarray]:
-    """The rows of a draw that a file lists, by split."""
-    images = listed_draw(source, shots, seed).images
-    return {split: joined(store, images.get(split, ()), split, source.file) for split in ("train", "val")}
+def _listed(store: Store, spec: DrawSpec) -> dict[str, np.ndarray]:
+    """The rows of a draw that a file lists, by split; empty where none does."""
+    if spec.draws is None:
+        return {}
+    images = listed_draw(spec.draws, spec.shots, spec.seed).images
+    return {split: joined(store, images.get(split, ()), split, spec.draws.file) for split in ("train", "val")}
 
 
-def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[bytes | str],
-          remarks: list[str], names: Sequence[str], listed: np.ndarray | None, shape: Shape) -> Draw:
+def _draw(store: Store, split: str, spec: DrawSpec, shots: int | None, known: set[bytes | str],
+          remarks: list[str], names: Sequence[str], listed: np.ndarray | None) -> Draw:
     """Draw among the first classes of the store, or take of them the rows that are listed."""
     rows, table, classes = store.rows(split) if listed is None else listed, store.table, len(names)
     rows = rows[table.label[rows] < classes]
@@ -220,20 +221,20 @@ def _draw(store: Store, split: str, shots: int | None, seed: int, known: set[byt
     rows = rows[~(duplicate | same_group)]
     shots = shots if listed is None else None
     if split == "train":
-        drawn = shape.support(rows, table.key[rows], table.label[rows], shots, seed, names)
+        drawn = spec.choose(rows, table.key[rows], table.label[rows], names, listed is not None)
     else:
-        rows = rows[~np.isin(table.label[rows], list(shape.absent(names, seed)))]
-        drawn = draw(rows, table.key[rows], table.label[rows], shots, seed, "val")
+        rows = rows[~np.isin(table.label[rows], list(spec.absent(names)))]
+        drawn = draw(rows, table.key[rows], table.label[rows], shots, spec.seed, "val")
     if drawn.short:
-        names = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
+        some = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
         more = f" and {len(drawn.short) - 4} more" if len(drawn.short) > 4 else ""
         remarks.append(f"fewer than {counted(shots or 0, f'{split} image')}, all taken, in "
-                       f"{counted(len(drawn.short), 'class', 'classes')}: {names}{more}")
-    empty = set(range(classes)) - set(table.label[rows].tolist()) - shape.absent(names, seed)
+                       f"{counted(len(drawn.short), 'class', 'classes')}: {some}{more}")
+    empty = set(range(classes)) - set(table.label[rows].tolist()) - spec.absent(names)
     if empty and split == "train" and len(rows):
-        names = ", ".join(repr(store.classes[number]) for number in sorted(empty)[:8])
+        some = ", ".join(repr(store.classes[number]) for number in sorted(empty)[:8])
         remarks.append(f"no train image of {counted(len(empty), 'class', 'classes')}: "
-                       f"{names}{' ...' if len(empty) > 8 else ''}")
+                       f"{some}{' ...' if len(empty) > 8 else ''}")
     return drawn
 
 

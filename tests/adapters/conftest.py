@@ -13,7 +13,8 @@ VARIANTS = [("clip-adapter", {"branch": "text"}), ("clip-adapter", {"branch": "b
             ("clip-adapter", {"branch": "both", "learn_ratio": True}),
             ("taskres", {"learn_alpha": True, "enhanced": 5})]
 QUICK = {"epochs": 15, "batch_size": 0, "l2": 0.03}  # a strong decay, so that the solver's tolerance does not show
-OF_PROMPTS = {"cocoop": {"reduction": 4}, "upl": {"top": 6}, "eco": {"contexts": 2}, "ship": {"hidden": 16},
+OF_PROMPTS = {**{name: {"reduction": 4} for name in ("cocoop", "gopro", "stylip")}, "upl": {"top": 6},
+              "eco": {"contexts": 2}, "ship": {"hidden": 16},
               "pre": {"epochs": 30, "learning_rate": 0.1}}
 QUICK_OF = {"linear-probe-adamw": {"epochs": 60},  # starts from nothing, not from zero-shot
             "ape-t": {"similarity": 0.6, "channels": 512},  # where its two criteria choose different channels
@@ -51,10 +52,14 @@ def _projection(dim):
 
 
 def _others(embedding):
-    """Further outputs of an encoder that has this embedding: before its projection, and three tokens."""
+    """Further outputs of an encoder that has this embedding: before its projection, three tokens, and of them mean and
+    deviation, as of two blocks.
+    """
     tokens = torch.stack([embedding, embedding.roll(1, dims=1), 0.5 * embedding.flip(1)], dim=1)
+    blocks = [torch.stack([each.mean(dim=1), each.std(dim=1)], dim=1) for each in (tokens, tokens.square())]
     return {"caption": 0.5 * embedding + 0.1,
-            "preproj": embedding @ _projection(embedding.shape[1]).T.to(embedding), "token": tokens}
+            "preproj": embedding @ _projection(embedding.shape[1]).T.to(embedding), "token": tokens,
+            "statistics": torch.stack(blocks, dim=1)}
 
 
 def _task(shots=(4, 4, 4), dim=10, views=0, val=0, noise=0.3, seed=1, dtype=torch.float32):

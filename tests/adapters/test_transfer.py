@@ -29,8 +29,8 @@ from onceclip.adapters.training.trainable import Hyperparameter
 SERVES_OTHERS = [name for name, method in METHODS.items() if method.transfers]
 SERVES_ITS_OWN = [name for name in METHODS if name not in SERVES_OTHERS]
 EXPECTED = ["zero-shot", "clip-adapter", "rla", "prolip", "clip-a-self", "meta-adapter", "multi-modal-adapter",
-            "vt-clip", "gda", "coop", "kgcoop", "prograd", "cocoop", "eco", "mocoop", "pre", "upl", "ship",
-            "tai-dpt"]
+            "vt-clip", "gda", "coop", "kgcoop", "prograd", "cpl", "cocoop", "gopro", "stylip", "eco", "mocoop", "pre",
+            "upl", "ship", "tai-dpt"]
 
 
 def part_of(task, classes, support=True):

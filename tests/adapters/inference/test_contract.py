@@ -163,7 +163,7 @@ def test_an_adapter_of_other_outputs_is_read_or_refused_in_one_line(strategy, ma
         return
     found = strategy.run(fitted, queries, task, train)
     assert (probabilities(found).argmax(dim=1) == rows.label).float().mean() > 0.5
-    if strategy.name in ("stata", "transclip"):
+    if strategy.name in ("stata", "transclip", "zlap"):
         assert found.classifier is None
         with pytest.raises(MethodError, match="use an adapter of embeddings"):
             strategy.with_values(fit_on="train").run(fitted, queries, task, train)

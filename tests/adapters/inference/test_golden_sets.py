@@ -3,10 +3,10 @@
 import torch
 from torch.testing import assert_close
 
-from onceclip.adapters.inference import INFERENCES
+from onceclip.adapters.inference import INFERENCES, queries_of
 from onceclip.adapters.inference.inmap import balanced
 
-from .golden import CLASSIFIER, QUERIES, TASK, U, W
+from .golden import CLASSIFIER, QUERIES, TASK, S, U, W
 
 
 def run(name, **values):
@@ -47,6 +47,12 @@ def test_zlap():
     scores = run("zlap").logits.exp()
     near(scores[0], 0.035155, 0.031989, 0.032535)
     near(scores[2], 0.033017, 0.032425, 0.034227)
+
+
+def test_zlap_of_a_graph_of_other_images():
+    rows = queries_of(CLASSIFIER, S)
+    left = INFERENCES["zlap"](fit_on="train", neighbors=3).run(CLASSIFIER, QUERIES, TASK, rows).classifier
+    near(left.head(U[:1]).exp(), 1.197918, 1.081474, 1.108136)
 
 
 def test_reclip():

@@ -1,12 +1,17 @@
 """Strategies on streams give what the published code gave, and predict with what came before alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from onceclip.adapters import MethodError, Rows
 from onceclip.adapters.inference import INFERENCES, Queries
 from onceclip.adapters.inference.memory import Memory
+from onceclip.adapters.ops import unit
 
+from .golden import L, S
 from .golden_inputs import IMAGES, linear
 
 STREAMS = [name for name, each in INFERENCES.items() if each.sees == "stream"]
@@ -32,6 +37,22 @@ def test_dmn_reads_its_memory_as_the_published_code_does():
     plain = (100 * IMAGES @ linear()[1].text.class_weights.T).softmax(dim=1)
     dynamic = 2 * inferred("dmn").logits.softmax(dim=1) - plain
     near(dynamic[[0, 11]], [[0.827067, 0.066402, 0.106531], [0.014982, 0.008483, 0.976535]])
+
+
+def test_dmn_adds_what_the_support_says_as_a_memory_that_never_changes():
+    classifier, task = linear()
+    support = Rows(S, L)
+    found = INFERENCES["dmn"](weight=0, static=1, sharpness=5.5).run(classifier, Queries(IMAGES),
+                                                                    replace(task, support=support))
+    weights = task.text.class_weights
+    keys, label = torch.cat([weights, S]), torch.cat([torch.arange(3), L])
+    near_to = (5.5 * (IMAGES @ keys.T - 1)).exp()
+    read = unit(torch.stack([near_to[:, label == each] @ keys[label == each] for each in range(3)], dim=1))
+    static = (100 * (read @ IMAGES[:, :, None]).squeeze(2)).softmax(dim=1)
+    assert_close(2 * found.logits.softmax(dim=1) - (100 * IMAGES @ weights.T).softmax(dim=1), static)
+    assert found.diagnostics["static"] == 6
+    with pytest.raises(MethodError, match="has none here"):
+        INFERENCES["dmn"](static=1).run(classifier, Queries(IMAGES), task)
 
 
 def test_onzeta_is_the_published_one():

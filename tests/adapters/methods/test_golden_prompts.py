@@ -4,9 +4,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from scipy.optimize import linprog
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters import (
+    CPL,
     ECO,
     PRE,
     SHIP,
@@ -14,9 +16,12 @@ from onceclip.adapters import (
     Classifier,
     CoCoOp,
     CoOp,
+    GOPro,
     KgCoOp,
     MoCoOp,
     Rows,
+    StyLIP,
+    TaIDPT,
     Task,
     Text,
     TextTower,
@@ -27,10 +32,14 @@ from onceclip.adapters.heads.routed_prompts import gates
 from onceclip.adapters.inference import Queries
 from onceclip.adapters.inference.tpt import TPT, DiffTPT
 from onceclip.adapters.methods.coop import prompt_head
+from onceclip.adapters.methods.cpl import counterfactual, nearest, smallest_mask
+from onceclip.adapters.methods.gopro import nt_xent
 from onceclip.adapters.methods.prograd import aligned
 from onceclip.adapters.methods.tai_dpt import ranking_loss
 from onceclip.adapters.methods.upl import surest
 from onceclip.adapters.ops import unit
+from onceclip.adapters.training.history import recording
+from onceclip.pipeline.encoders.backend import statistics_of
 
 NAMES = ("ant", "bee", "cow")
 
@@ -47,6 +56,8 @@ WEIGHTS = unit(COMMON + 0.12 * CLASSES)
 LABEL = torch.tensor([0, 0, 1, 1, 2, 2])
 SUPPORT = unit(COMMON + 0.15 * CLASSES[LABEL] + 0.20 * unit(waves((6, 8), 0.3)))
 CONTEXT = 0.02 * waves((4, 6), 5.0)
+NETWORK = {"context": CONTEXT, "down": 0.3 * waves((2, 8), 0.5), "down_bias": 0.1 * waves((2,), 0.6),
+           "up": 0.3 * waves((6, 2), 0.7), "up_bias": 0.1 * waves((6,), 0.8)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +156,8 @@ def test_prograd_keeps_a_gradient_that_agrees_and_projects_one_that_opposes(task
 
 
 def test_cocoop_moves_every_token_by_what_its_network_makes_of_the_image(task):
-    parameters = {"context": CONTEXT, "down": 0.3 * waves((2, 8), 0.5), "down_bias": 0.1 * waves((2,), 0.6),
-                  "up": 0.3 * waves((6, 2), 0.7), "up_bias": 0.1 * waves((6,), 0.8)}
-    vectors = task.tower.encode_several(conditional(**parameters, rows=SUPPORT))
+    parameters = NETWORK
+    vectors = task.tower.encode_several(conditional(**parameters, features=SUPPORT))
     logits = 100 * (vectors @ SUPPORT.unsqueeze(-1)).squeeze(-1)
     near(logits[0], [92.368395, 92.560507, 92.936200])
     near(logits[2], [85.441169, 86.357700, 88.169527])
@@ -207,13 +217,93 @@ def test_mocoop_mixes_the_logits_of_the_contexts_that_its_router_chooses(task):
     assert gates(torch.tensor([[3.0, 1.0, 2.0]]), 1).tolist() == [[1.0, 0.0, 0.0]]
 
 
+def test_cpl_changes_an_image_as_little_as_makes_it_another_class(task):
+    mask = torch.sigmoid(waves((8,), 1.9)).expand(1, -1)
+    near(counterfactual(SUPPORT[:1], SUPPORT[2:3], mask),
+         [0.567386, -0.374363, 0.095772, -0.326042, 0.575786, 0.162664, 0.031779, 0.251892])
+    own, other = WEIGHTS[0], WEIGHTS[1]
+    gain, needed = (other - own) * (SUPPORT[2] - SUPPORT[0]), ((own - other) * SUPPORT[0]).sum()
+    found = smallest_mask(gain[None], needed[None])
+    near((found * gain).sum(), float(needed))
+    assert ((found >= 0) & (found <= 1)).all()
+    least = linprog([1] * 8, A_ub=[(-gain).tolist()], b_ub=[-float(needed)], bounds=(0, 1))
+    near(found.sum(), least.fun)
+    assert smallest_mask(gain[None], -needed[None]).eq(0).all()
+    assert torch.equal(smallest_mask(gain[None], needed[None] + 9), (gain > 0).double()[None])
+    vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    assert nearest(vectors, torch.tensor([True, True, True])).tolist() == [1, 0, 1]
+    assert nearest(vectors, torch.tensor([True, False, True])).tolist() == [2, 0, 0]
+    assert nearest(vectors, torch.tensor([False, False, True])).tolist() == [2, 2, 2]
+
+
+def test_cpl_takes_its_penalty_from_counterfactuals_alone(task):
+    """Of a single class with images nothing is near, so that the penalty moves nothing."""
+    alone, context = replace(task, support=Rows(SUPPORT[:2], LABEL[:2])), CONTEXT.clone().requires_grad_()
+    steps = []
+    for rows in (alone, task):
+        method = CPL(weight=5.0)
+        losses = [each.loss(each.prepare(rows), {"context": context}, rows.support.unit, rows.support.label,
+                            torch.Generator()) for each in (CoOp(), method)]
+        steps.append([gradient(loss, context) for loss in losses])
+    torch.testing.assert_close(steps[0][1], steps[0][0], rtol=0, atol=1e-12)
+    assert (steps[1][1] - steps[1][0]).abs().max() > 1e-3
+
+
+def test_gopro_contrasts_images_by_two_views_and_holds_their_class_vectors_together(task):
+    near(nt_xent(VIEWS[:, 1], VIEWS[:, 2], 0.1), [1.478234])
+    seen = replace(task, support=Rows(QUERIES[:4], torch.tensor([0, 1, 2, 0]), VIEWS[:, :3]))
+    method = GOPro(contrast=0.0, batch_size=2)
+    rows, label = method.training_rows(seen, seen, 0)
+    near(rows.view(4, 3, 8), unit(VIEWS[:, :3]).flatten().tolist())
+    steps = method.batches(len(label), torch.Generator().manual_seed(0))
+    assert sorted(torch.cat(steps).tolist()) == list(range(12))
+    assert all((step.view(-1, 3) - step.view(-1, 3)[:, :1]).tolist() == [[0, 1, 2]] * 2 for step in steps)
+    plain, held = (GOPro(contrast=0.0, consistency=weight).loss(task, NETWORK, rows, label, torch.Generator())
+                   for weight in (0.0, 1.0))
+    near(plain, [float(cross_entropy(CoCoOp().logits(task, QUERIES[:4], CoCoOp().vectors_of(
+        task, NETWORK, QUERIES[:4])), seen.support.label))])
+    vectors = CoCoOp().vectors_of(task, NETWORK, rows).view(4, 3, 3, 8)
+    near(held - plain, [float((vectors[:, 1:] - vectors[:, :1]).square().mean() * 2)])
+
+
+def test_stylip_moves_each_token_by_mean_and_deviation_of_every_block(task):
+    patches = unit(COMMON + 0.15 * CLASSES[(torch.arange(2)[:, None] + torch.arange(9)) % 3]
+                   + 0.20 * unit(waves((2, 9, 8), 4.4)))
+    statistics = statistics_of(torch.cat([torch.full((2, 1, 8), 7.0), patches], dim=1))
+    near(statistics[0, 0], [0.521441, -0.365240, 0.172114])
+    near(statistics[0, 1], [0.088133, 0.096716, 0.050493])
+    both = torch.stack([statistics, 3 * statistics.flip(2)], dim=1)
+    styled = replace(task, support=Rows(SUPPORT[:2], LABEL[:2], others={"statistics": both}))
+    method = StyLIP()
+    parameters = {"context": CONTEXT, "down": 0.3 * waves((2, 32), 0.5), "down_bias": 0.1 * waves((2,), 0.6),
+                  "up": 0.3 * waves((24, 2), 0.7), "up_bias": 0.1 * waves((24,), 0.8)}
+    rows, label = method.training_rows(styled, styled, 0)
+    features = torch.cat([unit(each.flatten(1)) for each in both.unbind(1)], dim=1)
+    hidden = (features @ parameters["down"].T + parameters["down_bias"]).relu()
+    context = CONTEXT + (hidden @ parameters["up"].T + parameters["up_bias"]).view(2, 4, 6)
+    logits = torch.stack([100 * task.tower.encode(each) @ row for each, row in zip(context, SUPPORT, strict=False)])
+    near(method.loss(styled, parameters, rows, label, torch.Generator()), [float(cross_entropy(logits, LABEL[:2]))])
+
+
 def test_tai_dpt_ranks_named_classes_above_others(task):
     captions = unit(COMMON + 0.15 * CLASSES[torch.arange(10) % 3] + 0.20 * unit(waves((10, 8), 7.7)))[:4]
     scores = 4 * captions @ CoOp().vectors(task, {"context": CONTEXT}).T
     near(scores[0], [3.722862, 3.733693, 3.767080])
     before = scores.clone()
-    near(ranking_loss(scores, torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()), [2.019539])
+    named = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 0]]).bool()
+    near(ranking_loss(scores, named), [2.019539])
     assert torch.equal(scores, before)
+    # As a text set has them: a sentence once for each class that it names, class by class.
+    index, sentence = named.T.nonzero(as_tuple=True)
+    several = replace(task, text=Text(captions[sentence], index, NAMES))
+    method = TaIDPT()
+    rows, label = method.training_rows(several, method.prepare(several), 0)
+    assert len(rows) == 4
+    near(method.loss(method.prepare(several), {"context": CONTEXT}, rows, label, torch.Generator()), [2.019539])
+    with recording() as recorder:
+        fitted = TaIDPT(words="", length=4, epochs=2).fit(several)
+    assert len(recorder.history(TaIDPT(words="", length=4, epochs=2)).train_loss) == 2
+    assert fitted.logits(SUPPORT).shape == (6, 3)
 
 
 QUERIES = unit(COMMON + 0.15 * CLASSES[torch.arange(12) % 3] + 0.20 * unit(waves((12, 8), 5.1)))

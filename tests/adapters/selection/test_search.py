@@ -1,13 +1,14 @@
 """What a selection tries: grids, random draws, halving; and that narrow products only search."""
 
 import math
+import statistics
 
 import pytest
 import torch
 
 from onceclip.adapters import GDA, ClipAdapter, LinearProbeAdamW, LpClip, MethodError, TipAdapter, fit_selected
 from onceclip.adapters.heads.batched import batched_logits, join
-from onceclip.adapters.selection.search import Search
+from onceclip.adapters.selection.search import Search, between
 from onceclip.adapters.training import engine
 from onceclip.adapters.training.compile import _CURRENT, Compiling, compiling
 from onceclip.adapters.training.engine import train
@@ -15,18 +16,18 @@ from onceclip.adapters.training.loop import Run
 
 
 def test_a_grid_is_all_combinations_in_order():
-    settings = Search().settings({"a": (1.0, 2.0), "b": ("x", "y")}, seed=0)
+    settings, = Search().proposals({"a": (1.0, 2.0), "b": ("x", "y")}, seed=0)
     assert settings == [{"a": 1.0, "b": "x"}, {"a": 1.0, "b": "y"}, {"a": 2.0, "b": "x"}, {"a": 2.0, "b": "y"}]
 
 
 def test_random_draws_span_the_range_on_a_logarithmic_scale_and_follow_the_seed():
     free = {"l2": (1e-4, 1e-6, 1e-2), "share": (0.0, 1.0), "kind": ("x", "y"), "epochs": (5, 10)}
     search = Search.parse("random:400")
-    draws = search.settings(free, seed=3)
-    assert draws == search.settings(free, seed=3) != search.settings(free, seed=4)
+    draws, again, others = (next(search.proposals(free, seed)) for seed in (3, 3, 4))
+    assert draws == again != others
     assert len(draws) == 400
     assert draws[0] == {name: values[0] for name, values in free.items()}  # the defaults
-    assert search.settings({}, seed=3) == [{}]
+    assert list(search.proposals({}, seed=3)) == [[{}]]
     logarithms = [math.log10(draw["l2"]) for draw in draws]
     assert min(logarithms) >= -6
     assert max(logarithms) <= -2
@@ -36,9 +37,9 @@ def test_random_draws_span_the_range_on_a_logarithmic_scale_and_follow_the_seed(
     assert {draw["epochs"] for draw in draws} == {5, 10}
 
 
-@pytest.mark.parametrize("text", ["guess", "random", "random:x", "random:0", "halving:-1"])
+@pytest.mark.parametrize("text", ["guess", "random", "random:x", "random:0", "halving:-1", "optuna"])
 def test_a_search_that_does_not_exist_is_named(text):
-    with pytest.raises(MethodError, match="random:"):
+    with pytest.raises(MethodError, match=r"(random|optuna):30"):
         Search.parse(text)
 
 
@@ -92,15 +93,14 @@ def test_halves_lie_between_the_best_value_and_its_neighbours():
     free = {"C": (1.0, 100.0, 10000.0), "kind": ("x", "y"), "shots": (1, 2), "decay": (0.0, 1e-4)}
     best = {"C": 100.0, "kind": "y", "shots": 2, "decay": 1e-4, "other": 7.0}
     tried = [{**best, "C": value, "decay": decay} for value in free["C"] for decay in free["decay"]]
-    search = Search.parse("halves")
-    found = search.between(tried, best, free)
+    found = between(tried, best, free)
     assert [each["C"] for each in found] == pytest.approx([10.0, 1000.0])
     assert all({**best, **each, "C": 100.0} == best and "other" not in each for each in found)
-    assert [each["C"] for each in search.between(tried + found, found[0] | best, free)] == pytest.approx([31.6, 316.2],
+    assert [each["C"] for each in between(tried + found, found[0] | best, free)] == pytest.approx([31.6, 316.2],
                                                                                                           rel=1e-3)
     edge = {**best, "C": 1.0}
-    assert [each["C"] for each in search.between(tried, edge, free)] == pytest.approx([10.0])
-    assert search.settings(free, 0) == Search().settings(free, 0)
+    assert [each["C"] for each in between(tried, edge, free)] == pytest.approx([10.0])
+    assert next(Search("halves").proposals(free, 0)) == next(Search().proposals(free, 0))
 
 
 def test_halves_reach_the_grid_of_97_decays_of_the_published_probe(make_task):
@@ -128,6 +128,48 @@ def test_halves_of_a_method_without_training_go_by_leave_one_out_too(make_task):
     grid, halves = (fit_selected(TipAdapter(), task, "loo", search=Search.parse(text)) for text in ("grid", "halves"))
     assert halves.cost <= grid.cost
     assert halves.tried > grid.tried
+
+
+def test_what_optuna_proposes_begins_with_the_defaults_follows_the_seed_and_nears_the_best():
+    """A valley at 1e-3 and "y": the later settings are nearer to it than random ones; nothing is proposed twice."""
+    free = {"l2": (1e-6, 1e-5, 1e-1), "kind": ("x", "y"), "epochs": (5, 10)}
+
+    def cost(setting):
+        l2 = setting.get("l2", 1e-3)
+        return math.inf if l2 > 0.05 else abs(math.log10(l2) + 3) + (setting["kind"] == "x")
+
+    def proposed(search, free, seed):
+        settings, proposals = [], search.proposals(free, seed)
+        try:
+            settings += (some := next(proposals))
+            while True:
+                settings += (some := proposals.send([(cost(each), 0.0) for each in some]))
+        except StopIteration:
+            return settings
+
+    search = Search.parse("optuna:40")
+    settings = proposed(search, free, 3)
+    assert settings == proposed(search, free, 3) != proposed(search, free, 4)
+    assert settings[0] == {"l2": 1e-6, "kind": "x", "epochs": 5}
+    assert len(settings) == 40
+    late, drawn = (statistics.fmean(statistics.median(map(cost, proposed(Search.parse(text), free, seed)[20:]))
+                                    for seed in range(4)) for text in ("optuna:40", "random:40"))
+    assert late < drawn
+    few = proposed(search, {"kind": ("x", "y")}, 3)
+    assert sorted(each["kind"] for each in few) == ["x", "y"]
+    assert next(search.proposals({}, 3)) == [{}]
+
+
+@pytest.mark.parametrize("policy", ["val", "loo"])
+def test_optuna_finds_nothing_worse_than_the_defaults_and_the_mixing_weight_is_exact(make_task, policy):
+    method, task = TipAdapter(alpha=30.0), make_task((4, 4, 4), val=15, noise=0.9)
+    found, again = (fit_selected(method, task, policy, search=Search.parse("optuna:14")) for _ in range(2))
+    assert found.classifier.hyperparameters == again.classifier.hyperparameters
+    assert found.tried == 14
+    assert found.cost <= fit_selected(method, task, policy, {"beta"}).cost
+    beta = found.classifier.hyperparameters["beta"]
+    same = fit_selected(TipAdapter(beta=beta, alpha=30.0), task, policy, {"beta"})
+    assert same.classifier.hyperparameters["alpha"] == found.classifier.hyperparameters["alpha"] != method.alpha
 
 
 def with_search(method, name, values):

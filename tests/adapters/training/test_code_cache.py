@@ -1,8 +1,6 @@
 """Code is made once for all processes, and never taken for what it is not."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import torch
 from onceclip.adapters import ClipAdapter, ZeroShotLinearProbe
 from onceclip.adapters.training import code_cache
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("own_folder")
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys, torch
@@ -30,26 +28,21 @@ print(len(made), "torch._inductor" in sys.modules, classifier.head.weight.sum().
 
 
 @pytest.fixture
-def elsewhere(monkeypatch, tmp_path):
+def own_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(code_cache, "_loaded", {})
 
 
-def run():
-    """Whatever folder and environment an earlier test left."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, cwd=ROOT,
-                          env=environment)
-    assert not done.returncode, done.stderr
-    return done.stdout.split()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_a_second_process_loads_what_the_first_had_made_and_a_damaged_file_is_not_loaded():
-    first, second = run(), run()
-    assert first[:2] == ["1", "True"]
-    assert second == ["0", "False", first[2]]  # the compiler is not even imported
+def test_a_second_process_loads_what_the_first_had_made_and_a_damaged_file_is_not_loaded(
+        forked, process, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    first, second = forked("-c", PROGRAM), process("-c", PROGRAM)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    *made, weight = first.stdout.split()
+    assert made == ["1", "True"]
+    assert second.stdout.split() == ["0", "False", weight]  # the compiler is not even imported
     file, = code_cache.folder().glob("*.so")
     whole = file.read_bytes()
     for damaged in (whole[:len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):

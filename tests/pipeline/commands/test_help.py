@@ -43,7 +43,14 @@ def test_every_command_stands_in_a_group_and_every_name_of_the_tables_exists(run
     text = run("--help").stdout
     assert [text.index(f"\n{title}:") for title in COMMANDS] == sorted(text.index(f"\n{title}:") for title in COMMANDS)
     assert all(f"\n  {name} " in text for name in NAMES)
+    assert "...\n" not in text.partition("Begin:")[2], "what a command does is cut off on a terminal of 80 columns"
     options = {option.lstrip("-") for command in main.commands.values() for param in command.params
                for option in param.opts} | {"help", "help-all"}
     assert set(OPTIONS) <= options
     assert {name for names in COMMANDS.values() for name in names} == set(NAMES)
+
+
+def test_who_names_no_model_is_told_of_one(run: Callable[..., Any]) -> None:
+    result = run("extract", "photos", "photos.zarr")
+    assert result.exit_code == 2
+    assert "--model ViT-B-32 --pretrained laion2b_s34b_b79k, or --model demo" in result.output

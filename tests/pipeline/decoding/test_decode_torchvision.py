@@ -201,7 +201,7 @@ def test_parts_and_workers_make_the_store_of_one_process(photographs: Path, tmp_
                                                          run_json: Callable[..., Any]) -> None:
     """An encoder of one's own with a Preparation takes part in it too."""
     ways: dict[str, list[tuple[Any, ...]]] = {
-        "one": [()], "workers": [("--local-workers", 2)], "parts": [("--part", "1/2"), ("--part", "2/2")]}
+        "one": [()], "workers": [("--local-workers", 1)], "parts": [("--part", "1/2"), ("--part", "2/2")]}
     stores = {}
     for name, calls in ways.items():
         for options in calls:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onceclip.pipeline.decoding import decoders
 from onceclip.pipeline.decoding.decoders import Decoders
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.errors import DecoderError, SourceError
@@ -97,6 +98,13 @@ def square(tmp_path: Path) -> Callable[[int], LocalFile]:
     return make
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stands still for two seconds is taken for one that hangs, not only after five."""
+    monkeypatch.setattr(decoders, "_LOOK", 0.25)
+    monkeypatch.setattr(decoders, "_QUIET", 2.0)
+
+
 def collect(images: list[Any], size: int = 4, preparation: Preparation = SMALL, **options: Any) -> list[Any]:
     """(number, first pixel or None, reason, digest) of all images."""
     found: list[Any] = []
@@ -149,8 +157,10 @@ def test_what_a_decoder_dies_of_keeps_its_digest_so_that_it_is_not_tried_again(
 
 @pytest.mark.parametrize(("how", "times"), [("SIGKILL", 2), ("SIGSTOP", 1)])
 def test_an_image_whose_process_is_killed_or_stopped_is_done_by_another_one(
-        strange: Any, square: Callable[[int], LocalFile], how: str, times: int) -> None:
+        strange: Any, square: Callable[[int], LocalFile], how: str, times: int, request: pytest.FixtureRequest) -> None:
     """As by the kernel for want of memory; a stopped process ends by no timer of its own."""
+    if how == "SIGSTOP":
+        request.getfixturevalue("impatient")
     images = [square(each + 1) for each in range(12)]
     images[5] = strange.Strange(how, Path(square(6).path), times=times)
     found = collect(images, 16, processes=1, timeout=0.5)
@@ -159,11 +169,14 @@ def test_an_image_whose_process_is_killed_or_stopped_is_done_by_another_one(
 
 @pytest.mark.parametrize(("how", "reason"), [
     ("SIGKILL", "ended from outside (SIGKILL"), ("no memory", "ended from outside (SIGKILL"),
-    pytest.param("hangs", "hung while it was read", marks=pytest.mark.slow),
+    ("hangs", "hung while it was read"),
     ("broken disk", "cannot be read (Input/output error)"),
 ])
 def test_an_image_that_the_machine_never_lets_through_is_interrupted_and_not_bad(
-        strange: Any, square: Callable[[int], LocalFile], how: str, reason: str) -> None:
+        strange: Any, square: Callable[[int], LocalFile], how: str, reason: str,
+        request: pytest.FixtureRequest) -> None:
+    if how == "hangs":
+        request.getfixturevalue("impatient")
     images = [square(1), strange.Strange(how, Path(square(9).path)), square(2)]
     with Decoders(3, 1, timeout=0.5) as decoders:
         batch, = decoders.batches(enumerate(images), SMALL, 4, slots=2)
@@ -267,7 +280,7 @@ def test_no_process_outlives_a_parent_that_is_killed(strange: Any, square: Calla
     code = ("import sys, time; sys.path.insert(0, sys.argv[1]); import strange_contents as s, pathlib;"
             "from onceclip.pipeline.decoding.decoders import Decoders;"
             "from onceclip.pipeline.decoding.preparation import Preparation;"
-            "d = Decoders(2, 2, timeout=0.2); c = s.Strange(sys.argv[2], pathlib.Path(sys.argv[3]));"
+            "d = Decoders(2, 2, timeout=0.1); c = s.Strange(sys.argv[2], pathlib.Path(sys.argv[3]));"
             "b = d.batches(enumerate([c, c]), Preparation((8, 8)), 1, 2)\n"
             "if sys.argv[2] == 'waits': next(b); print('ready', flush=True); time.sleep(60)\n"
             "else: print('ready', flush=True); next(b)")

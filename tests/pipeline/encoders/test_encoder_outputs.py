@@ -18,7 +18,7 @@ from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.open_clip_models import OpenClipBackend
 from onceclip.pipeline.errors import EncoderError
 
-ALL = ("embedding", "preproj", "token")
+ALL = ("embedding", "preproj", "token", "statistics")
 
 
 def pixels(count: int = 5, size: int = 32) -> np.ndarray:
@@ -76,27 +76,33 @@ def test_several_outputs_cost_one_pass_and_leave_the_embedding_as_it_is(encoder:
     several = encoder.encode_images(pixels(), ALL, tokens)
     assert np.array_equal(several["embedding"], encoder.encode_images(pixels())["embedding"])
     assert {name: values.shape for name, values in several.items()} == {
-        "embedding": (5, 64), "preproj": (5, 96), "token": (5, 16, 64)}
+        "embedding": (5, 64), "preproj": (5, 96), "token": (5, 16, 64), "statistics": (5, 3, 2, 96)}
     np.testing.assert_allclose(several["preproj"] @ encoder.projection, several["embedding"], atol=1e-5, rtol=1e-5)
-    assert encoder.output_shapes(ALL, tokens) == {"embedding": (64,), "preproj": (96,), "token": (16, 64)}
+    assert encoder.output_shapes(ALL, tokens) == {"embedding": (64,), "preproj": (96,), "token": (16, 64),
+                                                  "statistics": (3, 2, 96)}
 
 
-def test_the_two_kinds_of_patch_tokens_are_what_they_are_named_after(encoder: Any) -> None:
+def test_patch_tokens_of_two_kinds_and_statistics_of_blocks_are_what_they_are_named_after(encoder: Any) -> None:
     """MaskCLIP's equation, written once more with the layers' own calls."""
     visual = encoder.model.visual
     with torch.inference_mode():
         start = visual._embeds(encoder._normalised(torch.from_numpy(pixels())))
-        before = start
+        before, style = start, []
         for block in visual.transformer.resblocks[:-1]:
             before = block(before)
+            style.append((before[:, 1:].mean(1), before[:, 1:].std(1, correction=0)))
         block = visual.transformer.resblocks[-1]
         value = block.ln_1(before) @ block.attn.in_proj_weight[-96:].T + block.attn.in_proj_bias[-96:]
         aligned = visual.ln_post(block.attn.out_proj(value))[:, 1:] @ visual.proj
         last = visual.ln_post(block(before))[:, 1:] @ visual.proj
+        style.append((block(before)[:, 1:].mean(1), block(before)[:, 1:].std(1, correction=0)))
     for tokens, expected in (("value", aligned), ("last", last)):
         found = encoder.encode_images(pixels(), ("token",), tokens)["token"]
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
     assert not np.allclose(aligned.numpy(), last.numpy(), atol=0.1)
+    for several in (pixels(), pixels()[:1]):
+        found = encoder.encode_images(several, ("statistics",))["statistics"]
+        np.testing.assert_allclose(found, np.stack([np.stack(each, 1) for each in style], 1)[:len(several)], atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"ls_init_value": 0.1}, {"final_ln_after_pool": True}, {"no_ln_pre": True},
@@ -125,6 +131,8 @@ def test_a_residual_network_gives_what_its_attention_pooled_before_the_projectio
     assert encoder.output_shapes(("token",), "value") == {"token": (1, 16)}
     with pytest.raises(EncoderError, match="no patch tokens; --tokens value"):
         encoder.encode_images(pixels(), ("token",), "last")
+    with pytest.raises(EncoderError, match=r"statistics.*blocks of one width"):
+        encoder.output_shapes(("statistics",))
 
 
 def test_a_tower_of_timm_gives_what_comes_before_its_linear_head(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +146,7 @@ def test_a_tower_of_timm_gives_what_comes_before_its_linear_head(monkeypatch: py
 
 
 @pytest.mark.parametrize(("outputs", "tokens", "text"), [
-    (("embeding",), "last", "no output embeding: there are embedding, preproj, token"),
+    (("embeding",), "last", "no output embeding: there are embedding, preproj, token, statistics"),
     (("token",), "first", "no output first"), ((), "last", "none given")])
 def test_an_output_that_does_not_exist_is_named(encoder: Any, outputs: Any, tokens: str, text: str) -> None:
     with pytest.raises(EncoderError, match=text):

@@ -143,10 +143,11 @@ def test_clip_gives_further_outputs_and_siglip_says_why_not(folders: dict[str, P
     plain = clip.encode_images(pixels)["embedding"]
     kinds = {}
     for tokens in ("last", "value"):
-        several = clip.encode_images(pixels, ("embedding", "preproj", "token"), tokens)
+        several = clip.encode_images(pixels, ("embedding", "preproj", "token", "statistics"), tokens)
         assert np.array_equal(several["embedding"], plain)
         np.testing.assert_allclose(several["preproj"] @ clip.projection, plain, atol=1e-5)
         assert several["token"].shape == (3, 16, 16)
+        assert several["statistics"].shape[::2] == (3, 2)
         kinds[tokens] = several["token"]
     assert not np.allclose(kinds["last"], kinds["value"], atol=1e-3)
     assert siglip.projection is None

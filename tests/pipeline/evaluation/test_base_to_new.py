@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import METHODS, MethodError
+from onceclip.pipeline.api.stores import add_tower
 from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import evaluate
@@ -23,7 +24,8 @@ from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.summary import tables
 from onceclip.pipeline.tasks.classes import names_of
-from onceclip.pipeline.tasks.tasks import for_text, make_task
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.tasks import draw_task, for_text
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.identity import fingerprint
 
@@ -59,7 +61,7 @@ def test_classes_that_a_store_does_not_have_are_one_line(imported: Store, arrays
     with pytest.raises(TaskError, match="has 3 classes: base and new classes need two each"):
         fit(small, spec_of("zero-shot"))
     with pytest.raises(TaskError, match="no task of 'new' classes"):
-        make_task(imported, 2, classes="new")
+        draw_task(imported, DrawSpec(2, classes="new"))
 
 
 def test_scores_are_those_of_each_half_among_its_own_classes(imported: Store, arrays: Arrays) -> None:
@@ -226,12 +228,15 @@ def test_a_store_of_another_encoder_is_refused(imported: Store, arrays: Arrays, 
         for_text(fit(imported, RunSpec("zero-shot")).classifier, stranger)
 
 
-@pytest.mark.parametrize("name", ["prolip", "vt-clip"])
+@pytest.mark.parametrize("name", ["prolip", "vt-clip", "stylip"])
 def test_methods_of_other_outputs_serve_new_classes_too(tmp_path: Path, image_folder: Path,
                                                         extract_demo: Callable[..., Any], name: str) -> None:
     """Projection and number of tokens come from the store, whose images are not looked at."""
-    outputs = {"prolip": OutputOptions(preproj=True), "vt-clip": OutputOptions(tokens="last")}[name]
+    outputs = {"prolip": OutputOptions(preproj=True), "vt-clip": OutputOptions(tokens="last"),
+               "stylip": OutputOptions(layer_statistics=True)}[name]
     extract_demo(image_folder, tmp_path / "s.zarr", outputs=outputs)
+    if name == "stylip":
+        add_tower(str(tmp_path / "s.zarr"))
     fitted = fit(open_store(str(tmp_path / "s.zarr")), spec_of(name))
     new = for_text(fitted.classifier, open_store(str(tmp_path / "s.zarr")), classes="new")
     assert new.class_names == ("disc", "ring")

@@ -72,7 +72,8 @@ def test_the_record_says_what_was_seen_fitted_and_assumed(imported: Store, adapt
     record = found["inference"]
     assert {name: record[name] for name in ("name", "sees", "prior", "fitted_on", "transductive")} == {
         "name": "prior-bias", "sees": "set", "prior": "uniform", "fitted_on": "train", "transductive": False}
-    assert record["hyperparameters"] == {"marginal": "uniform", "temperature": 1.0, "steps": 50, "fit_on": "train"}
+    assert record["hyperparameters"] == {"marginal": "uniform", "prior": "", "temperature": 1.0, "steps": 50,
+                                         "fit_on": "train"}
     assert {**record["query"], "keys": ""} == {"store": imported.fingerprint, "split": "test", "n": 48, "keys": ""}
     assert (record["fit"]["split"], record["fit"]["n"]) == ("train", 120)
     assert record["alone"]["accuracy"] == onceclip.evaluate(adapter, imported)["accuracy"]
@@ -80,6 +81,41 @@ def test_the_record_says_what_was_seen_fitted_and_assumed(imported: Store, adapt
     transductive = onceclip.evaluate(adapter, imported, inference="stata")["inference"]
     assert (transductive["transductive"], transductive["fitted_on"], transductive["fit"]) == (True, "query", None)
     json.dumps(found, allow_nan=False)
+
+
+def test_a_prior_from_a_file_is_what_the_rows_then_have_by_name(run: Run, run_json: RunJson, imported: Store,
+                                                                adapter: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "shares.csv"
+    names = imported.classes
+    lines.write_text("class,share\n" + "\n".join(f"{name},{number + 1}" for number, name in enumerate(names[::-1])))
+    asked = ["evaluate", adapter, imported.path, "--inference", "prior-bias", "--inference-set"]
+    found = run_json(*asked, f"prior={lines}", "--save", tmp_path / "left")
+    assert json.loads(found["inference"]["hyperparameters"]["prior"]) == {
+        name: float(len(names) - number) for number, name in enumerate(names)}
+    assert found["inference"]["prior"] == "given"
+    left, fitted = load_classifier(tmp_path / "left"), imported.embeddings(imported.rows("train"))
+    expected = torch.arange(len(names), 0, -1) / sum(range(len(names) + 1))
+    assert torch.allclose(left.logits(fitted).softmax(dim=1).mean(dim=0), expected, atol=1e-3)
+    for change, message in ((f"{names[0]},0\n", "give numbers above 0"), ("ghost,1\n", "'ghost'"),
+                            (f"{names[0]},1\n", "has no share of"), (f"{names[0]},1\n{names[0]},1\n", "named twice"),
+                            ("a\n", "CLASS,SHARE"), ("", "has no shares by class")):
+        lines.write_text(change)
+        result = run(*asked, f"prior={lines}")
+        assert result.exit_code != 0
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize("shots", [8, None])
+def test_a_memory_of_the_support_is_read_from_the_store_that_the_adapter_was_fitted_on(
+        shots: int | None, imported: Store) -> None:
+    fitted = fit(imported, RunSpec("gda", shots)).classifier
+    found = onceclip.evaluate(fitted, imported, inference="dmn", inference_values={"static": 1}, orders="1")
+    assert found["inference"]["diagnostics"]["static"] == len(fitted.provenance["support"]["keys"]
+                                                              if shots else imported.rows("train"))
+    noisy = replace(fitted, provenance={**fitted.provenance, "support": {
+        **fitted.provenance["support"], "fingerprint": "0" * 32}})
+    with pytest.raises(MethodError, match="are others"):
+        onceclip.evaluate(noisy, imported, inference="dmn", inference_values={"static": 1})
 
 
 @pytest.mark.parametrize("name", [name for name in SETS if INFERENCES[name].leaves_classifier])
@@ -193,7 +229,7 @@ def test_the_command_prints_the_adapter_alone_and_with_the_strategy(run: Run, im
     (["--inference", "stata", "--inference-set", "alpha=-1"], "alpha=-1 is not between 0"),
     (["--inference", "stata", "--inference-set", "beta=1"], "no hyperparameter 'beta' of stata"),
     (["--inference-set", "alpha=1"], "add inference (--inference)"),
-    (["--inference", "zlap", "--save", "x"], "leaves no adapter behind"),
+    (["--inference", "reclip", "--save", "x"], "leaves no adapter behind"),
     (["--inference", "stata", "--save", "x", "--batches", "2"], "no batches"),
     (["--inference", "stata", "--effective-classes", "1-2"], "add --batches N"),
     (["--inference", "stata", "--batches", "2", "--effective-classes", "a"], "is no range"),

@@ -14,15 +14,16 @@ from onceclip.adapters import METHODS
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.tasks import tasks
-from onceclip.pipeline.tasks.tasks import Drawn, draw_task
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_task
 from onceclip.stores import Store, open_store
 
 Arrays = dict[str, np.ndarray]
 ImportOf = Callable[..., Store]
 
 
-def drawn(store: Store, shots: int | None = 4, **more: Any) -> Drawn:
-    return draw_task(store, shots, unlabelled=True, **more)
+def drawn(store: Store, shots: int | None = 4, seed: int = 1, **more: Any) -> Drawn:
+    return draw_task(store, DrawSpec(shots, seed, **more), inputs=Inputs(unlabelled=True))
 
 
 def test_unlabelled_rows_are_the_train_rows_outside_the_draw(imported: Store) -> None:
@@ -32,7 +33,7 @@ def test_unlabelled_rows_are_the_train_rows_outside_the_draw(imported: Store) ->
     rows = made.unlabelled.rows
     assert set(rows) == set(imported.rows("train")) - set(made.support.rows)
     np.testing.assert_array_equal(made.task.unlabelled.numpy(), imported.embeddings(rows))
-    assert draw_task(imported, 4).task.unlabelled is None
+    assert draw_task(imported, DrawSpec(4)).task.unlabelled is None
     assert drawn(imported, None).task.unlabelled is None
 
 

@@ -14,6 +14,7 @@ import torch
 
 from onceclip.adapters import Classifier, load_classifier
 from onceclip.adapters.heads import Linear
+from onceclip.pipeline.api.stores import add_tower
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import PredictionError, SourceError
 from onceclip.pipeline.evaluation.evaluate import evaluate
@@ -130,12 +131,14 @@ def rich(image_folder: Path, tmp_path_factory: pytest.TempPathFactory, extract_d
     shutil.copytree(image_folder, root / "images")
     (root / "images" / "disc" / "disc-3x.png").write_bytes(b"no image")
     extract_demo(root / "images", root / "s.zarr", dtype="float32",
-                 outputs=OutputOptions(preproj=True, tokens="value"))
+                 outputs=OutputOptions(preproj=True, tokens="value", layer_statistics=True))
+    add_tower(str(root / "s.zarr"))
     return root / "images", open_store(str(root / "s.zarr"))
 
 
 @pytest.mark.parametrize(("method", "values"), [
-    ("tip-adapter", {}), ("linear-probe-preproj", {}), ("sgva", {"epochs": 2}), ("vt-clip", {"epochs": 2})])
+    ("tip-adapter", {}), ("linear-probe-preproj", {}), ("sgva", {"epochs": 2}), ("vt-clip", {"epochs": 2}),
+    ("stylip", {"epochs": 2, "network": "random"})])
 def test_images_and_their_store_get_the_same_answers_whatever_the_adapter_takes(
         rich: tuple[Path, Store], encoder: Any, tmp_path: Path, method: str, values: dict[str, Any]) -> None:
     folder, store = rich

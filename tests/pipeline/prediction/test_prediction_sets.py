@@ -65,6 +65,35 @@ def test_evaluate_counts_sets_and_predict_writes_the_same_ones(store: Store, tmp
     assert "set" not in (tmp_path / "plain.csv").read_text().splitlines()[0].split(",")
 
 
+def test_rows_of_fit_and_sweep_count_the_sets_that_evaluate_counts(store: Store, tmp_path: Path,
+                                                                   run: Callable[..., Any]) -> None:
+    """Rows that lack them are made again, for another probability too; a method without scores has none."""
+    done = run("fit", store.path, "--method", "gda", "--shots", "8", "--coverage", "0.9", "--out", tmp_path / "adapter")
+    assert "sets of 90.00 % (aps, on val rows)" in done.stdout
+    row = json.loads((tmp_path / "adapter" / "results.jsonl").read_text())
+    assert row["sets"] == onceclip.evaluate(tmp_path / "adapter", store, coverage=0.9)["sets"]
+
+    def swept(**further: Any) -> list[dict[str, Any]]:
+        return onceclip.sweep(store, methods=["gda", "linear-probe-adamw"], shots=8, seeds=[1],
+                              out=tmp_path / "results", select=None, **further)
+
+    assert "sets" not in swept()[0]
+    rows = swept(coverage=0.9)
+    assert rows[0]["sets"] == row["sets"]
+    assert rows[0]["accuracy"] == row["accuracy"]
+    assert swept(coverage=0.9) == swept() == rows
+    assert swept(coverage=0.5)[0]["sets"][0]["coverage_asked"] == 0.5
+    frame = onceclip.results(tmp_path / "results")
+    assert frame["coverage_lac"][0] == swept()[0]["sets"][0]["coverage"]
+    bare = run("fit", store.path, "--method", "linear-probe-adamw", "--shots", "2", "--select", "fixed", "--set",
+               "epochs=2", "--coverage", "0.9")
+    assert "sets             none" in bare.stdout
+    refused = run("sweep", store.path, "--methods", "gda", "--inference", "stata", "--coverage", "0.9", "--out",
+                  tmp_path)
+    assert refused.exit_code == 1
+    assert "leave --inference out" in refused.stderr
+
+
 def test_from_python_predictions_have_sets_where_a_coverage_is_asked_for(store: Store) -> None:
     classifier = onceclip.fit(store, "gda", shots=8).classifier
     found = onceclip.predict(classifier, store, split="test", coverage=0.8)

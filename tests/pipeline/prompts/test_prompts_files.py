@@ -41,6 +41,19 @@ def test_prompts_are_joined_to_classes_by_name_whatever_the_order_of_the_file(fi
     assert sentences(file(turned)) == {name: tuple(lines) for name, lines in GOOD.items()}
 
 
+def test_sentences_of_a_text_file_are_of_every_class_that_they_name(file: Callable[..., Path]) -> None:
+    phrases = {"dog": "dog", "frank": "hot dog", "bus": "bus", "coach": "Bus"}
+    lines = "A dog eats a hot dog.\n\ntwo Dogs in  buses\nHot dogs!\na dogma about business\na dog, and a dog\n"
+    made = build_prompts(phrases, (), load_descriptions(file(lines, "captions.txt")))
+    assert [made.of_class(name) for name in phrases] == [
+        ("A dog eats a hot dog.", "two Dogs in buses", "a dog, and a dog"), ("A dog eats a hot dog.", "Hot dogs!"),
+        ("two Dogs in buses",), ("two Dogs in buses",)]
+    with pytest.raises(PromptError, match=r"no line names 'cat', 'emu': add sentences"):
+        build_prompts({"dog": "dog", "cat": "cat", "emu": "emu"}, (), load_descriptions(file("a dog", "captions.txt")))
+    with pytest.raises(PromptError, match="sentences, one a line"):
+        load_descriptions(file(" \n", "captions.txt"))
+
+
 def test_a_file_may_name_a_class_as_prompts_do(file: Callable[..., Path]) -> None:
     spoken = {"annual crop": ["one"], "sea or lake": ["two {}"]}
     with pytest.raises(PromptError, match="unknown 'annual crop' \\(nearest: 'Annual_Crop'\\)"):

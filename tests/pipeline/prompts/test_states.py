@@ -12,9 +12,9 @@ import torch
 
 from onceclip.adapters import ZeroShot
 from onceclip.adapters.ops import unit
+from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.errors import PromptError
 from onceclip.pipeline.prompts.states import ABNORMAL, NORMAL, state_descriptions
-from onceclip.pipeline.tasks.tasks import make_task
 from onceclip.stores import open_store
 
 

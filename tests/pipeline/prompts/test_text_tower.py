@@ -15,6 +15,7 @@ import torch
 
 from onceclip.adapters import METHODS, MethodError, load_classifier
 from onceclip.adapters.ops import unit
+from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.errors import EncoderError, PromptError
 from onceclip.pipeline.evaluation.protocols import Protocol
 from onceclip.pipeline.export import export
@@ -22,12 +23,12 @@ from onceclip.pipeline.prompts.tower import add_tower, make_tower
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.sweep import make_specs, sweep
-from onceclip.pipeline.tasks.tasks import make_task, read_tower
+from onceclip.pipeline.tasks.tasks import read_tower
 from onceclip.stores import StoreDamaged, StoreIncomplete, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.compact import compact
 from onceclip.stores.verification import verify
 
-LEARNERS = [name for name, method in METHODS.items() if method.wants_tower]
+LEARNERS = [name for name, method in METHODS.items() if method.wants_tower and method.inputs == ("embedding",)]
 
 
 @pytest.fixture(scope="module")

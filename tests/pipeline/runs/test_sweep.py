@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,36 +102,6 @@ def test_a_sweep_killed_in_the_middle_of_a_line_goes_on(imported: Store, tmp_pat
     assert len(carried_out) <= 4 + 1 + 4
     assert {row["run"] for row in rows} <= set(known(tmp_path))
     assert len(known(tmp_path)) == len(SPECS)
-
-
-def lasting(row: dict[str, Any]) -> dict[str, Any]:
-    """All of a row that does not depend on the clock, to the last digit."""
-    return {name: value for name, value in row.items() if not name.startswith("seconds")}
-
-
-@pytest.mark.slow
-def test_a_sweep_over_processes_that_is_killed_ends_with_the_rows_of_one_process(
-        imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CLIP benchmarks start again from nothing (lessons, D): here a kill costs the groups in hand."""
-    arguments = ["sweep", imported.path, "--methods", "zero-shot,tip-adapter,clip-adapter", "--shots", "1,2,4",
-                 "--seeds", "1-3", "--grid", "clip-adapter.ratio=0.1,0.2,0.3", "--out", str(tmp_path / "two")]
-    command = [sys.executable, "-m", "onceclip", *arguments, "--local-workers", "2", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(known(tmp_path / "two")) < 3 and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    specs = make_specs(["zero-shot", "tip-adapter", "clip-adapter"], [1, 2, 4], [1, 2, 3],
-                       [("clip-adapter.ratio", ["0.1", "0.2", "0.3"])], select="fixed", validated=True)
-    rows = known(tmp_path / "two")
-    multiplied, = {row["products"] for row in rows.values()}
-    monkeypatch.setattr(cpu, "_probed", lambda: multiplied)  # by time, which may turn out differently
-    alone = sweep([imported], specs, tmp_path / "one", local_workers=1)
-    assert set(rows) == {row["run"] for row in alone}
-    assert len(read_rows(tmp_path / "two")) == len(rows) == 45
-    assert {run: lasting(row) for run, row in rows.items()} == {row["run"]: lasting(row) for row in alone}
-    assert json.loads(done.stdout)["tables"][0]["failed"] == 0
 
 
 def test_two_sweeps_never_write_one_folder(imported: Store, tmp_path: Path) -> None:
@@ -242,7 +207,7 @@ def test_a_compiled_row_is_replayed_compiled(imported: Store, tmp_path: Path) ->
     assert plain["nll"] != compiled["nll"]
     for row in (plain, compiled):
         again = fit(imported, spec_of(row, imported), compile=compiling_of(row)).row
-        assert lasting(again)["nll"] == pytest.approx(row["nll"], rel=1e-9)
+        assert again["nll"] == pytest.approx(row["nll"], rel=1e-9)
 
 
 def test_a_row_whose_store_has_changed_is_refused(imported: Store, arrays: dict[str, np.ndarray], tmp_path: Path,

@@ -227,7 +227,21 @@ def test_commands_write_and_read_draws_and_replay_them(imported: Store, tmp_path
              tmp_path / "results")
     rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
     assert [(row["shots"], row["seed"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)] or len(rows) == 4
-    assert run("fit", "--from-row", f"{tmp_path / 'results'}:1").exit_code == 0
+    reference = f"{tmp_path / 'results'}:1"
+    assert run("fit", "--from-row", reference).exit_code == 0
+    out.rename(tmp_path / "elsewhere")
+    lost = run("fit", "--from-row", reference)
+    assert lost.exit_code == 1
+    assert "say where it is now with --draws FILE|FOLDER" in lost.stderr
+    assert run("fit", "--from-row", reference, "--draws", tmp_path / "elsewhere").exit_code == 0
+    other = run("fit", "--from-row", reference, "--draws", tmp_path / "elsewhere" / "shot_1-seed_2.pkl")
+    assert other.exit_code == 1
+    (tmp_path / "elsewhere" / "shot_1-seed_1.pkl").write_bytes(
+        (tmp_path / "elsewhere" / "shot_1-seed_2.pkl").read_bytes())
+    changed = run("fit", "--from-row", reference, "--draws", tmp_path / "elsewhere")
+    assert changed.exit_code == 1
+    assert "is not what listed the row's draw" in changed.stderr
+    (tmp_path / "elsewhere").rename(out)
     alone = run_json("fit", imported.path, "--method", "gda", "--draws", out / "shot_2-seed_2.pkl")
     assert alone["accuracy"] == next(row["accuracy"] for row in rows if (row["shots"], row["seed"]) == (2, 2))
     refused = run("fit", imported.path, "--method", "gda", "--shots", 8, "--draws", out)

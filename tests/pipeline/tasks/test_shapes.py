@@ -15,7 +15,7 @@ from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import compare, spec_of
 from onceclip.pipeline.runs.run import RunSpec
-from onceclip.pipeline.tasks.shapes import Shape
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.tasks import draw_task
 from onceclip.stores import Store
 
@@ -24,8 +24,8 @@ LABEL = np.repeat(np.arange(10), 100)
 KEYS = [f"{number}.png" for number in range(1000)]
 
 
-def support(shape: Shape, shots: int | None = 20, seed: int = 1) -> Any:
-    return shape.support(np.arange(1000), KEYS, LABEL, shots, seed, CLASSES)
+def support(shots: int | None = 20, seed: int = 1, **shape: Any) -> Any:
+    return DrawSpec(shots, seed, **shape).choose(np.arange(1000), KEYS, LABEL, CLASSES)
 
 
 def counts(drawn: Any) -> list[int]:
@@ -33,32 +33,31 @@ def counts(drawn: Any) -> list[int]:
 
 
 def test_a_long_tail_falls_exponentially_from_k_to_k_over_the_ratio() -> None:
-    found = sorted(counts(support(Shape(long_tail=10))), reverse=True)
+    found = sorted(counts(support(long_tail=10)), reverse=True)
     assert found == [round(20 * 10 ** (-place / 9)) for place in range(10)]
     assert (found[0], found[-1]) == (20, 2)
-    assert counts(support(Shape(long_tail=10))) != counts(support(Shape(long_tail=10), seed=2))  # other classes lead
-    assert min(counts(support(Shape(long_tail=1000)))) == 1  # no class is lost
-    assert max(counts(support(Shape(long_tail=10), shots=None))) == 100
+    assert counts(support(long_tail=10)) != counts(support(long_tail=10, seed=2))  # other classes lead
+    assert min(counts(support(long_tail=1000))) == 1  # no class is lost
+    assert max(counts(support(long_tail=10, shots=None))) == 100
 
 
 def test_a_long_tail_is_part_of_the_balanced_draw_and_fewer_shots_of_more() -> None:
-    balanced, tail, less = (set(support(shape, shots).keys) for shape, shots in (
-        (Shape(), 20), (Shape(long_tail=5), 20), (Shape(long_tail=5), 10)))
+    balanced, tail, less = (set(support(shots, long_tail=ratio).keys) for ratio, shots in ((1, 20), (5, 20), (5, 10)))
     assert less < tail < balanced
 
 
 def test_a_natural_prior_draws_as_many_in_all_without_regard_to_class() -> None:
-    drawn = support(Shape(natural_prior=True))
+    drawn = support(natural_prior=True)
     assert len(drawn.rows) == 200
     assert len(set(counts(drawn))) > 2
     assert (np.diff(LABEL[drawn.rows]) >= 0).all()  # class by class
     label = np.where(np.arange(1000) < 900, 0, 1)
-    uneven = Shape(natural_prior=True).support(np.arange(1000), KEYS, label, 100, 1, ("a", "b"))
+    uneven = DrawSpec(100, natural_prior=True).choose(np.arange(1000), KEYS, label, ("a", "b"))
     assert 160 < (label[uneven.rows] == 0).sum() < 198  # 180 are expected of 200
 
 
 def test_noise_replaces_that_share_of_labels_by_other_classes_evenly() -> None:
-    drawn = support(Shape(label_noise=0.3), shots=100)
+    drawn = support(label_noise=0.3, shots=100)
     true = LABEL[drawn.rows]
     told = drawn.told(true)
     assert 0.25 < (told != true).mean() < 0.35
@@ -67,25 +66,30 @@ def test_noise_replaces_that_share_of_labels_by_other_classes_evenly() -> None:
     steps = np.bincount((told - true)[told != true] % 10, minlength=10)
     assert steps[0] == 0
     assert steps[1:].min() > 15  # about 33 each
-    assert set(drawn.wrong) < set(support(Shape(label_noise=0.5), shots=100).wrong)  # more noise adds to less
+    assert set(drawn.wrong) < set(support(label_noise=0.5, shots=100).wrong)  # more noise adds to less
 
 
 def test_missing_classes_have_no_image_in_support_or_validation(imported: Store) -> None:
-    drawn = draw_task(imported, 4, 1, select="val", shape=Shape(missing=("bee",)))
+    drawn = draw_task(imported, DrawSpec(4, missing=("bee",)), "val")
     assert set(drawn.task.support.label.tolist()) == set(drawn.task.val.label.tolist()) == {0, 2, 3}
     assert drawn.task.classes == 4
     assert not any("no train image" in remark for remark in drawn.remarks)
-    by_number = Shape(missing=2)
-    assert len(by_number.absent(CLASSES, 1)) == 2
-    assert by_number.absent(CLASSES, 1) == by_number.absent(CLASSES, 1) != by_number.absent(CLASSES, 2)
+    first, again, other = (DrawSpec(4, seed, missing=2).absent(CLASSES) for seed in (1, 1, 2))
+    assert len(first) == 2
+    assert first == again != other
+
+
+def test_a_missing_class_is_not_said_to_lack_images_where_others_are_short_of_them(imported: Store) -> None:
+    drawn = draw_task(imported, DrawSpec(40, missing=("bee",)))
+    assert any("fewer than 40 train images" in remark for remark in drawn.remarks)
+    assert not any("no train image" in remark for remark in drawn.remarks)
 
 
 def test_labels_in_a_task_are_the_noisy_ones_also_where_rows_are_streamed(imported: Store) -> None:
-    shape = Shape(label_noise=0.5)
-    drawn = draw_task(imported, None, 1, shape=shape)
+    drawn = draw_task(imported, DrawSpec(label_noise=0.5))
     true = imported.column("label")[drawn.support.rows]
     assert drawn.task.support.label.tolist() == drawn.support.told(true).tolist() != true.tolist()
-    streamed = draw_task(imported, None, 1, stream=True, shape=shape)
+    streamed = draw_task(imported, DrawSpec(label_noise=0.5, stream=True))
     by_row = dict(zip(drawn.support.rows.tolist(), drawn.task.support.label.tolist(), strict=True))
     assert streamed.task.support.label.tolist() == [by_row[row] for row in sorted(by_row)]
 

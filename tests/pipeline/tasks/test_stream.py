@@ -13,6 +13,7 @@ import torch
 from onceclip.adapters import ClipAdapter, MethodError, Rows
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.tasks import draw_task
 from onceclip.stores import Store
 
@@ -20,7 +21,7 @@ QUICK = {"epochs": 4, "batch_size": 8}
 
 
 def test_a_store_of_one_block_gives_the_bits_of_training_in_memory(imported: Store) -> None:
-    drawn, streamed = draw_task(imported), draw_task(imported, stream=True).task
+    drawn, streamed = draw_task(imported), draw_task(imported, DrawSpec(stream=True)).task
     order = torch.from_numpy(np.argsort(drawn.support.rows))  # a stream has them as they lie in the store
     held = drawn.task.support
     ordered = replace(drawn.task, support=Rows(held.embedding[order], held.label[order]))
@@ -38,7 +39,7 @@ def test_streaming_is_part_of_what_a_run_is(imported: Store) -> None:
 def test_every_epoch_sees_each_row_once_with_its_label(imported: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("adapters.task", "pipeline.tasks.tasks"):
         monkeypatch.setattr(f"onceclip.{module}.BLOCK", 10)
-    held, streamed = (draw_task(imported, stream=stream).task.support for stream in (False, True))
+    held, streamed = (draw_task(imported, DrawSpec(stream=stream)).task.support for stream in (False, True))
     order = torch.Generator().manual_seed(0)
     known = {tuple(row.tolist()): int(label) for row, label in zip(held.unit, held.label, strict=True)}
     epochs = []

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import METHODS
+from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
-from onceclip.pipeline.tasks.tasks import draw_task, make_task
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.tasks import draw_task
 from onceclip.stores import Store, StoreIncomplete, StoreMismatch, TextSet, open_store
 
 Arrays = dict[str, np.ndarray]
@@ -25,7 +27,7 @@ FEW_STEPS["ranpac"] = {"features": 100}
 @pytest.mark.parametrize("select", ["fixed", "val", "val-full"])
 @pytest.mark.parametrize("shots", [1, 16, None])
 def test_no_test_row_is_in_support_or_validation(imported: Store, shots: int | None, select: str) -> None:
-    drawn = draw_task(imported, shots, select=select)
+    drawn = draw_task(imported, DrawSpec(shots), select)
     seen = [set(drawn.support.rows), set(drawn.val.rows) if drawn.val else set()]
     assert seen[0] <= set(imported.rows("train"))
     assert seen[1] <= set(imported.rows("val"))
@@ -60,7 +62,7 @@ def test_validation_shots_are_the_shots_and_four_at_most(imported: Store, shots:
 
 
 def test_rows_of_a_task_are_the_stores_rows(imported: Store) -> None:
-    drawn = draw_task(imported, 3, seed=2)
+    drawn = draw_task(imported, DrawSpec(3, 2))
     place = {str(key): row for row, key in enumerate(imported.table.key)}
     rows = np.array([place[key] for key in drawn.support.keys])
     np.testing.assert_array_equal(drawn.task.support.embedding.numpy(), imported.embeddings(rows))
@@ -76,7 +78,7 @@ def test_equal_pictures_of_later_splits_are_left_out_with_a_remark(folder_of: Ca
     shutil.copy(root / "test" / "ring" / "01.png", root / "val" / "ring" / "copy.png")
     shutil.copy(root / "val" / "ring" / "02.png", root / "train" / "ring" / "copy.png")
     extract_demo(root, tmp_path / "s.zarr")
-    drawn = draw_task(open_store(str(tmp_path / "s.zarr")), None, select="val-full")
+    drawn = draw_task(open_store(str(tmp_path / "s.zarr")), select="val-full")
     assert drawn.val is not None
     assert not any("copy" in key for key in (*drawn.support.keys, *drawn.val.keys))
     assert (len(drawn.support.keys), len(drawn.val.keys)) == (8, 8)
@@ -84,7 +86,7 @@ def test_equal_pictures_of_later_splits_are_left_out_with_a_remark(folder_of: Ca
 
 
 def test_a_short_class_gives_all_it_has_with_a_remark(imported: Store) -> None:
-    drawn = draw_task(imported, 40)
+    drawn = draw_task(imported, DrawSpec(40))
     assert len(drawn.support.rows) == 120
     assert any("fewer than 40 train images" in remark and "'ant' (30)" in remark for remark in drawn.remarks)
 
@@ -93,7 +95,7 @@ def test_a_class_without_training_images_is_named(arrays: Arrays, import_of: Cal
     """ultralytics#13936: a class that a split lacks is a warning with its name."""
     split = np.where(arrays["label"] == 2, "test", arrays["split"])
     store = import_of({**arrays, "split": split})
-    drawn = draw_task(store, 2)
+    drawn = draw_task(store, DrawSpec(2))
     assert any("no train image of 1 class: 'cow'" in remark for remark in drawn.remarks)
     assert drawn.task.text.class_names == ("ant", "bee", "cow", "dog")
     assert sorted(set(drawn.task.support.label.tolist())) == [0, 1, 3]

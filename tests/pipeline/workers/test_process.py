@@ -18,7 +18,10 @@ import dask
 import pytest
 import torch
 
+from onceclip.adapters import cpu
 from onceclip.pipeline.errors import WorkerError
+from onceclip.pipeline.runs.results import read_rows
+from onceclip.pipeline.runs.sweep import known, make_specs, sweep
 from onceclip.pipeline.workers import cluster as scheduler
 from onceclip.pipeline.workers.cluster import Cluster, connected, local
 from onceclip.stores import Store
@@ -45,10 +48,21 @@ def importable() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def workers(importable: None) -> Iterator[Cluster]:
-    """Two of them."""
-    with local(2, modules=("torch",)) as processes:
-        yield processes
+def workers(importable: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two of them, started in a folder and an environment that can be told from others.
+
+    What they are to do first waits for nobody; at the end they are ended in the middle of it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONCECLIP_TEST", "set")
+        patch.setenv("OMP_NUM_THREADS", "2")
+        patch.chdir(tmp_path_factory.mktemp("workers"))
+        with local(2, gpus=["a", "b"], modules=("torch",)) as processes:
+            yield processes
+            processes.begin(sleep, 600)
+            pids = list(processes.client.run(os.getpid).values())
+        assert not alive(pids)
+        assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
 def work_of(task: tuple[str, str]) -> str:
@@ -136,23 +150,13 @@ def test_tasks_are_taken_as_they_are_needed(workers: Cluster, tmp_path: Path) ->
     work.close()
 
 
-def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_command(
-        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What they are to do first waits for nobody; at the end they are ended in the middle of it."""
-    monkeypatch.setenv("ONCECLIP_TEST", "set")
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.chdir(tmp_path)
-    with local(2, gpus=["a", "b"]) as workers:
-        assert workers.per_machine == 2
-        found = list(workers.work(look, ["ONCECLIP_TEST"] * 8))
-        devices = {each["set"] for each in workers.work(look, ["CUDA_VISIBLE_DEVICES"] * 8)}
-        workers.begin(sleep, 600)
-        pids = list(workers.client.run(os.getpid).values())
-    assert {(each["threads"], each["set"], each["folder"]) for each in found} == {(1, "set", str(tmp_path))}
+def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_command(workers: Cluster) -> None:
+    assert workers.per_machine == 2
+    found = list(workers.work(look, ["ONCECLIP_TEST"] * 8))
+    devices = {each["set"] for each in workers.work(look, ["CUDA_VISIBLE_DEVICES"] * 8)}
+    assert {(each["threads"], each["set"], each["folder"]) for each in found} == {(1, "set", os.getcwd())}
     assert devices <= {"a", "b"}
-    assert {each["pid"] for each in found} <= set(pids)
-    assert not alive(pids)
-    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert {each["pid"] for each in found} <= set(workers.client.run(os.getpid).values())
 
 
 def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,22 +172,46 @@ def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch:
         pass
 
 
-def test_a_command_that_is_killed_leaves_no_process(imported: Store, tmp_path: Path, started: Run) -> None:
-    process = started("sweep", imported.path, "--methods", "clip-adapter", "--shots", "4,8,16", "--seeds", "1-30",
-                      "--grid", "epochs=400", "--compile", "off", "--local-workers", 2, "--out", tmp_path / "out")
-    with process:
-        wait_until((tmp_path / "out" / "results.jsonl").exists)
-        assert len(running(process.pid)) >= 3  # the command and its workers
+def lasting(row: dict[str, Any]) -> dict[str, Any]:
+    """All of a row that does not depend on the clock, to the last digit."""
+    return {name: value for name, value in row.items() if not name.startswith("seconds")}
+
+
+def test_a_sweep_that_is_killed_leaves_no_process_and_ends_with_the_rows_of_one_that_was_not(
+        imported: Store, tmp_path: Path, started: Run, run_json: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLIP benchmarks start again from nothing (lessons, D): here a kill costs the groups in hand.
+
+    It is started in a folder whose files have names of modules, which nobody takes them for.
+    """
+    folder, out = tmp_path / "here", tmp_path / "two"
+    folder.mkdir()
+    for name in ("random.py", "numpy.py", "zarr.py"):
+        (folder / name).write_text("raise SystemExit('this is not the module that was meant')\n")
+    arguments = ["sweep", imported.path, "--methods", "zero-shot,tip-adapter,clip-adapter", "--shots", "1,2,4",
+                 "--seeds", "1-3", "--grid", "clip-adapter.ratio=0.1,0.2,0.3", "--select", "fixed", "--out", out]
+    with started(*arguments, "--local-workers", 2, cwd=folder, env={**os.environ, "PYTHONSAFEPATH": ""}) as process:
+        wait_until(lambda: len(known(out)) >= 3 or process.poll() is not None)
         process.kill()
         process.wait()
         wait_until(lambda: not running(process.pid))
+    assert len(known(out)) >= 3
+    assert run_json(*arguments)["tables"][0]["failed"] == 0
+    rows = known(out)
+    multiplied, = {row["products"] for row in rows.values()}
+    monkeypatch.setattr(cpu, "_probed", lambda: multiplied)  # by time, which may turn out differently
+    specs = make_specs(["zero-shot", "tip-adapter", "clip-adapter"], [1, 2, 4], [1, 2, 3],
+                       [("clip-adapter.ratio", ["0.1", "0.2", "0.3"])], select="fixed", validated=True)
+    alone = sweep([imported], specs, tmp_path / "one", local_workers=1)
+    assert len(read_rows(out)) == len(rows) == 45
+    assert {run: lasting(row) for run, row in rows.items()} == {row["run"]: lasting(row) for row in alone}
 
 
 @pytest.mark.parametrize("moment", ["workers start", "workers are at work"])
 def test_ctrl_c_says_what_it_always_says_and_leaves_no_process(
         pictures: Path, means: str, tmp_path: Path, started: Run, moment: str) -> None:
     process = started("extract", pictures, tmp_path / "store.zarr", "--model", means, "--unit-rows", 4, "--batch-size",
-                      1, "--local-workers", 2, env={**os.environ, "MEANS_SECONDS": "2"})
+                      1, "--local-workers", 2, env={**os.environ, "MEANS_SECONDS": "0.7"})
     with process:
         if moment == "workers start":
             wait_until(lambda: len(running(process.pid)) >= 3)
@@ -194,18 +222,6 @@ def test_ctrl_c_says_what_it_always_says_and_leaves_no_process(
         wait_until(lambda: not running(process.pid))
     assert process.returncode == 130
     assert (out, complaint.strip()) == ("", "Stopped. What was done is kept: run the same command again to go on.")
-
-
-def test_a_file_of_the_working_directory_is_not_taken_for_a_module(imported: Store, tmp_path: Path,
-                                                                   started: Run) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    for name in ("random.py", "numpy.py", "zarr.py"):
-        (folder / name).write_text("raise SystemExit('this is not the module that was meant')\n")
-    with started("sweep", imported.path, "--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--local-workers", 2,
-                 "--out", "out", cwd=folder, env={**os.environ, "PYTHONSAFEPATH": ""}) as process:
-        _, complaint = process.communicate()
-    assert process.returncode == 0, complaint
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of dask's end of a refused connection

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,14 @@ from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extraction.extract import extract
 from onceclip.pipeline.extraction.survey import ExtractOptions
+from onceclip.pipeline.extraction.units import UnitTask
 from onceclip.pipeline.workers.cluster import local
+from onceclip.pipeline.workers.work import refuse
 from onceclip.stores import open_store
 from onceclip.stores.schema import STORED, TODO
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_an_extraction_by_processes_of_which_one_is_killed_equals_that_of_one_process(
         pictures: Path, means: str, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]],
         monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,13 +48,31 @@ def test_an_extraction_by_processes_of_which_one_is_killed_equals_that_of_one_pr
     assert contents(tmp_path / "two.zarr") == contents(tmp_path / "one.zarr")
 
 
-def test_a_unit_whose_image_ends_every_process_is_named_and_the_others_are_stored(
-        pictures: Path, means: str, tmp_path: Path, blank: Callable[[Path], None]) -> None:
-    """An image that crashes the encoder, on a GPU say: the run neither hangs nor ends before the rest is there."""
-    blank(pictures / "disc" / "03.png")
+class Losing:
+    """Workers that lose the task of one unit, each time that they try."""
+
+    per_machine = 1
+
+    def begin(self, function: Callable[[Any], Any], task: Any) -> None:
+        """Nothing."""
+
+    def work(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        """Carry out tasks here."""
+        lost = []
+        for task in tasks:
+            if isinstance(task, UnitTask) and task.number == 3:
+                lost.append((str(task), "it ended every worker that took it"))
+            else:
+                yield function(task)
+        refuse(lost)
+
+
+def test_a_unit_that_is_set_aside_is_named_and_the_others_are_stored(pictures: Path, means: str,
+                                                                     tmp_path: Path) -> None:
+    """An image that crashes the encoder, on a GPU say: the run does not end before the rest is there."""
     options = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
-    with local(1) as workers, pytest.raises(WorkerError, match=r"unit 3 of .*rows 24 to 31.*ended every worker"):
-        extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), options, workers)
+    with pytest.raises(WorkerError, match=r"unit 3 of .*rows 24 to 31.*ended every worker"):
+        extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), options, Losing())
     state = open_store(str(tmp_path / "store.zarr")).column("state")
     assert (state[24:32] == TODO).all()
     assert (state[[*range(24), *range(32, 48)]] == STORED).all()
