@@ -13,7 +13,6 @@ from onceclip.adapters.heads.base import Head
 from onceclip.adapters.ops import product, unit
 
 Layer = tuple[Tensor, ...]  # Q, K, V, O, U, u, N, n of `refined`
-_PAIRS = 2**24  # of queries and rows of a bank that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -99,14 +98,10 @@ def nearest_rows(queries: Tensor, bank: Tensor, count: int, own: Tensor | None =
 
     own: (n,) positions of the queries in the bank, where they are of it: none is its own neighbour.
     """
-    step, found = max(1, _PAIRS // max(len(bank), 1)), []
-    most = min(count, len(bank) - (own is not None))
-    for start in range(0, len(queries), step):
-        cosine = product(queries[start:start + step], bank)
-        if own is not None:
-            cosine = cosine.scatter(1, own[start:start + step].unsqueeze(1), -torch.inf)
-        found.append(cosine.topk(most, dim=-1).indices)
-    return torch.cat(found) if found else torch.zeros(0, most, dtype=torch.int64, device=bank.device)
+    cosine = product(queries, bank)
+    if own is not None:
+        cosine = cosine.scatter(1, own.unsqueeze(1), -torch.inf)
+    return cosine.topk(min(count, len(bank) - (own is not None)), dim=-1).indices
 
 
 def refined(queries: Tensor, found: Tensor, layer: Layer, heads: int) -> Tensor:

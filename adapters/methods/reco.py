@@ -17,6 +17,7 @@ from onceclip.adapters.task import Task, whole_precision
 from onceclip.adapters.training.trainable import Hyperparameter, linear_start, recipe
 
 _PAIRS = 2**14  # of the bank that are trained on, where it has more
+_COMPARED = 2**24  # of them with rows of the bank, at a time
 _HEAD_WIDTH = 64
 _LAYER = ("query", "key", "value", "out", "wide", "wide_bias", "narrow", "narrow_bias")
 
@@ -89,8 +90,9 @@ class RECO(Method):
         assert bank.caption is not None
         image, caption = (unit(whole_precision(each)).to(like) for each in (bank.image, bank.caption))
         chosen = torch.randperm(len(image), generator=torch.Generator().manual_seed(0))[:_PAIRS].to(like.device)
-        of_images, of_captions = (nearest_rows(each[chosen], each, int(self.neighbours), chosen)
-                                  for each in (image, caption))
+        pieces = chosen.split(max(1, _COMPARED // len(image)))
+        of_images, of_captions = (torch.cat([nearest_rows(each[own], each, int(self.neighbours), own)
+                                             for own in pieces]) for each in (image, caption))
         return Pairs(task, image, caption, chosen, of_images, of_captions)
 
     def initial(self, prepared: Pairs, generator: torch.Generator) -> dict[str, Tensor]:

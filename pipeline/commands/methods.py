@@ -17,7 +17,7 @@ from onceclip.pipeline.commands.options import json_option, show
 @click.argument("name", required=False, shell_complete=complete_methods)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:
-    """List methods, strategies of inference and sources of support, or explain one.
+    """List methods, strategies and sources, or explain one.
 
     The list has each method's family, what a fit costs, whether it serves classes that it was not fitted on, and what
     it needs; of each strategy what it sees and assumes, and whether it leaves an adapter behind; of each source where
