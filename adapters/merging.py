@@ -12,6 +12,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Bottleneck, Head, Linear, Sum, pack, unpack
 from onceclip.adapters.heads.residual import Rectified
 from onceclip.adapters.ops import unit
+from onceclip.adapters.selection.calibration import VALIDATION, on_rows
 from onceclip.adapters.selection.rule import Weighed, best_weight, some_rows
 from onceclip.adapters.task import Rows
 
@@ -48,6 +49,8 @@ def aligned(head: Head, like: Head) -> Head:
 
     It gives the same logits. What is no bottleneck on both sides, or of other widths, stays as it is.
     """
+    from scipy.optimize import linear_sum_assignment  # 0.2 s, which few who fit or load an adapter need
+
     if isinstance(head, Sum) and isinstance(like, Sum) and len(head.heads) == len(like.heads):
         return replace(head, heads=tuple(map(aligned, head.heads, like.heads)))
     if not isinstance(head, Bottleneck | Rectified) or not isinstance(like, type(head)):
@@ -55,8 +58,6 @@ def aligned(head: Head, like: Head) -> Head:
     if head.down.shape != like.down.shape:
         return head
     alike = unit(like.down) @ unit(head.down).T
-    from scipy.optimize import linear_sum_assignment  # takes a second
-
     order = torch.from_numpy(linear_sum_assignment(alike.cpu().numpy(), maximize=True)[1]).to(head.down.device)
     return replace(head, down=head.down[order], up=head.up[:, order])
 
@@ -64,7 +65,8 @@ def aligned(head: Head, like: Head) -> Head:
 def best_merge(fitted: Classifier, start: Classifier, rows: Rows) -> tuple[Classifier, Weighed]:
     """Average two classifiers with the weight that labelled rows speak for, and give it too.
 
-    The logits are averaged; the weight is chosen as every hyperparameter is, and 0.5 is left only with evidence.
+    The logits are averaged; the weight is chosen as every hyperparameter is, and 0.5 is left only with evidence. The
+    same rows give the average its temperature and the scores of prediction sets.
     rows: validation rows, never those that the number is reported on.
     Raises MethodError if the two do not belong together, or there are no rows.
 
@@ -81,10 +83,12 @@ def best_merge(fitted: Classifier, start: Classifier, rows: Rows) -> tuple[Class
     rows = some_rows(rows, len(fitted.class_names))
     values = rows.input(fitted.inputs)
     first = start.logits(values)
-    found = best_weight(first, fitted.logits(values) - first, rows.label, 0.5, high=1.0)
-    if isinstance(fitted.head, Linear) and isinstance(start.head, Linear):
-        return _merged(fitted, start, found.weight, average(start.head, fitted.head, found.weight)), found
-    return _merged(fitted, start, found.weight, _sum(start.head, fitted.head, found.weight)), found
+    second = fitted.logits(values) - first
+    found = best_weight(first, second, rows.label, 0.5, high=1.0)
+    linear = isinstance(fitted.head, Linear) and isinstance(start.head, Linear)
+    head = (average if linear else _sum)(start.head, fitted.head, found.weight)
+    merged = _merged(fitted, start, found.weight, head)
+    return on_rows(merged, first + found.weight * second, rows.label, VALIDATION), found
 
 
 def average(first: Head, second: Head, weight: float) -> Head:

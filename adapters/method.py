@@ -97,6 +97,10 @@ class Method(Trainable):
         other.inputs = inputs  # type: ignore[misc] # of this object, in the place of its class's
         return other
 
+    def suited(self, task: Task) -> Self:
+        """This method with the defaults that a task asks for, in place of those that nobody gave; mostly as it is."""
+        return self
+
     def prepare(self, task: Task) -> Any:
         """Work that no hyperparameter changes, done once for a task; handed to all methods below."""
         return task
@@ -133,10 +137,11 @@ class Method(Trainable):
         seed: of the start values and of the batch order of a trained method. progress: gets the fraction done.
         """
         self.check(task)
-        prepared = self.prepare(task)
-        parameters = train([Run(self, task, prepared, seed)], progress)[0]
-        require_finite(self, parameters)
-        return self.classifier(task, prepared, parameters)
+        method = self.suited(task)
+        prepared = method.prepare(task)
+        parameters = train([Run(method, task, prepared, seed)], progress)[0]
+        require_finite(method, parameters)
+        return method.classifier(task, prepared, parameters)
 
     def update(self, state: dict[str, Tensor], task: Task, seed: int = 0) -> tuple[Classifier, dict[str, Tensor]]:
         """Learn classes that arrive, without the rows of earlier ones; by default from the rows of this session alone.
@@ -205,22 +210,33 @@ def zero_shot_head(task: Task) -> Linear:
     return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
 
 
-def share_setting(share: float) -> dict[str, Hyperparameter]:
-    """The hyperparameter of a `Shared` method, with this default."""
-    return {"share": Hyperparameter(share, "how much of training counts: 0 is zero-shot, 1 the trained head alone",
-                                    high=1.0)}
+def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparameter]:
+    """The hyperparameter of a `Shared` method, with this default, which may be that of one image per class."""
+    more = " (by default the more, the more images a class has: this is of one)" if by_images else ""
+    return {"share": Hyperparameter(share, "how much of training counts: 0 is zero-shot, 1 the trained head alone"
+                                    f"{more}", high=1.0)}
 
 
 class Shared(Method):
     """A trained method whose logits are mixed with those of zero-shot: `z + share (t - z)`.
 
     A subclass writes `training_head`, which makes t and which alone training sees; so another share asks for no other
-    training. Few images make a training forget what the encoder knows; a part of it gains more than the whole.
+    training. Few images make a training forget what the encoder knows; a part of it gains more than the whole. Where
+    `by_images`, the default share is that of one image per class, and of n images its odds are n^2 times as high.
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), of logits in place of weights.
     """
 
     mixing = "share"
+    by_images: ClassVar[bool] = False
+
+    def suited(self, task: Task) -> Self:
+        if not self.by_images or self.mixing in self.given:
+            return self
+        count = torch.bincount(task.support.label)
+        images = 1 / float((1 / count[count > 0].double()).mean())  # the harmonic mean: what few images say is unsure
+        share = float(self.hyperparameters[self.mixing].default)  # type: ignore[arg-type]
+        return self.with_values(share=images**2 * share / (images**2 * share + 1 - share))
 
     def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         zero_shot, trained = self._both(prepared, parameters)

@@ -46,7 +46,7 @@ def exact(encoder: Encoder, pixels: np.ndarray) -> np.ndarray:
     """Embeddings (n, dim) computed in float64 throughout."""
     model: Any = encoder.model
     with torch.inference_mode():
-        images = encoder._normalised(torch.from_numpy(np.array(pixels))).double()
+        images = encoder._normalized(torch.from_numpy(np.array(pixels))).double()
         found = torch.cat([model.double().encode_image(part) for part in images.split(16)])
     model.float()
     return found.numpy()

@@ -1,8 +1,8 @@
 """Choosing Tip-Adapter's alpha and beta beside the double loop of the field's scripts.
 
 The published script computes affinities, cache and zero-shot logits anew at each of the 200 x 20 points; that loop is
-timed on points spread over the grid and multiplied up. A second loop keeps what can be kept. The package chooses, for
-every beta, among all weights up to 50, by its rule.
+timed on points spread over the grid and multiplied up. A second loop keeps what can be kept. The package chooses among
+the same betas and all weights up to 50, by its rule.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.synthetic import features
 from onceclip.adapters import Rows, Task, Text
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.heads.kernel import cache_logits
-from onceclip.adapters.selection.rule import Weighed, best_weight
+from onceclip.adapters.selection.rule import Race, Weighed
 
 BETAS = [0.1 + number * (13 - 0.1) / 200 for number in range(200)]
 ALPHAS = [0.1 + number * (13 - 0.1) / 20 for number in range(20)]
@@ -43,11 +43,12 @@ def caches(task: Task, rows: Tensor) -> tuple[Tensor, Tensor]:
             cache_logits(rows, task.support.keys, task.support.label, task.classes, BETAS))
 
 
-def ours(task: Task, rows: Tensor, label: Tensor) -> list[Weighed]:
-    """For every beta the weight that the rule chooses."""
+def ours(task: Task, rows: Tensor, label: Tensor) -> Weighed:
+    """The beta and the weight that the rule chooses."""
     with threads_for(0):
         zero_shot, every = caches(task, rows)
-        return [best_weight(zero_shot, cache, label, 1.0, high=50.0) for cache in every]
+        race = Race(label, 1.0, high=50.0)
+        return min((race.weigh(zero_shot, cache) for cache in every), key=lambda each: each.cost)
 
 
 def table(task: Task, rows: Tensor, label: Tensor) -> Tensor:
@@ -85,4 +86,4 @@ def command(classes: int, shots: int, dims: str, points: int, repeats: int) -> I
         yield make_row(f"Tip-Adapter's search, {dim} dimensions", {"classes": classes, "shots": shots, "dim": dim},
                        seconds, [OURS], goals=goals, peer_from_points=points, cells=different.numel(),
                        cells_that_differ=int((different > 0).sum()), best_of_the_table=float(theirs.max()),
-                       of_the_rule=min(ours(task, rows, label), key=lambda each: each.cost).accuracy)
+                       of_the_rule=ours(task, rows, label).accuracy)

@@ -174,7 +174,7 @@ def _damaged(text: Tensor, how: str, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def candidates(name: str, cell: Cell) -> Candidates:
     """Fit all settings of a method on one cell."""
-    method = METHODS[name]()
+    method = METHODS[name]().suited(cell.task)
     free = {key: values for key, values in choices(method).items() if key != method.mixing}
     settings = [method.with_values(**dict(zip(free, values, strict=True)))
                 for values in itertools.product(*free.values())]

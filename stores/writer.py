@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
@@ -37,6 +38,8 @@ from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
 from onceclip.stores.text_set import BESIDE, TextSet
 from onceclip.stores.text_tower import TOWER, StoredTower
+
+_WRITTEN = 3600.0  # seconds within which a file that a process is writing is whole
 
 
 class StoreWriter:
@@ -98,11 +101,12 @@ class StoreWriter:
         return self
 
     @classmethod
-    def open(cls, path: str, encoder: dict[str, Any], units: Collection[int] | None = None) -> Self:
+    def open(cls, path: str, encoder: dict[str, Any], units: Collection[int] | None = None, alone: bool = True) -> Self:
         """Open a store to go on with it.
 
         units: the only ones that this writer may commit; others may then write the rest at the same time. None for
-        all, and for whatever else changes a store.
+        all, and for whatever else changes a store. alone: whether no other process can be writing units meanwhile, so
+        that files which look half written are what a killed one left behind; else only those of an hour ago are.
         Raises StoreMismatch if another encoder made it.
         """
         store = open_store(path)
@@ -115,7 +119,7 @@ class StoreWriter:
                                 "extract into another store, or name the encoder that made this one")
         if units is not None:
             return cls(Store(store.path, open_group(path, mode="r+")), frozenset(units))
-        _remove_partial_files(path)
+        _remove_partial_files(path, 0 if alone else _WRITTEN)
         return cls(Store(store.path, open_group(path, mode="r+")))._with_arrays()
 
     def plan(self, tables: Table | Iterable[Table], classes: Sequence[str]) -> None:
@@ -328,8 +332,10 @@ class StoreWriter:
                              "opened for all")
 
 
-def _remove_partial_files(path: str) -> None:
-    """Delete what a process was writing on a local disk when it was killed."""
+def _remove_partial_files(path: str, age: float = 0) -> None:
+    """Delete what a process was writing on a local disk when it was killed, at least so many seconds ago."""
     if not is_remote(path):
         for leftover in Path(local_path(path)).rglob(f"*{PARTIAL}"):
-            leftover.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # whole in the meantime
+                if not age or time.time() - leftover.stat().st_mtime > age:
+                    leftover.unlink()

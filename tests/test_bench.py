@@ -28,6 +28,7 @@ from bench.synthetic import task as make_task  # noqa: E402
 from docs import performance_page  # noqa: E402
 from onceclip import open_store  # noqa: E402
 from onceclip.adapters import METHODS, Task  # noqa: E402
+from onceclip.adapters.selection.rule import best_weight  # noqa: E402
 
 pytestmark = pytest.mark.checkout
 OF_PROCESSES = {"grid", "script", "start", "workers"}  # too many to be started here
@@ -182,7 +183,9 @@ def test_the_double_loop_and_the_exact_search_make_one_table() -> None:
     assert table[7, 3] == pytest.approx(cache.point(selection.BETAS[7], selection.ALPHAS[3]))
     ours = selection.table(task, rows, label)
     assert ((ours - table).abs() * len(label)).max() <= 1.001  # a tie may fall to either side
-    assert len(selection.ours(task, rows, label)) == len(selection.BETAS)
+    every = selection.caches(task, rows)
+    alone = [best_weight(every[0], cache, label, 1.0, high=50.0).cost for cache in every[1]]
+    assert selection.ours(task, rows, label).cost == pytest.approx(min(alone), abs=1e-2)
     assert table.min() < table.max()
 
 

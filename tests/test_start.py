@@ -46,6 +46,16 @@ def test_a_fit_and_a_prediction_from_a_store_import_torch_alone(imported: Callab
     assert imported("predict", adapter_path, store_path, "--out", tmp_path / "labels.csv") == {"torch"}
 
 
+def test_a_taken_folder_is_refused_before_torch_is_imported(process: Callable[..., Any], store_path: Path,
+                                                            adapter_path: Path) -> None:
+    code = ("import sys; from onceclip.cli import main\n"
+            "try: main(['fit', *sys.argv[1:]])\n"
+            "except SystemExit: print(*sys.modules)")
+    done = process("-c", code, store_path, "--method", "gda", "--out", adapter_path)
+    assert "holds an adapter already" in done.stderr
+    assert HEAVY.isdisjoint(done.stdout.splitlines()[-1].split())
+
+
 def test_names_of_methods_complete_without_torch(process: Callable[..., Any]) -> None:
     code = ("import os, sys; os.environ |= {'_ONCECLIP_COMPLETE': 'bash_complete', 'COMP_CWORD': '3',"
             "'COMP_WORDS': 'onceclip fit --method lp'}; from onceclip.cli import main\n"

@@ -47,6 +47,7 @@ class Answers(Head):
     @property
     def width(self) -> int:
         return max(head.width for head in self.heads) * 2
+<<<<<<< HEAD
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,3 +83,5 @@ class Controlled(Head):
     @property
     def dtype(self) -> torch.dtype:
         return self.network.dtype
+=======
+>>>>>>> main

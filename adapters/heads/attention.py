@@ -103,10 +103,6 @@ class CrossModal(Head):
         bottleneck, heads = self.outward.shape[-2], self.heads
         return len(self.text) * max(bottleneck, heads)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.text.dtype
-
 
 def _row(bias: Tensor) -> Tensor:
     """A bias (o,), or one per run (runs, o), so that it is added to (n, o)."""
@@ -166,7 +162,3 @@ class VisualGuide(Head):
     @property
     def width(self) -> int:
         return len(self.text) * max(self.heads * self.tokens, self.out.shape[-1])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.text.dtype

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,5 +28,14 @@ class Head:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating type that it computes in."""
-        raise NotImplementedError
+        """Floating type that it computes in: that of its first floating tensor, which may be one of an inner head."""
+        values = tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return next(_dtypes(values), torch.float32)
+
+
+def _dtypes(value: Any) -> Iterator[torch.dtype]:
+    if isinstance(value, Head) or (isinstance(value, Tensor) and value.is_floating_point()):
+        yield value.dtype
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _dtypes(each)

@@ -83,10 +83,6 @@ class ConditionalPrompts(Head):
     def width(self) -> int:
         return self.classes * self._tower.tokens_per_class * 4 * self._tower.width
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.context.dtype
-
 
 def conditions(rows: Tensor, dim: int, blocks: int) -> tuple[Tensor, Tensor]:
     """Unit embeddings (n, dim) of rows and what moves their tokens: the same, or the statistics of some blocks.

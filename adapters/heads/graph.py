@@ -47,7 +47,3 @@ class GraphLabels(Head):
     @property
     def width(self) -> int:
         return max(self.head.width, len(self.image), 2 * self.neighbors * self.scores.shape[1])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.head.dtype

@@ -1,4 +1,4 @@
-"""Heads that compare rows with keys."""
+"""Heads that compare rows with keys by an exponential kernel, and sums of such kernels for many betas at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.heads.base import Head
 from onceclip.adapters.ops import per_run, product
 
-_LAID = WeakTensorKeyDictionary()  # how labels lie, which is asked at every step
+_KEYS_PER_CLASS = WeakTensorKeyDictionary()  # of label tensors, which every training step asks for
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,18 @@ class Kernel(Head):
     def width(self) -> int:
         return max(self.keys.shape[-2], self.classes)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.keys.dtype
-
 
 def sum_by_class(values: Tensor, label: Tensor, classes: int) -> Tensor:
     """Add up the columns of values (..., keys) that have the same label (keys,): (..., classes)."""
-    if label not in _LAID:
-        _LAID[label] = _in_order(label)
-    if classes and len(label) == classes * _LAID[label]:
-        return values.unflatten(-1, (classes, _LAID[label])).sum(-1)  # many times faster
+    if label not in _KEYS_PER_CLASS:
+        _KEYS_PER_CLASS[label] = _keys_per_class(label)
+    if classes and len(label) == classes * _KEYS_PER_CLASS[label]:
+        return values.unflatten(-1, (classes, _KEYS_PER_CLASS[label])).sum(-1)  # many times faster
     return values.new_zeros(*values.shape[:-1], classes).index_add(-1, label, values)
 
 
-def _in_order(label: Tensor) -> int:
-    """How many keys each class has, if all have equally many and lie class by class from class 0; else 0."""
+def _keys_per_class(label: Tensor) -> int:
+    """Number of keys of each class, if it is the same for all and labels (keys,) are sorted from class 0; else 0."""
     classes = int(label[-1]) + 1 if len(label) else 0
     each, rest = divmod(len(label), max(classes, 1))
     ordered = torch.arange(classes, device=label.device).repeat_interleave(each)
@@ -89,10 +85,6 @@ class KernelMachine(Head):
     def width(self) -> int:
         return max(self.value.shape[-2:])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.keys.dtype
-
 
 @dataclass(frozen=True)
 class FourierFeatures(Head):
@@ -117,10 +109,6 @@ class FourierFeatures(Head):
     def width(self) -> int:
         return max(self.head.width, 2 * self.frequency.shape[-2])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.frequency.dtype
-
 
 def fourier(rows: Tensor, frequency: Tensor) -> Tensor:
     """Cosines and sines (rows, 2 frequencies) of rows (rows, dim), of unit length."""
@@ -128,16 +116,16 @@ def fourier(rows: Tensor, frequency: Tensor) -> Tensor:
     return torch.cat([phase.cos(), phase.sin()], dim=-1) / frequency.shape[-2] ** 0.5
 
 
-_RESULTS = 2**26  # numbers in the logits that are held at a time: 256 MiB in float32
-_BLOCK = 2**25  # numbers in one product of rows and keys
-_CACHED = 2**17  # of them that one core works on at a time: what its cache holds, twice
-_FACTORS = 32  # exponentials that are multiplied up before the next one is computed afresh
-_CLOSE = 1e-9
-_TINY = 1e-30
+_MAX_LOGITS = 2**26  # elements of the logits that are held at a time: 256 MiB in float32
+_MAX_PRODUCT = 2**25  # elements of one product of rows and keys
+_CACHE_ELEMENTS = 2**17  # of that product which one core works on at a time, so that they stay in its cache
+_MAX_FACTORS = 32  # exponentials in a power before it is computed anew, since each factor adds a rounding error
+_SAME_BETA = 1e-9  # relative difference of betas that are equal but for rounding
+_MIN_BETA = 1e-30
 
 
 def same_cache(heads: Sequence[Head]) -> bool:
-    """Whether heads are caches of the very same keys that differ in their sharpness alone."""
+    """Whether heads are kernels with the very same keys, labels and weights, so that only beta differs."""
     first = heads[0]
     return isinstance(first, Kernel) and isinstance(first.beta, float) and all(
         isinstance(head, Kernel) and isinstance(head.beta, float)
@@ -152,27 +140,26 @@ def batched_cache_logits(heads: Sequence[Kernel], rows: Tensor) -> Iterator[Tens
     rows: (rows, dim), unit embeddings.
     """
     first = heads[0]
-    most = max(1, _RESULTS // max(len(rows) * first.classes, 1))
+    most = max(1, _MAX_LOGITS // max(len(rows) * first.classes, 1))
     for start in range(0, len(heads), most):
-        sharpness = [float(head.beta) for head in heads[start:start + most]]
-        yield from cache_logits(rows, first.keys, first.label, first.classes, sharpness, first.weight)
+        betas = [float(head.beta) for head in heads[start:start + most]]
+        yield from cache_logits(rows, first.keys, first.label, first.classes, betas, first.weight)
 
 
-def cache_logits(rows: Tensor, keys: Tensor, label: Tensor, classes: int, sharpness: Sequence[float],
+def cache_logits(rows: Tensor, keys: Tensor, label: Tensor, classes: int, betas: Sequence[float],
                  weight: Tensor | None = None) -> Tensor:
     """Sums over each class of `weight_i exp(-beta (1 - x . key_i))` for every beta: (betas, rows, classes).
 
-    rows: (rows, dim). keys: (keys, dim). label: (keys,) int64. sharpness: the betas, in any order.
-    weight: (keys,), or None for one.
+    rows: (rows, dim). keys: (keys, dim). label: (keys,) int64. betas: in any order. weight: (keys,), or None for one.
     """
-    order = sorted(range(len(sharpness)), key=sharpness.__getitem__)
-    ascending = [sharpness[place] for place in order]
-    columns = _shot_major(label, classes)
-    if columns is not None:  # the sum over a class is then a few additions of whole rows
+    order = sorted(range(len(betas)), key=betas.__getitem__)
+    ascending = [betas[place] for place in order]
+    columns = _keys_by_shot(label, classes)
+    if columns is not None:  # with the shots of a class along an axis of their own, its sum adds up whole rows
         missing, columns = columns == len(keys), columns.clamp(max=len(keys) - 1)
         keys, weight = keys[columns.flatten()], None if weight is None else weight[columns]
-    result = rows.new_empty(len(sharpness), len(rows), classes)
-    step = max(1, _BLOCK // max(len(keys), 1))
+    result = rows.new_empty(len(betas), len(rows), classes)
+    step = max(1, _MAX_PRODUCT // max(len(keys), 1))
     for start in range(0, len(rows), step):
         distance = 1 - product(rows[start:start + step], keys)
         if columns is not None:
@@ -185,10 +172,10 @@ def cache_logits(rows: Tensor, keys: Tensor, label: Tensor, classes: int, sharpn
 
 def _sum_powers(distance: Tensor, ascending: Sequence[float], order: Sequence[int], label: Tensor,
                 weight: Tensor | None, result: Tensor) -> None:
-    """Write the sums over classes of all powers of a block of distances into result (betas, rows, classes)."""
+    """Write the sums over each class of exp(-beta distance) for all betas into result (betas, rows, classes)."""
     on_cpu = distance.device.type == "cpu"
-    step = max(1, _CACHED // max(distance[0].numel(), 1)) if on_cpu else len(distance)
-    with threads_for(0) if on_cpu else nullcontext():  # in pieces that small threads only wait for each other
+    step = max(1, _CACHE_ELEMENTS // max(distance[0].numel(), 1)) if on_cpu else len(distance)
+    with threads_for(0) if on_cpu else nullcontext():  # pieces are too small for several threads
         for start in range(0, len(distance), step):
             piece = slice(start, start + step)
             for place, power in zip(order, _powers(distance[piece], ascending), strict=True):
@@ -197,10 +184,11 @@ def _sum_powers(distance: Tensor, ascending: Sequence[float], order: Sequence[in
                                         sum_by_class(weighted, label, result.shape[2]))
 
 
-def _shot_major(label: Tensor, classes: int) -> Tensor | None:
-    """Places of the first, second, ... key of every class (most shots, classes), as many as there are keys for none.
+def _keys_by_shot(label: Tensor, classes: int) -> Tensor | None:
+    """Positions of the first, second, ... key of every class: (largest number of shots, classes).
 
-    None where classes differ so much in their shots that most of such a table would be empty.
+    A class with fewer shots has the number of keys in place of a position. None where classes differ so much in their
+    shots that most of the table would be empty.
     """
     count = torch.bincount(label, minlength=classes)
     most = int(count.max()) if len(label) else 0
@@ -213,30 +201,30 @@ def _shot_major(label: Tensor, classes: int) -> Tensor | None:
     return table
 
 
-def _powers(distance: Tensor, sharpness: Sequence[float]) -> Iterator[Tensor]:
+def _powers(distance: Tensor, betas: Sequence[float]) -> Iterator[Tensor]:
     """`exp(-beta distance)` for ascending betas.
 
-    On a grid of equal steps a power is the one before times a constant, on one that doubles it is the square of one
-    before: one exponential serves many betas. Every factor brings its rounding along, so they are counted.
+    On a grid of equal steps each power is the previous one times a constant, on a grid that doubles it is the square of
+    an earlier one: one exponential serves many betas. Each factor adds a rounding error, so factors are counted.
     """
-    held: list[tuple[float, int, Tensor]] = []  # the last two: a grid may double at every second step
+    recent: list[tuple[float, int, Tensor]] = []  # the last two: a grid may double at every second step
     width, step = 0.0, distance
-    for beta, following in zip(sharpness, [*sharpness[1:], math.inf], strict=True):
-        before = held[-1] if held else (beta, _FACTORS, distance)
-        half = next((each for each in held if _close(2 * each[0], beta) and 2 * each[1] <= _FACTORS), None)
+    for beta, following in zip(betas, [*betas[1:], math.inf], strict=True):
+        previous = recent[-1] if recent else (beta, _MAX_FACTORS, distance)
+        half = next((each for each in recent if _same(2 * each[0], beta) and 2 * each[1] <= _MAX_FACTORS), None)
         if half is not None:
             factors, power = 2 * half[1], half[2] * half[2]
-        elif width and _close(beta - before[0], width) and before[1] < _FACTORS:
-            factors, power = before[1] + 1, before[2] * step
+        elif width and _same(beta - previous[0], width) and previous[1] < _MAX_FACTORS:
+            factors, power = previous[1] + 1, previous[2] * step
         else:
-            # A missing key is infinitely far, and 0 times that is no number.
-            factors, power = 1, torch.exp(-max(beta, _TINY) * distance)
-            gap = beta - before[0]
-            if gap > 0 and _close(following - beta, gap) and not _close(gap, width):
+            # The distance of a missing key is infinite, and 0 times infinity is NaN.
+            factors, power = 1, torch.exp(-max(beta, _MIN_BETA) * distance)
+            gap = beta - previous[0]
+            if gap > 0 and _same(following - beta, gap) and not _same(gap, width):
                 width, step = gap, torch.exp(-gap * distance)
-        held = [*held[-1:], (beta, factors, power)]
+        recent = [*recent[-1:], (beta, factors, power)]
         yield power
 
 
-def _close(first: float, second: float) -> bool:
-    return abs(first - second) <= _CLOSE * second
+def _same(first: float, second: float) -> bool:
+    return abs(first - second) <= _SAME_BETA * second

@@ -32,10 +32,6 @@ class Linear(Head):
     def width(self) -> int:
         return self.weight.shape[-2]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype
-
 
 @dataclass(frozen=True)
 class Sum(Head):
@@ -57,10 +53,6 @@ class Sum(Head):
     def width(self) -> int:
         return max(head.width for head in self.heads)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.heads[0].dtype
-
 
 @dataclass(frozen=True)
 class Columns(Head):
@@ -80,10 +72,6 @@ class Columns(Head):
     @property
     def width(self) -> int:
         return max(len(self.index), self.head.width)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.head.dtype
 
 
 @dataclass(frozen=True)
@@ -106,10 +94,6 @@ class Projected(Head):
     @property
     def width(self) -> int:
         return self.head.width if self.matrix is None else max(self.head.width, *self.matrix.shape[-2:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.head.dtype
 
 
 @dataclass(frozen=True)
@@ -139,10 +123,6 @@ class ProbabilityBilinear(Head):
     @property
     def width(self) -> int:
         return max(self.weight.shape[-2], self.matrix.shape[-1])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype
 
 
 def mixed(first: Head, second: Head, share: float) -> Head:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
@@ -34,10 +33,6 @@ class Perceptron(Head):
     def width(self) -> int:
         return max(self.down.shape[-2], self.up.shape[-2])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.down.dtype
-
 
 @dataclass(frozen=True)
 class RandomFeatures(Head):
@@ -57,7 +52,3 @@ class RandomFeatures(Head):
     @property
     def width(self) -> int:
         return max(self.head.width, self.projection.shape[-2])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.projection.dtype

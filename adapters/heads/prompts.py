@@ -40,10 +40,6 @@ class PromptMax(Head):
     def width(self) -> int:
         return len(self.prompts)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.prompts.dtype
-
 
 @dataclass(frozen=True)
 class PromptWeighted(Head):
@@ -79,10 +75,6 @@ class PromptWeighted(Head):
     @property
     def width(self) -> int:
         return self.bank.shape[0] * self.bank.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.bank.dtype
 
 
 def tempered(merit: Tensor, entropy: float) -> Tensor:

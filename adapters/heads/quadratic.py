@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from onceclip.adapters.heads.base import Head
@@ -40,7 +39,3 @@ class Quadratic(Head):
     @property
     def width(self) -> int:
         return max(self.weight.shape[-2:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype

@@ -35,10 +35,6 @@ class Bottleneck(Head):
     def width(self) -> int:
         return max(self.head.width, *self.down.shape)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.down.dtype
-
 
 def blend(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor, renormalize: bool = True) -> Tensor:
     """Mix rows (n, dim) with their two-layer map and scale to unit length."""
@@ -67,10 +63,6 @@ class Rectified(Head):
     @property
     def width(self) -> int:
         return max(self.head.width, *self.down.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.down.dtype
 
 
 def rectify(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor) -> Tensor:

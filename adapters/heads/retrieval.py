@@ -49,10 +49,6 @@ class CaptionEnsemble(Head):
     def width(self) -> int:
         return max(len(self.image), self.neighbours * max(self.weight.shape))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype
-
 
 def certainty(probability: Tensor) -> Tensor:
     """`1 - H / ln classes` of probabilities (rows, classes): (rows, 1), 0 where all classes are equally likely."""

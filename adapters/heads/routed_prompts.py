@@ -34,10 +34,6 @@ class RoutedPrompts(Head):
     def width(self) -> int:
         return self.vectors.shape[-3] * self.vectors.shape[-2]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.vectors.dtype
-
 
 def gates(scores: Tensor, top: int) -> Tensor:
     """Softmax over the `top` largest of scores (..., experts); the others are 0."""

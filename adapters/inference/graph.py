@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,21 +11,31 @@ from torch import Tensor
 _ELEMENTS = 2**24  # similarities that are held at a time: 64 MiB in float32
 
 
-def nearest(rows: Tensor, others: Tensor, number: int, without_self: bool = False) -> tuple[Tensor, Tensor]:
-    """The largest cosines of each row with others and their positions: two of (n, number), the largest first.
+def nearest(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The largest cosines of each row with the other ones and their positions: two of (n, number), the largest first.
 
-    rows: (n, dim), others: (m, dim), both unit. number: at most as many as there are. without_self: leave out the other
-    at the row's own position, where both are the same rows.
+    rows: (n, dim), unit. number: at most as many as there are others. Every pair is multiplied once.
     """
-    number = max(min(number, len(others) - without_self), 0)
-    cosine = rows.new_empty(len(rows), number)
-    index = torch.empty(len(rows), number, dtype=torch.int64, device=rows.device)
-    for place in blocks(len(rows), len(others)):
-        block = rows[place] @ others.T
-        if without_self:
-            at = torch.arange(place.start, place.start + len(block), device=rows.device)
-            block[at - place.start, at] = -torch.inf
-        cosine[place], index[place] = block.topk(number, dim=1)
+    number = max(min(number, len(rows) - 1), 0)
+    cosine = rows.new_full((len(rows), number), -torch.inf)
+    index = torch.zeros(len(rows), number, dtype=torch.int64, device=rows.device)
+
+    def merge(place: slice, block: Tensor, start: int) -> None:
+        found, where = block.topk(min(number, block.shape[1]), dim=1)
+        values, others = torch.cat([cosine[place], found], dim=1), torch.cat([index[place], where + start], dim=1)
+        cosine[place], best = values.topk(number, dim=1)
+        index[place] = others.gather(1, best)
+
+    step = math.isqrt(_ELEMENTS)
+    for start in range(0, len(rows), step):
+        mine = slice(start, start + step)
+        for other in range(start, len(rows), step):
+            block = rows[mine] @ rows[other:other + step].T
+            if other == start:
+                block.fill_diagonal_(-torch.inf)
+            else:
+                merge(slice(other, other + step), block.T.contiguous(), start)
+            merge(mine, block, other)
     return cosine, index
 
 
@@ -48,7 +59,7 @@ def symmetric(matrix: Tensor) -> Tensor:
 
 def affinity(rows: Tensor, neighbours: int) -> Tensor:
     """`A + A^T` (n, n), sparse, with A the cosines of each unit row (n, dim) with its nearest others, never below 0."""
-    value, index = nearest(rows, rows, neighbours, without_self=True)
+    value, index = nearest(rows, neighbours)
     return symmetric(sparse(value.clamp_min(0), index, len(rows)))
 
 
@@ -89,13 +100,13 @@ def propagated(matrix: Tensor, seeds: Tensor, alpha: float, tolerance: float,
 _STEPS, _TINY = 1000, 1e-30
 
 
-def assign(first: Tensor, z: Tensor, graph: Tensor, weight: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Repeat `z <- softmax(first + weight * graph z)`; gives the last logits and z, both (n, classes).
+def assign(first: Tensor, z: Tensor, graph: Tensor, weight: float, steps: int) -> Tensor:
+    """Repeat `z <- softmax(first + weight * graph z)` in place; gives the last logits (n, classes).
 
-    first: (n, classes), what each row says by itself. graph: (n, n), sparse and symmetric.
+    first: (n, classes), what each row says by itself. z: (n, classes). graph: (n, n), sparse and symmetric.
     """
-    logits = first
+    logits = torch.empty_like(first)  # one, because memory that is new at every step costs as much as a product
     for _ in range(steps):
-        logits = torch.sparse.mm(graph, z).mul_(weight).add_(first)
-        z = logits.softmax(dim=1)
-    return logits, z
+        torch.addmm(first, graph, z, alpha=weight, out=logits)
+        torch.softmax(logits, dim=1, out=z)
+    return logits

@@ -64,27 +64,38 @@ class StatA(Inductive):
         rows, anchor = queries.embedding, prototypes(classifier, task)
         first = log_scores(classifier, queries).mul_(self.text_weight)
         z = first.softmax(dim=1)
-        graph, square = affinity(rows, self.neighbors), rows.square()
-        mean, spread = anchor, _spread(z, rows, square, anchor).sum(dim=0) / len(rows)
+        graph, both = affinity(rows, self.neighbors), torch.cat([rows, rows.square()], dim=1)
+        mean, size = anchor, _size(z)
+        spread = _spread(z.T @ both, size, anchor).sum(dim=0) / len(rows)
         variance = spread.expand_as(anchor)
         for step in range(OUTER):
-            gaussian = Sum((Quadratic.gaussian(mean, _positive(variance)),), (1 / TEMPERATURE,))
-            logits, z = assign(gaussian(rows).add_(first), z, graph, 1 / 6, INNER)
+            gaussian = Quadratic.gaussian(mean, _positive(variance))
+            density = torch.addmm(first + gaussian.bias / TEMPERATURE, both,
+                                  torch.cat([gaussian.weight, gaussian.square], dim=1).T, alpha=1 / TEMPERATURE)
+            logits = assign(density, z, graph, 1 / 6, INNER)
             self.progress((step + 1) / OUTER)
-            size = z.sum(dim=0).unsqueeze(1)
-            count = torch.bincount(z.argmax(dim=1), minlength=len(size)).to(size).unsqueeze(1)
-            share = (count if self.count == "hard" else size)
+            size, sums = _size(z), z.T @ both
+            count = torch.bincount(z.argmax(dim=1), minlength=len(size)).unsqueeze(1)
+            share = (count if self.count == "hard" else size).to(rows)
             share = share / (self.alpha + share).clamp_min(torch.finfo(rows.dtype).tiny)
-            mean = unit(share * unit(z.T @ rows) + (1 - share) * anchor)
-            variance = (share * _spread(z, rows, square, mean) / size.clamp_min(torch.finfo(rows.dtype).tiny)
+            mean = unit(share * unit(sums[:, :rows.shape[1]]) + (1 - share) * anchor)
+            variance = (share * _spread(sums, size, mean) / size.to(rows).clamp_min(torch.finfo(rows.dtype).tiny)
                         + (1 - share) * (spread + (anchor - mean).square()))
         return logits, Sum((Quadratic.gaussian(mean, _positive(variance)),), (1 / TEMPERATURE,))
 
 
-def _spread(z: Tensor, rows: Tensor, square: Tensor, centre: Tensor) -> Tensor:
-    """`sum_n z_nc (x_n - centre_c)^2` of every coordinate: (classes, dim). square: that of the rows."""
-    size, centre = z.double().sum(dim=0).unsqueeze(1), centre.double()
-    return ((z.T @ square).double() - 2 * centre * (z.T @ rows).double() + size * centre.square()).to(rows)
+def _spread(sums: Tensor, size: Tensor, centre: Tensor) -> Tensor:
+    """`sum_n z_nc (x_n - centre_c)^2` of every coordinate: (classes, dim).
+
+    sums: (classes, 2 dim) of z times the rows, and times their squares. size: (classes, 1) of z, in float64.
+    """
+    total, square = sums.double().chunk(2, dim=1)
+    return (square - 2 * centre.double() * total + size * centre.double().square()).to(sums)
+
+
+def _size(z: Tensor) -> Tensor:
+    """Rows of each class: (classes, 1), in float64, without a copy of z in it."""
+    return z.sum(dim=0, dtype=torch.float64).unsqueeze(1)
 
 
 def _positive(variance: Tensor) -> Tensor:

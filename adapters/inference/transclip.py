@@ -81,13 +81,13 @@ class TransCLIP(Inductive):
         variance = rows.new_full((rows.shape[1],), 1 / rows.shape[1])
         for step in range(OUTER + 1):
             # The classifier's share and the Gaussians', added in place: two matrices (n, classes) less.
-            logits, z = assign(_gaussian(mean, variance)(rows).add_(first), z, graph, 1 / 6, INNER)
+            logits = assign(_gaussian(mean, variance)(rows).add_(first), z, graph, 1 / 6, INNER)
             self.progress((step + 1) / (OUTER + 1))
             if step < OUTER:
                 total = z.T @ rows
                 mean = unit(total)
                 # Over all classes z sums to 1 for every row, so that the squares of the rows need no class.
-                scatter = square + (z.double().sum(dim=0).unsqueeze(1) * mean.double().square()
+                scatter = square + (z.sum(dim=0, dtype=torch.float64).unsqueeze(1) * mean.double().square()
                                     - 2 * mean.double() * total.double()).sum(dim=0)
                 variance = (scatter / len(rows)).clamp_min(torch.finfo(rows.dtype).eps).to(rows)
         return Solution(logits, mean, variance)

@@ -68,7 +68,7 @@ class ZLaP(Inductive):
         similarity = similarities(classifier, queries, task)
         classes, rows = similarity.shape[1], queries.embedding
         # The image itself is among its neighbours, as in the authors' code, and drops out with the diagonal.
-        image = nearest(rows, rows, self.neighbors - 1, without_self=True)
+        image = nearest(rows, self.neighbors - 1)
         value, index = similarity.topk(min(self.neighbors, classes), dim=1)
         graph = block_graph(image[0].clamp_min(0), image[1] + classes, value.clamp_min(0) ** self.gamma, index, classes)
         return spread(graph, classes, self.alpha, self.progress)

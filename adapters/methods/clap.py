@@ -48,7 +48,7 @@ class CLAP(ZeroShotLinearProbe):
         "constraint": Hyperparameter("constant", "whether the weights of the penalty stay or follow an augmented "
                                      "Lagrangian", choices=("constant", "adaptive"), retrain=True),
         **{name: value for name, value in ZeroShotLinearProbe.hyperparameters.items() if name != "preset"},
-        **share_setting(0.75),
+        **share_setting(0.33, by_images=True),
         "learning_rate": Hyperparameter(0.1, "step size at the start of the schedule", high=1000.0, retrain=True),
     }
     state = ("held", "moved")

@@ -47,6 +47,10 @@ class GOPro(CoCoOp):
     }
     presets = {"cocoop": CONDITIONAL_PAPER}
 
+    def check(self, task: Task) -> None:
+        super().check(task)
+        _ = task.support.embedding  # complains if rows are streamed: blocks come without views
+
     def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
         """Of every image in turn itself and two views."""
         support = task.support

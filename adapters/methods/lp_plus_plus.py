@@ -58,7 +58,7 @@ class LPPlusPlus(Shared):
     source = "Huang et al., LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP, CVPR 2024"
     equation = "logits_c = x.v_c + b_c + alpha_c x.w_c"
     hyperparameters = {
-        **share_setting(0.5),
+        **share_setting(0.25, by_images=True),
         "epochs": Hyperparameter(300, "passes over the support rows", high=1e6, retrain=True),
         "momentum": Hyperparameter(0.9, "momentum of the steps of V and b", high=1.0, retrain=True),
         "alpha_gradient": Hyperparameter("fresh", "gradient of a step of alpha: the present one, the mean of the last "
@@ -69,6 +69,7 @@ class LPPlusPlus(Shared):
     }
     presets = {"reference": {"share": 1.0, "alpha_gradient": "accumulate"}}
     trained = True
+    by_images = True
     solver = "own"
 
     def prepare(self, task: Task) -> Problem:

@@ -66,7 +66,7 @@ class TaskRes(Shared):
     source = "Yu et al., Task Residual for Tuning Vision-Language Models, CVPR 2023"
     equation = "logits_c = s x.unit(t_c + alpha r_c),  r from 0 by cross-entropy"
     hyperparameters = {
-        **share_setting(0.75),
+        **share_setting(0.33, by_images=True),
         "alpha": Hyperparameter(0.5, "weight of the residual", high=100.0, retrain=True),
         "learn_alpha": Hyperparameter(False, "train the weight too, from the value of `alpha`", retrain=True),
         "enhanced": Hyperparameter(0, "epochs in which a linear map of the class vectors is trained first, the "
@@ -81,6 +81,7 @@ class TaskRes(Shared):
                 ("reference-imagenet", {"learning_rate": 2e-4}))}
     trained = True
     weighs = True
+    by_images = True
 
     def prepare(self, task: Task) -> Bases:
         if not self.enhanced:

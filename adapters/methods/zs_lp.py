@@ -68,7 +68,7 @@ class ZeroShotLinearProbe(Shared):
               "CVPR 2024")
     equation = "logits_c = s x.unit(p_c),  p_c from t_c by cross-entropy"
     hyperparameters = {
-        **share_setting(0.5),
+        **share_setting(0.25, by_images=True),
         "start": Hyperparameter("text", "start values of the class vectors: those that `base` names, or random ones",
                                 choices=("text", "random"), retrain=True),
         **base_settings(length=10.0),
@@ -79,6 +79,7 @@ class ZeroShotLinearProbe(Shared):
     presets = {"reference": {"share": 1.0, "base": "raw", "learning_rate": 0.1, "drop_last": True}}
     trained = True
     weighs = True
+    by_images = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         vectors = base_vectors(prepared, self.base, self.length)

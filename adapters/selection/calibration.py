@@ -30,7 +30,7 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     if task.val is not None and len(task.val):
         rows = some_rows(task.val, task.classes)
         logits, = batched_logits([classifier.head], method.rows_of(rows))
-        return _with(classifier, logits, rows.label, VALIDATION)
+        return on_rows(classifier, logits, rows.label, VALIDATION)
     if not 0 < len(task.support) * task.classes <= LOGITS:
         return classifier
     try:
@@ -39,11 +39,14 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     except MethodError:  # no such form, or not for this support, or rows that are streamed
         return classifier
     weight = float(method.values[method.mixing]) if method.mixing else 1.0
-    return _with(classifier, first + weight * second, task.support.label, LEFT_OUT)
+    return on_rows(classifier, first + weight * second, task.support.label, LEFT_OUT)
 
 
-def _with(classifier: Classifier, logits: Tensor, label: Tensor, rows: str) -> Classifier:
-    """A classifier with the temperature that suits some logits, and with what prediction sets are made of."""
+def on_rows(classifier: Classifier, logits: Tensor, label: Tensor, rows: str) -> Classifier:
+    """Give a classifier the temperature that suits some rows, and the scores that prediction sets are made of.
+
+    logits: (n, classes), the classifier's own. label: (n,). rows: which they are, for `calibrated_on`.
+    """
     temperature = best_temperature(logits, label)
     return replace(classifier, temperature=temperature, calibrated_on=rows,
                    conformity=conformity(logits, label, temperature))

@@ -107,7 +107,9 @@ def set_rule(classifier: Classifier, coverage: float, kind: str = KINDS[0]) -> S
     scores: Sequence[float] = classifier.conformity.get(kind, ())
     if not scores:
         raise MethodError(f"this {classifier.method} has no scores to make sets with: fit it again, where there are "
-                          "validation images, or four training images of each class and a method that leaves one out")
+                          "validation images, or four training images of each class and a method that leaves one out; "
+                          "a merge without validation images, what --inference saved, and an adapter given other "
+                          "classes have none")
     place = math.ceil((len(scores) + 1) * coverage - 1e-9)
     return SetRule(kind, float(coverage), scores[place - 1] if place <= len(scores) else math.inf,
                    classifier.temperature)

@@ -15,7 +15,7 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
-from onceclip.adapters.selection.rule import LOGITS, best_weight, calibrated_loss, departure, some_rows
+from onceclip.adapters.selection.rule import LOGITS, Race, calibrated_loss, departure, some_rows
 from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Search
 from onceclip.adapters.selection.tpe import Proposals, Setting
 from onceclip.adapters.task import Task
@@ -66,6 +66,13 @@ class _Choice:
     def distance(self, method: Method) -> float:
         """What the rule charges for a method's values, but for the mixing weight's."""
         return departure(method.values, {name: self.start.values[name] for name in self.free})
+
+    def race(self, label: Tensor) -> Race | None:
+        """What weighs the two parts of the logits of rows with these labels, where there is a mixing weight."""
+        if self.mixing is None:
+            return None
+        setting = self.start.hyperparameters[self.mixing]
+        return Race(label, float(self.start.values[self.mixing]), setting.low, setting.high)
 
     def best(self, trials: Sequence[_Trial]) -> _Trial:
         """The trial of least cost; of equals the one nearest to the start, then the first."""
@@ -135,6 +142,7 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
         if name not in method.hyperparameters:
             raise UnknownName(unknown("hyperparameter", name, method.hyperparameters, f" of {method.name}"))
     method.check(task)
+    method = method.suited(task)
     free = choices(method, frozen)
     mixing = method.mixing if method.mixing in free else None
     with threads_for(method.work(task)):
@@ -170,6 +178,7 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
     Each gets its accuracy on the task's validation rows, if it has any, or the failure of its training.
     """
     methods[0].check(task)
+    methods = [method.suited(task) for method in methods]
     shared: dict[Any, Any] = {}
     with threads_for(methods[0].work(task)):
         for method in methods:
@@ -258,34 +267,34 @@ def _scored(fitted: Sequence[Fitted], choice: _Choice, task: Task, prepared: Any
     else:
         terms = [method.terms(prepared, parameters) for method, parameters in good]
         sides = [batched_logits([each[side] for each in terms], values) for side in (0, 1)]
+    race = choice.race(val.label)
     for method, parameters in fitted:
         if finite(parameters):
-            yield _trial(choice, method, parameters, val.label, *(next(side) for side in sides))
+            yield _trial(choice, race, method, parameters, val.label, *(next(side) for side in sides))
         else:
             yield _Trial(method, parameters, -1.0, float("inf"))
 
 
 def _leave_one_out(choice: _Choice, task: Task, prepared: Any, settings: Sequence[dict[str, Value]]) -> list[_Trial]:
-    trials = []
+    trials, race = [], choice.race(task.support.label)
     for values in settings:
         method = choice.start.with_values(**values)
         first, second = method.leave_one_out(prepared)
         logits = (first, second) if choice.mixing else (
             first + (float(method.values[method.mixing]) if method.mixing else 1.0) * second,)
-        trials.append(_trial(choice, method, {}, task.support.label, *logits))
+        trials.append(_trial(choice, race, method, {}, task.support.label, *logits))
     return trials
 
 
-def _trial(choice: _Choice, method: Method, parameters: Parameters, label: Tensor, first: Tensor,
+def _trial(choice: _Choice, race: Race | None, method: Method, parameters: Parameters, label: Tensor, first: Tensor,
            second: Tensor | None = None) -> _Trial:
     """Score logits, or two of them with the mixing weight that is chosen between them."""
-    if second is None or choice.mixing is None:
+    if second is None or choice.mixing is None or race is None:
         cost = float(calibrated_loss(first, label).sum()) + choice.distance(method)
         return _Trial(method, parameters, _accuracy(first, label), cost)
-    setting = method.hyperparameters[choice.mixing]
-    found = best_weight(first, second, label, float(method.values[choice.mixing]), setting.low, setting.high)
+    found = race.weigh(first, second, choice.distance(method))
     chosen = method.with_values(**{choice.mixing: found.weight})
-    return _Trial(chosen, parameters, found.accuracy, found.cost + choice.distance(method), (found.low, found.high))
+    return _Trial(chosen, parameters, found.accuracy, found.cost, (found.low, found.high))
 
 
 def _accuracy(logits: Tensor, label: Tensor) -> float:

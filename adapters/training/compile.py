@@ -1,7 +1,7 @@
-"""A training step as one piece of machine code, in which the passes over memory between its products are one.
+"""Compiled training steps: between matrix products, one pass over memory in place of one per operation.
 
-torch writes the step down as a graph of tensor operations, and makes code of it that serves any number of rows and of
-runs, any values and any task of the same shapes. No method knows of it.
+torch traces the step as a graph of tensor operations and compiles it for any number of rows and runs, any values and
+any task of the same shapes. Methods need not know of it.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ from onceclip.adapters.training.optimizer import Position, StepNumbers
 from onceclip.adapters.training.stack import stackable, varying
 
 AUTO, ON, OFF = CHOICES = ("auto", "on", "off")
-_WHOLE = 10.0  # seconds of plain steps in all that pay for compiling, which takes as long, once for all later processes
-_EACH = 0.002  # of one run, below which trying its code takes a group as long as is gained
-_STEP = 1e-4  # of a step without numbers, which some runs share
-_RATE = 1.6e10  # parameters times rows in a second, forward and backward, in float32
-_APART = 0.02  # of the length of a step's changes, by which both ways may differ: bfloat16 rounds at other places
-_NODES = 300  # of a graph: CLIP-Adapter's has 150
-_LEAST = 11  # rows and runs to trace with, or somewhat more
-_FIRST = Position(0, 1, 0, 1)
-_PLAIN = (int, float, str, bytes, type, type(None))
-_known: dict[Any, tuple[str, Sequence[int]]] = {}  # names of code, and positions of its constants among leaves
+_MIN_SECONDS = 10.0  # of uncompiled steps in all trainings, about what compiling takes, once for all later processes
+_MIN_SECONDS_OF_ONE = 0.002  # of the uncompiled steps of one run: below, checking the code takes longer than it saves
+_STEP_SECONDS = 1e-4  # overhead of one step, which several runs may share
+_THROUGHPUT = 1.6e10  # parameters times rows per second, forward and backward, in float32
+_MAX_DIFFERENCE = 0.02  # of both steps, relative to the length of one: bfloat16 rounds at other places
+_MAX_NODES = 300  # of a graph that is compiled without being required; CLIP-Adapter's has 150
+_MIN_TRACED_SIZE = 11  # numbers of rows and runs to trace with are this or somewhat more
+_FIRST_POSITION = Position(0, 1, 0, 1)
+_PLAIN_TYPES = (int, float, str, bytes, type, type(None))
+_known: dict[Any, tuple[str, Sequence[int]]] = {}  # names of code, and positions of its constants among the leaves
 
 
 @dataclass(frozen=True)
 class Compiling:
-    """choice: "auto" where it pays on a CPU, "on" or "off". alike: number of trainings that the work consists of.
+    """Whether steps are compiled. choice: "auto" (where it pays, on a CPU), "on" or "off". alike: number of trainings
+    that can use the same code.
 
     Raises MethodError for another choice.
     """
@@ -73,14 +74,14 @@ def compiling(choice: Compiling) -> Iterator[None]:
 
 @contextmanager
 def several(number: int) -> Iterator[None]:
-    """Say that the whole work has so many trainings like those inside: each pays its part of compiling."""
+    """Declare that so many trainings like those in the block share the cost of compiling."""
     around = _CURRENT.get()
     with compiling(replace(around, alike=around.alike * number)):
         yield
 
 
 def compiles(run: Run, parameters: int) -> bool:
-    """Whether a run's steps are compiled, whatever is trained beside it. parameters: their elements."""
+    """Whether a run's steps are compiled; what is trained beside it does not matter. parameters: number of elements."""
     current = _CURRENT.get()
     if not stackable(run.method) or current.choice == OFF or run.task.support.weight is not None:
         return False
@@ -90,8 +91,8 @@ def compiles(run: Run, parameters: int) -> bool:
         return False
     steps = run.method.epochs * run.steps_per_epoch()
     rows = run.method.epochs * len(run.task.support)
-    seconds = steps * _STEP + rows * parameters / _RATE
-    return seconds >= _EACH and seconds * current.alike >= _WHOLE
+    seconds = steps * _STEP_SECONDS + rows * parameters / _THROUGHPUT
+    return seconds >= _MIN_SECONDS_OF_ONE and seconds * current.alike >= _MIN_SECONDS
 
 
 def required() -> bool:
@@ -136,7 +137,8 @@ class CompiledStep:
         if rows.device.type != "cpu":
             raise MethodError("its device is no CPU")
         plain = _copy(training)
-        plain.step(rows, label, _FIRST)  # also fills what methods and tasks keep, which must not happen in a graph
+        # This also fills the caches of methods and tasks, which must not happen while the step is traced.
+        plain.step(rows, label, _FIRST_POSITION)
         found = pytree_leaves((training.first.task, training.first.prepared, _step_constants(training)))
         key = training.alone, torch.get_num_threads(), narrow(), *map(leaf_key, found)
         for number in (None, training.stack.runs):
@@ -153,10 +155,10 @@ class CompiledStep:
             _remember(name, kept, number, *key)
 
     def _write(self, training: Training, rows: Tensor, label: Tensor, found: Sequence[Any], runs: int | None) -> str:
-        """Write the step down and have code made of it, unless there is; gives the code's name.
+        """Trace the step and compile it, unless code of it exists; returns the code's name.
 
-        found: leaves of task and method. runs: their number, None for code that serves any. Some operations do not
-        allow that: then the name is empty.
+        found: leaves of task and method. runs: their number, None for code that serves any number: the name is empty
+        if some operation does not allow that.
         """
         from torch.fx.experimental.proxy_tensor import make_fx  # a second, for those who compile nothing
         from torch.fx.experimental.symbolic_shapes import is_concrete_int
@@ -165,7 +167,7 @@ class CompiledStep:
             example, free = _example(training, rows, label, found, runs)
             graph, self._constants = lift_constants(make_fx(partial(_step, training), tracing_mode="symbolic",
                                                     _allow_non_fake_inputs=True)(*example))
-            if not self.required and len(graph.graph.nodes) > _NODES:
+            if not self.required and len(graph.graph.nodes) > _MAX_NODES:
                 raise MethodError("its steps are of so many parts that compiling them takes minutes")
             inputs = graph.graph.find_nodes(op="placeholder")
             if runs is None and any(is_concrete_int(node.meta["val"].shape[place])
@@ -180,14 +182,14 @@ class CompiledStep:
         return name
 
     def _try(self, training: Training, plain: Training, rows: Tensor, label: Tensor) -> None:
-        """Take a first step elsewhere. Raises MethodError unless it goes where the plain one went."""
+        """Take a first step on a copy. Raises MethodError unless it changes the parameters as the plain step does."""
         other = _copy(training)
-        self._run(other, rows, label, _FIRST)
+        self._run(other, rows, label, _FIRST_POSITION)
         start, one, two = ([*chain.from_iterable(each.optimizer.moments[:1])] or each.optimizer.values
                            for each in (training, plain, other))
         distance, apart = (math.sqrt(sum(float((end - begin).norm())**2 for end, begin in zip(one, base, strict=True)))
                         for base in (start, two))
-        if not apart <= _APART * distance:
+        if not apart <= _MAX_DIFFERENCE * distance:
             raise MethodError(f"the compiled step is {apart:.3g} from the plain one, which goes {distance:.3g} far")
 
 
@@ -199,7 +201,7 @@ def _step_constants(training: Training) -> tuple[Any, ...]:
 
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
-    """The name of the code for steps with these leaves, empty if there is none, and the positions of its constants."""
+    """Name of the code of steps with these leaves, empty if there is none, and positions of its constants in them."""
     index = code_cache.digest(code_cache.sources(), *key)
     return _known.get(key) or (index and code_cache.noted(index)) or ("", ())
 
@@ -213,7 +215,7 @@ def _remember(name: str, where: Sequence[int], *key: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Compile in this process, which may be one of many, without the compiler's messages."""
+    """Compile without further processes, as there may be many of this one, and without the compiler's messages."""
     from torch._inductor import config
 
     logger = logging.getLogger("torch.utils.cpp_extension")
@@ -253,12 +255,12 @@ def _example(training: Training, rows: Tensor, label: Tensor,
 
     Rows and runs are as many as no other size is: torch takes equal sizes for the same. Arguments as of `_write`.
     """
-    tensors = _tensors(training, rows, label, copy(training.optimizer).numbers(_FIRST))
+    tensors = _tensors(training, rows, label, copy(training.optimizer).numbers(_FIRST_POSITION))
     free = [{0: "rows"} if place < 2 else {0: "runs"} if each.ndim and not training.alone and runs is None else {}
             for place, each in enumerate(tensors)]
     fixed = {size for each, names in zip(tensors, free, strict=True) for size in each.shape[len(names):]}
     fixed |= {size for leaf in found if isinstance(leaf, Tensor) for size in leaf.shape}
-    numbers = (number for number in count(_LEAST) if number not in fixed)
+    numbers = (number for number in count(_MIN_TRACED_SIZE) if number not in fixed)
     sizes = {"rows": next(numbers), "runs": next(numbers)}
     return [each.new_zeros((*(sizes[name] for name in names.values()), *each.shape[len(names):]))
             for each, names in zip(tensors, free, strict=True)], free
@@ -283,7 +285,7 @@ def pytree_leaves(value: Any) -> list[Any]:
 
 
 def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
-    if isinstance(value, (Tensor, *_PLAIN)):
+    if isinstance(value, (Tensor, *_PLAIN_TYPES)):
         yield value
         return
     if id(value) in seen:

@@ -1,4 +1,4 @@
-"""Convex problems, solved to convergence: logistic regressions, and what else has the solver "lbfgs"."""
+"""Training to convergence, for methods whose solver is "lbfgs": logistic regression by our own L-BFGS, else torch's."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from onceclip.adapters.ops import reduced_products
 from onceclip.adapters.training.loop import Run
 from onceclip.adapters.training.stack import Parameters
 
-_STEPS = 1000
-_PAIRS = 8  # of a step and the change of the gradient over it
-_REMAINS = 2e-9  # of the objective, or of 1 where it is lower, that a step may still promise at the end
-_FLAT, _FIRST = 0.1, 0.01  # of a line's slope that is left where its search ends, and of the first line's
-_TRIALS = 8  # on a line
-_FURTHER = 5  # times as far as the trial before, at most
-_LINEAR = 1e-4  # of a change of logits, by which it may differ from the sum of its parts
-_TRIED = 8  # rows on which that is seen
-_DIRECTIONS, _SAMPLE = 32, 1024  # in which moments are told apart, and the rows that they are taken of
-_MATTERS = 0.1  # share of a decay from which on the moments matter beside it
-_UNSURE, _MOMENT = 1e-3, 1e-4  # what may be zero and is divided by is no less; the moment relative to all of them
+_MAX_STEPS = 1000
+_HISTORY = 8  # pairs of a step and the change of the gradient over it that L-BFGS keeps
+_TOLERANCE = 2e-9  # least decrease that a step must promise, relative to the objective, or to 1 where it is lower
+_SLOPE_LEFT, _FIRST_SLOPE_LEFT = 0.1, 0.01  # share of its first slope at which a line search ends; of the first search
+_TRIALS = 8  # of a line search
+_GROWTH = 5  # of the step size from one trial to the next, at most
+_LINEAR_TOLERANCE = 1e-4  # relative difference up to which two changes count as equal
+_LINEAR_ROWS = 8  # on which logits are tried
+_RANK, _SAMPLE_ROWS = 32, 1024  # of the preconditioner, and rows that it is estimated from
+_DECAY_ONLY = 0.1  # second moments, relative to decay times classes, up to which the preconditioner is the decay alone
+_MIN_VARIANCE, _MIN_MOMENT = 1e-3, 1e-4  # lower bounds of what is divided by; of a moment relative to their sum
 
 
 def solve(run: Run, start: Parameters) -> Parameters:
-    """Parameters at which the loss of a run's method is lowest, from start values.
+    """Minimize the loss of a run's method over its parameters, from start values.
 
-    Mean cross-entropy of logits that are linear in the parameters, with a quadratic penalty or none, is left to
-    `_lowest`, any other loss to torch's L-BFGS. Products are of the parameters' type, whatever a search asks for.
+    `_minimize` takes mean cross-entropy of logits that are linear in the parameters, with or without a quadratic
+    penalty; torch's L-BFGS takes any other loss. Matrices are multiplied in the parameters' type, also where a search
+    asks for bfloat16.
     """
     with torch.enable_grad(), threads_for(run.task.work), reduced_products(None):
         if run.method.plain_loss and not run.method.values.get("smoothing"):
             regression = _Regression(run, start)
-            if regression.linear():
-                return regression.named(_lowest(regression))
-        return _by_loss(run, start)
+            if regression.is_linear():
+                return regression.unflatten(_minimize(regression))
+        return _solve_by_torch(run, start)
 
 
-def _by_loss(run: Run, start: Parameters) -> Parameters:
+def _solve_by_torch(run: Run, start: Parameters) -> Parameters:
     parameters = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     rows, label = run.method.training_rows(run.task, run.prepared, 0)
     noise = run.noise()
-    optimizer = torch.optim.LBFGS(parameters.values(), max_iter=_STEPS, history_size=20, tolerance_grad=1e-6,
+    optimizer = torch.optim.LBFGS(parameters.values(), max_iter=_MAX_STEPS, history_size=20, tolerance_grad=1e-6,
                                   tolerance_change=1e-9, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -59,14 +60,14 @@ def _by_loss(run: Run, start: Parameters) -> Parameters:
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise
-        return {name: torch.full_like(value, math.nan) for name, value in start.items()}  # a step beyond float32
+        return {name: torch.full_like(value, math.nan) for name, value in start.items()}  # the step overflowed float32
     return {name: value.detach() for name, value in parameters.items()}
 
 
 class _Regression:
-    """Mean cross-entropy plus penalty as a function of all parameters, which lie in one vector (parameters,).
+    """Mean cross-entropy plus penalty, as a function of one vector that holds all parameters: (parameters,).
 
-    start: the vector to begin at. logits: there, (rows, classes). label: (rows, 1).
+    start: the start values. logits: at the start, (rows, classes). label: (rows, 1).
     """
 
     def __init__(self, run: Run, start: Parameters) -> None:
@@ -74,195 +75,206 @@ class _Regression:
         self._rows, label = run.method.training_rows(run.task, run.prepared, 0)
         self.label = label.unsqueeze(1)
         self.start = torch.cat([value.detach().flatten() for value in start.values()])
-        self._leaf = self.start.clone().requires_grad_()
-        self._graph = self._head(self._leaf, self._rows)
-        self.logits = self._graph.detach()
+        self._start_leaf = self.start.clone().requires_grad_()
+        self._start_logits = self._head(self._start_leaf, self._rows)
+        self.logits = self._start_logits.detach()
         zero = torch.zeros_like(self.start)
         with torch.no_grad():
-            self._at_zero = self._head(zero, self._rows) if self.start.any() else self.logits
-        self._pull_at_zero = self.penalty(zero)[1]
+            self._logits_at_zero = self._head(zero, self._rows) if self.start.any() else self.logits
+        self._penalty_gradient_at_zero = self.penalty(zero)[1]
 
-    def named(self, vector: Tensor) -> Parameters:
-        """The parameters that a vector holds."""
+    def unflatten(self, vector: Tensor) -> Parameters:
+        """The parameters in a vector, by name."""
         parts = vector.split([shape.numel() for shape in self._shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def _head(self, vector: Tensor, rows: Tensor) -> Tensor:
-        return self._run.method.training_head(self._run.prepared, self.named(vector))(rows)
+        return self._run.method.training_head(self._run.prepared, self.unflatten(vector))(rows)
 
-    def linear(self) -> bool:
-        """Whether logits and the penalty's gradient are linear: two steps change them by the sum of both."""
-        one, some = torch.linspace(-1, 1, len(self.start)).to(self.start), slice(_TRIED)
+    def is_linear(self) -> bool:
+        """Whether logits and the penalty's gradient are linear: two steps together change them by the sum of both."""
+        one, few = torch.linspace(-1, 1, len(self.start)).to(self.start), slice(_LINEAR_ROWS)
         steps = one, one.square(), one + one.square()
         with torch.no_grad():
-            logits = [self._head(each, self._rows[some]) - self._at_zero[some] for each in steps]
-        pulls = [self.pull_along(each) for each in steps]
-        self._moments = _Moments(self._rows, float(pulls[0] @ one / (one @ one)), self.logits.shape[1])
-        return all(float((both - first - second).norm()) <= _LINEAR * float(both.norm())
-                   for first, second, both in (logits, pulls))
+            logits = [self._head(each, self._rows[few]) - self._logits_at_zero[few] for each in steps]
+        gradients = [self.penalty_gradient_change(each) for each in steps]
+        decay = float(gradients[0] @ one / (one @ one))
+        self._preconditioner = _Preconditioner(self._rows, decay, self.logits.shape[1])
+        return all(float((both - first - second).norm()) <= _LINEAR_TOLERANCE * float(both.norm())
+                   for first, second, both in (logits, gradients))
 
     @torch.no_grad()
-    def logits_along(self, step: Tensor) -> Tensor:
-        """Change of the logits (rows, classes) over a step (parameters,)."""
-        return self._head(step, self._rows) - self._at_zero
+    def logits_change(self, step: Tensor) -> Tensor:
+        """By how much a step (parameters,) changes the logits: (rows, classes)."""
+        return self._head(step, self._rows) - self._logits_at_zero
 
     def gradient(self, probability: Tensor) -> Tensor:
-        """Of the cross-entropy (parameters,), where the classes have these probabilities (rows, classes)."""
+        """Gradient of the mean cross-entropy (parameters,). probability: of the classes, (rows, classes)."""
         share = 1 / len(self.label)
-        wanted = probability.new_full(self.label.shape, -share)
-        excess = (probability * share).scatter_add_(1, self.label, wanted)
-        return torch.autograd.grad(self._graph, self._leaf, excess, retain_graph=True)[0]
+        target = probability.new_full(self.label.shape, -share)
+        logits_gradient = (probability * share).scatter_add_(1, self.label, target)
+        return torch.autograd.grad(self._start_logits, self._start_leaf, logits_gradient, retain_graph=True)[0]
 
     def penalty(self, vector: Tensor) -> tuple[float, Tensor]:
         """The penalty and its gradient (parameters,)."""
         leaf = vector.detach().requires_grad_()
-        value = self._run.method.penalty(self._run.prepared, self.named(leaf))
+        value = self._run.method.penalty(self._run.prepared, self.unflatten(leaf))
         if not isinstance(value, Tensor) or not value.requires_grad:
             return float(value), torch.zeros_like(leaf)
         return float(value.detach()), torch.autograd.grad(value, leaf)[0]
 
-    def pull_along(self, step: Tensor) -> Tensor:
-        """Change of the penalty's gradient (parameters,) over a step."""
-        return self.penalty(step)[1] - self._pull_at_zero
+    def penalty_gradient_change(self, step: Tensor) -> Tensor:
+        """By how much a step changes the penalty's gradient: (parameters,)."""
+        return self.penalty(step)[1] - self._penalty_gradient_at_zero
 
-    def scaled(self, gradient: Tensor, probability: Tensor) -> Tensor:
-        """A gradient (parameters,) over what the second derivatives are about, so that fewer steps find them."""
-        unsure = 1 - float(probability.flatten() @ probability.flatten()) / len(probability)
-        parts = [self._moments.divided(part, max(unsure, _UNSURE)) for part in self.named(gradient).values()]
+    def precondition(self, gradient: Tensor, probability: Tensor) -> Tensor:
+        """A gradient (parameters,) times roughly the inverse of the Hessian, so that fewer steps are needed."""
+        variance = 1 - float(probability.flatten() @ probability.flatten()) / len(probability)
+        parts = [self._preconditioner.divide(part, max(variance, _MIN_VARIANCE))
+                 for part in self.unflatten(gradient).values()]
         return torch.cat([part.flatten() for part in parts])
 
 
-class _Moments:
-    """Second derivatives, roughly: second moments of rows times a factor that falls as rows are fitted, plus a decay.
+class _Preconditioner:
+    """An approximation of the Hessian: the covariance of the rows, times a factor that falls as rows are fitted, plus
+    the decay.
 
-    The moments are those around the mean, in the directions in which they are largest, and one number for all others.
+    Of the covariance it has the largest eigenvalues, and one number for all others.
 
     Source: Frangella, Tropp and Udell, Randomized Nystroem preconditioning, 2023.
     """
 
     def __init__(self, rows: Tensor, decay: float, classes: int) -> None:
-        sample = rows[::-(-len(rows) // _SAMPLE)]
+        sample = rows[::-(-len(rows) // _SAMPLE_ROWS)]
         sample = sample - sample.mean(dim=0)
         self._decay, self._classes, total = decay, classes, float(sample.square().sum()) / len(sample)
-        # Without a decay there may be many solutions: steps along plain gradients lead to one with short weights.
-        number = min(_DIRECTIONS, *sample.shape) if 0 < _MATTERS * decay * classes < total else 0
-        probes = torch.randn(rows.shape[1], number, generator=torch.Generator().manual_seed(0)).to(sample)
+        # Without a decay there may be many solutions: plain gradient steps lead to one with small weights.
+        rank = min(_RANK, *sample.shape) if 0 < _DECAY_ONLY * decay * classes < total else 0
+        probes = torch.randn(rows.shape[1], rank, generator=torch.Generator().manual_seed(0)).to(sample)
         basis = torch.linalg.qr(sample.T @ (sample @ probes)).Q
-        seen = sample @ basis
-        moments, turn = torch.linalg.eigh(seen.T @ seen / len(sample))
-        rest, least = (total - float(moments.sum())) / max(min(sample.shape) - number, 1), _MOMENT * (total or 1.0)
-        self._basis, self._along, self._rest = basis @ turn, moments.clamp_min(least), max(rest, least)
+        projected = sample @ basis
+        values, vectors = torch.linalg.eigh(projected.T @ projected / len(sample))
+        rest, least = (total - float(values.sum())) / max(min(sample.shape) - rank, 1), _MIN_MOMENT * (total or 1.0)
+        self._vectors, self._values, self._rest = basis @ vectors, values.clamp_min(least), max(rest, least)
 
-    def divided(self, values: Tensor, unsure: float) -> Tensor:
-        """Values (classes, dim) over these; others over the factor. unsure: mean of 1 - |p|^2 over the rows."""
-        factor = unsure / 2 / self._classes
-        if values.ndim != 2 or values.shape[1] != len(self._basis):
-            return values / factor
+    def divide(self, gradient: Tensor, variance: float) -> Tensor:
+        """The gradient of weights (classes, dim) divided by the approximation; any other by the factor alone.
+
+        variance: mean over the rows of 1 - |p|^2, where p are the probabilities of a row.
+        """
+        factor = variance / 2 / self._classes
+        if gradient.ndim != 2 or gradient.shape[1] != len(self._vectors):
+            return gradient / factor
         rest = 1 / (factor * self._rest + self._decay)
-        return torch.addmm(values, values @ self._basis * (1 / (factor * self._along + self._decay) - rest),
-                           self._basis.T, beta=rest)
+        return torch.addmm(gradient, gradient @ self._vectors * (1 / (factor * self._values + self._decay) - rest),
+                           self._vectors.T, beta=rest)
 
 
-def _lowest(regression: _Regression) -> Tensor:
-    """Where a regression's loss is lowest, by L-BFGS.
+def _minimize(regression: _Regression) -> Tensor:
+    """The vector of parameters at which a regression's loss is lowest, by L-BFGS.
 
-    One product gives the logits everywhere on a line: its best point is searched without others, and a step takes two.
+    Logits are linear, so one product gives them for every step size along a direction: a line search costs no further
+    products, and a step takes two in all.
 
     Source: Liu and Nocedal, On the limited memory BFGS method for large scale optimization, 1989.
     """
     vector, logits, label = regression.start, regression.logits, regression.label
-    height, pull = regression.penalty(vector)
+    penalty, penalty_gradient = regression.penalty(vector)
     probability, history = logits.softmax(dim=1), _History(vector)
-    step = before = torch.zeros_like(vector)
-    for number in range(_STEPS):
-        gradient = regression.gradient(probability).add_(pull)
-        history.add(step, gradient - before)
-        direction = history.direction(gradient, partial(regression.scaled, probability=probability))
+    step = previous = torch.zeros_like(vector)
+    for number in range(_MAX_STEPS):
+        gradient = regression.gradient(probability).add_(penalty_gradient)
+        history.add(step, gradient - previous)
+        direction = history.direction(gradient, partial(regression.precondition, probability=probability))
         slope = float(gradient @ direction)
-        likely = probability.gather(1, label).clamp_min(torch.finfo(probability.dtype).tiny)
-        remains = _REMAINS * max(height - float(likely.log().mean()), 1.0) if number else 0.0
-        if not -slope / 2 > remains:  # the first step is taken: also where a decay leaves little of it
+        likelihood = probability.gather(1, label).clamp_min(torch.finfo(probability.dtype).tiny)
+        least = _TOLERANCE * max(penalty - float(likelihood.log().mean()), 1.0) if number else 0.0
+        if not -slope / 2 > least:  # the first step is always taken: a large decay may leave little to gain
             break
-        along, pull_along = regression.logits_along(direction), regression.pull_along(direction)
-        line = _Line(logits, along, float(along.gather(1, label).mean()), float(pull @ direction),
-                     float(pull_along @ direction))
-        size, probability = line.lowest(slope, _FLAT if number else _FIRST)
-        height += size * line.pull + size**2 / 2 * line.bend
-        step, before = size * direction, gradient
-        vector, logits, pull = vector + step, torch.add(logits, along, alpha=size), pull + size * pull_along
+        logits_change = regression.logits_change(direction)
+        penalty_gradient_change = regression.penalty_gradient_change(direction)
+        line = _Line(logits, logits_change, float(logits_change.gather(1, label).mean()),
+                     float(penalty_gradient @ direction), float(penalty_gradient_change @ direction))
+        size, probability = line.search(slope, _SLOPE_LEFT if number else _FIRST_SLOPE_LEFT)
+        penalty += size * line.penalty_slope + size**2 / 2 * line.penalty_curvature
+        step, previous = size * direction, gradient
+        vector, logits = vector + step, torch.add(logits, logits_change, alpha=size)
+        penalty_gradient = penalty_gradient + size * penalty_gradient_change
     return vector
 
 
 class _Line:
-    """The loss along a line.
+    """The loss along a direction, as a function of the step size.
 
-    logits, along: (rows, classes), at its start and their change over a step of size 1. wanted: mean of the latter at
-    the labels. pull, bend: slope of the penalty at the start, and its change over such a step.
+    logits, logits_change: (rows, classes), at size 0 and their change over size 1. label_change: mean of the change at
+    the labels. penalty_slope, penalty_curvature: first and second derivative of the penalty.
     """
 
-    def __init__(self, logits: Tensor, along: Tensor, wanted: float, pull: float, bend: float) -> None:
-        self.logits, self.along, self.wanted, self.pull, self.bend = logits, along, wanted, pull, bend
+    def __init__(self, logits: Tensor, logits_change: Tensor, label_change: float, penalty_slope: float,
+                 penalty_curvature: float) -> None:
+        self.logits, self.logits_change, self.label_change = logits, logits_change, label_change
+        self.penalty_slope, self.penalty_curvature = penalty_slope, penalty_curvature
 
-    def lowest(self, slope: float, left: float) -> tuple[float, Tensor]:
-        """Size of a step to where the line is nearly flat and probabilities (rows, classes) there, by Newton's method.
+    def search(self, slope: float, slope_left: float) -> tuple[float, Tensor]:
+        """The step size at which the loss is nearly flat, by Newton's method, and probabilities (rows, classes) there.
 
-        slope: at the start, below zero. left: of it, at most, at the end.
+        slope: at size 0, negative. slope_left: share of it at which the search ends.
         """
         size, low, high = 1.0, 0.0, math.inf
         for trial in range(_TRIALS):
-            probability = torch.add(self.logits, self.along, alpha=size).softmax(dim=1)
-            here, bend = self._slope_and_bend(probability, size)
-            if abs(here) <= left * -slope or trial == _TRIALS - 1:
+            probability = torch.add(self.logits, self.logits_change, alpha=size).softmax(dim=1)
+            current, curvature = self._slope_and_curvature(probability, size)
+            if abs(current) <= slope_left * -slope or trial == _TRIALS - 1:
                 break
-            low, high = (size, high) if here < 0 else (low, size)
-            furthest = min(high, _FURTHER * size)
-            size = size - here / bend if bend > 0 else furthest
-            if not low < size < furthest:
-                size = furthest if high == math.inf else (low + high) / 2
+            low, high = (size, high) if current < 0 else (low, size)
+            largest = min(high, _GROWTH * size)
+            size = size - current / curvature if curvature > 0 else largest
+            if not low < size < largest:
+                size = largest if high == math.inf else (low + high) / 2
         return size, probability
 
-    def _slope_and_bend(self, probability: Tensor, size: float) -> tuple[float, float]:
-        rows, weighted = len(probability), probability * self.along
+    def _slope_and_curvature(self, probability: Tensor, size: float) -> tuple[float, float]:
+        rows, weighted = len(probability), probability * self.logits_change
         mean = weighted.sum(dim=1)
-        slope = float(mean.sum()) / rows - self.wanted
-        bend = float(weighted.flatten() @ self.along.flatten() - mean @ mean) / rows
-        return slope + self.pull + size * self.bend, bend + self.bend
+        slope = float(mean.sum()) / rows - self.label_change
+        curvature = float(weighted.flatten() @ self.logits_change.flatten() - mean @ mean) / rows
+        return slope + self.penalty_slope + size * self.penalty_curvature, curvature + self.penalty_curvature
 
 
 class _History:
-    """The last steps and by what the gradient changed over them: what is known of the second derivatives.
+    """The last steps and the changes of the gradient over them, from which L-BFGS approximates the inverse Hessian.
 
     Source: Byrd, Nocedal and Schnabel, Representations of quasi-Newton matrices, 1994, theorem 2.2.
     """
 
     def __init__(self, like: Tensor) -> None:
-        self._steps, self._changes = (like.new_zeros(_PAIRS, len(like)) for _ in range(2))
-        self._products = torch.zeros(_PAIRS, _PAIRS, dtype=torch.float64)  # of each step with each change
+        self._steps, self._changes = (like.new_zeros(_HISTORY, len(like)) for _ in range(2))
+        self._products = torch.zeros(_HISTORY, _HISTORY, dtype=torch.float64)  # of each step with each change
         self._count = 0
 
     def add(self, step: Tensor, change: Tensor) -> None:
-        """Keep a step, unless it tells nothing, in place of the oldest."""
-        product, place = float(step @ change), self._count % _PAIRS
+        """Keep a step in place of the oldest one, unless the curvature along it is not positive."""
+        product, place = float(step @ change), self._count % _HISTORY
         if product > 0:
             self._steps[place], self._changes[place] = step, change
-            self._products[:, place] = _small(self._steps @ change)
-            self._products[place] = _small(self._changes @ step)
+            self._products[:, place] = _in_float64(self._steps @ change)
+            self._products[place] = _in_float64(self._changes @ step)
             self._count += 1
 
-    def direction(self, gradient: Tensor, scaled: Callable[[Tensor], Tensor]) -> Tensor:
-        """Where to go from a gradient (parameters,). scaled: what would be gone there without any step."""
+    def direction(self, gradient: Tensor, precondition: Callable[[Tensor], Tensor]) -> Tensor:
+        """The search direction (parameters,). precondition: multiplies by an approximate inverse Hessian."""
         if not self._count:
-            return scaled(gradient).neg_()
-        order = torch.arange(max(0, self._count - _PAIRS), self._count) % _PAIRS
+            return precondition(gradient).neg_()
+        order = torch.arange(max(0, self._count - _HISTORY), self._count) % _HISTORY
         places, steps, changes = order.argsort(), self._steps[:len(order)], self._changes[:len(order)]
         triangle = self._products[order][:, order].triu()
-        first = torch.linalg.solve(triangle, _small(steps @ gradient)[order])
+        first = torch.linalg.solve(triangle, _in_float64(steps @ gradient)[order])
         last = changes[order[-1]]
-        scale = float(triangle[-1, -1]) / float(last @ scaled(last))
-        kept = scaled(torch.addmv(gradient, changes.T, first[places].to(gradient), alpha=-1)).mul_(scale)
-        second = torch.linalg.solve(triangle.T, triangle.diagonal() * first - _small(changes @ kept)[order])
-        return torch.addmv(kept, steps.T, second[places].to(gradient)).neg_()
+        scale = float(triangle[-1, -1]) / float(last @ precondition(last))
+        middle = precondition(torch.addmv(gradient, changes.T, first[places].to(gradient), alpha=-1)).mul_(scale)
+        second = torch.linalg.solve(triangle.T, triangle.diagonal() * first - _in_float64(changes @ middle)[order])
+        return torch.addmv(middle, steps.T, second[places].to(gradient)).neg_()
 
 
-def _small(values: Tensor) -> Tensor:
+def _in_float64(values: Tensor) -> Tensor:
     return values.to("cpu", torch.float64)

@@ -1,9 +1,8 @@
 """The one place that trains: a list of runs in, their fitted parameters out.
 
-A method writes its mathematics for one run. Which runs are trained together is decided here alone, by sizes: what is
-trained beside a run must not change its numbers, whichever process it lands in. So whether a run shares its steps
-follows from its own size, also where it is the only one; how many go together follows from the machine's caches, and
-the numbers do not depend on it.
+A method is written for one run; which runs are trained together is decided here alone. Runs trained beside a run must
+not change its numbers, in whichever process. So whether a run shares its steps depends on its own size only, even if
+there is no other run; how many runs share a step depends on the machine's caches, and numbers do not depend on that.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from onceclip.adapters.training.loop import Progress, Run, Training, no_progress
 from onceclip.adapters.training.stack import Parameters, stackable, varying
 from onceclip.adapters.training.trainable import Trainable
 
-_SMALL = {"cpu": 2**17}  # elements of one run's parameters from which its steps fall out of a core's caches in a stack
-_TOGETHER = {"cpu": 2**19, "cuda": 2**28}  # elements that one step works on
-_LEAST = 2**13  # elements of a stack's parameters: libraries sum the products of smaller ones in other orders
-_MOST = {"cpu": 64, "cuda": 1024}
+_STACKED_BELOW = {"cpu": 2**17}  # elements of a run's parameters: larger stacks would not fit into a core's caches
+_STEP_ELEMENTS = {"cpu": 2**19, "cuda": 2**28}  # that one step of a stack works on
+_MIN_STACK_ELEMENTS = 2**13  # of parameters: libraries sum smaller products in another order
+_MAX_RUNS = {"cpu": 64, "cuda": 1024}
 
 
 def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = False) -> list[Parameters]:
@@ -55,7 +54,7 @@ def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = 
 
 
 def finite(parameters: Parameters) -> bool:
-    """Whether a training went well."""
+    """Whether all parameters are finite, as they are unless a training diverged."""
     return all(math.isfinite(float(value.sum())) for value in parameters.values())
 
 
@@ -67,7 +66,7 @@ def require_finite(method: Trainable, parameters: Parameters) -> None:
 
 
 def _values(method: Trainable) -> dict[str, Any]:
-    """The hyperparameters of which another value needs another training."""
+    """The hyperparameters that training depends on."""
     return {name: value for name, value in method.values.items() if method.hyperparameters[name].retrain}
 
 
@@ -96,7 +95,7 @@ def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
 
 
 def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
-    """Train runs of a group by gradient steps, in stacks of a size that suits the device."""
+    """Train the runs of a group by gradient descent, in stacks of a size that suits the device."""
     run, start = group[0], group[0].start
     device = run.task.device.type
     elements = sum(value.numel() * value.element_size() // 4 for value in start.values())
@@ -104,7 +103,7 @@ def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     alone = not (stackable(run.method) and stacks(elements, device))
     size, most = (1, 1) if alone else _stack_sizes(run, start, elements, device, len(group), compile_step is not None)
     results: list[Parameters] = []
-    # Whatever the number of runs: threads and products show in last digits.
+    # For the largest number of runs, whatever it is here: the last digits depend on threads and products.
     with threads_for(run.method.work(run.task) * most):
         for begin in range(0, len(group), size):
             runs = group[begin:begin + size]
@@ -117,9 +116,10 @@ def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
 
 def _stack_sizes(run: Run, start: Parameters, elements: int, device: str, count: int,
                  compiled: bool) -> tuple[int, int]:
-    """Number of runs in a stack of this group, and the largest number that a stack may have.
+    """Number of runs in each stack of this group, and the largest number that a stack may have.
 
-    Copies of a run fill what the last stack lacks. compiled: code of a single run would not be that of several.
+    The last stack is filled up with copies of a run. compiled: a stack then has two runs at least, since code for a
+    single run is other code.
     """
     if not stacks(elements, device):
         return 1, 1
@@ -131,7 +131,7 @@ def _stack_sizes(run: Run, start: Parameters, elements: int, device: str, count:
 
 def stacks(parameters: int, device: str) -> bool:
     """Whether runs with so many elements of parameters share their steps; on a GPU all do."""
-    return parameters < _SMALL.get(device, 2**63)
+    return parameters < _STACKED_BELOW.get(device, 2**63)
 
 
 def group_sizes(parameters: int, activations: int, device: str) -> tuple[int, int]:
@@ -139,6 +139,6 @@ def group_sizes(parameters: int, activations: int, device: str) -> tuple[int, in
 
     parameters, activations: elements of one run, the latter of the largest intermediate tensor of a step.
     """
-    kind = device if device in _TOGETHER else "cuda"
-    most = max(1, min(_MOST[kind], _TOGETHER[kind] // (parameters + activations)))
-    return (min(most, -(-_LEAST // parameters)) if kind == "cpu" else 1), most
+    kind = device if device in _STEP_ELEMENTS else "cuda"
+    most = max(1, min(_MAX_RUNS[kind], _STEP_ELEMENTS[kind] // (parameters + activations)))
+    return (min(most, -(-_MIN_STACK_ELEMENTS // parameters)) if kind == "cpu" else 1), most

@@ -72,12 +72,14 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 class Configurable:
     """A thing with a name and hyperparameters, which are given by keyword and read as attributes.
 
-    name: of the thing. hyperparameters: its settings by name; `values` are theirs.
+    name: of the thing. hyperparameters: its settings by name; `values` are theirs. given: the names of those that
+    were named, by hand, by a preset or by a choice, and are no defaults.
     """
 
     name: ClassVar[str]
     hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
     values: dict[str, Any]
+    given: frozenset[str]
 
     def __init__(self, **values: Value) -> None:
         for name in values:
@@ -85,6 +87,7 @@ class Configurable:
                 raise UnknownName(unknown("hyperparameter", name, self.hyperparameters, f" of {self.name}"))
         self.values = {name: setting.parse(name, values.get(name, setting.default))
                        for name, setting in self.hyperparameters.items()}
+        self.given = frozenset(values)
 
     def __getattr__(self, name: str) -> Any:
         """Hyperparameters read as attributes: `self.beta`."""
@@ -97,6 +100,7 @@ class Configurable:
         """Copy with some hyperparameters replaced."""
         other = copy.copy(self)
         other.values = {**self.values, **values}
+        other.given = self.given | values.keys()
         return other
 
 

@@ -12,6 +12,7 @@ from onceclip.adapters import Classifier, set_rule
 from onceclip.adapters.inference import Inference
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
+    free_folder,
     inference_of,
     listed,
     loaded,
@@ -74,7 +75,6 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         >>> found["inference"]["transductive"], 0 <= found["inference"]["alone"]["accuracy"] <= 1
         (True, True)
     """
-    from onceclip.pipeline.api.runs import free_folder
     from onceclip.pipeline.evaluation.batches import Batches
     from onceclip.pipeline.evaluation.inference import read
     from onceclip.pipeline.evaluation.intervals import compare
@@ -105,6 +105,9 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     if coverage is not None:
         require_alone(strategy)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
+    if overwrite and save is None:
+        raise ArgumentError("--overwrite replaces an adapter in the folder of --save: add --save FOLDER, or leave it "
+                            "out")
     if strategy is None and (inference_values or any(each is not None for each in (dealt, save, orders, masks))):
         raise ArgumentError("inference_values, batches, orders, masks and save are for a strategy: add inference "
                             "(--inference)")
@@ -217,8 +220,14 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         coverage: give each a `set` of classes that holds the true one with this probability; set_kind: "lac" or "aps".
         root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
         inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
+<<<<<<< HEAD
         each image for it. join: NAME=STORE to be joined to the store, as of `evaluate`.
     An image that cannot be read has the state "bad" and a `reason`; it ends nothing.
+=======
+        each image for it.
+    An image that cannot be read has the state "bad" and a `reason`, or "interrupted" if that is for a reason of this
+    machine and not of its bytes; it ends nothing.
+>>>>>>> main
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
 
     Example:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
-from onceclip.pipeline.errors import ArgumentError
+from onceclip.pipeline.errors import ArgumentError, ResultError
+from onceclip.pipeline.files import RESULTS
 from onceclip.stores import Store, open_store
 
 if TYPE_CHECKING:
@@ -29,6 +30,22 @@ def path_of(value: Any, what: str) -> Path:
     Raises ArgumentError for what is no path.
     """
     return Path(place_of(value, what))
+
+
+def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:
+    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things.
+
+    option: which names the folder.
+    """
+    from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
+
+    if file_of(out, CONFIG).exists() and not overwrite:
+        raise ResultError(f"{out} holds an adapter already: give another {option}, or add --overwrite")
+    own = CONFIG, WEIGHTS, RESULTS, UNFINISHED, WHOLE
+    if out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
+        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give {option} a "
+                          "folder that is new or empty")
+    return out
 
 
 def place_of(value: Any, what: str) -> str:
@@ -91,6 +108,13 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ArgumentError(unknown(name, str(value), choices))
     return str(value)
+
+
+def text_of(name: Any) -> str:
+    """The name of a text set."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"text {name!r}: give the name of a text set")
+    return name
 
 
 def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:

@@ -47,7 +47,7 @@ def methods(name: str | type[Method] | type[Inference] | None = None) -> dict[st
         source, _, count = name.partition(":")
         if source in found["supports"] and count.isdecimal():
             return dict(found["supports"][source])
-        if "+" in name and (average := _average(name, found["averages"])):
+        if ("+" in name or f"{source}:A+B" in found["averages"]) and (average := _average(name, found["averages"])):
             return average
     from onceclip.adapters.inference import Inference
 
@@ -93,7 +93,8 @@ def _average(name: str, averages: dict[str, Any]) -> dict[str, Any] | None:
     from onceclip.pipeline.runs.automatic import parts_of, run_method
 
     rule, members = parts_of(name)
-    return {**averages[_averaged(rule)], "name": run_method(name).name, "members": members} if members else None
+    method = run_method(name)  # complains of members that cannot be averaged, and of one alone
+    return {**averages[_averaged(rule)], "name": method.name, "members": members} if members else None
 
 
 def _digest() -> str:

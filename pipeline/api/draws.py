@@ -9,7 +9,7 @@ from typing import Any
 from onceclip.pipeline.api.arguments import listed, one_of, opened, path_of, shots_of, whole
 from onceclip.pipeline.tasks.draw_files import FORMATS, write_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
-from onceclip.pipeline.tasks.tasks import draw_rows
+from onceclip.pipeline.tasks.tasks import draw_task
 from onceclip.stores import Store
 from onceclip.stores.identity import decode_key
 
@@ -31,7 +31,7 @@ def write_draws(store: str | Path | Store, shots: Sequence[int | str | None] | i
     files = []
     for number in map(shots_of, listed(shots, "shots")):
         for seed in (whole(each, "seed", 0) for each in listed(seeds, "seeds")):
-            rows = draw_rows(source, DrawSpec(number, seed))
+            rows = _rows(source, DrawSpec(number, seed))
             files.append(folder / f"shot_{'all' if number is None else number}-seed_{seed}{ending}")
             write_draw(files[-1], form, number, seed, {split: [_image(source, key, label, root) for key, label in each]
                                                        for split, each in rows.items()})
@@ -41,3 +41,11 @@ def write_draws(store: str | Path | Store, shots: Sequence[int | str | None] | i
 def _image(store: Store, key: str, label: int, root: Any) -> tuple[str, int, str]:
     name = key if root is None else str(path_of(root, "root: a folder") / decode_key(key))
     return name, label, store.classes[label]
+
+
+def _rows(store: Store, spec: DrawSpec) -> dict[str, list[tuple[str, int]]]:
+    """Keys and class numbers of a draw's support and of its validation rows."""
+    drawn = draw_task(store, spec, "val", text=None)
+    label = store.column("label")
+    return {split: [] if each is None else list(zip(each.keys, label[each.rows].tolist(), strict=True))
+            for split, each in (("train", drawn.support), ("val", drawn.val))}

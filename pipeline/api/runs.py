@@ -12,13 +12,13 @@ from onceclip.adapters import METHODS, POLICIES, Method, Task
 from onceclip.adapters.errors import unknown
 from onceclip.adapters.inference import Inference
 from onceclip.adapters.plugin import full_name
-from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.text import RULES
 from onceclip.adapters.training.compile import AUTO, Compiling
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
+    free_folder,
     inference_of,
     listed,
     method_of,
@@ -27,9 +27,10 @@ from onceclip.pipeline.api.arguments import (
     opened_all,
     path_of,
     shots_of,
+    text_of,
     whole,
 )
-from onceclip.pipeline.errors import ArgumentError, ResultError
+from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.evaluation.intervals import count_interval, units_of
 from onceclip.pipeline.runs import sweep as runs
 from onceclip.pipeline.runs.automatic import run_method
@@ -39,7 +40,7 @@ from onceclip.pipeline.runs.incremental import Sessions
 from onceclip.pipeline.runs.incremental import incremental as arrive
 from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import Keep, write_kept
-from onceclip.pipeline.runs.results import NAME, append_row, record_stores
+from onceclip.pipeline.runs.results import append_row, record_stores
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.classes import ALL, BASE
@@ -76,7 +77,7 @@ def make_task(store: str | Path | Store, shots: int | str | None = "all", seed: 
     """
     spec = DrawSpec(shots_of(shots), whole(seed, "seed", 0), classes=one_of(classes, "classes", (ALL, BASE)))
     inputs = Inputs(listed(outputs, "outputs") if outputs else (), unlabelled, tower)
-    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), text,
+    return draw_task(opened(store), spec, one_of(select, "select", POLICIES), text_of(text),
                      one_of(class_weights, "class_weights", RULES), inputs).task
 
 
@@ -109,6 +110,8 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         spec = method if method.shots == 0 else replace(method, shots=shots_of(method.shots))
     else:
         spec = spec_for(method, shots, seed, values, **further)
+    if overwrite and out is None:
+        raise ArgumentError("--overwrite replaces an adapter in the folder of --out: add --out FOLDER, or leave it out")
     folder = None if out is None else free_folder(path_of(out, "out: a folder"), overwrite)
     target = opened(store)
     fitted = run(target, spec, progress, compile if isinstance(compile, Compiling) else Compiling(compile), device,
@@ -161,20 +164,6 @@ def _facts(row: Mapping[str, Any], store: Store) -> dict[str, str]:
     return {"test accuracy": told, **facts}
 
 
-def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:
-    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things.
-
-    option: which names the folder.
-    """
-    if file_of(out, CONFIG).exists() and not overwrite:
-        raise ResultError(f"{out} holds an adapter already: give another {option}, or add --overwrite")
-    own = CONFIG, WEIGHTS, NAME, UNFINISHED, WHOLE
-    if out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
-        raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give {option} a "
-                          "folder that is new or empty")
-    return out
-
-
 def every_method(bank: str | None = None) -> list[str]:
     """Names of all methods, of those that cannot do without a bank only where there is one."""
     return [name for name, method in METHODS.items() if bank or not method.from_bank]
@@ -217,6 +206,7 @@ def _checked(further: dict[str, Any]) -> dict[str, Any]:
             raise ArgumentError(unknown("argument", name, known))
     if further.get("select") is not None:
         one_of(further["select"], "select", POLICIES)
+    text_of(further.get("text", ""))
     one_of(further.get("class_weights", RULES[0]), "class_weights", RULES)
     one_of(further.get("classes", ALL), "classes", (ALL, BASE))
     Search.parse(str(further.get("search", "grid")))

@@ -72,7 +72,8 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
         opened = encoder_of(classifier, given, device)
         found = active.label_next(classifier, active.pieces_of_images(classifier, records, opened), number)
     if page is not None:
-        from onceclip.pipeline.reporting.suggestions import with_thumbnails, write_suggestions_page
+        from onceclip.pipeline.reporting.mistakes import with_thumbnails
+        from onceclip.pipeline.reporting.pages import write_suggestions_page
 
         write_suggestions_page(path_of(page, "page"), with_thumbnails(found, store, images, records),
                                classifier.method, store.path if store else ", ".join(paths), label_errors)

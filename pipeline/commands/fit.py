@@ -94,18 +94,20 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         onceclip fit pets.zarr --method lp++ --shots 16
         onceclip fit --from-row results:17
     """
+    if curves and not out:
+        raise click.UsageError("--curves keeps them beside the adapter: add --out FOLDER")
+    from onceclip.pipeline.api.arguments import free_folder
+
+    if out:
+        free_folder(out, overwrite)
     say_at_once(f"loading {store or from_row} ...")
     from onceclip.adapters.plugin import import_module
     from onceclip.adapters.selection.automatic import AUTOMATIC
     from onceclip.pipeline.api.runs import fit as run
-    from onceclip.pipeline.api.runs import free_folder, spec_for
+    from onceclip.pipeline.api.runs import spec_for
     from onceclip.pipeline.runs.replay import compare, compiling_of, device_of, read_row, spec_of
     from onceclip.stores import open_store
 
-    if curves and not out:
-        raise click.UsageError("--curves keeps them beside the adapter: add --out FOLDER")
-    if out:
-        free_folder(out, overwrite)
     row = read_row(from_row) if from_row else None
     listed = bool(row and row["asked"].get("draws"))  # by a file that may have moved
     if row and (given := [name for name in _given() if name != "--draws" or not listed]):

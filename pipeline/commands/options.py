@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -164,16 +165,24 @@ join_option = click.option(
     "then one more output (repeatable; docs/encoders.md).")
 
 
+def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """What a script gives by an empty variable is a mistake, not the option's absence."""
+    if not value and parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+        raise click.BadParameter(f"it is empty: give {parameter.make_metavar(context)}, or leave {parameter.opts[0]} "
+                                 "out")
+    return value
+
+
 def support_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options that say where support rows come from that nobody labelled."""
     for option in reversed([
-        click.option("--support", default="", metavar="SOURCE:K",
+        click.option("--support", default="", callback=_not_empty, metavar="SOURCE:K",
                      help="Take support rows that nobody labelled: upl, fpl, ifpl, grip and nola guess the labels of "
                      "training images, retrieve and captions take images of a --bank; MODULE:CLASS is one of your own. "
                      "Without --shots no label is read (docs/support.md)."),
-        click.option("--bank", default="", metavar="STORE",
+        click.option("--bank", default="", callback=_not_empty, metavar="STORE",
                      help="Store of other images, of the same encoder, for --support and for methods that keep one."),
-        click.option("--captions", default="", metavar="NAME",
+        click.option("--captions", default="", callback=_not_empty, metavar="NAME",
                      help="Text set of the bank that has the captions of its images.  [default: captions]"),
     ]):
         function = option(function)

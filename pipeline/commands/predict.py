@@ -22,6 +22,7 @@ from onceclip.pipeline.commands.options import (
     say_at_once,
     show,
 )
+from onceclip.pipeline.words import counted
 
 
 @click.command()
@@ -64,10 +65,11 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
-    reason. The encoder is the adapter's own; --model says where it is if the adapter cannot. SOURCE is what `onceclip
-    extract` takes too: a manifest, tar archives, - for a list of files on standard input, a URL. With --inference the
-    adapter reads them by a strategy (docs/test-time.md): it makes views of the images, takes the boxes of a manifest
-    for views, reads them as a stream in this order, or all together.
+    reason; or "interrupted", where this machine could not read or decode it now. The encoder is the adapter's own;
+    --model says where it is if the adapter cannot. SOURCE is what `onceclip extract` takes too: a manifest, tar
+    archives, - for a list of files on standard input, a URL. With --inference the adapter reads them by a strategy
+    (docs/test-time.md): it makes views of the images, takes the boxes of a manifest for views, reads them as a stream
+    in this order, or all together.
 
     \b
     Examples:
@@ -133,10 +135,16 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
             for answer in passing:
                 click.echo(as_line(answer))
     found = passing.counts()
+    interrupted = found.get("interrupted", 0)
     if out:
         show(as_json, {"adapter": None if zero_shot else str(adapter), "out": str(out), **found}, lambda: [
-            f"{out}: {found['n']:,} images, {found['unsure']:,} unsure, {found['bad']:,} bad"])
+            f"{out}: {found['n']:,} images, {found['unsure']:,} unsure, {found['bad']:,} bad"
+            + (f", {interrupted:,} interrupted" if interrupted else "")])
     if not count:
         raise click.ClickException(f"{inputs[0]} has no images{f' in its {split} split' if split else ''}")
+    if interrupted:
+        raise click.ClickException(f"{counted(interrupted, 'image')} could not be read or decoded for reasons of this "
+                                   "machine, which says nothing of them: see that there is memory enough and that the "
+                                   "storage answers, then run the same command again")
     if count == found["bad"]:
         raise click.ClickException(f"none of the {count} images could be read")

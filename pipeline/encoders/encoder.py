@@ -157,7 +157,7 @@ class Encoder:
             self._limit = min(images // 2, self._limit or images)
 
     def _encode(self, pixels: np.ndarray, outputs: tuple[str, ...], tokens: str) -> dict[str, np.ndarray]:
-        images = self._normalised(self._to_device(pixels))
+        images = self._normalized(self._to_device(pixels))
         run = self._compiled or self._backend.images
         given = _arrays(run(images.to(self._dtype), outputs, tokens))
         if self._dtype == torch.float32:
@@ -190,7 +190,7 @@ class Encoder:
         there.record_stream(computing)
         return there
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def _normalized(self, pixels: Tensor) -> Tensor:
         """In the arithmetic of torchvision's ToTensor and Normalize, step by step, so that bits agree."""
         if pixels.dtype != torch.uint8:
             return pixels.float()

@@ -73,7 +73,7 @@ def encode_sentences(encoder: TextEncoder, sentences: Sequence[str], truncate: b
                 embedding[start:start + BATCH] = encoder.encode_tokens(distinct[start:start + BATCH])
                 bar.update(BATCH)
         else:
-            tokens, cut = _tokenise(encoder, distinct, truncate)
+            tokens, cut = _tokenize(encoder, distinct, truncate)
             for batch, vectors in _in_order_of_length(encoder, tokens):
                 embedding[batch] = vectors
                 bar.update(len(batch))
@@ -85,7 +85,7 @@ def encode_sentences(encoder: TextEncoder, sentences: Sequence[str], truncate: b
     return Encoded(embedding[[place[sentence] for sentence in sentences]], len(distinct), tuple(cut))
 
 
-def _tokenise(encoder: TextEncoder, sentences: Sequence[str], truncate: bool) -> tuple[Tensor, list[str]]:
+def _tokenize(encoder: TextEncoder, sentences: Sequence[str], truncate: bool) -> tuple[Tensor, list[str]]:
     """Token ids (sentences, context), and the sentences that do not fit in."""
     tokenizer: Any = encoder.tokenizer
     tokens = torch.cat([tokenizer(list(sentences[start:start + BATCH])) for start in range(0, len(sentences), BATCH)])

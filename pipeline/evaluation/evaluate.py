@@ -19,8 +19,7 @@ from onceclip.adapters.selection.conformal import KINDS
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.intervals import row_interval, units_of
-from onceclip.pipeline.evaluation.metrics import Tally
-from onceclip.pipeline.evaluation.sets import SetTally
+from onceclip.pipeline.evaluation.metrics import SetTally, Tally
 from onceclip.pipeline.tasks.classes import names_of
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.pipeline.words import listing

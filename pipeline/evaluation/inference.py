@@ -149,7 +149,7 @@ class Read:
                 self.evaluation.right, self.alone.right, self.alone.unit)}}
         own, others = (mean_and_spread(each) for each in self.accuracies)
         record = {**self.record, "spread": own["spread"], "alone": {**others, "accuracy": others["mean"]},
-                  "difference": mean_and_spread(self.accuracies[0] - self.accuracies[1])}
+                  "difference": mean_and_spread(self.accuracies[0] - self.accuracies[1], -1.0)}
         return {**values, "accuracy": own["mean"], "interval": own["interval"], INFERENCE: record}
 
 

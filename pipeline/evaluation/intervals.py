@@ -58,16 +58,16 @@ def count_interval(right: int, rows: int) -> tuple[float, float]:
     return row_interval(np.arange(rows) < right, None)
 
 
-def mean_and_spread(values: np.ndarray) -> dict[str, Any]:
+def mean_and_spread(values: np.ndarray, least: float = 0.0) -> dict[str, Any]:
     """Mean of values (n,), such as accuracies of batches, its 95 % interval (Student's t) and their standard deviation.
 
-    The interval of a single value is the value itself.
+    The interval of a single value is the value itself, and none goes beyond what a mean can be: from `least` to 1.
     """
     from scipy.stats import t  # takes a second
 
     mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
     half = float(t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {"mean": mean, "interval": [mean - half, mean + half], "spread": spread}
+    return {"mean": mean, "interval": [max(mean - half, least), min(mean + half, 1.0)], "spread": spread}
 
 
 def compare(right: np.ndarray, other: np.ndarray, unit: np.ndarray | None = None) -> dict[str, Any]:

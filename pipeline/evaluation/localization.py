@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onceclip.pipeline.evaluation.detection import weighted_auroc
+from onceclip.pipeline.evaluation.metrics import weighted_auroc
 
 MOST = 0.3  # rate of false pixels up to which regions are counted
 

@@ -1,4 +1,4 @@
-"""How good logits are: top-1, top-5, macro recall, likelihood, calibration and confusions; added up block by block."""
+"""How good logits, scores of abnormality and prediction sets are; logits are added up block by block."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onceclip.adapters.selection.conformal import SetRule
 from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.words import csv_cell
 
@@ -20,6 +21,7 @@ TOP = 5
 LISTED = 20  # wrong pairs in the details of a result row
 SCORES = ("accuracy", "top5", "macro_recall", "nll", "brier", "ece")
 CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
+DETECTION = ("auroc", "average_precision")
 _WAITING = 1 << 14  # pairs that are kept uncounted
 
 
@@ -154,6 +156,58 @@ def metrics(logits: Tensor, label: Tensor) -> dict[str, float | None]:
     tally = Tally(logits.shape[1])
     tally.add(logits, label)
     return tally.scores()
+
+
+class SetTally:
+    """Prediction sets of any number of rows, counted in bounded memory."""
+
+    def __init__(self, rule: SetRule) -> None:
+        self.rule, self.rows, self.covered, self.size, self.single = rule, 0, 0, 0, 0
+
+    def add(self, logits: Tensor, label: Tensor, keys: np.ndarray) -> None:
+        """Count rows in. logits: (rows, classes). label: (rows,) int64. keys: (rows,) of the images."""
+        inside = self.rule.members(logits, list(map(str, keys)))
+        size = inside.sum(dim=1)
+        self.rows += len(label)
+        self.covered += int(inside.gather(1, label[:, None]).sum())
+        self.size += int(size.sum())
+        self.single += int((size == 1).sum())
+
+    def as_values(self) -> dict[str, Any]:
+        """coverage: share of rows whose set holds their class. size: mean number of classes. single: share of one."""
+        rows = max(self.rows, 1)
+        return {**self.rule.as_values(), "coverage": self.covered / rows, "size": self.size / rows,
+                "single": self.single / rows}
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve: how often a positive row scores higher than a negative one, ties counted half.
+
+    score: (n,). positive: (n,) bool. None without rows of both kinds.
+    """
+    return weighted_auroc(score, positive, ~positive)
+
+
+def weighted_auroc(score: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """The same where each score is that of so many positive and so many negative things, such as pixels: (n,) each."""
+    levels, place = np.unique(score, return_inverse=True)
+    many, few = (np.bincount(place, each, len(levels)) for each in (positive, negative))
+    if not many.sum() or not few.sum():
+        return None
+    return float((many * (np.cumsum(few) - few / 2)).sum() / (many.sum() * few.sum()))
+
+
+def average_precision(score: np.ndarray, positive: np.ndarray) -> float | None:
+    """Mean over the positive rows of the precision at their score; rows of equal score come together.
+
+    score: (n,). positive: (n,) bool. None without rows of both kinds.
+    """
+    if not positive.any() or positive.all():
+        return None
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
+    right = np.cumsum(positive[order])[ends]
+    return float((np.diff(right, prepend=0) * right / (ends + 1)).sum() / positive.sum())
 
 
 def write_matrix(path: Path, names: Sequence[str], right: np.ndarray, wrong: np.ndarray) -> None:

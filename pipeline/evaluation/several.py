@@ -13,8 +13,8 @@ from onceclip.adapters import Classifier, MethodError
 from onceclip.adapters.inference import Inference, Queries
 from onceclip.adapters.inference.anomaly import anomaly_score, normal_class
 from onceclip.adapters.ops import unit
-from onceclip.pipeline.evaluation.detection import DETECTION, auroc, average_precision
 from onceclip.pipeline.evaluation.evaluate import Evaluation, logits_of
+from onceclip.pipeline.evaluation.metrics import DETECTION, auroc, average_precision
 from onceclip.stores import Store, StoreIncomplete
 
 OUTPUTS = {"views": "view", "patches": "token"}  # what the store calls what a strategy sees

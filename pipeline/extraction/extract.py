@@ -299,7 +299,7 @@ def _complete(path: str, processes: ThisProcess | WorkerProcesses, found: Survey
         return False
     with _wait_for_lock(path):
         if not open_store(path).complete:
-            writer = StoreWriter.open(path, processes.plan.info)
+            writer = StoreWriter.open(path, processes.plan.info, alone=False)  # other parts may be writing views
             if processes.plan.has_text and found.classes:
                 _, writer = processes.text(writer, found.classes)
             split, drawn = splits_of(path, found, np.array(sorted(contents)))

@@ -1,4 +1,4 @@
-"""What of a source a store already has: decided by content, never by path or time."""
+"""Which images of a source a store already has, decided by the content of their files, never by path or time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from onceclip.stores import Store, Table
 from onceclip.stores.identity import DIGEST_BYTES, digest
 from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO
 
-_AHEAD = 1 << 14  # files that are handed to threads at once
+_FILES = 1 << 14  # that are queued for the threads at a time
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The rows that a store is to have, and the files behind them.
+    """The rows that a store will have, and the image file of each.
 
-    table: columns of all rows; those of state TODO are to be encoded. contents: row to image file.
-    changed: whether the table differs from the store's.
-    present: rows of the files that are there now. reused, moved, removed: numbers of rows.
+    table: columns of all rows; rows in state TODO are to be encoded. changed: whether the table differs from the
+    store's. contents: image files by row. present: rows that have a file now. reused, moved, removed: numbers of rows.
     """
 
     table: Table
@@ -41,88 +40,99 @@ class Inventory:
 
 def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Store,
                    progress: bool = False, retry_bad: bool = False, digests: np.ndarray | None = None) -> Inventory:
-    """Compare the images of a source with the rows of a store (which may be new and empty).
+    """Match the images of a source with the rows of a store, which may be empty.
 
-    A row is kept if a file has its content: under the same key, or, moved, under a new one. A file whose key is
-    known and whose content is new takes over the row; other new files get rows at the end. Rows whose file is
-    gone are marked as removed. retry_bad: whether bad rows are to be encoded again. digests: of the files, where
-    `file_digests` has read them already.
+    A row is reused if a file has its content, under the same key or under a new one (moved). A file with a known key
+    and new content takes over the row of that key; any other new file gets a row at the end. Rows without a file are
+    marked as removed.
+    retry_bad: encode bad rows again. digests: of the files, if `file_digests` has computed them already.
     """
     old = store.table
     done = (old.state == STORED) | ((old.state == BAD) & (not retry_bad))
     second = str(store.encoder.get("second_input", ""))
     if digests is None:
+<<<<<<< HEAD
         digests = (file_digests(records, progress, second) if done.any() else
                    np.zeros((len(records), DIGEST_BYTES), np.uint8))
     # A removed row has its old key still; a row that is there goes before it.
+=======
+        digests = file_digests(records, progress) if done.any() else np.zeros((len(records), DIGEST_BYTES), np.uint8)
+    # A removed row still has its key: where two rows have one key, the one that is not removed counts.
+>>>>>>> main
     order = np.argsort(old.state != REMOVED, kind="stable")
     by_key = dict(zip(old.key[order].tolist(), order.tolist(), strict=True))
     known = np.fromiter((by_key.get(record.key, -1) for record in records), np.int64, len(records))
     del by_key
 
     size = len(old)
-    kept, taken = (np.zeros(size + len(records), bool) for _ in range(2))  # of the rows
-    place = np.full(len(records), -1)  # row of each record
+    reused, assigned = (np.zeros(size + len(records), bool) for _ in range(2))  # rows with content, rows with a file
+    row_of = np.full(len(records), -1)  # row of each record
     same = np.flatnonzero(known >= 0)
     same = same[done[known[same]] & (old.digest[known[same]] == digests[same]).all(axis=1)]
-    place[same] = known[same]
-    kept[place[same]] = True
+    row_of[same] = known[same]
+    reused[row_of[same]] = True
     moved = 0
-    by_content: dict[bytes, deque[int]] = defaultdict(deque)
-    for row in np.flatnonzero(done & ~kept[:size]).tolist():
-        by_content[old.digest[row].tobytes()].append(row)
-    for index in np.flatnonzero(place < 0).tolist() if by_content else ():
-        # A row whose own file still has its content stays with it; a copy of that file is encoded.
-        candidates = by_content.get(digests[index].tobytes())
+    rows_by_content: dict[bytes, deque[int]] = defaultdict(deque)
+    for row in np.flatnonzero(done & ~reused[:size]).tolist():
+        rows_by_content[old.digest[row].tobytes()].append(row)
+    for index in np.flatnonzero(row_of < 0).tolist() if rows_by_content else ():
+        # A row whose own file still has its content is not among these; a copy of that file is encoded.
+        candidates = rows_by_content.get(digests[index].tobytes())
         if candidates:
-            place[index] = candidates.popleft()
-            kept[place[index]] = True
+            row_of[index] = candidates.popleft()
+            reused[row_of[index]] = True
             moved += 1
-    taken[place[place >= 0]] = True
-    for index in np.flatnonzero(place < 0).tolist():
+    assigned[row_of[row_of >= 0]] = True
+    for index in np.flatnonzero(row_of < 0).tolist():
         row = int(known[index])
-        if row < 0 or taken[row]:
+        if row < 0 or assigned[row]:
             row, size = size, size + 1
-        place[index] = row
-        taken[row] = True
+        row_of[index] = row
+        assigned[row] = True
 
-    number: dict[str | None, int] = {None: NO_LABEL, **{name: index for index, name in enumerate(classes)}}
-    table = _columns(old, size)
-    table.key[place] = np.fromiter((record.key for record in records), object, len(records))
-    table.label[place] = np.fromiter((number[record.label] for record in records), np.int32, len(records))
-    table.group[place] = np.fromiter((record.group for record in records), object, len(records))
-    again = place[~kept[place]]
-    table.state[again], table.reason[again], table.digest[again] = TODO, "", 0
+    class_number: dict[str | None, int] = {None: NO_LABEL, **{name: index for index, name in enumerate(classes)}}
+    table = _resized(old, size)
+    table.key[row_of] = np.fromiter((record.key for record in records), object, len(records))
+    table.label[row_of] = np.fromiter((class_number[record.label] for record in records), np.int32, len(records))
+    table.group[row_of] = np.fromiter((record.group for record in records), object, len(records))
+    to_encode = row_of[~reused[row_of]]
+    table.state[to_encode], table.reason[to_encode], table.digest[to_encode] = TODO, "", 0
     split = np.array([NO_SPLIT if record.split is None else SPLITS.index(record.split) for record in records], np.int8)
     drawn = store.attributes.get("split_source", {}).get("how") == "drawn"
-    # An image stays in its drawn split, also when it is encoded again.
-    told = (split != NO_SPLIT) | (place >= len(old)) if drawn else np.ones(len(records), bool)
-    table.split[place[told]] = split[told]
-    gone = np.flatnonzero(~taken[:len(old)])
+    # Where onceclip drew the splits, an image stays in its split, also when it is encoded again.
+    set_split = (split != NO_SPLIT) | (row_of >= len(old)) if drawn else np.ones(len(records), bool)
+    table.split[row_of[set_split]] = split[set_split]
+    gone = np.flatnonzero(~assigned[:len(old)])
     removed = int((table.state[gone] != REMOVED).sum())
     table.state[gone], table.label[gone], table.split[gone], table.group[gone] = REMOVED, NO_LABEL, NO_SPLIT, ""
     changed = any(not np.array_equal(getattr(table, name), getattr(old, name)) for name in Table.__dataclass_fields__)
-    return Inventory(table, changed, {row: record.content for row, record in zip(place.tolist(), records, strict=True)},
-                     np.sort(place), int(kept.sum()), moved, removed)
+    contents = {row: record.content for row, record in zip(row_of.tolist(), records, strict=True)}
+    return Inventory(table, changed, contents, np.sort(row_of), int(reused.sum()), moved, removed)
 
 
+<<<<<<< HEAD
 def file_digests(records: Sequence[Record], progress: bool, second: str = "") -> np.ndarray:
     """Digests of the files' bytes: (records, 16). second: the encoder's second input, as of `as_seen`."""
     def one(record: Record) -> bytes:
+=======
+def file_digests(records: Sequence[Record], progress: bool) -> np.ndarray:
+    """Digests of the files' bytes: (records, 16)."""
+    def file_digest(record: Record) -> bytes:
+>>>>>>> main
         try:
             return digest(read(as_seen(record.content, second)))
         except BadImage:
-            return digest(b"")  # as the row of an unreadable file has it
+            return digest(b"")  # the digest that the row of an unreadable file has
 
     with ThreadPoolExecutor() as pool:
-        found = (each for start in range(0, len(records), _AHEAD)
-                 for each in pool.map(one, records[start:start + _AHEAD]))
+        found = (each for start in range(0, len(records), _FILES)
+                 for each in pool.map(file_digest, records[start:start + _FILES]))
         shown = tqdm(found, total=len(records), unit="file", desc="compare", disable=None if progress else True)
         return np.frombuffer(b"".join(shown), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def _columns(old: Table, size: int) -> Table:
-    """Copies of the columns with room for `size` rows, the new ones empty."""
+def _resized(old: Table, size: int) -> Table:
+    """A copy of a table with `size` rows; new ones are empty."""
     more = size - len(old)
     text = np.full(more, "", dtype=object)
     return Table(

@@ -82,7 +82,7 @@ class WorkerProcesses:
         task = TextTask(everywhere(path), self.spec, tuple(classes), self.options.phrases, self.options.templates,
                         torch.get_num_threads())
         done, = self.workers.work(embed_text, [task])
-        return done, StoreWriter.open(path, self.plan.info)
+        return done, StoreWriter.open(path, self.plan.info, alone=False)
 
     def encode(self, writer: StoreWriter, remaining: Remaining,
                contents: Mapping[int, Content]) -> Generator[Progress, None, None]:

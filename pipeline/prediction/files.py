@@ -15,7 +15,7 @@ import numpy as np
 
 from onceclip.pipeline.errors import PredictionError
 from onceclip.pipeline.files import whole_file
-from onceclip.pipeline.prediction.predict import BAD_IMAGE, OK, UNSURE, Prediction
+from onceclip.pipeline.prediction.predict import BAD_IMAGE, INTERRUPTED, OK, UNSURE, Prediction
 from onceclip.pipeline.words import csv_cell
 
 Add = Callable[[Prediction], None]
@@ -48,8 +48,9 @@ class Passing:
             yield prediction
 
     def counts(self) -> dict[str, int]:
-        """How many have passed: all, the bad and the unsure ones."""
-        return {"n": self._states.total(), "bad": self._states[BAD_IMAGE], "unsure": self._states[UNSURE]}
+        """How many have passed: all, the bad and the unsure ones; and those that were interrupted, if any were."""
+        found = {"n": self._states.total(), "bad": self._states[BAD_IMAGE], "unsure": self._states[UNSURE]}
+        return {**found, INTERRUPTED: self._states[INTERRUPTED]} if self._states[INTERRUPTED] else found
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from onceclip.pipeline.prediction.predict import (
     answers_of,
     require_encoder,
     rows_to_label,
+    without_answer,
 )
 from onceclip.pipeline.sources import Record
 from onceclip.pipeline.tasks.tasks import check_encoder, logit_numbers
@@ -184,6 +185,6 @@ def _named(classifier: Classifier, images: Sequence[Record], piece: Encoded, log
            min_probability: float) -> Iterator[Prediction]:
     """The answers of a piece, bad images among them. logits: of the good ones."""
     answers = iter(()) if logits is None else answers_of(classifier.class_names, logits, top_k, min_probability)
-    for row, reason in zip(piece.rows, piece.reasons, strict=True):
+    for place, (row, reason) in enumerate(zip(piece.rows, piece.reasons, strict=True)):
         name = images[row].key
-        yield Prediction(name, reason=reason, state=BAD_IMAGE) if reason else replace(next(answers), key=name)
+        yield without_answer(name, piece, place) if reason else replace(next(answers), key=name)

@@ -23,7 +23,7 @@ from onceclip.stores import Store, StoreMismatch
 from onceclip.stores.schema import BAD, SPLITS
 from onceclip.stores.store import PIECE_ROWS
 
-OK, UNSURE, BAD_IMAGE = "ok", "unsure", "bad"
+OK, UNSURE, BAD_IMAGE, INTERRUPTED = "ok", "unsure", "bad", "interrupted"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Prediction:
 
     key: of the image, mostly its path. top: (class, probability) pairs, the most likely first; empty for a bad image.
     logits: (classes,), None for a bad image. state: "ok", "unsure" where even the most likely class is not likely
-    enough, or "bad". reason: why it is not "ok". set: the classes of a prediction set, the most likely first; None
+    enough, "bad", or "interrupted" where this machine could not read or decode it, which says nothing of the image.
+    reason: why it is not "ok". set: the classes of a prediction set, the most likely first; None
     where none was asked for, empty for a bad image.
     """
 
@@ -102,10 +103,15 @@ def predict_images(classifier: Classifier, images: Sequence[Record], encoder: En
             encode(decoders, threads, contents, len(images), outputs=classifier.inputs, tokens=tokens)) as pieces:
         for piece in pieces:
             answers = _answers(classifier, rows_of(classifier, piece), top_k, min_probability)
-            for row, reason in zip(piece.rows, piece.reasons, strict=True):
+            for place, (row, reason) in enumerate(zip(piece.rows, piece.reasons, strict=True)):
                 name = images[row].key
-                yield (Prediction(name, reason=reason, state=BAD_IMAGE) if reason
-                       else replace(next(answers), key=name))
+                yield without_answer(name, piece, place) if reason else replace(next(answers), key=name)
+
+
+def without_answer(name: str, piece: Encoded, place: int) -> Prediction:
+    """What is said of an image without an embedding. place: within the piece."""
+    return Prediction(name, reason=piece.reasons[place],
+                      state=INTERRUPTED if place in piece.interrupted else BAD_IMAGE)
 
 
 def with_sets(predictions: Iterable[Prediction], classifier: Classifier, rule: SetRule) -> Iterator[Prediction]:

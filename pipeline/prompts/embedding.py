@@ -1,4 +1,4 @@
-"""The text side of a store: class prompts into text sets."""
+"""Encode the prompts of classes into the text sets of a store."""
 
 from __future__ import annotations
 
@@ -31,32 +31,35 @@ NAME = "default"
 
 def embed_prompts(writer: StoreWriter, encoder: Encoder, classes: Sequence[str],
                   phrases: Mapping[str, str] | None = None, templates: Sequence[str] | None = None) -> dict[str, Any]:
-    """Embed the prompts of all classes into the set "default", unless it holds just these already.
+    """Encode the prompts of all classes into the text set "default", unless it has exactly these prompts already.
 
-    phrases: what the prompts call some classes. templates: sentences with `{}`. What is None stays as it is in
-    the present set, so that a later extraction never changes prompts silently. A set that holds sentences of a file
-    stays as it is until templates are given.
-    Gives what was done, as JSON values.
-    Raises PromptError if such a set was cut short.
+    phrases: what the prompts call some classes. templates: sentences with `{}`. Whichever is None is taken from the
+        present set, so that a later extraction never changes prompts silently. A set made from a file of prompts is
+        left alone unless templates are given.
+    Returns what was done, as JSON values.
+    Raises PromptError if making a set from a file was interrupted.
     """
-    found = prompts_asked_for(writer.store, classes, phrases, templates)
-    if not isinstance(found, Prompts):
-        return found
+    requested = requested_prompts(writer.store, classes, phrases, templates)
+    if not isinstance(requested, Prompts):
+        return requested
     before = writer.store.attributes["texts"].get(NAME, {}).get("source", {})
-    return put_prompts(writer, encoder, NAME, found, "truncated" in before)
+    return put_prompts(writer, encoder, NAME, requested, "truncated" in before)
 
 
 def present_prompts(store: Store, classes: Sequence[str], phrases: Mapping[str, str] | None = None,
                     templates: Sequence[str] | None = None) -> dict[str, Any] | None:
-    """What `embed_prompts` would give, if it had nothing to embed; else None."""
-    found = prompts_asked_for(store, classes, phrases, templates)
-    return _present(store, NAME, found) if isinstance(found, Prompts) else found
+    """What `embed_prompts` would return if nothing has to be encoded; None if something has."""
+    requested = requested_prompts(store, classes, phrases, templates)
+    if not isinstance(requested, Prompts):
+        return requested
+    present = _with_prompts(store, NAME, requested)
+    return {**_report(NAME, present), "encoded": 0} if present else None
 
 
-def prompts_asked_for(store: Store, classes: Sequence[str], phrases: Mapping[str, str] | None,
+def requested_prompts(store: Store, classes: Sequence[str], phrases: Mapping[str, str] | None,
                       templates: Sequence[str] | None) -> Prompts | dict[str, Any]:
-    """The prompts that the set "default" is to hold; of a set that stays as it is what there is to say of it."""
-    before = store.attributes["texts"].get(NAME, {}).get("source", {})  # also of a set that was cut short
+    """The prompts that the text set "default" should have, or the report on a set that is left alone."""
+    before = store.attributes["texts"].get(NAME, {}).get("source", {})  # also of a set whose making was interrupted
     if templates is None and "file" in before:
         if NAME not in store.texts:
             raise PromptError(f"{store.path}: text set {NAME!r} was being made from {before['file']['name']} "
@@ -65,38 +68,37 @@ def prompts_asked_for(store: Store, classes: Sequence[str], phrases: Mapping[str
         return {**_report(NAME, present), "encoded": 0, "missing": sorted(set(classes) - set(present.classes))}
     if phrases is None:
         phrases = {name: phrase for name, phrase in before.get("phrases", {}).items() if name in classes}
-    spoken = class_phrases(classes, phrases)
+    class_words = class_phrases(classes, phrases)
     origin = {"waffle": before["waffle"]} if templates is None and "waffle" in before else {}
-    return build_prompts(spoken, templates or before.get("templates") or DEFAULT_TEMPLATES, None, **origin)
+    return build_prompts(class_words, templates or before.get("templates") or DEFAULT_TEMPLATES, None, **origin)
 
 
 def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[str, str] | None = None,
                 descriptions: Descriptions | None = None, waffle: int = 0, seed: int = 1,
                 names: Sequence[str] = ()) -> Prompts:
-    """The sentences of a store's classes for a new text set.
+    """The prompts of a store's classes for a new text set.
 
-    templates: sentences with `{}`; "a photo of a {}." where there is nothing else. phrases: what prompts call some
-        classes; None takes those of the set "default". waffle: pairs of random templates, made from `seed`.
-    names: of the classes of a store of unlabelled images, which has none; of the phrases or descriptions if none are
-        given.
-    Raises PromptError if phrases or descriptions do not fit the classes, or nothing says which those are.
+    templates: sentences with `{}`; "a photo of a {}." if there are no descriptions either. phrases: what prompts call
+        some classes; None takes those of the set "default". waffle: number of pairs of random templates, made from
+        `seed`. names: classes, for a store of unlabelled images; by default those of the descriptions or phrases.
+    Raises PromptError if phrases or descriptions do not match the classes, or nothing says what the classes are.
     """
     classes = _classes_of(store, names, tuple(descriptions.lines if descriptions else phrases or ()))
     if phrases is None:
         before = store.attributes["texts"].get(NAME, {}).get("source", {}).get("phrases", {})
         phrases = {name: phrase for name, phrase in before.items() if name in classes}
-    spoken = class_phrases(classes, phrases)
+    class_words = class_phrases(classes, phrases)
     origin = {}
     if waffle:
-        templates = (*templates, *waffle_templates(list(spoken.values()), waffle, seed))
+        templates = (*templates, *waffle_templates(list(class_words.values()), waffle, seed))
         origin["waffle"] = {"pairs": waffle, "seed": seed, "generator": GENERATOR}
     if not (templates or descriptions):
         templates = DEFAULT_TEMPLATES
-    return build_prompts(spoken, tuple(dict.fromkeys(templates)), descriptions, **origin)
+    return build_prompts(class_words, tuple(dict.fromkeys(templates)), descriptions, **origin)
 
 
 def _classes_of(store: Store, names: Sequence[str], derived: Sequence[str]) -> Sequence[str]:
-    """The classes of a text set: the store's, or of a store of unlabelled images those that are named."""
+    """The classes of a new text set: the store's own, or, if its images are unlabelled, those that the user names."""
     if store.classes:
         if names:
             raise PromptError(f"{store.path} has classes of its own: leave --names out; --class-names says what "
@@ -110,21 +112,22 @@ def _classes_of(store: Store, names: Sequence[str], derived: Sequence[str]) -> S
 
 def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate: bool = False,
              overwrite: bool = False, progress: bool = False) -> dict[str, Any]:
-    """Embed prompts into a text set of a store, without touching its images.
+    """Encode prompts into a text set of a store; its images stay as they are.
 
-    overwrite: whether a set that has the name and other prompts is replaced.
-    Gives what was done, as JSON values.
-    Raises PromptError if the name is taken, EncoderError for a prompt, StoreMismatch for another encoder.
+    overwrite: replace a set of this name that has other prompts.
+    Returns what was done, as JSON values.
+    Raises PromptError if the name is taken, EncoderError for a prompt that cannot be encoded, StoreMismatch if the
+    images come from another encoder.
     """
     begun = time.perf_counter()
     with write_lock(path):
-        # Arrays made elsewhere come with a name for their encoder; that it is this one only the user can know.
+        # Imported arrays only name their encoder: whether it is this one, only the user can know.
         store = open_store(path)
         writer = StoreWriter.open(path, store.encoder if store.encoder.get("imported") else encoder.info)
         if encoder.dim != store.dim:
             raise PromptError(f"{path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: name "
                               "the encoder that made the images")
-        if name in store.texts and not overwrite and not _holds(store.text(name), _planned(store, name, prompts)):
+        if name in store.texts and not overwrite and not _with_prompts(store, name, prompts):
             raise PromptError(f"{path} has a text set {name!r} of other prompts: choose another --name, or replace it "
                               "with --overwrite")
         done = put_prompts(writer, encoder, name, prompts, truncate, progress)
@@ -133,18 +136,18 @@ def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate:
 
 def put_prompts(writer: StoreWriter, encoder: Encoder, name: str, prompts: Prompts, truncate: bool = False,
                 progress: bool = False) -> dict[str, Any]:
-    """Embed prompts into a text set, unless the set of this name holds just these.
+    """Encode prompts into a text set, unless the set of this name has exactly these prompts.
 
-    Otherwise all are embedded: the last bits of one depend on what shares its batch, and a set that was cut short
-    has to end as one that was not.
-    Gives what was done, as JSON values.
+    Otherwise all of them are encoded: the last bits of an embedding depend on what shares its batch, and a set must be
+    the same whether or not making it was interrupted.
+    Returns what was done, as JSON values.
     """
     from onceclip.pipeline.encoders.sentences import encode_sentences
 
-    if (present := _present(writer.store, name, prompts)) is not None:
+    if present := _with_prompts(writer.store, name, prompts):
         writer.settle_text(name)
-        return present
-    planned = _planned(writer.store, name, prompts)
+        return {**_report(name, present), "encoded": 0}
+    planned = _without_embeddings(writer.store, prompts)
     encoded = encode_sentences(encoder, prompts.sentences, truncate, progress)
     source = dict(planned.source)
     if encoded.cut:
@@ -157,28 +160,26 @@ def put_prompts(writer: StoreWriter, encoder: Encoder, name: str, prompts: Promp
 
 
 def check_name(name: str) -> None:
-    """Raise PromptError unless a text set can have this name; it is a folder of the store."""
+    """Raise PromptError unless a text set can have this name, which becomes a folder of the store."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise PromptError(f"--name {name!r}: use up to 64 letters, digits, dots, hyphens and underscores, such as "
                           "gpt-4")
 
 
-def _planned(store: Store, name: str, prompts: Prompts) -> TextSet:
-    """The text set of some prompts, without embeddings."""
+def _without_embeddings(store: Store, prompts: Prompts) -> TextSet:
+    """The text set of some prompts before they are encoded."""
     return TextSet(np.empty((0, store.dim), np.float32), prompts.classes, prompts.class_ptr,
                    prompts.template_id, prompts.sentences, store.encoder["fingerprint"], prompts.source)
 
 
-def _present(store: Store, name: str, prompts: Prompts) -> dict[str, Any] | None:
-    """What there is to say of a text set, if it holds just these prompts."""
-    present = store.text(name) if name in store.texts else None
-    return ({**_report(name, present), "encoded": 0} if present and _holds(present, _planned(store, name, prompts))
-            else None)
-
-
-def _holds(present: TextSet, planned: TextSet) -> bool:
-    return (present.fingerprint == planned.fingerprint
+def _with_prompts(store: Store, name: str, prompts: Prompts) -> TextSet | None:
+    """The text set of this name if it has exactly these prompts, else None."""
+    if name not in store.texts:
+        return None
+    present, planned = store.text(name), _without_embeddings(store, prompts)
+    same = (present.fingerprint == planned.fingerprint
             and np.array_equal(present.template_id, planned.template_id))
+    return present if same else None
 
 
 def _report(name: str, text: TextSet) -> dict[str, Any]:

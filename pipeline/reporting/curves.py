@@ -1,4 +1,4 @@
-"""The drawings of a setting: learning curves with their intervals, and reliability diagrams with further scores."""
+"""The drawings of a setting: learning curves with intervals, reliability diagrams with further scores, and losses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onceclip.pipeline.reporting.drawing import SERIES, Plot, Scale, dot_plot, element, figure, line, text
+from onceclip.pipeline.reporting.drawing import SERIES, Plot, Scale, dot_plot, element, figure, line, path, text
 from onceclip.pipeline.reporting.settings import Row, Setting
 from onceclip.pipeline.runs.summary import BASELINE, Table
-from onceclip.pipeline.words import shots_of
+from onceclip.pipeline.words import counted, shots_of
 
 _WIDTH, _HEIGHT = 960, 480
+_SMALL = 260, 176
+_LOSSES = {"train_loss": "s0", "val_loss": "s1"}
 _DEPTH = 4
 PANELS = 8
 SCORES = {"accuracy": "top-1, %", "top5": "top-5, %", "macro_recall": "macro recall, %", "nll": "NLL",
@@ -85,7 +87,7 @@ class Curves:
     def _single(self, number: int, name: str) -> Markup:
         plot = Plot(self.table, self.limits, 36, 8, 252, 150)
         others = [each for each in (*self.strong, *self.faint) if each != name]
-        return figure(260, 176, f"Learning curve of {name}", self.describe(name),
+        return figure(*_SMALL, f"Learning curve of {name}", self.describe(name),
                       [plot.grid("", 4), plot.clipped([*(plot.faint(each) for each in others), plot.baseline(),
                                                        plot.interval(number, name), plot.strong(number, name)])],
                       "single")
@@ -187,3 +189,47 @@ def reliability(name: str, bins: Sequence[Sequence[float]], error: float | None)
                       for confidence, right, count in means)
     return figure(198, 200, f"Reliability of {name}", f"{said}. {words}.", parts,
                   "reliability s0")
+
+
+def training_panels(setting: Setting, curves: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """A drawing for each of the best lines that was trained in epochs, at its most shots, as a mean over seeds."""
+    found = []
+    for name in ranked(setting.table, setting.table.names):
+        for shots in reversed(setting.table.shots):
+            runs = [curves[row["run"]] for row in setting.chosen.get((name, shots), {}).values()
+                    if curves.get(str(row.get("run")), {}).get("kept")]
+            if runs:
+                found.append((f"{name}, {shots_of(shots)}", _losses(name, runs)))
+                break
+    return found[:PANELS]
+
+
+def _losses(name: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
+    series = {kind: mean for kind in _LOSSES if len(mean := _mean_by_epoch([run.get(kind, []) for run in runs])) > 0}
+    values = [value for mean in series.values() for value in mean] or [0.0]
+    epochs, kept = max(map(len, series.values()), default=1), median(run["kept"] for run in runs)
+    x, y = Scale(1, max(epochs, 2), 44, _SMALL[0] - 8), Scale(min(values), max(values), _SMALL[1] - 26, 24)
+    ticks = y.ticks(4)
+    parts = [
+        element("g", [line(x.start, y(value), x.end, y(value)) for value in ticks], class_="grid"),
+        *(text(39, y(value) + 4, f"{value:.3g}", class_="tick", text_anchor="end") for value in ticks),
+        *(text(x(value), _SMALL[1] - 8, f"{value:g}", class_="tick", text_anchor="middle") for value in {1, epochs}),
+        line(x(kept), y.start, x(kept), y.end, class_="baseline"),
+        *(element("g", [path([(x(number), y(value)) for number, value in enumerate(mean, 1)], class_="curve")],
+                  class_=f"series {_LOSSES[kind]}") for kind, mean in series.items()),
+        *(text(x.end, 12 + 13 * place, kind.replace("_", " "), class_=f"label {_LOSSES[kind]}", text_anchor="end")
+          for place, kind in enumerate(series))]
+    ends = "; ".join(f"{kind.replace('_', ' ')} from {mean[0]:.3g} to {mean[-1]:.3g}" for kind, mean in series.items())
+    return figure(*_SMALL, f"Losses of {name}",
+                  f"{counted(epochs, 'epoch')} of {counted(len(runs), 'run')}: {ends}; epoch {kept:g} was kept.", parts,
+                  "single")
+
+
+def _mean_by_epoch(series: Sequence[Sequence[float | None]]) -> list[float]:
+    """Mean over runs, epoch by epoch, as far as any of them went; epochs without a finite number are left out."""
+    found = []
+    for epoch in range(max(map(len, series), default=0)):
+        numbers = [each[epoch] for each in series if epoch < len(each)]
+        finite = [number for number in numbers if number is not None]
+        found += [fmean(finite)] if finite else []
+    return found

@@ -12,11 +12,11 @@ from markupsafe import Markup
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.reporting.drawing import Plot, figure
 from onceclip.pipeline.reporting.pages import write_page
-from onceclip.pipeline.runs.incremental import NAME
+from onceclip.pipeline.runs.incremental import NAME, PAGE
 from onceclip.pipeline.runs.results import Mean, mean_interval, read_lines
 from onceclip.pipeline.runs.summary import Table
+from onceclip.pipeline.words import shots_of
 
-PAGE = "incremental.html"
 _WIDTH, _HEIGHT = 960, 440
 _DRAWN = 8  # lines in a drawing
 
@@ -33,7 +33,7 @@ def write_incremental_report(folder: Path) -> Path:
     for row in rows:
         settings[str(row["store"]), len(row["sessions"]), row["shots"], row["text"]].append(row)
     write_page(folder / PAGE, "incremental.html", title="Classes that arrive", settings=[
-        {"title": f"{store}, {sessions} sessions, {shots} shots, text {text}", "curves": _curves(members),
+        {"title": f"{store}, {sessions} sessions, {shots_of(shots)}, text {text}", "curves": _curves(members),
          "lines": _lines(members)} for (store, sessions, shots, text), members in settings.items()])
     return folder / PAGE
 

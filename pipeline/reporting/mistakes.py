@@ -17,7 +17,7 @@ from onceclip.adapters import Classifier
 from onceclip.pipeline.decoding.preparation import Preparation, decoding
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.files import VIDEOS, LocalFile, suffix
-from onceclip.pipeline.sources import Content, open_source
+from onceclip.pipeline.sources import Content, Record, open_source
 from onceclip.pipeline.sources.videos import Frame, close_video
 from onceclip.pipeline.tasks.tasks import inputs_of
 from onceclip.stores import Store
@@ -148,3 +148,17 @@ def thumbnail(data: bytes) -> str:
     out = BytesIO()
     small.save(out, "JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
+
+
+def with_thumbnails(found: Sequence[Any], store: Store | None, images: str | None,
+                    records: Sequence[Record]) -> list[Any]:
+    """Suggestions with pictures as far as there are any. records: the images, where they are not those of a store."""
+    if store is not None:
+        return with_pictures(found, store, images)[0]
+    shown = []
+    for each in found:
+        try:
+            shown.append(replace(each, picture=thumbnail(records[each.row].content.read())))
+        except BadImage as error:
+            shown.append(replace(each, why=str(error)))
+    return shown

@@ -19,6 +19,7 @@ from onceclip.pipeline.reporting.curves import (
     reliability,
     reliability_panels,
     score_lines,
+    training_panels,
     used_scores,
 )
 from onceclip.pipeline.reporting.hyperparameters import chosen_of
@@ -40,7 +41,6 @@ from onceclip.pipeline.reporting.settings import (
     sign_of,
     titles,
 )
-from onceclip.pipeline.reporting.training_curves import training_panels
 from onceclip.pipeline.runs.results import Mean
 from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
 from onceclip.pipeline.tasks.encoders import joined_store
@@ -151,6 +151,12 @@ def _matrix(scores: dict[str, Any]) -> list[tuple[str, list[int]]] | None:
     cells = {(true, predicted): number for true, predicted, number in scores["confusions"]}
     cells |= {(each["class"], each["class"]): each["right"] for each in scores["per_class"]}
     return [(true, [cells.get((true, predicted), 0) for predicted in names]) for true in names]
+
+
+def write_suggestions_page(path: Path, found: Sequence[Any], method: str, where: str, errors: bool) -> None:
+    """Write one self-contained HTML file. errors: whether labels are to be checked, or else images to be labelled."""
+    title = "Labels to check" if errors else "Images to label next"
+    write_page(path, "suggestions.html", title=title, found=found, method=method, where=where, errors=errors)
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:

@@ -10,6 +10,8 @@ from statistics import median
 from typing import Any
 
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.runs.incremental import NAME as INCREMENTAL
+from onceclip.pipeline.runs.incremental import PAGE
 from onceclip.pipeline.runs.keep import read_curves
 from onceclip.pipeline.runs.results import NAME, Mean, read_rows, read_stores
 from onceclip.pipeline.runs.summary import (
@@ -87,6 +89,9 @@ def read_results(folders: Sequence[Path]) -> Results:
     for given in folders:
         folder = given.parent if given.name == NAME else given
         rows = read_rows(folder)
+        if not rows and (folder / INCREMENTAL).is_file():
+            raise ResultError(f"{given} holds rows of classes that arrive, which have a page of their own: "
+                              f"{folder / PAGE}, which `onceclip incremental --out` writes")
         if not rows:
             raise ResultError(f"{given} holds no result rows (no {NAME} with a row in it): give the folder that "
                               "`onceclip sweep --out` wrote")

@@ -13,7 +13,7 @@ from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.selection.calibration import calibrated
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.selection.search import Search
-from onceclip.adapters.selection.selection import default_policy, fit_all, fit_selected, remarks_on
+from onceclip.adapters.selection.selection import choices, default_policy, fit_all, fit_selected, remarks_on
 from onceclip.adapters.training.compile import USUAL, Compiling, compiling
 from onceclip.adapters.training.history import Recorder, recording
 from onceclip.adapters.training.loop import no_progress
@@ -121,12 +121,22 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     fitting = time.perf_counter()
     what = f"{first.method} on {len(drawn.support.rows):,} rows"
     with recording(keep.curves) as recorder, compiling(compile), within_memory(where, what):
+<<<<<<< HEAD
         tasks = {name: each if where.type == CPU else each.to(where)
                  for name, each in _tasks(store, first, methods[0], drawn).items()}
         task = tasks[""]
         as_they_are = set(policies) == {"fixed"} and not is_average(first.method)
         selections = (fit_all(methods, task, first.seed, progress) if as_they_are else
                       [_selected(method, tasks, spec, policy, progress)
+=======
+        task = drawn.task if where.type == CPU else drawn.task.to(where)
+        as_they_are = not is_average(first.method) and not any(
+            policy != "fixed" and choices(method, frozenset(spec.values))
+            for method, spec, policy in zip(methods, specs, policies, strict=True))
+        selections = ([_without_choice(each, policy) for each, policy in zip(
+            fit_all(methods, task, first.seed, progress), policies, strict=True)] if as_they_are else
+                      [_selected(method, task, spec, policy, progress)
+>>>>>>> main
                        for method, spec, policy in zip(methods, specs, policies, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
         fitted = fitted if where.type == CPU else to_device(fitted, CPU)
@@ -167,6 +177,11 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
             **({"predicted": reached["predicted"], **tested} if keep.predictions else {}),
             **({"curve": _curve(recorder, methods[0], selection)} if keep.curves else {})}))
     return results
+
+
+def _without_choice(selection: Selection | MethodError, policy: str) -> Selection | MethodError:
+    """What was fitted as it is: rows that might have chosen, and had nothing to choose from, say no accuracy."""
+    return replace(selection, accuracy=None) if isinstance(selection, Selection) and policy != "fixed" else selection
 
 
 def _policy(method: Method, drawn: Drawn) -> str:

@@ -24,8 +24,7 @@ from onceclip.pipeline.words import counted, version
 from onceclip.stores import Store, write_lock
 from onceclip.stores.identity import digest, fingerprint
 
-NAME = "incremental.jsonl"
-JOINT = "joint"  # fitted on the rows of all sessions so far, which no method of sessions may read
+NAME, PAGE = "incremental.jsonl", "incremental.html"  # rows, and the page of their curves
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from onceclip.adapters.inference.base import INFERENCE
 from onceclip.adapters.plugin import full_name
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.batches import Batches
-from onceclip.pipeline.evaluation.detection import DETECTION
 from onceclip.pipeline.evaluation.evaluate import score
 from onceclip.pipeline.evaluation.inference import read
-from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
+from onceclip.pipeline.evaluation.metrics import CALIBRATED, DETECTION, SCORES
 from onceclip.pipeline.evaluation.orders import read_orders
 from onceclip.pipeline.evaluation.several import OUTPUTS
 from onceclip.stores import Store

@@ -12,6 +12,7 @@ import numpy as np
 
 from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.runs.results import append_rows
+from onceclip.pipeline.words import shots_of
 from onceclip.pipeline.workers.work import Part
 from onceclip.stores import Store, StoreError
 from onceclip.stores.identity import fingerprint
@@ -139,8 +140,8 @@ def read_predictions(folder: Path, row: Mapping[str, Any]) -> Predictions:
     """
     path, run = folder / PREDICTIONS, str(row.get("run"))
     if not (path / run).is_dir() or "/" in run or "." in run:
-        raise ResultError(f"{folder} has no predictions of {row.get('method')} ({row.get('shots')} shots, seed "
-                          f"{row.get('seed')}): repeat the sweep with --keep-predictions")
+        raise ResultError(f"{folder} has no predictions of {row.get('method')} ({shots_of(row.get('shots', '?'))}, "
+                          f"seed {row.get('seed')}): repeat the sweep with --keep-predictions")
     try:
         with damage(str(path), run):
             group = open_group(str(path))

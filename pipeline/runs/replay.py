@@ -53,11 +53,12 @@ def spec_of(row: dict[str, Any], store: Store, draws: str | Path | None = None) 
     not name.
     """
     asked = dict(row["asked"])
-    if asked.get("draws"):
-        asked["draws"] = _listing(row, draws)
     if asked.get("inference", NO_INFERENCE) != NO_INFERENCE:
         stored_inference_class(str(asked["inference"]), "the row")  # which RunSpec would import
+    require_stored(str(asked.get("support") or ""), "the row")  # likewise
     try:
+        if asked.get("draws"):
+            asked["draws"] = _listing(row, draws)
         name = str(asked.get("method"))
         if is_average(name):
             for member in member_names(name):
@@ -65,7 +66,6 @@ def spec_of(row: dict[str, Any], store: Store, draws: str | Path | None = None) 
             spec = RunSpec(**asked)
         else:
             method = stored_method_class(name, "the row")  # which RunSpec would import
-            require_stored(str(asked.get("support") or ""), "the row")  # likewise
             # The default policy was another one once: what the row says was used is what is repeated.
             spec = RunSpec(**{**asked, "select": asked.get("select") or row.get("select")})
             if row.get("rule") != RULE:  # chosen by another rule, among other defaults: the row's values are repeated

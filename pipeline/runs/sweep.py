@@ -71,6 +71,8 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
         products = _products([rows[each] for each in identities if each in rows]) if plan.todo else DEFAULT
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
                   disable=None if progress and plan.todo else True) as bar:
+            if progress and plan.repeated:
+                bar.write(f"{counted(plan.repeated, 'run')} asked for more than once: each is made once", sys.stderr)
             if progress and plan.outdated:
                 bar.write(f"{counted(plan.outdated, 'run')} made again: their rows are of other defaults, or another "
                           "rule chose them", sys.stderr)
@@ -219,14 +221,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep. runs: (store, spec) in order. groups: of those that are still to be done.
+    """The runs of a sweep. runs: (store, spec) in order, each once. groups: of those that are still to be done.
 
-    outdated: number of these that have a row, of other defaults or of another rule that chose.
+    repeated: number of those that were asked for again, such as a method named twice, and left out. outdated: number of
+        runs to be done that have a row, of other defaults or of another rule that chose.
     """
 
     runs: tuple[tuple[str, RunSpec], ...]
     groups: tuple[Group, ...]
     outdated: int = 0
+    repeated: int = 0
 
     @property
     def todo(self) -> int:
@@ -300,24 +304,26 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     done: result rows by the identity of their run. compile: "auto", "on" or "off". device, keep: as for `fit`.
     """
     specs = list(specs)
-    runs = [(store.path, spec) for store in stores for spec in specs]
+    asked = [(store.path, spec) for store in stores for spec in specs]
     opened = {store.path: store for store in stores}
+    runs: dict[str, tuple[str, RunSpec]] = {}
+    for path, spec in asked:
+        runs.setdefault(spec.identity(opened[path]), (path, spec))
     most = ON_A_GPU if is_gpu(device) else GROUP_RUNS
     together: dict[Any, list[RunSpec]] = defaultdict(list)
     outdated = 0
-    for path, spec in runs:
-        identity = spec.identity(opened[path])
+    for identity, (path, spec) in runs.items():
         old = identity in done and is_outdated(done[identity], spec)
         outdated += old
         if old or identity not in done:
             together[path, spec.seed, *spec.common].append(spec)
     # Runs that differ in inference alone are one fit.
     alike = Counter(method for method, *_ in {(spec.method, path, spec.alone.identity(opened[path]))
-                                              for path, spec in runs})
+                                              for path, spec in runs.values()})
     groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
                     Compiling(compile, alike[members[0].method]), device, keep)
               for key, members in together.items() for start in range(0, len(members), most)]
-    return Plan(tuple(runs), tuple(groups), outdated)
+    return Plan(tuple(runs.values()), tuple(groups), outdated, len(asked) - len(runs))
 
 
 def is_outdated(row: Mapping[str, Any] | None, spec: RunSpec) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from onceclip.pipeline.errors import SourceError, TaskError
 from onceclip.pipeline.files import read_json, read_place, suffix, text_of, whole_file
 from onceclip.pipeline.tasks.coop_pickles import read_datums, write_datums
-from onceclip.pipeline.words import listing
+from onceclip.pipeline.words import listing, shots_of
 from onceclip.stores.identity import digest
 
 ENDINGS = (".pkl", ".json", ".csv")
@@ -113,7 +113,7 @@ def _missing(place: str, shots: int | None, seed: int, there: Sequence[tuple[Any
 
 
 def _what(shots: int | None, seed: int | None) -> str:
-    return f"{'all' if shots is None else shots} shots, seed {'any' if seed is None else seed}"
+    return f"{shots_of('all' if shots is None else shots)}, seed {'any' if seed is None else seed}"
 
 
 def _content(path: Path) -> bytes:

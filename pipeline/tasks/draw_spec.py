@@ -96,7 +96,8 @@ class DrawSpec:
             except (TypeError, ValueError) as error:
                 raise TaskError(f"{_option(name)} {getattr(self, name)!r}: give a number") from error
         if not isinstance(self.missing, int):
-            object.__setattr__(self, "missing", tuple(sorted(self.missing)) or 0)
+            names = (self.missing,) if isinstance(self.missing, str) else tuple(sorted(self.missing))
+            object.__setattr__(self, "missing", names or 0)
         object.__setattr__(self, "support", str(support_source(self.support)) if self.support else "")
         object.__setattr__(self, "bank", everywhere(self.bank) if self.bank else "")
         if isinstance(self.draws, Mapping):

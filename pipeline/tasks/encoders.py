@@ -79,6 +79,6 @@ def task_of_encoder(task: Task, store: Store, name: str, text: str = "default", 
     own = task_of(other, words.of_classes(names), class_weights, empty, tower=tower)
 
     def seen(rows: Rows) -> Rows:
-        return Rows(rows.others[output], rows.label, weight=rows.weight)
+        return Rows(rows.input((output,)), rows.label, weight=rows.weight)
 
     return replace(own, support=seen(task.support), val=task.val and seen(task.val))

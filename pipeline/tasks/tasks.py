@@ -118,18 +118,11 @@ def draw_task(store: Store, spec: DrawSpec = EVERY_ROW, select: str = "fixed", t
     return Drawn(task, support, val, rest, words, spec, inputs, remarks)
 
 
-def draw_rows(store: Store, spec: DrawSpec) -> dict[str, list[tuple[str, int]]]:
-    """Keys and classes of a draw's support and of its validation rows, as `draw_task` draws them with "val"."""
-    drawn = draw_task(store, spec, "val", text=None)
-    label = store.column("label")
-    return {split: [] if each is None else list(zip(each.keys, label[each.rows].tolist(), strict=True))
-            for split, each in (("train", drawn.support), ("val", drawn.val))}
-
-
 def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str]) -> tuple[Draw, Task]:
     """All labelled rows of some splits and their task, to fit on once hyperparameters are chosen.
 
-    drawn: what chose them. Rows with ties to the test split are left out unless it is among the splits.
+    drawn: what chose them; where its support has no views, none are read. Rows with ties to the test split are left out
+        unless it is among the splits.
     """
     names, table = names_of(store, drawn.spec.classes), store.table
     rows = np.concatenate([store.rows(split) for split in splits])
@@ -138,17 +131,22 @@ def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str]) -> tuple[Dr
     rows = rows[~(duplicate | same_group)]
     support = draw(rows, table.key[rows], table.label[rows], None, 1, "support")
     return support, task_of(store, drawn.text.of_classes(names), drawn.task.text.rule, support,
-                            outputs=drawn.inputs.outputs, stream=drawn.spec.stream, tower=drawn.inputs.tower)
+                            outputs=drawn.inputs.outputs, stream=drawn.spec.stream, tower=drawn.inputs.tower,
+                            views=drawn.task.support.views is not None)
 
 
 def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val: Draw | None = None,
             unlabelled: Draw | None = None, outputs: Sequence[str] = (), stream: bool = False,
-            tower: bool = False) -> Task:
-    """Read the task of given classes and rows: what was drawn becomes tensors. Arguments as for `draw_task`."""
+            tower: bool = False, views: bool = True) -> Task:
+    """Read the task of given classes and rows: what was drawn becomes tensors. Arguments as for `draw_task`.
+
+    views: read those of the support where the store has them.
+    """
     return Task(
         Text(torch.from_numpy(words.embedding.astype(np.float32)), torch.from_numpy(words.class_index), words.classes,
              torch.from_numpy(words.template_id.astype(np.int64)), class_weights),
-        _stream(store, support) if stream else _rows(store, support, outputs, _have_views(store, support.rows)),
+        _stream(store, support) if stream else _rows(
+            store, support, outputs, views and _have_views(store, support.rows)),
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
         None if unlabelled is None or not len(unlabelled.rows) else tensor_of(store.embeddings(unlabelled.rows)),
         **logit_numbers(store.encoder),

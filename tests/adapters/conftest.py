@@ -56,7 +56,8 @@ def _others(embedding):
     deviation, as of two blocks.
     """
     tokens = torch.stack([embedding, embedding.roll(1, dims=1), 0.5 * embedding.flip(1)], dim=1)
-    blocks = [torch.stack([each.mean(dim=1), each.std(dim=1)], dim=1) for each in (tokens, tokens.square())]
+    blocks = [torch.stack([each.mean(dim=1), each.std(dim=1) if len(each) else each[:, 0]], dim=1)
+              for each in (tokens, tokens.square())]
     return {"caption": 0.5 * embedding + 0.1,
             "preproj": embedding @ _projection(embedding.shape[1]).T.to(embedding), "token": tokens,
             "statistics": torch.stack(blocks, dim=1)}

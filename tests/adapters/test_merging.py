@@ -17,8 +17,10 @@ from onceclip.adapters import (
     best_merge,
     load_classifier,
     merge,
+    set_rule,
 )
 from onceclip.adapters.heads import Linear, Projected, Sum
+from onceclip.adapters.selection.rule import best_temperature
 
 
 @pytest.fixture
@@ -81,6 +83,9 @@ def test_the_best_merge_is_the_best_of_all_weights(task, make):
     tried = [accuracy(merge(fitted, start, step / 50)) for step in range(51)]
     assert accuracy(merged) == found.accuracy >= max(tried)
     assert found.low < merged.hyperparameters["merge_weight"] < found.high
+    logits = merged.logits(task.val.embedding)
+    assert merged.temperature == pytest.approx(best_temperature(logits, task.val.label), rel=1e-3)
+    assert set_rule(merged, 0.5).members(logits).any(dim=1).double().mean() >= 0.5
 
 
 def test_classifiers_that_do_not_belong_together_are_refused(task, make_task):

@@ -14,10 +14,10 @@ from onceclip.adapters import ClipAdapter, cpu
 @pytest.fixture(autouse=True)
 def probed_anew() -> Iterator[None]:
     """Every test probes for itself; afterwards the process multiplies as before."""
-    for cached in (cpu._probed, cpu._exact):
+    for cached in (cpu._fastest, cpu._exact):
         cached.cache_clear()
     yield
-    for cached in (cpu._probed, cpu._exact):
+    for cached in (cpu._fastest, cpu._exact):
         cached.cache_clear()
     cpu.fast_products()
 
@@ -54,7 +54,7 @@ def test_what_another_process_chose_is_taken_only_where_it_is_exact(monkeypatch:
 
 def test_blocks_of_code_leave_the_way_to_multiply_as_it_was() -> None:
     """Else what a process computed before would show in the last bits of what it computes after."""
-    switch = cpu._switch()
+    switch = cpu._setting()
     before = switch.fp32_precision
     with cpu.products("onednn"):
         inner = switch.fp32_precision
@@ -68,7 +68,7 @@ def test_blocks_of_code_leave_the_way_to_multiply_as_it_was() -> None:
 
 
 def test_threads_that_end_one_after_the_other_do_not_change_each_others_products() -> None:
-    switch, first, second = cpu._switch(), cpu.products("onednn"), cpu.products("onednn")
+    switch, first, second = cpu._setting(), cpu.products("onednn"), cpu.products("onednn")
     first.__enter__()
     inner = switch.fp32_precision
     second.__enter__()
@@ -79,9 +79,9 @@ def test_threads_that_end_one_after_the_other_do_not_change_each_others_products
 
 
 def test_fitting_leaves_the_way_to_multiply_alone(make_task: Callable[..., Any]) -> None:
-    before = cpu._switch().fp32_precision
+    before = cpu._setting().fp32_precision
     ClipAdapter(epochs=2).fit(make_task((40, 40, 40), dim=64))
-    assert cpu._switch().fp32_precision == before
+    assert cpu._setting().fp32_precision == before
 
 
 @pytest.mark.parametrize(("seconds", "noise", "chosen"), [
@@ -93,7 +93,7 @@ def test_fitting_leaves_the_way_to_multiply_alone(make_task: Callable[..., Any])
 def test_a_faster_way_is_taken_only_if_it_does_not_round(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float],
                                                         noise: float, chosen: str) -> None:
     """On Intel's AMX the same switch multiplies in bfloat16; timings and errors are made up, the decision is real."""
-    clock, way, measured = [0.0], [""], cpu._distance
+    clock, way, measured = [0.0], [""], cpu._relative_error
     monkeypatch.setattr(cpu, "set_products", lambda name: way.__setitem__(0, name))
 
     def tick() -> float:
@@ -101,7 +101,7 @@ def test_a_faster_way_is_taken_only_if_it_does_not_round(monkeypatch: pytest.Mon
         return clock[0]
 
     monkeypatch.setattr(cpu.time, "perf_counter", tick)
-    monkeypatch.setattr(cpu, "_distance",
+    monkeypatch.setattr(cpu, "_relative_error",
                         lambda *pair: measured(*pair) + (noise if way[0] == "onednn" else 0.0))
     assert cpu.fast_products() == chosen
 
@@ -111,21 +111,21 @@ def test_a_search_is_narrow_only_where_that_is_faster(monkeypatch: pytest.Monkey
                                                       caplog: pytest.LogCaptureFixture,
                                                       dtype: torch.dtype | None) -> None:
     """Without instructions for it, bfloat16 takes many times as long as float32."""
-    monkeypatch.setattr(cpu, "_race", lambda *_: ratio)
-    for each in (cpu._probed, cpu.fast_bfloat16, cpu.narrow_dtype):
+    monkeypatch.setattr(cpu, "_time_ratio", lambda *_: ratio)
+    for each in (cpu._fastest, cpu.fast_bfloat16, cpu.narrow_dtype):
         each.cache_clear()
     try:
         assert (cpu.narrow_dtype("cpu"), cpu.narrow_dtype("cpu")) == (dtype, dtype)
         assert len(caplog.messages) == (dtype is None)
         assert cpu.narrow_dtype("cuda") == torch.bfloat16
     finally:
-        for each in (cpu._probed, cpu.fast_bfloat16, cpu.narrow_dtype):
+        for each in (cpu._fastest, cpu.fast_bfloat16, cpu.narrow_dtype):
             each.cache_clear()
 
 
 def test_an_older_torch_with_cuda_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """There one switch serves all devices, and would lower precision on CUDA."""
-    monkeypatch.setattr(cpu, "_switch", lambda: None)
+    monkeypatch.setattr(cpu, "_setting", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: pytest.fail(f"set {name}"))
     assert cpu.fast_products() == "default"

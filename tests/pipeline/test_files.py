@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from onceclip.pipeline import files
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.files import LARGEST_IMAGE, LocalFile, whole_file
+from onceclip.pipeline.files import LARGEST_IMAGE, LocalFile, RemoteFile, whole_file
 
 WRITE = """
 import sys
@@ -78,3 +83,48 @@ def test_a_file_that_is_larger_than_any_image_is_not_read(tmp_path: Path) -> Non
         file.truncate(LARGEST_IMAGE + 1)
     with pytest.raises(BadImage, match="too large"):
         LocalFile(tmp_path / "sparse.jpg").read()
+
+
+@pytest.fixture
+def parts() -> Iterator[tuple[str, list[int]]]:
+    """A server of files of zeros, as long as they are named; the sizes of what it sent. Of nothing it has no part."""
+    sent: list[int] = []
+
+    class Zeros(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            size, asked = int(self.path[1:]), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            first, last = (int(asked[1]), min(int(asked[2]) + 1, size)) if asked else (0, size)
+            self.send_response((206 if first < size else 416) if asked else 200)
+            self.send_header("Content-Length", str(last - first))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(bytes(last - first))
+                sent.append(last - first)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Zeros)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", sent
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_of_a_remote_file_no_more_is_fetched_than_an_image_may_have(parts: tuple[str, list[int]],
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp")
+    url, sent = parts
+    monkeypatch.setattr(files, "LARGEST_IMAGE", 1000)
+    assert RemoteFile(url, "1000").read() == bytes(1000)
+    with pytest.raises(BadImage, match="too large"):
+        RemoteFile(url, "50000000").read()
+    assert sent == [1000, 1001]
+    with pytest.raises(BadImage, match="empty file"):
+        RemoteFile(url, "0").read()
+    with pytest.raises(BadImage, match="too large"):
+        RemoteFile(url, "50000000", start=5, size=1001).read()

@@ -138,6 +138,7 @@ def test_methods_of_two_encoders_are_one_run_of_every_command(store_path: Path, 
                             (("suggest", adapter, image, "--label-next", "1"), "give the store with --join dino=STORE"),
                             (("fit", store_path, "--method", names[1]), "add --join dino=STORE"),
                             (("fit", store_path, "--method", "mean:gda+tip-adapter", *join), "reads nothing of the"),
+                            (("fit", store_path, "--method", names[1], *join, "--stream"), "leave out --stream"),
                             (("sweep", store_path, "--methods", "gda", *join, "--out", tmp_path / "none"),
                              "the sweep reads nothing of the joined store 'dino'"),
                             (("fit", store_path, "--method", names[3], *join, "--select", "fixed"), "validation")):

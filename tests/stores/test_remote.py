@@ -51,15 +51,13 @@ def test_a_second_extraction_encodes_nothing_and_a_new_image_only_itself(
 
 
 def test_every_command_gives_on_s3_what_it_gives_on_a_disk(
-        s3_url: str, image_folder: Path, store_path: Path, run_json: RunJson, elsewhere: Path,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+        s3_store: str, store_path: Path, run_json: RunJson, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(elsewhere)
-    run_json("extract", image_folder, s3_url, "--model", "demo", "--unit-rows", 16)
     ignored = {"store", "path", "seconds", "seconds_total", "adapter"}
 
     def both(*arguments: Any) -> None:
         found, expected = (run_json(*[place if each == "STORE" else each for each in arguments])
-                           for place in (s3_url, store_path))
+                           for place in (s3_store, store_path))
         assert {name: found[name] for name in set(found) - ignored} == \
                {name: expected[name] for name in set(expected) - ignored}
 
@@ -79,8 +77,9 @@ def test_arrays_are_imported_into_a_bucket(s3_url: str, tmp_path: Path, run_json
     np.testing.assert_array_equal(open_store(s3_url).embeddings(), embedding)
 
 
-def test_a_killed_extraction_goes_on(s3_url: str, folder_of: Callable[..., Path], extract_demo: Extract,
-                                     forked: Callable[..., Any]) -> None:
+def test_a_killed_extraction_goes_on_and_what_another_process_writes_is_seen(
+        s3_url: str, folder_of: Callable[..., Path], glyph: Callable[..., Path], forked: Callable[..., Any],
+        run_process: Callable[..., Any]) -> None:
     """The fifth pass dies once the second unit, which the fourth has filled, is stored."""
     code = ("import os, signal, sys, time; from onceclip.pipeline.encoders import Encoder, EncoderSpec;"
             "from onceclip.pipeline.extraction.extract import extract;"
@@ -97,23 +96,13 @@ def test_a_killed_extraction_goes_on(s3_url: str, folder_of: Callable[..., Path]
     assert forked("-c", code, root, s3_url).returncode == -signal.SIGKILL
     with pytest.raises(StoreIncomplete, match=r"unfinished \(4 of 20 .* run the same"):
         open_store(s3_url).rows()
-    done = extract_demo(root, s3_url)
-    assert (done.encoded, done.reused) == (4, 16)
-    assert len(open_store(s3_url).embeddings()) == 20
-
-
-def test_what_another_process_writes_is_seen(s3_url: str, folder_of: Callable[..., Path], glyph: Callable[..., Path],
-                                             extract_demo: Extract, run_process: Callable[..., Any]) -> None:
-    root = folder_of({"disc": 4, "ring": 4})
-    extract_demo(root, s3_url)
-    assert len(open_store(s3_url).embeddings()) == 8
     for number in range(6):
         glyph(root / "cross" / f"{number}.png", "cross", number)
     done = run_process("extract", root, s3_url, "--model", "demo", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["encoded"] == 6
-    seen = open_store(s3_url)
-    assert (seen.classes, len(seen.embeddings()), len(seen.table)) == (("cross", "disc", "ring"), 14, 14)
+    told, seen = json.loads(done.stdout), open_store(s3_url)
+    assert (told["encoded"], told["reused"]) == (10, 16)
+    assert (seen.classes, len(seen.embeddings()), len(seen.table)) == (("cross", "disc", "ring"), 26, 26)
 
 
 def test_damage_on_s3_is_found_marked_and_mended(s3: Any, s3_store: str, store_path: Path, image_folder: Path,

@@ -88,14 +88,13 @@ def test_s3fs_is_imported_for_s3_alone(process: Callable[..., Any], store_path: 
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
-@pytest.mark.parametrize("allowed", [3, 30])
 def test_rights_that_end_while_writing_are_one_line_and_cost_no_row(
         s3: Any, s3_url: str, image_folder: Path, run: Callable[..., Any], extract_demo: Callable[..., Any],
-        monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+        monkeypatch: pytest.MonkeyPatch) -> None:
     """Temporary credentials run out in long extractions."""
     import s3fs
 
-    write, left = s3fs.S3FileSystem._pipe_file, [allowed]
+    write, left = s3fs.S3FileSystem._pipe_file, [30]
 
     async def ending(self: Any, *arguments: Any, **options: Any) -> Any:
         left[0] -= 1

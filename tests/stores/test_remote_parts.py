@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -18,6 +19,7 @@ from onceclip.stores import NotAStore, open_store
 from onceclip.stores.location import is_remote
 
 
+@pytest.mark.parametrize("url", ["memory", "file"], indirect=True)
 def test_parts_make_one_store_behind_a_url(url: str, image_folder: Path, store_path: Path, encoder: Any,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equipment, "open_encoder", lambda spec: encoder)
@@ -38,10 +40,10 @@ def test_parts_make_one_store_behind_a_url(url: str, image_folder: Path, store_p
 
 
 def test_a_part_that_comes_when_all_is_done_has_nothing_to_wait_for(
-        url: str, folder_of: Callable[..., Path], extract_demo: Callable[..., Any], encoder: Any,
+        folder_of: Callable[..., Path], extract_demo: Callable[..., Any], encoder: Any,
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equipment, "open_encoder", lambda spec: encoder)
-    root = folder_of({"disc": 4, "ring": 4})
+    root, url = folder_of({"disc": 4, "ring": 4}), f"memory://{uuid4().hex}.zarr"
     extract_demo(root, url)
     done = module.extract_part(root, url, EncoderSpec("demo"), ExtractOptions(workers=1), Part(2, 2))
     assert (done.images, done.encoded, done.complete) == (0, 0, True)

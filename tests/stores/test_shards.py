@@ -50,7 +50,7 @@ def shuffle_shard(path: Path, chunks: int, seed: int) -> None:
     path.write_bytes(moved + index.tobytes() + np.array(checksum(index), "<u4").tobytes())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 70), st.sampled_from([(1, 0), (4, 0), (8, 8), (4, 8), (3, 9), (4, 64)]),
        st.sampled_from([(3,), (2, 3), (1,)]), st.sampled_from(["float16", "float32", "float64"]),
        st.sampled_from(["whole", "rows", "shuffled"]), st.integers(0, 2**32 - 1))
@@ -161,7 +161,7 @@ def test_a_compaction_killed_before_any_of_its_files_goes_on(compacted: Path, st
         compact(str(store_path), str(tmp_path / "counted.zarr"), 32)
     expected = {str(file.relative_to(compacted)): file.read_bytes() for file in compacted.rglob("*") if file.is_file()}
     unfinished = 0
-    for last in range(0, len(counted), 5):
+    for last in range(0, len(counted), 9):
         path = tmp_path / f"{last}.zarr"
         child = os.fork()
         if child == 0:
@@ -177,7 +177,7 @@ def test_a_compaction_killed_before_any_of_its_files_goes_on(compacted: Path, st
         compact(str(store_path), str(path), 32)
         found = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
         assert found == expected, f"killed before {counted[last]}"
-    assert unfinished > 5
+    assert unfinished > 2
 
 
 def test_finished_shards_are_not_written_again(store_path: Path, tmp_path: Path) -> None:

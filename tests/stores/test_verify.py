@@ -34,14 +34,14 @@ def test_a_sound_store_has_no_fault(store_path: Path) -> None:
 
 
 def test_every_flipped_byte_is_found_or_changes_nothing(store_path: Path, tmp_path: Path) -> None:
-    """No peer detects a flipped byte: 80 places, weighed by size, in data and in descriptions."""
+    """No peer detects a flipped byte: 50 places, weighed by size, in data and in descriptions."""
     before = contents(store_path)
     files = sorted(path.relative_to(store_path) for path in store_path.rglob("*") if path.is_file())
     sizes = [(store_path / path).stat().st_size for path in files]
     chance = random.Random(5)
     copy = Path(shutil.copytree(store_path, tmp_path / "copy.zarr"))
     refused = 0
-    for path in chance.choices(files, [size**0.5 for size in sizes], k=80):
+    for path in chance.choices(files, [size**0.5 for size in sizes], k=50):
         original = (store_path / path).read_bytes()
         place = chance.randrange(len(original))
         (copy / path).write_bytes(original[:place] + bytes([original[place] ^ 1 << chance.randrange(8)])
@@ -55,7 +55,7 @@ def test_every_flipped_byte_is_found_or_changes_nothing(store_path: Path, tmp_pa
         else:
             refused += 1
         (copy / path).write_bytes(original)
-    assert refused > 40
+    assert refused > 25
 
 
 @pytest.mark.parametrize("array", ["embedding", "state", "digest", "reason", "label", "key"])

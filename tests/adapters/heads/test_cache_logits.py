@@ -54,7 +54,7 @@ def test_few_exponentials_serve_a_grid(grid, exponentials, monkeypatch):
     assert len(calls) <= exponentials
 
 
-@pytest.mark.parametrize("name", ["_RESULTS", "_BLOCK", "_CACHED"])
+@pytest.mark.parametrize("name", ["_MAX_LOGITS", "_MAX_PRODUCT", "_CACHE_ELEMENTS"])
 def test_pieces_of_any_size_give_the_same(name, monkeypatch):
     rows, keys = drawn()
     heads = [Kernel(keys, LABELS["ragged"], 5, beta) for beta in SHARPNESS]

@@ -19,7 +19,7 @@ def test_neighbours_are_those_of_all_pairs_whatever_the_blocks(rows, elements, n
     monkeypatch.setattr(graph, "_ELEMENTS", elements)
     pairs = rows @ rows.T
     pairs.fill_diagonal_(-torch.inf)
-    found, index = graph.nearest(rows, rows, number, without_self=True)
+    found, index = graph.nearest(rows, number)
     expected = pairs.topk(min(number, 22), dim=1)
     assert_close(found, expected.values)
     assert torch.equal(index, expected.indices)

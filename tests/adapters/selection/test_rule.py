@@ -8,7 +8,14 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from onceclip.adapters import Rows
 from onceclip.adapters.selection import rule
-from onceclip.adapters.selection.rule import best_temperature, best_weight, calibrated_loss, departure, weights_to_try
+from onceclip.adapters.selection.rule import (
+    Race,
+    best_temperature,
+    best_weight,
+    calibrated_loss,
+    departure,
+    weights_to_try,
+)
 
 
 def noise(rows, classes, seed=0):
@@ -102,3 +109,25 @@ def test_the_weight_does_not_leave_its_bounds():
     label = torch.arange(40) % 4
     assert best_weight(noise(40, 4), one_hot(label, 4).float(), label, 0.5, high=1.0).weight == 1.0
     assert best_weight(one_hot(label, 4).float(), noise(40, 4), label, 0.5, low=0.4).weight >= 0.4
+
+
+@pytest.mark.parametrize("high", [2.0, math.inf])
+@pytest.mark.parametrize("rows", [3, 40, 600])
+@pytest.mark.parametrize("knows", [0.0, 0.3, 3.0])
+def test_a_setting_is_passed_over_only_where_its_best_weight_would_lose(rows, knows, high):
+    """With many rows some are; all have what all classes have alike, and some change nothing."""
+    label, passed = torch.arange(rows) % 4, 0
+    first = 3 * noise(rows, 4) + one_hot(label, 4)
+    race, found = Race(label, 0.5, high=high), []
+    for setting in range(30):
+        second = noise(rows, 4, setting) * (setting % 5) + knows * (15 - abs(setting - 15)) * one_hot(label, 4) + 50.0
+        charge = 0.1 * (setting % 3)
+        alone = best_weight(first, second, label, 0.5, high=high).cost + charge
+        found.append((race.weigh(first, second, charge), alone))
+        passed += math.isnan(found[-1][0].accuracy)
+        assert found[-1][0].cost <= alone + 1e-2
+        assert found[-1][0].cost > alone - 1e-2 or math.isnan(found[-1][0].accuracy)
+    best = min((each for each, _ in found), key=lambda each: each.cost)
+    assert not math.isnan(best.accuracy)
+    assert best.cost == pytest.approx(min(alone for _, alone in found), abs=1e-2)
+    assert passed or rows < 600 or not knows

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from onceclip.adapters import (
+    CLAP,
     GDA,
     ClipAdapter,
     Hyperparameter,
@@ -17,10 +18,12 @@ from onceclip.adapters import (
     ProKeR,
     Rows,
     Task,
+    TaskRes,
     Text,
     TipAdapter,
     TipAdapterF,
     ZeroShot,
+    fit_all,
     fit_selected,
 )
 from onceclip.adapters.heads import Linear
@@ -216,3 +219,24 @@ def test_the_linear_probe_ignores_the_text(make_task, make_rows):
     first, second = (fit_selected(LinearProbe(), each, "val").classifier.logits(queries)
                      for each in (task, replace(task, text=other)))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("method", "odds"), [(TaskRes, 0.33 / 0.67), (CLAP, 0.33 / 0.67), (LPPlusPlus, 1 / 3)])
+def test_the_more_images_a_class_has_the_more_a_training_counts_unless_a_share_is_given(method, odds, make_task):
+    """What is given, by a preset too, or was chosen stays."""
+    def share(made, *shots):
+        return made.fit(make_task(shots)).hyperparameters["share"]
+
+    def expected(images):
+        return images**2 * odds / (images**2 * odds + 1)
+
+    plain = method(epochs=1)
+    assert [share(plain, *[shots] * 3) for shots in (1, 4)] == pytest.approx([expected(1), expected(4)])
+    assert share(plain, 1, 16, 16) == pytest.approx(expected(3 / (1 + 2 / 16)))  # nearer to the class with one image
+    assert share(method(epochs=1, share=plain.share), 4, 4, 4) == plain.share
+    assert (share(plain.with_values(share=0.3), 4, 4, 4), share(method(epochs=1, preset="reference"), 1, 1, 1)) == (
+        0.3, 1.0)
+    task = make_task((4, 4, 4), val=4, noise=0.6)
+    both = [each.classifier.hyperparameters["share"] for each in
+            (fit_selected(plain, task, "fixed"), *fit_all([plain, method(epochs=1, share=0.1)], task))]
+    assert both == pytest.approx([expected(4), expected(4), 0.1])

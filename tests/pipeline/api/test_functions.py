@@ -119,7 +119,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.make_task("store.zarr", 1, seed=-1), "seed -1"),
     (lambda: onceclip.make_task("store.zarr", 1, select="vall"), "did you mean 'val'"),
     (lambda: onceclip.make_task("store.zarr", 1, text="nice"), "there are: default"),
-    (lambda: onceclip.make_task("store.zarr", 1, text=None), "None"),  # type: ignore[arg-type]
+    (lambda: onceclip.make_task("store.zarr", 1, text=None), "text None"),  # type: ignore[arg-type]
+    (lambda: onceclip.fit("store.zarr", "gda", text=None), "text None"),
     (lambda: onceclip.make_task("store.zarr", 1, classes="old"), "classes"),
     (lambda: onceclip.make_task("store.zarr", 1, class_weights="mean"), "class_weights"),
     (lambda: onceclip.fit("store.zarr", "tip-adaptor"), "did you mean 'tip-adapter'"),

@@ -85,7 +85,7 @@ def test_sources_and_averages_are_listed_and_explained(name, texts):
     assert f"\n{name.partition(':')[0]}" in whole
 
 
-@pytest.mark.parametrize("name", ["gda+gad", "merge:gda", "nothing", "gda:16"])
+@pytest.mark.parametrize("name", ["gda+gad", "merge:gda", "mean:gda", "nothing", "gda:16"])
 def test_what_is_none_of_them_is_refused(name):
     with pytest.raises(OnceclipError):
         describe(name)

@@ -66,7 +66,7 @@ def test_pixels_are_normalised_to_the_bit_as_open_clip_does(encoder: Any, own_pr
     image = Image.fromarray(pixels(1)[0])
     file = io.BytesIO()
     image.save(file, "png")
-    mine = encoder._normalised(encoder._to_device(encoder.preparation.pixels(file.getvalue())[None]))
+    mine = encoder._normalized(encoder._to_device(encoder.preparation.pixels(file.getvalue())[None]))
     assert np.array_equal(mine.numpy(), own_preprocess(image))
 
 
@@ -86,7 +86,7 @@ def test_patch_tokens_of_two_kinds_and_statistics_of_blocks_are_what_they_are_na
     """MaskCLIP's equation, written once more with the layers' own calls."""
     visual = encoder.model.visual
     with torch.inference_mode():
-        start = visual._embeds(encoder._normalised(torch.from_numpy(pixels())))
+        start = visual._embeds(encoder._normalized(torch.from_numpy(pixels())))
         before, style = start, []
         for block in visual.transformer.resblocks[:-1]:
             before = block(before)
@@ -116,7 +116,7 @@ def test_leaving_out_what_the_class_token_does_not_need_gives_open_clips_own_emb
     encoder.model.visual.class_embedding.data.normal_()
     found = encoder.encode_images(pixels())["embedding"]
     with torch.inference_mode():
-        own = encoder.model.encode_image(encoder._normalised(torch.from_numpy(pixels()))).numpy()
+        own = encoder.model.encode_image(encoder._normalized(torch.from_numpy(pixels()))).numpy()
     np.testing.assert_allclose(found, own, atol=1e-5 * np.abs(own).max())
     assert np.abs(own[1:] - own[:1]).max() > 1e-3 * np.abs(own).max()  # images differ, so a wrong token would show
 

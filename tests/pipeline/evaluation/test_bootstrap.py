@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap
 
-from onceclip.pipeline.evaluation.intervals import compare, interval, row_interval, units_of
+from onceclip.pipeline.evaluation.intervals import compare, interval, mean_and_spread, row_interval, units_of
 from onceclip.stores import Store
 
 
@@ -55,6 +55,13 @@ def test_a_million_rows_need_no_million_numbers_per_resample() -> None:
     low, high = row_interval(np.arange(1_000_000) % 10 > 0, None)
     assert low == pytest.approx(0.9 - 1.96 * np.sqrt(0.09 / 1e6), abs=5e-5)
     assert high == pytest.approx(0.9 + 1.96 * np.sqrt(0.09 / 1e6), abs=5e-5)
+
+
+def test_the_interval_of_batches_ends_where_no_accuracy_can_be() -> None:
+    found = mean_and_spread(np.array([1.0, 1.0, 0.9]))
+    assert found["interval"] == [pytest.approx(0.9667 - 4.3027 * 0.05774 / 3**0.5, abs=1e-3), 1.0]
+    assert mean_and_spread(np.array([0.0, 0.1]))["interval"][0] == 0
+    assert mean_and_spread(np.array([0.0, -0.2]), -1.0)["interval"] == [-1.0, 1.0]
 
 
 def test_an_adapter_is_neither_better_nor_worse_than_itself() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from onceclip.pipeline.evaluation.detection import auroc, average_precision
+from onceclip.pipeline.evaluation.metrics import auroc, average_precision
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -88,6 +88,24 @@ def test_views_that_are_interrupted_are_made_by_the_next_run(
     np.testing.assert_array_equal(found.array("view")[...], expected.array("view")[...])
 
 
+def test_predict_says_interrupted_where_nothing_is_known_of_the_image_and_ends_with_an_error(
+        killer: Path, options: dict[str, Any], adapter_path: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+    root = Path(options["source"].root)
+    (root / "ring" / "bad.png").write_bytes(b"no image")
+    asked = ["predict", adapter_path, "killed_images:images", "--root", root]
+    for further in ([], ["--inference", "dn", "--inference-set", "fit_on=query"]):
+        result = run(*asked, *further)
+        assert result.exit_code == 1, result.stderr
+        states = {line.split("\t")[0]: line.split("\t")[1] for line in result.stdout.splitlines()}
+        assert {name: state for name, state in states.items() if state != "ok"} == {
+            "disc/03.png": "interrupted", "ring/bad.png": "bad"}
+        assert "1 image could not be read or decoded for reasons of this machine" in result.stderr
+        assert "run the same command again" in result.stderr
+    killer.unlink()
+    result = run(*asked, "--out", tmp_path / "labels.csv")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/labels.csv: 8 images, 0 unsure, 1 bad\n")
+
+
 def test_bad_images_are_tried_again_where_that_is_asked_for(folder_of: Callable[..., Path], tmp_path: Path,
                                                             run_json: Callable[..., Any]) -> None:
     root = folder_of({"disc": 3, "ring": 3})

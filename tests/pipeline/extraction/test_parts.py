@@ -75,6 +75,26 @@ def test_a_part_that_is_missing_leaves_an_unfinished_store_that_it_or_a_plain_ex
     assert contents(tmp_path / "plain.zarr") == contents(tmp_path / "images-one.zarr")
 
 
+def test_the_part_that_finishes_the_store_leaves_alone_what_another_is_writing(
+        folder_of: Callable[..., Path], tmp_path: Path) -> None:
+    from onceclip.pipeline.encoders import EncoderSpec
+    from onceclip.pipeline.extraction.extract import extract_part
+    from onceclip.pipeline.extraction.survey import ExtractOptions
+
+    def part(number: int) -> bool:
+        return extract_part(folder, path, EncoderSpec("demo"), ExtractOptions(workers=1, unit_rows=4, progress=False),
+                            Part(number, 2)).complete
+
+    folder, path = folder_of({"disc": 5, "ring": 5}), tmp_path / "s.zarr"
+    assert not part(1)
+    writing, left = (path / "image" / f"{name}.partial" for name in ("writing", "left"))
+    for file in (writing, left):
+        file.touch()
+    os.utime(left, (0, 0))  # by a process that was killed long ago
+    assert part(2)
+    assert (writing.exists(), left.exists()) == (True, False)
+
+
 def test_parts_of_a_sweep_make_the_rows_of_one_process_and_each_goes_on_where_it_was(imported: Store,
                                                                                     tmp_path: Path) -> None:
     whole = sweep([imported], SPECS, tmp_path / "one")

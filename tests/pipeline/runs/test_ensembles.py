@@ -49,6 +49,10 @@ def test_a_merge_has_the_weight_that_validation_rows_choose(imported: Store) -> 
     assert torch.allclose(fitted.classifier.logits(rows), expected.logits(rows), atol=1e-4)
     assert fitted.row["hyperparameters"]["merge_weight"] == weighed.weight
     assert fitted.row["select"] == "val"
+    found = onceclip.evaluate(fitted.classifier, imported, coverage=0.9)
+    assert (found["calibrated_on"], {each["kind"] for each in found["sets"]}) == ("val", {"lac", "aps"})
+    with pytest.raises(MethodError, match="a merge without validation images"):
+        onceclip.evaluate(merge(*alone), imported, coverage=0.9)
 
 
 def test_without_labelled_rows_to_compare_on_members_weigh_the_same(arrays: dict[str, np.ndarray],

@@ -148,6 +148,10 @@ def test_the_command_keeps_rows_goes_on_and_draws_a_page(imported: Store, run: C
     page = (out / "incremental.html").read_text()
     assert "classes seen" in page
     assert page.count('<th scope="row">') >= 2
+    for asked in (("table", out), ("compare", out), ("report", out, "--out", tmp_path / "page.html")):
+        refused = run(*asked)
+        assert refused.exit_code == 1
+        assert str(out / "incremental.html") in refused.stderr
 
 
 @pytest.mark.parametrize(("arguments", "text"), [

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import METHODS, load_classifier
+from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.results import append_row, read_rows
 from onceclip.pipeline.runs.run import RunSpec
@@ -143,3 +145,21 @@ def test_pictures_that_stand_in_the_test_split_too_are_not_fitted_on(
     extract_demo(root, tmp_path / "s.zarr")
     store = open_store(str(tmp_path / "s.zarr"))
     assert [fit(store, RunSpec("gda", refit=refit)).row["n_refit"] for refit in ("val", "all")] == [11, 18]
+
+
+def test_views_of_test_images_alone_do_not_keep_all_images_from_being_fitted_on(
+        folder_of: Callable[..., Path], tmp_path: Path, extract_demo: Callable[..., Any]) -> None:
+    """The method was chosen on training images without views; those of some others are no part of it."""
+    root = folder_of({f"{split}/{kind}": 2 for split in ("train", "val", "test") for kind in ("disc", "ring")})
+    outputs = {split: OutputOptions(Views(number=2), views_for=(split,)) for split in ("test", "train")}
+    for split, views in outputs.items():
+        extract_demo(root, tmp_path / f"{split}.zarr", outputs=views)
+    store = open_store(str(tmp_path / "test.zarr"))
+    again = fit(store, RunSpec("gda", refit="all"))
+    assert again.row["n_refit"] == 12
+    rows, text = np.concatenate([store.rows(split) for split in ("train", "val", "test")]), store.text("default")
+    task = task_of(store, text.of_classes(store.classes), "unit-mean", Draw(rows, ()), views=False)
+    by_hand = METHODS["gda"](**again.row["hyperparameters"]).fit(task).logits(store.embeddings(rows))
+    np.testing.assert_allclose(again.classifier.logits(store.embeddings(rows)), by_hand, rtol=1e-3, atol=1e-3)
+    with pytest.raises(TaskError, match="has views of train images and none of test, val images"):
+        fit(open_store(str(tmp_path / "train.zarr")), RunSpec("gda", refit="all"))

@@ -1,5 +1,11 @@
 """Rows of before the present rule and defaults: they are repeated with the values that they have."""
 
+import sys
+
+import pytest
+
+from onceclip.adapters import MethodError
+from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import compare, spec_of
 from onceclip.pipeline.runs.run import RunSpec
@@ -29,3 +35,19 @@ def test_what_another_rule_chose_is_taken_as_it_is(store_path):
     del row["rule"]
     row["hyperparameters"] = {**row["hyperparameters"], "alpha": 3.25}
     assert fit(store, spec_of(row, store)).row["hyperparameters"]["alpha"] == 3.25
+
+
+@pytest.mark.parametrize("method", ["gda", "gda+zero-shot"])
+def test_a_row_imports_no_module_that_it_names_as_a_source(store_path, tmp_path, monkeypatch, method):
+    (tmp_path / "planted.py").write_text("class Source: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    row = {"asked": {"method": method, "shots": 2, "support": "planted:Source:4"}, "shots": 2, "seed": 1}
+    with pytest.raises(MethodError, match="planted"):
+        spec_of(row, open_store(str(store_path)))
+    assert "planted" not in sys.modules
+
+
+def test_a_row_whose_listed_draw_lacks_its_digest_is_one_line(store_path):
+    row = {"asked": {"method": "gda", "draws": {"file": "draw.json"}}, "shots": 2, "seed": 1}
+    with pytest.raises(ResultError, match="the row's 'asked' is no run"):
+        spec_of(row, open_store(str(store_path)))

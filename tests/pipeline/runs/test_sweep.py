@@ -64,6 +64,14 @@ def test_runs_in_a_group_equal_the_runs_one_by_one(imported: Store, method: str)
         assert together.row["nll"] == pytest.approx(alone.row["nll"], rel=1e-4)
 
 
+def test_a_run_that_is_asked_for_twice_is_made_once(imported: Store, tmp_path: Path, run: Callable[..., Any]) -> None:
+    done = run("sweep", imported.path, "--methods", "gda,zero-shot,gda", "--shots", "1", "--seeds", "1", "--out",
+               tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert [row["method"] for row in read_rows(tmp_path)] == ["gda", "zero-shot"]
+    assert "1 run asked for more than once" in done.stderr
+
+
 def test_a_sweep_repeats_nothing_that_it_has(imported: Store, tmp_path: Path, carried_out: list[RunSpec]) -> None:
     first = sweep([imported], SPECS, tmp_path)
     before = (tmp_path / NAME).read_bytes()
@@ -116,7 +124,7 @@ def test_rows_of_one_sweep_are_multiplied_in_one_way(imported: Store, tmp_path: 
     """The way is chosen by time, so two processes may choose differently; a sweep that goes on keeps what it has."""
     monkeypatch.setattr(cpu, "_exact", lambda: True)
     for specs, fastest in ((SPECS[:3], "onednn"), (SPECS, "default")):
-        monkeypatch.setattr(cpu, "_probed", lambda fastest=fastest: fastest)
+        monkeypatch.setattr(cpu, "_fastest", lambda fastest=fastest: fastest)
         assert {row["products"] for row in sweep([imported], specs, tmp_path)} == {"onednn"}
     assert cpu.fast_products() == "default"
     monkeypatch.setattr(cpu, "_exact", lambda: False)  # as on another machine
@@ -196,6 +204,16 @@ def test_a_row_is_replayed_to_the_same_accuracy(imported: Store, tmp_path: Path)
         row = read_row(f"{tmp_path}:{number}")
         again = fit(imported, spec_of(row, imported))
         assert compare(row, again) == "the same accuracy as the row"
+
+
+def test_what_has_nothing_left_to_choose_is_fitted_together_and_as_alone(imported: Store) -> None:
+    specs = [RunSpec("zs-lp", 2, 1, {"epochs": 30, "learning_rate": rate, "share": 1.0}, select="val")
+             for rate in (0.01, 0.1)]
+    together = fit_group(imported, specs)
+    for spec, each in zip(specs, together, strict=True):
+        alone = fit(imported, spec).row
+        assert each.row["nll"] == pytest.approx(alone["nll"], rel=1e-5)
+        assert (each.row["accuracy_val"], each.row["select"]) == (alone["accuracy_val"], "val") == (None, "val")
 
 
 @pytest.mark.slow

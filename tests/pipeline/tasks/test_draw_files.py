@@ -175,7 +175,7 @@ def test_files_that_are_no_draw_are_refused_in_one_line(imported: Store, tmp_pat
 
 def test_a_folder_without_the_draw_says_which_there_are(imported: Store, tmp_path: Path) -> None:
     onceclip.write_draws(imported, [1, 2], 1, out=tmp_path)
-    with pytest.raises(TaskError, match=r"no draw of 4 shots, seed 1 .there are: 1 shots, seed 1, 2 shots, seed 1"):
+    with pytest.raises(TaskError, match=r"no draw of 4 shots, seed 1 .there are: 1 shot, seed 1, 2 shots, seed 1"):
         spec_for("gda", 4, draws=tmp_path)
     onceclip.write_draws(imported, 1, 1, out=tmp_path, form="csv")
     with pytest.raises(TaskError, match=r"shot_1-seed_1\.csv and shot_1-seed_1\.json: one draw has one file"):
@@ -185,7 +185,7 @@ def test_a_folder_without_the_draw_says_which_there_are(imported: Store, tmp_pat
 def test_a_file_of_all_images_is_no_draw_of_few(imported: Store, tmp_path: Path) -> None:
     file, = onceclip.write_draws(imported, "all", 1, out=tmp_path / "draws")
     assert spec_for("gda", draws=file).shots is None
-    with pytest.raises(TaskError, match=r"no draw of 1 shots, seed 1 \(there are: all shots, seed 1\)"):
+    with pytest.raises(TaskError, match=r"no draw of 1 shot, seed 1 \(there are: all shots, seed 1\)"):
         spec_for("gda", 1, draws=file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import onceclip
+from onceclip.cli import main
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import compare, spec_of
@@ -119,6 +121,7 @@ def test_rows_without_a_shape_keep_their_identity_and_others_have_one_of_their_o
     assert len({each.identity(imported) for each in (plain, *others)}) == 6
     assert RunSpec("gda", 2, long_tail=3).identity(imported) == RunSpec("gda", 2, long_tail=3.0).identity(imported)
     assert RunSpec("gda", 2, missing=()).identity(imported) == plain.identity(imported)
+    assert RunSpec("gda", 2, missing="ant") == RunSpec("gda", 2, missing=("ant",))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -140,3 +143,9 @@ def test_a_sweep_with_noise_is_a_table_of_its_own(imported: Store, tmp_path: Pat
     draws = ("", ", label noise 0.4", ", long tail 4, missing ant")
     assert set(onceclip.results(tmp_path)["method"]) == {name + draw for name in ("zero-shot", "gda") for draw in draws}
     assert run("report", tmp_path, "--out", tmp_path / "page.html").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["fit", "sweep"])
+def test_all_that_a_draw_can_be_asked_to_be_is_an_option(command: str) -> None:
+    options = {parameter.name for parameter in main.commands[command].params}
+    assert {each.name for each in fields(DrawSpec)} - {"shots", "seed"} <= options

@@ -92,7 +92,7 @@ def test_workers_make_the_store_of_one_process(
 def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl_c(
         cluster: module.Cluster, imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = make_specs(["zero-shot", "tip-adapter"], [1, 2], [1, 2, 3], select="fixed")
-    monkeypatch.setattr("onceclip.adapters.cpu._probed", lambda: "default")  # whatever the workers would choose
+    monkeypatch.setattr("onceclip.adapters.cpu._fastest", lambda: "default")  # whatever the workers would choose
     alone = sweep([imported], specs, tmp_path / "one")
 
     def stopped(*arguments: Any) -> None:

@@ -199,7 +199,7 @@ def test_a_sweep_that_is_killed_leaves_no_process_and_ends_with_the_rows_of_one_
     assert run_json(*arguments)["tables"][0]["failed"] == 0
     rows = known(out)
     multiplied, = {row["products"] for row in rows.values()}
-    monkeypatch.setattr(cpu, "_probed", lambda: multiplied)  # by time, which may turn out differently
+    monkeypatch.setattr(cpu, "_fastest", lambda: multiplied)  # by time, which may turn out differently
     specs = make_specs(["zero-shot", "tip-adapter", "clip-adapter"], [1, 2, 4], [1, 2, 3],
                        [("clip-adapter.ratio", ["0.1", "0.2", "0.3"])], select="fixed", validated=True)
     alone = sweep([imported], specs, tmp_path / "one", local_workers=1)
