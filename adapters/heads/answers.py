@@ -47,11 +47,6 @@ class Answers(Head):
     @property
     def width(self) -> int:
         return max(head.width for head in self.heads) * 2
-<<<<<<< HEAD
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.heads[0].dtype
 
 
 @dataclass(frozen=True)
@@ -79,9 +74,3 @@ class Controlled(Head):
     @property
     def width(self) -> int:
         return self.head.width * len(self.head.heads)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.network.dtype
-=======
->>>>>>> main

@@ -84,10 +84,6 @@ class Refined(Head):
         return max(len(self.image), len(self.weight), 2 * tokens, 2 * self.heads * self.weight.shape[-1],
                    2 * len(self.layer[4]))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype
-
 
 def nearest_rows(queries: Tensor, bank: Tensor, count: int, own: Tensor | None = None) -> Tensor:
     """Positions (n, k) of the rows of a bank nearest to queries (n, dim), all of unit length; k is `count` at most.

@@ -220,14 +220,9 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         coverage: give each a `set` of classes that holds the true one with this probability; set_kind: "lac" or "aps".
         root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
         inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
-<<<<<<< HEAD
         each image for it. join: NAME=STORE to be joined to the store, as of `evaluate`.
-    An image that cannot be read has the state "bad" and a `reason`; it ends nothing.
-=======
-        each image for it.
     An image that cannot be read has the state "bad" and a `reason`, or "interrupted" if that is for a reason of this
     machine and not of its bytes; it ends nothing.
->>>>>>> main
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
 
     Example:

@@ -51,14 +51,9 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     done = (old.state == STORED) | ((old.state == BAD) & (not retry_bad))
     second = str(store.encoder.get("second_input", ""))
     if digests is None:
-<<<<<<< HEAD
         digests = (file_digests(records, progress, second) if done.any() else
                    np.zeros((len(records), DIGEST_BYTES), np.uint8))
-    # A removed row has its old key still; a row that is there goes before it.
-=======
-        digests = file_digests(records, progress) if done.any() else np.zeros((len(records), DIGEST_BYTES), np.uint8)
     # A removed row still has its key: where two rows have one key, the one that is not removed counts.
->>>>>>> main
     order = np.argsort(old.state != REMOVED, kind="stable")
     by_key = dict(zip(old.key[order].tolist(), order.tolist(), strict=True))
     known = np.fromiter((by_key.get(record.key, -1) for record in records), np.int64, len(records))
@@ -110,15 +105,9 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     return Inventory(table, changed, contents, np.sort(row_of), int(reused.sum()), moved, removed)
 
 
-<<<<<<< HEAD
 def file_digests(records: Sequence[Record], progress: bool, second: str = "") -> np.ndarray:
     """Digests of the files' bytes: (records, 16). second: the encoder's second input, as of `as_seen`."""
-    def one(record: Record) -> bytes:
-=======
-def file_digests(records: Sequence[Record], progress: bool) -> np.ndarray:
-    """Digests of the files' bytes: (records, 16)."""
     def file_digest(record: Record) -> bytes:
->>>>>>> main
         try:
             return digest(read(as_seen(record.content, second)))
         except BadImage:

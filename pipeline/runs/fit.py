@@ -121,22 +121,15 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     fitting = time.perf_counter()
     what = f"{first.method} on {len(drawn.support.rows):,} rows"
     with recording(keep.curves) as recorder, compiling(compile), within_memory(where, what):
-<<<<<<< HEAD
         tasks = {name: each if where.type == CPU else each.to(where)
                  for name, each in _tasks(store, first, methods[0], drawn).items()}
         task = tasks[""]
-        as_they_are = set(policies) == {"fixed"} and not is_average(first.method)
-        selections = (fit_all(methods, task, first.seed, progress) if as_they_are else
-                      [_selected(method, tasks, spec, policy, progress)
-=======
-        task = drawn.task if where.type == CPU else drawn.task.to(where)
         as_they_are = not is_average(first.method) and not any(
             policy != "fixed" and choices(method, frozenset(spec.values))
             for method, spec, policy in zip(methods, specs, policies, strict=True))
         selections = ([_without_choice(each, policy) for each, policy in zip(
             fit_all(methods, task, first.seed, progress), policies, strict=True)] if as_they_are else
-                      [_selected(method, task, spec, policy, progress)
->>>>>>> main
+                      [_selected(method, tasks, spec, policy, progress)
                        for method, spec, policy in zip(methods, specs, policies, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
         fitted = fitted if where.type == CPU else to_device(fitted, CPU)
