@@ -235,7 +235,7 @@ class Shared(Method):
             return self
         count = torch.bincount(task.support.label)
         images = 1 / float((1 / count[count > 0].double()).mean())  # the harmonic mean: what few images say is unsure
-        share = float(self.hyperparameters[self.mixing].default)  # type: ignore[arg-type]
+        share = float(self.hyperparameters[self.mixing].default)
         return self.with_values(share=images**2 * share / (images**2 * share + 1 - share))
 
     def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:

@@ -13,6 +13,7 @@ FEW = 30  # images of which an interval says little: of none wrong it has no wid
 _ALIKE = 4  # groups of names that are shown
 _FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?")
+_RANGE, _LONGEST_RANGE = re.compile(r"\s*([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?\s*"), 10_000
 _LONG = 40  # characters of what is no number any more
 _MISSING = {"nan", "none", "null", "<na>", "n/a"}  # as pandas, Python, SQL and Excel write it
 
@@ -51,6 +52,21 @@ def percent(value: float | None) -> str:
 def few_words(images: int) -> str:
     """A remark behind scores of very few images; else nothing."""
     return "" if images >= FEW else f"; too few images to tell methods apart (under {FEW})"
+
+
+def numbers_in(text: str) -> list[int]:
+    """The whole numbers that a list such as "1,4-6" names, in its order.
+
+    Empty for what is no such list, or has a range of more than 10,000 numbers.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not first <= last < first + _LONGEST_RANGE:
+            return []
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def listing(names: Sequence[str], most: int = 8) -> str:

@@ -136,8 +136,8 @@ def unseal(values: Any) -> dict[str, Any]:
 
 def require_sound(values: Mapping[str, Any]) -> None:
     """Raise ValueError unless the attributes of a store have the types and the names that its readers rely on."""
-    encoder, classes, outputs, texts = (values[name] if name in ("encoder", "classes") else values.get(name, {})
-                                        for name in ("encoder", "classes", "outputs", "texts"))
+    encoder, classes, texts, outputs = (*(values[name] for name in ("encoder", "classes", "texts")),
+                                        values.get("outputs", {}))
     sound = {
         "encoder": isinstance(encoder, dict) and _are_texts(encoder.get("name"), encoder.get("fingerprint")),
         "classes": isinstance(classes, list) and _are_texts(*classes) and len({*classes}) == len(classes),

@@ -276,12 +276,10 @@ def pets(tmp_path_factory: pytest.TempPathFactory, extract_demo: Callable[..., A
     return root
 
 
-@pytest.fixture(scope="session")
-def compiler() -> None:
+@pytest.fixture
+def compiler(forked: Callable[..., Any]) -> None:
     """Skips where torch finds no C++ compiler."""
-    found = subprocess.run([sys.executable, "-c", "from torch._inductor.cpp_builder import get_cpp_compiler; "
-                            "get_cpp_compiler()"], capture_output=True, check=False)
-    if found.returncode:
+    if forked("-c", "from torch._inductor.cpp_builder import get_cpp_compiler; get_cpp_compiler()").returncode:
         pytest.skip("no C++ compiler")
 
 

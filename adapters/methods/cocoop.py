@@ -20,6 +20,8 @@ CONDITIONAL = {
                               "as published", choices=("zero", "random"), retrain=True),
     **{**TRAINING, "epochs": Hyperparameter(10, TRAINING["epochs"].meaning, high=1e6, retrain=True)},
 }
+# Of every image all prompts are encoded: larger steps cost as much as more of them.
+BATCHES = {"batch_size": Hyperparameter(32, TRAINING["batch_size"].meaning, high=2**31, retrain=True)}
 CONDITIONAL_PAPER = {**PAPER, "words": "a photo of a", "network": "random", "batch_size": 1, "epochs": 10}
 
 

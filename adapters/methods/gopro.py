@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from onceclip.adapters.methods.cocoop import CONDITIONAL, CONDITIONAL_PAPER, CoCoOp
+from onceclip.adapters.methods.cocoop import BATCHES, CONDITIONAL, CONDITIONAL_PAPER, CoCoOp
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -39,7 +39,7 @@ class GOPro(CoCoOp):
     equation = "logits = s x.W(x)', W(x) = unit(tower(v + U relu(D x + d) + u, name)); loss = CE + MSE of W + NT-Xent"
     needs = f"{CoCoOp.needs}, best with views (extract --views)"
     hyperparameters = {
-        **CONDITIONAL,
+        **CONDITIONAL, **BATCHES,
         "consistency": Hyperparameter(1.0, "weight of the distance between class vectors of views", high=1e6,
                                       retrain=True),
         "contrast": Hyperparameter(0.1, "weight of the contrast between images", high=1e6, retrain=True),

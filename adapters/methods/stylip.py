@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import ConditionalPrompts, Head
 from onceclip.adapters.heads.conditional_prompts import conditions
-from onceclip.adapters.methods.cocoop import CONDITIONAL, CONDITIONAL_PAPER, CoCoOp
+from onceclip.adapters.methods.cocoop import BATCHES, CONDITIONAL, CONDITIONAL_PAPER, CoCoOp
 from onceclip.adapters.methods.coop import TOWER_NEEDED, tower_of
 from onceclip.adapters.task import Task
 
@@ -41,7 +41,7 @@ class StyLIP(CoCoOp):
               "Generalization, WACV 2024")
     equation = "logits = s x.unit(tower(v + U relu(D f + d) + u, name))', f = mean and deviation of every block"
     needs = f"{TOWER_NEEDED}, statistics of the image model's blocks (extract --layer-statistics)"
-    hyperparameters = CONDITIONAL
+    hyperparameters = {**CONDITIONAL, **BATCHES}
     presets = {"cocoop": CONDITIONAL_PAPER}
     inputs = ("embedding", STATISTICS)
 

@@ -145,14 +145,18 @@ class TextTower:
             return contexts.new_zeros(0, len(self.classes), self.dim)
         layout = self._layout(length, position)
         shared = layout.shared if own == 1 else 0
+        kept, most = torch.is_grad_enabled() and contexts.requires_grad, self._prompts(layout, shared)
+        if count > most:
+            return torch.cat([checkpoint(self.raw, part, position, use_reentrant=False) if kept else
+                              self.raw(part, position) for part in contexts.split(most)])
         past: Past = ()
         if shared:
             start = self.tensors["tokens"][layout.index[0, :len(self.spec["start"])]].expand(count, -1, -1)
             learned = contexts[:, 0, :shared - start.shape[1]]
             past = self._transformer.keys(torch.cat([start, learned], dim=1) + self.tensors["positions"][:shared])
         vectors, order = [], np.argsort(layout.place, kind="stable")
-        size = self._block(count, layout, shared)
-        again = size < len(order) and torch.is_grad_enabled() and contexts.requires_grad
+        size = most // count
+        again = kept and size < len(order)
         for chosen in (order[start:start + size] for start in range(0, len(order), size)):
             given = contexts if own == 1 else contexts[:, chosen]
             arguments = given, layout.of(chosen, self._causal_end), shared, past
@@ -207,12 +211,12 @@ class TextTower:
                                                       self._rows)
         return self._layouts[length, position]
 
-    def _block(self, count: int, layout: Layout, shared: int) -> int:
-        """Number of classes whose activations fit into ACTIVATION_BYTES."""
+    def _prompts(self, layout: Layout, shared: int) -> int:
+        """Number of prompts, of one context and one class each, whose activations fit into ACTIVATION_BYTES."""
         tokens = int(layout.place.max()) + 1 if self._causal_end else layout.index.shape[1]
         # Of a token of the prefix, every class has a copy of its keys and values.
         widths = (tokens - shared) * _PER_TOKEN + shared * 2
-        each = count * widths * self._transformer.layers * self.width * self.like.element_size()
+        each = widths * self._transformer.layers * self.width * self.like.element_size()
         return max(1, ACTIVATION_BYTES // each)
 
     @property

@@ -114,9 +114,9 @@ def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence
 
 
 def _multi_label_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
-    yield (f"{scores['adapter']} ({label_of(scores)}) on {scores['store']}, {scores['split']} split: {scores['n']:,} "
-           f"images, {scores['labels_per_image']:.2f} classes each; {scores['classes']} of {scores['among']} classes "
-           "have some")
+    yield (f"{scores['adapter']} ({label_of(scores)}) on {scores['store']}, {scores['split'] or 'no'} split: "
+           f"{scores['n']:,} images, {scores['labels_per_image']:.2f} classes each; {scores['classes']} of "
+           f"{scores['among']} classes have some")
     yield f"  mean average precision {percent(scores['map'])}{few_words(scores['n'])}"
     if per_class:
         width = max(len("class"), *(len(each["class"]) for each in scores["per_class"]))

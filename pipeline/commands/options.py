@@ -13,6 +13,8 @@ import click
 from click.core import ParameterSource
 from tqdm import tqdm
 
+from onceclip.pipeline.words import numbers_in
+
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.workers.work import Workers
@@ -67,12 +69,8 @@ class Numbers(click.ParamType):
     name = "1,2,5-8"
 
     def convert(self, value: Any, param: Any, context: Any) -> list[int]:
-        try:
-            ends = [[int(end) for end in part.split("-")] for part in str(value).split(",")]
-            numbers = [number for first, *last in ends for number in range(first, (last or [first])[0] + 1)]
-        except ValueError:
-            numbers = []
-        if not numbers or min(numbers) < 0:
+        numbers = numbers_in(str(value))
+        if not numbers:
             self.fail(f"{value!r} is no list of whole numbers such as 1,2,5-8", param, context)
         return list(dict.fromkeys(numbers))
 

@@ -98,10 +98,8 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
     Raises StoreMismatch if another encoder made the store, or it has classes that are not among them; TaskError if
     there is no labelled row, or the classifier was fitted on the store's test rows, which are to be scored.
     """
-    begun, made = time.perf_counter(), classifier.provenance
-    if split == "test" and made.get("store") == store.fingerprint and "test" in made.get("refit", {}).get("splits", ()):
-        raise TaskError(f"the adapter was fitted on the test images of {store.path} (--refit all), so that they cannot "
-                        "say how good it is: evaluate on another store")
+    begun = time.perf_counter()
+    require_unseen(classifier, store, split)
     candidates = classifier.class_names if among is None else tuple(among)
     rows, label = _labelled(classifier, store, split, classes, candidates)
     if not len(rows):
@@ -124,6 +122,14 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: Se
         progress(done / len(rows))
     return Evaluation(classifier, store, split, rows, label.numpy(), np.concatenate(predicted), candidates, tally,
                       time.perf_counter() - begun, sets)
+
+
+def require_unseen(classifier: Classifier, store: Store, split: str) -> None:
+    """Raise TaskError for a classifier that was fitted on the rows that are to be scored."""
+    made = classifier.provenance
+    if split == "test" and made.get("store") == store.fingerprint and "test" in made.get("refit", {}).get("splits", ()):
+        raise TaskError(f"the adapter was fitted on the test images of {store.path} (--refit all), so that they cannot "
+                        "say how good it is: evaluate on another store")
 
 
 def columns_of(classifier: Classifier, candidates: Sequence[str]) -> Tensor | None:

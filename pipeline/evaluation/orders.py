@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of
 from onceclip.pipeline.evaluation.inference import INFERENCE, Read, Session, score_logits, told
 from onceclip.pipeline.evaluation.intervals import compare, row_interval
 from onceclip.pipeline.evaluation.metrics import SCORES, Tally
+from onceclip.pipeline.words import numbers_in
 
 DEFAULT = (1, 2, 3)
-_MOST = 1000
 
 
 def parse_orders(text: str) -> tuple[int, ...]:
@@ -31,13 +30,9 @@ def parse_orders(text: str) -> tuple[int, ...]:
 
     Raises TaskError for what is none, or names a seed twice.
     """
-    seeds: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?\s*", part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if not first <= last < first + _MOST:
-            raise TaskError(f"no orders {text!r}: give seeds of permutations, such as 1-5 or 1,4,9")
-        seeds += range(first, last + 1)
+    seeds = numbers_in(text)
+    if not seeds:
+        raise TaskError(f"no orders {text!r}: give seeds of permutations, such as 1-5 or 1,4,9")
     if len({*seeds}) < len(seeds):
         raise TaskError(f"the orders {text!r} name a seed twice: give each once")
     return tuple(seeds)

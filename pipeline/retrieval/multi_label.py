@@ -17,7 +17,7 @@ from onceclip.adapters import Classifier
 from onceclip.adapters.errors import unknown
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.evaluation.evaluate import logits_of
+from onceclip.pipeline.evaluation.evaluate import logits_of, require_unseen
 from onceclip.pipeline.files import key_of, read_text
 from onceclip.pipeline.retrieval.metrics import ranks_of
 from onceclip.pipeline.tasks.tasks import check_encoder
@@ -70,12 +70,14 @@ def evaluate(classifier: Classifier, store: Store, labels: LabelFile, split: str
 
     The images are ranked by a class's logit. Its average precision is the mean over its images of the share of them
     among all that stand at their rank or before; equal logits count half, as in retrieval. A class without images has
-    none, and `map` is the mean over the others. Labels in the store are not read.
-    Raises TaskError if the file lists an image or a class that is not there, or none of the split; StoreMismatch if
-    another encoder made the store.
+    none, and `map` is the mean over the others. Labels in the store are not read. A store of unlabelled images has no
+    splits: all listed images count.
+    Raises TaskError if the file lists an image or a class that is not there, or none of the split, or the classifier
+    was fitted on that; StoreMismatch if another encoder made the store.
     """
     begun, names = time.perf_counter(), classifier.class_names
     check_encoder(classifier, store)
+    require_unseen(classifier, store, split)
     rows, relevant = _listed(classifier, store, labels, split)
     scores, done = torch.empty(len(names), len(rows)), 0
     for (logits,) in logits_of([classifier], store, rows):
@@ -92,11 +94,11 @@ def evaluate(classifier: Classifier, store: Store, labels: LabelFile, split: str
         precision[chosen] = ranks_of(scores[torch.from_numpy(chosen)], places).precision
     per_class = [{"class": name, "n": int(number), "average_precision": float(value) if number else None}
                  for name, number, value in zip(names, count, precision, strict=True)]
-    return {"map": float(precision[shown].mean()), "split": split, "n": len(rows), "classes": len(shown),
-            "among": len(names), "labels_per_image": float(count.sum() / len(rows)), "method": classifier.method,
-            "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],
-            "labels": {"file": labels.name, "digest": labels.digest}, "per_class": per_class,
-            "seconds": time.perf_counter() - begun}
+    return {"map": float(precision[shown].mean()), "split": split if store.classes else None, "n": len(rows),
+            "classes": len(shown), "among": len(names), "labels_per_image": float(count.sum() / len(rows)),
+            "method": classifier.method, "store": store.path, "store_fingerprint": store.fingerprint,
+            "encoder": store.encoder["name"], "labels": {"file": labels.name, "digest": labels.digest},
+            "per_class": per_class, "seconds": time.perf_counter() - begun}
 
 
 def _listed(classifier: Classifier, store: Store, labels: LabelFile, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -113,12 +115,13 @@ def _listed(classifier: Classifier, store: Store, labels: LabelFile, split: str)
                         f"{store.path}: {listing(missing, 4)}; keys there are such as {listing(keys[:2].tolist())}: "
                         "name images by their keys")
     rows = {name: [row for row in store.rows(name, labelled=False) if keys[row] in found] for name in SPLITS}
-    if not any(found[keys[row]] for row in rows[split]):
+    listed = rows[split] if store.classes else [row for row in store.rows(labelled=False) if keys[row] in found]
+    if not any(found[keys[row]] for row in listed):
         there = ", ".join(f"{name} {len(several):,}" for name, several in rows.items())
         raise TaskError(f"{labels.name} gives no class to a {split} image of {store.path} (listed images: {there}): "
                         "list them, or choose another --split")
     place = {name: number for number, name in enumerate(classifier.class_names)}
-    relevant = np.zeros((len(place), len(rows[split])), bool)
-    for column, row in enumerate(rows[split]):
+    relevant = np.zeros((len(place), len(listed)), bool)
+    for column, row in enumerate(listed):
         relevant[[place[name] for name in found[keys[row]]], column] = True
-    return np.array(rows[split], np.int64), relevant
+    return np.array(listed, np.int64), relevant

@@ -42,7 +42,7 @@ class Entry:
         values = {**asked, **{name: row[name] for name in _PARAMETERS if name in row},
                   **{f"hyperparameters.{name}": value for name, value in row.get("hyperparameters", {}).items()}}
         key, error = fingerprint(dict(row)), without_secrets(str(row.get("error", "")))[:_MOST]
-        prints = {f"fingerprint.{name}": value for name, value in row["fingerprints"].items() if value}
+        prints = {f"fingerprint.{name}": value for name, value in row.get("fingerprints", {}).items() if value}
         tags = {ROW: key, RUN: row["run"], "store": str(row["store"]).rstrip("/").rpartition("/")[2],
                 **({"error": error} if error else {}), **prints,
                 **{name: row[name] for name in ("version", "device") if name in row}}

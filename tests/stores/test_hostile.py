@@ -61,11 +61,12 @@ def test_a_shape_that_is_made_up_ends_a_verification_at_once(store_copy: Path, a
     assert "chunks" in told[0].what
 
 
-def change(path: Path, values: dict[str, Any]) -> None:
-    """Change the root attributes, with a checksum that fits."""
+def change(path: Path, values: dict[str, Any], without: str = "") -> None:
+    """Change the root attributes, or leave one out, with a checksum that fits."""
     file = path / "zarr.json"
     root = json.loads(file.read_text())
-    root["attributes"]["onceclip"] = seal({**root["attributes"]["onceclip"], **values})
+    values = {**root["attributes"]["onceclip"], **values}
+    root["attributes"]["onceclip"] = seal({name: value for name, value in values.items() if name != without})
     file.write_text(json.dumps(root))
 
 
@@ -89,6 +90,14 @@ def test_attributes_of_wrong_types_are_one_line(store_copy: Path, values: dict[s
     for command in ("info", "verify"):
         result = run(command, store_copy)
         assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.exception
+
+
+@pytest.mark.parametrize("name", ["encoder", "classes", "texts", "complete", "unit_rows", "dim", "dtype", "schema"])
+def test_an_attribute_that_is_missing_is_one_line(store_copy: Path, name: str) -> None:
+    change(store_copy, {}, without=name)
+    with pytest.raises(StoreDamaged) as caught:
+        open_store(str(store_copy))
+    assert "\n" not in str(caught.value)
 
 
 def test_labels_of_classes_that_are_not_named_are_damage(store_copy: Path) -> None:

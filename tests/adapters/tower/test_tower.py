@@ -113,6 +113,25 @@ def test_blocks_of_classes_give_what_all_at_once_gives(ragged, monkeypatch, shap
     assert len(passes) == 4
 
 
+def test_parts_of_many_contexts_give_what_all_at_once_gives(ragged, monkeypatch):
+    """In memory for one prompt at a time, every context is a part, and every class a block of it."""
+    contexts = torch.randn(3, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+    def both():
+        found = ragged.encode_several(contexts)
+        return found, torch.autograd.grad((found * torch.linspace(-1, 1, 8).double()).sum(), contexts)[0]
+
+    whole = both()
+    seen, vectors = [], tower.TextTower._vectors
+    monkeypatch.setattr(tower, "ACTIVATION_BYTES", 1)
+    monkeypatch.setattr(tower.TextTower, "_vectors",
+                        lambda self, given, *others: (seen.append(len(given)), vectors(self, given, *others))[1])
+    for one, other in zip(both(), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert {*seen} == {1}
+    assert ragged.encode_several(contexts.detach()).shape == whole[0].shape
+
+
 def test_the_frozen_weights_get_no_gradient(ragged):
     context = torch.zeros(2, 16, dtype=torch.float64, requires_grad=True)
     assert not any(value.requires_grad for value in ragged.tensors.values())

@@ -98,10 +98,10 @@ def test_a_traced_step_is_the_plain_one(case, make_task, make_method):
 
 
 @pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("case", [(name, {}) for name in ("clip-adapter", "tip-adapter-f", "taskres", "clap", "coop")],
+                         ids=lambda case: case[0])
 def test_a_traced_step_of_a_run_without_an_axis_of_runs_is_the_plain_one(case, make_task, make_method, monkeypatch):
     """As large runs have theirs; what differs between runs is an input of the graph here too."""
-    if not by_gradient(case):
-        pytest.skip("not trained by the engine's steps")
     monkeypatch.setattr(engine, "stacks", lambda *_: False)
     task = make_task((6, 6, 7), views=2, dtype=torch.float64)
     close(*traced(numbers(make_method, case, 2, batch_size=6, epochs=3), task))
@@ -198,20 +198,3 @@ def test_long_trainings_are_compiled_and_short_ones_are_not(make_task):
     with pytest.raises(MethodError, match="there are auto, on, off"):
         Compiling("always")
     assert not decided(100, alike=10**9, epochs=1)  # trying the code takes as long
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-def test_compiled_runs_are_the_plain_ones_and_have_the_same_bits_in_any_company(make_task):
-    task = make_task((6, 6, 7), dim=32)
-    runs = [Run(ZeroShotLinearProbe(learning_rate=rate, epochs=20, batch_size=6), task, task, 0)
-            for rate in (1e-3, 2e-3, 3e-3)]
-    with compiling(Compiling("off")):
-        plain = train(runs)
-    with compiling(Compiling("on")):
-        together, single = train(runs), train(runs[1:2])[0]
-    assert same(single, together[1])
-    for one, other in zip(together, plain, strict=True):
-        assert not same(one, other)
-        for name, value in one.items():
-            torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)

@@ -67,6 +67,20 @@ def test_a_classifier_that_knows_nothing_gains_nothing(store: Store, tmp_path: P
     assert found["map"] == pytest.approx(2 / (1 + (len(rows) - 1) / 2))
 
 
+def test_images_of_a_store_without_labels_are_all_scored(store: Store, adapter_path: Path, tmp_path: Path,
+                                                         make_store: Callable[..., Store]) -> None:
+    rows = store.rows()
+    key, values = store.column("key")[rows].tolist(), store.embeddings(rows).astype(np.float32)
+    bare = make_store(tmp_path / "s.zarr", values, {key[0]: [values[0]]}, key=key)
+    file, shown = labels_of(store, tmp_path / "labels.csv")
+    file.write_text(file.read_text().replace("bar/", "./bar/"))
+    classifier = replace(load_classifier(adapter_path), provenance={})
+    both = [multi_label.evaluate(classifier, each, multi_label.read_labels(str(file))) for each in (bare, store)]
+    assert [each["split"] for each in both] == [None, "test"]
+    assert [each["n"] for each in both] == [len(shown)] * 2
+    assert both[0]["map"] == pytest.approx(both[1]["map"])
+
+
 @pytest.mark.parametrize(("text", "said"), [
     ("key,label\nbar/bar-0.jpg,dics\n", "no class 'dics' of the adapter: did you mean 'disc'"),
     ("key,label\nbar/none.png,bar\n", r"1 image of 1 not in .*: bar/none.png; keys there are such as"),

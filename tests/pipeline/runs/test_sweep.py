@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onceclip.adapters import METHODS, UnknownName, cpu
+from onceclip.adapters.training import code_cache, compile
 from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.runs.fit import fit, fit_group
@@ -216,16 +217,20 @@ def test_what_has_nothing_left_to_choose_is_fitted_together_and_as_alone(importe
         assert (each.row["accuracy_val"], each.row["select"]) == (alone["accuracy_val"], "val") == (None, "val")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-def test_a_compiled_row_is_replayed_compiled(imported: Store, tmp_path: Path) -> None:
+def test_a_compiled_row_is_replayed_compiled(imported: Store, tmp_path: Path, uncompiled: list[Any],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled steps round elsewhere: a row says whether its own were, whatever else is asked for now."""
     spec = RunSpec("zs-lp", 2, 1, {"epochs": 30, "learning_rate": 0.01, "share": 1.0}, select="fixed")
-    plain, compiled = (sweep([imported], [spec], tmp_path / choice, compile=choice)[0] for choice in ("off", "on"))
-    assert plain["nll"] != compiled["nll"]
-    for row in (plain, compiled):
+    for number, choice in enumerate(("off", "on")):
+        row, = sweep([imported], [spec], tmp_path / choice, compile=choice)
+        assert len(uncompiled) == number
+        uncompiled.clear()
+        monkeypatch.setattr(code_cache, "_loaded", {})
+        monkeypatch.setattr(compile, "_known", {})
         again = fit(imported, spec_of(row, imported), compile=compiling_of(row)).row
+        assert len(uncompiled) == number
         assert again["nll"] == pytest.approx(row["nll"], rel=1e-9)
+        uncompiled.clear()
 
 
 def test_a_row_whose_store_has_changed_is_refused(imported: Store, arrays: dict[str, np.ndarray], tmp_path: Path,
