@@ -81,19 +81,14 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.evaluation.orders import orders_for, read_orders
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
     from onceclip.pipeline.prediction.masks import masks_of
-    from onceclip.pipeline.runs.run import named_store
+    from onceclip.pipeline.tasks.encoders import joined_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
     protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes, coverage)
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
-    wanted = {each.partition("/")[0] for one in (classifier, other) if one for each in one.inputs if "/" in each}
-    for name, path in map(named_store, join):
-        if name not in wanted:
-            raise ArgumentError(f"the adapter reads nothing of a joined store {name!r}: leave --join {name}=... out"
-                                + (f", or call it {' or '.join(sorted(wanted))}" if wanted else ""))
-        several = [store.join(opened(path), name) for store in several]
+    several = [joined_store(store, join, *(each for each in (classifier, other) if each)) for store in several]
     strategy = None if inference is None else inference_of(inference, inference_values)
     if multi_label is not None:
         if len(several) > 1 or chosen != CHOICES[0] or any(each not in (None, False, {}) for each in (
@@ -214,7 +209,8 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
             coverage: float | None = None, set_kind: str = "lac", root: str | None = None, every: int | None = None,
             frames: int | None = None, encoder: str | EncoderSpec | None = None, device: str = "auto",
             modules: Sequence[str] = (), inference: str | type[Inference] | Inference | None = None,
-            inference_values: Mapping[str, Any] | None = None, views: int | None = None) -> list[Prediction]:
+            inference_values: Mapping[str, Any] | None = None, views: int | None = None,
+            join: Sequence[str] = ()) -> list[Prediction]:
     """Label images, a folder, a store or embeddings: a prediction with `key`, `class_name` and `probability` for each.
 
     adapter: a classifier, or the folder of a saved one. inputs: one or several of paths of images, folders and other
@@ -223,7 +219,7 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         coverage: give each a `set` of classes that holds the true one with this probability; set_kind: "lac" or "aps".
         root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
         inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
-        each image for it.
+        each image for it. join: NAME=STORE to be joined to the store, as of `evaluate`.
     An image that cannot be read has the state "bad" and a `reason`, or "interrupted" if that is for a reason of this
     machine and not of its bytes; it ends nothing.
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
@@ -251,7 +247,7 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
     rule = None if coverage is None else set_rule(classifier, coverage, set_kind)
     asked = answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
                     whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec, device,
-                    strategy, None if views is None else whole(views, "views", 2))
+                    strategy, None if views is None else whole(views, "views", 2), join)
     if rule is None:
         return list(asked.predictions)
     require_alone(strategy)
@@ -259,11 +255,13 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
 
 
 def report(results: str | Path | Sequence[str | Path], store: str | Path | Store | None = None, *, out: str | Path,
-           split: str | None = None, images: str | None = None, modules: Sequence[str] = ()) -> dict[str, Any]:
+           split: str | None = None, images: str | None = None, modules: Sequence[str] = (),
+           join: Sequence[str] = ()) -> dict[str, Any]:
     """Write one HTML page of results folders, or of a saved adapter on a store.
 
     results: one or several folders of results; or the folder of a saved adapter, with `store`. split, images: of an
-        adapter's page, what is scored ("test" by default) and where the store's images are.
+        adapter's page, what is scored ("test" by default) and where the store's images are. join: NAME=STORE to be
+        joined to the store, as of `evaluate`.
     An adapter without a store has a page of its result row alone.
     Raises ResultError if there are no result rows.
 
@@ -283,9 +281,10 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
                 raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and "
                                     "a STORE, that of results one or more results folders")
             return write_adapter_report(folders[0], opened(store).path, page,
-                                        "test" if split is None else one_of(split, "split", SPLITS), images, modules)
-        if split or images:
-            raise ArgumentError("--split and --images are for the page of an adapter: give ADAPTER STORE")
+                                        "test" if split is None else one_of(split, "split", SPLITS), images, modules,
+                                        join)
+        if split or images or join:
+            raise ArgumentError("--split, --images and --join are for the page of an adapter: give ADAPTER STORE")
         return write_results_report(folders, page)
 
 

@@ -91,22 +91,22 @@ def evaluate(adapter: str, stores: tuple[str, ...], split: str, text: str | None
                   orders=orders, masks=masks, save=save, overwrite=overwrite, multi_label=multi_label,
                   progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
-    show(as_json, values, lambda: [*evaluation_lines(values, per_class, reports=not join),
+    show(as_json, values, lambda: [*evaluation_lines(values, per_class, joined=join),
                                    *([f"Saved the adapter that {inference} left behind in {save}."] if save else [])])
 
 
-def evaluation_lines(found: Mapping[str, Any], per_class: bool, reports: bool = True) -> list[str]:
+def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence[str] = ()) -> list[str]:
     """What an adapter reached on one store or on several, and against another adapter.
 
-    reports: name the command of a page of mistakes, which joins no stores.
+    joined: NAME=STORE of the stores that were joined.
     """
     if "map" in found:
         return list(_multi_label_lines(found, per_class))
     if "stores" not in found:
         return [*_store_lines(found), *inference_lines(found), *set_lines(found), *_against_lines(found),
                 *(_class_lines(found) if per_class else []),
-                *([f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])} --out mistakes.html"]
-                  if reports else [])]
+                f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])}"
+                f"{''.join(f' --join {quote(each)}' for each in joined)} --out mistakes.html"]
     stores = found["stores"]
     return [f"{found['adapter']} ({label_of(stores[0])}), {stores[0]['split']} split, in per cent but NLL and ECE",
             *_shift_lines(stores, found["mean_of_others"]),

@@ -16,6 +16,7 @@ from onceclip.pipeline.commands.options import (
     encoder_options,
     encoder_spec,
     import_option,
+    join_option,
     json_option,
     names_in,
     say_at_once,
@@ -52,6 +53,7 @@ from onceclip.pipeline.words import counted
 @click.option("--views", type=click.IntRange(2), metavar="N", help="Views that are made of each image for it.  "
               "[default: as those that the adapter's store has, else 64]")
 @encoder_options(required=False)
+@join_option
 @import_option
 @json_option
 def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: str | None,
@@ -59,7 +61,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
             coverage: float | None, set_kind: str, out: Path | None, logits: Path | None, root: str | None,
             every: int | None, frames: int | None, inference: str | None, inference_values: dict[str, str],
             views: int | None, model: str | None, pretrained: str | None, preprocess: str | None, device: str,
-            modules: tuple[str, ...], as_json: bool) -> None:
+            join: tuple[str, ...], modules: tuple[str, ...], as_json: bool) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
@@ -107,7 +109,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
         raise click.UsageError("--inference-set is for a strategy: add --inference NAME")
     strategy = None if inference is None else inference_of(inference, inference_values)
     asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(root, every, frames), encoder,
-                    device, strategy, views)
+                    device, strategy, views, join)
     count, predictions = asked.count, asked.predictions
     if coverage is not None:
         require_alone(strategy)
