@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.api.draws import write_draws
     from onceclip.pipeline.api.retrieval import duplicates, retrieve, search
     from onceclip.pipeline.api.runs import fit, incremental, make_task, sweep
-    from onceclip.pipeline.api.stores import add_text, add_tower, extract, import_arrays, verify
+    from onceclip.pipeline.api.stores import add_text, add_tower, compact, extract, import_arrays, verify
     from onceclip.pipeline.api.suggestions import suggest
     from onceclip.pipeline.api.tables import compare, results, table
     from onceclip.pipeline.decoding.preparation import Preparation
@@ -34,7 +34,7 @@ _PUBLIC = {name: f"onceclip.{module}" for module, names in {
     "pipeline.api.draws": ("write_draws",),
     "pipeline.api.retrieval": ("duplicates", "retrieve", "search"),
     "pipeline.api.runs": ("fit", "incremental", "make_task", "sweep"),
-    "pipeline.api.stores": ("add_text", "add_tower", "extract", "import_arrays", "verify"),
+    "pipeline.api.stores": ("add_text", "add_tower", "compact", "extract", "import_arrays", "verify"),
     "pipeline.api.suggestions": ("suggest",), "pipeline.api.tables": ("compare", "results", "table"),
     "pipeline.decoding.preparation": ("Preparation",), "pipeline.encoders": ("EncoderSpec",),
     "pipeline.errors": ("BadImage",), "pipeline.extraction.survey": ("ExtractOptions",),
@@ -43,10 +43,10 @@ _PUBLIC = {name: f"onceclip.{module}" for module, names in {
 
 __all__ = [
     "BadImage", "EncoderSpec", "ExtractOptions", "FewShotClassifier", "OnceclipError", "Preparation", "Record",
-    "RunSpec", "__version__", "add_text", "add_tower", "compare", "duplicates", "evaluate", "export", "extract", "fit",
-    "import_arrays", "incremental", "load_classifier", "make_task", "methods", "open_store", "predict", "report",
-    "results", "retrieve", "search", "suggest", "sweep", "table", "torch_dataset", "verify", "write_draws",
-    "zero_shot"]
+    "RunSpec", "__version__", "add_text", "add_tower", "compact", "compare", "duplicates", "evaluate", "export",
+    "extract", "fit", "import_arrays", "incremental", "load_classifier", "make_task", "methods", "open_store",
+    "predict", "report", "results", "retrieve", "search", "suggest", "sweep", "table", "torch_dataset", "verify",
+    "write_draws", "zero_shot"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onceclip.adapters.classifier import Classifier, ClassifierModule, load_classifier
+    from onceclip.adapters.ensembles import ensemble
     from onceclip.adapters.errors import AdapterFileError, MethodError, UnknownName
-    from onceclip.adapters.merging import best_merge, ensemble, merge
+    from onceclip.adapters.merging import best_merge, merge
     from onceclip.adapters.method import Method
     from onceclip.adapters.methods import *  # noqa: F403
     from onceclip.adapters.methods import METHODS, method_class
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 _MODULES = {name: module for module, names in {
     "classifier": ("Classifier", "ClassifierModule", "load_classifier"),
-    "errors": ("AdapterFileError", "MethodError", "UnknownName"), "merging": ("best_merge", "ensemble", "merge"),
+    "errors": ("AdapterFileError", "MethodError", "UnknownName"), "merging": ("best_merge", "merge"),
+    "ensembles": ("ensemble",),
     "method": ("Method",), "methods": ("METHODS", "method_class"), "selection.automatic": ("fit_automatically",),
     "selection.conformal": ("SetRule", "set_rule"),
     "selection.selection": ("POLICIES", "Selection", "fit_all", "fit_selected"),

@@ -1,8 +1,7 @@
-"""Classifiers averaged: two of one encoder in their weights, several of different encoders in their answers."""
+"""Two classifiers of one encoder averaged, in their weights where heads have one form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,14 +9,12 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.heads import Bottleneck, Columns, Head, Linear, Sum, pack, unpack
-from onceclip.adapters.heads.answers import CONFIDENCE, LOG_PROBABILITY, RULES, Answers
-from onceclip.adapters.heads.linear import Projected
+from onceclip.adapters.heads import Bottleneck, Head, Linear, Sum, pack, unpack
 from onceclip.adapters.heads.residual import Rectified
 from onceclip.adapters.ops import unit
 from onceclip.adapters.selection.calibration import VALIDATION, on_rows
 from onceclip.adapters.selection.rule import Weighed, best_weight, some_rows
-from onceclip.adapters.task import EMBEDDING, Rows
+from onceclip.adapters.task import Rows
 
 MERGED = "merged_with"  # among the values of a merged classifier: the method of the other one
 
@@ -134,51 +131,3 @@ def _merged(fitted: Classifier, start: Classifier, weight: float, head: Head) ->
     values = {**fitted.hyperparameters, MERGED: start.method, "merge_weight": weight}
     return replace(fitted, head=head, hyperparameters=values, parameters={}, temperature=1.0, calibrated_on="",
                    conformity={})
-
-
-def ensemble(classifiers: Mapping[str, Classifier], rule: str = LOG_PROBABILITY,
-             rows: Rows | None = None) -> Classifier:
-    """One classifier of several encoders' adapters for the same classes, on the images of joined stores.
-
-    classifiers: by the name under which their encoder's store is joined, "" for the store itself; see `Store.join`.
-        Each answers with its own temperature. rule: "log-probability", the mean of log-probabilities, or "confidence",
-        the mean of probabilities weighted by `1 - entropy / ln classes`. rows: validation rows of the joined store, to
-        choose the weights of the mean of two by, which are equal otherwise; never those that the number is reported on.
-    Raises MethodError if class names differ or a rule has no such weights.
-
-    Source: Unveiling Backbone Effects in CLIP (Rodriguez-Opazo et al., 2024), mean and confidence; the weight by the
-    rule of every hyperparameter.
-
-    Example:
-        >>> from onceclip.adapters import GDA, TipAdapter, ensemble
-        >>> both = ensemble({"": GDA().fit(task), "again": TipAdapter().fit(task)})
-        >>> both.inputs, both.logits(torch.cat([embeddings, embeddings], dim=1)).shape
-        (('embedding', 'again/embedding'), torch.Size([5, 4]))
-    """
-    parts = list(classifiers.values())
-    if len(parts) < 2 or len({each.class_names for each in parts}) > 1:
-        raise MethodError("an ensemble needs two classifiers or more of the same class names in the same order")
-    if rule not in RULES:
-        raise MethodError(f"no rule {rule!r} of an ensemble: there are: {', '.join(RULES)}")
-    inputs = tuple(f"{name}/{each}" if name else each for name, part in classifiers.items() for each in part.inputs)
-    ends = torch.tensor([part.dim for part in parts]).cumsum(0).tolist()
-    heads = tuple(_of_columns(part, end) for part, end in zip(parts, ends, strict=True))
-    head = Answers(heads, tuple(part.temperature for part in parts), (1 / len(parts),) * len(parts), rule)
-    if rows is not None:
-        if len(parts) != 2 or rule == CONFIDENCE:
-            raise MethodError("rows choose the weight between two log-probabilities: leave them out otherwise")
-        rows = some_rows(rows, len(parts[0].class_names))
-        first, second = head.answers(rows.input(inputs))
-        weight = best_weight(first, second - first, rows.label, 0.5, high=1.0).weight
-        head = replace(head, weights=(1 - weight, weight))
-    provenance = {**parts[0].provenance, "encoders": {name: part.encoder for name, part in classifiers.items()}}
-    values = {"of": [part.method for part in parts], "rule": rule, "weights": list(head.weights)}
-    return Classifier(head, parts[0].class_names, ends[-1], "ensemble", values, provenance, inputs)
-
-
-def _of_columns(part: Classifier, end: int) -> Head:
-    """A classifier's head on its columns of the rows of an ensemble."""
-    if part.inputs != (EMBEDDING,) and not isinstance(part.head, Projected):
-        raise MethodError(f"the ensemble takes heads on unit rows, and {part.method} takes {', '.join(part.inputs)} as "
-                          "they are: leave it out")
-    return Columns(torch.arange(end - part.dim, end), part.head)

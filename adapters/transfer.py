@@ -12,13 +12,13 @@ from onceclip.adapters.inference.base import INFERENCE
 from onceclip.adapters.merging import MERGED
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods import stored_method_class
-from onceclip.adapters.selection.automatic import AUTOMATIC
+from onceclip.adapters.selection.automatic import AVERAGES
 from onceclip.adapters.task import Task
 
 
 def wants_tower(method: str) -> bool:
     """Whether a classifier of a method, by its name, is carried over to other classes with the text tower."""
-    return method != AUTOMATIC and stored_method_class(method, "this adapter").wants_tower
+    return method not in AVERAGES and stored_method_class(method, "this adapter").wants_tower
 
 
 def transfer(classifier: Classifier, task: Task) -> Classifier:
@@ -30,15 +30,15 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
 
     Example: `transfer(RLA().fit(base), new).predict(embeddings)`
     """
-    if MERGED in classifier.hyperparameters:
-        raise MethodError(f"a merge of {classifier.method} and {classifier.hyperparameters[MERGED]} serves its own "
-                          "classes alone: transfer the two, then merge them")
     if INFERENCE in classifier.hyperparameters:
         raise MethodError(f"what {classifier.hyperparameters[INFERENCE]} made of the adapter belongs to its classes: "
                           "transfer the adapter itself")
-    if classifier.method == AUTOMATIC:
+    if classifier.method in AVERAGES:
         raise MethodError("an average of several methods serves the classes alone that it was fitted on: use a method "
                           "that serves other classes, too (`onceclip methods` says which)")
+    if MERGED in classifier.hyperparameters:
+        raise MethodError(f"a merge of {classifier.method} and {classifier.hyperparameters[MERGED]} serves its own "
+                          "classes alone: transfer the two, then merge them")
     known = stored_method_class(classifier.method, "this adapter")
     method = known(**known.stored_values(classifier.hyperparameters))
     if not method.transfers:

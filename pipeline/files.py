@@ -187,13 +187,14 @@ _AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
 class LocalFile:
     """A file on this machine's disks, or `size` bytes of it from `start` on.
 
-    boxes: parts of the image that its source gives, for views of them.
+    boxes: parts of the image that its source gives, for views of them. mask: the file of its mask, where it names one.
     """
 
     path: str | os.PathLike[str]
     start: int = 0
     size: int | None = None
     boxes: tuple[Box, ...] = ()
+    mask: File | None = None
 
     def read(self) -> bytes:
         """The bytes of the file.
@@ -219,13 +220,14 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file under the URL of a folder, or `size` bytes of it from `start` on. boxes: as of `LocalFile`."""
+    """A file under the URL of a folder, or `size` bytes of it from `start` on. boxes, mask: as of `LocalFile`."""
 
     root: str
     name: str
     start: int = 0
     size: int | None = None
     boxes: tuple[Box, ...] = ()
+    mask: File | None = None
 
     @property
     def reading(self) -> str:

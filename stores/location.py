@@ -28,6 +28,7 @@ PARTIAL = ".partial"  # ending of a file that was being written when its process
 _TO_STOP = 60.0  # seconds that a client has to end what it was doing, which takes long on a busy machine
 _GROUP = "zarr.json"
 _MOST = 200
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # of onceclip, that install what opens URLs of a protocol
 _AT_ONCE = 8  # folders that the disk is asked to keep
 
 
@@ -74,6 +75,13 @@ def occupied(path: str) -> bool:
     if os.path.isdir(path):
         return any(not name.endswith(PARTIAL) for name in os.listdir(path))
     return os.path.lexists(path)
+
+
+def require_writable(path: str) -> None:
+    """Raise StoreError for a URL at which a store cannot grow file by file."""
+    if path.startswith("hf://"):
+        raise StoreError(f"{path}: every file would be a commit there: write the store to this machine, then publish "
+                         f"it with `onceclip compact STORE {path}`")
 
 
 def storage(path: str, read_only: bool) -> FsspecStore | LocalStore:
@@ -213,16 +221,19 @@ def reason_of(path: str, error: Exception) -> str:
     protocol = path.partition("://")[0]
     said = " ".join((str(error) or type(error).__name__).split())[:_MOST]
     if isinstance(error, ImportError):
-        remedy = "pip install onceclip[s3]" if protocol in ("s3", "s3a") else said
+        remedy = f"pip install onceclip[{_EXTRAS[protocol]}]" if protocol in _EXTRAS else said
         return f"{path}: the package for {protocol}:// is not installed: {remedy}"
     if "Protocol not known" in said:
         return (f"{path}: nothing is known of {protocol}:// URLs: give a path, s3://BUCKET/NAME or another URL that "
                 "fsspec knows")
     if isinstance(error, FileNotFoundError):
-        return f"{path}: the bucket does not exist ({said}): create it, or correct its name"
-    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+        what = ("the repository does not exist, or is not yours to read" if protocol == "hf" else
+                "the bucket does not exist")
+        return f"{path}: {what} ({said}): create it, or correct its name"
+    answer = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, PermissionError) or "Credential" in type(error).__name__ or answer in (401, 403):
         return (f"{path}: access was refused ({said}): set the credentials of the storage, for s3:// AWS_ACCESS_KEY_ID "
-                "and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and check their rights")
+                "and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, for hf:// HF_TOKEN, and check their rights")
     if isinstance(error, NotImplementedError):
         return f"{path}: {protocol}:// URLs can only be read: write to a path or another URL, then copy"
     return _unreachable(path, said)
@@ -246,8 +257,9 @@ class RemoteStore(FsspecStore):
             try:
                 return await self.fs._ls(self.path, detail=False)
             except (FileNotFoundError, NotADirectoryError) as error:
-                answer = getattr(error.__cause__, "response", None) or {}
-                if answer.get("Error", {}).get("Code") == "NoSuchBucket":
+                answer = getattr(error.__cause__, "response", None)
+                code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+                if code == "NoSuchBucket" or type(error.__cause__).__name__ == "RepositoryNotFoundError":
                     raise
                 return []
 

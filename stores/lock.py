@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from onceclip.stores.errors import StoreBusy, StoreError
-from onceclip.stores.location import is_remote, local_path
+from onceclip.stores.location import is_remote, local_path, require_writable
 
 try:
     import fcntl
@@ -24,8 +24,10 @@ def write_lock(path: str) -> Iterator[None]:
 
     The operating system drops the lock when the process dies, so a killed one cannot keep others out. Object stores
     have no such lock.
-    Raises StoreBusy if another process is writing, StoreError if something else stands at the lock's place.
+    Raises StoreBusy if another process is writing, StoreError if something else stands at the lock's place, or
+    the path is a URL at which no store can be written.
     """
+    require_writable(path)
     path = local_path(path)
     if is_remote(path) or fcntl is None:
         yield

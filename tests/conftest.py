@@ -300,3 +300,41 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(code_cache, "_loaded", {})
     monkeypatch.setattr(compile, "_known", {})
     return graphs
+
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a hub on this machine, and the folder of its repositories."""
+    root = tmp_path_factory.mktemp("hub")
+    with subprocess.Popen([sys.executable, Path(__file__).with_name("hub_server.py"), root], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}", root
+        server.stdin.close()
+
+
+@pytest.fixture
+def hub(hub_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The empty folder of the repositories of what hf:// means from here on, for this process and those it starts."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    from onceclip.pipeline.files import remote_folder
+
+    def forget() -> None:
+        huggingface_hub.HfFileSystem.clear_instance_cache()
+        remote_folder.cache_clear()
+
+    address, root = hub_server
+    for present in root.iterdir():
+        shutil.rmtree(present) if present.is_dir() else present.unlink()
+    for name, value in {"HF_ENDPOINT": address, "HF_TOKEN": "hf_token", "HF_HUB_DISABLE_XET": "1",
+                        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    forget()
+    yield root
+    forget()

@@ -87,7 +87,7 @@ def test_a_failure_is_one_line_that_says_what_and_how_to_mend_it(place: Path, ru
 
 
 @pytest.mark.parametrize("arguments", [["fit", "s.zarr", "--method", "gda", "--out", "s3://bucket/adapter"],
-                                       ["predict", "s3://bucket/adapter", "a.png"], ["demo", "--out", "memory://x"]])
+                                       ["export", "a", "--to", "npz", "s3://bucket/a.npz"], ["demo", "--out", "memory://x"]])
 def test_a_url_where_only_a_local_path_can_be_is_wrong_usage(run: Callable[..., Any], arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2

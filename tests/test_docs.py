@@ -156,8 +156,10 @@ def lay_out(page: str, prepared: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(each.runs for each in fences(page))])
-def test_a_page_runs_from_top_to_bottom(page: str, prepared: Path, tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_runs_from_top_to_bottom(page: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                        request: pytest.FixtureRequest) -> None:
+    if any("hf://" in each.text or "hf-dataset:" in each.text for each in fences(page) if each.runs):
+        request.getfixturevalue("hub")
     lay_out(page, prepared, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads.base import Head
+from onceclip.adapters.heads.perceptron import Perceptron
 from onceclip.adapters.heads.retrieval import certainty
+from onceclip.adapters.ops import unit
 
-LOG_PROBABILITY, CONFIDENCE = RULES = ("log-probability", "confidence")
+LOG_PROBABILITY, CONFIDENT = "log-probability", "confidence"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Answers(Head):
     """The answers of several heads as one: by "log-probability" `sum_b w_b log p_b`, by "confidence" the logarithm of
     `sum_b c_b p_b / sum_b c_b` with `c_b = 1 - H(p_b) / ln classes`, where `p_b = softmax(logits_b / temperature_b)`.
 
-    heads: the others. temperatures, weights: one of each. rule: one of RULES.
+    heads: the others. temperatures, weights: one of each. rule: LOG_PROBABILITY or CONFIDENT.
     """
 
     name = "answers"
@@ -45,3 +47,30 @@ class Answers(Head):
     @property
     def width(self) -> int:
         return max(head.width for head in self.heads) * 2
+
+
+@dataclass(frozen=True)
+class Controlled(Head):
+    """The answers of several heads, of which every row weighs each: `1/B sum_b exp(g_b(x)) log p_b`.
+
+    head: the others. network: g, which takes the unit embeddings of all encoders side by side and gives (rows, heads).
+    widths: of these embeddings.
+    """
+
+    name = "controlled"
+
+    head: Answers
+    network: Perceptron
+    widths: tuple[int, ...]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.weighed(rows, torch.stack(self.head.answers(rows), dim=1))
+
+    def weighed(self, rows: Tensor, answers: Tensor) -> Tensor:
+        """Logits (n, classes) of rows (n, width) with answers (n, heads, classes)."""
+        parts = torch.cat([unit(each) for each in rows.split(self.widths, dim=-1)], dim=-1)
+        return (self.network(parts).exp().unsqueeze(2) * answers).mean(dim=1)
+
+    @property
+    def width(self) -> int:
+        return self.head.width * len(self.head.heads)

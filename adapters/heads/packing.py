@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import AdapterFileError, MethodError
-from onceclip.adapters.heads.answers import Answers
+from onceclip.adapters.heads.answers import Answers, Controlled
 from onceclip.adapters.heads.attention import CrossModal, VisualGuide
 from onceclip.adapters.heads.base import Head
 from onceclip.adapters.heads.conditional_prompts import ConditionalPrompts
@@ -21,14 +21,14 @@ from onceclip.adapters.heads.perceptron import Perceptron, RandomFeatures
 from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
 from onceclip.adapters.heads.quadratic import Quadratic
 from onceclip.adapters.heads.residual import Bottleneck, Rectified
-from onceclip.adapters.heads.retrieval import CaptionEnsemble
+from onceclip.adapters.heads.retrieval import CaptionEnsemble, Refined
 from onceclip.adapters.heads.routed_prompts import RoutedPrompts
 from onceclip.adapters.plugin import full_name, is_plugin, stored_class
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (
     Linear, Kernel, Bottleneck, Sum, Projected, PromptMax, PromptWeighted, Columns, Rectified, CrossModal, VisualGuide,
     KernelMachine, FourierFeatures, ProbabilityBilinear, Quadratic, ConditionalPrompts, RoutedPrompts, Perceptron,
-    RandomFeatures, CaptionEnsemble, Answers, GraphLabels,
+    RandomFeatures, CaptionEnsemble, Answers, GraphLabels, Refined, Controlled,
 )}
 _RENAMED_FIELDS = {"renormalise": "renormalize"}  # spellings that saved adapters may have
 _ROWS = 4  # on which a head from outside is tried

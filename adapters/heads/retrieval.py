@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from onceclip.adapters.heads.base import Head
-from onceclip.adapters.ops import product
+from onceclip.adapters.ops import product, unit
+
+Layer = tuple[Tensor, ...]  # Q, K, V, O, U, u, N, n of `refined`
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,61 @@ def certainty(probability: Tensor) -> Tensor:
     """`1 - H / ln classes` of probabilities (rows, classes): (rows, 1), 0 where all classes are equally likely."""
     entropy = -(probability * probability.clamp_min(torch.finfo(probability.dtype).tiny).log()).sum(-1, keepdim=True)
     return (1 - entropy / math.log(probability.shape[-1])).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Refined(Head):
+    """Logits `unit(x + f(x; t_1 .. t_k)) . w_c + b` with the captions t of the `neighbours` bank images nearest to x.
+
+    f is what one transformer layer adds to a row, see `refined`. weight: (classes, dim), with the logit scale. image,
+    caption: (bank, dim), unit. layer, heads: of f. bias: the encoder's.
+    """
+
+    name = "refined"
+
+    weight: Tensor
+    image: Tensor
+    caption: Tensor
+    layer: Layer
+    heads: int
+    neighbours: int
+    bias: float = 0.0
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        found = self.caption[nearest_rows(rows, self.image, self.neighbours)]
+        return product(refined(rows, found, self.layer, self.heads), self.weight) + self.bias
+
+    @property
+    def width(self) -> int:
+        tokens = (1 + self.neighbours) * self.weight.shape[-1]
+        return max(len(self.image), len(self.weight), 2 * tokens, 2 * self.heads * self.weight.shape[-1],
+                   2 * len(self.layer[4]))
+
+
+def nearest_rows(queries: Tensor, bank: Tensor, count: int, own: Tensor | None = None) -> Tensor:
+    """Positions (n, k) of the rows of a bank nearest to queries (n, dim), all of unit length; k is `count` at most.
+
+    own: (n,) positions of the queries in the bank, where they are of it: none is its own neighbour.
+    """
+    cosine = product(queries, bank)
+    if own is not None:
+        cosine = cosine.scatter(1, own.unsqueeze(1), -torch.inf)
+    return cosine.topk(min(count, len(bank) - (own is not None)), dim=-1).indices
+
+
+def refined(queries: Tensor, found: Tensor, layer: Layer, heads: int) -> Tensor:
+    """Unit queries (n, dim) with what a transformer layer adds to them, that sees each with its rows (n, k, dim).
+
+    With h of all 1 + k vectors scaled to a mean square of one, `a = O attention(Q h_0; K h, V h)` and
+    `unit(x + a + N gelu(U h' + u) + n)`, where h' is unit(x + a), scaled too. Queries and averages are projected in the
+    place of all keys and values, which is the same and takes a k-th of the time.
+    """
+    query, key, value, out, wide, wide_bias, narrow, narrow_bias = layer
+    size = math.sqrt(queries.shape[-1])
+    tokens = size * torch.cat([queries.unsqueeze(1), found], dim=1)
+    asked = product(size * queries, query).unflatten(-1, (heads, -1))
+    score = torch.einsum("nhw,hwd,nkd->nhk", asked, key.unflatten(0, (heads, -1)), tokens)
+    share = (score / math.sqrt(asked.shape[-1])).softmax(dim=-1)
+    read = torch.einsum("nhd,hwd->nhw", share @ tokens, value.unflatten(0, (heads, -1))).flatten(1)
+    seen = queries + product(read, out)
+    return unit(seen + product(gelu(product(size * unit(seen), wide) + wide_bias), narrow) + narrow_bias)

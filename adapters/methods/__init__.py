@@ -39,6 +39,7 @@ from onceclip.adapters.methods.prolip import ProLIP
 from onceclip.adapters.methods.prompt_weights import PromptWeights
 from onceclip.adapters.methods.ranpac import RanPAC
 from onceclip.adapters.methods.rapf import RAPF
+from onceclip.adapters.methods.reco import RECO
 from onceclip.adapters.methods.rla import RLA
 from onceclip.adapters.methods.sgva import SgVA
 from onceclip.adapters.methods.ship import SHIP
@@ -59,13 +60,12 @@ from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.plugin import import_class, stored_class
 
 __all__ = [
-    "APE", "APET", "CLAP", "CPL", "ECO", "GDA", "GDAEM", "PRE", "RAPF", "RLA", "SHIP", "UPL", "CapsAdapter",
+    "APE", "APET", "CLAP", "CPL", "ECO", "GDA", "GDAEM", "PRE", "RAPF", "RECO", "RLA", "SHIP", "UPL", "CapsAdapter",
     "ClipASelf", "ClipAdapter", "CoCoOp", "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "GOPro", "KgCoOp",
-    "LPPlusPlus",
-    "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip",
-    "MetaAdapter", "MoCoOp", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC",
-    "SSText", "SgVA", "StyLIP", "TaIDPT", "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip",
-    "WiseFT", "XMoRe", "ZeroShot", "ZeroShotLinearProbe",
+    "LPPlusPlus", "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip",
+    "MetaAdapter", "MoCoOp", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC", "SSText",
+    "SgVA", "StyLIP", "TaIDPT", "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT",
+    "XMoRe", "ZeroShot", "ZeroShotLinearProbe",
 ]
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
@@ -78,7 +78,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     TipAdapter, TipAdapterF, TipX, APE, APET,
     GDA, GDAEM, ProKeR, RanPAC, SSText,
     CoOp, KgCoOp, ProGrad, CPL, CoCoOp, GOPro, StyLIP, ECO, MoCoOp, PRE, UPL, SHIP, TaIDPT,
-    LaFTerText, RAPF, LabellingNetwork, XMoRe, CapsAdapter,
+    LaFTerText, RAPF, LabellingNetwork, XMoRe, CapsAdapter, RECO,
 )}
 
 

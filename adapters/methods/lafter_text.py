@@ -20,9 +20,12 @@ class LaFTerText(Method):
 
     Every step adds noise to the unit vectors of all prompts, scales them to unit length again and lowers the
     cross-entropy of smoothed labels. `noise` is the length of the noise as a share of the vectors' own; the authors'
-    code adds 0.1 to every coordinate, which in 512 dimensions is a length of 2.3 (`spread=coordinate`). Worth its while
-    with many sentences per class, as a language model writes them: with one prompt each, more steps or larger ones only
-    take away what images and prompts have in common.
+    code adds 0.1 to every coordinate, which in 512 dimensions is a length of 2.3 (`spread=coordinate`).
+
+    The paper trains on many sentences per class, as a language model writes them; with one prompt each there is nothing
+    to learn. The step size is of the latter case, chosen on training images of 17 groups of ImageNet's classes with
+    features of CLIP ViT-B/32: in the mean of groups 1e-6 is 0.04 points above zero-shot, 1e-5 0.03 below, 1e-4 2.8
+    below. With sentences of a language model try larger ones, on images that no accuracy is reported on.
 
     Source: LaFTer: Label-Free Tuning of Zero-shot Classifier using Language and Unlabeled Image Collections (Mirza et
     al., NeurIPS 2023), section 3.1.
@@ -42,7 +45,7 @@ class LaFTerText(Method):
                                 high=100.0, retrain=True),
         "spread": Hyperparameter("norm", "what `noise` is the size of", choices=("norm", "coordinate"), retrain=True),
         "smoothing": Hyperparameter(0.1, "share of every label that all classes have alike", high=1.0, retrain=True),
-        **recipe(learning_rate=1e-5, epochs=200),
+        **recipe(learning_rate=1e-6, epochs=200),
     }
     presets = {"reference": {"spread": "coordinate", "epochs": 1000}}
     trained = True

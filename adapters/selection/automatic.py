@@ -28,7 +28,7 @@ from onceclip.adapters.selection.selection import fit_selected
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.training.loop import Progress, no_progress, part_of
 
-AUTOMATIC = "automatic"
+AUTOMATIC, ENSEMBLE, MERGE = AVERAGES = ("automatic", "ensemble", "merge")  # what a classifier of several is called
 MEMBERS: tuple[type[Method], ...] = (ZeroShot, GDA, LinearProbe, LPPlusPlus, ClipAdapter)
 SHARPNESS = 0.25  # of the weights exp(-sharpness loss): rows choose hyperparameters, too, and say a little less each
 LEAST = 1e-3  # weight of a member that is left out
@@ -63,8 +63,9 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     linear-probe takes part only where every class has a support row, and is alone where there is no text. Without
     support rows the answer is zero-shot.
 
-    seed: of the rows held out and of trained methods. members: other methods, which all take part; where nothing can
-    be weighed they weigh the same. Gives the classifier, and what each member reached, the average last.
+    seed: of the rows held out and of trained methods. members: other methods, which all take part, in what is called an
+    ensemble; where nothing can be weighed they weigh the same.
+    Gives the classifier, and what each member reached, the average last.
     Raises MethodError if there is neither text nor a support row, or if a training diverges.
 
     Example:
@@ -79,7 +80,7 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     if members and (task.val is None or not len(task.val)):
         alone = [method.fit(task, seed, progress) for method in methods]
         share = [1 / len(alone)] * len(alone)
-        average = _named(alone[0], alone, share, _sum([each.head for each in alone], share))
+        average = _named(alone[0], alone, share, _sum([each.head for each in alone], share), ENSEMBLE)
         return average, [Reached(each.method, each.hyperparameters, None, 0.0, weight)
                          for each, weight in zip([*alone, average], [*share, 1.0], strict=True)]
     if task.val is None or not len(task.val):
@@ -110,10 +111,10 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
         again = [type(methods[place]).fit(methods[place].with_values(**found[place][0].hyperparameters), whole, seed)
                  for place in kept]
         head = _sum([each.head for each in again], [factors[place] for place in kept])
-    average = _named(chosen[0], chosen, [weights[place] for place in kept], head)
+    average = _named(chosen[0], chosen, [weights[place] for place in kept], head, ENSEMBLE if members else AUTOMATIC)
     average = replace(average, temperature=temperature, calibrated_on=on,
                       conformity=conformity(logits, val.label, temperature))
-    reached.append(Reached(AUTOMATIC, average.hyperparameters, _accuracy(logits, val.label),
+    reached.append(Reached(average.method, average.hyperparameters, _accuracy(logits, val.label),
                            float(calibrated_loss(logits, val.label).sum()), 1.0))
     return average, reached
 
@@ -172,13 +173,14 @@ def _sum(heads: Sequence[Head], factors: Sequence[float]) -> Head:
     return Sum(*zip(*rest, strict=True))
 
 
-def _named(like: Classifier, members: Sequence[Classifier], weights: Sequence[float], head: Head) -> Classifier:
+def _named(like: Classifier, members: Sequence[Classifier], weights: Sequence[float], head: Head,
+           method: str = AUTOMATIC) -> Classifier:
     """A classifier that says what it is an average of."""
     values: dict[str, Any] = {}
     for each, weight in zip(members, weights, strict=True):
         values |= {f"{each.method} weight": weight, f"{each.method} temperature": each.temperature}
         values |= {f"{each.method} {name}": value for name, value in each.hyperparameters.items()}
-    return replace(like, head=head, method=AUTOMATIC, hyperparameters=values, parameters={}, conformity={})
+    return replace(like, head=head, method=method, hyperparameters=values, parameters={}, conformity={})
 
 
 @torch.no_grad()

@@ -260,6 +260,9 @@ class Race:
             steps = ((matrix[2] * slope[0] - matrix[1] * slope[1]) / whole,
                      (matrix[0] * slope[1] - matrix[1] * slope[0]) / whole)
             gain = slope[0] * steps[0] + slope[1] * steps[1]  # twice what the step should give
+            if not math.isfinite(gain):  # logits that are not: the next setting begins anew
+                self.point = 0.0, default
+                return -math.inf
             ahead = min(max(weight - steps[1], low), high)
             held = whole / matrix[0]  # of the loss by the weight, at the best temperatures
             departed = min(held / (1 + held) * (ahead - default)**2 / 2, MOST)

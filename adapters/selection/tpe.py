@@ -10,7 +10,7 @@ from onceclip.adapters.training.trainable import Value
 
 Setting = dict[str, Value]
 Free = Mapping[str, tuple[Value, ...]]
-Cost = tuple[float, float]  # what the rule charges, and of equals what the departure from the defaults costs
+Cost = tuple[float, float]  # what the rule charges, or less for one that cannot win; then the departure, of equals
 Proposals = Generator[list[Setting], list[Cost], None]
 RANDOM = 10  # settings before the first that the estimator draws, as is optuna's default
 TOGETHER = 4  # that it draws at once, so that they are trained together

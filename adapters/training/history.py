@@ -82,7 +82,7 @@ class Watch:
         if self.recorder is None:
             return
         method, task = self.methods[0], self.task
-        if not isinstance(task.support, Stream):
+        if not isinstance(task.support, Stream) and method.labels_are_classes:
             self.train.append(self.stack.scores(parameters, *method.training_rows(task, self.prepared, epoch))[1])
         if task.val is not None and len(task.val):
             self.val.append(self.stack.scores(parameters, method.rows_of(task.val), task.val.label))

@@ -112,6 +112,8 @@ class Trainable(Configurable):
     inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
     state: names among its parameters that no gradient changes; `after_epoch` does.
     shares_steps: whether runs of it may be trained together; not where a step of one keeps a machine busy.
+    labels_are_classes: whether the labels of its training rows are positions of classes; others have no training loss
+    that could be recorded.
     """
 
     trained: ClassVar[bool] = False
@@ -119,6 +121,7 @@ class Trainable(Configurable):
     inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
     state: ClassVar[tuple[str, ...]] = ()
     shares_steps: ClassVar[bool] = True
+    labels_are_classes: ClassVar[bool] = True
 
     @property
     def plain_loss(self) -> bool:

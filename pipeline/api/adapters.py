@@ -32,7 +32,6 @@ from onceclip.stores.schema import SPLITS
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import Encoder, EncoderSpec
     from onceclip.pipeline.evaluation.batches import Batches
-    from onceclip.pipeline.export import Exported
     from onceclip.pipeline.prediction.predict import Prediction
 
 Adapter = str | Path | Classifier
@@ -82,19 +81,14 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.evaluation.orders import orders_for, read_orders
     from onceclip.pipeline.evaluation.protocols import Protocol, shift
     from onceclip.pipeline.prediction.masks import masks_of
-    from onceclip.pipeline.runs.run import named_store
+    from onceclip.pipeline.tasks.encoders import joined_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
     protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes, coverage)
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
-    wanted = {each.partition("/")[0] for one in (classifier, other) if one for each in one.inputs if "/" in each}
-    for name, path in map(named_store, join):
-        if name not in wanted:
-            raise ArgumentError(f"the adapter reads nothing of a joined store {name!r}: leave --join {name}=... out"
-                                + (f", or call it {' or '.join(sorted(wanted))}" if wanted else ""))
-        several = [store.join(opened(path), name) for store in several]
+    several = [joined_store(store, join, *(each for each in (classifier, other) if each)) for store in several]
     strategy = None if inference is None else inference_of(inference, inference_values)
     if multi_label is not None:
         if len(several) > 1 or chosen != CHOICES[0] or any(each not in (None, False, {}) for each in (
@@ -215,7 +209,8 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
             coverage: float | None = None, set_kind: str = "lac", root: str | None = None, every: int | None = None,
             frames: int | None = None, encoder: str | EncoderSpec | None = None, device: str = "auto",
             modules: Sequence[str] = (), inference: str | type[Inference] | Inference | None = None,
-            inference_values: Mapping[str, Any] | None = None, views: int | None = None) -> list[Prediction]:
+            inference_values: Mapping[str, Any] | None = None, views: int | None = None,
+            join: Sequence[str] = ()) -> list[Prediction]:
     """Label images, a folder, a store or embeddings: a prediction with `key`, `class_name` and `probability` for each.
 
     adapter: a classifier, or the folder of a saved one. inputs: one or several of paths of images, folders and other
@@ -224,7 +219,7 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         coverage: give each a `set` of classes that holds the true one with this probability; set_kind: "lac" or "aps".
         root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
         inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
-        each image for it.
+        each image for it. join: NAME=STORE to be joined to the store, as of `evaluate`.
     An image that cannot be read has the state "bad" and a `reason`, or "interrupted" if that is for a reason of this
     machine and not of its bytes; it ends nothing.
     Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
@@ -252,7 +247,7 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
     rule = None if coverage is None else set_rule(classifier, coverage, set_kind)
     asked = answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
                     whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec, device,
-                    strategy, None if views is None else whole(views, "views", 2))
+                    strategy, None if views is None else whole(views, "views", 2), join)
     if rule is None:
         return list(asked.predictions)
     require_alone(strategy)
@@ -260,11 +255,13 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
 
 
 def report(results: str | Path | Sequence[str | Path], store: str | Path | Store | None = None, *, out: str | Path,
-           split: str | None = None, images: str | None = None, modules: Sequence[str] = ()) -> dict[str, Any]:
+           split: str | None = None, images: str | None = None, modules: Sequence[str] = (),
+           join: Sequence[str] = ()) -> dict[str, Any]:
     """Write one HTML page of results folders, or of a saved adapter on a store.
 
     results: one or several folders of results; or the folder of a saved adapter, with `store`. split, images: of an
-        adapter's page, what is scored ("test" by default) and where the store's images are.
+        adapter's page, what is scored ("test" by default) and where the store's images are. join: NAME=STORE to be
+        joined to the store, as of `evaluate`.
     An adapter without a store has a page of its result row alone.
     Raises ResultError if there are no result rows.
 
@@ -273,45 +270,65 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
         'mistakes.html'
     """
     from onceclip.adapters.saving import CONFIG, file_of
+    from onceclip.pipeline.api.tables import local_folders
     from onceclip.pipeline.reporting import write_adapter_report, write_results_report
 
-    folders = [path_of(each, "a results folder, or that of an adapter") for each in listed(results, "results")]
     page = path_of(out, "out: an .html file")
-    adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
-    if store is not None:
-        if len(folders) > 1 or not adapters:
-            raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and a "
-                                "STORE, that of results one or more results folders")
-        return write_adapter_report(folders[0], opened(store).path, page,
-                                    "test" if split is None else one_of(split, "split", SPLITS), images, modules)
-    if split or images:
-        raise ArgumentError("--split and --images are for the page of an adapter: give ADAPTER STORE")
-    return write_results_report(folders, page)
+    with local_folders(results) as folders:
+        adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
+        if store is not None:
+            if len(folders) > 1 or not adapters:
+                raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and "
+                                    "a STORE, that of results one or more results folders")
+            return write_adapter_report(folders[0], opened(store).path, page,
+                                        "test" if split is None else one_of(split, "split", SPLITS), images, modules,
+                                        join)
+        if split or images or join:
+            raise ArgumentError("--split, --images and --join are for the page of an adapter: give ADAPTER STORE")
+        return write_results_report(folders, page)
 
 
-def export(adapter: Adapter, to: str, out: str | Path, *, with_encoder: bool = False,
-           check: str | Path | None = None, encoder: str | EncoderSpec | None = None,
-           modules: Sequence[str] = ()) -> Exported:
-    """Write an adapter for other programs; the file appears when it has been run and gives the same answers.
+def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: bool = False,
+           check: str | Path | None = None, encoder: str | EncoderSpec | None = None, modules: Sequence[str] = (),
+           progress: Progress = no_progress) -> Any:
+    """Write an adapter, or a store, for other programs; the file appears when it is whole.
 
-    adapter: a classifier, or the folder of a saved one. to: "safetensors" (one linear map), "torch" (a program of
-        torch.export) or "onnx". with_encoder: put the image encoder into the file too, so that pixels go in instead of
-        embeddings. check: a store to compare on, or with the encoder a folder of images; random rows by default.
-        encoder: where it is, if the adapter cannot say.
+    adapter: a classifier, or the folder of a saved one; or a store. to: "safetensors" (one linear map), "torch" (a
+        program of torch.export) or "onnx", which are run and must give the same answers; of a store "parquet" or "npz":
+        key, label, split and embedding of its images, with text sets in files beside it; "folder": the adapter as it
+        is, to a URL such as hf://ORG/NAME. with_encoder: put the image encoder into the file too, so that pixels go in
+        instead of embeddings. check: a store to compare on, or with the
+        encoder a folder of images; random rows by default. encoder: where it is, if the adapter cannot say. progress:
+        of a store, gets the fraction done.
     Raises ExportError if the format cannot hold the adapter, a package is missing, or the answers differ.
 
     Example:
         >>> made = onceclip.export(onceclip.adapters.TipAdapter().fit(task), "torch", "pets.pt2")
         >>> made.rows, made.difference < 1e-4
         (64, True)
+        >>> onceclip.export("pets.zarr", "npz", "pets.npz").rows
+        160
     """
     from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.encoders.opening import recorded_encoder
     from onceclip.pipeline.export import FORMATS
     from onceclip.pipeline.export import export as write
     from onceclip.pipeline.export.export import prepared_images, stored_rows
+    from onceclip.pipeline.export.publish import FOLDER, publish_adapter
+    from onceclip.pipeline.export.store_file import FORMATS as OF_STORES
+    from onceclip.pipeline.export.store_file import export_store
 
-    classifier, kind, file = loaded(adapter, modules), one_of(to, "format", list(FORMATS)), path_of(out, "out: a file")
+    kind = one_of(to, "format", [*FORMATS, *OF_STORES, FOLDER])
+    if kind in (*OF_STORES, FOLDER) and (with_encoder or check is not None or encoder is not None):
+        raise ArgumentError(f"{kind} runs nothing: leave with_encoder, check and encoder out")
+    if kind == FOLDER:
+        if isinstance(adapter, Store):
+            raise ArgumentError("a store is published by onceclip.compact(store, URL)")
+        return publish_adapter(adapter, place_of(out, "out: a URL"))
+    file = path_of(out, "out: a file")
+    if kind in OF_STORES:
+        return export_store(opened(adapter), kind, file, progress)
+    classifier = loaded(adapter, modules)
     if encoder is not None and not with_encoder:
         raise ArgumentError("encoder says what goes into the file: add with_encoder=True, or leave it out")
     opened_encoder, rows = None, None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import ArgumentError, ResultError
-from onceclip.pipeline.files import RESULTS
+from onceclip.pipeline.files import RESULTS, is_url, local_place
 from onceclip.stores import Store, open_store
+from onceclip.stores.copy import local_copy
 
 if TYPE_CHECKING:
     from onceclip.adapters import Classifier, Method
@@ -27,9 +28,13 @@ def require_alone(strategy: Any) -> None:
 def path_of(value: Any, what: str) -> Path:
     """A path on this machine. what: an argument and its kind, such as "out: a folder".
 
-    Raises ArgumentError for what is no path.
+    Raises ArgumentError for what is no path, and for a URL.
     """
-    return Path(place_of(value, what))
+    place = place_of(value, what)
+    if is_url(place):
+        raise ArgumentError(f"{place} is a URL; only stores can be written to one, and stores, adapters and results be "
+                            f"read from one: give {what}, on this machine")
+    return Path(local_place(place))
 
 
 def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:
@@ -69,12 +74,13 @@ def opened_all(stores: Any) -> list[Store]:
 
 
 def loaded(adapter: Any, modules: Sequence[str] = ()) -> Classifier:
-    """The classifier that is meant: a fitted one, or the one that a folder holds."""
+    """The classifier that is meant: a fitted one, or the one that a folder or its URL holds."""
     from onceclip.adapters import Classifier, load_classifier
 
     if isinstance(adapter, Classifier):
         return adapter
-    return load_classifier(path_of(adapter, "a classifier, or the folder of a saved one"), modules)
+    with local_copy(place_of(adapter, "a classifier, or the folder of a saved one")) as folder:
+        return load_classifier(folder, modules)
 
 
 def shots_of(value: Any) -> int | None:

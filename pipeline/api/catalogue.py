@@ -1,4 +1,4 @@
-"""What methods and strategies of inference there are: equation, cost, hyperparameters, needs."""
+"""What methods, strategies of inference and support sources there are, and how methods become one: what each needs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from onceclip.pipeline.api.arguments import method_of
 if TYPE_CHECKING:
     from onceclip.adapters import Hyperparameter, Method
     from onceclip.adapters.inference import Inference
+    from onceclip.adapters.support import SupportSource
 
-_KINDS = ("methods", "inferences")
+_KINDS = ("methods", "inferences", "supports", "averages")
 FILE = Path(__file__).with_name("methods.json")  # what `methods` gives, so that a list of them does not import torch
 _ADAPTERS = Path(__file__).parents[2] / "adapters"
 _SOLVERS = {"lbfgs": "L-BFGS to convergence", "own": "own solver"}
 
 
 def methods(name: str | type[Method] | type[Inference] | None = None) -> dict[str, Any]:
-    """All methods and strategies of inference, or one of them: equation, hyperparameters and source, as JSON values.
+    """All methods, strategies of inference, support sources and ways to average methods, or one of them.
 
-    name: of a method or a strategy, MODULE:CLASS of your own, or the class.
+    name: of a method, a strategy or a source (NAME:K where a method has that name too), MODULE:CLASS of your own, the
+        class, or A+B or RULE:A+B for methods that are averaged, with or without the names of methods. Gives equation,
+        hyperparameters, source and more as JSON values.
     Raises UnknownName for what does not exist.
 
     Example:
@@ -34,13 +37,18 @@ def methods(name: str | type[Method] | type[Inference] | None = None) -> dict[st
         >>> onceclip.methods("stata")["sees"]
         'set'
     """
-    if name is None or (isinstance(name, str) and ":" not in name):
+    if name is None or isinstance(name, str):
         found = _written() or _all()
         if name is None:
             return {kind: list(each.values()) for kind, each in found.items()}
         for each in found.values():
             if name in each:
                 return dict(each[name])
+        source, _, count = name.partition(":")
+        if source in found["supports"] and count.isdecimal():
+            return dict(found["supports"][source])
+        if ("+" in name or f"{source}:A+B" in found["averages"]) and (average := _average(name, found["averages"])):
+            return average
     from onceclip.adapters.inference import Inference
 
     kind = _kind(name)
@@ -65,24 +73,43 @@ def _written() -> dict[str, dict[str, Any]] | None:
 
 
 def _all() -> dict[str, dict[str, Any]]:
-    from onceclip.adapters import METHODS
+    from onceclip.adapters import METHODS, SUPPORTS
     from onceclip.adapters.inference import INFERENCES
+    from onceclip.pipeline.runs.automatic import KINDS
 
     return {"methods": {name: _values(method) for name, method in METHODS.items()},
-            "inferences": {name: _inference_values(each) for name, each in INFERENCES.items()}}
+            "inferences": {name: _inference_values(each) for name, each in INFERENCES.items()},
+            "supports": {name: _support_values(each) for name, each in SUPPORTS.items()},
+            "averages": {_averaged(rule): {"name": _averaged(rule), "rule": rule, "summary": meaning}
+                         for rule, meaning in KINDS.items()}}
+
+
+def _averaged(rule: str) -> str:
+    return f"{rule}:A+B" if rule else "A+B"
+
+
+def _average(name: str, averages: dict[str, Any]) -> dict[str, Any] | None:
+    """What the methods of a name like gda+lp++ become together; None for another name."""
+    from onceclip.pipeline.runs.automatic import parts_of, run_method
+
+    rule, members = parts_of(name)
+    method = run_method(name)  # complains of members that cannot be averaged, and of one alone
+    return {**averages[_averaged(rule)], "name": method.name, "members": members} if members else None
 
 
 def _digest() -> str:
     """Identity of the code that decides what is told of a method or a strategy."""
     made = hashlib.blake2b(digest_size=16)
     for path in (Path(__file__), _ADAPTERS / "method.py", _ADAPTERS / "training" / "trainable.py",
-                 *sorted((_ADAPTERS / "methods").glob("*.py")), *sorted((_ADAPTERS / "inference").glob("*.py"))):
+                 _ADAPTERS / "ensembles.py", FILE.parents[1] / "runs" / "automatic.py",
+                 *(path for room in ("methods", "inference", "support")
+                   for path in sorted((_ADAPTERS / room).glob("*.py")))):
         made.update(path.name.encode() + path.read_bytes())
     return made.hexdigest()
 
 
 def _kind(name: Any) -> type[Method] | type[Inference]:
-    from onceclip.adapters import METHODS, Method, UnknownName, method_class
+    from onceclip.adapters import METHODS, SUPPORTS, Method, UnknownName, method_class
     from onceclip.adapters.errors import unknown
     from onceclip.adapters.inference import INFERENCES, Inference
     from onceclip.adapters.plugin import import_class
@@ -96,7 +123,7 @@ def _kind(name: Any) -> type[Method] | type[Inference]:
             return kind
     elif isinstance(name, str) and name not in METHODS:
         if name not in INFERENCES:
-            raise UnknownName(unknown("method or strategy", name, [*METHODS, *INFERENCES]))
+            raise UnknownName(unknown("method, strategy or source", name, [*METHODS, *INFERENCES, *SUPPORTS]))
         return INFERENCES[name]
     return method_class(method_of(name)[0])
 
@@ -108,6 +135,14 @@ def _inference_values(inference: type[Inference]) -> dict[str, Any]:
         "source": inference.source, "sees": inference.sees, "prior": usual.prior, "fitted_on": usual.fitted_on,
         "transductive": usual.transductive, "leaves_classifier": inference.leaves_classifier,
         "hyperparameters": {name: _setting(setting, False) for name, setting in inference.hyperparameters.items()},
+    }
+
+
+def _support_values(source: type[SupportSource]) -> dict[str, Any]:
+    return {
+        "name": source.name, "summary": source.summary, "source": source.source, "needs": source.needs,
+        "from_bank": source.from_bank,
+        "hyperparameters": {name: _setting(setting, False) for name, setting in source.hyperparameters.items()},
     }
 
 

@@ -46,6 +46,7 @@ from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.encoders import named_store, require_read
 from onceclip.pipeline.tasks.tasks import Inputs, draw_task
 from onceclip.pipeline.words import counted, percent
 from onceclip.pipeline.words import shots_of as words_of_shots
@@ -173,7 +174,7 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
              batches: Mapping[str, Any] | None = None, **further: Any) -> list[RunSpec]:
     """Runs of all combinations, with every argument checked; see `make_specs`. draws: a file or folder of them.
 
-    class_weights may be several: all runs are made with each.
+    class_weights may be several: all runs are made with each. join: a store is joined for the methods that read it.
     """
     if len(rules := listed(further.pop("class_weights", RULES[0]), "class_weights")) > 1:
         return [spec for rule in rules for spec in specs_of(methods, shots, seeds, grids, own, inference,
@@ -182,11 +183,15 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
     if any(isinstance(each, Inference) for each in given):
         raise ArgumentError("a sweep makes its strategies itself: give names or classes, and inference_values")
     strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each))) for each in given]
+    join = listed(further.pop("join"), "join") if further.get("join") else []
     further["class_weights"] = rules[0]
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
     names = [_name(method_of(each)[0]) for each in methods]
-    return runs.make_specs(names, numbers, [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
-                           [*(inference_values or {}).items()], batches, **_checked(names, further))
+    specs = runs.make_specs(names, numbers, [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
+                            [*(inference_values or {}).items()], batches, **_checked(names, further))
+    require_read(join, [each for spec in specs for each in spec.reads], "the sweep")
+    return [replace(spec, join=[each for each in join if any(name.startswith(f"{named_store(each)[0]}/")
+                                                             for name in spec.reads)]) for spec in specs]
 
 
 def _name(method: str | type[Method]) -> str:

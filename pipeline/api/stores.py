@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from onceclip.pipeline.api.arguments import listed, opened, path_of, place_of, whole
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.prompts import Prompts
     from onceclip.pipeline.workers.work import Workers
+    from onceclip.stores.compact import Compaction
     from onceclip.stores.verification import Verification
 
 
@@ -56,13 +59,15 @@ def spec_of(encoder: str | EncoderSpec, pretrained: str | None = None, device: s
 
 
 def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None,
-                  text_sets: Mapping[str, str | Path] | None = None) -> dict[str, Any]:
-    """Make a store from features made elsewhere.
+                  text_sets: Mapping[str, str | Path] | None = None, columns: Mapping[str, str] | None = None
+                  ) -> dict[str, Any]:
+    """Make a store from features made elsewhere, or from what `export` wrote of one.
 
-    source: an .npz file or a folder of .npy files, or a folder that clip-retrieval wrote; `onceclip import --help`
-        names the arrays. encoder: name of what made them. text_sets: files of further text sets by name: .npy in the
-        order of the classes, or .npz with text and class_names.
-    Raises ArrayError if the arrays do not fit together.
+    source: an .npz file or a folder of .npy files; or a table: Parquet files, a folder that `datasets` saved, Lance; or
+        a folder that clip-retrieval wrote. `onceclip import --help` names the arrays. encoder: name of what made them.
+        text_sets: files of further text sets by name: .npy in the order of the classes, or .npz with text and
+        class_names. columns: of a table, by role, such as {"embedding": "clip"}.
+    Raises ArrayError if the arrays do not fit together, SourceError if a table cannot be read.
 
     Example:
         >>> import numpy
@@ -72,9 +77,9 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     """
     from onceclip.pipeline.extraction.import_arrays import import_arrays as run
 
-    return run(path_of(source, "an .npz file or a folder of arrays"), place_of(store, "where the store is to be"),
+    return run(place_of(source, "a file or a folder of arrays"), place_of(store, "where the store is to be"),
                encoder, text_sets={name: path_of(file, f"text set {name}: a file")
-                                   for name, file in (text_sets or {}).items()})
+                                   for name, file in (text_sets or {}).items()}, columns=columns or {})
 
 
 def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str] = (),
@@ -190,3 +195,34 @@ def verify(store: str | Path | Store, repair: bool = False,
     if repair and found.faults:
         mend(path, found)
     return found
+
+
+def compact(store: str | Path | Store, new: str | Path, shard_rows: int | None = None,
+            progress: Callable[[float], None] = lambda fraction: None) -> Compaction:
+    """Copy a store into few large files, also to a URL; hf://datasets/ORG/NAME publishes it.
+
+    new: where the copy is to be. On the hub it is uploaded as one commit when it is whole, with its card; it is made
+        in the folder for temporary files first. Elsewhere a copy that was cut short is gone on with by the same call.
+        shard_rows: rows per shard, a multiple of those per chunk; None for many. progress: gets the fraction done.
+    Raises StoreError if something else stands at `new`, StoreIncomplete for an unfinished store, ExportError if the
+    upload fails.
+
+    Example:
+        >>> onceclip.compact("pets.zarr", "compact-pets.zarr").images
+        160
+    """
+    from onceclip.pipeline.export.publish import HUB, publish, require_free
+    from onceclip.pipeline.reporting.description import card, info
+    from onceclip.stores.card import write_card
+    from onceclip.stores.compact import compact as run
+
+    source, target = opened(store).path, place_of(new, "where the copy is to be")
+    if not target.startswith(HUB):
+        return run(source, target, shard_rows, progress)
+    require_free(target)
+    with TemporaryDirectory(prefix="onceclip-") as folder:
+        copy = Path(folder, Path(target).name)
+        done = run(source, str(copy), shard_rows, progress)
+        write_card(str(copy), card(info(str(copy)) | {"path": target}))
+        publish(copy, target)
+    return replace(done, store=target)

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Sequence[str | Path], *,
             label_next: int | None = None, label_errors: bool = False, most: int = 100, out: str | Path | None = None,
             page: str | Path | None = None, images: str | None = None, encoder: str | EncoderSpec | None = None,
-            device: str = "auto", modules: Sequence[str] = (),
+            device: str = "auto", modules: Sequence[str] = (), join: Sequence[str] = (),
             progress: Callable[[float], None] = lambda fraction: None) -> list[dict[str, Any]]:
     """Name images to label next, or labelled images whose label is likely wrong.
 
     adapter: a classifier, or the folder of a saved one. inputs: a store, or for label_next also images, folders and
         other sources. label_next: how many to choose, least sure first. label_errors: look through all labelled images
         of the store; most: how many to give. out: a CSV file. page: an HTML file with small pictures; images: where the
-        store's images are. encoder: where it is, if the adapter cannot say. progress: gets the fraction done.
+        store's images are. encoder: where it is, if the adapter cannot say. join: NAME=STORE to be joined to
+        the store, as of `evaluate`. progress: gets the fraction done.
     Raises ArgumentError unless one of label_next and label_errors is given, PredictionError if there is nothing to
     choose from, StoreMismatch for another encoder.
 
@@ -45,6 +46,7 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
     from onceclip.pipeline.prediction import label_next as active
     from onceclip.pipeline.prediction.inputs import list_inputs, store_among
     from onceclip.pipeline.prediction.predict import encoder_of
+    from onceclip.pipeline.tasks.encoders import joined_store, require_store
 
     if (label_next is None) == (not label_errors):
         raise ArgumentError("give one of label_next (--label-next N) and label_errors (--label-errors)")
@@ -56,6 +58,8 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
     paths = [] if isinstance(inputs, Store) else [place_of(each, "a store, images or a folder")
                                                   for each in listed(inputs, "inputs")]
     store = inputs if isinstance(inputs, Store) else store_among(paths)
+    require_store(join, store)
+    store = store and joined_store(store, join, classifier)
     records = [] if store else list_inputs(paths).records
     if store and label_errors:
         found = errors.label_errors(classifier, store, whole(most, "most", 1), progress)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceclip.pipeline.api.arguments import listed, one_of, path_of, shots_of, whole
+from onceclip.pipeline.api.arguments import listed, one_of, place_of, shots_of, whole
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.words import listing
+from onceclip.stores.copy import local_copy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,7 +33,8 @@ def results(folders: Folders) -> DataFrame:
     """
     from onceclip.pipeline.reporting.frames import results_frame
 
-    return results_frame(_paths(folders))
+    with local_folders(folders) as paths:
+        return results_frame(paths)
 
 
 def table(folders: Folders, form: str = "markdown", *, score: str | Sequence[str] = "accuracy",
@@ -50,12 +53,12 @@ def table(folders: Folders, form: str = "markdown", *, score: str | Sequence[str
         >>> print(onceclip.table("for-a-table").splitlines()[0])
         | method | 4 shots |
     """
-    from onceclip.pipeline.reporting.frames import COLUMNS, SCORES, cells_of, results_frame
+    from onceclip.pipeline.reporting.frames import COLUMNS, SCORES, cells_of
     from onceclip.pipeline.reporting.table_formats import FORMATS
 
     write = FORMATS[one_of(form, "format", list(FORMATS))]
     scores = [one_of(each, "score", SCORES) for each in listed(score, "score")]
-    frame = results_frame(_paths(folders))
+    frame = results(folders)
     if shots is not None:
         numbers = [shots_of(each) or "all" for each in listed(shots, "shots")]
         frame = frame[frame["shots"].isin(numbers)]
@@ -98,10 +101,15 @@ def compare(folders: Folders, test: str = "draws", *, baseline: str | None = Non
     from onceclip.pipeline.reporting.comparison import TESTS, compare_results
     from onceclip.pipeline.reporting.frames import SCORES
 
-    return compare_results(_paths(folders), one_of(test, "test", TESTS), baseline, one_of(score, "score", SCORES),
-                           None if shots is None else [shots_of(each) or "all" for each in listed(shots, "shots")],
-                           None if methods is None else listed(methods, "methods"), by_encoder)
+    with local_folders(folders) as paths:
+        return compare_results(paths, one_of(test, "test", TESTS), baseline, one_of(score, "score", SCORES),
+                               None if shots is None else [shots_of(each) or "all" for each in listed(shots, "shots")],
+                               None if methods is None else listed(methods, "methods"), by_encoder)
 
 
-def _paths(folders: Any) -> list[Path]:
-    return [path_of(each, "a results folder") for each in listed(folders, "results")]
+@contextmanager
+def local_folders(folders: Any) -> Iterator[list[Path]]:
+    """Results folders at paths, and copies of those behind URLs."""
+    with ExitStack() as copies:
+        yield [copies.enter_context(local_copy(place_of(each, "a results folder")))
+               for each in listed(folders, "results")]

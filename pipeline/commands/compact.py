@@ -20,12 +20,14 @@ def compact(store: str, new: str, shard_rows: int | None, as_json: bool) -> None
 
     Joins the chunks of STORE into shards, each checked on the way, for very large stores and for object storage.
     Every command works on NEW as on STORE. Run the same command again to go on with a copy that was cut short.
+    hf://datasets/ORG/NAME publishes the copy on Hugging Face's hub, with its card, as one commit (docs/sharing.md).
 
     \b
-    Example:
+    Examples:
         onceclip compact pets.zarr s3://my-bucket/pets.zarr
+        onceclip compact pets.zarr hf://datasets/my-name/pets
     """
-    from onceclip.stores.compact import compact as run
+    from onceclip.pipeline.api.stores import compact as run
 
     with percentage("compact") as progress:
         done = run(store, new, shard_rows, progress)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, ShotList, json_option, names_in, show
+from onceclip.pipeline.commands.options import ShotList, json_option, names_in, show
 from onceclip.pipeline.words import counted, shots_of
 
 
 @click.command()
-@click.argument("results", nargs=-1, required=True, type=LocalPath(path_type=Path), metavar="RESULTS...")
+@click.argument("results", nargs=-1, required=True, metavar="RESULTS...")
 @click.option("--test", type=click.Choice(["draws", "mcnemar", "bootstrap", "wilcoxon", "friedman"]), default="draws",
               show_default=True, help="draws: paired t over seeds. mcnemar: over images, each seed. bootstrap: over "
               "draws and images together. wilcoxon, friedman (with Nemenyi): over stores.")
@@ -24,7 +23,7 @@ from onceclip.pipeline.words import counted, shots_of
 @click.option("--by-encoder", is_flag=True, help="A line per method and encoder, on equal draws of stores of the same "
               "images.")
 @json_option
-def compare(results: tuple[Path, ...], test: str, baseline: str | None, score: str, shots: list[int | None] | None,
+def compare(results: tuple[str, ...], test: str, baseline: str | None, score: str, shots: list[int | None] | None,
             methods: str | None, by_encoder: bool, as_json: bool) -> None:
     """Test whether methods differ, on the same draws.
 

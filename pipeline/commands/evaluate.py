@@ -28,7 +28,7 @@ _NATS = ("nll", "ece")
 
 
 @click.command()
-@click.argument("adapter", type=LocalPath(path_type=Path))
+@click.argument("adapter")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True,
               help="The images that are scored.")
@@ -40,7 +40,7 @@ _NATS = ("nll", "ece")
 @click.option("--only-its-classes", is_flag=True, help="Score among the classes whose images are scored, not among all "
               "that the adapter knows.")
 @coverage_option
-@click.option("--against", type=LocalPath(path_type=Path), metavar="ADAPTER",
+@click.option("--against", metavar="ADAPTER",
               help="Compare with another adapter on the same images.")
 @click.option("--multi-label", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Score images of several classes each by mean average precision: CSV with the columns key,label, a "
@@ -59,8 +59,8 @@ _NATS = ("nll", "ece")
 @join_option
 @import_option
 @json_option
-def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | None, classes: str,
-             only_its_classes: bool, coverage: float | None, against: Path | None,
+def evaluate(adapter: str, stores: tuple[str, ...], split: str, text: str | None, classes: str,
+             only_its_classes: bool, coverage: float | None, against: str | None,
              multi_label: Path | None, per_class: bool,
              confusion: Path | None, inference: str | None, inference_values: dict[str, str],
              batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, masks: str | None,
@@ -91,22 +91,22 @@ def evaluate(adapter: Path, stores: tuple[str, ...], split: str, text: str | Non
                   orders=orders, masks=masks, save=save, overwrite=overwrite, multi_label=multi_label,
                   progress=lambda path: percentage(f"evaluate {path}"))
     values = {"adapter": str(adapter), **found}
-    show(as_json, values, lambda: [*evaluation_lines(values, per_class, reports=not join),
+    show(as_json, values, lambda: [*evaluation_lines(values, per_class, joined=join),
                                    *([f"Saved the adapter that {inference} left behind in {save}."] if save else [])])
 
 
-def evaluation_lines(found: Mapping[str, Any], per_class: bool, reports: bool = True) -> list[str]:
+def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence[str] = ()) -> list[str]:
     """What an adapter reached on one store or on several, and against another adapter.
 
-    reports: name the command of a page of mistakes, which joins no stores.
+    joined: NAME=STORE of the stores that were joined.
     """
     if "map" in found:
         return list(_multi_label_lines(found, per_class))
     if "stores" not in found:
         return [*_store_lines(found), *inference_lines(found), *set_lines(found), *_against_lines(found),
                 *(_class_lines(found) if per_class else []),
-                *([f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])} --out mistakes.html"]
-                  if reports else [])]
+                f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])}"
+                f"{''.join(f' --join {quote(each)}' for each in joined)} --out mistakes.html"]
     stores = found["stores"]
     return [f"{found['adapter']} ({label_of(stores[0])}), {stores[0]['split']} split, in per cent but NLL and ECE",
             *_shift_lines(stores, found["mean_of_others"]),

@@ -16,6 +16,7 @@ from onceclip.pipeline.commands.options import (
     BatchSize,
     Decorator,
     LocalPath,
+    column_option,
     encoder_options,
     encoder_spec,
     json_option,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "crops", "preproj", "tokens",
                  "layer_statistics")
-_SOURCE_NAMES = ("root", "every", "frames", "download", "unlabelled")
+_SOURCE_NAMES = ("root", "every", "frames", "download", "unlabelled", "columns")
 _SPLITS = ("train", "val", "test")
 _VIEWS = ("views", "ten_crop", "crops")
 
@@ -134,6 +135,7 @@ def source_options() -> Decorator:
                          "spread."),
             click.option("--download", is_flag=True, help="Let torchvision download its data set into --root."),
             click.option("--unlabelled", is_flag=True, help="Store the images without classes, for predict."),
+            column_option,
         ]):
             command = option(command)
         return command
@@ -203,6 +205,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
         tar archives                'pets-{000..009}.tar', 'pets-*.tar', s3://bucket/pets.tar
         list of files               - (standard input: find pets -name '*.jpg' | ...)
         torchvision's data sets     torchvision:CIFAR10
+        tables of images            hf-dataset:saved-pets, hf-dataset:ORG/NAME, 'parquet:data/train-*.parquet'
         your own                    MODULE:FUNCTION
 
     \b

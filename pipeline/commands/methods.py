@@ -1,4 +1,4 @@
-"""`onceclip methods`: methods and strategies of inference listed or explained."""
+"""`onceclip methods`: methods, strategies of inference, support sources and averages listed or explained."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from onceclip.pipeline.commands.options import json_option, show
 @click.argument("name", required=False, shell_complete=complete_methods)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:
-    """List methods and strategies of inference, or explain one.
+    """List methods, strategies and sources, or explain one.
 
     The list has each method's family, what a fit costs, whether it serves classes that it was not fitted on, and what
-    it needs; and of each strategy what it sees and assumes, and whether it leaves an adapter behind. With a NAME, or
-    MODULE:CLASS of your own: equation, hyperparameters with what is tried, presets and source.
+    it needs; of each strategy what it sees and assumes, and whether it leaves an adapter behind; of each source where
+    its images come from; and what A+B and RULE:A+B mean. With a NAME, or MODULE:CLASS of your own: equation,
+    hyperparameters with what is tried, presets and source.
     """
     from onceclip.pipeline.api.catalogue import methods as describe
 
@@ -33,8 +34,10 @@ def method_lines(values: dict[str, Any]) -> list[str]:
     """All methods and strategies, or one, for people to read."""
     if "methods" in values:
         return [*_list(values["methods"]), "", *_strategies(values["inferences"]), "",
+                *_sources(values["supports"]), "", *_averages(values["averages"]), "",
                 "`onceclip methods NAME` shows equation, hyperparameters, presets and source."]
-    return _strategy(values) if "sees" in values else _one(values)
+    kind = next((kind for key, kind in _PAGES.items() if key in values), _one)
+    return kind(values)
 
 
 def _list(methods: list[dict[str, Any]]) -> list[str]:
@@ -56,6 +59,35 @@ def _strategies(strategies: list[dict[str, Any]]) -> list[str]:
                      *((each["name"], each["sees"], f"{each['prior']} prior" if each["prior"] != "none" else "-",
                         each["fitted_on"], "yes" if each["leaves_classifier"] else "no", each["summary"])
                        for each in strategies)])
+
+
+def _sources(sources: list[dict[str, Any]]) -> list[str]:
+    return _columns([("support", "from", "what it is (fit and sweep --support NAME:K)"),
+                     *((each["name"], "a bank" if each["from_bank"] else "training images",
+                        each["summary"]) for each in sources)])
+
+
+def _averages(averages: list[dict[str, Any]]) -> list[str]:
+    return _columns([("average", "what it is (fit --method, sweep --methods; NAME/A for a method of the encoder that "
+                      "--join NAME=STORE joins)"), *((each["name"], each["summary"]) for each in averages)])
+
+
+def _source(values: dict[str, Any]) -> list[str]:
+    where = ("images of a bank (--bank STORE)" if values["from_bank"] else
+             "training images, labels unread, or those of a --bank")
+    return [f"{values['name']}: {values['summary']}", "", f"Source: {values['source']}",
+            f"Takes support rows from {where}{', by their captions' if values['needs'] == 'caption' else ''}: "
+            f"--support {values['name']}:K, or {values['name']}:K,NAME=VALUE.",
+            *_settings(values["hyperparameters"], f"--support {values['name']}:K,")]
+
+
+def _average(values: dict[str, Any]) -> list[str]:
+    example = values["name"].replace("A+B", "gda+lp++")
+    return [f"{values['name']}: {values['summary']}", "",
+            *([f"Members: {', '.join(values['members'])}"] if "members" in values else []),
+            "Each has hyperparameters that validation images choose, or its defaults where there are none. NAME/METHOD "
+            "is of the encoder of --join NAME=STORE.",
+            f"Write: fit STORE --method {example}, sweep STORE --methods {example},..."]
 
 
 def _strategy(values: dict[str, Any]) -> list[str]:
@@ -111,3 +143,6 @@ def _tried(setting: dict[str, Any]) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_PAGES = {"sees": _strategy, "from_bank": _source, "rule": _average}  # by what only such values have

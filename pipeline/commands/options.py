@@ -36,6 +36,22 @@ import_option = click.option("--import", "modules", multiple=True, metavar="MODU
                              help="Import a module of yours: methods and heads from it may be used (repeatable).")
 
 
+def _roles(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    named: dict[str, str] = {}
+    for text in given:
+        role, _, name = text.partition("=")
+        if not role or not name:
+            raise click.BadParameter(f"{text!r} is not ROLE=NAME, such as label=species")
+        if named.setdefault(role, name) != name:
+            raise click.BadParameter(f"{role} is given two columns, {named[role]} and {name}: give it one")
+    return tuple(named.items())
+
+
+column_option = click.option(
+    "--column", "columns", multiple=True, metavar="ROLE=NAME", callback=_roles, help="A table's column "
+    "that is its embedding, image, label, split, key or group (repeatable).")
+
+
 def names_in(text: str) -> list[str]:
     """The names in a list with commas; quotes hold together one that has a comma, as in CSV: 'cat,"dog, small"'."""
     return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]

@@ -16,6 +16,7 @@ from onceclip.pipeline.commands.options import (
     encoder_options,
     encoder_spec,
     import_option,
+    join_option,
     json_option,
     names_in,
     say_at_once,
@@ -52,6 +53,7 @@ from onceclip.pipeline.words import counted
 @click.option("--views", type=click.IntRange(2), metavar="N", help="Views that are made of each image for it.  "
               "[default: as those that the adapter's store has, else 64]")
 @encoder_options(required=False)
+@join_option
 @import_option
 @json_option
 def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: str | None,
@@ -59,7 +61,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
             coverage: float | None, set_kind: str, out: Path | None, logits: Path | None, root: str | None,
             every: int | None, frames: int | None, inference: str | None, inference_values: dict[str, str],
             views: int | None, model: str | None, pretrained: str | None, preprocess: str | None, device: str,
-            modules: tuple[str, ...], as_json: bool) -> None:
+            join: tuple[str, ...], modules: tuple[str, ...], as_json: bool) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
@@ -81,17 +83,15 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
         raise click.UsageError(f"{' and '.join(own)}: of --zero-shot alone, which takes no ADAPTER: add it")
     if zero_shot and adapter:
         inputs = (adapter, *inputs)
-    elif adapter and "://" in adapter:
-        raise click.UsageError(f"{adapter} is a URL; only stores can be: give a path on this machine")
     if not adapter or not inputs:
         raise click.UsageError(f"give {'' if adapter else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
                                "images, a folder, a source or a store")
     say_at_once(f"loading {model or ('the encoder' if zero_shot else adapter)} ...")
     from tqdm import tqdm
 
-    from onceclip.adapters import load_classifier, set_rule
+    from onceclip.adapters import set_rule
     from onceclip.pipeline.api.adapters import zero_shot_of
-    from onceclip.pipeline.api.arguments import inference_of, require_alone
+    from onceclip.pipeline.api.arguments import inference_of, loaded, require_alone
     from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
     from onceclip.pipeline.prediction.predict import with_sets
@@ -103,13 +103,13 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     if zero_shot:
         classifier, encoder = zero_shot_of(inputs, names_in(names) if names else [], templates, text, encoder, device)
     else:
-        classifier = load_classifier(adapter, modules)
+        classifier = loaded(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
     if inference is None and inference_values:
         raise click.UsageError("--inference-set is for a strategy: add --inference NAME")
     strategy = None if inference is None else inference_of(inference, inference_values)
     asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(root, every, frames), encoder,
-                    device, strategy, views)
+                    device, strategy, views, join)
     count, predictions = asked.count, asked.predictions
     if coverage is not None:
         require_alone(strategy)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, import_option, json_option, show
+from onceclip.pipeline.commands.options import LocalPath, import_option, join_option, json_option, show
 from onceclip.pipeline.words import counted, percent
 
 
@@ -21,10 +21,11 @@ from onceclip.pipeline.words import counted, percent
               "[default: test]")
 @click.option("--images", metavar="FOLDER", help="Of an adapter's page: where the store's images are (whatever "
               "`extract` takes), for pictures of mistakes.  [default: the store's path without .zarr, if there]")
+@join_option
 @import_option
 @json_option
-def report(results: tuple[str, ...], out: Path, split: str | None, images: str | None, modules: tuple[str, ...],
-           as_json: bool) -> None:
+def report(results: tuple[str, ...], out: Path, split: str | None, images: str | None, join: tuple[str, ...],
+           modules: tuple[str, ...], as_json: bool) -> None:
     """Write a page of results, or of an adapter and its mistakes.
 
     Results: learning curves, tables, differences to zero-shot, chosen hyperparameters, classes, calibration, cost and
@@ -38,11 +39,14 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
     from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.api.adapters import report as write
     from onceclip.pipeline.runs.results import NAME
+    from onceclip.stores.copy import local_copy
 
     first, *others = results
-    store = (others[0] if len(others) == 1 and file_of(Path(first), CONFIG).is_file()
-             and not (Path(others[0]) / NAME).is_file() else None)
-    found = write(first if store else results, store, out=out, split=split, images=images, modules=modules)
+    with local_copy(first) as folder:
+        store = (others[0] if len(others) == 1 and file_of(folder, CONFIG).is_file()
+                 and not (Path(others[0]) / NAME).is_file() else None)
+        found = write(folder if store else [folder, *others], store, out=out, split=split, images=images,
+                      modules=modules, join=join)
     for adapter in () if store else (each for each in results if file_of(Path(each), CONFIG).is_file()):
         click.echo(f"Note: {adapter} is an adapter, and without a store the page has only its result row: classes, "
                    f"confusions and mistakes take `onceclip report {quote(adapter)} STORE --out {quote(str(out))}`",

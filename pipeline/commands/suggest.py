@@ -12,6 +12,7 @@ from onceclip.pipeline.commands.options import (
     encoder_options,
     encoder_spec,
     import_option,
+    join_option,
     json_option,
     percentage,
     say_at_once,
@@ -21,7 +22,7 @@ from onceclip.pipeline.words import counted
 
 
 @click.command()
-@click.argument("adapter", type=LocalPath(path_type=Path))
+@click.argument("adapter")
 @click.argument("inputs", nargs=-1, required=True, metavar="(STORE | IMAGES... | FOLDER)")
 @click.option("--label-next", type=click.IntRange(1), metavar="N", help="Name N images to label: those that the "
               "adapter is least sure of, spread over clusters, so that no two say the same.")
@@ -35,11 +36,13 @@ from onceclip.pipeline.words import counted
 @click.option("--images", metavar="FOLDER", help="Where the store's images are, for pictures.  "
               "[default: the store's path without .zarr, if there]")
 @encoder_options(required=False)
+@join_option
 @import_option
 @json_option
-def suggest(adapter: Path, inputs: tuple[str, ...], label_next: int | None, label_errors: bool, most: int,
+def suggest(adapter: str, inputs: tuple[str, ...], label_next: int | None, label_errors: bool, most: int,
             out: Path | None, page: Path | None, images: str | None, model: str | None, pretrained: str | None,
-            preprocess: str | None, device: str, modules: tuple[str, ...], as_json: bool) -> None:
+            preprocess: str | None, device: str, join: tuple[str, ...], modules: tuple[str, ...],
+            as_json: bool) -> None:
     """Name images to label next, and labels that look wrong.
 
     Prints a line per image, separated by tabs: name, the class that it likely is and its probability, then the next
@@ -56,7 +59,8 @@ def suggest(adapter: Path, inputs: tuple[str, ...], label_next: int | None, labe
     encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
     with percentage("suggest") as progress:
         found = run(adapter, inputs, label_next=label_next, label_errors=label_errors, most=most, out=out, page=page,
-                    images=images, encoder=encoder, device=device, modules=modules, progress=progress)
+                    images=images, encoder=encoder, device=device, modules=modules, join=join,
+                    progress=progress)
     what = counted(len(found), "label to check", "labels to check") if label_errors else counted(
         len(found), "image to label next", "images to label next")
     show(as_json, {"adapter": str(adapter), "images": found},

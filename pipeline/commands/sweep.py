@@ -19,6 +19,7 @@ from onceclip.pipeline.commands.options import (
     ShotList,
     compile_option,
     coverage_option,
+    join_option,
     json_option,
     names_in,
     one_way,
@@ -43,8 +44,8 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 @click.command()
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
-              help="Names, MODULE:CLASS for methods of your own, or all; A+B for an ensemble, merge:A+B for two that "
-              "are merged.  [default: six of them]")
+              help="Names, MODULE:CLASS for methods of your own, or all; A+B for an ensemble, RULE:A+B for one by a "
+              "rule, NAME/A for a joined store's (`onceclip methods A+B` explains them).  [default: six of them]")
 @click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True,
               help="Labelled training images per class, each of these numbers.")
 @click.option("--seeds", type=Numbers(), default="1-5", show_default=True,
@@ -67,6 +68,7 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
               "into memory.")
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
 @support_options
+@join_option
 @inference_options("Read test images by strategies, too, with every classifier that is fitted: names, with none for "
                    "each image by itself, such as none,stata.")
 @compile_option

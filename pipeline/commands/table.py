@@ -11,7 +11,7 @@ from onceclip.pipeline.words import counted
 
 
 @click.command()
-@click.argument("results", nargs=-1, required=True, type=LocalPath(path_type=Path), metavar="RESULTS...")
+@click.argument("results", nargs=-1, required=True, metavar="RESULTS...")
 @click.option("--format", "form", type=click.Choice(["markdown", "latex", "csv", "html"]), default="markdown",
               show_default=True, help="csv has plain numbers, fractions of one, without marks.")
 @click.option("--score", default="accuracy", show_default=True, metavar="NAME,...",
@@ -24,7 +24,7 @@ from onceclip.pipeline.words import counted
 @click.option("--digits", type=click.IntRange(0, 6), default=1, show_default=True, help="Decimals of per cent.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE", help="Write it to a file.")
 @json_option
-def table(results: tuple[Path, ...], form: str, score: str, columns: str | None, shots: list[int | None] | None,
+def table(results: tuple[str, ...], form: str, score: str, columns: str | None, shots: list[int | None] | None,
           methods: str | None, interval: bool, digits: int, out: Path | None, as_json: bool) -> None:
     """Print results as the table of a paper.
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from onceclip.pipeline.decoding.masks import parted
 from onceclip.pipeline.errors import BadImage
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -46,6 +47,7 @@ class Preparation:
     and resizes no more than is kept; for those of ON_DEVICE a `DeviceDecoder` does what `jpeg` gives, and the rest is
     exact. exif: whether the camera's orientation is applied.
     custom: "module:function" of a preprocessing of its own, from a Pillow image to floats (3, height, width).
+    second: "mask" where that takes the image and its mask, and gives floats (channels, height, width); else empty.
     style: "open_clip", or "transformers", which makes images RGB before they are resized and rounds margins down.
     """
 
@@ -59,11 +61,13 @@ class Preparation:
     exif: bool = False
     custom: str | None = None
     style: str = "open_clip"
+    second: str = ""
+    channels: int = 3
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one image's pixels."""
-        return (3, *self.size) if self.custom else (*self.size, 3)
+        return (self.channels, *self.size) if self.custom else (*self.size, 3)
 
     @property
     def dtype(self) -> np.dtype:
@@ -75,7 +79,18 @@ class Preparation:
 
         Raises BadImage if the bytes are not an image, are cut short, or cannot be brought to size.
         """
-        return self.plain(self.open(content))
+        if not self.second:
+            return self.plain(self.open(content))
+        image, mask = parted(content)
+        opened = self.open(image)
+        try:
+            shown = self.open(mask)
+        except BadImage as error:
+            raise BadImage(f"its mask: {error}") from error
+        if opened.size != shown.size:
+            raise BadImage(f"its mask has {' x '.join(map(str, shown.size))} pixels, and the image "
+                           f"{' x '.join(map(str, opened.size))}")
+        return self.plain(opened, shown.image)
 
     def open(self, content: bytes, whole: bool = False) -> Opened:
         """Decode the bytes of an image file.
@@ -129,21 +144,21 @@ class Preparation:
         fits = len(content) <= _JPEG_BYTES and pixels <= JPEG_PIXELS
         return Jpeg(content, pixels) if upright and fits and content.endswith(_END) else None
 
-    def plain(self, opened: Opened) -> np.ndarray:
-        """The pixels of a decoded image, as of `pixels`.
+    def plain(self, opened: Opened, *others: Image.Image) -> np.ndarray:
+        """The pixels of a decoded image, as of `pixels`. others: its mask, where that is looked at.
 
         Raises BadImage if it cannot be brought to size.
         """
         try:
-            return self.array(opened.image if self.custom else self._fitted(opened))
+            return self.array(opened.image if self.custom else self._fitted(opened), *others)
         except Exception as error:  # of shapes that no resize can take, among others
             raise BadImage(f"cannot be prepared for the encoder ({str(error) or type(error).__name__})") from error
 
-    def array(self, image: Image.Image) -> np.ndarray:
+    def array(self, image: Image.Image, *others: Image.Image) -> np.ndarray:
         """The pixels of an image that has the right size already, or that `custom` will bring to it."""
         if not self.custom:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        values = np.asarray(_function(self.custom)(image), self.dtype)
+        values = np.asarray(_function(self.custom)(image, *others), self.dtype)
         if values.shape != self.shape:
             raise ValueError(f"{self.custom} gave an array of shape {values.shape}, not {self.shape}")
         return values

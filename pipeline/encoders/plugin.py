@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from onceclip.pipeline.decoding.masks import MASK
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
@@ -39,7 +40,8 @@ class PluginBackend(Backend):
     The object has `name`, `dim`, `encode_image` and `preprocess` (a function at the top level of its module, from a
     Pillow image to floats (3, height, width), or a `Preparation`); optionally `encode_text`, `tokenizer`,
     `logit_scale`, `logit_bias`. `identity`, JSON values that decide what the embeddings are, may be left out by a
-    torch module, or an object whose `model` is one: its weights say it.
+    torch module, or an object whose `model` is one: its weights say it. With `second_input = "mask"` its `preprocess`
+    takes the mask of an image beside it, and gives floats (channels, height, width).
     Raises EncoderError if it cannot be imported, or lacks one of these.
     """
 
@@ -57,9 +59,15 @@ class PluginBackend(Backend):
         elif self.precision != "fp32":
             raise EncoderError(f"--precision {self.precision}: {spec.model} is no torch module that could be cast: "
                                "leave it away")
+        self.second = getattr(self._plugin, "second_input", "")
+        if self.second not in ("", MASK):
+            raise EncoderError(f"{self._path} has second_input {self.second!r}: a source gives {MASK!r} alone; leave "
+                               "it out, or take that")
         self.preparation = self._preparation(spec, module)
         self.identity = {"plugin": name, "dim": dim, "precision": self.precision, "output": EMBEDDING,
                          "identity": self._declared()}
+        if self.second:
+            self.identity["second_input"] = self.second
         if self.model is not None:
             self.identity["weights"] = weights_digest(self.model)
         self.identity["preprocess"] = ({"size": list(self.preparation.size)} if self.preparation.custom
@@ -124,26 +132,30 @@ class PluginBackend(Backend):
 
     def _preparation(self, spec: EncoderSpec, module: Any) -> Preparation:
         given = getattr(self._plugin, "preprocess", None)
-        if isinstance(given, Preparation):
+        if isinstance(given, Preparation) and not self.second:
             return replace(given, decode=spec.decode, exif=spec.exif)
         if not callable(given):
-            raise EncoderError(f"{self._path} needs `preprocess`: a function from a Pillow image to floats "
-                               "(3, height, width), or an onceclip.pipeline.decoding.preparation.Preparation")
+            raise EncoderError(f"{self._path} needs `preprocess`: a function from a Pillow image "
+                               + ("and its mask to floats (channels, height, width)" if self.second else
+                                  "to floats (3, height, width), or an "
+                                  "onceclip.pipeline.decoding.preparation.Preparation"))
         if spec.decode != "exact":
             raise EncoderError(f"--decode {spec.decode.partition('-')[0]}: {self._path} prepares images by itself: "
                                "leave it away, or give it a Preparation")
         shapes = set()
         for size in _SAMPLES:
             try:
-                shapes.add(np.asarray(given(Image.new("RGB", size)), np.float32).shape)
+                shown = [Image.new("RGB", size), *([Image.new("L", size)] if self.second else [])]
+                shapes.add(np.asarray(given(*shown), np.float32).shape)
             except Exception as error:
                 raise EncoderError(f"preprocess of {self._path} failed on a grey picture: {_where(error)}") from error
         shape = shapes.pop()
-        if shapes or len(shape) != 3 or shape[0] != 3:
+        if shapes or len(shape) != 3 or (shape[0] != 3 and not self.second):
             raise EncoderError(f"preprocess of {self._path} gave arrays of shape "
-                               f"{' and '.join(map(str, {shape, *shapes}))}: give (3, height, width), the same for "
-                               "every picture")
-        return Preparation(size=shape[1:], exif=spec.exif, custom=_path_of(given, module, self._path))
+                               f"{' and '.join(map(str, {shape, *shapes}))}: give "
+                               f"({'channels' if self.second else 3}, height, width), the same for every picture")
+        return Preparation(size=shape[1:], exif=spec.exif, custom=_path_of(given, module, self._path),
+                           second=self.second, channels=shape[0])
 
 
 def _load(path: str) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from onceclip.adapters import Classifier, method_class, set_rule
-from onceclip.adapters.selection.automatic import AUTOMATIC
+from onceclip.adapters.selection.automatic import AVERAGES
 from onceclip.adapters.selection.conformal import KINDS
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
@@ -68,7 +68,7 @@ def base_to_new(classifiers: Sequence[Classifier], store: Store, text: str = "de
     scores = evaluate_together(classifiers, store, classes=known, keep=keep, coverage=coverage)
     nothing: dict[str, Any] = {**dict.fromkeys(NEW_SCORES), "class_set": BASE, "classes_new": len(new)}
     name = classifiers[0].method
-    if name == AUTOMATIC or not method_class(name).transfers or not all(map(serves_others, classifiers)):
+    if name in AVERAGES or not method_class(name).transfers or not all(map(serves_others, classifiers)):
         return [{**each, **nothing} for each in scores]
     others = evaluate_together([for_text(each, store, text, new) for each in classifiers], store, classes=new)
     return [{**each, **nothing, "accuracy_new": other["accuracy"], "n_test_new": other["n"],

@@ -26,7 +26,8 @@ class Features:
 
     encoder: what made them, with `name` and `fingerprint`. dtype: of the stored values. key, label, split: a row each.
     classes: names, in label order. values: gives, for some rows, "embedding" (rows, dim) and every output.
-    drawn: whether rows without a split are to be given one. texts: text sets by name.
+    drawn: whether rows without a split are to be given one. texts: text sets by name. group, digest: of each row, where
+    they are known; else rows are in no group, and their digests are those of the embeddings.
     """
 
     encoder: dict[str, Any]
@@ -39,6 +40,8 @@ class Features:
     drawn: bool
     outputs: Mapping[str, Output] = field(default_factory=dict)
     texts: Mapping[str, TextSet] = field(default_factory=dict)
+    group: np.ndarray | None = None
+    digest: np.ndarray | None = None
 
 
 def make_store(path: str, features: Features, unit_rows: int = UNIT_ROWS) -> Store:
@@ -51,7 +54,7 @@ def make_store(path: str, features: Features, unit_rows: int = UNIT_ROWS) -> Sto
     n = len(features.key)
     empty = np.full(n, "", object)
     table = Table(features.key, features.label.astype(np.int32), features.split, np.full(n, TODO, np.int8),
-                  np.zeros((n, DIGEST_BYTES), np.uint8), empty)
+                  np.zeros((n, DIGEST_BYTES), np.uint8), empty, empty if features.group is None else features.group)
     with write_lock(path):
         writer = _writer(path, features, unit_rows)
         writer.plan(table, features.classes)
@@ -61,15 +64,16 @@ def make_store(path: str, features: Features, unit_rows: int = UNIT_ROWS) -> Sto
             embedding = values.pop("embedding")
             why = unusable_rows(embedding)
             good = why == ""
-            content = np.stack([np.frombuffer(digest(row.tobytes()), np.uint8) for row in embedding])
+            content = np.stack([np.frombuffer(digest(row.tobytes()), np.uint8) for row in embedding]) \
+                if features.digest is None else features.digest[rows]
             writer.commit(number, np.where(good[:, None], embedding, np.nan), content,
                           np.where(good, "", "its embedding is " + why).astype(object),
                           np.where(good, STORED, BAD).astype(np.int8), values)
         for name, text in features.texts.items():
             writer.put_text(name, text)
         written = open_store(path).table
-        split = splits.draw_splits(written.label, written.split, written.state, written.digest) if features.drawn \
-            else features.split
+        split = splits.draw_splits(written.label, written.split, written.state, written.digest, written.group) \
+            if features.drawn else features.split
         return writer.finish(split, split_source={"how": "drawn" if features.drawn else "imported"})
 
 

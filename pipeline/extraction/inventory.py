@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from onceclip.pipeline.decoding.masks import as_seen
 from onceclip.pipeline.decoding.worker import read
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.sources import Content, Record
@@ -48,8 +49,10 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     """
     old = store.table
     done = (old.state == STORED) | ((old.state == BAD) & (not retry_bad))
+    second = str(store.encoder.get("second_input", ""))
     if digests is None:
-        digests = file_digests(records, progress) if done.any() else np.zeros((len(records), DIGEST_BYTES), np.uint8)
+        digests = (file_digests(records, progress, second) if done.any() else
+                   np.zeros((len(records), DIGEST_BYTES), np.uint8))
     # A removed row still has its key: where two rows have one key, the one that is not removed counts.
     order = np.argsort(old.state != REMOVED, kind="stable")
     by_key = dict(zip(old.key[order].tolist(), order.tolist(), strict=True))
@@ -102,11 +105,11 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     return Inventory(table, changed, contents, np.sort(row_of), int(reused.sum()), moved, removed)
 
 
-def file_digests(records: Sequence[Record], progress: bool) -> np.ndarray:
-    """Digests of the files' bytes: (records, 16)."""
+def file_digests(records: Sequence[Record], progress: bool, second: str = "") -> np.ndarray:
+    """Digests of the files' bytes: (records, 16). second: the encoder's second input, as of `as_seen`."""
     def file_digest(record: Record) -> bytes:
         try:
-            return digest(read(record.content))
+            return digest(read(as_seen(record.content, second)))
         except BadImage:
             return digest(b"")  # the digest that the row of an unreadable file has
 

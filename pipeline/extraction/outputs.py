@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onceclip.pipeline.decoding.views import Views
+from onceclip.pipeline.errors import EncoderError
 from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.flat_files import row_checksums
-from onceclip.stores.location import occupied
+from onceclip.stores.location import occupied, require_writable
 from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class OutputOptions:
         Raises EncoderError if the encoder cannot give one.
         """
         found = {}
+        if self.views and encoder.preparation.second:
+            raise EncoderError(f"{encoder.info['name']} looks at a mask of every image, and views have none: leave "
+                               "--views and --crops out")
         if self.views:
             found[VIEW] = Output((self.views.number, encoder.dim), ("view", "dim"),
                                  {**self.views.spec(), "splits": self.splits_with_views})
@@ -113,6 +117,7 @@ class StorePlan:
 
 def store_exists(path: str) -> bool:
     """Whether there is a store to go on with; whatever else stands at the path is an error."""
+    require_writable(path)
     try:
         open_store(path)
     except NotAStore:

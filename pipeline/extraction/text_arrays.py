@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
+from onceclip.pipeline.extraction.imported_columns import single, texts_of
+from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME, check_name
 from onceclip.pipeline.words import counted, listing
 from onceclip.stores import TextSet
 from onceclip.stores.rows import unusable_rows
 
+BESIDE = "text-"  # in the name of a file of a text set, beside that of the images
+_FURTHER = ("class_names", "class_ptr", "template_id", "prompt", "encoder", "source")
 _LARGEST = 8 << 30  # bytes of a text set: 50,000 classes of 80 prompts have less
 
 
@@ -25,7 +33,10 @@ def read_text_set(name: str, file: Path, classes: Sequence[str], dim: int, encod
     check_name(name)
     if name == NAME:
         raise ArrayError(f"--text-set {name}: the set of this name is the array `text` of the import: choose another")
-    text, names = _load(file)
+    arrays = _load(file)
+    if "class_ptr" in arrays:
+        return replace(_exported(file, arrays, classes, dim), encoder=encoder)
+    text, names = arrays["text"], texts_of(arrays["class_names"]) if "class_names" in arrays else None
     if text.ndim not in (2, 3) or text.shape[-1] != dim or text.dtype.kind != "f" or 0 in text.shape:
         raise ArrayError(f"{file} has shape {text.shape} and type {text.dtype}: a text set is (classes, {dim}) or "
                          f"(classes, prompts, {dim}) floating-point numbers")
@@ -44,24 +55,73 @@ def read_text_set(name: str, file: Path, classes: Sequence[str], dim: int, encod
                              f"{listing(missing)}; it has {listing(names)}: embed them, or correct class_names")
         text = text[[place[each] for each in classes]]
     with np.errstate(over="ignore"):
-        single = text.astype(np.float32)
-    if (unusable_rows(single.reshape(-1, dim)) != "").any():
+        values = text.astype(np.float32)
+    if (unusable_rows(values.reshape(-1, dim)) != "").any():
         raise ArrayError(f"{file} has rows that are zeros, or not finite as float32: leave such prompts out")
-    return text_set_of(single, list(classes), encoder)
+    return text_set_of(values, list(classes), encoder)
 
 
-def _load(file: Path) -> tuple[np.ndarray, list[str] | None]:
+def text_sets_of(source: str | Path, given: Mapping[str, str | Path], classes: Sequence[str],
+                 encoder: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, TextSet]:
+    """The text sets of an import: those that are given, and those that `onceclip export` wrote beside its file.
+
+    encoder: of the store. said: what the file says, with the `encoder` that was exported.
+    Raises ArrayError as `read_text_set`, and for a set beside the file that belongs to another encoder.
+    """
+    found = {name: read_text_set(name, Path(file), classes, encoder["dim"], encoder["fingerprint"])
+             for name, file in given.items()}
+    file = Path(source)
+    for path in sorted(file.parent.glob(f"{glob.escape(file.stem)}.{BESIDE}*.npz")) if "encoder" in said else ():
+        name = path.stem.removeprefix(f"{file.stem}.{BESIDE}")
+        if name in found:
+            continue
+        check_name(name)
+        text = _exported(path, _load(path), classes, encoder["dim"])
+        if text.encoder != said["encoder"]["fingerprint"]:
+            raise ArrayError(f"{path} lies beside {file.name} but was made by another encoder: move it away, or export "
+                             "both anew")
+        found[name] = replace(text, encoder=encoder["fingerprint"])
+    return found
+
+
+def text_arrays(text: TextSet) -> dict[str, np.ndarray]:
+    """A text set as the arrays of an .npz file, of which `read_text_set` makes the same set."""
+    return {"text": text.embedding, "class_names": np.array(text.classes, np.str_), "class_ptr": text.class_ptr,
+            "template_id": text.template_id, "prompt": np.array(text.prompts, np.str_),
+            "encoder": np.array(text.encoder), "source": np.array(json.dumps(text.source))}
+
+
+def _exported(file: Path, arrays: Mapping[str, np.ndarray], classes: Sequence[str], dim: int) -> TextSet:
+    """The set that `text_arrays` wrote."""
+    try:
+        pointer, embedding = arrays["class_ptr"].astype(np.int64), single(arrays["text"]).astype(np.float32)
+        text = TextSet(embedding, tuple(texts_of(arrays["class_names"])), pointer,
+                       arrays["template_id"].astype(np.int32), tuple(texts_of(arrays["prompt"])),
+                       str(arrays["encoder"]), read_json(str(arrays["source"])))
+        sizes = {len(embedding), int(pointer[-1]), len(text.prompts), len(text.template_id)}
+        fits = (embedding.ndim == 2 and embedding.shape[1] == dim and len(sizes) == 1 and pointer[0] == 0
+                and len(pointer) == len(text.classes) + 1 and (np.diff(pointer) >= 0).all()
+                and isinstance(text.source, dict) and len(set(text.classes)) == len(text.classes))
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise ArrayError(f"{file} is no text set of `onceclip export` ({' '.join(str(error).split())})") from error
+    missing = [] if not fits or text.is_captions else [each for each in classes if each not in {*text.classes}]
+    if not fits or missing or (unusable_rows(embedding) != "").any():
+        what = f"lacks {counted(len(missing), 'class', 'classes')}: {listing(missing)}" if missing else \
+            f"has arrays that do not fit each other, or embeddings of {dim} numbers"
+        raise ArrayError(f"{file} {what}: export it anew")
+    return text
+
+
+def _load(file: Path) -> dict[str, np.ndarray]:
     try:
         if file.stat().st_size > _LARGEST:
             raise ValueError(f"{file.stat().st_size:,} bytes are more than a text set has")
         if file.suffix == ".npy":
-            return np.load(file, mmap_mode="r", allow_pickle=False), None
+            return {"text": np.load(file, mmap_mode="r", allow_pickle=False)}
         with np.load(file, allow_pickle=False) as arrays:
             if any(member.file_size > _LARGEST for member in arrays.zip.infolist()):
                 raise ValueError("a member unpacks to more bytes than a text set has")
-            names = np.ravel(arrays["class_names"]).tolist() if "class_names" in arrays.files else None
-            return arrays["text"], None if names is None else [
-                each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in names]
+            return {"text": arrays["text"], **{name: arrays[name] for name in _FURTHER if name in arrays.files}}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError, AttributeError, MemoryError) as error:
         raise ArrayError(f"{file} cannot be read as a text set ({' '.join(str(error).split())}): give an .npy file of "
                          "(classes, dim) or (classes, prompts, dim), or an .npz file with text and "

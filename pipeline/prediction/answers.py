@@ -28,6 +28,7 @@ from onceclip.pipeline.prediction.predict import (
     rows_to_label,
 )
 from onceclip.pipeline.sources import DEFAULTS, Record, SourceOptions
+from onceclip.pipeline.tasks.encoders import joined_store, require_store
 from onceclip.stores import Store
 
 
@@ -42,18 +43,19 @@ class Answers:
 
 def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
             options: SourceOptions = DEFAULTS, encoder: EncoderSpec | Encoder | None = None, device: str = "auto",
-            strategy: Inference | None = None, views: int | None = None) -> Answers:
+            strategy: Inference | None = None, views: int | None = None, join: Sequence[str] = ()) -> Answers:
     """List what is to be labelled; the encoder is loaded, and images are read, as the predictions are asked for.
 
     inputs: one or several of images, folders and other sources by their paths, Pillow images and arrays of pixels
         (uint8, height x width x 3); or a store, open or by its path; or raw embeddings (rows, dim). encoder: where it
         is, or a loaded one. strategy: of inference, by which the classifier reads them. views: that it has made of each
-        image, None for what `views_for` says.
+        image, None for what `views_for` says. join: NAME=STORE of other encoders' stores of the store's images.
     Raises PredictionError for what is none of these, SourceError if a source cannot be listed.
     """
     if views is not None and (strategy is None or strategy.sees != "views"):
         raise ArgumentError("--views is for a strategy that reads views of images: add --inference mta, say")
     if isinstance(inputs, Tensor) or (isinstance(inputs, np.ndarray) and inputs.dtype != np.uint8):
+        require_store(join, None)
         return Answers(len(inputs), [], infer_rows(classifier, inputs, strategy, top_k, min_probability) if strategy
                        else predict_rows(classifier, inputs, top_k, min_probability))
     given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
@@ -61,7 +63,9 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
         raise PredictionError("nothing to label: give images, a folder or a store")
     paths = [os.fspath(each) for each in given if isinstance(each, str | Path) and os.fspath(each)]
     store = given[0] if len(given) == 1 and isinstance(given[0], Store) else store_among(paths) if paths else None
+    require_store(join, store)
     if store:
+        store = joined_store(store, join, classifier)
         if views is not None:
             raise ArgumentError("--views is for images: a store has its own, as extract --views made them")
         return Answers(len(rows_to_label(store, split)), [],

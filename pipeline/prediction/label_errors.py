@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onceclip.adapters import Classifier
 from onceclip.adapters.methods import stored_method_class
-from onceclip.adapters.selection.automatic import AUTOMATIC
+from onceclip.adapters.selection.automatic import AVERAGES
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import PredictionError
 from onceclip.pipeline.extraction.splits import ties_of
@@ -81,12 +81,12 @@ def _left_out(fitted: list[Classifier], store: Store, rows: np.ndarray,
 
 def _fitted(classifier: Classifier, store: Store, rows: np.ndarray) -> Classifier:
     """The adapter's method, with its hyperparameters, fitted on some rows of a store."""
-    automatic = classifier.method == AUTOMATIC
-    kind = stored_method_class(IN_PLACE if automatic else classifier.method, "the adapter")
+    averaged = classifier.method in AVERAGES
+    kind = stored_method_class(IN_PLACE if averaged else classifier.method, "the adapter")
     if kind.needs_bank:
         raise PredictionError(f"{kind.name} learns from images of a bank, and labels of a store's own images are "
                               "looked at here: give an adapter of another method, such as gda")
-    known = kind.stored_values({} if automatic else classifier.hyperparameters)
+    known = kind.stored_values({} if averaged else classifier.hyperparameters)
     method = kind(**{name: value for name, value in known.items() if name in kind.hyperparameters})
     made = classifier.provenance.get("text") or {}
     name = str(made.get("name", "default"))
@@ -95,7 +95,7 @@ def _fitted(classifier: Classifier, store: Store, rows: np.ndarray) -> Classifie
     draw = Draw(rows, tuple(map(str, store.column("key")[rows])))
     task = task_of(store, words.of_classes(store.classes), made.get("class_weights", RULES[0]), draw,
                    outputs=kind.inputs)
-    return replace(method.fit(task, seed=1), temperature=1.0 if automatic else classifier.temperature)
+    return replace(method.fit(task, seed=1), temperature=1.0 if averaged else classifier.temperature)
 
 
 def _folds(store: Store, rows: np.ndarray, label: np.ndarray) -> np.ndarray:

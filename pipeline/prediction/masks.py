@@ -90,14 +90,18 @@ def _marked(file: File, preparation: Preparation, what: str) -> tuple[np.ndarray
 def _listed(place: str, keys: Sequence[str]) -> dict[str, File]:
     """The masks that a table names, by key."""
     lines = csv.DictReader(read_text(place).splitlines())
-    if not {"path", "mask"} <= {*(lines.fieldnames or ())}:
-        raise SourceError(f"{place} has no columns path and mask: give lines PATH,MASK under such a heading")
-    wanted, found = {*keys}, {}
-    for line in lines:
-        if line["mask"] and (key := key_of(line["path"] or "")) in wanted:
-            if key in found:
-                raise SourceError(f"{place} line {lines.line_num}: {key} has a mask already: give one of each image")
-            found[key] = file_at(parent(place), line["mask"])
+    wanted, found = {*keys}, dict[str, File]()
+    try:
+        if not {"path", "mask"} <= {*(lines.fieldnames or ())}:
+            raise SourceError(f"{place} has no columns path and mask: give lines PATH,MASK under such a heading")
+        for line in lines:
+            if line["mask"] and (key := key_of(line["path"] or "")) in wanted:
+                if key in found:
+                    raise SourceError(f"{place} line {lines.line_num}: {key} has a mask already: give one of each "
+                                      "image")
+                found[key] = file_at(parent(place), line["mask"])
+    except (csv.Error, UnicodeEncodeError) as error:
+        raise SourceError(f"{place} line {lines.line_num}: {error}: correct it") from error
     return found
 
 
@@ -108,6 +112,8 @@ def _beside(place: str, keys: Sequence[str]) -> dict[str, File]:
     found: dict[str, File] = {}
     for key in keys:
         name = os.path.splitext(decode_key(key))[0]
+        if os.path.isabs(name) or os.pardir in name.split(os.sep):  # a store names nothing outside of the folder
+            continue
         for stem in (name, name.partition(os.sep)[2]):
             for path in (f"{os.path.join(place, stem)}{end}{kind}" for end in _ENDS for kind in sorted(IMAGES) if stem):
                 if key not in found and os.path.isfile(path):

@@ -129,8 +129,14 @@ def with_sets(predictions: Iterable[Prediction], classifier: Classifier, rule: S
 def encoder_of(classifier: Classifier, given: EncoderSpec | Encoder | None = None, device: str = "auto") -> Encoder:
     """Load the encoder of an adapter; `given` is a loaded one, or says which where the adapter cannot.
 
-    Raises SourceError if the adapter's embeddings were imported and nothing says which encoder made them.
+    Raises SourceError if the adapter's embeddings were imported and nothing says which encoder made them,
+    PredictionError for an adapter of several encoders.
     """
+    others = dict.fromkeys(each.partition("/")[0] for each in classifier.inputs if "/" in each)
+    if others:
+        raise PredictionError(f"the adapter reads embeddings of {len(others) + 1} encoders, and images are encoded by "
+                              "one: extract a store of the images with each, and give the store with "
+                              + " ".join(f"--join {name}=STORE" for name in others))
     if isinstance(given, Encoder):
         return given
     return recorded_encoder(classifier.encoder, "the adapter", given, device,

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from onceclip.adapters.saving import CONFIG, classes_outside, read_configuration
+from onceclip.pipeline.files import is_url
 from onceclip.pipeline.words import counts, version
-from onceclip.stores import Store, open_store
+from onceclip.stores import NotAStore, Store, open_store
+from onceclip.stores.copy import local_copy
 from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
 
 _PIECE = 1 << 20  # rows that are counted at once
@@ -26,16 +28,26 @@ def info(path: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     modules: as for `load_classifier`.
     Raises NotAStore if the path is neither.
     """
-    if (Path(path) / CONFIG).is_file():
-        config = read_configuration(Path(path))
-        if modules or classes_outside(config):
-            from onceclip.adapters import load_classifier  # says which module it needs
+    if not is_url(path):
+        return _adapter(path, Path(path), modules) if (Path(path) / CONFIG).is_file() else _store(open_store(path))
+    try:
+        return _store(open_store(path))
+    except NotAStore:
+        with local_copy(path) as folder:
+            if not (folder / CONFIG).is_file():
+                raise
+            return _adapter(path, folder, modules)
 
-            load_classifier(path, modules)
-        return {"kind": "adapter", "path": path, "method": config["method"], "dim": config["dim"],
-                "hyperparameters": config["hyperparameters"], "classes": config["class_names"],
-                "provenance": config["provenance"]}
-    return _store(open_store(path))
+
+def _adapter(path: str, folder: Path, modules: Sequence[str]) -> dict[str, Any]:
+    config = read_configuration(folder)
+    if modules or classes_outside(config):
+        from onceclip.adapters import load_classifier  # says which module it needs
+
+        load_classifier(folder, modules)
+    return {"kind": "adapter", "path": path, "method": config["method"], "dim": config["dim"],
+            "hyperparameters": config["hyperparameters"], "classes": config["class_names"],
+            "provenance": config["provenance"]}
 
 
 def _store(store: Store) -> dict[str, Any]:
@@ -100,6 +112,7 @@ def card(values: dict[str, Any]) -> str:
     """
     encoder, images, source = values["encoder"], values["images"], values["split_source"] or {}
     name = os.path.basename(values["path"].rstrip("/")) or "store.zarr"
+    place = values["path"] if is_url(values["path"]) else name
     embedding = values["embedding"]
     norm = embedding["norm"]
     facts = {
@@ -125,8 +138,8 @@ def card(values: dict[str, Any]) -> str:
         f"# {name}", "", "Image embeddings by CLIP, for training few-shot classifiers without the images.", "",
         "| | |", "| --- | --- |", *(f"| {key} | {_cell(value)} |" for key, value in facts.items()), "",
         "## Use", "", "```console", "pip install onceclip",
-        f"onceclip verify {name}", f"onceclip fit {name} --out adapter", "```", "",
-        "```python", "import onceclip", "", f"store = onceclip.open_store({name!r})",
+        f"onceclip verify {place}", f"onceclip fit {place} --out adapter", "```", "",
+        "```python", "import onceclip", "", f"store = onceclip.open_store({place!r})",
         'print(store.embeddings(store.rows("train")).shape)', "```", "",
         "It is a Zarr v3 group: `zarr.open_group` and `xarray.open_zarr` read it too.", "",
         "## Licence", "", "To be filled in by the owner of the images.", "",

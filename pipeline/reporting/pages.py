@@ -43,6 +43,7 @@ from onceclip.pipeline.reporting.settings import (
 )
 from onceclip.pipeline.runs.results import Mean
 from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
+from onceclip.pipeline.tasks.encoders import joined_store
 from onceclip.pipeline.words import counted, few_words, shots_of, version
 from onceclip.stores import open_store
 
@@ -116,13 +117,16 @@ def _setting(title: str, setting: Setting, results: Results) -> dict[str, Any]:
 
 
 def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "test",
-                         images: str | None = None, modules: Sequence[str] = ()) -> dict[str, Any]:
+                         images: str | None = None, modules: Sequence[str] = (),
+                         join: Sequence[str] = ()) -> dict[str, Any]:
     """Write one self-contained HTML file on what a saved adapter does on a split of a store.
 
     images: the source of the store's images, for pictures of mistakes. modules: as for `load_classifier`.
+    join: NAME=STORE of other encoders' stores of the same images.
     Raises AdapterFileError, StoreError or TaskError if there is nothing to score.
     """
-    classifier, opened = load_classifier(adapter, modules), open_store(store)
+    classifier = load_classifier(adapter, modules)
+    opened = joined_store(open_store(store), join, classifier)
     scores = evaluate(classifier, opened, split)
     mistakes, remark = with_pictures(surest_mistakes(classifier, opened, split), opened, images)
     classes = sorted(scores["per_class"], key=lambda each: (each["recall"] is None, each["recall"], each["class"]))

@@ -21,12 +21,13 @@ from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import evaluate_together
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, SCORES
 from onceclip.pipeline.evaluation.protocols import NEW_SCORES, base_to_new
-from onceclip.pipeline.runs.automatic import Average, average_of, is_average, run_method
+from onceclip.pipeline.runs.automatic import Automatic, Average, average_of, is_average, run_method
 from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.refit import Refit
 from onceclip.pipeline.runs.run import NO_REFIT, RunSpec
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draws import GENERATOR, LISTED, Draw
+from onceclip.pipeline.tasks.encoders import task_of_encoder
 from onceclip.pipeline.tasks.support import bank_of, with_support
 from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_task
 from onceclip.pipeline.words import version
@@ -120,13 +121,15 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     fitting = time.perf_counter()
     what = f"{first.method} on {len(drawn.support.rows):,} rows"
     with recording(keep.curves) as recorder, compiling(compile), within_memory(where, what):
-        task = drawn.task if where.type == CPU else drawn.task.to(where)
+        tasks = {name: each if where.type == CPU else each.to(where)
+                 for name, each in _tasks(store, first, methods[0], drawn).items()}
+        task = tasks[""]
         as_they_are = not is_average(first.method) and not any(
             policy != "fixed" and choices(method, frozenset(spec.values))
             for method, spec, policy in zip(methods, specs, policies, strict=True))
         selections = ([_without_choice(each, policy) for each, policy in zip(
             fit_all(methods, task, first.seed, progress), policies, strict=True)] if as_they_are else
-                      [_selected(method, task, spec, policy, progress)
+                      [_selected(method, tasks, spec, policy, progress)
                        for method, spec, policy in zip(methods, specs, policies, strict=True)])
         fitted = [each.classifier for each in selections if isinstance(each, Selection)]
         fitted = fitted if where.type == CPU else to_device(fitted, CPU)
@@ -187,13 +190,20 @@ def _curve(recorder: Recorder, method: Method, selection: Selection) -> dict[str
     return None if history is None else history.as_values()
 
 
-def _selected(method: Method, task: Task, spec: RunSpec, policy: str,
+def _tasks(store: Store, spec: RunSpec, method: Method, drawn: Drawn) -> dict[str, Task]:
+    """The task, and beside it that of each joined encoder that methods of an average are of."""
+    encoders = method.encoders if isinstance(method, Automatic) else ()
+    return {"": drawn.task, **{name: task_of_encoder(drawn.task, store, name, spec.text, spec.class_weights,
+                                                     method.wants_tower) for name in encoders}}
+
+
+def _selected(method: Method, tasks: Mapping[str, Task], spec: RunSpec, policy: str,
               progress: Callable[[float], None]) -> Selection | MethodError:
     """The selection of one run, or its failure."""
     try:
         if is_average(spec.method):
-            return average_of(method, task, spec.seed, progress)
-        return fit_selected(method, task, policy, frozenset(spec.values), spec.seed, progress,
+            return average_of(method, tasks, spec.seed, progress)
+        return fit_selected(method, tasks[""], policy, frozenset(spec.values), spec.seed, progress,
                             Search.parse(spec.search, spec.narrow))
     except MethodError as error:
         return error

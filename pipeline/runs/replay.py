@@ -21,6 +21,7 @@ from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.devices import CPU, device_like
 from onceclip.stores import Store
+from onceclip.stores.copy import local_copy
 
 TOLERANCE = 0.005  # of the accuracy, on another machine or device, or with other products
 
@@ -31,13 +32,14 @@ def read_row(reference: str) -> dict[str, Any]:
     Raises ResultError if there is none, or it does not say what was asked for.
     """
     name, _, number = reference.rpartition(":")
-    folder = Path(name).parent if Path(name).name == NAME else Path(name)
-    if not name or not folder.is_dir():
-        raise ResultError(f"--from-row {reference}: give FILE:N, where FILE is a results folder or its {NAME}, and "
-                          "N the number of a row, from 1")
-    rows = read_rows(folder)
+    name = name.removesuffix(f"/{NAME}") if name != NAME else "."
+    with local_copy(name) as folder:
+        if not name or not folder.is_dir():
+            raise ResultError(f"--from-row {reference}: give FILE:N, where FILE is a results folder or its {NAME}, and "
+                              "N the number of a row, from 1")
+        rows = read_rows(folder)
     if not number.isdecimal() or not 1 <= int(number) <= len(rows):
-        raise ResultError(f"--from-row {reference}: {folder} has {counted(len(rows), 'row')}: give FILE:N, where N "
+        raise ResultError(f"--from-row {reference}: {name} has {counted(len(rows), 'row')}: give FILE:N, where N "
                           "is the number of one of them, from 1")
     row = rows[int(number) - 1]
     if "asked" not in row or _reached(row) is None:

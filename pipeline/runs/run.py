@@ -15,6 +15,7 @@ from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.inferred import NO_INFERENCE, InferenceSpec
 from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_spec import SHAPE_OPTIONS, DrawSpec
+from onceclip.pipeline.tasks.encoders import joined_store, named_store, require_read
 from onceclip.stores import Store, open_store
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.location import everywhere
@@ -29,14 +30,6 @@ _ALWAYS = ("method", "shots", "seed", "values", "text", "select", "class_weights
            "stream")
 
 
-def named_store(text: str) -> tuple[str, str]:
-    """Name and path of NAME=PATH. Raises TaskError if it is not that."""
-    name, mark, path = str(text).partition("=")
-    if not (name and mark and path):
-        raise TaskError(f"--join {text}: give NAME=STORE, such as dino=dino.zarr")
-    return name, path
-
-
 @dataclass(frozen=True)
 class _OfMethod:
     method: str
@@ -47,8 +40,8 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
     """One run: a method on a draw, with all fields of `DrawSpec` (shots, seed, support ...) and `InferenceSpec`.
 
     method: its name, or of one of your own MODULE:CLASS or the class; "automatic" averages several, see
-        `fit_automatically`, A+B those of these names, and merge:A+B merges two, see `average_of`.
-    shots: labelled rows per class, None for all. seed: of the draw and of the training.
+        `fit_automatically`, and [RULE:]A+B those of these names, with NAME/METHOD for a joined encoder's, see
+        `average_of`. shots: labelled rows per class, None for all. seed: of the draw and of the training.
     values: hyperparameters set by the user, which no search changes. text: name of the text set.
     select: the selection policy; None takes the default one, see `default_policy`.
     class_weights: how a class vector is made of the prompts; see `Text.class_weights`.
@@ -100,7 +93,7 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
                                                (named_store(each) for each in self.join)))
         if self.inputs:
             method().with_inputs(tuple(self.inputs))  # complains if the method cannot
-        self._require_joined_inputs(method)
+        require_read(self.join, self.reads, self.method)
         if self.inference != NO_INFERENCE and (self.classes != ALL or self.refit == ALL):
             raise TaskError("--inference reads the test images among all classes: leave --classes and --refit all out")
 
@@ -116,16 +109,6 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
                             "leave one of them out")
         if self.refit == ALL and self.classes != ALL:
             raise TaskError(f"--refit {ALL} leaves no test images for --classes {self.classes}: use --refit val")
-
-    def _require_joined_inputs(self, method: type[Method]) -> None:
-        """Raise TaskError for a joined store that nothing is read of, and two of one name."""
-        names = [name for name, _ in map(named_store, self.join)]
-        for name in names:
-            if names.count(name) > 1:
-                raise TaskError(f"--join {name}=... is given twice: give each store a name of its own")
-            if not any(each.startswith(f"{name}/") for each in self.inputs or method.inputs):
-                raise TaskError(f"{self.method} reads nothing of the joined store {name!r}: add --inputs "
-                                f"{name}/embedding, or leave --join {name}=... out")
 
     def _require_a_source(self, method: type[Method]) -> None:
         """Raise TaskError unless support and bank go with the method and with how it is fitted."""
@@ -148,6 +131,11 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
                             "labelled is read: add --shots K, or leave --select out")
         if self.select == "loo":
             raise TaskError("--select loo takes guessed labels for true ones: use --select val with --shots, or fixed")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The outputs of every image that it takes."""
+        return tuple(self.inputs) or run_method(self.method).inputs
 
     @property
     def captions_name(self) -> str:
@@ -193,18 +181,18 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
             if self.captions_name:
                 found["captions"] = bank.text_fingerprint(self.captions_name)
         found |= self.read_of(store)
-        for name, other in (named_store(each) for each in self.join):
-            found[f"join {name}"] = open_store(other).fingerprint
-        if isinstance(store, JoinedStore):  # from Python, without --join
-            read = {each.partition("/")[0] for each in self.inputs or run_method(self.method).inputs}
-            found |= {f"join {name}": each.fingerprint for name, each in store.joined.items() if name in read}
+        names = {each.partition("/")[0] for each in self.reads if "/" in each}
+        joined = {name: open_store(other) for name, other in map(named_store, self.join)}
+        joined = (dict(store.joined) if isinstance(store, JoinedStore) else {}) | joined  # from Python, without --join
+        for name in names & joined.keys():
+            found[f"join {name}"] = joined[name].fingerprint
+            if is_average(self.method) and joined[name].texts:  # whose methods compare with the other's prompts
+                found[f"join {name} text"] = joined[name].text_fingerprint(self.text)
         return found
 
     def opened(self, store: Store) -> Store:
         """A store with those that the run joins to it. Raises StoreMismatch if they are not of the same images."""
-        for name, other in (named_store(each) for each in self.join):
-            store = store.join(open_store(other), name)
-        return store
+        return joined_store(store, self.join)
 
     def built(self) -> Method:
         """The method with its values and inputs."""

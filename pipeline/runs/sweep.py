@@ -21,7 +21,7 @@ from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
-from onceclip.pipeline.runs.automatic import run_method
+from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.fit import fit_group
 from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import NOTHING, Keep, has_kept, write_kept
@@ -332,4 +332,4 @@ def is_outdated(row: Mapping[str, Any] | None, spec: RunSpec) -> bool:
         return False
     if row["select"] != "fixed":
         return bool(row.get("rule") != RULE)
-    return bool(row["hyperparameters"] != run_method(spec.method)(**spec.values).values)
+    return not is_average(spec.method) and bool(row["hyperparameters"] != run_method(spec.method)(**spec.values).values)

@@ -10,6 +10,7 @@ from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile
 from onceclip.pipeline.sources.archives import Archives
 from onceclip.pipeline.sources.coop import CoopSplit
 from onceclip.pipeline.sources.folder import Folder
+from onceclip.pipeline.sources.image_tables import ImageTable
 from onceclip.pipeline.sources.manifest import FileList, Manifest
 from onceclip.pipeline.sources.plugin import OwnFunction
 from onceclip.pipeline.sources.record import (
@@ -42,9 +43,11 @@ __all__ = [
 ]
 
 # The first that recognises a text lists it.
-SOURCES: tuple[type[Source], ...] = (FileList, TorchvisionSet, Folder, Archives, Manifest, CoopSplit, OwnFunction)
+SOURCES: tuple[type[Source], ...] = (FileList, TorchvisionSet, ImageTable, Folder, Archives, Manifest, CoopSplit,
+                                     OwnFunction)
 DEFAULTS = SourceOptions()
-_OPTIONS = {"root": "--root", "every": "--every", "frames": "--frames", "download": "--download"}
+_OPTIONS = {"root": "--root", "every": "--every", "frames": "--frames", "download": "--download",
+            "columns": "--column"}
 _NAMED = 4
 
 
@@ -57,7 +60,7 @@ def open_source(text: str, options: SourceOptions = DEFAULTS) -> Listing:
     """List the images of a source, in the order of their rows.
 
     text: a folder or its URL, a manifest (.csv, .tsv, .jsonl), CoOp's split file (.json), tar archives, `-` for a list
-    of files on standard input, `torchvision:NAME`, or `module:function`.
+    of files on standard input, `torchvision:NAME`, `hf-dataset:FOLDER|NAME`, `parquet:FILES`, or `module:function`.
     Raises SourceError if it cannot be read, has no images, or two images have one key.
     """
     source = source_of(text) or Folder

@@ -34,7 +34,7 @@ from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions
 
 COLUMNS = ("path", "label", "split", "group")
-BOX = ("x0", "y0", "x1", "y1")
+BOX, MASK = ("x0", "y0", "x1", "y1"), "mask"
 _LINES = {".jsonl", ".ndjson"}
 _PROBES = 20
 _MARKS = {";": "semicolons", ",": "commas", "\t": "tabs"}
@@ -42,7 +42,7 @@ _MARKS = {";": "semicolons", ",": "commas", "\t": "tabs"}
 
 @dataclass(frozen=True)
 class Row:
-    """What a manifest says of one image, or of a box in it. where: such as "line 7"."""
+    """What a manifest says of one image, or of a box in it. where: such as "line 7". mask: the path of its mask."""
 
     where: str
     path: str
@@ -50,6 +50,7 @@ class Row:
     split: str | None = None
     group: str = ""
     box: Box | None = None
+    mask: str = ""
 
 
 class Manifest(Source):
@@ -98,8 +99,8 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
         if before is not row:
             if row.box is None or before.box is None:
                 raise SourceError(f"{place} {row.where}: {key} was in {before.where} already: leave one of them out")
-            if (row.label, row.split, row.group) != (before.label, before.split, before.group):
-                raise SourceError(f"{place} {row.where}: {key} has another label, split or group than in "
+            if (row.label, row.split, row.group, row.mask) != (before.label, before.split, before.group, before.mask):
+                raise SourceError(f"{place} {row.where}: {key} has another label, split, group or mask than in "
                                   f"{before.where}: give all boxes of an image the same")
             continue
         if row.split and row.split.strip().lower() not in SPLIT_FOLDERS:
@@ -108,7 +109,9 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
             raise SourceError(f"{place} {row.where}: {key} has no split, though others have: give all images one, or "
                               "none")
         split = SPLIT_FOLDERS[row.split.strip().lower()] if row.split else None
-        records.append(Record(key, file_at(root, row.path), label, split, group))
+        file = file_at(root, row.path)
+        records.append(Record(key, replace(file, mask=file_at(root, row.mask)) if row.mask else file, label, split,
+                              group))
     _probe(place, rows, records, root)
     return [replace(record, content=replace(record.content, boxes=tuple(boxes[record.key])))  # type: ignore[type-var]
             if boxes[record.key] else record for record in records]
@@ -194,7 +197,7 @@ def _of_json_lines(place: str, content: str, remarks: list[str], labelled: bool)
             raise SourceError(f"{place} line {number}: not an object with a path: give lines such as "
                               '{"path": "cat/1.jpg", "label": "cat"}')
         names.update(dict.fromkeys(values))
-        yield _row(place, f"line {number}", {name: values[name] for name in (*COLUMNS, *BOX)
+        yield _row(place, f"line {number}", {name: values[name] for name in (*COLUMNS, *BOX, MASK)
                                                 if values.get(name) is not None})
     _check_columns(place, list(names), remarks, labelled)
 
@@ -204,7 +207,7 @@ def _check_columns(place: str, names: list[str], remarks: list[str], labelled: b
     if doubled is not None:
         raise SourceError(f"{place}: there are two columns {doubled!r}: leave one of them out")
     unknown = [name or "one without a name" for name in names  # pandas writes its index so
-               if name not in (*COLUMNS, *BOX)]
+               if name not in (*COLUMNS, *BOX, MASK)]
     missing = [name for name in BOX if name not in names]
     if 0 < len(missing) < len(BOX):
         raise SourceError(f"{place}: a box has the columns {', '.join(BOX)}, and {', '.join(missing)} is not there: "
@@ -222,7 +225,7 @@ def _check_columns(place: str, names: list[str], remarks: list[str], labelled: b
 
 def _row(place: str, where: str, values: dict[str, object]) -> Row:
     cells: dict[str, str] = {}
-    for name in COLUMNS:
+    for name in (*COLUMNS, MASK):
         value = values.get(name, "")
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise SourceError(f"{place} {where}: {name} is {json.dumps(value)[:40]}: give text")
@@ -231,7 +234,15 @@ def _row(place: str, where: str, values: dict[str, object]) -> Row:
     if not cells["path"] or "\0" in cells["path"]:
         raise SourceError(f"{place} {where}: there is no path: give the file name of an image")
     return Row(where, cells["path"], cells["label"].strip() or None, cells["split"].strip() or None, cells["group"],
-               _box(place, where, cells["path"], [values.get(name, "") for name in BOX]))
+               _box(place, where, cells["path"], [values.get(name, "") for name in BOX]),
+               _mask(place, where, cells["path"], cells[MASK]))
+
+
+def _mask(place: str, where: str, path: str, mask: str) -> str:
+    if mask and (suffix(path) in VIDEOS or "\0" in mask):
+        raise SourceError(f"{place} {where}: {path} has a mask that is none, or is a video: give the file name of a "
+                          "mask to an image, or leave the cell empty")
+    return mask
 
 
 def _box(place: str, where: str, path: str, corners: list[object]) -> Box | None:

@@ -341,7 +341,7 @@ def check_encoder(classifier: Classifier, store: Store) -> None:
     for name, mark, _ in (each.partition("/") for each in classifier.inputs):
         if mark and name not in joined:
             raise StoreMismatch(f"{store.path} has no image/{name}{mark}embedding, which the adapter reads: join the "
-                                f"store that has it, in `evaluate` with --join {name}=STORE, in Python with Store.join")
+                                f"store that has it with --join {name}=STORE, in Python with Store.join")
         other = made.get(name) if mark and isinstance(made, dict) else None
         if isinstance(other, dict):
             joined[name].require_encoder(str(other.get("fingerprint")), f"the adapter's input {name!r}")

@@ -52,7 +52,7 @@ def test_two_encoders_answer_by_mean_log_probability_and_by_confidence():
 def test_an_ensemble_of_one_classifier_with_itself_answers_as_it_does(make_task, make_rows, tmp_path):
     task, queries = make_task((3, 3, 3)), make_rows((7, 7, 7), 10, seed=50).embedding
     fitted = replace(GDA().fit(task), temperature=3.0)
-    for rule in ("log-probability", "confidence"):
+    for rule in ("mean", "confidence"):
         both = ensemble({"": fitted, "again": fitted}, rule)
         assert both.inputs == ("embedding", "again/embedding")
         assert_close(both.probabilities(torch.cat([queries, queries], dim=1)), fitted.probabilities(queries), rtol=1e-4,
@@ -66,17 +66,53 @@ def test_validation_rows_choose_the_weight_of_the_better_encoder(make_task, make
     task, rows = make_task((4, 4, 4)), make_rows((20, 20, 20), 10, noise=0.6, seed=70)
     good, noise = GDA().fit(task), torch.randn(60, 10, generator=torch.Generator().manual_seed(1))
     val = Rows(rows.embedding, rows.label, others={"blind/embedding": noise})
-    both = ensemble({"": good, "blind": ZeroShot().fit(task)}, rows=val)
-    assert both.hyperparameters["weights"][0] > 0.9
+    both = ensemble({"": good, "blind": ZeroShot().fit(task)}, rule="weight", rows=val)
+    assert both.hyperparameters["gda weight"] > 0.9
     other = Rows(noise, rows.label, others={"seeing/embedding": rows.embedding})
-    assert ensemble({"": ZeroShot().fit(task), "seeing": good}, rows=other).hyperparameters["weights"][1] > 0.9
+    seeing = ensemble({"": ZeroShot().fit(task), "seeing": good}, "weight", other)
+    assert seeing.hyperparameters["seeing/gda weight"] > 0.9
+
+
+def test_a_network_trained_on_validation_rows_trusts_the_encoder_that_is_right_about_an_image(make_task, make_rows,
+                                                                                            tmp_path):
+    """Of two encoders each sees half of the images, and noise of length ten in place of the others."""
+    task = make_task((8, 8, 8), noise=0.1)
+
+    def rows(seed):
+        plain, random = make_rows((40, 40, 40), 10, noise=0.1, seed=seed), torch.Generator().manual_seed(seed)
+        blind = torch.arange(120).unsqueeze(1) % 2 == 0
+        noise = 3 * torch.eye(10)[9] + torch.randn(120, 10, generator=random)
+        return Rows(torch.where(blind, noise, plain.embedding), plain.label,
+                    others={"b/embedding": torch.where(blind, plain.embedding, noise)})
+
+    fitted, val, test = replace(GDA().fit(task), temperature=10.0), rows(1), rows(2)
+    both = {rule: ensemble({"": fitted, "b": fitted}, rule, val) for rule in ("mean", "synergy")}
+    values = test.input(both["mean"].inputs)
+    accuracy = {rule: float((each.logits(values).argmax(1) == test.label).double().mean())
+                for rule, each in both.items()}
+    assert accuracy["synergy"] > accuracy["mean"] + 0.05
+    assert_close(both["synergy"].logits(7 * values), both["synergy"].logits(values), rtol=1e-4, atol=1e-4)
+    both["synergy"].save(tmp_path)
+    assert torch.equal(load_classifier(tmp_path).logits(values), both["synergy"].logits(values))
+
+
+def test_adapters_of_one_encoder_read_its_columns_once(make_task, make_rows):
+    task, queries = make_task((3, 3, 3)), make_rows((7, 7, 7), 10, seed=50).embedding
+    parts = [GDA().fit(task), TipAdapter().fit(task), TipAdapter(alpha=3.0).fit(task)]
+    both = ensemble({"": parts})
+    assert both.inputs == ("embedding",)
+    assert both.hyperparameters["tip-adapter 2 alpha"] == 3.0
+    expected = torch.stack([each.logits(queries).log_softmax(1) for each in parts]).mean(dim=0)
+    assert_close(both.logits(queries), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_no_ensemble_is_one_line(make_task):
     one, other = ZeroShot().fit(make_task((3, 3, 3))), ZeroShot().fit(make_task((3, 3)))
     for classifiers, rule, text in (({"": one}, "confidence", "two classifiers or more"),
                                     ({"": one, "b": other}, "confidence", "of the same class names"),
-                                    ({"": one, "b": one}, "best", "no rule 'best'")):
+                                    ({"": one, "b": one}, "best", "no rule 'best'"),
+                                    ({"": [one, one, one]}, "weight", "is for two classifiers, and here are 3"),
+                                    ({"": one, "b": one}, "synergy", "needs labelled validation images")):
         with pytest.raises(MethodError, match=text):
             ensemble(classifiers, rule)
 

@@ -89,6 +89,64 @@ def test_fit_and_evaluate_take_the_embeddings_of_the_joined_encoder(store_path: 
         assert text in result.stderr, result.stderr
 
 
+def test_methods_of_two_encoders_are_one_run_of_every_command(store_path: Path, other_path: Path, tmp_path: Path,
+                                                              run_json: Callable[..., Any],
+                                                              run: Callable[..., Any]) -> None:
+    join, rules = ("--join", f"dino={other_path}"), ("mean", "confidence", "weight", "synergy")
+    names = ["gda", *(f"{rule}:gda+dino/gda" for rule in rules)]
+    run_json("sweep", store_path, "--methods", ",".join(names), "--shots", "4", "--seeds", "1", *join, "--out",
+             tmp_path / "results")
+    rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == names
+    assert ["join dino" in row["fingerprints"] for row in rows] == [False, *[True] * 4]
+    assert "join" not in rows[0]["asked"]
+    assert [each["method"] for each in rows[1]["reached"]] == ["gda", "dino/gda", "ensemble"]
+    assert "0 to be done" in run("sweep", store_path, "--methods", ",".join(names), "--shots", "4", "--seeds", "1",
+                                 *join, "--out", tmp_path / "results", "--dry-run").stdout
+    assert "the same accuracy as the row" in run("fit", "--from-row", f"{tmp_path / 'results'}:5").stderr
+
+    # The members are those of each store alone, on the same images.
+    store, other = open_store(str(store_path)), open_store(str(other_path))
+    joined = store.join(other, "dino")
+    fitted = onceclip.fit(joined, "mean:zero-shot+dino/zero-shot", 4, select="val").classifier
+    test = joined.rows("test")
+    parts = [onceclip.fit(each, "zero-shot", 4).classifier for each in (store, other)]
+    temperatures = [fitted.hyperparameters[f"{name} temperature"] for name in ("zero-shot", "dino/zero-shot")]
+    values = [joined.embeddings(test, name) for name in ("embedding", "dino/embedding")]
+    expected = sum((part.logits(each) / temperature).log_softmax(1) / 2
+                   for part, each, temperature in zip(parts, values, temperatures, strict=True))
+    assert np.allclose(fitted.logits(np.concatenate(values, axis=1)), expected, atol=1e-3)
+
+    adapter = tmp_path / "adapter"
+    row = run_json("fit", store_path, "--method", names[4], "--shots", "4", *join, "--out", adapter)
+    assert (row["accuracy"], row["run"]) == (rows[4]["accuracy"], rows[4]["run"])
+    assert run_json("evaluate", adapter, store_path, *join)["accuracy"] == row["accuracy"]
+    predicted = run_json("predict", adapter, store_path, "--split", "test", *join)
+    assert predicted["n"] == row["n_test"]
+    page = run_json("report", adapter, store_path, *join, "--out", tmp_path / "page.html")
+    assert page["accuracy"] == row["accuracy"]
+    assert run("suggest", adapter, store_path, *join, "--label-errors").exit_code == 0
+    for command, further in (("evaluate", ()), ("predict", ()), ("report", ("--out", tmp_path / "no.html")),
+                             ("suggest", ("--label-errors",))):
+        result = run(command, adapter, store_path, *further)
+        assert result.exit_code == 1
+        assert "join the store that has it with --join dino=STORE" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    image = next(path for path in store_path.parent.rglob("*.png"))
+    for arguments, text in ((("predict", adapter, image), "give the store with --join dino=STORE"),
+                            (("predict", adapter, image, *join), "--join joins stores of the same images"),
+                            (("suggest", adapter, image, "--label-next", "1"), "give the store with --join dino=STORE"),
+                            (("fit", store_path, "--method", names[1]), "add --join dino=STORE"),
+                            (("fit", store_path, "--method", "mean:gda+tip-adapter", *join), "reads nothing of the"),
+                            (("fit", store_path, "--method", names[1], *join, "--stream"), "leave out --stream"),
+                            (("sweep", store_path, "--methods", "gda", *join, "--out", tmp_path / "none"),
+                             "the sweep reads nothing of the joined store 'dino'"),
+                            (("fit", store_path, "--method", names[3], *join, "--select", "fixed"), "validation")):
+        result = run(*arguments)
+        assert result.exit_code == 1, result.output
+        assert text in result.stderr, result.stderr
+
+
 def test_a_joined_run_has_the_identity_of_contents_and_one_without_keeps_its_own(store_path: Path, other_path: Path,
                                                                                tmp_path: Path) -> None:
     store, moved = open_store(str(store_path)), shutil.copytree(other_path, tmp_path / "moved.zarr")

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from onceclip.adapters import (
+    RECO,
     CapsAdapter,
     LabellingNetwork,
     LaFTerText,
@@ -22,9 +23,12 @@ from onceclip.adapters import (
     support_source,
 )
 from onceclip.adapters.heads.perceptron import Perceptron
-from onceclip.adapters.heads.retrieval import certainty
+from onceclip.adapters.heads.retrieval import certainty, nearest_rows, refined
+from onceclip.adapters.methods.reco import contrastive
 from onceclip.adapters.ops import unit
 from onceclip.adapters.support.dual_prototypes import aligned
+from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.loop import Run
 
 
 def waves(shape, shift):
@@ -84,6 +88,52 @@ def test_x_more_reads_no_label_and_does_without_support():
     assert torch.isfinite(method.fit(replace(TASK, support=nothing)).logits(QUERIES)).all()
 
 
+def test_reco_refines_a_query_by_the_captions_of_its_neighbours():
+    near = nearest_rows(QUERIES[:1], IMAGES, 2)
+    assert near.tolist() == [[9, 5]]
+    one, nothing = torch.eye(8, dtype=torch.float64), torch.zeros(8, 8, dtype=torch.float64)
+    # Attention to all alike, of which three times the mean is added: unit(2 q + 2 mean caption).
+    layer = (nothing, one, one, 3 / 8**0.5 * one, one, nothing[0], nothing, nothing[0])
+    close(refined(QUERIES[:1], CAPTIONS[near], layer, 1)[0],
+          [0.577587, -0.334781, 0.138013, -0.347293, 0.572568, 0.201938, 0.037783, 0.211222])
+
+
+def test_reco_attends_as_a_layer_that_projects_every_key_and_value():
+    found = CAPTIONS[nearest_rows(QUERIES, IMAGES, 3)]
+    shapes = [(6, 8)] * 3 + [(8, 6), (5, 8), (5,), (8, 5), (8,)]
+    layer = tuple(waves(shape, 0.3 * number) for number, shape in enumerate(shapes))
+    query, key, value, out, wide, wide_bias, narrow, narrow_bias = layer
+    tokens = 8**0.5 * torch.cat([QUERIES.unsqueeze(1), found], dim=1)
+    split = [(tokens @ each.T).unflatten(-1, (2, 3)).transpose(1, 2) for each in (query, key, value)]
+    read = torch.nn.functional.scaled_dot_product_attention(*split)[:, :, 0].flatten(1)
+    seen = QUERIES + read @ out.T
+    hidden = torch.nn.functional.gelu(8**0.5 * unit(seen) @ wide.T + wide_bias)
+    assert_close(refined(QUERIES, found, layer, 2), unit(seen + hidden @ narrow.T + narrow_bias))
+
+
+def test_reco_learns_from_the_pairs_of_the_bank_alone_and_never_from_a_pair_itself():
+    method = RECO(neighbours=4, hidden=16, epochs=60, learning_rate=1e-3)
+    prepared = method.prepare(TASK)
+    own = prepared.chosen.unsqueeze(1)
+    assert prepared.captions_near.shape == (10, 4)
+    assert not ((prepared.captions_near == own) | (prepared.images_near == own)).any()
+    other = replace(TASK, support=Rows(SUPPORT.flip(0), LABEL))
+    fitted = method.fit(TASK, seed=1)
+    assert torch.equal(fitted.logits(QUERIES), method.fit(other, seed=1).logits(QUERIES))
+    rows, label = method.training_rows(TASK, prepared, 0)
+    losses = [float(method.loss(prepared, parameters, rows, label, torch.Generator()))
+              for parameters in (method.initial(prepared, torch.Generator()),
+                                 train([Run(method, TASK, prepared, 1)])[0])]
+    assert losses[1] < 0.9 * losses[0]
+    same = 3 * contrastive(100 * IMAGES @ CAPTIONS.T)  # at the start nothing is refined
+    close(torch.tensor(losses[:1], dtype=torch.float64), [float(same)])
+
+
+def test_reco_on_a_bank_of_one_pair_has_no_neighbour_to_learn_from():
+    one = replace(TASK, bank=Pool(IMAGES[:1], CAPTIONS[:1]))
+    assert torch.isfinite(RECO(epochs=2).fit(one).logits(QUERIES)).all()
+
+
 def test_ss_text_and_its_second_form():
     close(first_logits(SSText(), TASK), [99.638912, 95.558531, 96.735235])
     close(first_logits(SSText(form="plus"), TASK), [99.655481, 95.660803, 96.808682])
@@ -126,6 +176,7 @@ def test_dual_prototypes_agree_on_labels_and_weights():
 
 
 @pytest.mark.parametrize(("method", "change", "text"), [
+    (RECO, {"bank": Pool(IMAGES)}, "reco needs a caption of every image of the bank"),
     (XMoRe, {"bank": None}, "x-more looks things up in a bank"),
     (XMoRe, {"bank": Pool(IMAGES)}, "x-more needs a caption of every image of the bank"),
     (CapsAdapter, {}, "caps-adapter needs a caption of every support row"),

@@ -20,7 +20,7 @@ NEUTRAL = {
     "gda-em": {"alpha": 0}, "proker": {"gain": "one", "ridge": 1e6},
     "meta-adapter": {"gate": -100, **UNTRAINED}, "multi-modal-adapter": {"ratio": 0}, "sgva": {"weight": 0},
     "vt-clip": {"ratio": 0}, "ss-text": {"text_weight": 1e10}, "lafter-text": UNTRAINED, "rapf": UNTRAINED,
-    "caps-adapter": {"alpha": 0, "gamma": 0},
+    "caps-adapter": {"alpha": 0, "gamma": 0}, "reco": UNTRAINED,
 }
 VARIANTS = [("clip-adapter", {"ratio": 0, "branch": branch}) for branch in ("text", "both")]
 NONE = {

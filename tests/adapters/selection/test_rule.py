@@ -131,3 +131,12 @@ def test_a_setting_is_passed_over_only_where_its_best_weight_would_lose(rows, kn
     assert not math.isnan(best.accuracy)
     assert best.cost == pytest.approx(min(alone for _, alone in found), abs=1e-2)
     assert passed or rows < 600 or not knows
+
+
+def test_a_setting_without_finite_logits_does_not_spoil_the_ones_behind_it():
+    label = torch.arange(400) % 4
+    first, good = noise(400, 4), noise(400, 4, 1) + 3 * one_hot(label, 4)
+    race = Race(label, 0.5, high=10.0)
+    costs = [race.weigh(first, second).cost for second in (noise(400, 4, 2), good * math.nan, good)]
+    assert costs[2] == pytest.approx(best_weight(first, good, label, 0.5, high=10.0).cost, abs=1e-2)
+    assert costs[2] < costs[0]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from onceclip.adapters import METHODS
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.api import catalogue
 from onceclip.pipeline.api.catalogue import FILE, catalogue_text
 from onceclip.pipeline.api.catalogue import methods as describe
@@ -70,3 +71,21 @@ def test_what_is_tried_is_told_with_its_default_and_limits():
     assert beta["high"] == 1000.0
     assert 8.0 in beta["search"]
     assert describe("tip-x")["presets"]["reference"]["sums"] is True
+
+
+@pytest.mark.parametrize(("name", "texts"), [
+    ("retrieve", ("retrieve: the k images of a bank", "--bank STORE", "exclusive", "Udandarao")),
+    ("upl:16", ("--support upl:K", "training images, labels unread")), ("upl", ("contexts learned",)),
+    ("A+B", ("an ensemble", "gda+lp++")), ("merge:A+B", ("WiSE-FT", "merge:gda+lp++")),
+    ("synergy:gda+dino/lp++", ("a small network", "Members: gda, dino/lp++", "--join NAME=STORE"))])
+def test_sources_and_averages_are_listed_and_explained(name, texts):
+    page, whole = "\n".join(method_lines(describe(name))), "\n".join(method_lines(describe()))
+    for text in texts:
+        assert text in page
+    assert f"\n{name.partition(':')[0]}" in whole
+
+
+@pytest.mark.parametrize("name", ["gda+gad", "merge:gda", "mean:gda", "nothing", "gda:16"])
+def test_what_is_none_of_them_is_refused(name):
+    with pytest.raises(OnceclipError):
+        describe(name)

@@ -220,3 +220,90 @@ def test_the_encoder_of_the_extending_page_works(module: Callable[[str, str], st
     encoder = open_encoder(EncoderSpec("my_encoder:load"))
     picture = encoder.preparation.array(Image.new("RGB", (90, 40)))
     assert encoder.encode_images(picture[None])["embedding"].shape == (1, 128)
+
+
+MASKED = '''
+import numpy as np
+import torch
+
+def preprocess(image, mask):
+    channels = [*np.asarray(image.convert("RGB").resize((8, 8)), np.float32).transpose(2, 0, 1),
+                np.asarray(mask.convert("L").resize((8, 8)), np.float32)]
+    return np.stack(channels) / 255
+
+class Masked:
+    name, dim, identity, second_input = "masked-mean", 3, {"version": 1}, "mask"
+    preprocess = staticmethod(preprocess)
+
+    def encode_image(self, pixels):
+        """The mean colour of what the mask shows."""
+        colours, mask = pixels[:, :3], pixels[:, 3:]
+        return (colours * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)) + 0.01
+
+load = Masked
+'''
+
+
+def test_an_encoder_that_looks_at_a_mask_beside_each_image(
+        module: Callable[[str, str], str], tmp_path: Path, run: Callable[..., Any],
+        run_json: Callable[..., Any]) -> None:
+    """The class is the colour under the mask: the pictures of both classes are the same."""
+    module("masked", MASKED)
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[:, :8, 0], picture[:, 8:, 2] = 255, 255  # red on the left, blue on the right
+    lines = ["path,label,mask"]
+    for label, half in (("red", slice(0, 8)), ("blue", slice(8, 16))):
+        for number in range(10):
+            shown = np.zeros((16, 16), np.uint8)
+            shown[number % 4:, half] = 255
+            for name, values in ((f"{label}{number}.png", picture), (f"{label}{number}-mask.png", shown)):
+                Image.fromarray(values).save(tmp_path / name)
+            lines.append(f"{label}{number}.png,{label},{label}{number}-mask.png")
+    manifest = tmp_path / "pictures.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    extract = ("extract", manifest, tmp_path / "s.zarr", "--model", "masked:load", "--workers", "1")
+    assert run_json(*extract)["encoded"] == 20
+    store = open_store(str(tmp_path / "s.zarr"))
+    assert store.encoder["second_input"] == "mask"
+    rows = store.rows()
+    of_class = store.column("label")[rows] == store.classes.index("red")
+    assert (store.embeddings(rows)[:, 0] > 0.9).tolist() == of_class.tolist()
+    assert len({digest.tobytes() for digest in store.column("digest")[rows]}) == 8  # of 2 x 4 masks, one picture
+    run_json("fit", store.path, "--method", "linear-probe", "--shots", "2", "--out", tmp_path / "a")
+    (tmp_path / "more").mkdir()
+    Image.fromarray(picture).save(tmp_path / "more" / "alone.png")
+    found = run_json("predict", tmp_path / "a", manifest, tmp_path / "more", "--model", "masked:load")
+    answers = {each["image"]: each for each in found["predictions"]}
+    assert [answers[f"{label}{number}.png"]["class"] for label in ("red", "blue") for number in (1, 9)] == [
+        "red", "red", "blue", "blue"]
+    assert answers[next(name for name in answers if "alone" in name)]["reason"] == (
+        "it has no mask, which the encoder looks at: give a manifest with a column mask")
+
+    Image.fromarray(np.full((16, 16), 255, np.uint8)).save(tmp_path / "red0-mask.png")  # another mask is another input
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "blue0-mask.png")
+    (tmp_path / "blue1-mask.png").unlink()
+    (tmp_path / "blue2-mask.png").write_text("nothing")
+    done = run_json(*extract)
+    assert (done["encoded"], done["bad"], done["reused"]) == (1, 3, 16)
+    table = open_store(store.path).table
+    reasons = dict(zip(table.key.tolist(), table.reason.tolist(), strict=True))
+    assert [reasons[f"blue{number}.png"] for number in range(3)] == [
+        "its mask has 5 x 4 pixels, and the image 16 x 16", "its mask: cannot be read (No such file or directory)",
+        "its mask: not an image, or too damaged to tell which kind"]
+    views = run(*extract[:2], tmp_path / "v.zarr", *extract[3:], "--views", "2")
+    assert "leave --views and --crops out" in views.stderr
+    # Another encoder passes over the masks: the store is that of the pictures alone.
+    module("plain", HISTOGRAMS)
+    run_json("extract", manifest, tmp_path / "plain.zarr", "--model", "plain:load", "--workers", "1")
+    assert len({each.tobytes() for each in open_store(str(tmp_path / "plain.zarr")).column("digest")}) == 1
+
+
+@pytest.mark.parametrize(("old", "new", "text"), [
+    ('"mask"', '"frames"', "second_input 'frames'"), ("image, mask):", "image):", "failed on a grey picture"),
+    ("preprocess = staticmethod(preprocess)", "preprocess = 3", "its mask to floats")])
+def test_a_second_input_that_is_none_is_one_line(module: Callable[[str, str], str], old: str, new: str,
+                                                 text: str) -> None:
+    module("no_mask", MASKED.replace(old, new, 1))
+    with pytest.raises(EncoderError, match=text) as caught:
+        open_encoder(EncoderSpec("no_mask:load"))
+    assert "\n" not in str(caught.value)

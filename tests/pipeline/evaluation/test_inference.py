@@ -128,7 +128,7 @@ def test_an_adapter_that_is_left_behind_is_an_adapter_like_any_other(name: str, 
     assert (again["accuracy"], again["nll"]) == pytest.approx((found["accuracy"], found["nll"]), abs=1e-6)
     assert again["left_by"]["name"] == name
     assert again["left_by"]["query"] == found["inference"]["query"]
-    if name == "stata":  # whose head no method has; the others are linear
+    if name in ("stata", "zlap"):  # whose heads no method has; the others are linear
         assert onceclip.export(left, "torch", tmp_path / "left.pt2").difference < 1e-4
     with pytest.raises(MethodError, match="belongs to its classes"):
         onceclip.evaluate(left, imported, text="default")

@@ -28,6 +28,8 @@ from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.export import FORMATS, export
 from onceclip.pipeline.export.export import prepared_images
 from onceclip.pipeline.export.model import Subject
+from onceclip.pipeline.export.publish import FOLDER
+from onceclip.pipeline.export.store_file import FORMATS as OF_STORES
 from onceclip.stores import open_store
 
 Run = Callable[..., Any]
@@ -129,7 +131,7 @@ def test_the_command_takes_the_formats_of_the_table() -> None:
 
     choice, = (each.type for each in command.params if each.name == "format")
     assert isinstance(choice, click.Choice)
-    assert list(choice.choices) == list(FORMATS)
+    assert list(choice.choices) == [*FORMATS, *OF_STORES, FOLDER]
     assert all(each.suffix == Path(FILES[name]).suffix for name, each in FORMATS.items())
 
 

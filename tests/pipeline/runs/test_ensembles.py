@@ -31,7 +31,7 @@ def test_an_ensemble_is_the_weighted_sum_of_its_members_calibrated_logits(import
                    for each in alone)
     assert torch.allclose(fitted.classifier.logits(rows), expected, atol=1e-4)
     assert values["gda weight"] + values["tip-adapter weight"] == pytest.approx(1.0)
-    assert [each["method"] for each in fitted.row["reached"]] == ["gda", "tip-adapter", "automatic"]
+    assert [each["method"] for each in fitted.row["reached"]] == ["gda", "tip-adapter", "ensemble"]
     assert fitted.row["method"] == "gda+tip-adapter"
 
 
@@ -94,7 +94,9 @@ def test_a_method_whose_name_has_the_sign_is_one(name: str, members: list[str]) 
 
 @pytest.mark.parametrize(("name", "message"), [
     ("gda+gad", "'gad'"), ("gda+gda", "a method twice"), ("merge:gda", "such as merge:"),
-    ("merge:gda+zero-shot+tip-adapter", "a merge is of two"), ("gda+linear-probe-preproj", "needs"),
+    ("merge:gda+zero-shot+tip-adapter", "merge is of two methods"), ("weight:gda+lp+++tip-adapter", "weight is of two"),
+    ("gda+dino/gda", "answer by a rule: write mean or"), ("merge:gda+dino/gda", "answer by a rule"),
+    ("mean:gda", "such as mean:gda"), ("gda+linear-probe-preproj", "needs"),
     ("gda+", "no method ''")])
 def test_members_that_cannot_be_averaged_are_refused(name: str, message: str) -> None:
     with pytest.raises((MethodError, onceclip.OnceclipError), match=message):
