@@ -125,3 +125,5 @@ def test_an_adapter_goes_to_other_storage_too(adapter_path: Path, run: Run) -> N
 
     assert loaded(url).logits(rows).tolist() == onceclip.load_classifier(adapter_path).logits(rows).tolist()
     assert "exists already" in run("export", adapter_path, "--to", "folder", url).stderr
+    assert run("export", url, "--to", "folder", "memory://adapters/copy").exit_code == 0
+    assert loaded("memory://adapters/copy").logits(rows).tolist() == loaded(url).logits(rows).tolist()
