@@ -17,6 +17,7 @@ from onceclip.errors import OnceclipError
 from onceclip.pipeline.commands import COMMANDS
 from onceclip.pipeline.commands.configuration import completing, configurable, origin, unknown_variables
 from onceclip.pipeline.commands.help import grouped, write_commands
+from onceclip.pipeline.commands.options import KEEPS_NOTHING
 from onceclip.pipeline.errors import ArgumentError
 
 GO_ON = ("extract", "sweep", "incremental", "compact", "demo")  # commands that go on where they were stopped
@@ -84,7 +85,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _stop(context: click.Context | None) -> NoReturn:
-    goes_on = context is not None and context.invoked_subcommand in GO_ON
+    goes_on = context is not None and context.invoked_subcommand in GO_ON and not context.meta.get(KEEPS_NOTHING)
     click.echo("\nStopped. What was done is kept: run the same command again to go on." if goes_on else
                "\nStopped. Nothing was kept: the same command begins anew.", err=True)
     sys.exit(130)

@@ -240,8 +240,9 @@ def reason_of(path: str, error: Exception) -> str:
 
 
 def _unreachable(path: str, said: str) -> str:
-    return (f"{path}: the storage cannot be used ({said}): check the network and the address, for s3:// "
-            "AWS_ENDPOINT_URL and AWS_REGION, then run the command again")
+    settings = {"s3": ", AWS_ENDPOINT_URL and AWS_REGION", "hf": ", and HF_ENDPOINT if you set it"}
+    return (f"{path}: the storage cannot be used ({said}): check the network and the address"
+            f"{settings.get(path.partition('://')[0], '')}, then run the command again")
 
 
 class RemoteStore(FsspecStore):

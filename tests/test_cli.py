@@ -119,7 +119,7 @@ def test_ctrl_c_ends_in_one_line_also_where_a_library_wraps_it(error: str, run: 
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """numpy, scipy and torch turn an interrupt in the middle of their import into errors of their own."""
 
-    def interrupted(context: Any) -> None:
+    def interrupted(*arguments: Any) -> None:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt as interrupt:
@@ -134,7 +134,9 @@ def test_ctrl_c_ends_in_one_line_also_where_a_library_wraps_it(error: str, run: 
     done = run("extract", "good", "new.zarr", "--model", "demo")
     assert (done.exit_code, done.stderr.strip()) == (
         130, "Stopped. What was done is kept: run the same command again to go on.")
-    for arguments in (("fit", "store.zarr", "--method", "gda"), ("predict", "adapter", "good")):
+    monkeypatch.setattr("onceclip.pipeline.api.stores.compact", interrupted)
+    for arguments in (("fit", "store.zarr", "--method", "gda"), ("predict", "adapter", "good"),
+                      ("compact", "store.zarr", "hf://datasets/me/glyphs")):
         done = run(*arguments)
         assert (done.exit_code, done.stderr.strip()) == (
             130, "Stopped. Nothing was kept: the same command begins anew.")

@@ -319,8 +319,8 @@ def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: 
     from onceclip.pipeline.export.store_file import export_store
 
     kind = one_of(to, "format", [*FORMATS, *OF_STORES, FOLDER])
-    if kind in (*OF_STORES, FOLDER) and (with_encoder or check is not None or encoder is not None):
-        raise ArgumentError(f"{kind} runs nothing: leave with_encoder, check and encoder out")
+    if kind in (*OF_STORES, FOLDER) and (with_encoder or check is not None or encoder is not None or modules):
+        raise ArgumentError(f"{kind} runs nothing: leave out --with-encoder, --check, --import and encoder (--model)")
     if kind == FOLDER:
         if isinstance(adapter, Store):
             raise ArgumentError("a store is published by onceclip.compact(store, URL)")

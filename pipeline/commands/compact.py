@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from onceclip.pipeline.commands.options import json_option, percentage, show
+from onceclip.pipeline.commands.options import KEEPS_NOTHING, json_option, percentage, show
 
 
 @click.command()
@@ -20,7 +20,8 @@ def compact(store: str, new: str, shard_rows: int | None, as_json: bool) -> None
 
     Joins the chunks of STORE into shards, each checked on the way, for very large stores and for object storage.
     Every command works on NEW as on STORE. Run the same command again to go on with a copy that was cut short.
-    hf://datasets/ORG/NAME publishes the copy on Hugging Face's hub, with its card, as one commit (docs/sharing.md).
+    hf://datasets/ORG/NAME publishes the copy on Hugging Face's hub, with its card, as one commit, which a command that
+    was cut short begins anew (docs/sharing.md).
 
     \b
     Examples:
@@ -29,6 +30,7 @@ def compact(store: str, new: str, shard_rows: int | None, as_json: bool) -> None
     """
     from onceclip.pipeline.api.stores import compact as run
 
+    click.get_current_context().meta[KEEPS_NOTHING] = new.startswith("hf://")
     with percentage("compact") as progress:
         done = run(store, new, shard_rows, progress)
     show(as_json, asdict(done), lambda: [

@@ -49,6 +49,7 @@ def info_lines(values: dict[str, Any]) -> list[str]:
             f"  fitted with      {shots_of(source.get('shots', '?'))}, seed {source.get('seed')}, "
             f"{source.get('select')}",
             f"  encoder          {_encoder(source.get('encoder', {}))}",
+            *([] if values["inputs"] == ["embedding"] else [f"  reads            {', '.join(values['inputs'])}"]),
             *_adapter_text(source.get("text")),
         ]
     images, embedding, source = values["images"], values["embedding"], values["split_source"] or {}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.workers.work import Workers
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+KEEPS_NOTHING = "onceclip.keeps_nothing"  # of a context: its command begins anew, though others of its name go on
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 compile_option = click.option("--compile", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,

@@ -18,6 +18,7 @@ from onceclip.adapters.saving import CARD, CONFIG, WEIGHTS, file_of, read_config
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.files import is_url, remote_folder
 from onceclip.pipeline.words import counted
+from onceclip.stores.copy import local_copy
 from onceclip.stores.location import occupied, reason_of
 
 HUB, FOLDER = "hf://", "folder"
@@ -54,6 +55,7 @@ def publish(folder: Path, url: str, last: Sequence[str] = ()) -> Published:
 def publish_adapter(adapter: str | Path | Classifier, url: str) -> Published:
     """Upload a saved adapter, or one as it would be saved, to a URL; its card goes with it.
 
+    adapter: a classifier, or the folder of a saved one or its URL.
     Raises AdapterFileError if the folder holds none, ExportError as `publish`.
     """
     with TemporaryDirectory(prefix="onceclip-") as folder:
@@ -61,11 +63,12 @@ def publish_adapter(adapter: str | Path | Classifier, url: str) -> Published:
         if isinstance(adapter, Classifier):
             adapter.save(copy)
         else:
-            read_configuration(Path(adapter))  # is it whole?
             copy.mkdir()
-            for name in (WEIGHTS, CARD, CONFIG):
-                if (file := file_of(Path(adapter), name)).is_file():
-                    shutil.copy(file, copy / name)
+            with local_copy(os.fspath(adapter)) as source:
+                read_configuration(source)  # is it whole?
+                for name in (WEIGHTS, CARD, CONFIG):
+                    if (file := file_of(source, name)).is_file():
+                        shutil.copy(file, copy / name)
             read_configuration(copy)
         return publish(copy, url, last=(CONFIG,))
 

@@ -60,15 +60,16 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
         `text` with `class_names`. columns: of a table, by role.
     Raises ArrayError if the arrays do not fit together.
     """
-    if is_clip_retrieval(Path(source)):
+    theirs = is_clip_retrieval(Path(source))
+    if columns and (theirs or not is_table(str(source))):
+        raise ArrayError(f"{source} is no table, whose columns could be named: leave --column out")
+    if theirs:
         if text_sets:
             raise ArrayError(f"{source} was written by clip-retrieval and names no text: leave --text-set out, and "
                              "embed prompts with `onceclip text`")
         return import_folder(Path(source), str(store), encoder, unit_rows)
     if is_table(str(source)):
         return import_table(str(source), str(store), encoder, unit_rows, text_sets, columns)
-    if columns:
-        raise ArrayError(f"{source} is no table, whose columns could be named: leave --column out")
     begun, source, remarks = time.perf_counter(), Path(source), list[str]()
     arrays = _load(source)
     embedding = _checked(arrays, source)

@@ -46,7 +46,7 @@ def _adapter(path: str, folder: Path, modules: Sequence[str]) -> dict[str, Any]:
 
         load_classifier(folder, modules)
     return {"kind": "adapter", "path": path, "method": config["method"], "dim": config["dim"],
-            "hyperparameters": config["hyperparameters"], "classes": config["class_names"],
+            "inputs": config["inputs"], "hyperparameters": config["hyperparameters"], "classes": config["class_names"],
             "provenance": config["provenance"]}
 
 

@@ -39,11 +39,13 @@ class ArrowTable:
 
     @cached_property
     def schema(self) -> pyarrow.Schema:
-        """Names and types of the columns of all files. Raises SourceError where they differ."""
+        """Names and types of the columns of all files. Raises SourceError where files differ or a name stands twice."""
         first, *others = [file.schema() for file in self.files]
         for file, other in zip(self.files[1:], others, strict=True):
             if other != first:
                 raise SourceError(f"{file.place} has other columns than {self.files[0].place}: give files of one table")
+        if twice := sorted({name for name in first.names if first.names.count(name) > 1}):
+            raise SourceError(f"{self.place} has {listing(twice)} more than once among its columns: give each its name")
         return first
 
     @cached_property
@@ -154,6 +156,8 @@ def table_at(text: str) -> ArrowTable:
             return ArrowTable(text, files)
     found = _parquet_files(text, place)
     if not found:
+        if not is_url(text) and not os.path.exists(place) and not glob.has_magic(place):
+            raise SourceError(f"{text} does not exist: correct the name")
         raise SourceError(f"{text} has no {PARQUET} file and is no data set of `save_to_disk`: give Parquet files, or "
                           "a folder of one of these")
     base = place if len(found) > 1 or found[0] != place else os.path.dirname(place)
@@ -163,7 +167,8 @@ def table_at(text: str) -> ArrowTable:
     folders = {"/".join(part for part in os.path.dirname(name).strip("/").split("/")
                         if part != "data" and part.lower() not in SPLIT_FOLDERS) for name in inner}
     if len(folders) > 1:
-        raise SourceError(f"{text} has several tables, in the folders {listing(sorted(folders))}: name one of them")
+        named = listing(sorted(folder or "." for folder in folders))
+        raise SourceError(f"{text} has several tables, in the folders {named}: name one of them")
     return ArrowTable(text, tables)
 
 

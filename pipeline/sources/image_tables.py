@@ -70,6 +70,8 @@ class ImageTable(Source):
         Raises SourceError if it cannot be read, or has no column of images, or several.
         """
         place = text.partition(":")[2] if text.startswith(_PREFIXES) else text
+        if not place:
+            raise SourceError(f"{text} names no table: give hf-dataset:FOLDER, hf-dataset:ORG/NAME or parquet:FILE")
         if text.startswith(_PREFIXES[0]) and "://" not in place and not os.path.exists(local_place(place)):
             if place.count("/") not in (1, 2):
                 raise SourceError(f"{text}: there is no folder {place}, and data sets of the hub are ORG/NAME: correct "

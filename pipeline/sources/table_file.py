@@ -64,20 +64,20 @@ class TableFile:
             return batch.column(0)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
-        """Some columns, by their names, a piece of the rows at a time."""
+        """Some columns, by their names, a piece of the rows at a time; one that is named twice comes once."""
+        columns = list(dict.fromkeys(columns))
         with _reading(self.place):
             if self.kind == PARQUET:
                 with opened(self) as file:
                     self._check_widths(file.metadata, columns)
-                    yield from file.iter_batches(_ROWS, columns=list(columns))
+                    yield from file.iter_batches(_ROWS, columns=columns)
             elif self.kind == LANCE:
-                yield from _lance(self.place).to_batches(columns=list(columns), batch_size=_ROWS)
+                yield from _lance(self.place).to_batches(columns=columns, batch_size=_ROWS)
             else:
                 for batch in _records(self.place):
-                    chosen = batch.select([name.partition(".")[0] for name in columns])
+                    chosen = batch.select(list(dict.fromkeys(name.partition(".")[0] for name in columns)))
                     chosen.validate(full=True)  # offsets in such a file are used as they are
                     yield from (chosen.slice(start, _ROWS) for start in range(0, len(chosen), _ROWS))
-
 
     def _check_widths(self, metadata: Any, columns: Sequence[str]) -> None:
         """Raise SourceError for lists so long that a batch of them would fill the memory: a few bytes may stand for it.

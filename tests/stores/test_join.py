@@ -70,6 +70,7 @@ def test_fit_and_evaluate_take_the_embeddings_of_the_joined_encoder(store_path: 
     assert row["fingerprints"]["join dino"] == open_store(str(other_path)).fingerprint
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["inputs"] == ["dino/embedding"]
+    assert "reads            dino/embedding" in run("info", tmp_path / "adapter").stdout
     assert run_json("evaluate", tmp_path / "adapter", store_path, *join)["accuracy"] == row["accuracy"]
     assert "no image/dino/embedding" in run("evaluate", tmp_path / "adapter", store_path).stderr
     foreign = ("--join", f"dino={store_path}")

@@ -180,6 +180,12 @@ def test_files_that_do_not_fit_are_one_line_that_names_them(tmp_path: Path, faul
     assert not (tmp_path / "s.zarr").exists()
 
 
+def test_columns_cannot_be_named(tmp_path: Path) -> None:
+    write_part(tmp_path / "features", 0, paths_of(0))
+    with pytest.raises(ArrayError, match="no table, whose columns could be named: leave --column out"):
+        import_arrays(tmp_path / "features", tmp_path / "s.zarr", columns={"key": "url"})
+
+
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_part(tmp_path / "features", 0, paths_of(0))
     monkeypatch.setitem(sys.modules, "pyarrow", None)

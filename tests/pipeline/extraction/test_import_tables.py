@@ -192,6 +192,7 @@ GOOD = {"embedding": embeddings(), "label": ["a", "b", "a", "b"]}
 WRONG: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no embedding": ({"embedding": None}, [], r"no column `embedding` \(it has: label\): name it with --column"),
     "another column": ({}, ["embedding=clip"], r"no column 'clip': .*there are: embedding, label"),
+    "a column in two roles": ({}, ["label=embedding"], "'embedding' is .*: it must be text or whole numbers"),
     "another role": ({}, ["caption=label"], r"no role 'caption'"),
     "no lists": ({"embedding": [1.0, 2.0, 3.0, 4.0]}, [], "'embedding' is double: embeddings are lists"),
     "whole numbers": ({"embedding": [[1, 2]] * 4}, [], "embeddings are lists of floating-point numbers"),
@@ -224,11 +225,13 @@ def test_files_that_lead_elsewhere_or_are_cut_short_are_refused(tmp_path: Path) 
     parquet.write_table(pyarrow.table(GOOD), content)
     (tmp_path / "cut.parquet").write_bytes(content.getvalue()[:-20])
     (tmp_path / "no.parquet").write_text("no table")
+    parquet.write_table(pyarrow.Table.from_arrays([embeddings()] * 2, ["embedding"] * 2), tmp_path / "twice.parquet")
     (tmp_path / "secret.arrow").write_bytes(b"")
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../secret.arrow"}]}))
     for source, message in {"cut.parquet": "cannot be read", "no.parquet": "cannot be read",
-                            "absent.parquet": "no .parquet file", "saved": "names no files beside it"}.items():
+                            "absent.parquet": "does not exist", "twice.parquet": "embedding more than once",
+                            "saved": "names no files beside it"}.items():
         with pytest.raises(OnceclipError, match=message):
             import_arrays(tmp_path / source, tmp_path / "t.zarr")
     assert not (tmp_path / "t.zarr").exists()
