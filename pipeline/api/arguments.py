@@ -37,15 +37,16 @@ def path_of(value: Any, what: str) -> Path:
     return Path(local_place(place))
 
 
-def free_folder(out: Path, overwrite: bool = False, option: str = "--out") -> Path:
+def free_folder(out: Path, overwrite: bool | None = False, option: str = "--out") -> Path:
     """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things.
 
-    option: which names the folder.
+    overwrite: None where nothing can ask for it. option: which names the folder.
     """
     from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
 
     if file_of(out, CONFIG).exists() and not overwrite:
-        raise ResultError(f"{out} holds an adapter already: give another {option}, or add --overwrite")
+        raise ResultError(f"{out} holds an adapter already: give another {option}"
+                          + ("" if overwrite is None else ", or add --overwrite"))
     own = CONFIG, WEIGHTS, RESULTS, UNFINISHED, WHOLE
     if out.is_dir() and any(out.iterdir()) and not any((out / each).exists() for each in own):
         raise ResultError(f"{out} holds other things, and a saved adapter has a README.md of its own: give {option} a "

@@ -74,7 +74,7 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
         raise ArgumentError("maps are trained already: give train or maps")
     if save is not None and train is None:
         raise ArgumentError("save is a folder for what is trained: give train")
-    folder = None if save is None else free_folder(path_of(save, "save: a folder"), option="--save")
+    folder = None if save is None else free_folder(path_of(save, "save: a folder"), None, "--save")
     trained = None if maps is None else load_maps(path_of(maps, "maps: a folder"), target)
     if train is not None:
         require_unseen(ranked_split(target, target.text(text), split), pooling, target)

@@ -17,7 +17,12 @@ class Missing(click.ParamType):
     name = "N|A,B,..."
 
     def convert(self, value: Any, param: Any, context: Any) -> int | tuple[str, ...]:
-        return value if isinstance(value, int | tuple) else int(value) if value.isdecimal() else tuple(names_in(value))
+        if isinstance(value, int | tuple):
+            return value
+        names = tuple(names_in(value))
+        if not names:
+            self.fail("it is empty: give a number of classes, or their names", param, context)
+        return int(value) if value.removeprefix("-").isdecimal() else names
 
 
 OPTIONS = (

@@ -9,6 +9,7 @@ from shlex import quote
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from onceclip.pipeline.commands.options import (
     LocalPath,
@@ -23,6 +24,17 @@ from onceclip.pipeline.words import counted, few_words, percent
 
 _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank", "mean_rank": "mean rank",
             "map": "mAP", "ndcg": "nDCG"}
+CAPTIONS = "captions"
+_WAYS = {CAPTIONS: "scoring captions", "search": "--query and --image", "duplicates": "--duplicates",
+         "answers": "--answers"}
+# Options that not all of them take.
+_TAKEN_BY = {
+    **dict.fromkeys(("text", "rerank", "phrases", "normalize", "bank", "negatives", "save", "maps"), (CAPTIONS,)),
+    **dict.fromkeys(("train", "seed", "epochs", "learning_rate"), (CAPTIONS, "answers")),
+    **dict.fromkeys(("pooling", "page", "images"), (CAPTIONS, "search")),
+    **dict.fromkeys(("top", "by"), ("search", "duplicates")),
+    "out": (CAPTIONS, "duplicates", "answers"),
+}
 
 
 @click.command()
@@ -96,11 +108,11 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
     from onceclip.pipeline.api import retrieval
 
     one_way(query=query, image=image, duplicates=duplicates, answers=answers)
-    of_captions = {"rerank": rerank, "phrases": phrases, "normalize": normalize, "bank": bank, "negatives": negatives,
-                   "save": save, "map": maps}
+    way = ("answers" if answers is not None else "duplicates" if duplicates is not None else
+           CAPTIONS if query is None and image is None else "search")
+    _require_taken(way, trained=train is not None, page=page is not None)
     encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
     if answers is not None:
-        _refuse({"by": by, "page": page, "images": images, **of_captions}, "is not for --answers")
         if train not in (None, "tem-adapter"):
             raise click.UsageError(f"--train {train} is not for --answers: there is tem-adapter")
         with percentage("retrieve") as progress:
@@ -109,18 +121,12 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
                                     device=device, progress=progress)
         show(as_json, row, lambda: answer_lines(row))
         return
-    alone = query is not None or image is not None or duplicates is not None
-    _refuse({**of_captions, "train": train, "epochs": epochs, "learning-rate": learning_rate} if alone else {"by": by},
-            "is for scoring captions" if alone else "is for --query, --image and --duplicates: captions say themselves "
-            "what they are of")
-    part = None if split == "all" and alone else split
+    part = None if split == "all" and way != CAPTIONS else split
     with percentage("retrieve") as progress:
         if duplicates is not None:
-            _refuse({"page": page, "images": images}, "is not for --duplicates")
             _list_pairs(retrieval.duplicates(store, duplicates, by=by or "key", split=part, out=out, progress=progress),
                         store, top, out, as_json)
-        elif alone:
-            _refuse({"out": out}, "is not for --query and --image: use --json or --page")
+        elif way == "search":
             hits = retrieval.search(store, query, image=image, top=top, by=by or "key", split=part, pooling=pooling,
                                     page=page, images=images, encoder=encoder, device=device, progress=progress)
             values = {"store": store, "query": query, "image": image, "page": str(page) if page else None,
@@ -134,11 +140,21 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
             show(as_json, row, lambda: retrieval_lines(row, page))
 
 
-def _refuse(given: Mapping[str, Any], why: str) -> None:
-    """Raise UsageError for options that mean nothing here."""
-    for name, value in given.items():
-        if value is not None:
-            raise click.UsageError(f"--{name} {why}")
+def _require_taken(way: str, trained: bool, page: bool) -> None:
+    """Raise UsageError for an option on the command line that would do nothing. way: what is done, of `_WAYS`."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = str(option.name)
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        if way not in _TAKEN_BY.get(name, _WAYS):
+            other = " and ".join(_WAYS[each] for each in _TAKEN_BY[name])
+            raise click.UsageError(f"{option.opts[0]} is not for {_WAYS[way]}, but for {other}"
+                                   + (": use --json or --page" if (way, name) == ("search", "out") else ""))
+        if name in ("seed", "epochs", "learning_rate", "negatives", "save") and not trained:
+            raise click.UsageError(f"{option.opts[0]} is of what is trained: add --train NAME")
+        if name == "images" and not page:
+            raise click.UsageError("--images is where a page has its pictures from: add --page FILE.html")
 
 
 def retrieval_lines(row: Mapping[str, Any], page: Path | None = None) -> list[str]:

@@ -74,7 +74,7 @@ class DrawSpec:
         if not 0 <= self.label_noise < 1:
             raise TaskError(f"--label-noise {self.label_noise}: give a probability from 0 to below 1")
         if isinstance(self.missing, int) and self.missing < 0:
-            raise TaskError(f"--missing {self.missing}: give a number of classes, or their names")
+            raise TaskError(f"--missing {self.missing}: give a number of classes from 0 up, or their names")
         if self.natural_prior and self.long_tail != 1:
             raise TaskError("--long-tail and --natural-prior are two ways to say how many images classes have: give "
                             "one of them")
@@ -95,9 +95,13 @@ class DrawSpec:
                 object.__setattr__(self, name, float(getattr(self, name)))
             except (TypeError, ValueError) as error:
                 raise TaskError(f"{_option(name)} {getattr(self, name)!r}: give a number") from error
-        if not isinstance(self.missing, int):
-            names = (self.missing,) if isinstance(self.missing, str) else tuple(sorted(self.missing))
-            object.__setattr__(self, "missing", names or 0)
+        if type(self.natural_prior) is not bool:
+            raise TaskError(f"--natural-prior {self.natural_prior!r}: give True or False")
+        if type(self.missing) is not int:
+            names = [self.missing] if isinstance(self.missing, str) else self.missing
+            if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
+                raise TaskError(f"--missing {self.missing!r}: give a number of classes, or their names")
+            object.__setattr__(self, "missing", tuple(sorted({*names})) or 0)
         object.__setattr__(self, "support", str(support_source(self.support)) if self.support else "")
         object.__setattr__(self, "bank", everywhere(self.bank) if self.bank else "")
         if isinstance(self.draws, Mapping):

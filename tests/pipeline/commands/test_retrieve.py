@@ -139,12 +139,14 @@ def test_questions_about_videos_are_scored(path: Path, run: Callable[..., Any], 
 
 @pytest.mark.parametrize(("words", "code", "said"), [
     (["--query", "a", "--image", "x.png"], 2, "do not go together"), (["--query", " "], 1, "the query is empty"),
-    (["--query", "a", "--normalize", "qb"], 2, "scoring"), (["--by", "key"], 2, "--by is for"),
+    (["--query", "a", "--normalize", "qb"], 2, "scoring"), (["--by", "key"], 2, "--by is not for"),
     (["--image", "nothing.png"], 1, "cannot be used"),
     (["--query", "a", "--split", "test"], 1, "no embedding in its test"),
     (["--text", "default"], 1, "no text set 'default'"), (["--normalize", "qb"], 1, "--bank names the split"),
     (["--duplicates", "0.9", "--page", "p.html"], 2, "--page is not for"), (["--duplicates", "2"], 2, "range"),
     (["--query", "a", "--out", "o.json"], 2, "use --json or --page"),
+    (["--query", "a", "--text", "other"], 2, "--text is not for"), (["--top", "3"], 2, "--top is not for"),
+    (["--seed", "3"], 2, "add --train"), (["--images", "films"], 2, "add --page"),
     (["--query", "a", "--pooling", "last"], 1, "no pooling 'last'")])
 def test_what_cannot_be_done_is_one_line(path: Path, run: Callable[..., Any], words: list[str], code: int,
                                          said: str) -> None:

@@ -121,12 +121,15 @@ def test_rows_without_a_shape_keep_their_identity_and_others_have_one_of_their_o
     assert len({each.identity(imported) for each in (plain, *others)}) == 6
     assert RunSpec("gda", 2, long_tail=3).identity(imported) == RunSpec("gda", 2, long_tail=3.0).identity(imported)
     assert RunSpec("gda", 2, missing=()).identity(imported) == plain.identity(imported)
+    assert RunSpec("gda", 2, missing=("ant", "ant")) == RunSpec("gda", 2, missing=("ant",))
     assert RunSpec("gda", 2, missing="ant") == RunSpec("gda", 2, missing=("ant",))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"long_tail": 0.5}, "--long-tail 0.5"), ({"long_tail": float("nan")}, "--long-tail nan"),
-    ({"label_noise": 1}, "--label-noise 1"), ({"missing": -1}, "--missing -1"), ({"missing": 3}, "leaves 1 of 4"),
+    ({"label_noise": 1}, "--label-noise 1"), ({"missing": -1}, "--missing -1"),
+    ({"missing": 2.5}, "--missing 2.5"), ({"natural_prior": "no"}, "give True or False"),
+    ({"missing": 3}, "leaves 1 of 4"),
     ({"missing": ("cat",)}, "no class 'cat'"), ({"long_tail": 2, "natural_prior": True}, "give one of them"),
     ({"label_noise": 0.1, "refit": "val"}, "--refit val fits on all")])
 def test_what_means_nothing_is_refused(imported: Store, options: dict[str, Any], message: str) -> None:
