@@ -233,7 +233,7 @@ class Shared(Method):
     def suited(self, task: Task) -> Self:
         if not self.by_images or self.mixing in self.given:
             return self
-        count = torch.bincount(task.support.label)
+        count = torch.bincount(task.support.label, weights=task.support.weight)
         images = 1 / float((1 / count[count > 0].double()).mean())  # the harmonic mean: what few images say is unsure
         share = float(self.hyperparameters[self.mixing].default)
         return self.with_values(share=images**2 * share / (images**2 * share + 1 - share))

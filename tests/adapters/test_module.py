@@ -14,7 +14,7 @@ from onceclip.adapters.ops import unit
 
 LINEAR = {"zero-shot", "template-selection", "prompt-weights", "linear-probe", "lpclip", "linear-probe-preproj",
           "linear-probe-adamw", "zs-lp", "clap", "lp++", "cross-modal-lp", "wise-ft", "taskres", "clip-a-self",
-          "meta-adapter", "gda", "gda-em", "coop", "kgcoop", "prograd", "upl", "eco", "pre", "tai-dpt", "ss-text",
+          "meta-adapter", "gda", "gda-em", "coop", "kgcoop", "prograd", "cpl", "upl", "eco", "pre", "tai-dpt", "ss-text",
           "lafter-text"}
 
 

@@ -91,7 +91,7 @@ def test_crops_need_boxes(pictures: Path, tmp_path: Path, means: str) -> None:
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    (["a/1.png", "b", "train", 1, 1, 2, 2], "line 7: a/1.png has another label, split or group than in line 2"),
+    (["a/1.png", "b", "train", 1, 1, 2, 2], "line 7: a/1.png has another label, split, group or mask than in line 2"),
     (["a/1.png", "a", "train", "", "", "", ""], "line 7: a/1.png was in line 2 already"),
     (["b/1.png", "b", "train", 1, 1, 2, 2], "line 7: b/1.png was in line 5 already"),
     (["a/3.png", "a", "train", 5, 1, 2, 2], "line 7: the box 5, 1, 2, 2 is none: give 0 <= x0 < x1"),
