@@ -21,7 +21,7 @@ QUICK_OF = {"linear-probe-adamw": {"epochs": 60},  # starts from nothing, not fr
             "multi-modal-adapter": {"bottleneck": 4, "head_width": 2},
              "labelling-network": {"epochs": 80, "learning_rate": 0.01}, "ss-text": {"text_weight": 100.0},
              "ranpac": {"features": 60}, "lafter-text": {"learning_rate": 1e-3},
-             "reco": {"epochs": 3, "learning_rate": 1e-3, "neighbours": 3, "hidden": 16},
+             "reco": {"epochs": 3, "learning_rate": 2e-4, "neighbours": 3, "hidden": 16},
              # Adam makes whole steps of gradients that are rounding alone.
              **{name: {"optimizer": "sgd", "learning_rate": 1e-3, "epochs": 5, **OF_PROMPTS.get(name, {})}
                 for name, method in METHODS.items() if method.wants_tower}}
