@@ -14,8 +14,8 @@ from onceclip.adapters.ops import unit
 
 LINEAR = {"zero-shot", "template-selection", "prompt-weights", "linear-probe", "lpclip", "linear-probe-preproj",
           "linear-probe-adamw", "zs-lp", "clap", "lp++", "cross-modal-lp", "wise-ft", "taskres", "clip-a-self",
-          "meta-adapter", "gda", "gda-em", "coop", "kgcoop", "prograd", "cpl", "upl", "eco", "pre", "tai-dpt", "ss-text",
-          "lafter-text"}
+          "meta-adapter", "gda", "gda-em", "coop", "kgcoop", "prograd", "cpl", "upl", "eco", "pre", "tai-dpt",
+          "ss-text", "lafter-text"}
 
 
 def test_the_module_of_every_method_says_what_the_classifier_says(method, make_task, queries):
