@@ -158,8 +158,6 @@ HEAD = """# Methods
 - Empty cells were not run; a cell of fewer draws says so. Some defaults of `zs-lp`, `clap`, `taskres`,
   `cross-modal-lp`, `cross-modal-adapter`, `wise-ft`, `ape-t` and `multi-modal-adapter` were chosen with these stores'
   test rows in sight: their numbers at `fixed` are optimistic here.
-- `zs-lp`, `taskres`, `clap` and `lp++` were run with a constant `share` (0.5, 0.75, 0.75 and 0.5) before it depended on
-  the images of a class ([the study](selection.md#trained-methods-share-with-zero-shot)).
 """
 
 
