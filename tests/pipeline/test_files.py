@@ -98,8 +98,8 @@ def parts() -> Iterator[tuple[str, list[int]]]:
             self.send_header("Content-Length", str(last - first))
             self.end_headers()
             if self.command == "GET":
+                sent.append(last - first)  # before the client has it
                 self.wfile.write(bytes(last - first))
-                sent.append(last - first)
 
         do_HEAD = do_GET  # noqa: N815
 
