@@ -132,7 +132,8 @@ def of_store(work: Path, random: Random) -> list[Command]:
 def of_results(work: Path, random: Random) -> list[Command]:
     results = work / "results"
     rewrite(results / "results.jsonl", random)
-    return [("report", results, "--out", work / "page.html"), ("fit", "--from-row", f"{results}:1"),
+    return [("report", results, "--out", work / "page.html"), ("table", results), ("compare", results),
+            ("fit", "--from-row", f"{results}:1"),
             ("sweep", work / "store.zarr", "--methods", "zero-shot,gda", "--shots", 1, "--seeds", 1, "--out", results)]
 
 

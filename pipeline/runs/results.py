@@ -72,10 +72,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     for path in (folder / NAME, *sorted(folder.glob("results.*-of-*.jsonl"))):
         passed_over = []
         for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
+            row = _json(line)
             if isinstance(row, dict):
                 _require(row, _ROW, f"{path}, line {number}")
                 rows.append(row)
@@ -89,14 +86,19 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file of lines; a line that a killed process left half written is passed over."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        found += [value] if isinstance(value, dict) else []
-    return found
+    values = map(_json, path.read_bytes().splitlines() if path.is_file() else [])
+    return [each for each in values if isinstance(each, dict)]
+
+
+def _json(text: bytes) -> Any:
+    """The values of a JSON text, or None if it is none; halves of characters, which nothing could write, become `?`."""
+    try:
+        values = json.loads(text)
+        if b"\\ud" in text.lower() or not text.isascii():
+            values = json.loads(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return values
 
 
 def _number(least: float, most: float = math.inf) -> Callable[[Any], bool]:
@@ -223,8 +225,8 @@ def read_stores(folder: Path) -> dict[str, dict[str, Any]]:
     Raises ResultError if a description has a value of a wrong type.
     """
     try:
-        found = json.loads((folder / STORES_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = _json((folder / STORES_NAME).read_bytes())
+    except OSError:
         return {}
     if not isinstance(found, dict):
         return {}

@@ -100,6 +100,14 @@ def test_an_attribute_that_is_missing_is_one_line(store_copy: Path, name: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_text_of_several_lines_that_a_message_quotes_is_one_line(store_copy: Path) -> None:
+    file = store_copy / "zarr.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "zarr_format": "a\nb"}))
+    with pytest.raises(StoreError, match="Got a b") as caught:
+        open_store(str(store_copy))
+    assert "\n" not in str(caught.value)
+
+
 def test_labels_of_classes_that_are_not_named_are_damage(store_copy: Path) -> None:
     change(store_copy, {"classes": ["bar", "cross"]})
     with pytest.raises(StoreDamaged, match="labels of classes that the store does not name"):

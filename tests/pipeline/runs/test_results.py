@@ -64,6 +64,13 @@ def test_a_line_that_is_no_row_is_passed_over_with_a_remark_and_stops_nothing(
     assert run("report", tmp_path, "--out", tmp_path / "page.html").exit_code == 0
 
 
+def test_halves_of_characters_in_a_row_are_question_marks(tmp_path: Path, run: Callable[..., Any]) -> None:
+    (tmp_path / NAME).write_text(json.dumps({**GOOD, "store": "\udcff.zarr", "method": "\U0001f600"}) + "\n")
+    row, = read_rows(tmp_path)
+    assert (row["store"], row["method"]) == ("?.zarr", "\U0001f600")
+    assert run("table", tmp_path).exit_code == 0
+
+
 @pytest.mark.parametrize("values", [
     {"shots": None}, {"shots": {}}, {"shots": "some"}, {"shots": True}, {"shots": -1}, {"seed": "1"}, {"seed": None},
     {"fingerprints": []}, {"fingerprints": {"store": 3}}, {"asked": 3}, {"asked": {"values": []}},
