@@ -56,9 +56,9 @@ def _folder(place: str | None) -> str | None:
 
 
 def _store_names(paths: Sequence[str]) -> dict[str, str]:
-    """Short names of stores: that of the file, or the whole path where two have the same."""
+    """Short names of stores: that of the file, or the whole path where two have the same, and never an empty one."""
     found = Counter(PurePath(path).name for path in dict.fromkeys(paths))
-    return {path: PurePath(path).name.removesuffix(".zarr") if found[PurePath(path).name] == 1 else path
+    return {path: (PurePath(path).name.removesuffix(".zarr") if found[PurePath(path).name] == 1 else path) or path or "?"
             for path in paths}
 
 

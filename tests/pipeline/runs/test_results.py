@@ -71,6 +71,14 @@ def test_halves_of_characters_in_a_row_are_question_marks(tmp_path: Path, run: C
     assert run("table", tmp_path).exit_code == 0
 
 
+def test_a_row_that_names_no_store_has_its_place_in_a_table(tmp_path: Path, run: Callable[..., Any]) -> None:
+    append_row(tmp_path, {**GOOD, "store": ""})
+    append_row(tmp_path, {**GOOD, "run": "b"})
+    told = run("table", tmp_path)
+    assert told.exit_code == 0, told.output
+    assert "?" in told.stdout
+
+
 @pytest.mark.parametrize("values", [
     {"shots": None}, {"shots": {}}, {"shots": "some"}, {"shots": True}, {"shots": -1}, {"seed": "1"}, {"seed": None},
     {"fingerprints": []}, {"fingerprints": {"store": 3}}, {"asked": 3}, {"asked": {"values": []}},
