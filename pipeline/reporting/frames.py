@@ -56,10 +56,10 @@ def _folder(place: str | None) -> str | None:
 
 
 def _store_names(paths: Sequence[str]) -> dict[str, str]:
-    """Short names of stores: that of the file, or the whole path where two have the same, and never an empty one."""
+    """Short names of stores, never empty: that of the file, or the whole path where two have the same."""
     found = Counter(PurePath(path).name for path in dict.fromkeys(paths))
-    return {path: (PurePath(path).name.removesuffix(".zarr") if found[PurePath(path).name] == 1 else path) or path or "?"
-            for path in paths}
+    alone = {path: found[PurePath(path).name] == 1 for path in paths}
+    return {path: (PurePath(path).name.removesuffix(".zarr") if alone[path] else path) or path or "?" for path in paths}
 
 
 def _apart(setting: Setting, settings: Sequence[Setting]) -> str:
