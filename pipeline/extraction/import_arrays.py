@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from onceclip.pipeline.extraction.imported_columns import (
     single,
     texts_of,
 )
-from onceclip.pipeline.extraction.text_arrays import text_set_of, text_sets_of
+from onceclip.pipeline.extraction.text_arrays import UNREADABLE, text_set_of, text_sets_of
 from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME
 from onceclip.pipeline.sources.arrow_files import is_table
@@ -116,8 +115,7 @@ def _load(source: Path) -> dict[str, np.ndarray]:
             with source.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
                 _check_sizes(file.zip, source.stat().st_size)
                 arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, BadZipFile, zlib.error, NotImplementedError,
-            RuntimeError, MemoryError) as error:
+    except UNREADABLE as error:
         raise ArrayError(f"{source} cannot be read as .npz or a folder of .npy files "
                          f"({' '.join(str(error).split()) or type(error).__name__}): it needs {_LAYOUT}") from error
     others = sorted(set(arrays) - set(KNOWN))

@@ -14,6 +14,7 @@ import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.extraction.features import Features, make_store, summary
+from onceclip.pipeline.extraction.text_arrays import UNREADABLE
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.words import class_remarks
@@ -117,7 +118,7 @@ def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
 def _part(file: Path, metadata: Path) -> Part:
     try:
         embedding = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise ArrayError(f"{file} cannot be read ({error}): make it anew") from error
     if embedding.ndim != 2 or embedding.dtype.kind != "f":
         raise ArrayError(f"{file} has shape {embedding.shape} and type {embedding.dtype}: it needs (rows, dim) "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import glob
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -22,6 +24,9 @@ from onceclip.stores.rows import unusable_rows
 
 BESIDE = "text-"  # in the name of a file of a text set, beside that of the images
 _FURTHER = ("class_names", "class_ptr", "template_id", "prompt", "encoder", "source")
+# What numpy and zipfile raise of files that are not what they seem.
+UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, BadZipFile, zlib.error, TokenError,
+              SyntaxError, NotImplementedError, RuntimeError, MemoryError)
 _LARGEST = 8 << 30  # bytes of a text set: 50,000 classes of 80 prompts have less
 
 
@@ -122,7 +127,7 @@ def _load(file: Path) -> dict[str, np.ndarray]:
             if any(member.file_size > _LARGEST for member in arrays.zip.infolist()):
                 raise ValueError("a member unpacks to more bytes than a text set has")
             return {"text": arrays["text"], **{name: arrays[name] for name in _FURTHER if name in arrays.files}}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError, AttributeError, MemoryError) as error:
+    except UNREADABLE as error:
         raise ArrayError(f"{file} cannot be read as a text set ({' '.join(str(error).split())}): give an .npy file of "
                          "(classes, dim) or (classes, prompts, dim), or an .npz file with text and "
                          "class_names") from error
