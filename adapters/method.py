@@ -234,6 +234,8 @@ class Shared(Method):
         if not self.by_images or self.mixing in self.given:
             return self
         count = torch.bincount(task.support.label, weights=task.support.weight)
+        if not (count > 0).any():
+            return self
         images = 1 / float((1 / count[count > 0].double()).mean())  # the harmonic mean: what few images say is unsure
         share = float(self.hyperparameters[self.mixing].default)
         return self.with_values(share=images**2 * share / (images**2 * share + 1 - share))

@@ -21,8 +21,7 @@ from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.zero_shot import ZeroShot
-from onceclip.adapters.selection.calibration import HELD_OUT, VALIDATION
-from onceclip.adapters.selection.conformal import conformity
+from onceclip.adapters.selection.calibration import HELD_OUT, VALIDATION, on_rows
 from onceclip.adapters.selection.rule import best_temperature, calibrated_loss, some_rows
 from onceclip.adapters.selection.selection import fit_selected
 from onceclip.adapters.task import Rows, Task
@@ -106,14 +105,12 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     logits = _logits(head, val)
     reached = [Reached(each.method, each.hyperparameters, accuracy, loss, weight)
                for (each, _, loss, accuracy), weight in zip(found, weights, strict=True)]
-    temperature = best_temperature(logits, val.label)
     if on == HELD_OUT:
         again = [type(methods[place]).fit(methods[place].with_values(**found[place][0].hyperparameters), whole, seed)
                  for place in kept]
         head = _sum([each.head for each in again], [factors[place] for place in kept])
     average = _named(chosen[0], chosen, [weights[place] for place in kept], head, ENSEMBLE if members else AUTOMATIC)
-    average = replace(average, temperature=temperature, calibrated_on=on,
-                      conformity=conformity(logits, val.label, temperature))
+    average = on_rows(average, logits, val.label, on)
     reached.append(Reached(average.method, average.hyperparameters, _accuracy(logits, val.label),
                            float(calibrated_loss(logits, val.label).sum()), 1.0))
     return average, reached

@@ -76,10 +76,7 @@ def publish_adapter(adapter: str | Path | Classifier, url: str) -> Published:
 def require_free(url: str) -> None:
     """Raise ExportError if something stands at a URL already, before work is done for it."""
     if url.startswith(HUB):
-        present = _Repository(url).present()
-        if present - {*_THEIRS}:
-            raise ExportError(f"{url} holds {counted(len(present), 'file')} already, such as {min(present)}: give "
-                              "another path in the repository or another repository, or delete them first")
+        _Repository(url).require_free()
     elif occupied(url):
         raise ExportError(f"{url} exists already: give another URL, or delete it first")
 
@@ -115,12 +112,19 @@ class _Repository:
             raise ExportError(reason_of(self.url, error)) from error
         return {os.path.relpath(each.path, self.path or ".") for each in tree if hasattr(each, "size")}
 
+    def require_free(self) -> set[str]:
+        """Names of the files at the place, which may stay. Raises ExportError if there are others."""
+        present = self.present()
+        if present - {*_THEIRS}:
+            raise ExportError(f"{self.url} holds {counted(len(present), 'file')} already, such as {min(present)}: give "
+                              "another path in the repository or another repository, or delete them first")
+        return present
+
 
 def _to_hub(folder: Path, url: str) -> bool:
     """Upload a folder as one commit; gives whether its card went with it."""
-    require_free(url)
     place = _Repository(url)
-    card = CARD not in place.present()
+    card = CARD not in place.require_free()
     try:
         with _bars_on_terminals():
             place.client.create_repo(**place.where, exist_ok=True)

@@ -15,8 +15,7 @@ from onceclip.adapters.classifier import to_device
 from onceclip.adapters.ensembles import RULES, labels
 from onceclip.adapters.merging import best_merge, merge
 from onceclip.adapters.selection.automatic import AUTOMATIC, MERGE, Reached, fit_automatically
-from onceclip.adapters.selection.calibration import VALIDATION
-from onceclip.adapters.selection.conformal import conformity
+from onceclip.adapters.selection.calibration import VALIDATION, on_rows
 from onceclip.adapters.selection.rule import best_temperature, calibrated_loss, some_rows
 from onceclip.adapters.selection.selection import Selection, default_policy, fit_selected
 from onceclip.adapters.task import EMBEDDING, Rows
@@ -167,9 +166,7 @@ def _ensemble(method: Automatic, found: Sequence[Classifier], val: Rows | None, 
         return Average(made, None, len(members),
                        reached=(*reached, Reached(made.method, made.hyperparameters, None, 0.0, 1.0)))
     answers = made.logits(val.input(made.inputs))
-    temperature = best_temperature(answers, val.label)
-    made = replace(made, temperature=temperature, calibrated_on=VALIDATION,
-                   conformity=conformity(answers, val.label, temperature))
+    made = on_rows(made, answers, val.label, VALIDATION)
     reached.append(Reached(made.method, made.hyperparameters, *_said(answers, val.label), 1.0))
     return Average(made, reached[-1].accuracy, len(members), reached=tuple(reached))
 

@@ -47,6 +47,14 @@ def test_keys_of_a_fine_tuned_cache_are_weighed_too(make_task, make_rows):
     assert (method.fit(weighed(task)).logits(queries) - method.fit(task).logits(queries)).abs().max() > 1e-3
 
 
+def test_rows_without_any_weight_leave_the_default_share(make_task):
+    task = without_views(make_task((3, 3, 3)))
+    nothing = replace(task, support=replace(task.support, weight=torch.zeros(9)))
+    method = METHODS["zs-lp"]()
+    assert method.suited(nothing).values["share"] == method.values["share"]
+    assert method.suited(task).values["share"] > method.values["share"]
+
+
 def test_runs_that_share_their_steps_weigh_rows_as_each_alone(make_task, make_rows):
     task, queries = weighed(without_views(make_task((3, 3, 3)))), make_rows((5, 5, 5), 10, seed=50).embedding
     methods = [METHODS["zs-lp"](epochs=8, learning_rate=rate, batch_size=4) for rate in (0.03, 0.1)]
