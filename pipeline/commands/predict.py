@@ -1,4 +1,4 @@
-"""`onceclip predict`: labels for images from a saved adapter."""
+"""`onceclip predict` and `suggest`: labels for images, images to label next, and labels that are likely wrong."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import sys
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from onceclip.pipeline.commands.inference import inference_option
 from onceclip.pipeline.commands.options import (
-    LocalPath,
     encoder_options,
-    encoder_spec,
     import_option,
     join_option,
     json_option,
-    names_in,
+    percentage,
+    require_there,
     say_at_once,
     show,
 )
+from onceclip.pipeline.commands.parameter_types import LocalPath, Names
 from onceclip.pipeline.words import counted
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import EncoderSpec
 
 
 @click.command()
@@ -30,7 +33,7 @@ from onceclip.pipeline.words import counted
 @click.argument("inputs", nargs=-1, metavar="(IMAGES... | FOLDER | SOURCE | STORE)")
 @click.option("--zero-shot", is_flag=True, help="Label by the names of classes alone, without an adapter: give --names "
               "and --model, or of a STORE --names or --text.")
-@click.option("--names", metavar="A,B,...", help="Of --zero-shot: the classes.")
+@click.option("--names", type=Names(), metavar="A,B,...", help="Of --zero-shot: the classes.")
 @click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="Of --zero-shot: sentences about a "
               "class, as of `onceclip text` (repeatable).  [default: \"a photo of a {}.\"]")
 @click.option("--text", metavar="NAME", help="Of --zero-shot: a text set of the STORE in place of --names.")
@@ -56,12 +59,11 @@ from onceclip.pipeline.words import counted
 @join_option
 @import_option
 @json_option
-def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: str | None,
+def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: list[str] | None,
             templates: tuple[str, ...], text: str | None, split: str | None, top_k: int, min_probability: float,
-            coverage: float | None, set_kind: str, out: Path | None, logits: Path | None, root: str | None,
-            every: int | None, frames: int | None, inference: str | None, inference_values: dict[str, str],
-            views: int | None, model: str | None, pretrained: str | None, preprocess: str | None, device: str,
-            join: tuple[str, ...], modules: tuple[str, ...], as_json: bool) -> None:
+            coverage: float | None, set_kind: str, out: Path | None, logits: Path | None, inference: str | None,
+            inference_values: dict[str, str], views: int | None, encoder: EncoderSpec | None, device: str,
+            join: tuple[str, ...], modules: tuple[str, ...], as_json: bool, **of_source: Any) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
@@ -86,7 +88,8 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     if not adapter or not inputs:
         raise click.UsageError(f"give {'' if adapter else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
                                "images, a folder, a source or a store")
-    say_at_once(f"loading {model or ('the encoder' if zero_shot else adapter)} ...")
+    require_there([None if zero_shot else adapter])
+    say_at_once(f"loading {encoder.model if encoder else 'the encoder' if zero_shot else adapter} ...")
     from tqdm import tqdm
 
     from onceclip.adapters import set_rule
@@ -99,18 +102,18 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
 
     if out and out.suffix.lower() not in FORMATS:
         raise click.BadParameter(f"{out} does not end in {', '.join(FORMATS)}", param_hint="--out")
-    encoder: Any = encoder_spec(model, pretrained, preprocess, device) if model else None
+    found: Any = encoder
     if zero_shot:
-        classifier, encoder = zero_shot_of(inputs, names_in(names) if names else [], templates, text, encoder, device)
+        classifier, found = zero_shot_of(inputs, names or [], templates, text, encoder, device)
     else:
         classifier = loaded(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
     if inference is None and inference_values:
         raise click.UsageError("--inference-set is for a strategy: add --inference NAME")
     strategy = None if inference is None else inference_of(inference, inference_values)
-    asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(root, every, frames), encoder,
-                    device, strategy, views, join)
-    count, predictions = asked.count, asked.predictions
+    asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(**of_source), found, device,
+                    strategy, views, join)
+    predictions = asked.predictions
     if coverage is not None:
         require_alone(strategy)
         predictions = with_sets(predictions, classifier, set_rule(classifier, coverage, set_kind))
@@ -119,30 +122,85 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     with ExitStack() as files:
         adders = [files.enter_context(prediction_file(out, top_k, coverage is not None))] if out else []
         if logits:
-            adders.append(files.enter_context(logits_file(logits, count, len(classifier.class_names))))
+            adders.append(files.enter_context(logits_file(logits, asked.count, len(classifier.class_names))))
         shown = sys.stdout.isatty() and not (out or as_json)
-        passing = Passing(tqdm(predictions, "predict", count, unit="image", delay=1, leave=False,
+        passing = Passing(tqdm(predictions, "predict", asked.count, unit="image", delay=1, leave=False,
                                disable=shown or None), adders)
+        made_by = {"adapter": None if zero_shot else str(adapter)}
         if out:
             deque(passing, maxlen=0)
         elif as_json:
-            for part in json_text({"adapter": None if zero_shot else str(adapter)}, passing, passing.counts):
+            for part in json_text(made_by, passing, passing.counts):
                 click.echo(part, nl=False)
             click.echo()
         else:
             for answer in passing:
                 click.echo(as_line(answer))
-    found = passing.counts()
-    interrupted = found.get("interrupted", 0)
+    counts = passing.counts()
+    interrupted = counts.get("interrupted", 0)
     if out:
-        show(as_json, {"adapter": None if zero_shot else str(adapter), "out": str(out), **found}, lambda: [
-            f"{out}: {found['n']:,} images, {found['unsure']:,} unsure, {found['bad']:,} bad"
+        show(as_json, {**made_by, "out": str(out), **counts}, lambda: [
+            f"{out}: {counts['n']:,} images, {counts['unsure']:,} unsure, {counts['bad']:,} bad"
             + (f", {interrupted:,} interrupted" if interrupted else "")])
-    if not count:
+    if not asked.count:
         raise click.ClickException(f"{inputs[0]} has no images{f' in its {split} split' if split else ''}")
     if interrupted:
         raise click.ClickException(f"{counted(interrupted, 'image')} could not be read or decoded for reasons of this "
                                    "machine, which says nothing of them: see that there is memory enough and that the "
                                    "storage answers, then run the same command again")
-    if count == found["bad"]:
-        raise click.ClickException(f"none of the {count} images could be read")
+    if asked.count == counts["bad"]:
+        raise click.ClickException(f"none of the {asked.count} images could be read")
+
+
+@click.command()
+@click.argument("adapter")
+@click.argument("inputs", nargs=-1, required=True, metavar="(STORE | IMAGES... | FOLDER)")
+@click.option("--label-next", type=click.IntRange(1), metavar="N", help="Name N images to label: those that the "
+              "adapter is least sure of, spread over clusters, so that no two say the same.")
+@click.option("--label-errors", is_flag=True, help="Look through all labelled images of a STORE for labels that are "
+              "likely wrong, with classifiers that were fitted without the image.")
+@click.option("--most", type=click.IntRange(1), default=100, show_default=True, help="Labels to show, at most.")
+@click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
+              help="Write a table instead.")
+@click.option("--page", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.html",
+              help="Also write a page with small pictures.")
+@click.option("--images", metavar="FOLDER", help="Where the store's images are, for pictures.  "
+              "[default: the store's path without .zarr, if there]")
+@encoder_options(required=False)
+@join_option
+@import_option
+@json_option
+def suggest(adapter: str, inputs: tuple[str, ...], label_errors: bool, out: Path | None, page: Path | None,
+            as_json: bool, **asked: Any) -> None:
+    """Name images to label next, and labels that look wrong.
+
+    Prints a line per image, separated by tabs: name, the class that it likely is and its probability, then the next
+    class, or the label that it has, and that one's.
+
+    \b
+    Examples:
+        onceclip suggest pets-adapter new-photos/ --label-next 50 --page next.html
+        onceclip suggest pets-adapter pets.zarr --label-errors --out wrong.csv --page wrong.html
+    """
+    require_there([adapter])
+    say_at_once(f"loading {adapter} ...")
+    from onceclip.pipeline.api.suggestions import suggest as run
+
+    with percentage("suggest") as progress:
+        found = run(adapter, inputs, label_errors=label_errors, out=out, page=page, progress=progress, **asked)
+    what = counted(len(found), "label to check", "labels to check") if label_errors else counted(
+        len(found), "image to label next", "images to label next")
+    show(as_json, {"adapter": str(adapter), "images": found},
+         lambda: [f"{out}: {what}"] if out else suggestion_lines(found))
+    if page:
+        click.echo(f"{page}: {what}", err=True)
+
+
+def suggestion_lines(found: list[dict[str, Any]]) -> list[str]:
+    """A line per image: its name, what it likely is, and what else it may be or is labelled as."""
+    if not found:
+        return ["No label is likely wrong."]
+    order = (("image", "suggested", "probability", "label", "probability_of_label") if "label" in found[0] else
+             ("image", "class", "probability", "second", "probability_of_second"))
+    return ["\t".join(f"{each[name]:.4f}" if isinstance(each[name], float) else each[name] for name in order)
+            for each in found]
