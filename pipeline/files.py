@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import posixpath
@@ -41,6 +43,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+@contextmanager
+def csv_file(path: Path) -> Iterator[Any]:
+    """The writer of a CSV file, which has its name when it is whole; see `whole_file`."""
+    with whole_file(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        yield csv.writer(text)
 
 
 RESULTS = "results.jsonl"  # rows of runs, in a results folder and beside an adapter

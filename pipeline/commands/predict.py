@@ -93,7 +93,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     from tqdm import tqdm
 
     from onceclip.adapters import set_rule
-    from onceclip.pipeline.api.adapters import zero_shot_of
+    from onceclip.pipeline.api.predictions import zero_shot_of
     from onceclip.pipeline.api.arguments import inference_of, loaded, require_alone
     from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
@@ -184,7 +184,7 @@ def suggest(adapter: str, inputs: tuple[str, ...], label_errors: bool, out: Path
     """
     require_there([adapter])
     say_at_once(f"loading {adapter} ...")
-    from onceclip.pipeline.api.suggestions import suggest as run
+    from onceclip.pipeline.api.predictions import suggest as run
 
     with percentage("suggest") as progress:
         found = run(adapter, inputs, label_errors=label_errors, out=out, page=page, progress=progress, **asked)

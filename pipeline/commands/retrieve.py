@@ -83,8 +83,8 @@ _TAKEN_BY = {
               "[default: 0.0001]")
 @click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER", help="Of --train: save "
               "what was trained.")
-@click.option("--map", "maps", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER", help="Score with "
-              "what --save saved, on this or another store of the same encoder.")
+@click.option("--map", "maps", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER", help="Score or "
+              "search with what --save saved, on this or another store of the same encoder.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE", help="Write the result row as "
               "JSON; of --duplicates, all pairs as CSV.")
 @click.option("--page", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.html", help="Write a page with "

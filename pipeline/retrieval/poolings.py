@@ -14,20 +14,18 @@ from onceclip.pipeline.retrieval.items import Frames
 
 @dataclass(frozen=True)
 class Pooling:
-    """A pooling. summary, source: for people. vectors: gives one vector per item (items, dim) that texts are multiplied
-    with; or, where an item's vector hangs on the text, scores gives (texts, items) from unit texts (texts, dim).
-    value: the number that `scores` takes, if it takes one.
+    """A pooling. vectors: gives one vector per item (items, dim) that texts are multiplied with; or, where an item's
+    vector hangs on the text, scores gives (texts, items) from unit texts (texts, dim). value: the number that `scores`
+    takes, if it takes one.
     """
 
-    summary: str
-    source: str
     vectors: Callable[[Frames], Tensor] | None = None
     scores: Callable[[Tensor, Frames, float], Tensor] | None = None
     value: float | None = None
 
 
 def mean(frames: Frames) -> Tensor:
-    """The direction of the mean of unit rows: (items, dim)."""
+    """The direction of the mean of unit rows: (items, dim). Source: CLIP4Clip (Luo et al., 2022), meanP."""
     return unit(frames.mean(unit(frames.raw)))
 
 
@@ -37,7 +35,10 @@ def raw_mean(frames: Frames) -> Tensor:
 
 
 def fitclip(frames: Frames) -> Tensor:
-    """The mean of unit rows as it is, so that the score is the mean of the rows' cosines: (items, dim)."""
+    """The mean of unit rows as it is, so that the score is the mean of the rows' cosines: (items, dim).
+
+    Source: FitCLIP (Castro and Caba Heilbron, 2022).
+    """
     return frames.mean(unit(frames.raw))
 
 
@@ -46,6 +47,7 @@ def hitchhiker(text: Tensor, frames: Frames, temperature: float = 0.1) -> Tensor
 
     The length of that mean is had from products of rows, so that nothing of (texts, items, dim) is made.
     text: (texts, dim) unit. Gives (texts, items).
+    Source: A CLIP-Hitchhiker's Guide to Long Video Retrieval (Bain et al., 2022).
     """
     cosines, there = _padded(text @ unit(frames.raw).T, frames)
     weights = (cosines / temperature).masked_fill(~there, -torch.inf).softmax(dim=-1)  # (texts, items, frames)
@@ -55,7 +57,7 @@ def hitchhiker(text: Tensor, frames: Frames, temperature: float = 0.1) -> Tensor
 
 
 def maximum(text: Tensor, frames: Frames, _: float = 0.0) -> Tensor:
-    """The highest cosine of a text with any row of an item: (texts, items)."""
+    """The highest cosine of a text with any row of an item: (texts, items). Source: CLIPRerank; FOR."""
     cosines, there = _padded(text @ unit(frames.raw).T, frames)
     return cosines.masked_fill(~there, -torch.inf).amax(dim=-1)
 
@@ -82,11 +84,5 @@ def rows_by_item(frames: Frames) -> tuple[Tensor, Tensor]:
     return frames.raw[places].masked_fill(~there[..., None], 0), there
 
 
-POOLINGS = {
-    "mean": Pooling("direction of the mean of unit frames", "CLIP4Clip (Luo et al., 2022), meanP", mean),
-    "raw-mean": Pooling("direction of the mean of raw frames", "", raw_mean),
-    "fitclip": Pooling("mean of the frames' cosines", "FitCLIP (Castro and Caba Heilbron, 2022)", fitclip),
-    "hitchhiker": Pooling("frames weighted by the query's own scores", "A CLIP-Hitchhiker's Guide to Long Video "
-                          "Retrieval (Bain et al., 2022)", scores=hitchhiker, value=0.1),
-    "max": Pooling("the best frame", "CLIPRerank; FOR", scores=maximum),
-}
+POOLINGS = {"mean": Pooling(mean), "raw-mean": Pooling(raw_mean), "fitclip": Pooling(fitclip),
+            "hitchhiker": Pooling(scores=hitchhiker, value=0.1), "max": Pooling(scores=maximum)}

@@ -1,22 +1,24 @@
-"""Scores between all texts and all items, of which never more than a block is in memory."""
+"""Scores between all texts and all items, of which never more than a block is in memory; and normalized ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import unknown
+from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.errors import RetrievalError
-from onceclip.pipeline.retrieval.items import WIDE, Frames, Items, pieces, read_frames, unit_text
-from onceclip.pipeline.retrieval.poolings import POOLINGS, Pooling, maximum
+from onceclip.pipeline.retrieval.items import WIDE, Frames, Items, pieces, read_frames
+from onceclip.pipeline.retrieval.poolings import POOLINGS, maximum
 from onceclip.stores import Store
 
 COMCLIP = "comclip"
-RERANKS = {"max": 0.5, COMCLIP: None}  # by name, with the default weight, if it has one
+RERANKS: dict[str, float | None] = {"max": 0.5, COMCLIP: None}  # by name, with the default weight, if it has one
+NORMALIZATIONS: dict[str, float | None] = {"qb": 20.0, "dual-softmax": 100.0}  # with their inverse temperatures
+QUERY_BANK, DUAL_SOFTMAX = NORMALIZATIONS
 TEXT_TO_ITEM, ITEM_TO_TEXT = "text_to_item", "item_to_text"
 DIRECTIONS = (TEXT_TO_ITEM, ITEM_TO_TEXT)
 
@@ -62,7 +64,12 @@ def pooling_of(text: str) -> Choice:
 
 def rerank_of(text: str) -> Choice:
     """The re-ranking that a name means."""
-    return choice_of(text, "rerank", dict(RERANKS))
+    return choice_of(text, "rerank", RERANKS)
+
+
+def normalization_of(text: str) -> Choice:
+    """The normalization that a name means."""
+    return choice_of(text, "normalize", NORMALIZATIONS)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Gallery:
     @classmethod
     def of_store(cls, store: Store, items: Items, pooling: Choice, rerank: Choice | None = None,
                  vectors: Callable[[Frames], Tensor] | None = None,
-                 progress: Callable[[float], None] = lambda fraction: None) -> Gallery:
+                 progress: Progress = no_progress) -> Gallery:
         """Of items of a store, read in pieces. Rows stay in memory, in the stored type, only where scores need them.
 
         vectors: makes the items' vectors instead of the pooling, such as a trained head.
@@ -103,7 +110,7 @@ class Gallery:
             if keep:
                 raw.append(frames.raw)
             if vectors:
-                found.append(vectors(Frames(frames.raw.float(), frames.pointer)))
+                found.append(vectors(frames.to(torch.float32)))
             progress(stop / len(items))
         return cls(pooling, torch.cat(found) if found else None,
                    Frames(torch.cat(raw), torch.from_numpy(items.pointer)) if keep else None, weight)
@@ -131,9 +138,7 @@ class Gallery:
 
     def _with_frames(self, text: Tensor, start: int, stop: int) -> Tensor:
         assert self.frames is not None
-        part = self.frames.part(start, stop)
-        part = Frames(part.raw.to(text.dtype), part.pointer)
-        made: Pooling = POOLINGS[self.pooling.name]
+        part, made = self.frames.part(start, stop).to(text.dtype), POOLINGS[self.pooling.name]
         score = (text @ self.vectors[start:stop].T if self.vectors is not None else
                  made.scores(text, part, self.pooling.value or 0.0) if made.scores else None)
         assert score is not None
@@ -169,11 +174,39 @@ class Similarity:
         return (slice(start, min(start + size, queries)) for start in range(0, queries, size))
 
 
-def similarity(text: Tensor, gallery: Gallery, direction: str) -> Similarity:
-    """Scores of raw texts (texts, dim) with a gallery."""
-    return Similarity(unit_text(text), gallery, direction)
+@dataclass(frozen=True)
+class Normalization:
+    """Scores made comparable across candidates: hubs, which are near to every query, lose what they win by it.
+
+    mass: (candidates,) log of the sum over queries of exp(scale * score). hubs: None for dual softmax, a score times
+    the softmax of its candidate's scores over all queries, so that it has seen every query (transductive). For QB-Norm
+    (candidates,) bool, the best candidate of a query of the bank: rows whose best candidate is a hub become the bank's
+    softmax (dynamic inverted softmax). Other rows stay, so that scores are to be compared within a row alone.
+    Sources: CAMoE (Cheng et al., 2021); Cross Modal Retrieval with Querybank Normalisation (Bogolin et al., CVPR 2022),
+    with k = 1.
+    """
+
+    scale: float
+    mass: Tensor
+    hubs: Tensor | None
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Normalize scores (queries, candidates); those given stay as they are."""
+        softmax = (self.scale * scores - self.mass).exp()
+        if self.hubs is None:
+            return scores * softmax
+        return torch.where(self.hubs[scores.argmax(dim=1)][:, None], softmax, scores)
 
 
-def described(pooling: Choice, rerank: Choice | None) -> dict[str, Any]:
-    """What a result row says of the scores."""
-    return {"pooling": str(pooling), "rerank": str(rerank) if rerank else None}
+def normalize_by(choice: Choice, bank: Similarity, progress: Progress = no_progress) -> Normalization:
+    """Look at all queries of a bank, block by block; for dual softmax these are the queries that are ranked."""
+    scale = choice.value or 0.0
+    queries, candidates = bank.shape
+    mass = torch.full((candidates,), -torch.inf, dtype=bank.text.dtype)
+    hubs = torch.zeros(candidates, dtype=torch.bool)
+    for where in bank.blocks():
+        scores = bank.rows(where)
+        hubs[scores.argmax(dim=1)] = True
+        mass = torch.logaddexp(mass, (scale * scores).logsumexp(dim=0))
+        progress(where.stop / queries)
+    return Normalization(scale, mass, None if choice.name == DUAL_SOFTMAX else hubs)
