@@ -5,16 +5,14 @@ instant.
 from onceclip.pipeline.commands.demo import demo
 from onceclip.pipeline.commands.evaluate import evaluate
 from onceclip.pipeline.commands.export import export
-from onceclip.pipeline.commands.extract import extract
+from onceclip.pipeline.commands.extract import extract, import_
 from onceclip.pipeline.commands.fit import fit
-from onceclip.pipeline.commands.importing import import_
-from onceclip.pipeline.commands.incremental import incremental
 from onceclip.pipeline.commands.methods import methods
 from onceclip.pipeline.commands.predict import predict, suggest
 from onceclip.pipeline.commands.results import compare, report, table
 from onceclip.pipeline.commands.retrieve import retrieve
 from onceclip.pipeline.commands.stores import compact, draws, info, verify
-from onceclip.pipeline.commands.sweep import sweep
+from onceclip.pipeline.commands.sweep import incremental, sweep
 from onceclip.pipeline.commands.text import text
 
 COMMANDS = (extract, text, import_, draws, fit, sweep, incremental, evaluate, predict, suggest, retrieve, report, table,

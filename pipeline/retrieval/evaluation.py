@@ -21,16 +21,13 @@ from onceclip.pipeline.retrieval.recipes import Trained
 from onceclip.pipeline.retrieval.similarity import (
     COMCLIP,
     DIRECTIONS,
-    DUAL_SOFTMAX,
     ITEM_TO_TEXT,
     MEAN,
     TEXT_TO_ITEM,
     Choice,
     Gallery,
-    Normalization,
     Similarity,
-    normalization_of,
-    normalize_by,
+    choice_of,
     pooling_of,
     rerank_of,
 )
@@ -40,6 +37,8 @@ from onceclip.stores.identity import fingerprint
 from onceclip.stores.schema import SPLITS
 
 ALL = "all"
+DUAL_SOFTMAX = "dual-softmax"
+NORMALIZATIONS: dict[str, float | None] = {"qb": 20.0, DUAL_SOFTMAX: 100.0}  # with their inverse temperatures
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,49 @@ def _split(name: str) -> str | None:
     if name not in (*SPLITS, ALL):
         raise RetrievalError(f"no split {name!r}: there are {', '.join(SPLITS)} and {ALL}")
     return None if name == ALL else name
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Scores made comparable across candidates: hubs, which are near to every query, lose what they win by it.
+
+    mass: (candidates,) log of the sum over queries of exp(scale * score). hubs: None for dual softmax, a score times
+    the softmax of its candidate's scores over all queries, so that it has seen every query (transductive). For QB-Norm
+    (candidates,) bool, the best candidate of a query of the bank: rows whose best candidate is a hub become the bank's
+    softmax (dynamic inverted softmax). Other rows stay, so that scores are to be compared within a row alone.
+    Sources: CAMoE (Cheng et al., 2021); Cross Modal Retrieval with Querybank Normalisation (Bogolin et al., CVPR 2022),
+    with k = 1.
+    """
+
+    scale: float
+    mass: Tensor
+    hubs: Tensor | None
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Normalize scores (queries, candidates); those given stay as they are."""
+        softmax = (self.scale * scores - self.mass).exp()
+        if self.hubs is None:
+            return scores * softmax
+        return torch.where(self.hubs[scores.argmax(dim=1)][:, None], softmax, scores)
+
+
+def normalization_of(text: str) -> Choice:
+    """The normalization that a name means."""
+    return choice_of(text, "normalize", NORMALIZATIONS)
+
+
+def normalize_by(choice: Choice, bank: Similarity, progress: Progress = no_progress) -> Normalization:
+    """Look at all queries of a bank, block by block; for dual softmax these are the queries that are ranked."""
+    scale = choice.value or 0.0
+    queries, candidates = bank.shape
+    mass = torch.full((candidates,), -torch.inf, dtype=bank.text.dtype)
+    hubs = torch.zeros(candidates, dtype=torch.bool)
+    for where in bank.blocks():
+        scores = bank.rows(where)
+        hubs[scores.argmax(dim=1)] = True
+        mass = torch.logaddexp(mass, (scale * scores).logsumexp(dim=0))
+        progress(where.stop / queries)
+    return Normalization(scale, mass, None if choice.name == DUAL_SOFTMAX else hubs)
 
 
 def _side(store: Store, found: Captioned, pooling: Choice, rerank: Choice | None, trained: Trained | None,

@@ -113,13 +113,17 @@ def read_frames(store: Store, items: Items, start: int = 0, stop: int | None = N
                   torch.from_numpy(items.pointer[start:stop + 1] - first))
 
 
-def pieces(items: Items, rows: int = PIECE_ROWS) -> Iterator[tuple[int, int]]:
-    """Go through items in pieces of about so many rows: first item and the one behind the last."""
-    start = 0
-    while start < len(items):
-        stop = max(start + 1, int(np.searchsorted(items.pointer, items.pointer[start] + rows, side="right")) - 1)
-        yield start, stop
-        start = stop
+def pieces(pointer: np.ndarray, rows: int = PIECE_ROWS, start: int = 0, stop: int | None = None
+           ) -> Iterator[tuple[int, int]]:
+    """Go through items in pieces of about so many rows, one item at least: first item and the one behind the last.
+
+    pointer: (items + 1,) where each item's rows begin. start, stop: the items that are gone through; all by default.
+    """
+    stop = len(pointer) - 1 if stop is None else stop
+    while start < stop:
+        end = min(stop, max(start + 1, int(np.searchsorted(pointer, pointer[start] + rows, side="right")) - 1))
+        yield start, end
+        start = end
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.ops import unit
 from onceclip.pipeline.retrieval.items import Frames
-from onceclip.pipeline.retrieval.poolings import mean, rows_by_item
+from onceclip.pipeline.retrieval.similarity import mean, rows_by_item
 
 _HEAD = 64  # dimensions per attention head, as in CLIP's towers
 _ANGLE = 1e-4  # radians below which two vectors are mixed along the line between them

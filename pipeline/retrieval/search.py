@@ -15,9 +15,8 @@ from onceclip.adapters.ops import unit
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.pipeline.retrieval.items import WIDE, Frames, Items, items_of, pieces, read_frames
-from onceclip.pipeline.retrieval.poolings import mean
 from onceclip.pipeline.retrieval.recipes import Maps
-from onceclip.pipeline.retrieval.similarity import MEAN, Choice, Gallery
+from onceclip.pipeline.retrieval.similarity import MEAN, Choice, Gallery, mean
 from onceclip.stores import Store
 
 _STRIP = 64  # rows of a block whose pairs are listed at once
@@ -42,7 +41,7 @@ def nearest(queries: Tensor, store: Store, items: Items, top: int, pooling: Choi
     queries: (queries, dim) unit. maps: make the items' vectors instead of the pooling.
     """
     best = Best(len(queries), min(top, len(items)), queries.dtype)
-    parts = list(pieces(items))
+    parts = list(pieces(items.pointer))
     with ThreadPoolExecutor(1) as reader, threads_for(len(queries) * len(items.rows) * queries.shape[1]):
         ahead = reader.submit(read_frames, store, items, *parts[0])
         for number, (start, stop) in enumerate(parts):
@@ -131,7 +130,7 @@ def duplicates(store: Store, threshold: float, by: str, split: str | None = None
     if not 0 < threshold <= 1:
         raise RetrievalError(f"--duplicates {threshold:g}: give a cosine above 0 and up to 1, such as 0.98")
     items = items_of(store, by, split)
-    vectors = torch.cat([_vectors(store, items, *each) for each in pieces(items)])
+    vectors = torch.cat([_vectors(store, items, *each) for each in pieces(items.pointer)])
     first_rows = items.rows[items.pointer[:-1]]
     group, digest = store.column("group")[first_rows].astype(object), store.column("digest")[first_rows]
     single = np.diff(items.pointer) == 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from onceclip.pipeline.retrieval.answers import answer_hinge
 from onceclip.pipeline.retrieval.comclip import comclip_scores
+from onceclip.pipeline.retrieval.evaluation import normalization_of, normalize_by
 from onceclip.pipeline.retrieval.items import Frames
 from onceclip.pipeline.retrieval.metrics import ranks_of
 from onceclip.pipeline.retrieval.recipes import (
@@ -26,8 +27,6 @@ from onceclip.pipeline.retrieval.similarity import (
     Choice,
     Gallery,
     Similarity,
-    normalization_of,
-    normalize_by,
     pooling_of,
 )
 
