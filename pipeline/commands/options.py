@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -167,10 +168,10 @@ def require_there(adapters: Iterable[str | None] = (), stores: Iterable[str | No
     from onceclip.pipeline.files import is_url, local_place
 
     for folder in (Path(local_place(place)) for place in adapters if place and not is_url(place)):
-        if not file_of(folder, CONFIG).is_file():
+        if not os.path.isfile(file_of(folder, CONFIG)):
             read_configuration(folder)
     for place in (place for place in stores if place and not is_url(place)):
-        if not (Path(local_place(place)) / "zarr.json").is_file():  # a zip file, or no store
+        if not os.path.isfile(os.path.join(local_place(place), "zarr.json")):  # a zip file, or no store
             from onceclip.stores import open_store
 
             open_store(place)
