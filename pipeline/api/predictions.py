@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from onceclip.pipeline.api.arguments import (
     optional,
     path_of,
     place_of,
+    refuse,
     require_alone,
     spec_of,
     split_of,
@@ -28,8 +30,10 @@ from onceclip.stores import Store
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import Encoder, EncoderSpec
+    from onceclip.pipeline.prediction.answers import Answers
     from onceclip.pipeline.prediction.label_next import Suggestion
     from onceclip.pipeline.prediction.predict import Prediction
+    from onceclip.pipeline.sources import SourceOptions
 
 
 def zero_shot(names: str | Sequence[str], encoder: str | EncoderSpec, *, pretrained: str | None = None,
@@ -113,24 +117,37 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         >>> len(found)
         40
     """
-    from onceclip.pipeline.prediction.answers import answers
-    from onceclip.pipeline.prediction.predict import with_sets
     from onceclip.pipeline.sources import SourceOptions
 
-    classifier = loaded(adapter, modules)
     if not (isinstance(min_probability, int | float) and 0 <= min_probability <= 1):
         raise ArgumentError(f"min_probability {min_probability!r}: give a number from 0 to 1")
+    found = stream(loaded(adapter, modules), inputs, SourceOptions(root, every, frames),
+                   optional(spec_of, encoder, device=device), split=optional(split_of, split),
+                   top_k=whole(top_k, "top_k", 1), min_probability=min_probability, coverage=coverage,
+                   set_kind=set_kind, device=device, inference=inference, inference_values=inference_values,
+                   views=optional(whole, views, "views", 2), join=join)
+    return list(found.predictions)
+
+
+def stream(classifier: Classifier, inputs: Any, options: SourceOptions, encoder: EncoderSpec | Encoder | None, *,
+           split: str | None, top_k: int, min_probability: float, coverage: float | None, set_kind: str, device: str,
+           inference: str | type[Inference] | Inference | None, inference_values: Mapping[str, Any] | None,
+           views: int | None, join: Sequence[str]) -> Answers:
+    """What `predict` gives, each prediction as it is asked for; arguments as there, and checked.
+
+    Raises ArgumentError for what goes with a strategy of inference, or without one, alone.
+    """
+    from onceclip.pipeline.prediction.answers import answers
+    from onceclip.pipeline.prediction.predict import with_sets
+
     strategy = optional(inference_of, inference, inference_values)
-    if strategy is None and inference_values:
-        raise ArgumentError("inference_values are for a strategy: add inference")
+    refuse((strategy is None and inference_values,
+            "--inference-set (inference_values) is for a strategy: add --inference NAME"))
+    if coverage is not None:
+        require_alone(strategy)
     rule = None if coverage is None else set_rule(classifier, coverage, set_kind)
-    asked = answers(classifier, inputs, optional(split_of, split), whole(top_k, "top_k", 1), min_probability,
-                    SourceOptions(root, every, frames), optional(spec_of, encoder, device=device), device, strategy,
-                    optional(whole, views, "views", 2), join)
-    if rule is None:
-        return list(asked.predictions)
-    require_alone(strategy)
-    return list(with_sets(asked.predictions, classifier, rule))
+    found = answers(classifier, inputs, split, top_k, min_probability, options, encoder, device, strategy, views, join)
+    return found if rule is None else replace(found, predictions=with_sets(found.predictions, classifier, rule))
 
 
 def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path], *,

@@ -13,6 +13,7 @@ import click
 from onceclip.pipeline.commands.inference import inference_option
 from onceclip.pipeline.commands.options import (
     encoder_options,
+    gathered,
     import_option,
     join_option,
     json_option,
@@ -49,9 +50,11 @@ if TYPE_CHECKING:
               help="Write the answers to a .csv, .jsonl or .parquet file instead.")
 @click.option("--logits", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.npy",
               help="Also write all logits, a row per image in the order of the answers.")
-@click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to.")
-@click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos.")
-@click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread.")
+@gathered(
+    "sources",
+    click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to."),
+    click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos."),
+    click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread."))
 @inference_option("Read the images by a strategy, such as mta; `onceclip methods` lists them.")
 @click.option("--views", type=click.IntRange(2), metavar="N", help="Views that are made of each image for it.  "
               "[default: as those that the adapter's store has, else 64]")
@@ -60,10 +63,9 @@ if TYPE_CHECKING:
 @import_option
 @json_option
 def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: list[str] | None,
-            templates: tuple[str, ...], text: str | None, split: str | None, top_k: int, min_probability: float,
-            coverage: float | None, set_kind: str, out: Path | None, logits: Path | None, inference: str | None,
-            inference_values: dict[str, str], views: int | None, encoder: EncoderSpec | None, device: str,
-            join: tuple[str, ...], modules: tuple[str, ...], as_json: bool, **of_source: Any) -> None:
+            templates: tuple[str, ...], text: str | None, top_k: int, out: Path | None, logits: Path | None,
+            sources: dict[str, Any], encoder: EncoderSpec | None, device: str, modules: tuple[str, ...], as_json: bool,
+            **how: Any) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
@@ -92,12 +94,9 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     say_at_once(f"loading {encoder.model if encoder else 'the encoder' if zero_shot else adapter} ...")
     from tqdm import tqdm
 
-    from onceclip.adapters import set_rule
-    from onceclip.pipeline.api.predictions import zero_shot_of
-    from onceclip.pipeline.api.arguments import inference_of, loaded, require_alone
-    from onceclip.pipeline.prediction.answers import answers
+    from onceclip.pipeline.api.arguments import loaded
+    from onceclip.pipeline.api.predictions import stream, zero_shot_of
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
-    from onceclip.pipeline.prediction.predict import with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     if out and out.suffix.lower() not in FORMATS:
@@ -108,23 +107,15 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     else:
         classifier = loaded(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
-    if inference is None and inference_values:
-        raise click.UsageError("--inference-set is for a strategy: add --inference NAME")
-    strategy = None if inference is None else inference_of(inference, inference_values)
-    asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(**of_source), found, device,
-                    strategy, views, join)
-    predictions = asked.predictions
-    if coverage is not None:
-        require_alone(strategy)
-        predictions = with_sets(predictions, classifier, set_rule(classifier, coverage, set_kind))
+    asked = stream(classifier, inputs, SourceOptions(**sources), found, top_k=top_k, device=device, **how)
     for remark in asked.remarks:
         click.echo(f"Note: {remark}", err=True)
     with ExitStack() as files:
-        adders = [files.enter_context(prediction_file(out, top_k, coverage is not None))] if out else []
+        adders = [files.enter_context(prediction_file(out, top_k, how["coverage"] is not None))] if out else []
         if logits:
             adders.append(files.enter_context(logits_file(logits, asked.count, len(classifier.class_names))))
         shown = sys.stdout.isatty() and not (out or as_json)
-        passing = Passing(tqdm(predictions, "predict", asked.count, unit="image", delay=1, leave=False,
+        passing = Passing(tqdm(asked.predictions, "predict", asked.count, unit="image", delay=1, leave=False,
                                disable=shown or None), adders)
         made_by = {"adapter": None if zero_shot else str(adapter)}
         if out:
@@ -143,7 +134,8 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
             f"{out}: {counts['n']:,} images, {counts['unsure']:,} unsure, {counts['bad']:,} bad"
             + (f", {interrupted:,} interrupted" if interrupted else "")])
     if not asked.count:
-        raise click.ClickException(f"{inputs[0]} has no images{f' in its {split} split' if split else ''}")
+        split = f" in its {how['split']} split" if how["split"] else ""
+        raise click.ClickException(f"{inputs[0]} has no images{split}")
     if interrupted:
         raise click.ClickException(f"{counted(interrupted, 'image')} could not be read or decoded for reasons of this "
                                    "machine, which says nothing of them: see that there is memory enough and that the "
