@@ -15,7 +15,7 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.training.loop import Progress, no_progress, part_of
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.pipeline.retrieval.comclip import Phrases, composed
-from onceclip.pipeline.retrieval.items import Captioned, captioned, default_split, unit_text
+from onceclip.pipeline.retrieval.items import GROUP, Captioned, captioned, unit_text
 from onceclip.pipeline.retrieval.metrics import Ranks, ranks_of, relevant_of, summary
 from onceclip.pipeline.retrieval.recipes import Trained
 from onceclip.pipeline.retrieval.similarity import (
@@ -124,10 +124,18 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
 
 
 def ranked_split(store: Store, text: TextSet, split: str | None) -> str | None:
-    """The split that `evaluate` ranks when it is given this one; None for all rows."""
-    if split is not None:
-        return _split(split)
-    return default_split(store, text) if text.is_captions else None
+    """The split that `evaluate` ranks when it is given this one; None for all rows.
+
+    By default the test split, where captions belong to rows of it.
+    """
+    if split is not None or not text.is_captions:
+        return _split(ALL if split is None else split)
+    rows = store.rows(SPLITS[2], labelled=False)
+    names = store.column("key")[rows]
+    if text.source.get("by") == GROUP:
+        groups = store.column("group")[rows]
+        names = np.where(groups == "", names, groups)
+    return SPLITS[2] if not set(text.classes).isdisjoint(map(str, names)) else None
 
 
 def require_unseen(split: str | None, pooling: str, store: Store, trained: Trained | None = None) -> None:

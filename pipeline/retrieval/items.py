@@ -11,7 +11,6 @@ from torch import Tensor
 from onceclip.adapters.ops import unit
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.stores import Store, TextSet
-from onceclip.stores.schema import SPLITS
 from onceclip.stores.store import PIECE_ROWS
 
 KEY, GROUP = "key", "group"
@@ -169,14 +168,6 @@ def captioned(store: Store, text: TextSet, split: str | None = None, name: str =
             "captioned items elsewhere or without an embedding": len(text.classes) - len(kept)}
     return Captioned(items.chosen(kept), torch.from_numpy(text.embedding[rows]),
                      tuple(text.prompts[row] for row in rows), owner, {what: n for what, n in left.items() if n})
-
-
-def default_split(store: Store, text: TextSet) -> str | None:
-    """The test split, where captions belong to rows of it; otherwise everything."""
-    column = store.column(GROUP if text.source.get("by") == GROUP else KEY)
-    rows = store.rows("test", labelled=False)
-    names = np.where(column[rows] == "", store.column("key")[rows], column[rows]) if len(rows) else []
-    return SPLITS[2] if not set(text.classes).isdisjoint(map(str, names)) else None
 
 
 def unit_text(text: Tensor) -> Tensor:
