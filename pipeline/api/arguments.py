@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from onceclip.adapters import Classifier, Method
     from onceclip.adapters.inference import Inference
 
-T, P = TypeVar("T"), ParamSpec("P")
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def optional(check: Callable[Concatenate[Any, P], T], value: Any, *further: P.args, **named: P.kwargs) -> T | None:

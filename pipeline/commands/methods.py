@@ -39,7 +39,7 @@ def method_lines(values: dict[str, Any]) -> list[str]:
         page = next((page for key, page in {"sees": _strategy, "from_bank": _source, "rule": _average}.items()
                      if key in values), _method)
         return list(page(values))
-    tables = [
+    tables: list[list[tuple[str, ...]]] = [
         [("method", "family", "cost", "new classes", "what it is"), *(
             (each["name"], each["family"], each["cost"], "yes" if each["transfers"] else "no",
              each["summary"] + (f" (needs {re.split('[;,(]', each['needs'])[0].strip()})" if each["needs"] else ""))
