@@ -84,11 +84,12 @@ def test_an_adapter_is_not_overwritten_unless_asked(place: Path, run: Run) -> No
 @pytest.mark.parametrize("name", ["good", "store.zarr"])
 def test_an_adapter_is_not_written_into_a_folder_of_other_things(place: Path, run: Run, name: str) -> None:
     """A saved adapter has a README.md, and a project has one too."""
-    (place / name / "README.md").write_text("mine")
-    refused = run("fit", "store.zarr", "--method", "zero-shot", "--out", name)
+    folder = Path(shutil.copytree(place / name, place / "mine"))
+    (folder / "README.md").write_text("mine")
+    refused = run("fit", "store.zarr", "--method", "zero-shot", "--out", folder)
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
     assert "new or empty" in refused.stderr
-    assert (place / name / "README.md").read_text() == "mine"
+    assert (folder / "README.md").read_text() == "mine"
 
 
 def test_an_adapter_may_go_where_results_are(place: Path, run: Run) -> None:
