@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -49,8 +51,10 @@ def write(path: Path, *rows: Row) -> Path:
 
 
 @pytest.mark.slow
-def test_a_bench_runs_from_the_command_line(process: Callable[..., Any], tmp_path: Path) -> None:
-    done = process("-m", "bench", "all", "--only", "selection", "--quick", "--out", str(tmp_path / "rows.jsonl"), cwd=ROOT)
+def test_a_bench_runs_from_the_command_line(tmp_path: Path) -> None:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "bench", "all", "--only", "selection", "--quick", "--out", tmp_path / "rows.jsonl"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Tip-Adapter's search" in done.stdout
     assert read_rows(tmp_path / "rows.jsonl")
