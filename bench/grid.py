@@ -69,8 +69,8 @@ class Part:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The peers' batch size and epsilon."""
-        return {"epochs": self.epochs, "batch_size": 256, "epsilon": 1e-4}
+        """The peers' batch size and epsilon, and as they do nothing of zero-shot's answers beside the adapter's."""
+        return {"epochs": self.epochs, "batch_size": 256, "epsilon": 1e-4, "share": 1.0}
 
     def task(self) -> Task:
         """Its rows."""
