@@ -86,7 +86,7 @@ GOALS = {
     "23 memory": Goal("the same: memory in GiB, at most", "commands", most=2),
     "23 tip-adapter": Goal("`fit --method tip-adapter --shots 1` on 20,000 classes: memory in GiB, at most", "commands",
                            most=3),
-    "24": Goal("`predict` of 1,000,000 stored rows to CSV: processor seconds", "commands", most=15),
+    "24": Goal("`predict` by gda of 1,000,000 stored rows to CSV: processor seconds", "commands", most=15),
     "29": Goal("`fit` without a method, 100 classes x 16 shots: seconds on two cores", "commands", most=60),
     "30 cores": Goal("extraction, ViT-B/32, 500x375: of what the cores allow at decoding and encoding together",
                      "extract", least=0.97),
