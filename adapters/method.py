@@ -68,10 +68,11 @@ class Method(Trainable):
     def __init_subclass__(cls) -> None:
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
-        if cls.presets and "preset" not in cls.hyperparameters:
+        if cls.presets or "presets" in vars(cls):  # those of a class that this one derives from are not its own
+            others = {name: each for name, each in cls.hyperparameters.items() if name != "preset"}
             preset = Hyperparameter("none", "named values for the others; those given by hand win",
                                     choices=("none", *cls.presets))
-            cls.hyperparameters = {"preset": preset, **cls.hyperparameters}
+            cls.hyperparameters = {"preset": preset, **others} if cls.presets else others
 
     def __init__(self, **values: Value) -> None:
         for name in values:
@@ -206,8 +207,16 @@ class Method(Trainable):
 
 def zero_shot_head(task: Task) -> Linear:
     """Zero-shot logits `s x . w_c + b`, the first term of most methods."""
-    weights = task.zero_shot_weights
-    return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
+    return Linear(task.zero_shot_weights, _bias(task))
+
+
+def class_head(task: Task, vectors: Tensor) -> Linear:
+    """The head of other class vectors (classes, dim) than those of the text: `s x . v_c + b`."""
+    return Linear(task.logit_scale * vectors, _bias(task))
+
+
+def _bias(task: Task) -> Tensor | None:
+    return task.text.embedding.new_full((task.classes,), task.logit_bias) if task.logit_bias else None
 
 
 def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparameter]:

@@ -41,7 +41,7 @@ class CapsAdapter(TipX):
     equation = ("logits = s x.W' + alpha exp(-beta (1 - x.((1-delta) K + delta Z)')) L - gamma mean_c KL(p_x || p_i), "
                 "p = softmax(x.W' / tau)")
     hyperparameters = {
-        **{name: setting for name, setting in TipX.hyperparameters.items() if name not in ("preset", "sums")},
+        **{name: setting for name, setting in TipX.hyperparameters.items() if name != "sums"},
         "delta": Hyperparameter(0.5, "share of the captions in the affinity", search=(0.0, 0.25, 0.5, 0.75, 1.0),
                                 high=1.0),
     }

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.ops import product, unit
+from onceclip.adapters.method import Method, class_head
+from onceclip.adapters.ops import place_in_class, product, unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe, xavier_normal
 
@@ -77,11 +77,9 @@ class ClipASelf(Method):
     def prepare(self, task: Task) -> Sentences:
         owner = task.text.class_index
         count = torch.bincount(owner, minlength=task.classes)
-        order, most = owner.argsort(stable=True), int(count.max())
-        number = torch.empty_like(owner)
-        number[order] = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner[order]]
+        most = int(count.max())
         present = torch.arange(most, device=owner.device) < count.unsqueeze(1)
-        return Sentences(task, owner * most + number, present)
+        return Sentences(task, owner * most + place_in_class(owner, task.classes), present)
 
     def initial(self, prepared: Sentences, generator: torch.Generator) -> dict[str, Tensor]:
         like, dim = prepared.task.text.embedding, prepared.task.dim
@@ -108,7 +106,7 @@ class ClipASelf(Method):
         seen = _dropped(product(seen, parameters["out"]) + parameters["out_bias"], self.dropout, noise)
         mixed = layer_norm(2 * (self.ratio * seen + (1 - self.ratio) * sentences), (task.dim,), parameters["norm"],
                            parameters["norm_bias"])
-        return Linear(task.logit_scale * unit(task.text.mean_of(mixed)), zero_shot_head(task).bias)
+        return class_head(task, unit(task.text.mean_of(mixed)))
 
 
 def _dropped(values: Tensor, share: float, noise: torch.Generator | None) -> Tensor:

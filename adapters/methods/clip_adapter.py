@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Bottleneck, Head, Linear, blend
-from onceclip.adapters.method import Shared, share_setting, zero_shot_head
+from onceclip.adapters.heads import Bottleneck, Head, blend
+from onceclip.adapters.method import Shared, class_head, share_setting, zero_shot_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
@@ -82,7 +82,7 @@ class ClipAdapter(Shared):
         head = zero_shot_head(prepared)
         if "text_down" in parameters:
             adapted = blend(prepared.text.class_weights, *self._branch("text", parameters), self.renormalize)
-            head = Linear(prepared.logit_scale * adapted, head.bias)
+            head = class_head(prepared, adapted)
         if "image_down" in parameters:
             return Bottleneck(*self._branch("image", parameters), head, self.renormalize)
         return head

@@ -33,7 +33,7 @@ class CrossModalAdapter(CrossModalLinearProbe):
         "ratio": Hyperparameter(0.2, "share of the adapted vector", high=1.0, retrain=True),
         "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
                                     retrain=True),
-        **{name: value for name, value in CrossModalLinearProbe.hyperparameters.items() if name != "preset"},
+        **CrossModalLinearProbe.hyperparameters,
         **share_setting(0.5),
         "learning_rate": Hyperparameter(1e-5, "step size at the start of the schedule", high=1000.0, retrain=True),
     }

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Shared, share_setting, zero_shot_head
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Shared, class_head, share_setting
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
@@ -85,7 +85,7 @@ class CrossModalLinearProbe(Shared):
         return {"weight": linear_start((prepared.classes, prepared.dim), generator, mean) if random else unit(mean)}
 
     def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        return Linear(prepared.logit_scale * parameters["weight"], zero_shot_head(prepared).bias)
+        return class_head(prepared, parameters["weight"])
 
     def penalty(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
         if self.mixed_batches:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import Method, require_images, zero_shot_head
-from onceclip.adapters.methods.gda import precision_of
+from onceclip.adapters.methods.gda import gaussian_head, precision_of
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -80,14 +80,13 @@ class GDAEM(Method):
 
     def _gaussian(self, prepared: Mixture) -> Linear:
         rows, logits = prepared.rows, prepared.zero_shot
-        text, like = prepared.task.text.class_weights.double(), prepared.task.text.embedding
+        text = prepared.task.text.class_weights.double()
         for _ in range(self.steps):
             share = logits.softmax(dim=1)
             count = share.sum(dim=0).unsqueeze(1)
             mean = (share.T @ rows) / count.clamp(min=_FEW)
             scatter = prepared.second_moment - (mean * count).T @ mean
             mean = torch.where(count > _FEW, mean, text)
-            weight = mean @ precision_of(scatter, len(rows))
-            bias = -(weight * mean).sum(dim=1) / 2
-            logits = prepared.zero_shot + self.weight * (rows @ weight.T + bias)
-        return Linear(weight.to(like), bias.to(like))
+            precision = precision_of(scatter, len(rows))
+            logits = prepared.zero_shot + self.weight * gaussian_head(mean, precision, rows)(rows)
+        return gaussian_head(mean, precision, prepared.task.text.embedding)

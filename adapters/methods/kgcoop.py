@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, prompt_head
+from onceclip.adapters.method import class_head
+from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -41,4 +42,4 @@ class KgCoOp(CoOp):
              generator: torch.Generator) -> Tensor:
         vectors = self.vectors(prepared, parameters)
         apart = 1 - (vectors * unit(prepared.text.class_weights)).sum(dim=1)
-        return cross_entropy(prompt_head(prepared, vectors)(rows), label) + self.weight * apart.mean()
+        return cross_entropy(class_head(prepared, vectors)(rows), label) + self.weight * apart.mean()

@@ -49,10 +49,6 @@ class LabellingNetwork(Method):
                 "down_bias": linear_bias(hidden, width, generator, like),
                 "up": like.new_zeros(prepared.classes, hidden), "up_bias": like.new_zeros(prepared.classes)}
 
-    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
-        own = self.inputs == (EMBEDDING,)
-        return task.support.epoch(epoch) if own else self.rows_of(task.support), task.support.label
-
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         network = Perceptron(*(parameters[name] for name in ("down", "down_bias", "up", "up_bias")))
         return network if self.inputs == (EMBEDDING,) else Projected(network)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, recipe
@@ -56,7 +56,7 @@ class LaFTerText(Method):
         return {"weight": prepared.text.class_weights.clone()}
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        return Linear(prepared.logit_scale * parameters["weight"], zero_shot_head(prepared).bias)
+        return class_head(prepared, parameters["weight"])
 
     def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
         return task.text.unit, task.text.class_index

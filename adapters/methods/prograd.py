@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from onceclip.adapters.method import zero_shot_head
-from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, prompt_head
+from onceclip.adapters.method import class_head, zero_shot_head
+from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -42,7 +42,7 @@ class ProGrad(CoOp):
     def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:
         """A number whose gradient is the one that a step takes; both gradients go through the tower once forward."""
-        logits = prompt_head(prepared, self.vectors(prepared, parameters))(rows)
+        logits = class_head(prepared, self.vectors(prepared, parameters))(rows)
         soft = log_softmax(logits / self.temperature, dim=1)
         taught = log_softmax(zero_shot_head(prepared)(rows) / self.temperature, dim=1)
         divergence = kl_div(soft, taught, reduction="batchmean", log_target=True) * self.temperature**2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import recipe
 
@@ -42,4 +42,4 @@ class PromptWeights(Method):
         text, theta = prepared.text, parameters["theta"]
         theta = theta[text.groups] if len(text.bank) > 1 else theta
         weight = theta.exp() if text.prompt_weight is None else theta.exp() * text.prompt_weight
-        return Linear(prepared.logit_scale * text.vectors(weight), zero_shot_head(prepared).bias)
+        return class_head(prepared, text.vectors(weight))

@@ -12,7 +12,6 @@ from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.heads.perceptron import RandomFeatures
 from onceclip.adapters.method import Method
-from onceclip.adapters.plugin import full_name
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.ridge import Ridges
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -65,13 +64,8 @@ class RanPAC(Method):
     needs_text = False
 
     def prepare(self, task: Task) -> Sums:
-        generator = torch.Generator().manual_seed(0)
-        projection = torch.randn(int(self.features), task.dim, generator=generator, dtype=torch.float64)
-        return self.sums(task, projection.to(task.support.embedding))
-
-    def sums(self, task: Task, projection: Tensor) -> Sums:
-        """G and Q of a task's support, for a given projection."""
-        rows, label = task.support.keys, task.support.label
+        rows, label, generator = task.support.keys, task.support.label, torch.Generator().manual_seed(0)
+        projection = torch.randn(int(self.features), task.dim, generator=generator, dtype=torch.float64).to(rows)
         gram = torch.zeros(len(projection), len(projection), dtype=torch.float64, device=rows.device)
         cross = gram.new_zeros(len(projection), task.classes)
         for piece, own in zip(rows.split(_PIECE), label.split(_PIECE), strict=True):
@@ -110,9 +104,7 @@ class RanPAC(Method):
             cross = cross.clone()
             cross[:, :state["cross"].shape[1]] += state["cross"]
         ridge = float(self.ridge) or self._best_ridge(now)
-        head = self.with_values(ridge=ridge).head(Sums(task, now.projection, gram, cross), {})
-        values = {**self.values, "ridge": ridge}
-        fitted = Classifier(head, task.text.class_names, task.dim, full_name(type(self)), values)
+        fitted = self.with_values(ridge=ridge).classifier(task, Sums(task, now.projection, gram, cross), {})
         return fitted, {"gram": gram, "cross": cross}
 
 

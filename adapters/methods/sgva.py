@@ -12,7 +12,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Columns, Head, Linear, Projected
 from onceclip.adapters.heads.residual import Rectified, rectify
 from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import class_sums, unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
@@ -77,7 +77,6 @@ class SgVA(Method):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        task.support.input(self.inputs)
         if task.projection is None:
             raise MethodError("sgva needs the encoder's projection and the store has none: extract again with "
                               "--preproj, or use another method")
@@ -115,14 +114,10 @@ class SgVA(Method):
         return (cross_entropy(task.logit_scale * logits, label)
                 + self.distillation * cross_entropy(student, teacher.softmax(dim=1)))
 
-    def training_rows(self, task: Task, prepared: Features, epoch: int) -> tuple[Tensor, Tensor]:
-        return task.support.input(self.inputs), task.support.label
-
     def _prototypes(self, prepared: Features, parameters: dict[str, Tensor]) -> Tensor:
         """Class means (classes, width) of the adapted support; the mean of all of them for a class without images."""
         adapted = rectify(prepared.rows, **parameters)
-        total = adapted.new_zeros(len(prepared.count), adapted.shape[1])
-        total = total.index_add(0, prepared.task.support.label, adapted)
+        total = class_sums(adapted, prepared.task.support.label, len(prepared.count))
         mean = total / prepared.count.clamp_min(1).unsqueeze(1)
         present = (prepared.count > 0).unsqueeze(1)
         return torch.where(present, mean, mean.sum(dim=0) / present.sum())

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.ops import unit
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
+from onceclip.adapters.ops import class_sums, unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -56,11 +56,9 @@ class SSText(Method):
 
     def prepare(self, task: Task) -> Sums:
         rows, label = task.support.stacked
-        weight = task.support.weight
-        weight = rows.new_ones(len(rows)) if weight is None else weight.to(rows).repeat_interleave(
-            len(rows) // max(len(weight), 1))
-        total = rows.new_zeros(task.classes, task.dim).index_add(0, label, rows * weight.unsqueeze(1))
-        return Sums(task, total, rows.new_zeros(task.classes).index_add(0, label, weight))
+        weight = task.support.stacked_weight.to(rows)
+        total = class_sums(rows * weight.unsqueeze(1), label, task.classes)
+        return Sums(task, total, class_sums(weight, label, task.classes))
 
     def head(self, prepared: Sums, parameters: dict[str, Tensor]) -> Head:
         task, number = prepared.task, prepared.count.sum().clamp_min(1)
@@ -69,4 +67,4 @@ class SSText(Method):
         vectors = share.unsqueeze(1) * prepared.total + self.text_weight * task.text.class_weights
         if self.form == "plus":
             vectors = vectors - unit(2 * vectors - vectors.mean(dim=0))
-        return Linear(task.logit_scale * unit(vectors), zero_shot_head(task).bias)
+        return class_head(task, unit(vectors))

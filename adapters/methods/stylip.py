@@ -45,18 +45,11 @@ class StyLIP(CoCoOp):
     presets = {"cocoop": CONDITIONAL_PAPER}
     inputs = ("embedding", STATISTICS)
 
-    def check(self, task: Task) -> None:
-        super().check(task)
-        task.support.input(self.inputs)
-
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         context = self.start(prepared, generator)
         width = prepared.support.others[STATISTICS].shape[1:].numel()
         return {"context": context,
                 **self.start_of_network(context, prepared.dim, width, context.numel(), generator)}
-
-    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
-        return task.support.input(self.inputs), task.support.label
 
     def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -61,4 +61,4 @@ class TemplateSelection(Method):
         task, text = prepared.task, prepared.task.text
         weight = (prepared.place[text.groups] < self.keep).to(text.embedding)
         weight = weight if text.prompt_weight is None else weight * text.prompt_weight
-        return Linear(task.logit_scale * text.vectors(weight), zero_shot_head(task).bias)
+        return class_head(task, text.vectors(weight))

@@ -10,7 +10,7 @@ from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
-# Each is twice the one before the last: with one exponential comes that of the double, see affinity.py.
+# Each is twice the one before the last: with one exponential comes that of the double (heads/kernel.py).
 SHARPNESS = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
 
 

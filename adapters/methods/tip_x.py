@@ -11,6 +11,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Kernel, ProbabilityBilinear, Sum
 from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.methods.tip_adapter import SHARPNESS, TipAdapter
+from onceclip.adapters.ops import class_sums
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -73,7 +74,7 @@ class TipX(Method):
     def terms(self, prepared: Probabilities, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         task = prepared.task
         support, logarithm = task.support, (prepared.cosine / self.tau).log_softmax(dim=1)
-        total = logarithm.new_zeros(task.classes, task.classes).index_add(0, support.label, logarithm)
+        total = class_sums(logarithm, support.label, task.classes)
         entropy = None
         if self.sums:
             slope, least, lowest = _ranges(support.keys, logarithm)

@@ -47,10 +47,6 @@ class VtClip(Method):
     inputs = ("embedding", "token")
     needs = "patch tokens (extract --tokens)"
 
-    def check(self, task: Task) -> None:
-        super().check(task)
-        task.support.input(self.inputs)
-
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         like, dim, inner = prepared.text.embedding, prepared.dim, self.heads * self.head_width
         token = prepared.support.others["token"].shape[2]
@@ -65,6 +61,3 @@ class VtClip(Method):
 
     def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         return self.with_values(ratio=1.0).head(prepared, parameters)
-
-    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
-        return task.support.input(self.inputs), task.support.label

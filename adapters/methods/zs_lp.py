@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Shared, share_setting, zero_shot_head
+from onceclip.adapters.method import Shared, class_head, share_setting
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, kaiming_normal, recipe
@@ -41,7 +39,7 @@ def base_vectors(task: Task, base: str, length: float) -> Tensor:
 
 def cosine_head(task: Task, vectors: Tensor) -> Linear:
     """Logits `s x . unit(v_c) + b` for class vectors (classes, dim) of any length."""
-    return replace(zero_shot_head(task), weight=task.logit_scale * unit(vectors))
+    return class_head(task, unit(vectors))
 
 
 class ZeroShotLinearProbe(Shared):

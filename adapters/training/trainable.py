@@ -165,8 +165,9 @@ class Trainable(Configurable):
         return cross_entropy(logits, label, label_smoothing=smoothing) + self.penalty(prepared, parameters)
 
     def training_rows(self, task: Task, prepared: Any, epoch: int) -> tuple[Tensor, Tensor]:
-        """The rows (n, width) that one epoch is made of, and their labels (n,)."""
-        return task.support.epoch(epoch), task.support.label
+        """The rows (n, width) that one epoch is made of, and their labels (n,); views of embeddings take turns."""
+        of_embeddings = self.inputs == (EMBEDDING,)
+        return task.support.epoch(epoch) if of_embeddings else self.rows_of(task.support), task.support.label
 
     def rows_of(self, rows: Rows) -> Tensor:
         """What its heads take of some rows: unit embeddings, or other outputs as they are."""
