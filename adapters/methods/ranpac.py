@@ -64,8 +64,13 @@ class RanPAC(Method):
     needs_text = False
 
     def prepare(self, task: Task) -> Sums:
-        rows, label, generator = task.support.keys, task.support.label, torch.Generator().manual_seed(0)
-        projection = torch.randn(int(self.features), task.dim, generator=generator, dtype=torch.float64).to(rows)
+        generator = torch.Generator().manual_seed(0)
+        projection = torch.randn(int(self.features), task.dim, generator=generator, dtype=torch.float64)
+        return self.sums(task, projection.to(task.support.embedding))
+
+    def sums(self, task: Task, projection: Tensor) -> Sums:
+        """G and Q of a task's support, for a given projection."""
+        rows, label = task.support.keys, task.support.label
         gram = torch.zeros(len(projection), len(projection), dtype=torch.float64, device=rows.device)
         cross = gram.new_zeros(len(projection), task.classes)
         for piece, own in zip(rows.split(_PIECE), label.split(_PIECE), strict=True):

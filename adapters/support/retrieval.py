@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from onceclip.adapters.ops import unit
-from onceclip.adapters.support.source import Choice, SupportSource
+from onceclip.adapters.support.source import Choice, SupportSource, most_alike
 from onceclip.adapters.task import Pool
 from onceclip.adapters.text import Text
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -69,19 +71,16 @@ def nearest(weights: Tensor, pool: Pool, of: str, most: int, exclusive: bool) ->
 
     weights: (classes, dim), unit. of: "image" or "caption". exclusive: each row only for its nearest class.
     """
-    classes = len(weights)
-    best = weights.new_full((classes, 0), 0.0)
-    where = torch.zeros(classes, 0, dtype=torch.int64, device=weights.device)
-    for place, rows in pool.pieces(classes, of):
-        cosine = weights @ rows.to(weights.dtype).T
-        if exclusive:
-            mine = cosine.argmax(dim=0) == torch.arange(classes, device=weights.device).unsqueeze(1)
-            cosine = cosine.masked_fill(~mine, -torch.inf)
-        here = torch.arange(place.start, place.start + len(rows), device=weights.device).expand(classes, -1)
-        best, where = torch.cat([best, cosine], dim=1), torch.cat([where, here], dim=1)
-        best, order = best.topk(min(most, best.shape[1]), dim=1)
-        where = where.gather(1, order)
-    return where.masked_fill(best == -torch.inf, -1)
+    def cosines() -> Iterator[tuple[slice, Tensor]]:
+        for place, rows in pool.pieces(len(weights), of):
+            cosine = weights @ rows.to(weights.dtype).T
+            if exclusive:
+                mine = cosine.argmax(dim=0) == torch.arange(len(weights), device=weights.device).unsqueeze(1)
+                cosine = cosine.masked_fill(~mine, -torch.inf)
+            yield place, cosine
+
+    cosine, index = most_alike(cosines(), most)
+    return index.masked_fill(cosine == -torch.inf, -1)
 
 
 def _apart(index: Tensor, pool: Pool, k: int, most: float) -> Tensor:

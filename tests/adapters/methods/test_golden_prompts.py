@@ -31,13 +31,12 @@ from onceclip.adapters.heads.conditional_prompts import conditional
 from onceclip.adapters.heads.routed_prompts import gates
 from onceclip.adapters.inference import Queries
 from onceclip.adapters.inference.tpt import TPT, DiffTPT
-from onceclip.adapters.methods.coop import prompt_head
+from onceclip.adapters.method import class_head
 from onceclip.adapters.methods.cpl import counterfactual, nearest, smallest_mask
 from onceclip.adapters.methods.gopro import nt_xent
 from onceclip.adapters.methods.prograd import aligned
 from onceclip.adapters.methods.tai_dpt import ranking_loss
-from onceclip.adapters.methods.upl import surest
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import best_of_classes, unit
 from onceclip.adapters.training.history import recording
 from onceclip.pipeline.encoders.backend import statistics_of
 
@@ -139,7 +138,7 @@ def test_kgcoop_adds_its_weight_times_the_distance_from_the_written_prompts(task
 
 def test_prograd_keeps_a_gradient_that_agrees_and_projects_one_that_opposes(task):
     context = CONTEXT.clone().requires_grad_()
-    logits = prompt_head(task, CoOp().vectors(task, {"context": context}))(SUPPORT)
+    logits = class_head(task, CoOp().vectors(task, {"context": context}))(SUPPORT)
     taught = (100 * SUPPORT @ WEIGHTS.T).softmax(dim=1)
     own = torch.autograd.grad(cross_entropy(logits, LABEL), context, retain_graph=True)[0]
     general, rolled = (torch.autograd.grad(cross_entropy(logits, each), context, retain_graph=True)[0]
@@ -171,13 +170,16 @@ def test_eco_averages_class_vectors_and_upl_logits(task):
     near(UPL().head(task, both)(SUPPORT)[0], [92.180694, 92.245539, 92.621845])
 
 
-def test_upl_takes_the_surest_images_of_every_predicted_class():
+def test_upl_takes_the_surest_images_of_every_predicted_class(task):
     label = torch.arange(12) % 3
     rows = unit(COMMON + 0.15 * CLASSES[label] + 0.20 * unit(waves((12, 8), 5.1)))
-    chosen, labels = surest(100 * rows @ WEIGHTS.T, 2)
-    assert chosen.tolist() == [0, 6, 7, 1, 5, 11]
-    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert surest(torch.tensor([[1.0, 0.0], [1.0, 0.0], [3.0, 0.0]]), 2)[0].tolist() == [2, 0]
+    unknown = Task(Text(WEIGHTS, torch.arange(3), NAMES), Rows(SUPPORT[:0], LABEL[:0]), unlabelled=rows,
+                   tower=task.tower)
+    trained_on = UPL(top=2).prepare(unknown).support
+    assert torch.equal(trained_on.embedding, rows[[0, 6, 7, 1, 5, 11]])
+    assert trained_on.label.tolist() == [0, 0, 1, 1, 2, 2]
+    equal = torch.tensor([1.0, 1.0, 3.0])
+    assert best_of_classes(torch.zeros(3, dtype=torch.int64), equal, 2, 2).tolist() == [2, 0]
 
 
 def test_pre_encodes_the_context_and_what_its_network_adds(task):
