@@ -191,6 +191,31 @@ class Inductive(Inference):
         return Inferred(log_scores(fitted, queries), fitted)
 
 
+class Joint(Inductive):
+    """A strategy whose answers for the rows that it is fitted on together are more than what is left behind of them.
+
+    A subclass writes `solve` in place of `fit`.
+    """
+
+    @abstractmethod
+    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head, dict[str, Any]]:
+        """Logits (n, classes) of the rows, a head of what was found, for `left_behind`, and diagnostics."""
+
+    def left_behind(self, classifier: Classifier, head: Head) -> Classifier:
+        """The classifier that reads other rows: the given one and the head together, or something else."""
+        return extended(self, classifier, head)
+
+    def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
+        require_embeddings(self, classifier, rows)
+        return self.left_behind(classifier, self.solve(classifier, rows, task)[1])
+
+    def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
+        if isinstance(prepared, Classifier):
+            return super().infer(classifier, queries, prepared)
+        logits, head, diagnostics = self.solve(classifier, queries, prepared)
+        return Inferred(logits, self.left_behind(classifier, head) if queries.inputs is None else None, diagnostics)
+
+
 def queries_of(classifier: Classifier, embedding: Tensor, inputs: Tensor | None = None) -> Queries:
     """Queries of raw embeddings (n, dim). inputs: (n, width), raw, where the classifier takes other outputs.
 

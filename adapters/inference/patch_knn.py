@@ -11,7 +11,7 @@ from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.inference.anomaly import SETTING, normal_class, with_odds
 from onceclip.adapters.inference.base import TRAIN, Inference, Inferred, Queries, log_scores
-from onceclip.adapters.inference.patches import patches_of
+from onceclip.adapters.inference.views import patches_of
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.inference.base import Inference, Inferred, Queries
-from onceclip.adapters.inference.patches import patches_of
-from onceclip.adapters.inference.views import scores_of
+from onceclip.adapters.inference.views import patches_of, scores_of
 
 
 class PatchMax(Inference):

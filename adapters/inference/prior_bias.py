@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -128,13 +128,9 @@ def _shares(text: str) -> dict[str, float]:
 def mean_probability(scores: Tensor, bias: Tensor) -> Tensor:
     """Mean over the rows of `softmax(scores + bias)`: (classes,), in float64, piece by piece."""
     total = torch.zeros_like(bias)
-    for piece in _pieces(scores):
+    for piece in scores.split(max(1, elements_at_once(scores.device.type) // scores.shape[1])):
         total += (piece + bias.to(piece)).softmax(dim=1).sum(dim=0)
     return total / len(scores)
-
-
-def _pieces(scores: Tensor) -> Iterator[Tensor]:
-    yield from scores.split(max(1, elements_at_once(scores.device.type) // scores.shape[1]))
 
 
 def _least(scores: Tensor) -> float:

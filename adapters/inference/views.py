@@ -1,4 +1,4 @@
-"""What strategies share that look at several vectors of an image: their scores, and which of them are sure."""
+"""What strategies share that look at several vectors of an image, views or patches: their scores, and the sure ones."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def views_of(queries: Queries, least: int = 1) -> Tensor:
         raise MethodError(f"the strategy needs {least} views of every image and there are {queries.views.shape[1]}: "
                           "extract with --views 64 --views-for test")
     return queries.views
+
+
+def patches_of(queries: Queries) -> Tensor:
+    """The patch tokens of queries (n, patches, dim), unit.
+
+    Raises MethodError where there are none.
+    """
+    if queries.patches is None:
+        raise MethodError("the strategy reads patch tokens and there are none: extract with --tokens value")
+    return queries.patches
 
 
 def entropy(scores: Tensor) -> Tensor:

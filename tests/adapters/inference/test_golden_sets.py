@@ -26,7 +26,7 @@ def test_transclip():
     z = found.logits.softmax(dim=1)
     near(z[0], 0.889461, 0.037927, 0.072612)
     near(z[2], 0.177214, 0.114909, 0.707878)
-    near(INFERENCES["transclip"]().solve(CLASSIFIER, QUERIES).variance[:3], 0.00490954, 0.00375801, 0.00489728)
+    near(INFERENCES["transclip"]().fitted(CLASSIFIER, QUERIES)[2][:3], 0.00490954, 0.00375801, 0.00489728)
 
 
 def test_stata():

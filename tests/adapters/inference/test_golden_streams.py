@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from onceclip.adapters import MethodError, Rows
 from onceclip.adapters.inference import INFERENCES, Queries
-from onceclip.adapters.inference.memory import Memory
+from onceclip.adapters.inference.stream import Memory
 from onceclip.adapters.ops import unit
 
 from .golden import L, S
