@@ -31,7 +31,7 @@ class Method(Trainable):
     """An algorithm that turns a task into a classifier.
 
     name, summary, family, source, equation: what `onceclip methods` prints.
-    hyperparameters, trained, solver, inputs, state: see `Trainable`.
+    hyperparameters, solver, inputs, state: see `Trainable`. trained: whether it writes `initial`.
     presets: named sets of values for hyperparameters, such as those of a paper's code.
     mixing: the hyperparameter that weighs B where the logits are `A + weight * B`.
     needs: what else a task must have, in words for people. wants_unlabelled: whether it reads rows without labels.
@@ -42,6 +42,11 @@ class Method(Trainable):
     any_inputs: whether its `inputs` may be others, such as the embedding of another encoder, since no text is compared.
     needs_bank: what it keeps of a bank of other images: "", "image", or "caption" for both.
     from_bank: whether it cannot do without a bank, to keep or to have support rows from.
+
+    Example:
+        >>> method = onceclip.adapters.TipAdapter(beta=5.5)  # any other is fitted in the same way
+        >>> method.fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     summary: ClassVar[str] = ""
@@ -68,6 +73,7 @@ class Method(Trainable):
     def __init_subclass__(cls) -> None:
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
+        cls.trained = cls.trained or cls.initial is not Trainable.initial
         if cls.presets or "presets" in vars(cls):  # those of a class that this one derives from are not its own
             others = {name: each for name, each in cls.hyperparameters.items() if name != "preset"}
             preset = Hyperparameter("none", "named values for the others; those given by hand win",

@@ -96,10 +96,6 @@ class APE(Method):
     shots in class order, and adds language model sentences to the text; none of it holds here.
 
     Source: APE (Zhu et al., ICCV 2023), sections 3.1 and 3.2; presets from the authors' configurations.
-
-    Example:
-        >>> onceclip.adapters.APE(channels=512).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "ape"

@@ -31,10 +31,6 @@ class APET(Method):
     (ImageNet, OxfordPets, SUN397): preset `reference`.
 
     Source: APE (Zhu et al., ICCV 2023), section 3.3; recipe and presets from the authors' code and configurations.
-
-    Example:
-        >>> onceclip.adapters.APET(epochs=10).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "ape-t"
@@ -63,7 +59,6 @@ class APET(Method):
            for name, (kept, alpha, rate, epsilon, epochs) in _PUBLISHED.items()},
     }
     mixing = "alpha"
-    trained = True
 
     def prepare(self, task: Task) -> Channels:
         return Channels(task)

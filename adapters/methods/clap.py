@@ -35,10 +35,6 @@ class CLAP(ZeroShotLinearProbe):
 
     Source: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models (Silva-Rodriguez et al., CVPR
     2024); the penalty is a mean over classes in the authors' code.
-
-    Example:
-        >>> onceclip.adapters.CLAP(strength=10).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "clap"

@@ -47,10 +47,6 @@ class ClipASelf(Method):
 
     Source: Enhancing CLIP with GPT-4 (Maniparambil et al., ICCV workshops 2023), section 3.3; layers and start values
     from the authors' code (VDT-Adapter), which tunes r on the test set.
-
-    Example:
-        >>> onceclip.adapters.ClipASelf(epochs=20).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "clip-a-self"
@@ -71,7 +67,6 @@ class ClipASelf(Method):
     }
     presets = {"reference": {"learning_rate": 2e-3, "epochs": 200, "batch_size": 32, "weight_decay": 5e-4,
                              "optimizer": "sgd", "schedule": "dassl"}}
-    trained = True
     transfers = True
 
     def prepare(self, task: Task) -> Sentences:

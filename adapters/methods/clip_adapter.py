@@ -26,10 +26,6 @@ class ClipAdapter(Shared):
     repository's baseline, which leaves the blend unscaled), `clap` (the baseline of that paper), `prolip` (likewise).
 
     Source: CLIP-Adapter (Gao et al., IJCV 2024), equations 3 to 6; the last relu is the authors' code's.
-
-    Example:
-        >>> onceclip.adapters.ClipAdapter(branch="both").fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "clip-adapter"
@@ -60,7 +56,6 @@ class ClipAdapter(Shared):
         "prolip": {"share": 1.0, "optimizer": "adam", "learning_rate": 1e-3, "epsilon": 1e-4, "weight_decay": 0.0,
                    "epochs": 300, "batch_size": 0},
     }
-    trained = True
     transfers = True
     weighs = True
 

@@ -32,10 +32,6 @@ class CoCoOp(CoOp):
     slower than CoOp. A saved adapter holds the tower.
 
     Source: Conditional Prompt Learning for Vision-Language Models (Zhou et al., CVPR 2022), equation 3.
-
-    Example:
-        >>> onceclip.adapters.CoCoOp(epochs=1).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "cocoop"

@@ -56,7 +56,6 @@ class CoOp(Method):
         **TRAINING,
     }
     presets = {"paper": {**PAPER, "words": "", "length": 16}, "paper-words": {**PAPER, "words": "a photo of a"}}
-    trained = True
     transfers = True
     needs_text = False
     wants_tower = True

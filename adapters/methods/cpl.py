@@ -34,10 +34,6 @@ class CPL(CoOp):
     captions by BERT), how u is found, and the weight, are this project's. Its published numbers are not to be compared.
 
     Source: CPL: Counterfactual Prompt Learning for Vision and Language Models (He et al., EMNLP 2022), section 3.
-
-    Example:
-        >>> onceclip.adapters.CPL(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "cpl"

@@ -19,10 +19,6 @@ class CrossModalAdapter(CrossModalLinearProbe):
 
     Source: Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal Models (Lin et al., CVPR
     2023); the ratio and the preset `reference`, that of cross-modal-lp, from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.CrossModalAdapter(ratio=0.5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "cross-modal-adapter"

@@ -30,10 +30,6 @@ class CrossModalLinearProbe(Shared):
 
     Source: Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal Models (Lin et al., CVPR
     2023); start, decay and the numbers of `reference` from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.CrossModalLinearProbe(epochs=50).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "cross-modal-lp"
@@ -52,7 +48,6 @@ class CrossModalLinearProbe(Shared):
     }
     presets = {"reference": {"share": 1.0, "mixed_batches": True, "batch_size": 8, "learning_rate": 1e-4, "epochs": 128,
                              "schedule": "warmup", "warmup": 50, "keep": "best"}}
-    trained = True
 
     def check(self, task: Task) -> None:
         super().check(task)

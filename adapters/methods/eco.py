@@ -20,10 +20,6 @@ class ECO(CoOp):
     published: number of contexts and recipe are chosen here.
 
     Source: ECO: Ensembling Context Optimization for Vision-Language Models (Agnolucci et al., ICCV workshops 2023).
-
-    Example:
-        >>> onceclip.adapters.ECO(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "eco"

@@ -153,10 +153,6 @@ class GDA(Method):
     every class for them. See `new_classes`.
 
     Source: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation (Wang et al., ICLR 2024), eq. 5 to 8.
-
-    Example:
-        >>> onceclip.adapters.GDA(alpha=0.05).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "gda"

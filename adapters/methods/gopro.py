@@ -27,10 +27,6 @@ class GOPro(CoCoOp):
 
     Source: GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning (Singha et al., BMVC 2023),
     section 3; weights and temperature from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.GOPro(epochs=1).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "gopro"

@@ -21,10 +21,6 @@ class KgCoOp(CoOp):
 
     Source: Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization (Yao et al., CVPR 2023), equation
     5; the cosine is the authors' code's.
-
-    Example:
-        >>> onceclip.adapters.KgCoOp(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "kgcoop"

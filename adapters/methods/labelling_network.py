@@ -22,10 +22,6 @@ class LabellingNetwork(Method):
 
     Source: CLIP meets DINO for Tuning Zero-Shot Classifier using Unlabeled Image Collections (Imam et al., WACV 2025),
     section 3.2; width, Adam, 50 epochs and batches of 32 from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.LabellingNetwork(epochs=5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "labelling-network"
@@ -38,7 +34,6 @@ class LabellingNetwork(Method):
         **recipe(learning_rate=1e-3, epochs=50, batch_size=32, weight_decay=0.0, optimizer="adam", schedule="constant",
                  rates=(1e-4, 1e-3, 1e-2)),
     }
-    trained = True
     needs_text = False
     any_inputs = True
     weighs = True

@@ -29,10 +29,6 @@ class LaFTerText(Method):
 
     Source: LaFTer: Label-Free Tuning of Zero-shot Classifier using Language and Unlabeled Image Collections (Mirza et
     al., NeurIPS 2023), section 3.1.
-
-    Example:
-        >>> onceclip.adapters.LaFTerText(epochs=20).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "lafter-text"
@@ -48,7 +44,6 @@ class LaFTerText(Method):
         **recipe(learning_rate=1e-6, epochs=200),
     }
     presets = {"reference": {"spread": "coordinate", "epochs": 1000}}
-    trained = True
     needs_support = False
     weighs = True
 

@@ -19,10 +19,6 @@ class LinearProbe(Method):
     problem, but embeddings share a large common part, and away from it the solver needs far fewer steps.
 
     Source: CLIP (Radford et al., 2021), appendix A.3: L-BFGS, strength of the decay chosen on validation rows.
-
-    Example:
-        >>> onceclip.adapters.LinearProbe(l2=1e-4).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "linear-probe"
@@ -34,7 +30,6 @@ class LinearProbe(Method):
         "l2": Hyperparameter(1e-5, "strength of the decay", search=tuple(10.0**-power for power in range(1, 9)),
                              high=1e6, retrain=True),
     }
-    trained = True
     solver = "lbfgs"
     needs_text = False
 

@@ -21,10 +21,6 @@ class LinearProbeAdamW(Method):
     preset `reference` has its values.
 
     Source: LAION-AI/CLIP_benchmark, `metrics/linear_probe.py`; step size, epochs and batch size from its README.
-
-    Example:
-        >>> onceclip.adapters.LinearProbeAdamW(preset="reference").fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "linear-probe-adamw"
@@ -39,7 +35,6 @@ class LinearProbeAdamW(Method):
                                        0.2154, 4.642), high=100.0, retrain=True),
     }
     presets = {"reference": {"start": "random", "epochs": 20}, "command-line": {"start": "random", "epochs": 10}}
-    trained = True
     needs_text = False
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:

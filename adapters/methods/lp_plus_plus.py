@@ -46,10 +46,6 @@ class LPPlusPlus(Shared):
 
     Source: LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP (Huang et al., CVPR 2024); start values from
     the authors' code.
-
-    Example:
-        >>> onceclip.adapters.LPPlusPlus(epochs=100).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "lp++"
@@ -68,7 +64,6 @@ class LPPlusPlus(Shared):
                                "where there are any", choices=("best", "last"), retrain=True),
     }
     presets = {"reference": {"share": 1.0, "alpha_gradient": "accumulate"}}
-    trained = True
     by_images = True
     solver = "own"
 

@@ -18,10 +18,6 @@ class LpClip(LinearProbe):
     then halve the interval; here all powers are tried, and `--search halves` goes on from there.
 
     Source: CoOp (Zhou et al., IJCV 2022), `lpclip`; the default C from the README of openai/CLIP.
-
-    Example:
-        >>> onceclip.adapters.LpClip(C=1.0).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "lpclip"

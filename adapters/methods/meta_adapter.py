@@ -44,10 +44,6 @@ class MetaAdapter(Method):
     defaults start nearer to zero-shot and train for longer.
 
     Source: Meta-Adapter (Cheng et al., NeurIPS 2023), equations 3 to 5; recipe and start values from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.MetaAdapter(epochs=5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "meta-adapter"
@@ -65,7 +61,6 @@ class MetaAdapter(Method):
     }
     presets = {"reference": {"gate": 1.0, "own_key": "kept", "learning_rate": 1e-4, "epochs": 5, "batch_size": 64,
                              "keep": "best"}}
-    trained = True
     transfers = True
 
     def prepare(self, task: Task) -> Tokens:

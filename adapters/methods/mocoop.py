@@ -26,10 +26,6 @@ class MoCoOp(ECO):
     number of experts and all weights are chosen here.
 
     Source: Mixture of Prompt Learning for Vision-Language Models (Du et al., 2024), sections 3.2 to 3.4.
-
-    Example:
-        >>> onceclip.adapters.MoCoOp(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "mocoop"

@@ -34,10 +34,6 @@ class MultiModalAdapter(Method):
 
     Source: Multi-Modal Adapter for Vision-Language Models (Seputis et al., 2024), section 3; widths, ratio and recipe
     from the authors' code (clip-mma).
-
-    Example:
-        >>> onceclip.adapters.MultiModalAdapter(ratio=0.2).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "multi-modal-adapter"
@@ -58,7 +54,6 @@ class MultiModalAdapter(Method):
         **keeping(),
     }
     presets = {"reference": {"mask": "shipped", "ratio": 0.2, "epochs": 100, "keep": "best", "patience": 20}}
-    trained = True
     transfers = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:

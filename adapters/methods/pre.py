@@ -19,10 +19,6 @@ class PRE(CoOp):
     After training only the context that the network gave is kept; it serves other classes as CoOp's does.
 
     Source: PRE: Vision-Language Prompt Learning with Reparameterization Encoder (Pham Minh et al., 2023), equation 5.
-
-    Example:
-        >>> onceclip.adapters.PRE(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "pre"

@@ -21,10 +21,6 @@ class ProGrad(CoOp):
     parameter: where `g . h < 0`, `g` becomes `g - strength (g . h) h / |h|^2`. Zero-shot is the run's text set.
 
     Source: Prompt-aligned Gradient for Prompt Tuning (Zhu et al., ICCV 2023), equation 4.
-
-    Example:
-        >>> onceclip.adapters.ProGrad(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "prograd"

@@ -81,10 +81,6 @@ class ProKeR(Method):
 
     Source: ProKeR (Bendou et al., CVPR 2025); the solve is the authors' code's. Leave-one-image-out is by blocks of the
     inverse, one for all views of an image.
-
-    Example:
-        >>> onceclip.adapters.ProKeR(ridge=0.5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "proker"

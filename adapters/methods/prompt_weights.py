@@ -32,7 +32,6 @@ class PromptWeights(Method):
     source = "this project"
     equation = "logits_c = s x.w_c,  w_c = unit(sum_p exp(theta_g(p)) unit(t_cp))"
     hyperparameters = {**recipe(learning_rate=0.1, epochs=100)}
-    trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         count = len(prepared.text.bank)

@@ -46,10 +46,6 @@ class RanPAC(Method):
 
     Source: RanPAC: Random Projections and Pre-trained Models for Continual Learning (McDonnell et al., NeurIPS 2023),
     equations 4 to 6.
-
-    Example:
-        >>> onceclip.adapters.RanPAC(features=200).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "ranpac"

@@ -29,10 +29,6 @@ class RAPF(Method):
 
     Source: Class-Incremental Learning with CLIP: Adaptive Representation Adjustment and Parameter Fusion (Huang et al.,
     ECCV 2024), equations 4 to 9; the start at the identity is ours.
-
-    Example:
-        >>> onceclip.adapters.RAPF(epochs=2).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "rapf"
@@ -46,7 +42,6 @@ class RAPF(Method):
         "fusion": Hyperparameter(0.6, "share that every entry takes of the new map at least", high=1.0),
         **recipe(learning_rate=1e-4, epochs=15, batch_size=64, weight_decay=0.0, optimizer="adam"),
     }
-    trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": torch.eye(prepared.dim).to(prepared.text.embedding)}

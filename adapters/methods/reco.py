@@ -74,7 +74,6 @@ class RECO(Method):
         "hidden": Hyperparameter(512, "width of the hidden layer behind the attention", low=1, high=1e5, retrain=True),
         **recipe(learning_rate=1e-5, epochs=10, batch_size=512, weight_decay=0.01),
     }
-    trained = True
     needs = "a bank of images with captions (--bank STORE)"
     needs_support = False
     needs_bank = "caption"

@@ -19,10 +19,6 @@ class RLA(Method):
 
     Source: CLIP's Visual Embedding Projector is a Few-shot Cornucopia (Fahes et al., 2024): the regularised linear
     adapter; optimizer, epsilon, schedule and full batches from the authors' code of ProLIP.
-
-    Example:
-        >>> onceclip.adapters.RLA(strength=0.1).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "rla"
@@ -36,7 +32,6 @@ class RLA(Method):
                                 retrain=True),
         **recipe(learning_rate=1e-3, epochs=300, weight_decay=0.0, epsilon=1e-4, optimizer="adam"),
     }
-    trained = True
     transfers = True
 
     def start(self, task: Task) -> Tensor:

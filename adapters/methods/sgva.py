@@ -71,7 +71,6 @@ class SgVA(Method):
     }
     presets = {"reference": {"optimizer": "nesterov"}}
     mixing = "weight"
-    trained = True
     inputs = ("preproj", "embedding")
     needs = "features before the projection (extract --preproj)"
 

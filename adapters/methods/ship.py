@@ -26,10 +26,6 @@ class SHIP(Method):
 
     Source: Improving Zero-Shot Generalization for CLIP with Synthesized Prompts (Wang et al., ICCV 2023), equations 3
     to 6; the authors put several few-shot methods on the rows, here it is Tip-Adapter.
-
-    Example:
-        >>> onceclip.adapters.SHIP(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "ship"
@@ -49,7 +45,6 @@ class SHIP(Method):
     }
     presets = {"paper": {"words": "", "length": 4, "hidden": 4096, "learning_rate": 1e-3, "batch_size": 64}}
     mixing = "alpha"
-    trained = True
     transfers = True
     wants_tower = True
     shares_steps = False

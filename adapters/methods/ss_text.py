@@ -35,10 +35,6 @@ class SSText(Method):
     zero-shot does not know.
 
     Source: SS-Text (Silva-Rodriguez et al., MICCAI 2025), the solver of the authors' code.
-
-    Example:
-        >>> onceclip.adapters.SSText(text_weight=300).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "ss-text"

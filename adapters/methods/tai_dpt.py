@@ -35,10 +35,6 @@ class TaIDPT(CoOp):
 
     Source: Texts as Images in Prompt Tuning for Multi-Label Image Recognition (Guo et al., CVPR 2023), equations 3
     to 5.
-
-    Example:
-        >>> onceclip.adapters.TaIDPT(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "tai-dpt"

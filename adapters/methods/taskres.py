@@ -26,7 +26,6 @@ class TextProjection(Method):
 
     name = "text-projection"
     hyperparameters = recipe(learning_rate=1e-4, epochs=50, weight_decay=0.0, optimizer="adam")
-    trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         like = prepared.text.embedding
@@ -54,10 +53,6 @@ class TaskRes(Shared):
 
     Source: Task Residual for Tuning Vision-Language Models (Yu et al., CVPR 2023); optimizer and schedule from
     the authors' code.
-
-    Example:
-        >>> onceclip.adapters.TaskRes(alpha=1.0).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "taskres"
@@ -79,7 +74,6 @@ class TaskRes(Shared):
     presets = {name: {"share": 1.0, "base": "raw", "drop_last": True, **values} for name, values in
                (("reference", {}), ("reference-8-shots", {"epochs": 200}),
                 ("reference-imagenet", {"learning_rate": 2e-4}))}
-    trained = True
     weighs = True
     by_images = True
 

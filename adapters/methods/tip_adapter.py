@@ -21,10 +21,6 @@ class TipAdapter(Method):
     views, L the one-hot labels.
 
     Source: Tip-Adapter (Zhang et al., ECCV 2022), equations 4 to 6; defaults alpha = 1, beta = 5.5 from there.
-
-    Example:
-        >>> onceclip.adapters.TipAdapter(alpha=1.0, beta=5.5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "tip-adapter"

@@ -24,10 +24,6 @@ class TipAdapterF(Method):
     presets are its recipe for each data set, with the weight of the cache that was set by hand for it.
 
     Source: Tip-Adapter (Zhang et al., ECCV 2022), section 3.2; optimizer and epsilon from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.TipAdapterF(epochs=10).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "tip-adapter-f"
@@ -46,7 +42,6 @@ class TipAdapterF(Method):
     presets = {name: {"alpha": alpha, "train_alpha": alpha, "epochs": 100 if name == "eurosat" else 20, "keep": "best"}
                for name, alpha in _PUBLISHED.items()}
     mixing = "alpha"
-    trained = True
     weighs = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:

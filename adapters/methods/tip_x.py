@@ -44,10 +44,6 @@ class TipX(Method):
     get no term at all; here the ranges are those of pairs of support images.
 
     Source: SuS-X (Udandarao et al., ICCV 2023), where TIP-X is its second part; tau from there.
-
-    Example:
-        >>> onceclip.adapters.TipX(gamma=500).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "tip-x"

@@ -25,10 +25,6 @@ class UPL(ECO):
 
     Source: Unsupervised Prompt Learning for Vision-Language Models (Huang et al., 2022), sections 3.2 and 3.3; the
     paper averages the probabilities of several encoders to choose images, here there is one.
-
-    Example:
-        >>> onceclip.adapters.UPL(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "upl"

@@ -42,7 +42,6 @@ class VtClip(Method):
         **recipe(learning_rate=1e-3, epochs=100, batch_size=64),
         **keeping(),
     }
-    trained = True
     transfers = True
     inputs = ("embedding", "token")
     needs = "patch tokens (extract --tokens)"

@@ -20,10 +20,6 @@ class WiseFT(Method):
     also smooth labels (`smoothing`).
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), equation 1.
-
-    Example:
-        >>> onceclip.adapters.WiseFT(alpha=0.3).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "wise-ft"
@@ -41,7 +37,6 @@ class WiseFT(Method):
     presets = {"reference": {"learning_rate": 1e-3, "weight_decay": 0.1, "epochs": 10, "batch_size": 512,
                              "schedule": "warmup", "warmup": 500, "clip": 1.0}}
     mixing = "alpha"
-    trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         weight, bias = _start(prepared)

@@ -21,10 +21,6 @@ class ZeroShot(Method):
     language model, counts as one template.
 
     Source: CLIP (Radford et al., 2021), section 3.1; AutoCLIP (Metzen et al., TMLR 2024).
-
-    Example:
-        >>> onceclip.adapters.ZeroShot().fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "zero-shot"

@@ -53,10 +53,6 @@ class ZeroShotLinearProbe(Shared):
 
     Source: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models (Silva-Rodriguez et al., CVPR
     2024); step size, momentum, epochs and schedule from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.ZeroShotLinearProbe(epochs=50).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "zs-lp"
@@ -75,7 +71,6 @@ class ZeroShotLinearProbe(Shared):
         **DROP_LAST,
     }
     presets = {"reference": {"share": 1.0, "base": "raw", "learning_rate": 0.1, "drop_last": True}}
-    trained = True
     weighs = True
     by_images = True
 
