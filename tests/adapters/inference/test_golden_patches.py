@@ -11,7 +11,8 @@ from onceclip.adapters.inference.anovl import patch_odds
 from onceclip.adapters.inference.patch_knn import bank_of, distances
 from onceclip.adapters.ops import unit
 
-from .golden_inputs import IMAGES, PATCHES, SCALE, STATES, WEIGHTS, linear
+from ..golden import PATCHES, WEIGHTS
+from .golden import IMAGES, SCALE, STATES, linear
 
 NAMES = ("normal", "damaged")
 QUERIES = Queries(IMAGES[:2], patches=PATCHES)

@@ -11,7 +11,8 @@ from onceclip.adapters.inference.tps import gradient
 from onceclip.adapters.inference.views import chosen, entropy, most_confident, scores_of
 from onceclip.adapters.inference.zero import ballot
 
-from .golden_inputs import IMAGES, SCALE, VIEWS, WEIGHTS, linear, of_views
+from ..golden import VIEWS, WEIGHTS
+from .golden import IMAGES, SCALE, linear, of_views
 
 
 def near(found, expected, tolerance=1e-6):

@@ -16,7 +16,6 @@ from onceclip.adapters import (
     Rows,
     SSText,
     Task,
-    Text,
     TipAdapter,
     XMoRe,
     ZeroShot,
@@ -30,21 +29,10 @@ from onceclip.adapters.support.dual_prototypes import aligned
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
 
-
-def waves(shape, shift):
-    number = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number * number).reshape(shape)
+from ..golden import BANK, CAPTIONS, LABEL, QUERIES, SUPPORT, TEXT, WEIGHTS, grid
 
 
-PLAIN, COMMON = unit(unit(waves((3, 5, 8), 1.1)).mean(dim=1)), unit(waves((8,), 8.0))
-WEIGHTS = unit(COMMON + 0.12 * PLAIN)
-TEXT = Text(WEIGHTS, torch.arange(3), ("a", "b", "c"))
-LABEL = torch.tensor([0, 0, 1, 1, 2, 2])
-SUPPORT = unit(COMMON + 0.15 * PLAIN[LABEL] + 0.20 * unit(waves((6, 8), 0.3)))
-QUERIES = unit(COMMON + 0.15 * PLAIN[torch.arange(12) % 3] + 0.20 * unit(waves((12, 8), 5.1)))
-IMAGES, CAPTIONS = (unit(COMMON + 0.15 * PLAIN[torch.arange(10) % 3] + 0.20 * unit(waves((10, 8), shift)))
-                    for shift in (9.1, 7.7))
-TASK = Task(TEXT, Rows(SUPPORT, LABEL), bank=Pool(IMAGES, CAPTIONS))
+TASK = Task(TEXT, Rows(SUPPORT, LABEL), bank=Pool(BANK, CAPTIONS))
 RETRIEVED = support_source("retrieve:2").support(TEXT, TASK.bank)
 
 
@@ -89,7 +77,7 @@ def test_x_more_reads_no_label_and_does_without_support():
 
 
 def test_reco_refines_a_query_by_the_captions_of_its_neighbours():
-    near = nearest_rows(QUERIES[:1], IMAGES, 2)
+    near = nearest_rows(QUERIES[:1], BANK, 2)
     assert near.tolist() == [[9, 5]]
     one, nothing = torch.eye(8, dtype=torch.float64), torch.zeros(8, 8, dtype=torch.float64)
     # Attention to all alike, of which three times the mean is added: unit(2 q + 2 mean caption).
@@ -99,9 +87,9 @@ def test_reco_refines_a_query_by_the_captions_of_its_neighbours():
 
 
 def test_reco_attends_as_a_layer_that_projects_every_key_and_value():
-    found = CAPTIONS[nearest_rows(QUERIES, IMAGES, 3)]
+    found = CAPTIONS[nearest_rows(QUERIES, BANK, 3)]
     shapes = [(6, 8)] * 3 + [(8, 6), (5, 8), (5,), (8, 5), (8,)]
-    layer = tuple(waves(shape, 0.3 * number) for number, shape in enumerate(shapes))
+    layer = tuple(grid(shape, 0.3 * number) for number, shape in enumerate(shapes))
     query, key, value, out, wide, wide_bias, narrow, narrow_bias = layer
     tokens = 8**0.5 * torch.cat([QUERIES.unsqueeze(1), found], dim=1)
     split = [(tokens @ each.T).unflatten(-1, (2, 3)).transpose(1, 2) for each in (query, key, value)]
@@ -125,12 +113,12 @@ def test_reco_learns_from_the_pairs_of_the_bank_alone_and_never_from_a_pair_itse
               for parameters in (method.initial(prepared, torch.Generator()),
                                  train([Run(method, TASK, prepared, 1)])[0])]
     assert losses[1] < 0.9 * losses[0]
-    same = 3 * contrastive(100 * IMAGES @ CAPTIONS.T)  # at the start nothing is refined
+    same = 3 * contrastive(100 * BANK @ CAPTIONS.T)  # at the start nothing is refined
     close(torch.tensor(losses[:1], dtype=torch.float64), [float(same)])
 
 
 def test_reco_on_a_bank_of_one_pair_has_no_neighbour_to_learn_from():
-    one = replace(TASK, bank=Pool(IMAGES[:1], CAPTIONS[:1]))
+    one = replace(TASK, bank=Pool(BANK[:1], CAPTIONS[:1]))
     assert torch.isfinite(RECO(epochs=2).fit(one).logits(QUERIES)).all()
 
 
@@ -146,7 +134,7 @@ def test_ss_text_and_its_second_form():
 def test_lafter_lowers_the_smoothed_cross_entropy_of_noisy_prompts():
     method, parameters = LaFTerText(noise=0.0), {"weight": WEIGHTS}
     close(method.loss(TASK, parameters, WEIGHTS, TEXT.class_index, torch.Generator()), 0.575738)
-    shifted = unit(WEIGHTS + 0.1 * waves((3, 8), 4.7))
+    shifted = unit(WEIGHTS + 0.1 * grid((3, 8), 4.7))
     close(method.loss(TASK, parameters, shifted, TEXT.class_index, torch.Generator()), 0.570504)
     noisy = [LaFTerText(noise=noise, spread=spread) for noise, spread in ((0.1 * 8**0.5, "norm"), (0.1, "coordinate"))]
     losses = [each.loss(TASK, parameters, WEIGHTS, TEXT.class_index, torch.Generator().manual_seed(3))
@@ -161,7 +149,7 @@ def test_lafter_looks_at_no_image():
 
 
 def test_the_labelling_network_is_two_layers_and_a_relu():
-    head = Perceptron(waves((4, 8), 0.5), torch.zeros(4, dtype=torch.float64), waves((3, 4), 0.7),
+    head = Perceptron(grid((4, 8), 0.5), torch.zeros(4, dtype=torch.float64), grid((3, 4), 0.7),
                       torch.zeros(3, dtype=torch.float64))
     close(head(QUERIES)[0], [-0.263895, -0.322878, -0.392441])
     assert LabellingNetwork().fit(TASK).logits(QUERIES).argmax(dim=1).eq(torch.arange(12) % 3).float().mean() > 0.5
@@ -176,9 +164,9 @@ def test_dual_prototypes_agree_on_labels_and_weights():
 
 
 @pytest.mark.parametrize(("method", "change", "text"), [
-    (RECO, {"bank": Pool(IMAGES)}, "reco needs a caption of every image of the bank"),
+    (RECO, {"bank": Pool(BANK)}, "reco needs a caption of every image of the bank"),
     (XMoRe, {"bank": None}, "x-more looks things up in a bank"),
-    (XMoRe, {"bank": Pool(IMAGES)}, "x-more needs a caption of every image of the bank"),
+    (XMoRe, {"bank": Pool(BANK)}, "x-more needs a caption of every image of the bank"),
     (CapsAdapter, {}, "caps-adapter needs a caption of every support row"),
 ])
 def test_what_is_missing_is_one_line(method, change, text):

@@ -11,17 +11,9 @@ from onceclip.adapters.text import RULES
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
 
+from ..golden import golden_queries, golden_task, grid
+
 TEMPLATES = torch.tensor([0, 1, 2, -1, -1] * 3)
-
-
-def grid(shape, shift):
-    number = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number**2).reshape(shape)
-
-
-@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def dtype(request):
-    return request.param
 
 
 @pytest.fixture
@@ -34,12 +26,12 @@ def close(dtype):
 
 @pytest.fixture
 def text(dtype):
-    return Text(grid((3, 5, 8), 1.1).flatten(0, 1).to(dtype), torch.arange(3).repeat_interleave(5), ("a", "b", "c"))
+    return golden_task(dtype).text
 
 
 @pytest.fixture
 def queries(dtype):
-    return normalize(grid((4, 8), 2.2), dim=1).to(dtype)
+    return normalize(golden_queries(), dim=1).to(dtype)
 
 
 def of(text, number):
