@@ -47,6 +47,7 @@ class CapsAdapter(TipX):
     }
     presets = {}
     sums = False
+    check_left_out = Method.check_left_out  # that of tip-x knows nothing of captions
     from_bank = True
     needs = "support rows with captions (--support captions:16 --bank STORE)"
 
@@ -61,6 +62,3 @@ class CapsAdapter(TipX):
         support = prepared.task.support
         keys = (1 - self.delta) * support.unit + self.delta * unit(support.others["caption"])
         return first, replace(cache, keys=keys)  # type: ignore[type-var]
-
-    def check_left_out(self, task: Task) -> None:
-        Method.check_left_out(self, task)

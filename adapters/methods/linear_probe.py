@@ -34,15 +34,19 @@ class LinearProbe(Method):
     needs_text = False
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
-        like = prepared.support.embedding
-        return {"weight": like.new_zeros(prepared.classes, prepared.dim), "bias": like.new_zeros(prepared.classes)}
+        rows, _ = self.training_rows(prepared, prepared, 0)
+        return {"weight": rows.new_zeros(prepared.classes, rows.shape[1]), "bias": rows.new_zeros(prepared.classes)}
 
     def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
         return task.support.stacked
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         weight = parameters["weight"]
-        return Linear(weight, parameters["bias"] - weight @ prepared.support.centre)
+        return Linear(weight, parameters["bias"] - weight @ self.centre(prepared))
+
+    def centre(self, prepared: Task) -> Tensor:
+        """Mean of the images' unit rows (width,), at which the bias is trained."""
+        return prepared.support.centre
 
     def penalty(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
         return self.l2 / 2 * parameters["weight"].square().sum()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Head, Linear, Projected
+from onceclip.adapters.heads import Head, Projected
 from onceclip.adapters.methods.lpclip import LpClip
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Rows, Task
@@ -34,16 +33,14 @@ class LinearProbePreproj(LpClip):
     any_inputs = True
     needs = "features before the projection (extract --preproj)"
 
-    def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
-        like = self.raw(prepared.support)
-        return {"weight": like.new_zeros(prepared.classes, like.shape[1]), "bias": like.new_zeros(prepared.classes)}
-
     def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
         return unit(self.raw(task.support)), task.support.label
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        weight, centre = parameters["weight"], unit(self.raw(prepared.support)).mean(dim=0)
-        return Projected(Linear(weight, parameters["bias"] - weight @ centre))
+        return Projected(super().head(prepared, parameters))
+
+    def centre(self, prepared: Task) -> Tensor:
+        return unit(self.raw(prepared.support)).mean(dim=0)
 
     def raw(self, rows: Rows) -> Tensor:
         return rows.input(self.inputs)

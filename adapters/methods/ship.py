@@ -10,7 +10,7 @@ from torch import Tensor
 from onceclip.adapters.heads import Head, Kernel
 from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.methods.coop import CONTEXT, TOWER_NEEDED, start_of, tower_of
-from onceclip.adapters.methods.tip_adapter import SHARPNESS
+from onceclip.adapters.methods.tip_adapter import TipAdapter
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_start, recipe
 
@@ -35,8 +35,7 @@ class SHIP(Method):
     equation = "logits = s x.W' + alpha exp(-beta (1 - x.K')) L, K with made rows unit(tower(v + B relu(A z), name))"
     needs = TOWER_NEEDED
     hyperparameters = {
-        "alpha": Hyperparameter(1.0, "weight of the cache", high=50.0),
-        "beta": Hyperparameter(5.5, "sharpness of the cache", search=SHARPNESS, high=1000.0),
+        **TipAdapter.hyperparameters,
         "made": Hyperparameter(16, "rows that are made for a class without images", low=1, high=65_536),
         "words": CONTEXT["words"], "length": CONTEXT["length"],
         "hidden": Hyperparameter(512, "width of the hidden layers; 4096 in the paper", low=1, high=65_536,

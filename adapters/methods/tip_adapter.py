@@ -37,8 +37,8 @@ class TipAdapter(Method):
 
     def terms(self, prepared: Task, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         support = prepared.support
-        cache = Kernel(support.keys, support.label, prepared.classes, self.beta, support.weight)
-        return zero_shot_head(prepared), cache
+        keys = parameters.get("keys", support.keys)
+        return zero_shot_head(prepared), Kernel(keys, support.label, prepared.classes, self.beta, support.weight)
 
     def check_left_out(self, task: Task) -> None:
         require_two_images(task)
