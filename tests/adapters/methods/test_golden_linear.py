@@ -56,7 +56,8 @@ def test_zs_lp_logits(dtype, agree):
     logits = logits_of(ZeroShotLinearProbe(preset="reference"), {"prototype": prototype})
     agree(logits[0], (-5.109131, 32.109459, 23.079831))
     if dtype == torch.float64:
-        np.testing.assert_allclose(logits, 100 * numpy_unit(golden_queries()) @ numpy_unit(prototype).T, rtol=0, atol=1e-9)
+        expected = 100 * numpy_unit(golden_queries()) @ numpy_unit(prototype).T
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
 
 
 def test_clap_constraint_weights_and_penalty(dtype, agree):
