@@ -114,18 +114,15 @@ def fused(old: Tensor, new: Tensor, least: float) -> Tensor:
 
 def _gaussians(task: Task, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Mean (classes, dim) and covariance (classes, dim, dim) of the classes kept and of those of this session."""
-    old = len(state["mean"]) if state else 0
-    means, covariances = [], []
-    for number in range(old, task.classes):
+    means, covariances = list(state.get("mean", ())), list(state.get("covariance", ()))
+    for number in range(len(means), task.classes):
         rows = task.support.unit[task.support.label == number]
         mean = rows.mean(dim=0) if len(rows) else unit(task.text.class_weights[number])
         offset = rows - mean
         covariance = offset.T @ offset / max(len(rows) - 1, 1)
         means.append(mean)
         covariances.append(shrunk(covariance + _LEAST * torch.eye(task.dim).to(covariance)))
-    before = ([state[name]] if state else [] for name in ("mean", "covariance"))
-    return {name: torch.cat([*kept, torch.stack(now)]) for name, kept, now in
-            zip(("mean", "covariance"), before, (means, covariances), strict=True)}
+    return {"mean": torch.stack(means), "covariance": torch.stack(covariances)}
 
 
 def _samples(state: dict[str, Tensor], number: int, count: int, generator: torch.Generator) -> Tensor:
