@@ -48,6 +48,11 @@ def golden_queries(dtype=torch.float64):
     return grid((4, 8), 2.2).to(dtype)
 
 
+def near(found, expected, within=1e-6):
+    """Compare with printed values."""
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=within)
+
+
 def numpy_unit(rows):
     rows = np.asarray(rows, dtype=np.float64)
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)

@@ -11,14 +11,10 @@ from onceclip.adapters.inference import INFERENCES, Queries
 from onceclip.adapters.inference.stream import Memory
 from onceclip.adapters.ops import unit
 
-from ..golden import LABEL, SUPPORT
+from ..golden import LABEL, SUPPORT, near
 from .golden import IMAGES, linear
 
 STREAMS = [name for name, each in INFERENCES.items() if each.sees == "stream"]
-
-
-def near(found, expected):
-    assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 def inferred(name, rows=IMAGES, **values):
