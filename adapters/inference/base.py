@@ -194,26 +194,27 @@ class Inductive(Inference):
 class Joint(Inductive):
     """A strategy whose answers for the rows that it is fitted on together are more than what is left behind of them.
 
-    A subclass writes `solve` in place of `fit`.
+    A subclass writes `solve` in place of `fit`. replaces: whether its head stands in place of the classifier's own.
     """
+
+    replaces: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head, dict[str, Any]]:
-        """Logits (n, classes) of the rows, a head of what was found, for `left_behind`, and diagnostics."""
-
-    def left_behind(self, classifier: Classifier, head: Head) -> Classifier:
-        """The classifier that reads other rows: the given one and the head together, or something else."""
-        return extended(self, classifier, head)
+        """Logits (n, classes) of the rows, the head that is left behind of them, and diagnostics."""
 
     def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
         require_embeddings(self, classifier, rows)
-        return self.left_behind(classifier, self.solve(classifier, rows, task)[1])
+        return self._left_behind(classifier, self.solve(classifier, rows, task)[1])
 
     def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
         if isinstance(prepared, Classifier):
             return super().infer(classifier, queries, prepared)
         logits, head, diagnostics = self.solve(classifier, queries, prepared)
-        return Inferred(logits, self.left_behind(classifier, head) if queries.inputs is None else None, diagnostics)
+        return Inferred(logits, self._left_behind(classifier, head) if queries.inputs is None else None, diagnostics)
+
+    def _left_behind(self, classifier: Classifier, head: Head) -> Classifier:
+        return replaced(self, classifier, head) if self.replaces else extended(self, classifier, head)
 
 
 def queries_of(classifier: Classifier, embedding: Tensor, inputs: Tensor | None = None) -> Queries:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.heads import Head
 from onceclip.adapters.heads.graph import LEAST, GraphLabels
-from onceclip.adapters.inference.base import QUERY, Joint, Queries, fit_setting, prototypes, replaced, similarities
+from onceclip.adapters.inference.base import QUERY, Joint, Queries, fit_setting, prototypes, similarities
 from onceclip.adapters.inference.graph import nearest, normalized, propagated, sparse, symmetric
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.loop import Progress
@@ -41,10 +40,9 @@ class ZLaP(Joint):
     hyperparameters = {**GRAPH, "gamma": Hyperparameter(5.0, "power of the similarities of images and classes",
                                                         high=100.0), **fit_setting(QUERY)}
 
-    def left_behind(self, classifier: Classifier, head: Head) -> Classifier:
-        return replaced(self, classifier, head)
+    replaces = True
 
-    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head, dict[str, Any]]:
+    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, GraphLabels, dict[str, Any]]:
         similarity = similarities(classifier, queries, task)
         classes, rows = similarity.shape[1], queries.embedding
         # The image itself is among its neighbours, as in the authors' code, and drops out with the diagonal.
