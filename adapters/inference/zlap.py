@@ -15,12 +15,6 @@ from onceclip.adapters.task import Task
 from onceclip.adapters.training.loop import Progress
 from onceclip.adapters.training.trainable import Hyperparameter
 
-GRAPH = {
-    "neighbors": Hyperparameter(5, "nearest images, itself among them, and nearest classes of each image", low=1,
-                                 high=1000),
-    "alpha": Hyperparameter(0.3, "how far labels spread", high=0.9999),
-}
-
 
 class ZLaP(Joint):
     """Every class is a node beside the images; its label spreads to all nodes over edges of near ones.
@@ -37,9 +31,13 @@ class ZLaP(Joint):
     summary = "labels spread over a graph of images and classes"
     source = "Stojnic et al., Label Propagation for Zero-shot Classification with Vision-Language Models, CVPR 2024"
     equation = "logits = ln F,  (I - alpha D^-1/2 A D^-1/2) F = one-hot classes,  A_ic = max(cos_ic, 0)^gamma"
-    hyperparameters = {**GRAPH, "gamma": Hyperparameter(5.0, "power of the similarities of images and classes",
-                                                        high=100.0), **fit_setting(QUERY)}
-
+    hyperparameters = {
+        "neighbors": Hyperparameter(5, "nearest images, itself among them, and nearest classes of each image", low=1,
+                                    high=1000),
+        "alpha": Hyperparameter(0.3, "how far labels spread", high=0.9999),
+        "gamma": Hyperparameter(5.0, "power of the similarities of images and classes", high=100.0),
+        **fit_setting(QUERY),
+    }
     replaces = True
 
     def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, GraphLabels, dict[str, Any]]:
