@@ -51,7 +51,6 @@ class Method(Trainable):
 
     summary: ClassVar[str] = ""
     family: ClassVar[str] = ""
-    source: ClassVar[str] = ""
     equation: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
     mixing: ClassVar[str | None] = None
@@ -71,6 +70,7 @@ class Method(Trainable):
         return task.work + (task.tower.work * task.classes if self.wants_tower and task.tower else 0)
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
         cls.trained = cls.trained or cls.initial is not Trainable.initial

@@ -30,7 +30,6 @@ class AnoVL(Inference):
 
     name = "anovl"
     summary = "AnoVL's scorer: the most abnormal patch by texts of normal and abnormal states"
-    source = "Deng et al., AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization, 2023"
     equation = "a = max_p smooth(1 - softmax(s' f(x_p) / s)_normal)"
     hyperparameters = {
         **SETTING,

@@ -95,7 +95,6 @@ class Inference(Configurable, ABC):
     """
 
     summary: ClassVar[str] = ""
-    source: ClassVar[str] = ""
     equation: ClassVar[str] = ""
     sees: ClassVar[str] = "set"
     wants_normal: ClassVar[bool] = False
@@ -105,6 +104,7 @@ class Inference(Configurable, ABC):
     progress: Progress = staticmethod(no_progress)
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "name" not in vars(cls):
             cls.name = cls.__name__
         if cls.sees not in SEES:

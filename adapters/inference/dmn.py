@@ -28,7 +28,6 @@ class DMN(Inference):
 
     name = "dmn"
     summary = "DMN: a memory of the stream's sure images, read anew by every image"
-    source = "Zhang et al., Dual Memory Networks: A Versatile Adaptation Approach for VLMs, CVPR 2024"
     equation = ("p = softmax(f(x)) + a softmax(s v(x) x) + a' softmax(s v'(x) x),  "
                 "v_c(x) = unit(sum_j exp(-b (1 - x.m_cj)) m_cj)")
     hyperparameters = {

@@ -30,8 +30,6 @@ class MTA(Inference):
 
     name = "mta"
     summary = "MTA: mean shift over the views, with weights of views that agree"
-    source = ("Zanella and Ben Ayed, On the Test-Time Zero-Shot Generalization of Vision-Language Models: Do We Really "
-              "Need Prompt Learning?, CVPR 2024")
     equation = "logits = f(m),  m = unit(sum_v K(x_v - m) y_v x_v),  y = softmax((K(x - m) + lq P P^T y) / ly)"
     hyperparameters = {
         "spread": Hyperparameter(0.2, "ly: how evenly the views are weighed", low=1e-3, high=1e3),

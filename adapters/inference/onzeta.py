@@ -25,7 +25,6 @@ class OnZeta(Inference):
 
     name = "onzeta"
     summary = "OnZeta: class vectors and a label distribution that follow the stream"
-    source = "Qian and Hu, Online Zero-Shot Classification with CLIP, ECCV 2024"
     equation = ("p = b_i softmax(x P / t) + (1 - b_i) q,  q ~ softmax(f(x)) exp(r),  r <- max(r - c_r/sqrt(i) "
                 "(q - a/C), 0),  P <- unit(P - c_w/(t sqrt(i)) (p_P - q) x)")
     hyperparameters = {

@@ -32,12 +32,12 @@ class PatchKNN(Inference):
     The threshold is the given quantile of what the normal images have to the patches of the others: only the labels
     depend on it, the ranking of the images, and so the AUROC, does not.
 
-    Source: PatchCore (Roth et al., CVPR 2022), section 3, on the tokens of a CLIP, without reweighting.
+    Source: Towards Total Recall in Industrial Anomaly Detection (Roth et al., CVPR 2022), section 3, on the tokens of a
+    CLIP, without reweighting.
     """
 
     name = "patch-knn"
     summary = "distance to the nearest patches of normal images"
-    source = "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022"
     equation = "a = max_p mean_k (1 - x_p.b_k),  b_k the k nearest patches of normal images"
     hyperparameters = {
         **SETTING,

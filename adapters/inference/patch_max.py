@@ -15,7 +15,6 @@ class PatchMax(Inference):
 
     name = "patch-max"
     summary = "every class scores as its best patch does"
-    source = "Levi et al., FOR: Finetuning for Object Level Open Vocabulary Image Retrieval, 2024 (its baseline)"
     equation = "logits_c = max_p f_c(x_p)"
     sees = "patches"
 

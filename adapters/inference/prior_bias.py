@@ -37,7 +37,6 @@ class PriorBias(Inductive):
 
     name = "prior-bias"
     summary = "a bias per class, by optimal transport to balanced classes or given shares, or by estimated frequencies"
-    source = "Shin et al., OTTER: Effortless Label Distribution Adaptation of Zero-shot Models, NeurIPS 2024"
     equation = "logits = l(x) + b,  mean_n softmax((l(x_n) + b) / temperature) = 1/C or pi;  estimated: b = ln pi"
     hyperparameters = {
         "marginal": Hyperparameter(UNIFORM, "frequencies of the classes among the rows it is fitted on: equal ones, or "

@@ -30,7 +30,6 @@ class StatA(Joint):
 
     name = "stata"
     summary = "Gaussian classes held by their texts, for batches with few of the classes"
-    source = "Zanella, Fuchs et al., Realistic Test-Time Adaptation of Vision-Language Models, CVPR 2025"
     equation = ("z ~ p^text_weight exp((ln N(x; mu_c, v_c) + (50/6) (A + A') z) / 50),  "
                 "mu_c = unit(b_c unit(z'X) + (1 - b_c) w_c),  b_c = n_c/(alpha + n_c)")
     hyperparameters = {

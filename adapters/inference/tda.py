@@ -24,7 +24,6 @@ class TDA(Inference):
 
     name = "tda"
     summary = "TDA: sure images of the stream as a positive cache, unsure ones as a negative one"
-    source = "Karmanov et al., Efficient Test-Time Adaptation of Vision-Language Models, CVPR 2024"
     equation = "logits_c = f_c(x) + a sum_i exp(-b (1 - x.k_i)) [c_i = c] - a' sum_j exp(-b' (1 - x.k_j)) m_jc"
     hyperparameters = {
         "weight": Hyperparameter(2.0, "a: weight of the positive cache", high=1e3),

@@ -29,7 +29,6 @@ class TPS(Inference):
 
     name = "tps"
     summary = "TPS: class vectors shifted for every image by one step against the entropy of its views"
-    source = "Sui et al., Just Shift It: Test-Time Prototype Shifting for Zero-Shot Generalization with VLMs, WACV 2025"
     equation = "logits_c = f_c(x) + s x.(w'_c - w_c),  w'_c = unit(w_c - rate G_c / (|G_c| + 1e-8)),  G = dH(mean p)/dw"
     hyperparameters = {
         "rate": Hyperparameter(5e-3, "size of the step", high=10.0),

@@ -46,7 +46,6 @@ class TPT(Inference):
 
     name = "tpt"
     summary = "TPT: learned words, moved for every image by one step against the entropy of its views"
-    source = "Shu et al., Test-Time Prompt Tuning for Zero-Shot Generalization in VLMs, NeurIPS 2022"
     equation = "logits = f(x) + s x.(w(v') - w(v)),  v' = v - rate g / (|g| + 1e-8),  g = dH(mean p)/dv"
     hyperparameters = {
         "rate": Hyperparameter(5e-3, "size of the step", high=10.0),
@@ -95,7 +94,6 @@ class DiffTPT(TPT):
 
     name = "difftpt"
     summary = "DiffTPT: TPT on generated views that look like the image"
-    source = "Feng et al., Diverse Data Augmentation with Diffusions for Effective Test-time Prompt Tuning, ICCV 2023"
     hyperparameters = {
         **TPT.hyperparameters,
         "near": Hyperparameter(0.8, "share of the views that are kept as like the image", high=1.0),

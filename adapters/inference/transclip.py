@@ -35,7 +35,6 @@ class TransCLIP(Joint):
 
     name = "transclip"
     summary = "Gaussian classes and neighbours that agree, fitted to all rows together"
-    source = "Zanella et al., Boosting Vision-Language Models with Transduction, NeurIPS 2024"
     equation = "z ~ p^text_weight exp((-|x - mu_c|^2/v / 2 + (50/6) (A + A') z) / 50),  mu_c = unit(z'X)"
     hyperparameters = {**SETTINGS, **fit_setting(QUERY)}
 

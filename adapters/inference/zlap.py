@@ -29,7 +29,6 @@ class ZLaP(Joint):
 
     name = "zlap"
     summary = "labels spread over a graph of images and classes"
-    source = "Stojnic et al., Label Propagation for Zero-shot Classification with Vision-Language Models, CVPR 2024"
     equation = "logits = ln F,  (I - alpha D^-1/2 A D^-1/2) F = one-hot classes,  A_ic = max(cos_ic, 0)^gamma"
     hyperparameters = {
         "neighbors": Hyperparameter(5, "nearest images, itself among them, and nearest classes of each image", low=1,

@@ -95,13 +95,13 @@ class APE(Method):
     tell images apart. The published script reuses one stored criterion for other seeds and texts, takes only equal
     shots in class order, and adds language model sentences to the text; none of it holds here.
 
-    Source: APE (Zhu et al., ICCV 2023), sections 3.1 and 3.2; presets from the authors' configurations.
+    Source: Not All Features Matter: Enhancing Few-shot CLIP with Adaptive Prior Refinement (Zhu et al., ICCV 2023),
+    sections 3.1 and 3.2; presets from the authors' configurations.
     """
 
     name = "ape"
     summary = "training-free cache on the channels that tell classes apart"
     family = "cache"
-    source = "Zhu et al., Not All Features Matter: Enhancing Few-shot CLIP with Adaptive Prior Refinement, ICCV 2023"
     equation = "logits = s x.W' + alpha exp(-beta (1 - x'.K'')) (L exp(gamma kl)), x' and K' on chosen channels"
     hyperparameters = {
         "alpha": Hyperparameter(1.0, "weight of the cache", high=100.0),

@@ -24,7 +24,8 @@ class CapsAdapter(TipX):
 
     The support rows must have captions: `--support captions:16 --bank STORE`.
 
-    Source: CapS-Adapter (Wang et al., ACCV 2024), section 3.3.
+    Source: CapS-Adapter: Caption-based MultiModal Adapter in Zero-Shot Classification (Wang et al., ACCV 2024), section
+    3.3.
 
     Example:
         >>> bank = onceclip.adapters.Pool(torch.randn(30, 64), torch.randn(30, 64))
@@ -37,7 +38,6 @@ class CapsAdapter(TipX):
     name = "caps-adapter"
     summary = "tip-x on images and captions of a bank"
     family = "retrieval"
-    source = "Wang et al., CapS-Adapter: Caption-based MultiModal Adapter in Zero-Shot Classification, ACCV 2024"
     equation = ("logits = s x.W' + alpha exp(-beta (1 - x.((1-delta) K + delta Z)')) L - gamma mean_c KL(p_x || p_i), "
                 "p = softmax(x.W' / tau)")
     hyperparameters = {

@@ -45,14 +45,13 @@ class ClipASelf(Method):
     are masked. Its variant without attention is `clip-adapter` with `branch=text`. The preset `reference` is the
     authors' recipe for ResNet-50, which takes some thirty times as many steps.
 
-    Source: Enhancing CLIP with GPT-4 (Maniparambil et al., ICCV workshops 2023), section 3.3; layers and start values
-    from the authors' code (VDT-Adapter), which tunes r on the test set.
+    Source: Enhancing CLIP with GPT-4: Harnessing Visual Descriptions as Prompts (Maniparambil et al., ICCV workshops
+    2023), section 3.3; layers and start values from the authors' code (VDT-Adapter), which tunes r on the test set.
     """
 
     name = "clip-a-self"
     summary = "self-attention over each class's sentences"
     family = "adapter"
-    source = "Maniparambil et al., Enhancing CLIP with GPT-4: Harnessing Visual Descriptions as Prompts, 2023"
     equation = "logits = s x.W',  w_c = unit(mean_p LayerNorm(2 (r attention(t_cp; T_c) + (1-r) t_cp)))"
     needs = "several sentences per class, such as a language model writes, to be more than a residual map of the text"
     hyperparameters = {

@@ -25,13 +25,13 @@ class ClipAdapter(Shared):
     `paper` (its tables take the best ratio of each test set), `vdt` (VDT-Adapter's configurations), `lp++` (that
     repository's baseline, which leaves the blend unscaled), `clap` (the baseline of that paper), `prolip` (likewise).
 
-    Source: CLIP-Adapter (Gao et al., IJCV 2024), equations 3 to 6; the last relu is the authors' code's.
+    Source: CLIP-Adapter: Better Vision-Language Models with Feature Adapters (Gao et al., IJCV 2024), equations 3 to 6;
+    the last relu is the authors' code's.
     """
 
     name = "clip-adapter"
     summary = "residual bottleneck on image, text or both"
     family = "adapter"
-    source = "Gao et al., CLIP-Adapter: Better Vision-Language Models with Feature Adapters, IJCV 2024"
     equation = "logits = s unit(r relu(W2 relu(W1 x)) + (1-r) x).W'"
     hyperparameters = {
         **share_setting(0.5),

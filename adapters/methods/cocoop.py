@@ -36,7 +36,6 @@ class CoCoOp(CoOp):
 
     name = "cocoop"
     summary = "learned words that every image moves; one text pass per image"
-    source = "Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022"
     equation = "logits = s x.unit(tower(v + U relu(D x + d) + u, name))'"
     hyperparameters = CONDITIONAL
     presets = {"paper": CONDITIONAL_PAPER}

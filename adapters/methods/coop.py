@@ -47,7 +47,6 @@ class CoOp(Method):
     name = "coop"
     summary = "learned words in front of class names"
     family = "prompt"
-    source = "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022"
     equation = "logits = s x.unit(tower(v, name))'"
     needs = TOWER_NEEDED
     hyperparameters = {

@@ -38,7 +38,6 @@ class CPL(CoOp):
 
     name = "cpl"
     summary = "CoOp that tells images from counterfactual ones"
-    source = "He et al., CPL: Counterfactual Prompt Learning for Vision and Language Models, EMNLP 2022"
     equation = "logits = s x.unit(tower(v, name))'; loss = CE + weight softplus(s w_y.(x' - x)), x' = (1-u) x + u n"
     hyperparameters = {
         **CONTEXT, **TRAINING,

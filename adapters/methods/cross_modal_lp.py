@@ -35,7 +35,6 @@ class CrossModalLinearProbe(Shared):
     name = "cross-modal-lp"
     summary = "linear layer trained on images and prompts"
     family = "linear"
-    source = "Lin et al., Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning, CVPR 2023"
     equation = "logits = s x.H',  min mean CE(images) + mean CE(prompts)"
     hyperparameters = {
         **share_setting(0.75),

@@ -24,7 +24,6 @@ class ECO(CoOp):
 
     name = "eco"
     summary = "several contexts learned together, class vectors averaged"
-    source = "Agnolucci et al., ECO: Ensembling Context Optimization for Vision-Language Models, ICCV workshops 2023"
     equation = "logits = s x.unit(mean_k unit(tower(v_k, name)))'"
     hyperparameters = {**CONTEXT, **CONTEXTS, **TRAINING}
     presets = {"coop": {**PAPER, "words": "", "length": 16}}

@@ -158,7 +158,6 @@ class GDA(Method):
     name = "gda"
     summary = "Gaussian discriminant analysis, closed form"
     family = "closed form"
-    source = "Wang et al., A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation, ICLR 2024"
     equation = "logits = s x.W0' + alpha (x.P mu_c - mu_c'P mu_c / 2),  P = N (S + tr(S)/(N-1) I)^-1"
     hyperparameters = {
         "alpha": Hyperparameter(0.02, "weight of the Gaussian logits", high=10.0),

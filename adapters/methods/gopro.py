@@ -31,7 +31,6 @@ class GOPro(CoCoOp):
 
     name = "gopro"
     summary = "CoCoOp whose prompts agree on views of an image"
-    source = "Singha et al., GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning, BMVC 2023"
     equation = "logits = s x.W(x)', W(x) = unit(tower(v + U relu(D x + d) + u, name)); loss = CE + MSE of W + NT-Xent"
     needs = f"{CoCoOp.needs}, best with views (extract --views)"
     hyperparameters = {

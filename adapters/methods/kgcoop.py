@@ -25,7 +25,6 @@ class KgCoOp(CoOp):
 
     name = "kgcoop"
     summary = "CoOp that stays near the written prompts"
-    source = "Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023"
     equation = "logits = s x.unit(tower(v, name))'; loss = CE + weight mean(1 - w.w0)"
     hyperparameters = {
         **CONTEXT, **TRAINING,

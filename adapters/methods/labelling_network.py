@@ -27,7 +27,6 @@ class LabellingNetwork(Method):
     name = "labelling-network"
     summary = "two-layer network on features of any encoder"
     family = "adapter"
-    source = "Imam et al., CLIP meets DINO for Tuning Zero-Shot Classifier using Unlabeled Image Collections, 2025"
     equation = "logits = relu(x.D' + d).U' + u"
     hyperparameters = {
         "hidden": Hyperparameter(256, "width of the hidden layer", low=1, high=1e5, retrain=True),

@@ -34,7 +34,6 @@ class LaFTerText(Method):
     name = "lafter-text"
     summary = "linear head trained on prompts with noise, no image"
     family = "linear"
-    source = "Mirza et al., LaFTer: Label-Free Tuning of Zero-shot Classifier, NeurIPS 2023"
     equation = "logits = s x.H',  H from W by cross-entropy of unit(t + noise)"
     hyperparameters = {
         "noise": Hyperparameter(0.1, "length of the noise as a share of the vectors', or its deviation per coordinate",

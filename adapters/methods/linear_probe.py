@@ -18,13 +18,13 @@ class LinearProbe(Method):
     start matters. scikit-learn's C is `1 / (l2 rows)`. The bias is trained at the mean of the rows: the same
     problem, but embeddings share a large common part, and away from it the solver needs far fewer steps.
 
-    Source: CLIP (Radford et al., 2021), appendix A.3: L-BFGS, strength of the decay chosen on validation rows.
+    Source: Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021), appendix A.3:
+    L-BFGS, strength of the decay chosen on validation rows.
     """
 
     name = "linear-probe"
     summary = "logistic regression, decay chosen on validation rows"
     family = "linear"
-    source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, A.3"
     equation = "logits = x.W' + b,  min mean CE + l2/2 |W|^2"
     hyperparameters = {
         "l2": Hyperparameter(1e-5, "strength of the decay", search=tuple(10.0**-power for power in range(1, 9)),

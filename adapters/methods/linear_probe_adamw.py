@@ -20,13 +20,13 @@ class LinearProbeAdamW(Method):
     matters. Its 20 epochs are 20 steps where the support fits one batch, too few for unequal shots: hence 200. The
     preset `reference` has its values.
 
-    Source: LAION-AI/CLIP_benchmark, `metrics/linear_probe.py`; step size, epochs and batch size from its README.
+    Source: CLIP_benchmark (Cherti et al., LAION-AI, 2022), `metrics/linear_probe.py`; step size, epochs and batch size
+    from its README.
     """
 
     name = "linear-probe-adamw"
     summary = "linear layer by AdamW, as CLIP_benchmark trains it"
     family = "linear"
-    source = "Cherti et al., CLIP_benchmark (LAION-AI), metrics/linear_probe.py, 2022"
     equation = "logits = x.W' + b,  mean CE"
     hyperparameters = {
         "start": Hyperparameter("zero", "start values of the weights", choices=("zero", "random"), retrain=True),

@@ -15,8 +15,8 @@ class LinearProbePreproj(LpClip):
 
     As `lpclip`, on `preproj` instead of embeddings.
 
-    Source: CLIP (Radford et al., 2021), appendix A.3: features before the projection to the joint space, L-BFGS, C
-    chosen on validation rows.
+    Source: Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021), appendix A.3:
+    features before the projection to the joint space, L-BFGS, C chosen on validation rows.
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj"])
@@ -27,7 +27,6 @@ class LinearProbePreproj(LpClip):
 
     name = "linear-probe-preproj"
     summary = "the CLIP paper's probe, on features before the projection"
-    source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, A.3"
     equation = "logits = v.W' + b,  min C sum CE + |W|^2 / 2"
     inputs = ("preproj",)
     any_inputs = True

@@ -51,7 +51,6 @@ class LPPlusPlus(Shared):
     name = "lp++"
     summary = "linear probe plus zero-shot, step sizes from the data"
     family = "linear"
-    source = "Huang et al., LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP, CVPR 2024"
     equation = "logits_c = x.v_c + b_c + alpha_c x.w_c"
     hyperparameters = {
         **share_setting(0.25, by_images=True),

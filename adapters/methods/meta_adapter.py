@@ -43,13 +43,13 @@ class MetaAdapter(Method):
     gate of 1 and five short epochs an image counts nearly as much as the text, and one shot falls below zero-shot; the
     defaults start nearer to zero-shot and train for longer.
 
-    Source: Meta-Adapter (Cheng et al., NeurIPS 2023), equations 3 to 5; recipe and start values from the authors' code.
+    Source: Meta-Adapter: An Online Few-shot Learner for Vision-Language Model (Cheng et al., NeurIPS 2023), equations 3
+    to 5; recipe and start values from the authors' code.
     """
 
     name = "meta-adapter"
     summary = "attention over each class's support, which serves new classes too"
     family = "adapter"
-    source = "Cheng et al., Meta-Adapter: An Online Few-shot Learner for Vision-Language Model, NeurIPS 2023"
     equation = "logits = s x.W'',  w'_c = unit(w_c + sigmoid(u.w_c + b) attention(w_c; w_c, keys of c))"
     hyperparameters = {
         "gate": Hyperparameter(-1.0, "start of b, the bias of the gate; lower is nearer to zero-shot",

@@ -30,7 +30,6 @@ class MoCoOp(ECO):
 
     name = "mocoop"
     summary = "several contexts, of which a router gives each image two"
-    source = "Du et al., Mixture of Prompt Learning for Vision-Language Models, 2024"
     equation = "logits = s sum_k g_k(x) x.unit(tower(v_k, name))', g = softmax of the two largest r_k.x"
     hyperparameters = {
         **CONTEXT,

@@ -39,7 +39,6 @@ class MultiModalAdapter(Method):
     name = "multi-modal-adapter"
     summary = "attention between the image and all class vectors"
     family = "adapter"
-    source = "Seputis et al., Multi-Modal Adapter for Vision-Language Models, 2024"
     equation = "logits_c = s unit(r a_x + (1-r) x).unit(r a_c + (1-r) w_c),  (a_1 .. a_C, a_x) = attention(W, x)"
     hyperparameters = {
         "ratio": Hyperparameter(0.1, "share of the attention's result when predicting; 0 is zero-shot",

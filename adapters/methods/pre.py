@@ -23,7 +23,6 @@ class PRE(CoOp):
 
     name = "pre"
     summary = "CoOp whose words pass a recurrent network while they are learned"
-    source = "Pham Minh et al., PRE: Vision-Language Prompt Learning with Reparameterization Encoder, 2023"
     equation = "logits = s x.unit(tower(v + BiLSTM(v), name))'"
     hyperparameters = {**CONTEXT, **TRAINING}
     presets = {"paper": {**PAPER, "words": "", "length": 16}}

@@ -25,7 +25,6 @@ class ProGrad(CoOp):
 
     name = "prograd"
     summary = "CoOp whose gradients do not oppose zero-shot"
-    source = "Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023"
     equation = "logits = s x.unit(tower(v, name))'; g -= (g.h) h / |h|^2 where g.h < 0"
     hyperparameters = {
         **CONTEXT, **TRAINING,

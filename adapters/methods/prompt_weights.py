@@ -29,7 +29,6 @@ class PromptWeights(Method):
     name = "prompt-weights"
     summary = "weights of the templates, learned on the shots"
     family = "text"
-    source = "this project"
     equation = "logits_c = s x.w_c,  w_c = unit(sum_p exp(theta_g(p)) unit(t_cp))"
     hyperparameters = {**recipe(learning_rate=0.1, epochs=100)}
 

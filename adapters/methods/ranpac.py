@@ -51,7 +51,6 @@ class RanPAC(Method):
     name = "ranpac"
     summary = "ridge regression on random features; classes may arrive"
     family = "closed form"
-    source = "McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning, NeurIPS 2023"
     equation = "logits = relu(x.R') (G + ridge I)^-1 Q,  G = H'H, Q = H'Y, H = relu(X R')"
     hyperparameters = {
         "features": Hyperparameter(2000, "random features", low=1, high=1e5),

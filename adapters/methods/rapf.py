@@ -34,7 +34,6 @@ class RAPF(Method):
     name = "rapf"
     summary = "linear map with old classes kept as Gaussians; classes may arrive"
     family = "adapter"
-    source = "Huang et al., Class-Incremental Learning with CLIP: Adaptive Representation Adjustment, ECCV 2024"
     equation = "logits_c = s unit(A x).w_c,  A from I by cross-entropy, samples and a hinge, then fused"
     hyperparameters = {
         "near": Hyperparameter(0.65, "distance of two classes' texts below which they are kept apart", high=2.0),

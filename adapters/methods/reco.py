@@ -65,7 +65,6 @@ class RECO(Method):
     name = "reco"
     summary = "images and class vectors refined by a bank's captions and images"
     family = "retrieval"
-    source = "Iscen et al., Retrieval-Enhanced Contrastive Vision-Text Models, ICLR 2024"
     equation = "logits = s unit(x + f(x; t_1..t_k)).unit(w + g(w; i_1..i_k))',  f, g trained on the bank's pairs"
     hyperparameters = {
         "neighbours": Hyperparameter(10, "pairs of the bank that an image or a class vector is refined by", low=1,

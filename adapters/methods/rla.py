@@ -24,7 +24,6 @@ class RLA(Method):
     name = "rla"
     summary = "regularised linear map of the embeddings"
     family = "adapter"
-    source = "Fahes et al., CLIP's Visual Embedding Projector is a Few-shot Cornucopia, 2024"
     equation = "logits = s unit(A x).W',  min mean CE + strength / shots |A - I|^2,  A from I"
     hyperparameters = {
         "strength": Hyperparameter(1.0, "factor of the penalty", search=(0.1, 1.0, 10.0), high=1e6, retrain=True),

@@ -43,8 +43,9 @@ class SgVA(Method):
     embedding by a pseudo-inverse, and chooses the weight of the prototypes on the test set. One validation image per
     class hardly tells weights apart: what is then chosen is the middle of a wide tie, and may fall below zero-shot.
 
-    Source: SgVA-CLIP (Peng et al., IEEE Transactions on Multimedia 2023), equations 2 to 9; recipe from the authors'
-    code, whose momentum is Nesterov's (preset `reference`).
+    Source: SgVA-CLIP: Semantic-guided Visual Adapting of Vision-Language Models (Peng et al., IEEE Transactions on
+    Multimedia 2023), equations 2 to 9; recipe from the authors' code, whose momentum is Nesterov's (preset
+    `reference`).
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj", "embedding"])
@@ -56,7 +57,6 @@ class SgVA(Method):
     name = "sgva"
     summary = "prototypes of adapted features from before the projection, beside zero-shot"
     family = "adapter"
-    source = "Peng et al., SgVA-CLIP: Semantic-guided Visual Adapting of Vision-Language Models, 2023"
     equation = "logits = s x.W' + weight s v~.P',  v~ = unit(relu(a W2 relu(W1 v) + (1-a) v)),  P = class means of v~"
     hyperparameters = {
         "weight": Hyperparameter(1.0, "weight of the prototypes against the text; 1 is half and half, as published",

@@ -31,7 +31,6 @@ class SHIP(Method):
     name = "ship"
     summary = "Tip-Adapter with generated rows of classes without images"
     family = "prompt"
-    source = "Wang et al., Improving Zero-Shot Generalization for CLIP with Synthesized Prompts, ICCV 2023"
     equation = "logits = s x.W' + alpha exp(-beta (1 - x.K')) L, K with made rows unit(tower(v + B relu(A z), name))"
     needs = TOWER_NEEDED
     hyperparameters = {

@@ -34,13 +34,13 @@ class SSText(Method):
     and drown it, and with many classes the push of `plus` outweighs everything else. Made for a few classes that
     zero-shot does not know.
 
-    Source: SS-Text (Silva-Rodriguez et al., MICCAI 2025), the solver of the authors' code.
+    Source: Few-Shot, Now for Real: Medical VLMs Adaptation without Balanced Sets (Silva-Rodriguez et al., MICCAI 2025),
+    the solver of the authors' code.
     """
 
     name = "ss-text"
     summary = "class vectors of images and text in closed form; a reference"
     family = "closed form"
-    source = "Silva-Rodriguez et al., Few-Shot, Now for Real: Medical VLMs Adaptation without Balanced Sets, 2025"
     equation = "logits_c = s x.unit(p_c),  p_c = s / (N lambda_c) sum_{i in c} x_i + t w_c"
     hyperparameters = {
         "text_weight": Hyperparameter(1.0, "weight of the text; 1 is the paper's", high=1e12,

@@ -37,8 +37,6 @@ class StyLIP(CoCoOp):
 
     name = "stylip"
     summary = "learned words that the style of every image moves"
-    source = ("Bose et al., StyLIP: Multi-Scale Style-Conditioned Prompt Learning for CLIP-based Domain "
-              "Generalization, WACV 2024")
     equation = "logits = s x.unit(tower(v + U relu(D f + d) + u, name))', f = mean and deviation of every block"
     needs = f"{TOWER_NEEDED}, statistics of the image model's blocks (extract --layer-statistics)"
     hyperparameters = {**CONDITIONAL, **BATCHES}

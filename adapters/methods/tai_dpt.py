@@ -39,7 +39,6 @@ class TaIDPT(CoOp):
 
     name = "tai-dpt"
     summary = "words learned from the sentences of the text set, without images"
-    source = "Guo et al., Texts as Images in Prompt Tuning for Multi-Label Image Recognition, CVPR 2023"
     equation = "logits = s x.unit(tower(v, name))', v trained on sentences by a ranking loss"
     needs = f"{TOWER_NEEDED}, best with a text set of many sentences"
     hyperparameters = {

@@ -58,7 +58,6 @@ class TaskRes(Shared):
     name = "taskres"
     summary = "trained residual on the class vectors"
     family = "residual"
-    source = "Yu et al., Task Residual for Tuning Vision-Language Models, CVPR 2023"
     equation = "logits_c = s x.unit(t_c + alpha r_c),  r from 0 by cross-entropy"
     hyperparameters = {
         **share_setting(0.33, by_images=True),

@@ -41,7 +41,6 @@ class TemplateSelection(Method):
     name = "template-selection"
     summary = "zero-shot with the templates that are best on the shots"
     family = "text"
-    source = "this project"
     equation = "w_c = unit(mean_p unit(t_cp)) over the `keep` templates with the best support accuracy"
     hyperparameters = {
         "keep": Hyperparameter(8, "number of templates", search=(1, 2, 4, 8, 16, 32, 64), low=1, high=1e6),

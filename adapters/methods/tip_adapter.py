@@ -20,13 +20,13 @@ class TipAdapter(Method):
     `logits = s x W^T + alpha exp(-beta (1 - x K^T)) L`; the keys K are the unit means of each image's raw
     views, L the one-hot labels.
 
-    Source: Tip-Adapter (Zhang et al., ECCV 2022), equations 4 to 6; defaults alpha = 1, beta = 5.5 from there.
+    Source: Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification (Zhang et al., ECCV 2022), equations
+    4 to 6; defaults alpha = 1, beta = 5.5 from there.
     """
 
     name = "tip-adapter"
     summary = "training-free cache of the support images"
     family = "cache"
-    source = "Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022"
     equation = "logits = s x.W' + alpha exp(-beta (1 - x.K')) L"
     hyperparameters = {
         "alpha": Hyperparameter(1.0, "weight of the cache", high=50.0),

@@ -23,7 +23,8 @@ class TipAdapterF(TipAdapter):
     script keeps the epoch that is best on the test set, for which `keep=best` takes validation rows instead. The
     presets are its recipe for each data set, with the weight of the cache that was set by hand for it.
 
-    Source: Tip-Adapter (Zhang et al., ECCV 2022), section 3.2; optimizer and epsilon from the authors' code.
+    Source: Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification (Zhang et al., ECCV 2022), section
+    3.2; optimizer and epsilon from the authors' code.
     """
 
     name = "tip-adapter-f"

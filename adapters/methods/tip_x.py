@@ -43,13 +43,13 @@ class TipX(Method):
     There the ranges, and with them the logits of a row, come from all rows of the test set, and the last rows of it
     get no term at all; here the ranges are those of pairs of support images.
 
-    Source: SuS-X (Udandarao et al., ICCV 2023), where TIP-X is its second part; tau from there.
+    Source: SuS-X: Training-Free Name-Only Transfer of Vision-Language Models (Udandarao et al., ICCV 2023), where TIP-X
+    is its second part; tau from there.
     """
 
     name = "tip-x"
     summary = "Tip-Adapter with a term on zero-shot probabilities"
     family = "cache"
-    source = "Udandarao et al., SuS-X: Training-Free Name-Only Transfer of Vision-Language Models, ICCV 2023"
     equation = ("logits = s x.W' + alpha exp(-beta (1 - x.K')) L - gamma mean_{i in c} KL(p_x || p_i), "
                 "p = softmax(x.W' / tau)")
     hyperparameters = {

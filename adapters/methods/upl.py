@@ -29,7 +29,6 @@ class UPL(ECO):
 
     name = "upl"
     summary = "contexts learned on images that zero-shot is sure of, without labels"
-    source = "Huang et al., Unsupervised Prompt Learning for Vision-Language Models, 2022"
     equation = "logits = s x.mean_k unit(tower(v_k, name))', v_k trained on zero-shot's surest labels"
     needs = f"{TOWER_NEEDED}, images without labels"
     hyperparameters = {

@@ -25,7 +25,6 @@ class WiseFT(Method):
     name = "wise-ft"
     summary = "linear head fine-tuned from zero-shot, mixed with it"
     family = "linear"
-    source = "Wortsman et al., Robust Fine-tuning of Zero-shot Models, CVPR 2022"
     equation = "logits = x.((1-alpha) W0 + alpha W1)' + b,  W1 from W0 by cross-entropy"
     hyperparameters = {
         "alpha": Hyperparameter(0.5, "share of the fine-tuned weights", high=1.0),

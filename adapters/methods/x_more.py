@@ -57,7 +57,6 @@ class XMoRe(Method):
     name = "x-more"
     summary = "zero-shot, and the captions of a bank's images that look alike"
     family = "retrieval"
-    source = "Eom et al., Cross-Modal Retrieval Meets Inference: Improving Zero-Shot Classification, 2023"
     equation = "logits = log(a/a' softmax(s x.W') + b/b' mean_k softmax(s t_k.W')),  a, b = 1 - H / ln C"
     hyperparameters = {
         "neighbours": Hyperparameter(16, "images of the bank whose captions are read", search=(4, 8, 16, 32, 64), low=1,

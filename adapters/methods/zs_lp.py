@@ -58,8 +58,6 @@ class ZeroShotLinearProbe(Shared):
     name = "zs-lp"
     summary = "linear probe on cosines, started at zero-shot"
     family = "linear"
-    source = ("Silva-Rodriguez et al., A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models, "
-              "CVPR 2024")
     equation = "logits_c = s x.unit(p_c),  p_c from t_c by cross-entropy"
     hyperparameters = {
         **share_setting(0.25, by_images=True),

@@ -45,7 +45,6 @@ class UPL(SupportSource):
 
     name = "upl"
     summary = "the k most confident images of every predicted class"
-    source = "Huang et al., Unsupervised Prompt Learning for Vision-Language Models, 2022"
     hyperparameters = {"k": _K, **WEIGHTED}
     rule = staticmethod(most_confident)
 
@@ -63,12 +62,12 @@ class FPL(UPL):
     The authors' code compares each new row with the last one kept, so that its choice depends on the order of rows;
     here it is the exact k best.
 
-    Source: Enhancing CLIP with CLIP (Menghini et al., NeurIPS 2023), few-pseudolabels.
+    Source: Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning (Menghini et al., NeurIPS
+    2023), few-pseudolabels.
     """
 
     name = "fpl"
     summary = "the k most probable images of every class"
-    source = "Menghini et al., Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning, 2023"
     rule = staticmethod(most_probable)
 
 
@@ -77,12 +76,12 @@ class IFPL(UPL):
 
     The paper trains prompts between the rounds; here it is a method on cached embeddings.
 
-    Source: Enhancing CLIP with CLIP (Menghini et al., NeurIPS 2023), iterative refinement of FPL.
+    Source: Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning (Menghini et al., NeurIPS
+    2023), iterative refinement of FPL.
     """
 
     name = "ifpl"
     summary = "fpl, chosen again by what is learned from it"
-    source = FPL.source
     hyperparameters = {"k": _K, "rounds": _ROUNDS, "method": _METHOD, **WEIGHTED}
 
     def choose(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
@@ -93,12 +92,12 @@ class IFPL(UPL):
 class GRIP(UPL):
     """As IFPL, with more rows in every round, until all are used: `k_i = floor(i M / (rounds C))` of M rows, C classes.
 
-    Source: Enhancing CLIP with CLIP (Menghini et al., NeurIPS 2023), GRIP.
+    Source: Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning (Menghini et al., NeurIPS
+    2023), GRIP.
     """
 
     name = "grip"
     summary = "as ifpl, with more and more images until all are used"
-    source = FPL.source
     hyperparameters = {"rounds": _ROUNDS, "method": _METHOD, **WEIGHTED}
 
     def choose(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
@@ -114,7 +113,6 @@ class NoLA(UPL):
 
     name = "nola"
     summary = "as upl, of many images more, and second guesses where a class has none"
-    source = "Imam et al., CLIP meets DINO for Tuning Zero-Shot Classifier using Unlabeled Image Collections, 2025"
     hyperparameters = {
         "least": Hyperparameter(16, "rows that each class takes at least, if it has them", low=1, high=1e6),
         "share": Hyperparameter(0.2, "of a class's even part of all rows, which it takes where that is more", high=1.0),

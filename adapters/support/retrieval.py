@@ -19,12 +19,12 @@ _AHEAD = 64  # candidates of a class that are looked at beyond the number it tak
 class Retrieve(SupportSource):
     """For every class the `k` images of the bank that are nearest to its prompts.
 
-    Source: SuS-X (Udandarao et al., ICCV 2023), section 3.1, SuS-LC.
+    Source: SuS-X: Training-Free Name-Only Transfer of Vision-Language Models (Udandarao et al., ICCV 2023), section
+    3.1, SuS-LC.
     """
 
     name = "retrieve"
     summary = "the k images of a bank nearest to each class's text"
-    source = "Udandarao et al., SuS-X: Training-Free Name-Only Transfer of Vision-Language Models, ICCV 2023"
     hyperparameters = {
         "k": Hyperparameter(16, "images that each class takes", low=1, high=1e6),
         "exclusive": Hyperparameter(False, "give every image to the class it is nearest to, and to no other"),
@@ -56,12 +56,12 @@ class Captions(Retrieve):
 
     Their captions come along, for methods that read them, such as caps-adapter.
 
-    Source: CapS-Adapter (Wang et al., ACCV 2024), with captions of a bank in the place of generated ones.
+    Source: CapS-Adapter: Caption-based MultiModal Adapter in Zero-Shot Classification (Wang et al., ACCV 2024), with
+    captions of a bank in the place of generated ones.
     """
 
     name = "captions"
     summary = "the k images of a bank whose captions are nearest to each class's text"
-    source = "Wang et al., CapS-Adapter: Caption-based MultiModal Adapter in Zero-Shot Classification, ACCV 2024"
     needs = "caption"
     of = "caption"
 

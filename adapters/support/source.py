@@ -45,11 +45,11 @@ class SupportSource(Configurable, ABC):
     """
 
     summary: ClassVar[str] = ""
-    source: ClassVar[str] = ""
     needs: ClassVar[str] = "image"
     from_bank: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
 
