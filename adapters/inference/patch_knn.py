@@ -70,10 +70,9 @@ class PatchKNN(Inference):
 def distances(patches: Tensor, bank: Tensor, neighbors: int = 1) -> Tensor:
     """Mean of 1 - cosine of patches (n, patches, dim) to the nearest of a bank (m, dim), all unit: (n, patches)."""
     rows, near = patches.flatten(0, 1), min(neighbors, len(bank))
-    step = max(1, _ELEMENTS // len(bank))
-    found = [1 - (rows[start:start + step] @ bank.T).topk(near, dim=1).values.mean(dim=1)
-             for start in range(0, len(rows), step)]
-    return torch.cat(found).view(patches.shape[:2]) if found else patches.new_empty(patches.shape[:2])
+    pieces = rows.split(max(1, _ELEMENTS // len(bank)))
+    found = [1 - (piece @ bank.T).topk(near, dim=1).values.mean(dim=1) for piece in pieces]
+    return torch.cat(found).view(patches.shape[:2])
 
 
 def bank_of(patches: Tensor, size: int, neighbors: int = 1, quantile: float = 1.0) -> Bank:

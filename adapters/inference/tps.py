@@ -61,10 +61,9 @@ def text_change(plain: Tensor, views: Tensor, scores: Tensor, weights: Tensor, s
 
     views, scores, weights, scale: as of `gradient`.
     """
-    step, changes = max(1, _ELEMENTS // weights.numel()), []
-    for start in range(0, len(plain), step):
-        piece = slice(start, start + step)
-        found = gradient(views[piece], scores[piece], weights, scale)
+    changes, size = [], max(1, _ELEMENTS // weights.numel())
+    for own, seen, given in zip(*(each.split(size) for each in (plain, views, scores)), strict=True):
+        found = gradient(seen, given, weights, scale)
         moved = unit(weights - rate * found / (found.abs() + _EPSILON))
-        changes.append(scale * ((moved - weights) @ plain[piece, :, None])[..., 0])
-    return torch.cat(changes) if changes else plain.new_empty(0, len(weights))
+        changes.append(scale * ((moved - weights) @ own[..., None])[..., 0])
+    return torch.cat(changes)

@@ -52,13 +52,17 @@ def entropy(scores: Tensor) -> Tensor:
     return -torch.special.xlogy(share, share).sum(dim=-1)
 
 
+def number_of(share: float, count: int) -> int:
+    """A share of a number, rounded down, but at least 1."""
+    return max(1, int(share * count + 1e-9))  # 0.7 * 10 is a little below 7
+
+
 def most_confident(scores: Tensor, share: float) -> Tensor:
     """Places of the views with the lowest entropy, lowest first: (n, kept) int64, one view at least.
 
     scores: (n, views, classes). share: of the views, rounded down.
     """
-    kept = max(1, int(share * scores.shape[1] + 1e-9))  # 0.7 * 10 is a little below 7
-    return entropy(scores).argsort(dim=1, stable=True)[:, :kept]
+    return entropy(scores).argsort(dim=1, stable=True)[:, :number_of(share, scores.shape[1])]
 
 
 def chosen(values: Tensor, places: Tensor) -> Tensor:
