@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
@@ -13,15 +11,6 @@ from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
 _LEAST = 1e-3
-
-
-@dataclass(frozen=True)
-class Sums:
-    """A task, the sum of each class's unit support rows (classes, dim), and their number (classes,)."""
-
-    task: Task
-    total: Tensor
-    count: Tensor
 
 
 class SSText(Method):
@@ -50,17 +39,19 @@ class SSText(Method):
     }
     weighs = True
 
-    def prepare(self, task: Task) -> Sums:
+    def prepare(self, task: Task) -> tuple[Task, Tensor, Tensor]:
+        """The task, the sum of each class's unit support rows (classes, dim), and their number (classes,)."""
         rows, label = task.support.stacked
         weight = task.support.stacked_weight.to(rows)
         total = class_sums(rows * weight.unsqueeze(1), label, task.classes)
-        return Sums(task, total, class_sums(weight, label, task.classes))
+        return task, total, class_sums(weight, label, task.classes)
 
-    def head(self, prepared: Sums, parameters: dict[str, Tensor]) -> Head:
-        task, number = prepared.task, prepared.count.sum().clamp_min(1)
-        inverse = (1 / prepared.count.clamp_min(1)) if self.form == "plus" else 1 / number.expand(task.classes)
+    def head(self, prepared: tuple[Task, Tensor, Tensor], parameters: dict[str, Tensor]) -> Head:
+        task, total, count = prepared
+        number = count.sum().clamp_min(1)
+        inverse = (1 / count.clamp_min(1)) if self.form == "plus" else 1 / number.expand(task.classes)
         share = task.logit_scale / (number * inverse.clamp_min(_LEAST))
-        vectors = share.unsqueeze(1) * prepared.total + self.text_weight * task.text.class_weights
+        vectors = share.unsqueeze(1) * total + self.text_weight * task.text.class_weights
         if self.form == "plus":
             vectors = vectors - unit(2 * vectors - vectors.mean(dim=0))
         return class_head(task, unit(vectors))

@@ -118,8 +118,9 @@ def accuracy(classifier, rows):
 def test_template_selection_leaves_out_the_template_that_says_nothing(ensemble, make_rows):
     shown = make_rows((30, 30, 30), 10, noise=0.2, seed=70)
     method = method_class("template-selection")(keep=2)
-    assert method.prepare(ensemble).place[2] == 3
-    kept = torch.argsort(method.prepare(ensemble).place)[:2]
+    _, rank = method.prepare(ensemble)
+    assert rank[2] == 3
+    kept = torch.argsort(rank)[:2]
     chosen = torch.isin(ensemble.text.template_id, kept)
     by_hand = Text(ensemble.text.embedding[chosen], ensemble.text.class_index[chosen], ensemble.text.class_names)
     fitted = method.fit(ensemble)
