@@ -30,6 +30,9 @@ class TransCLIP(Joint):
     multiplied out, so that nothing of (rows, classes, dim) is ever made. What it leaves behind is the Gaussians, which
     are linear, on top of the classifier.
 
+    With no more rows than classes every row may be a class of its own: the variance falls to nothing, as the published
+    equations have it, and probabilities are 0 or 1 whatever is right. `stata` holds there.
+
     Source: Boosting Vision-Language Models with Transduction (Zanella et al., NeurIPS 2024), equations 6 to 9.
     """
 

@@ -44,7 +44,6 @@ class LaFTerText(Method):
     }
     presets = {"reference": {"spread": "coordinate", "epochs": 1000}}
     needs_support = False
-    weighs = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         return {"weight": prepared.text.class_weights.clone()}
