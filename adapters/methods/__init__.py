@@ -59,6 +59,15 @@ from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
 from onceclip.adapters.plugin import import_class, stored_class
 
+__all__ = [
+    "APE", "APET", "CLAP", "CPL", "ECO", "GDA", "GDAEM", "PRE", "RAPF", "RECO", "RLA", "SHIP", "UPL", "CapsAdapter",
+    "ClipASelf", "ClipAdapter", "CoCoOp", "CoOp", "CrossModalAdapter", "CrossModalLinearProbe", "GOPro", "KgCoOp",
+    "LPPlusPlus", "LaFTerText", "LabellingNetwork", "LinearProbe", "LinearProbeAdamW", "LinearProbePreproj", "LpClip",
+    "MetaAdapter", "MoCoOp", "MultiModalAdapter", "ProGrad", "ProKeR", "ProLIP", "PromptWeights", "RanPAC", "SSText",
+    "SgVA", "StyLIP", "TaIDPT", "TaskRes", "TemplateSelection", "TipAdapter", "TipAdapterF", "TipX", "VtClip", "WiseFT",
+    "XMoRe", "ZeroShot", "ZeroShotLinearProbe",
+]
+
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
     ZeroShot, TemplateSelection, PromptWeights,
     LinearProbe, LpClip, LinearProbePreproj, LinearProbeAdamW,
@@ -71,7 +80,6 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (
     CoOp, KgCoOp, ProGrad, CPL, CoCoOp, GOPro, StyLIP, ECO, MoCoOp, PRE, UPL, SHIP, TaIDPT,
     LaFTerText, RAPF, LabellingNetwork, XMoRe, CapsAdapter, RECO,
 )}
-__all__ = [method.__name__ for method in METHODS.values()]
 
 
 def method_class(name: str | type[Method]) -> type[Method]:

@@ -31,7 +31,6 @@ from onceclip.adapters.training.loop import Run
 
 from ..golden import BANK, CAPTIONS, LABEL, QUERIES, SUPPORT, TEXT, WEIGHTS, grid, near
 
-
 TASK = Task(TEXT, Rows(SUPPORT, LABEL), bank=Pool(BANK, CAPTIONS))
 RETRIEVED = support_source("retrieve:2").support(TEXT, TASK.bank)
 
