@@ -233,11 +233,12 @@ def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparam
 
 
 class Shared(Method):
-    """A trained method whose logits are mixed with those of zero-shot: `z + share (t - z)`.
+    """A method, mostly a trained one, whose logits are mixed with those of zero-shot: `z + share (t - z)`.
 
     A subclass writes `training_head`, which makes t and which alone training sees; so another share asks for no other
-    training. Few images make a training forget what the encoder knows; a part of it gains more than the whole. Where
-    `by_images`, the default share is that of one image per class, and of n images its odds are n^2 times as high.
+    training. What its `prepare` gives is the task, has it as `task`, or is a tuple that begins with it. Few images make
+    a training forget what the encoder knows; a part of it gains more than the whole. Where `by_images`, the default
+    share is that of one image per class, and of n images its odds are n^2 times as high.
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), of logits in place of weights.
     """
@@ -263,7 +264,7 @@ class Shared(Method):
         return mixed(*self._both(prepared, parameters), self.share)
 
     def _both(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
-        task = prepared if isinstance(prepared, Task) else prepared.task
+        task = prepared[0] if isinstance(prepared, tuple) else getattr(prepared, "task", prepared)
         return zero_shot_head(task), self.training_head(prepared, parameters)
 
 
