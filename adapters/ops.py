@@ -83,3 +83,26 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
 def per_run(value: float | Tensor) -> float | Tensor:
     """A number, or one per run (runs,) so that it multiplies (runs, n, o)."""
     return value.view(-1, 1, 1) if isinstance(value, Tensor) and value.ndim == 1 else value
+
+
+def class_sums(values: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Add up the rows of values (rows, ...) that have the same label (rows,): (classes, ...)."""
+    return values.new_zeros(classes, *values.shape[1:]).index_add(0, label, values)
+
+
+def place_in_class(label: Tensor, classes: int) -> Tensor:
+    """Number of rows of the same label (rows,) that stand before each row: (rows,) int64."""
+    order, count = label.argsort(stable=True), torch.bincount(label, minlength=classes)
+    place = torch.empty_like(label)
+    place[order] = torch.arange(len(label), device=label.device) - (count.cumsum(0) - count)[label[order]]
+    return place
+
+
+def best_of_classes(label: Tensor, score: Tensor, classes: int, most: int) -> Tensor:
+    """Positions (n,) of the rows of highest score of each class, class by class, best first; of equals the first.
+
+    label: (rows,) of the classes; score: (rows,). most: rows of a class that are kept.
+    """
+    order = score.argsort(descending=True, stable=True)
+    order = order[place_in_class(label[order], classes) < most]
+    return order[label[order].argsort(stable=True)]

@@ -133,6 +133,13 @@ class Rows:
             return self.unit, self.label
         return unit(self.views).flatten(0, 1), self.label.repeat_interleave(self.views.shape[1])
 
+    @property
+    def stacked_weight(self) -> Tensor:
+        """How much each row of `stacked` counts, every view as its image: (rows x views,), in float64."""
+        if self.weight is None:
+            return self.unit.new_ones(len(self.stacked[1]), dtype=torch.float64)
+        return self.weight.double().repeat_interleave(len(self.stacked[1]) // max(len(self), 1))
+
     def epoch(self, number: int) -> Tensor:
         """Unit rows (rows, dim) that training sees in one epoch: the views take turns."""
         return self.unit if self.views is None else unit(self.views[:, number % self.views.shape[1]])
