@@ -10,7 +10,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
+from onceclip.stores.location import is_url, local_path, reason_of, remote_folder
 
 
 @contextmanager
@@ -62,20 +62,10 @@ def suffix(name: str) -> str:
 # names of local files are as `os` has them.
 
 
-def is_url(place: str) -> bool:
-    """Whether a place is a URL of something else than this machine's disks."""
-    return "://" in place and not place.startswith(("file://", "local://"))
-
-
-def local_place(place: str) -> str:
-    """The path that a file:// URL means; anything else as it is."""
-    return remote_folder(place)[1] if place.startswith(("file://", "local://")) else place
-
-
 def parent(place: str) -> str:
     """The folder that a file lies in."""
     if not is_url(place):
-        return os.path.dirname(local_place(place)) or os.curdir
+        return os.path.dirname(local_path(place)) or os.curdir
     return place.rpartition("/")[0]
 
 
@@ -86,7 +76,7 @@ def file_at(root: str, name: str) -> File:
         return RemoteFile(folder, name)
     if is_url(root):
         return RemoteFile(root.rstrip("/"), posixpath.normpath(name.lstrip("/")))
-    return LocalFile(os.path.join(local_place(root), local_name(local_place(name))))
+    return LocalFile(os.path.join(local_path(root), local_name(local_path(name))))
 
 
 def read_place(place: str) -> bytes:
@@ -96,7 +86,7 @@ def read_place(place: str) -> bytes:
     """
     try:
         if not is_url(place):
-            return Path(local_place(place)).read_bytes()
+            return Path(local_path(place)).read_bytes()
         files, path = remote_folder(place)
         return bytes(files.cat_file(path))
     except FileNotFoundError as error:
@@ -296,20 +286,8 @@ def pnm(values: np.ndarray) -> bytes:
     return b"%b %d %d 255\n" % (kind, width, height) + np.ascontiguousarray(values, np.uint8).tobytes()
 
 
-@lru_cache(maxsize=64)
-def remote_folder(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
-    from fsspec.core import url_to_fs
-
-    # Listings that the client remembers would hide what others write.
-    files, path = url_to_fs(url, use_listings_cache=False)
-    return files, str(path)
-
-
 def unreachable(url: str, error: Exception) -> SourceError:
     """What to say when the storage of a URL fails."""
-    from onceclip.stores.location import reason_of  # imports zarr, which processes that decode images do without
-
     return SourceError(reason_of(url, error))
 
 

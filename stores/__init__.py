@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from onceclip.stores.schema import Output
     from onceclip.stores.store import Store, open_store
     from onceclip.stores.table import Table
-    from onceclip.stores.text_set import TextSet
-    from onceclip.stores.text_tower import StoredTower
+    from onceclip.stores.text import StoredTower, TextSet
     from onceclip.stores.writer import StoreWriter
 
 _MODULES = {
     "NotAStore": "errors", "StoreDamaged": "errors", "StoreError": "errors", "StoreIncomplete": "errors",
     "StoreMismatch": "errors", "write_lock": "lock", "Store": "store", "open_store": "store", "Output": "schema",
-    "Table": "table", "TextSet": "text_set", "StoredTower": "text_tower", "StoreWriter": "writer",
+    "Table": "table", "TextSet": "text", "StoredTower": "text", "StoreWriter": "writer",
 }
 
 __all__ = [

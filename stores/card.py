@@ -9,8 +9,8 @@ from zarr.core.sync import sync
 
 from onceclip.stores.errors import StoreError
 from onceclip.stores.identity import digest
-from onceclip.stores.location import open_group
 from onceclip.stores.lock import write_lock
+from onceclip.stores.storage import open_group
 
 NAME = "README.md"
 _MARK = re.compile(r"\n<!-- Written by onceclip, text ([0-9a-f]{32})\. [^\n]*-->\n$")

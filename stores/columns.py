@@ -12,7 +12,6 @@ import zarr
 
 from onceclip.stores.errors import StoreDamaged
 from onceclip.stores.flat_files import FlatArray, row_checksums
-from onceclip.stores.location import damage
 from onceclip.stores.rows import Checksums, column_checksum, read_column, read_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
@@ -28,6 +27,7 @@ from onceclip.stores.schema import (
     require_sound,
     unseal,
 )
+from onceclip.stores.storage import damage
 
 
 class Columns:

@@ -10,9 +10,9 @@ import numpy as np
 import zarr
 
 from onceclip.stores.errors import StoreError
-from onceclip.stores.location import damage, occupied
 from onceclip.stores.lock import write_lock
 from onceclip.stores.schema import SHARD_BYTES, TODO, Output, read_whole
+from onceclip.stores.storage import damage, occupied
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
 from onceclip.stores.writer import StoreWriter

@@ -16,12 +16,11 @@ import numpy as np
 from onceclip.stores.columns import Columns
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
 from onceclip.stores.identity import DIGEST_BYTES
-from onceclip.stores.location import damage, open_group
 from onceclip.stores.rows import read_rows
 from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TABLE_ROWS, TODO, read_whole, unseal
+from onceclip.stores.storage import damage, open_group
 from onceclip.stores.table import Content, Table, content_of
-from onceclip.stores.text_set import TextSet
-from onceclip.stores.text_tower import TOWER, StoredTower
+from onceclip.stores.text import TOWER, StoredTower, TextSet
 
 PIECE_ROWS = 16384
 

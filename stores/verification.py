@@ -20,12 +20,12 @@ from zarr.errors import ZarrUserWarning
 from onceclip.stores.errors import StoreError
 from onceclip.stores.flat_files import FlatArray, row_checksums
 from onceclip.stores.identity import DIGEST_BYTES
-from onceclip.stores.location import damage
 from onceclip.stores.lock import write_lock
 from onceclip.stores.rows import finite_rows
 from onceclip.stores.schema import REMOVED, SPLITS, STORED, TODO, checksum_name, names_below
+from onceclip.stores.storage import damage
 from onceclip.stores.store import Store, open_store
-from onceclip.stores.text_tower import TOWER
+from onceclip.stores.text import TOWER
 from onceclip.stores.writer import StoreWriter
 
 _MISSING = 2**17  # chunks of an array that are looked for one by one where they are missing

@@ -16,7 +16,7 @@ from zarr.core.sync import sync
 
 from onceclip.stores.errors import StoreDamaged, StoreError, StoreMismatch
 from onceclip.stores.flat_files import row_checksums
-from onceclip.stores.location import PARTIAL, DiskStore, damage, is_remote, local_path, occupied, open_group, storage
+from onceclip.stores.location import is_url, local_path
 from onceclip.stores.rows import put_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
@@ -34,10 +34,10 @@ from onceclip.stores.schema import (
     put_array,
     seal,
 )
+from onceclip.stores.storage import PARTIAL, DiskStore, damage, occupied, open_group, storage
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
-from onceclip.stores.text_set import BESIDE, TextSet
-from onceclip.stores.text_tower import TOWER, StoredTower
+from onceclip.stores.text import BESIDE, TOWER, StoredTower, TextSet
 
 _WRITTEN = 3600.0  # seconds within which a file that a process is writing is whole
 
@@ -334,7 +334,7 @@ class StoreWriter:
 
 def _remove_partial_files(path: str, age: float = 0) -> None:
     """Delete what a process was writing on a local disk when it was killed, at least so many seconds ago."""
-    if not is_remote(path):
+    if not is_url(path):
         for leftover in Path(local_path(path)).rglob(f"*{PARTIAL}"):
             with suppress(FileNotFoundError):  # whole in the meantime
                 if not age or time.time() - leftover.stat().st_mtime > age:

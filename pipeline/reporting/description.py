@@ -15,7 +15,7 @@ from onceclip.adapters.saving import CONFIG, classes_outside, read_configuration
 from onceclip.pipeline.files import is_url
 from onceclip.pipeline.words import counts, version
 from onceclip.stores import NotAStore, Store, open_store
-from onceclip.stores.copy import local_copy
+from onceclip.stores.location import local_copy
 from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
 
 _PIECE = 1 << 20  # rows that are counted at once

@@ -21,7 +21,7 @@ from onceclip.pipeline.files import (
     RemoteFile,
     is_url,
     key_of,
-    local_place,
+    local_path,
     read_json,
     remote_folder,
     suffix,
@@ -130,7 +130,7 @@ class Archives(Source):
 
         Raises SourceError if there is no such archive, one is damaged, or there are no images.
         """
-        patterns = [text] if os.path.exists(local_place(text)) else expand_braces(text)
+        patterns = [text] if os.path.exists(local_path(text)) else expand_braces(text)
         places = list(dict.fromkeys(place for pattern in patterns for place in _matching(pattern)))
         if not places:
             raise SourceError(f"{text}: no such archive: give a .tar file, or several as 'data-{{000..009}}.tar' or "
@@ -178,7 +178,7 @@ def _matching(pattern: str) -> list[str]:
             return sorted(map(files.unstrip_protocol, files.glob(path)), key=natural_order)
     except Exception as error:  # every client has types of its own, most of them without a common base
         raise unreachable(pattern, error) from error
-    pattern = local_place(pattern)
+    pattern = local_path(pattern)
     return [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern), key=natural_order) or _missing(pattern)
 
 

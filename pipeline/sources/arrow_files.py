@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import is_url, local_place, read_json, remote_folder, suffix, unreachable
+from onceclip.pipeline.files import is_url, local_path, read_json, remote_folder, suffix, unreachable
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.sources.table_file import ARROW, LANCE, PARQUET, TableFile
@@ -129,7 +129,7 @@ def is_table(text: str) -> bool:
     """Whether a place is a table of one of the kinds, by its name and the files in it."""
     if suffix(text) in (PARQUET, LANCE) or (is_url(text) and not suffix(text)):
         return True
-    place = local_place(text)
+    place = local_path(text)
     return not is_url(text) and os.path.isdir(place) and bool(
         os.path.isdir(os.path.join(place, "_versions")) or glob.glob(glob.escape(place) + "/**/*" + PARQUET,
                                                                      recursive=True)
@@ -146,7 +146,7 @@ def table_at(text: str) -> ArrowTable:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise SourceError(f"{text} cannot be read without pyarrow: pip install onceclip[parquet]") from error
-    place = text if is_url(text) else local_place(text)
+    place = text if is_url(text) else local_path(text)
     if suffix(place) == LANCE or os.path.isdir(os.path.join(place, "_versions")):
         return ArrowTable(text, (TableFile(place, LANCE),))
     for name, read in ((_SPLITS_OF, _of_splits), (_DATASET, _of_dataset)):

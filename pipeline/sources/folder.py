@@ -15,7 +15,7 @@ from onceclip.pipeline.files import (
     RemoteFile,
     is_url,
     key_of,
-    local_place,
+    local_path,
     remote_folder,
     suffix,
     unreachable,
@@ -38,7 +38,7 @@ class Folder(Source):
     @staticmethod
     def recognises(text: str) -> bool:
         """Whether a source is a folder that is there."""
-        return not is_url(text) and os.path.isdir(local_place(text))
+        return not is_url(text) and os.path.isdir(local_path(text))
 
     @staticmethod
     def list(text: str, options: SourceOptions) -> Listing:
@@ -46,7 +46,7 @@ class Folder(Source):
 
         Raises SourceError if the folder does not exist, is empty or has no images.
         """
-        return _remote(text) if is_url(text) else _local(Path(local_place(text)), IMAGES | VIDEOS)
+        return _remote(text) if is_url(text) else _local(Path(local_path(text)), IMAGES | VIDEOS)
 
 
 def list_images(root: Path) -> list[Record]:

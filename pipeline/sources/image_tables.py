@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.files import key_of, local_place, suffix
+from onceclip.pipeline.files import key_of, local_path, suffix
 from onceclip.pipeline.sources.arrow_files import ArrowTable, table_at
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions
@@ -72,7 +72,7 @@ class ImageTable(Source):
         place = text.partition(":")[2] if text.startswith(_PREFIXES) else text
         if not place:
             raise SourceError(f"{text} names no table: give hf-dataset:FOLDER, hf-dataset:ORG/NAME or parquet:FILE")
-        if text.startswith(_PREFIXES[0]) and "://" not in place and not os.path.exists(local_place(place)):
+        if text.startswith(_PREFIXES[0]) and "://" not in place and not os.path.exists(local_path(place)):
             if place.count("/") not in (1, 2):
                 raise SourceError(f"{text}: there is no folder {place}, and data sets of the hub are ORG/NAME: correct "
                                   "the name")

@@ -20,8 +20,8 @@ from onceclip import OnceclipError
 from onceclip.stores import Output, StoreDamaged, StoreError, StoreIncomplete, StoreWriter, Table, open_store
 from onceclip.stores.compact import compact
 from onceclip.stores.identity import fingerprint
-from onceclip.stores.location import occupied
 from onceclip.stores.schema import ATTRIBUTE, CHUNK_BYTES, STORED, TODO, Column, heights, seal
+from onceclip.stores.storage import occupied
 from onceclip.stores.verification import repair, verify
 
 ROWS, UNIT, DIM = 40, 16, 4

@@ -16,7 +16,7 @@ from onceclip.pipeline.extraction import extract as module
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.workers.work import Part
 from onceclip.stores import NotAStore, open_store
-from onceclip.stores.location import is_remote
+from onceclip.stores.location import is_url
 
 
 @pytest.mark.parametrize("url", ["memory", "file"], indirect=True)
@@ -29,7 +29,7 @@ def test_parts_make_one_store_behind_a_url(url: str, image_folder: Path, store_p
     def part(number: int) -> Any:
         return module.extract_part(image_folder, url, EncoderSpec("demo"), options, Part(number, 3))
 
-    if is_remote(url):
+    if is_url(url):
         with pytest.raises(SourceError, match=r"part 1 has not planned .* start --part 1/3 too"):
             part(2)
         with pytest.raises(NotAStore):
