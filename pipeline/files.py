@@ -15,9 +15,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
 from onceclip.stores.location import is_url, local_path, reason_of, remote_folder
+
+RESULTS = "results.jsonl"  # rows of runs, in a results folder and beside an adapter
+IMAGES = frozenset([
+    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+])
+VIDEOS = frozenset([
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+])
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, from its upper left corner
+LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
+_AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
+_DEPTH = 64  # lists in lists of what `read_json` takes; results have four
 
 
 @contextmanager
@@ -43,16 +57,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-RESULTS = "results.jsonl"  # rows of runs, in a results folder and beside an adapter
-IMAGES = frozenset([
-    ".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
-    ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-])
-VIDEOS = frozenset([
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
-])
-
-
 def suffix(name: str) -> str:
     """The ending of a name from its last dot on, in lower case."""
     return os.path.splitext(name)[1].lower()
@@ -69,14 +73,37 @@ def parent(place: str) -> str:
     return place.rpartition("/")[0]
 
 
+def file_by_path(place: str) -> File:
+    """A file by its path, as `os` has it, or its URL."""
+    if not is_url(place):
+        return LocalFile(place)
+    folder, _, name = place.rpartition("/")
+    return RemoteFile(folder, name)
+
+
 def file_at(root: str, name: str) -> File:
     """A file by its name in a folder, its absolute path, or its URL."""
     if is_url(name):
-        folder, _, name = name.rpartition("/")
-        return RemoteFile(folder, name)
+        return file_by_path(name)
     if is_url(root):
         return RemoteFile(root.rstrip("/"), posixpath.normpath(name.lstrip("/")))
     return LocalFile(os.path.join(local_path(root), local_name(local_path(name))))
+
+
+@contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Turn what reading a path or URL raises into a SourceError."""
+    try:
+        yield
+    except OnceclipError:
+        raise
+    except FileNotFoundError as error:
+        raise SourceError(f"{place} does not exist: correct its name") from error
+    except Exception as error:  # every client has types of its own, most of them without a common base
+        if is_url(place) and not isinstance(error, IsADirectoryError):
+            raise SourceError(reason_of(place, error)) from error
+        said = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())[:200]
+        raise SourceError(f"{place} cannot be read ({said}): give a file that can") from error
 
 
 def read_place(place: str) -> bytes:
@@ -84,17 +111,11 @@ def read_place(place: str) -> bytes:
 
     Raises SourceError if it cannot be read.
     """
-    try:
+    with reading(place):
         if not is_url(place):
             return Path(local_path(place)).read_bytes()
         files, path = remote_folder(place)
         return bytes(files.cat_file(path))
-    except FileNotFoundError as error:
-        raise SourceError(f"{place} does not exist: correct its name") from error
-    except OSError as error:
-        raise SourceError(f"{place} cannot be read ({error.strerror or error}): give a file that can") from error
-    except Exception as error:  # every client has types of its own, most of them without a common base
-        raise unreachable(place, error) from error
 
 
 def read_text(place: str) -> str:
@@ -116,9 +137,6 @@ def text_of(content: bytes) -> str:
 def is_utf8(text: str) -> bool:
     """Whether what `text_of` gave, or a part of it, has no other bytes than UTF-8."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-_DEPTH = 64  # lists in lists of what `read_json` takes; results have four
 
 
 def read_json(text: str) -> Any:
@@ -166,11 +184,6 @@ def key_of(text: str) -> str:
     Raises UnicodeEncodeError if it cannot be the name of a file.
     """
     return encode_key(local_name(text))
-
-
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, from its upper left corner
-LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
-_AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +255,7 @@ class RemoteFile:
         except BadImage:
             raise
         except Exception as error:  # every client has types of its own, most of them without a common base
-            raise unreachable(f"{self.root}/{self.name}", error) from error
+            raise SourceError(reason_of(f"{self.root}/{self.name}", error)) from error
 
     def _bytes(self, files: Any, path: str, size: int) -> bytes:
         try:
@@ -284,11 +297,6 @@ def pnm(values: np.ndarray) -> bytes:
     kind = b"P6" if values.ndim == 3 else b"P5"
     height, width = values.shape[:2]
     return b"%b %d %d 255\n" % (kind, width, height) + np.ascontiguousarray(values, np.uint8).tobytes()
-
-
-def unreachable(url: str, error: Exception) -> SourceError:
-    """What to say when the storage of a URL fails."""
-    return SourceError(reason_of(url, error))
 
 
 def _check_size(size: int) -> None:

@@ -30,7 +30,7 @@ from onceclip.pipeline.files import (
     suffix,
     text_of,
 )
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
+from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, split_of
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions
 
 COLUMNS = ("path", "label", "split", "group")
@@ -103,12 +103,10 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
                 raise SourceError(f"{place} {row.where}: {key} has another label, split, group or mask than in "
                                   f"{before.where}: give all boxes of an image the same")
             continue
-        if row.split and row.split.strip().lower() not in SPLIT_FOLDERS:
-            raise SourceError(f"{place} {row.where}: no split {row.split!r}: there are train, val and test")
+        split = split_of(row.split or "", f"{place} {row.where}")
         if with_split and label and not row.split:
             raise SourceError(f"{place} {row.where}: {key} has no split, though others have: give all images one, or "
                               "none")
-        split = SPLIT_FOLDERS[row.split.strip().lower()] if row.split else None
         file = file_at(root, row.path)
         records.append(Record(key, replace(file, mask=file_at(root, row.mask)) if row.mask else file, label, split,
                               group))
