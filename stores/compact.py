@@ -11,7 +11,7 @@ import zarr
 
 from onceclip.stores.errors import StoreError
 from onceclip.stores.lock import write_lock
-from onceclip.stores.schema import SHARD_BYTES, TODO, Output, read_whole
+from onceclip.stores.schema import SHARD_BYTES, TODO, Output, arrays_of, read_whole
 from onceclip.stores.storage import damage, occupied
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
@@ -39,7 +39,7 @@ def compact(path: str, new: str, shard_rows: int | None = None,
 
     A copy that was cut short says that it is unfinished; the same call goes on with it.
     shard_rows: rows per shard of embeddings, a multiple of the rows per chunk; None for 262,144, or fewer where rows
-        are large.
+        are large or few.
     Raises StoreIncomplete if the store is unfinished, StoreDamaged if it is damaged, StoreError if something else
     stands at `new`.
     """
@@ -54,7 +54,7 @@ def compact(path: str, new: str, shard_rows: int | None = None,
     chunk_rows = int(source.attributes.get("chunk_rows", source.attributes["unit_rows"]))
     row_bytes = sum(int(np.prod(source.array(name).shape[1:])) for name in ("embedding", *outputs))
     row_bytes *= np.dtype(source.attributes["dtype"]).itemsize
-    unit_rows = shard_rows or _shard_rows(chunk_rows, row_bytes)
+    unit_rows = shard_rows or _shard_rows(chunk_rows, row_bytes, images)
     if unit_rows % chunk_rows:
         raise StoreError(f"{path} has chunks of {chunk_rows} rows, which shards of {unit_rows} rows cannot hold whole: "
                          f"give --shard-rows a multiple of {chunk_rows}")
@@ -67,7 +67,7 @@ def compact(path: str, new: str, shard_rows: int | None = None,
         for done, number in enumerate(todo):
             writer.adopt(number, source)
             progress((done + 1) / len(todo))
-        for name, array in _encoder_arrays(source):
+        for name, array in _encoder_arrays(source).items():
             with damage(path, f"encoder/{name}"):
                 dimensions = getattr(array.metadata, "dimension_names", None) or ()
                 writer.put_encoder(name, read_whole(array), tuple(dimensions))
@@ -81,9 +81,9 @@ def compact(path: str, new: str, shard_rows: int | None = None,
     return Compaction(new, images, unit_rows, len(todo), len(numbers) - len(todo), images * row_bytes)
 
 
-def _shard_rows(chunk_rows: int, row_bytes: int) -> int:
+def _shard_rows(chunk_rows: int, row_bytes: int, images: int) -> int:
     rows = chunk_rows
-    while 2 * rows <= SHARD_ROWS and 2 * rows * row_bytes <= SHARD_BYTES:
+    while rows < images and 2 * rows <= SHARD_ROWS and 2 * rows * row_bytes <= SHARD_BYTES:
         rows *= 2
     return rows
 
@@ -114,7 +114,7 @@ def _planned(source: Store, before: np.ndarray) -> Iterator[Table]:
         yield replace(table, state=state)
 
 
-def _encoder_arrays(source: Store) -> list[tuple[str, zarr.Array]]:
+def _encoder_arrays(source: Store) -> dict[str, zarr.Array]:
     with damage(source.path, "encoder"):
         group = source.group.get("encoder")
-        return sorted(group.arrays()) if isinstance(group, zarr.Group) else []
+        return arrays_of(group) if isinstance(group, zarr.Group) else {}

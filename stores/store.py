@@ -66,13 +66,7 @@ class Store(Columns):
 
         It is kept in the attributes of a complete store.
         """
-        if self.complete:
-            return str(self.attributes["fingerprint"])
-        return self.content_fingerprint()
-
-    def content_fingerprint(self) -> str:
-        """The fingerprint, made anew from the columns."""
-        return self.content().fingerprint
+        return str(self.attributes["fingerprint"]) if self.complete else self.content().fingerprint
 
     def content(self) -> Content:
         """What the stored rows are, found out anew from the columns in bounded memory."""

@@ -36,7 +36,7 @@ def test_parts_make_one_store_behind_a_url(url: str, image_folder: Path, store_p
             open_store(url)
     assert [part(number).complete for number in (1, 3, 2, 3)] == [False, False, True, True]
     assert open_store(url).attributes == open_store(str(store_path)).attributes
-    assert open_store(url).content_fingerprint() == open_store(str(store_path)).fingerprint
+    assert open_store(url).content().fingerprint == open_store(str(store_path)).fingerprint
 
 
 def test_a_part_that_comes_when_all_is_done_has_nothing_to_wait_for(
