@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from onceclip.errors import OnceclipError
+from onceclip.errors import OnceclipError, one_line
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
 from onceclip.stores.location import is_url, local_path, reason_of, remote_folder
@@ -102,7 +102,7 @@ def reading(place: str) -> Iterator[None]:
     except Exception as error:  # every client has types of its own, most of them without a common base
         if is_url(place) and not isinstance(error, IsADirectoryError):
             raise SourceError(reason_of(place, error)) from error
-        said = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())[:200]
+        said = getattr(error, "strerror", None) or one_line(error)
         raise SourceError(f"{place} cannot be read ({said}): give a file that can") from error
 
 

@@ -11,11 +11,10 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onceclip.errors import OnceclipError
+from onceclip.errors import OnceclipError, one_line
 from onceclip.stores.errors import StoreError
 
 _GROUP = "zarr.json"
-_LONGEST = 200  # characters of what a client says
 _LARGEST = 8 << 30  # bytes of all files of a local copy
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # of onceclip, that install what opens URLs of a protocol
 _FILE_URLS = ("file://", "local://")
@@ -77,7 +76,7 @@ def answered(path: str, kind: type[OnceclipError] = StoreError) -> Iterator[None
 def reason_of(path: str, error: Exception) -> str:
     """What to say when the storage behind a URL fails: what, where, and how to mend it."""
     protocol = path.partition("://")[0]
-    said = " ".join((str(error) or type(error).__name__).split())[:_LONGEST]
+    said = one_line(error)
     if isinstance(error, ImportError):
         remedy = f"pip install onceclip[{_EXTRAS[protocol]}]" if protocol in _EXTRAS else said
         return f"{path}: the package for {protocol}:// is not installed: {remedy}"

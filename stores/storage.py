@@ -20,6 +20,7 @@ from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
+from onceclip.errors import one_line
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError
 from onceclip.stores.location import answered, is_url, is_zip, local_path, reason_of
 
@@ -103,9 +104,8 @@ def damage(path: str, where: str = "image") -> Iterator[None]:
         raise StoreError(f"{path}: {where} takes more memory than there is ({error}): give the process more") from error
     except (ValueError, TypeError, OSError, LookupError, AttributeError, ArithmeticError, RuntimeError,
             zipfile.BadZipFile) as error:
-        said = str(error).partition("\n")[0]
-        raise StoreDamaged(f"{path}: {where} cannot be read ({said}): the store is damaged; take it from a copy, or "
-                           "delete it and extract again") from error
+        raise StoreDamaged(f"{path}: {where} cannot be read ({one_line(error)}): the store is damaged; take it from a "
+                           "copy, or delete it and extract again") from error
 
 
 class DiskStore(LocalStore):

@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
+from onceclip.errors import one_line
 from onceclip.stores.errors import StoreError
 from onceclip.stores.flat_files import FlatArray, row_checksums
 from onceclip.stores.identity import DIGEST_BYTES
@@ -191,8 +192,7 @@ def _read(array: zarr.Array, place: tuple[int, ...] | None, read: Callable[[], A
     except FileNotFoundError:
         what = "is missing"
     except Exception as error:  # what a decoder raises for damaged bytes is of many types
-        said = str(error).partition("\n")[0]
-        what = f"cannot be read ({said})"
+        what = f"cannot be read ({one_line(error)})"
     return None, [Problem(where, what, unit)]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.sources.record import parted
 
@@ -123,7 +124,7 @@ class Preparation:
         except MemoryError:  # of the machine's, so it says nothing of the image
             raise
         except Exception as error:  # Pillow's decoders raise many types for damaged files
-            raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"damaged ({one_line(error)})") from error
         raise BadImage(f"unsupported pixel format {image.mode}")
 
     def jpeg(self, content: bytes) -> Jpeg | None:
@@ -152,7 +153,7 @@ class Preparation:
         try:
             return self.array(opened.image if self.custom else self._fitted(opened), *others)
         except Exception as error:  # of shapes that no resize can take, among others
-            raise BadImage(f"cannot be prepared for the encoder ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"cannot be prepared for the encoder ({one_line(error)})") from error
 
     def array(self, image: Image.Image, *others: Image.Image) -> np.ndarray:
         """The pixels of an image that has the right size already, or that `custom` will bring to it."""

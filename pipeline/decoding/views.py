@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from onceclip.errors import one_line
 from onceclip.pipeline.decoding.preparation import FILTERS, Opened, Preparation
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.files import Box
@@ -106,7 +107,7 @@ class Views:
         except BadImage:
             raise
         except Exception as error:
-            raise BadImage(f"cannot be cropped ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"cannot be cropped ({one_line(error)})") from error
 
     def _crop(self, image: Image.Image, content: bytes, number: int, preparation: Preparation) -> Image.Image:
         """One random resized crop, drawn as torchvision's RandomResizedCrop draws it."""

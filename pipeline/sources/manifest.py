@@ -10,7 +10,7 @@ import os
 import posixpath
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -231,16 +231,11 @@ def _row(place: str, where: str, values: dict[str, object]) -> Row:
     check_utf8(place, where, cells["path"], cells["label"])
     if not cells["path"] or "\0" in cells["path"]:
         raise SourceError(f"{place} {where}: there is no path: give the file name of an image")
+    if cells[MASK] and (suffix(cells["path"]) in VIDEOS or "\0" in cells[MASK]):
+        raise SourceError(f"{place} {where}: {cells['path']} has a mask that is none, or is a video: give the file "
+                          "name of a mask to an image, or leave the cell empty")
     return Row(where, cells["path"], cells["label"].strip() or None, cells["split"].strip() or None, cells["group"],
-               _box(place, where, cells["path"], [values.get(name, "") for name in BOX]),
-               _mask(place, where, cells["path"], cells[MASK]))
-
-
-def _mask(place: str, where: str, path: str, mask: str) -> str:
-    if mask and (suffix(path) in VIDEOS or "\0" in mask):
-        raise SourceError(f"{place} {where}: {path} has a mask that is none, or is a video: give the file name of a "
-                          "mask to an image, or leave the cell empty")
-    return mask
+               _box(place, where, cells["path"], [values.get(name, "") for name in BOX]), cells[MASK])
 
 
 def _box(place: str, where: str, path: str, corners: list[object]) -> Box | None:
@@ -267,25 +262,6 @@ def check_utf8(place: str, where: str, path: str, label: str) -> None:
     if not is_utf8(label) and label not in path.split("/"):
         raise SourceError(f"{place} {where}: the label {label.encode('utf-8', 'replace').decode()!r} is not text in "
                           "UTF-8: save the file in that encoding (it may be in Windows-1252, as Excel writes CSV)")
-
-
-def check_numbers(place: str, names: Iterable[tuple[str, int, str]]) -> None:
-    """Check that class numbers and class names say the same.
-
-    names: (where, number, name).
-    Raises SourceError with the first place where a number has another name than before, or a name another number.
-    """
-    by_number: dict[int, tuple[str, str]] = {}
-    by_name: dict[str, tuple[int, str]] = {}
-    for where, number, name in names:
-        other, before = by_number.setdefault(number, (name, where))
-        if other != name:
-            raise SourceError(f"{place}: class {number} is {other!r} in {before} and {name!r} in {where}: correct the "
-                              "file")
-        same, before = by_name.setdefault(name, (number, where))
-        if same != number:
-            raise SourceError(f"{place}: class {name!r} has number {same} in {before} and {number} in {where}: correct "
-                              "the file")
 
 
 class FileList(Source):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from onceclip.errors import one_line
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.files import is_url, reading, remote_folder
 
@@ -114,8 +115,8 @@ def _reading(place: str) -> Iterator[None]:
         except FileNotFoundError:
             raise
         except (pyarrow.ArrowException, OSError, MemoryError, KeyError, ValueError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise SourceError(f"{place} cannot be read ({said}): correct its name, or write it anew") from error
+            raise SourceError(f"{place} cannot be read ({one_line(error)}): correct its name, or write it anew"
+                              ) from error
 
 
 def _records(place: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.files import LocalFile, Pixels, key_of, pnm
 from onceclip.pipeline.sources.record import Content, Listing, Record, Source, SourceOptions
@@ -48,7 +49,7 @@ class Item:
         try:
             return pnm(_pixels(_opened(self.name, self.arguments)[self.number][0]))
         except Exception as error:  # whatever a data set's own code raises
-            raise BadImage(f"cannot be read ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"cannot be read ({one_line(error)})") from error
 
 
 class TorchvisionSet(Source):
@@ -117,13 +118,13 @@ def _parts(name: str, root: str, download: bool) -> list[tuple[str | None, str, 
             refusal = str(error)
             if "split" in own and "split" in refusal:
                 continue  # it has no split of this name
-            raise SourceError(f"{PREFIX}{name}: {_line(error)}: correct --root, {root!r} now") from error
+            raise SourceError(f"{PREFIX}{name}: {one_line(error)}: correct --root, {root!r} now") from error
         except (RuntimeError, OSError, ImportError) as error:
             mend = "" if download else ", or let torchvision fetch it with --download"
-            raise SourceError(f"{PREFIX}{name} cannot be opened in {root!r} ({_line(error)}): name its folder with "
+            raise SourceError(f"{PREFIX}{name} cannot be opened in {root!r} ({one_line(error)}): name its folder with "
                               f"--root{mend}") from error
         except TypeError as error:
-            raise SourceError(f"{PREFIX}{name} needs more than a folder ({_line(error)}): write its images as a "
+            raise SourceError(f"{PREFIX}{name} needs more than a folder ({one_line(error)}): write its images as a "
                               "manifest") from error
         found.append((split, there, arguments))
     if not found:
@@ -137,10 +138,6 @@ def _opened(name: str, arguments: Arguments) -> Any:
     from torchvision import datasets
 
     return getattr(datasets, name)(**dict(arguments))
-
-
-def _line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 def _label_names(dataset: Any) -> dict[int, str]:
@@ -162,8 +159,8 @@ def _numbers(dataset: Any, text: str) -> list[int]:
                 return [int(each) for each in np.reshape(numbers, (len(dataset), -1))[:, 0]]
         return [int(dataset[each][1]) for each in range(len(dataset))]
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise SourceError(f"{text}: its items are not an image and a class number ({_line(error)}): write its images "
-                          "as a manifest") from error
+        raise SourceError(f"{text}: its items are not an image and a class number ({one_line(error)}): write its "
+                          "images as a manifest") from error
 
 
 def _files(dataset: Any) -> Sequence[Content] | None:
