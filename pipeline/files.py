@@ -7,10 +7,13 @@ import os
 import posixpath
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -310,3 +313,11 @@ def _whole(content: bytes, size: int | None) -> bytes:
     if not content:
         raise BadImage("empty file")
     return content
+
+
+@cache
+def imported(name: str) -> Any:
+    """What a user named as `module:name`, from the working directory or among what is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work
+    return resolve_name(name)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.files import imported
 from onceclip.pipeline.sources.record import parted
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -159,7 +156,7 @@ class Preparation:
         """The pixels of an image that has the right size already, or that `custom` will bring to it."""
         if not self.custom:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        values = np.asarray(_function(self.custom)(image, *others), self.dtype)
+        values = np.asarray(imported(self.custom)(image, *others), self.dtype)
         if values.shape != self.shape:
             raise ValueError(f"{self.custom} gave an array of shape {values.shape}, not {self.shape}")
         return values
@@ -256,17 +253,6 @@ def _padded(image: Image.Image, width: int, height: int, fill: int) -> Image.Ima
         assert palette is not None
         padded.putpalette(palette)
     return padded
-
-
-@cache
-def _function(name: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the user's own module may lie where they work
-    module, _, path = name.partition(":")
-    value: Any = importlib.import_module(module)
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 @contextmanager
