@@ -1,15 +1,14 @@
-"""Files: written whole or not at all, and read from a disk or behind a URL."""
+"""Files by their names: on a disk or behind a URL, as text, JSON or images, and what a user named as code."""
 
 from __future__ import annotations
 
 import json
 import os
 import posixpath
-import secrets
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,29 +34,6 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image
 LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
 _AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
 _DEPTH = 64  # lists in lists of what `read_json` takes; results have four
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written under a random name beside it and renamed when it is whole; after a failure there is none.
-
-    Of several processes that write one file, the last one's file stays. A link at `path` is replaced, not followed.
-
-    path: the folders that it lies in are made where they are missing.
-    Raises OSError with the name of the file, also where writing fails in the middle of it.
-    """
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:  # x: a new file, never one that another process or a stranger's link put there
-            yield file
-        part.replace(path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename in (None, str(part)):
-            error.filename, error.filename2 = str(path), None
-        with suppress(OSError):
-            part.unlink()
-        raise
 
 
 def suffix(name: str) -> str:

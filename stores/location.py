@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 from onceclip.errors import OnceclipError, one_line
 from onceclip.stores.errors import StoreError
 
+PARTIAL = ".partial"  # ending of a file that was being written when its process was killed
 _GROUP = "zarr.json"
 _LARGEST = 8 << 30  # bytes of all files of a local copy
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # of onceclip, that install what opens URLs of a protocol
@@ -43,6 +44,29 @@ def remote_folder(url: str) -> tuple[Any, str]:
     # Listings that the client remembers would hide what others write.
     files, path = url_to_fs(url, use_listings_cache=False)
     return files, str(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written under a random name beside it and renamed when it is whole; after a failure there is none.
+
+    Of several processes that write one file, the last one's file stays. A link at `path` is replaced, not followed.
+
+    path: the folders that it lies in are made where they are missing.
+    Raises OSError with the name of the file, also where writing fails in the middle of it.
+    """
+    part = path.with_name(f"{path.name}.{os.urandom(8).hex()}{PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:  # x: a new file, never one that another process or a stranger's link put there
+            yield file
+        part.replace(path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename, error.filename2 = str(path), None
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def looks_like_store(path: str) -> bool:

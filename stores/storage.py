@@ -22,10 +22,9 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from onceclip.errors import one_line
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError
-from onceclip.stores.location import answered, is_url, is_zip, local_path, reason_of
+from onceclip.stores.location import PARTIAL, answered, is_url, is_zip, local_path, reason_of, whole_file
 
 FIRST_ANSWER = 60.0  # seconds; clients try again for many minutes
-PARTIAL = ".partial"  # ending of a file that was being written when its process was killed
 _TO_STOP = 60.0  # seconds that a client has to end what it was doing, which takes long on a busy machine
 _AT_ONCE = 8  # folders that the disk is asked to keep
 
@@ -126,19 +125,11 @@ class DiskStore(LocalStore):
         await asyncio.to_thread(self._write, Path(self.root, key), value)
 
     def _write(self, path: Path, value: Buffer) -> None:
-        # Another process may be writing files beside it, and a stranger's link is never followed: a name of its own.
-        part = path.with_name(f"{path.name}.{os.urandom(8).hex()}{PARTIAL}")
         new = [folder.parent for folder in path.parents if not folder.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "xb") as file:
-                file.write(value.as_buffer_like())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with whole_file(path) as file:
+            file.write(value.as_buffer_like())
+            file.flush()
+            os.fsync(file.fileno())
         with self._lock:
             self._folders.update((path.parent, *new))
 

@@ -124,11 +124,6 @@ class Store(Columns):
                 yield piece, ahead.popleft().result()
 
     @property
-    def has_views(self) -> bool:
-        """Whether augmented versions of the images are stored."""
-        return self.has("view")
-
-    @property
     def texts(self) -> list[str]:
         """Names of the text sets."""
         return sorted(name for name, entry in self.attributes["texts"].items() if entry.get("fingerprint"))

@@ -163,7 +163,7 @@ class _Values:
         where = f"{self.name}, chunk {number}{'/0' * (array.ndim - 1)}"
         place = None if flat else (rows.start // (array.shards or array.chunks)[0], *(0,) * (array.ndim - 1))
         values, faults = _read(array, place, lambda: np.asarray(array[rows]) if flat is None else
-                               flat.chunk(number)[:rows.stop - rows.start], where, unit)
+                               flat.chunk(number)[0][:rows.stop - rows.start], where, unit)
         if faults or not sound:
             return faults
         stored, checksums = self.columns(unit, -(-rows.stop // self.unit_rows))

@@ -16,7 +16,7 @@ from zarr.core.sync import sync
 
 from onceclip.stores.errors import StoreDamaged, StoreError, StoreMismatch
 from onceclip.stores.flat_files import row_checksums
-from onceclip.stores.location import is_url, local_path
+from onceclip.stores.location import PARTIAL, is_url, local_path
 from onceclip.stores.rows import put_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
@@ -34,7 +34,7 @@ from onceclip.stores.schema import (
     put_array,
     seal,
 )
-from onceclip.stores.storage import PARTIAL, DiskStore, damage, occupied, open_group, storage
+from onceclip.stores.storage import DiskStore, damage, occupied, open_group, storage
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
 from onceclip.stores.text import BESIDE, TOWER, StoredTower, TextSet

@@ -274,7 +274,7 @@ def _have_views(store: Store, rows: np.ndarray) -> bool:
 
     Raises TaskError where some of them have and others do not.
     """
-    if not store.has_views:
+    if not store.has("view"):
         return False
     splits = store.outputs["view"].spec.get("splits", SPLITS)
     found = {SPLITS[number] for number in np.unique(store.column("split")[rows]).tolist()}

@@ -15,8 +15,8 @@ import pytest
 
 from onceclip.pipeline.prompts.embedding import add_text, prompts_for
 from onceclip.stores import StoreWriter, TextSet, open_store
+from onceclip.stores.location import PARTIAL
 from onceclip.stores.rows import unusable_rows
-from onceclip.stores.storage import PARTIAL
 from onceclip.stores.verification import verify
 
 

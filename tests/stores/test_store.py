@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,13 +32,6 @@ def store(store_path: Path) -> Store:
 def whole(store_path: Path) -> np.ndarray:
     """All embeddings as plain zarr reads them."""
     return np.asarray(zarr.open_group(str(store_path), mode="r")["image/embedding"][...])
-
-
-@pytest.mark.parametrize("rows", [[0], [59, 0, 31], [5, 5, 5], [17, 16, 15, 48, 47, 0, 17], [], range(59, -1, -1)],
-                         ids=["first", "any-order", "repeated", "across-units", "none", "backwards"])
-def test_embeddings_come_in_the_order_asked_for(store: Store, whole: np.ndarray, rows: Any) -> None:
-    wanted = np.array(list(rows), dtype=np.int64)
-    np.testing.assert_array_equal(store.embeddings(wanted), whole[wanted])
 
 
 def test_rows_of_the_splits_and_classes_cover_the_store_once(store: Store) -> None:
