@@ -67,14 +67,7 @@ def compact(path: str, new: str, shard_rows: int | None = None,
         for done, number in enumerate(todo):
             writer.adopt(number, source)
             progress((done + 1) / len(todo))
-        for name, array in _encoder_arrays(source).items():
-            with damage(path, f"encoder/{name}"):
-                dimensions = getattr(array.metadata, "dimension_names", None) or ()
-                writer.put_encoder(name, read_whole(array), tuple(dimensions))
-        if source.tower_attributes:
-            writer.put_tower(source.tower())
-        for name in source.texts:
-            writer.put_text(name, source.text(name))
+        _copy_encoder_and_texts(source, writer)
         others = {name: value for name, value in source.attributes.items() if name not in _OWN}
         writer.update(**others)
         writer.finish(source.column("split"), source.fingerprint)
@@ -114,7 +107,15 @@ def _planned(source: Store, before: np.ndarray) -> Iterator[Table]:
         yield replace(table, state=state)
 
 
-def _encoder_arrays(source: Store) -> dict[str, zarr.Array]:
+def _copy_encoder_and_texts(source: Store, writer: StoreWriter) -> None:
     with damage(source.path, "encoder"):
         group = source.group.get("encoder")
-        return arrays_of(group) if isinstance(group, zarr.Group) else {}
+        arrays = arrays_of(group) if isinstance(group, zarr.Group) else {}
+    for name, array in arrays.items():
+        with damage(source.path, f"encoder/{name}"):
+            dimensions = getattr(array.metadata, "dimension_names", None) or ()
+            writer.put_encoder(name, read_whole(array), tuple(dimensions))
+    if source.tower_attributes:
+        writer.put_tower(source.tower())
+    for name in source.texts:
+        writer.put_text(name, source.text(name))

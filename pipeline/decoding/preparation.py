@@ -113,7 +113,8 @@ class Preparation:
             if image.mode in _EIGHT_BIT:
                 if self.style == "transformers":
                     image = image.convert("RGB")
-                return Opened(_upright(image) if self.exif else image, size)
+                turned = self.exif and _orientation(image) != 1
+                return Opened(ImageOps.exif_transpose(image) if turned else image, size)
         except UnidentifiedImageError as error:
             raise BadImage("not an image, or too damaged to tell which kind") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -236,10 +237,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF says nothing; the picture may be whole
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def _padded(image: Image.Image, width: int, height: int, fill: int) -> Image.Image:

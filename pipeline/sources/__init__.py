@@ -51,7 +51,6 @@ class OwnFunction(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is the name of a function."""
         return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", text) is not None
 
     @staticmethod

@@ -120,7 +120,6 @@ class Archives(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is one or more archives."""
         return bool(re.search(r"\.(tar(\.\w+)?|tgz)(\}|\]|$)", text.lower()))
 
     @staticmethod

@@ -25,7 +25,6 @@ class CoopSplit(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is a JSON file."""
         return suffix(text) == ".json"
 
     @staticmethod
@@ -49,7 +48,7 @@ class CoopSplit(Source):
                 if not _is_item(item):
                     raise SourceError(f"{text} {where}: {json.dumps(item)[:60]} is not [path, number, name]: {_FORM}")
                 path, number, name = item
-                check_utf8(text, where, path, name)
+                check_utf8(f"{text} {where}", path, name)
                 rows.append(Row(where, path, name, split))
                 numbers.append((where, number, name))
         _check_numbers(text, numbers)

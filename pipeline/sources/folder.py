@@ -38,7 +38,6 @@ class Folder(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is a folder that is there."""
         return not is_url(text) and os.path.isdir(local_path(text))
 
     @staticmethod

@@ -60,7 +60,6 @@ class ImageTable(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is named as a table, or is a Parquet file."""
         return text.startswith(_PREFIXES) or suffix(text) == PARQUET
 
     @staticmethod

@@ -60,7 +60,6 @@ class TorchvisionSet(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is the name of a data set."""
         return text.startswith(PREFIX)
 
     @staticmethod
@@ -82,7 +81,7 @@ class TorchvisionSet(Source):
             dataset = _opened(name, arguments)
             labels = _label_names(dataset)
             numbers = _numbers(dataset, text)
-            contents = _files(dataset) or _arrays(dataset)
+            contents = _contents(dataset)
             for number, label in enumerate(numbers):
                 content = contents[number] if contents else Item(name, arguments, number)
                 key = f"{folder}/{number:06d}"
@@ -163,20 +162,18 @@ def _numbers(dataset: Any, text: str) -> list[int]:
                           "images as a manifest") from error
 
 
-def _files(dataset: Any) -> Sequence[Content] | None:
-    """The files of its images, if it keeps a list of them."""
+def _contents(dataset: Any) -> Sequence[Content]:
+    """The files of its images, or the images where they lie in one array; empty if it keeps neither.
+
+    An array is (n, height, width), (n, height, width, 3) or (n, 3, height, width).
+    """
     for name in _FILES:
         paths = _column(dataset, name, 0)
         if paths is not None and isinstance(paths[0], str | Path):
             return [LocalFile(os.fspath(path)) for path in paths]
-    return None
-
-
-def _arrays(dataset: Any) -> Sequence[Content] | None:
-    """Its images, if they lie in one array: (n, height, width), (n, height, width, 3) or (n, 3, height, width)."""
     data = getattr(dataset, "data", None)
     if getattr(data, "ndim", 0) not in (3, 4):
-        return None
+        return []
     values = np.asarray(data)
     if values.ndim == 4 and values.shape[-1] != 3:
         values = np.moveaxis(values, 1, -1)
