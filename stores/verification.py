@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -27,6 +28,7 @@ from onceclip.stores.text import TOWER
 from onceclip.stores.writer import StoreWriter
 
 _MISSING = 2**17  # chunks of an array that are looked for one by one where they are missing
+_AHEAD = 64  # reads that are handed to threads before the first of them is done
 _UNITS = 16  # whose columns are kept while their chunks are read
 _PIECE = 1 << 20  # rows that are compared at once
 _LOW = np.uint64(0xFFFFF)  # the bits that hold the number of a split or class
@@ -90,7 +92,7 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None)
         def run(reads: Iterable[Read]) -> list[Problem]:
             nonlocal done
             found = []
-            for problems in pool.map(lambda read: read(), reads):
+            for problems in _in_threads(pool, reads):
                 found += problems
                 done += 1
                 progress(done / total)
@@ -119,6 +121,15 @@ def _arrays(store: Store) -> dict[str, zarr.Array]:
     with damage(store.path):
         return {name: array for name, array in arrays_of(store.group, max_depth=None).items()
                 if not name.startswith("text/") or name.rpartition("/")[0] in texts}
+
+
+def _in_threads(pool: ThreadPoolExecutor, reads: Iterable[Read]) -> Iterator[list[Problem]]:
+    """Do reads in their order, of which few are under way at any time."""
+    upcoming = iter(reads)
+    ahead = deque(pool.submit(read) for read in islice(upcoming, _AHEAD))
+    while ahead:
+        yield ahead.popleft().result()
+        ahead.extend(pool.submit(read) for read in islice(upcoming, 1))
 
 
 class _Column:
