@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, BinaryIO
@@ -70,7 +69,7 @@ def file_at(root: str, name: str) -> File:
 
 
 @contextmanager
-def reading(place: str) -> Iterator[None]:
+def as_source_error(place: str) -> Iterator[None]:
     """Turn what reading a path or URL raises into a SourceError."""
     try:
         yield
@@ -90,7 +89,7 @@ def read_place(place: str) -> bytes:
 
     Raises SourceError if it cannot be read.
     """
-    with reading(place):
+    with as_source_error(place):
         if not is_url(place):
             return Path(local_path(place)).read_bytes()
         files, path = remote_folder(place)
@@ -291,8 +290,7 @@ def _whole(content: bytes, size: int | None) -> bytes:
     return content
 
 
-@cache
-def imported(name: str) -> Any:
+def import_name(name: str) -> Any:
     """What a user named as `module:name`, from the working directory or among what is installed."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work

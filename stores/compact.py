@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,9 @@ def _target(source: Store, new: str, made_of: dict[str, Any], outputs: dict[str,
 
 def _planned(source: Store, before: np.ndarray) -> Iterator[Table]:
     """The table of a copy, in pieces. before: the states of the rows that it has."""
-    start = 0
-    for table in source.tables(SHARD_ROWS):
+    start, names = 0, [each.name for each in fields(Table)]
+    for part in source.parts(*names, size=SHARD_ROWS):
+        table = Table(**dict(zip(names, part, strict=True)))
         state = np.full(len(table), TODO, np.int8)
         known = before[start:start + len(table)]
         state[:len(known)] = known

@@ -87,14 +87,14 @@ def require_writable(path: str) -> None:
 
 
 @contextmanager
-def answered(path: str, kind: type[OnceclipError] = StoreError) -> Iterator[None]:
-    """Turn whatever a storage client raises into an error of one kind."""
+def as_store_error(path: str) -> Iterator[None]:
+    """Turn whatever a storage client raises into a StoreError."""
     try:
         yield
     except OnceclipError:
         raise
     except Exception as error:  # every client has types of its own, most of them without a common base
-        raise kind(reason_of(path, error)) from error
+        raise StoreError(reason_of(path, error)) from error
 
 
 def reason_of(path: str, error: Exception) -> str:
@@ -135,7 +135,7 @@ def local_copy(place: str | os.PathLike[str]) -> Iterator[Path]:
     with TemporaryDirectory(prefix="onceclip-") as folder:
         copy = Path(folder, PurePosixPath(url).name)
         copy.mkdir()
-        with answered(url):
+        with as_store_error(url):
             _fetch(url, copy)
         try:
             yield copy

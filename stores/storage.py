@@ -22,7 +22,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from onceclip.errors import one_line
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError
-from onceclip.stores.location import PARTIAL, answered, is_url, is_zip, local_path, reason_of, whole_file
+from onceclip.stores.location import PARTIAL, as_store_error, is_url, is_zip, local_path, reason_of, whole_file
 
 FIRST_ANSWER = 60.0  # seconds; clients try again for many minutes
 _TO_STOP = 60.0  # seconds that a client has to end what it was doing, which takes long on a busy machine
@@ -52,7 +52,7 @@ def storage(path: str, read_only: bool) -> FsspecStore | LocalStore:
     """
     if not is_url(path):
         return LocalStore(local_path(path), read_only=True) if read_only else DiskStore(local_path(path))
-    with answered(path):
+    with as_store_error(path):
         # Listings that the client remembers would hide what other processes write.
         return RemoteStore.from_url(path, {"use_listings_cache": False}, read_only)
 
@@ -166,7 +166,7 @@ class RemoteStore(FsspecStore):
         Raises StoreError if there is no bucket.
         """
         url = str(self.fs.unstrip_protocol(self.path))
-        with answered(url):
+        with as_store_error(url):
             try:
                 return await self.fs._ls(self.path, detail=False)
             except (FileNotFoundError, NotADirectoryError) as error:
@@ -177,19 +177,19 @@ class RemoteStore(FsspecStore):
                 return []
 
 
-def _told(method: Any) -> Any:
+def _method_with_errors(method: Any) -> Any:
     @wraps(method)
     async def call(self: RemoteStore, *arguments: Any, **options: Any) -> Any:
-        with answered(str(self.fs.unstrip_protocol(self.path))):
+        with as_store_error(str(self.fs.unstrip_protocol(self.path))):
             return await method(self, *arguments, **options)
 
     return call
 
 
-def _told_of_each(method: Any) -> Any:
+def _generator_with_errors(method: Any) -> Any:
     @wraps(method)
     async def call(self: RemoteStore, *arguments: Any, **options: Any) -> AsyncIterator[str]:
-        with answered(str(self.fs.unstrip_protocol(self.path))):
+        with as_store_error(str(self.fs.unstrip_protocol(self.path))):
             async for name in method(self, *arguments, **options):
                 yield name
 
@@ -197,6 +197,6 @@ def _told_of_each(method: Any) -> Any:
 
 
 for _name in ("get", "get_partial_values", "set", "delete", "delete_dir", "exists", "getsize"):
-    setattr(RemoteStore, _name, _told(getattr(FsspecStore, _name)))
+    setattr(RemoteStore, _name, _method_with_errors(getattr(FsspecStore, _name)))
 for _name in ("list", "list_dir", "list_prefix"):
-    setattr(RemoteStore, _name, _told_of_each(getattr(FsspecStore, _name)))
+    setattr(RemoteStore, _name, _generator_with_errors(getattr(FsspecStore, _name)))

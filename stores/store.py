@@ -17,7 +17,7 @@ from onceclip.stores.columns import Columns
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
 from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.rows import read_rows
-from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TABLE_ROWS, TODO, read_whole, unseal
+from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TODO, read_whole, unseal
 from onceclip.stores.storage import damage, open_group
 from onceclip.stores.table import Content, Table, content_of
 from onceclip.stores.text import TOWER, StoredTower, TextSet
@@ -54,11 +54,6 @@ class Store(Columns):
     def table(self) -> Table:
         """All columns that say what the rows are."""
         return Table(**{name: self.column(name) for name in Table.__dataclass_fields__})
-
-    def tables(self, size: int = TABLE_ROWS) -> Iterator[Table]:
-        """Go through the table in bounded memory, `size` rows at a time."""
-        names = tuple(Table.__dataclass_fields__)
-        return (Table(**dict(zip(names, part, strict=True))) for part in self.parts(*names, size=size))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.files import imported
+from onceclip.pipeline.files import import_name
 from onceclip.pipeline.sources.record import parted
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -157,7 +157,7 @@ class Preparation:
         """The pixels of an image that has the right size already, or that `custom` will bring to it."""
         if not self.custom:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        values = np.asarray(imported(self.custom)(image, *others), self.dtype)
+        values = np.asarray(_function(self.custom)(image, *others), self.dtype)
         if values.shape != self.shape:
             raise ValueError(f"{self.custom} gave an array of shape {values.shape}, not {self.shape}")
         return values
@@ -222,6 +222,9 @@ class Jpeg:
 
     content: bytes
     pixels: int
+
+
+_function = cache(import_name)
 
 
 @cache

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile, imported
+from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile, import_name
 from onceclip.pipeline.sources.archives import Archives
 from onceclip.pipeline.sources.coop import CoopSplit
 from onceclip.pipeline.sources.folder import Folder
@@ -60,7 +60,7 @@ class OwnFunction(Source):
         Raises SourceError if there is no such function, or it gives something else.
         """
         try:
-            function = imported(text)
+            function = import_name(text)
         except (ImportError, AttributeError) as error:
             raise SourceError(f"{text}: {error}: give a function as module:function, with the module in this folder or "
                               "installed") from error

@@ -17,12 +17,12 @@ from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.files import (
     IMAGES,
     VIDEOS,
+    as_source_error,
     file_by_path,
     is_url,
     key_of,
     local_path,
     read_json,
-    reading,
     remote_folder,
     suffix,
     text_of,
@@ -175,7 +175,7 @@ def _matching(pattern: str) -> list[str]:
         return found
     if not glob.has_magic(pattern):
         return [pattern]
-    with reading(pattern):
+    with as_source_error(pattern):
         files, path = remote_folder(pattern)
         return sorted(map(files.unstrip_protocol, files.glob(path)), key=natural_order)
 
@@ -183,7 +183,7 @@ def _matching(pattern: str) -> list[str]:
 def _indexed(place: str, name: str) -> Shard:
     """What an archive holds. name: its name in keys."""
     shard = Shard(place, name)
-    with reading(place), file_by_path(place).stream() as file:
+    with as_source_error(place), file_by_path(place).stream() as file:
         for member in index(place, file):
             path = posixpath.normpath(member.name)
             parts = path.split("/")

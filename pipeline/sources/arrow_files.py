@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import is_url, local_path, read_json, reading, remote_folder, suffix
+from onceclip.pipeline.files import as_source_error, is_url, local_path, read_json, remote_folder, suffix
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.sources.table_file import ARROW, LANCE, PARQUET, TableFile
@@ -176,7 +176,7 @@ def _parquet_files(text: str, place: str) -> list[str]:
     if not is_url(text):
         pattern = place if not os.path.isdir(place) else f"{glob.escape(place)}/**/*{PARQUET}"
         return [place] if os.path.isfile(place) else sorted(glob.glob(pattern, recursive=True), key=natural_order)
-    with reading(text):
+    with as_source_error(text):
         files, path = remote_folder(text)
         found = files.glob(path) if glob.has_magic(path) else [path] if suffix(path) == PARQUET else files.find(path)
     return [text if each == path else str(files.unstrip_protocol(each))

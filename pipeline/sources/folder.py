@@ -14,10 +14,10 @@ from onceclip.pipeline.files import (
     File,
     LocalFile,
     RemoteFile,
+    as_source_error,
     is_url,
     key_of,
     local_path,
-    reading,
     remote_folder,
     suffix,
 )
@@ -161,7 +161,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _remote(url: str) -> Listing:
     root = url.rstrip("/")
-    with reading(url):
+    with as_source_error(url):
         files, base = remote_folder(root)
         base = base.rstrip("/")
         everything = files.find(base)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.errors import one_line
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import is_url, reading, remote_folder
+from onceclip.pipeline.files import as_source_error, is_url, remote_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -109,7 +109,7 @@ def _reading(place: str) -> Iterator[None]:
     """Turn what pyarrow and storage raise into a SourceError."""
     import pyarrow
 
-    with reading(place):
+    with as_source_error(place):
         try:
             yield
         except FileNotFoundError:
