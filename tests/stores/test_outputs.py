@@ -94,8 +94,10 @@ def test_a_writer_opens_no_array_twice(tmp_path: Path, monkeypatch: pytest.Monke
     get = LocalStore.get
 
     async def counting(self: LocalStore, key: str, *arguments: Any, **options: Any) -> Any:
-        opened[key] += key.startswith("image/") and key.endswith("/zarr.json") and not self.read_only
-        return await get(self, key, *arguments, **options)
+        found = await get(self, key, *arguments, **options)
+        if found is not None and not self.read_only:
+            opened[key] += key.startswith("image/") and key.endswith("/zarr.json")
+        return found
 
     monkeypatch.setattr(LocalStore, "get", counting)
     written(str(tmp_path / "s.zarr"))
