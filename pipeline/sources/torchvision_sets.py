@@ -108,28 +108,38 @@ def _parts(name: str, root: str, download: bool) -> list[tuple[str | None, str, 
     found: list[tuple[str | None, str, Arguments]] = []
     refusal = ""
     for there, own in choices.items():
-        split, arguments = _SPLITS.get(there), tuple({**plain, **own}.items())
-        if there == "trainval" and any(each == "train" for each, _, _ in found):
+        arguments = tuple({**plain, **own}.items())
+        if there == "trainval" and any(split == "train" for split, _, _ in found):
             continue
-        try:
-            _opened(name, arguments)
-        except ValueError as error:
-            refusal = str(error)
-            if "split" in own and "split" in refusal:
-                continue  # it has no split of this name
-            raise SourceError(f"{PREFIX}{name}: {one_line(error)}: correct --root, {root!r} now") from error
-        except (RuntimeError, OSError, ImportError) as error:
-            mend = "" if download else ", or let torchvision fetch it with --download"
-            raise SourceError(f"{PREFIX}{name} cannot be opened in {root!r} ({one_line(error)}): name its folder with "
-                              f"--root{mend}") from error
-        except TypeError as error:
-            raise SourceError(f"{PREFIX}{name} needs more than a folder ({one_line(error)}): write its images as a "
-                              "manifest") from error
-        found.append((split, there, arguments))
+        if refused := _refused_split(name, arguments, root, download):
+            refusal = refused
+        else:
+            found.append((_SPLITS.get(there), there, arguments))
     if not found:
         raise SourceError(f"{PREFIX}{name} has none of the splits {', '.join(_SPLITS)} ({refusal}): write its images "
                           "as a manifest")
     return found
+
+
+def _refused_split(name: str, arguments: Arguments, root: str, download: bool) -> str:
+    """What a data set says to a split that it does not have; empty if it can be opened.
+
+    Raises SourceError if it cannot be opened for another reason.
+    """
+    try:
+        _opened(name, arguments)
+    except ValueError as error:
+        if "split" in dict(arguments) and "split" in str(error):
+            return str(error)
+        raise SourceError(f"{PREFIX}{name}: {one_line(error)}: correct --root, {root!r} now") from error
+    except (RuntimeError, OSError, ImportError) as error:
+        mend = "" if download else ", or let torchvision fetch it with --download"
+        raise SourceError(f"{PREFIX}{name} cannot be opened in {root!r} ({one_line(error)}): name its folder with "
+                          f"--root{mend}") from error
+    except TypeError as error:
+        raise SourceError(f"{PREFIX}{name} needs more than a folder ({one_line(error)}): write its images as a "
+                          "manifest") from error
+    return ""
 
 
 @lru_cache(maxsize=4)
