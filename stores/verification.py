@@ -62,13 +62,14 @@ class Verification:
     remarks: list[Problem] = field(default_factory=list)
 
 
-def verify(path: str, progress: Callable[[float], None] = lambda fraction: None) -> Verification:
+def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
+           workers: int | None = None) -> Verification:
     """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
 
     Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
     extraction, text sets of another encoder or without a class. Remarks: equal content in two splits or classes,
     captions of items that are gone.
-    progress: is told the fraction that has been read.
+    progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
     Raises NotAStore if there is no store.
     """
     store = open_store(path)
@@ -88,7 +89,7 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None)
     columns = [_Column(store, name, array) for name, array in arrays.items() if name not in values]
     rows = [_Values(store, name, array) for name, array in arrays.items() if name in values]
     total, done = sum(each.chunks for each in columns) + sum(each.chunks for each in rows), 0
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(workers) as pool:
         def run(reads: Iterable[Read]) -> list[Problem]:
             nonlocal done
             found = []

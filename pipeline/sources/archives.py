@@ -188,7 +188,7 @@ def _indexed(place: str, name: str) -> Shard:
             path = posixpath.normpath(member.name)
             parts = path.split("/")
             system = [part for part in parts if is_system(part)]
-            shard.system += system
+            shard.system.extend(system)
             if system or any(map(hidden, parts)):
                 continue
             ending = suffix(path)
