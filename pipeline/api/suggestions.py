@@ -93,7 +93,7 @@ def _values(found: Suggestion) -> dict[str, Any]:
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    from onceclip.pipeline.files import whole_file
+    from onceclip.stores.location import whole_file
 
     with whole_file(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from onceclip.pipeline.decoding.masks import parted
+from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.files import import_name
+from onceclip.pipeline.sources.record import parted
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
@@ -115,7 +113,8 @@ class Preparation:
             if image.mode in _EIGHT_BIT:
                 if self.style == "transformers":
                     image = image.convert("RGB")
-                return Opened(_upright(image) if self.exif else image, size)
+                turned = self.exif and _orientation(image) != 1
+                return Opened(ImageOps.exif_transpose(image) if turned else image, size)
         except UnidentifiedImageError as error:
             raise BadImage("not an image, or too damaged to tell which kind") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -123,7 +122,7 @@ class Preparation:
         except MemoryError:  # of the machine's, so it says nothing of the image
             raise
         except Exception as error:  # Pillow's decoders raise many types for damaged files
-            raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"damaged ({one_line(error)})") from error
         raise BadImage(f"unsupported pixel format {image.mode}")
 
     def jpeg(self, content: bytes) -> Jpeg | None:
@@ -152,7 +151,7 @@ class Preparation:
         try:
             return self.array(opened.image if self.custom else self._fitted(opened), *others)
         except Exception as error:  # of shapes that no resize can take, among others
-            raise BadImage(f"cannot be prepared for the encoder ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"cannot be prepared for the encoder ({one_line(error)})") from error
 
     def array(self, image: Image.Image, *others: Image.Image) -> np.ndarray:
         """The pixels of an image that has the right size already, or that `custom` will bring to it."""
@@ -225,6 +224,9 @@ class Jpeg:
     pixels: int
 
 
+_function = cache(import_name)
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Those of _FORMATS that this Pillow can read."""
@@ -240,10 +242,6 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
-
-
 def _padded(image: Image.Image, width: int, height: int, fill: int) -> Image.Image:
     """At least width x height, with borders of `fill` in every channel; the larger half is on the right and below."""
     across, down = max(width - image.width, 0), max(height - image.height, 0)
@@ -255,17 +253,6 @@ def _padded(image: Image.Image, width: int, height: int, fill: int) -> Image.Ima
         assert palette is not None
         padded.putpalette(palette)
     return padded
-
-
-@cache
-def _function(name: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the user's own module may lie where they work
-    module, _, path = name.partition(":")
-    value: Any = importlib.import_module(module)
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 @contextmanager

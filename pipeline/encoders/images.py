@@ -15,12 +15,12 @@ import torch
 
 from onceclip.pipeline.decoding.batches import Batch
 from onceclip.pipeline.decoding.decoders import Decoders
-from onceclip.pipeline.decoding.masks import as_seen
 from onceclip.pipeline.decoding.preparation import ON_DEVICE
 from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.encoders.encoder import Encoder
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.sources import Content
+from onceclip.pipeline.sources.record import as_seen
 
 EMBEDDING = "embedding"
 _THREADS_ON_DEVICE = 2  # one copies while the other computes

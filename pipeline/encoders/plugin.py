@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from onceclip.pipeline.decoding.masks import MASK
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
@@ -29,6 +28,7 @@ from onceclip.pipeline.encoders.backend import (
 from onceclip.pipeline.encoders.spec import EncoderSpec
 from onceclip.pipeline.encoders.weights import weights_digest
 from onceclip.pipeline.errors import EncoderError
+from onceclip.pipeline.sources.record import MASK
 from onceclip.stores.identity import canonical
 
 _SAMPLES = ((320, 240), (64, 200))  # width and height of pictures that show what a preprocessing gives

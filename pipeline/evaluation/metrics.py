@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.selection.conformal import SetRule
-from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.words import csv_cell
+from onceclip.stores.location import whole_file
 
 BINS = 15
 TOP = 5

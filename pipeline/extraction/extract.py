@@ -29,7 +29,7 @@ from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store, StoreWriter, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
 from onceclip.stores.identity import DIGEST_BYTES
-from onceclip.stores.location import is_remote, is_zip
+from onceclip.stores.location import is_url, is_zip
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
 from onceclip.stores.verification import equal_content
 
@@ -265,7 +265,7 @@ def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOp
             if not found.has_splits:
                 drawing_of(store, found)
             return True
-        if is_remote(path) and part.number > 1:
+        if is_url(path) and part.number > 1:
             return store is not None and store.complete and _has_just(store, found)
         writer = store_plan.writer(path, options.dtype, options.unit_rows)
         inventory = take_inventory(found.records, found.classes, writer.store, options.progress)

@@ -13,9 +13,9 @@ from onceclip.pipeline.extraction import splits
 from onceclip.pipeline.words import counted, listing
 from onceclip.stores import NotAStore, Output, Store, StoreWriter, Table, TextSet, open_store, write_lock
 from onceclip.stores.identity import DIGEST_BYTES, digest
-from onceclip.stores.location import occupied
 from onceclip.stores.rows import unusable_rows
 from onceclip.stores.schema import BAD, SPLITS, STORED, TODO, UNIT_ROWS
+from onceclip.stores.storage import occupied
 
 Values = Callable[[slice], Mapping[str, np.ndarray]]
 

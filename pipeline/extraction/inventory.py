@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from onceclip.pipeline.decoding.masks import as_seen
 from onceclip.pipeline.decoding.worker import read
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.sources import Content, Record
+from onceclip.pipeline.sources.record import as_seen
 from onceclip.stores import Store, Table
 from onceclip.stores.identity import DIGEST_BYTES, digest
 from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO

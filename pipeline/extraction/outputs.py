@@ -11,8 +11,9 @@ from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.flat_files import row_checksums
-from onceclip.stores.location import occupied, require_writable
+from onceclip.stores.location import require_writable
 from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
+from onceclip.stores.storage import occupied
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import Encoder

@@ -23,8 +23,9 @@ from onceclip.pipeline.extraction.equipment import CACHE, Equipment, EquipmentSp
 from onceclip.pipeline.extraction.outputs import TOKEN, VIEW, rows_without_views, views_of
 from onceclip.pipeline.sources import Content, LocalFile
 from onceclip.stores import StoreWriter, open_store
-from onceclip.stores.location import damage, everywhere
+from onceclip.stores.location import everywhere
 from onceclip.stores.schema import BAD, SPLITS, STORED, TODO
+from onceclip.stores.storage import damage
 
 FLUSH_SECONDS = 30.0  # at most this much encoding is lost when the process is killed
 

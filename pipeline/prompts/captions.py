@@ -20,7 +20,7 @@ from onceclip.pipeline.prompts.prompts import Prompts
 from onceclip.stores import Store
 from onceclip.stores.identity import digest
 from onceclip.stores.schema import REMOVED
-from onceclip.stores.text_set import CAPTION
+from onceclip.stores.text import CAPTION
 
 NAMES = ("key", "path", "image", "image_name", "file_name", "filename", "file", "group", "video", "video_id", "name")
 SENTENCES = ("caption", "text", "sentence", "comment")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.errors import BadImage, SourceError
+
+MASK = "mask"
+_START = b"onceclip: an image and its mask\0"
+_LENGTH = 8  # bytes that say how long the image is
+_NO_MASK = "it has no mask, which the encoder looks at: give a manifest with a column mask"
 
 
 class Content(Protocol):
@@ -106,3 +111,48 @@ def _number(found: re.Match[str]) -> str:
 def class_names(records: Iterable[Record]) -> list[str]:
     """Names of all classes, in natural order: folder 2 comes before folder 10."""
     return sorted({record.label for record in records if record.label is not None}, key=natural_order)
+
+
+@dataclass(frozen=True)
+class WithMask:
+    """The content of an image whose source names a mask; its bytes, and so its digest, are those of both files."""
+
+    content: Any
+
+    @property
+    def _mask(self) -> Any:
+        return getattr(self.content, "mask", None)
+
+    @property
+    def reading(self) -> str:
+        """As of `Content`; what only this process can read is read by it, mask and all."""
+        kinds = [getattr(each, "reading", "disk") for each in (self.content, self._mask)]
+        return next((kind for kind in ("process", "network") if kind in kinds), "disk")
+
+    def read(self) -> bytes:
+        """The bytes of both files, which `parted` takes apart.
+
+        Raises BadImage if one of them cannot be read, or the source names no mask.
+        """
+        if self._mask is None:
+            raise BadImage(_NO_MASK)
+        image = self.content.read()
+        try:
+            mask = self._mask.read()
+        except BadImage as error:
+            raise BadImage(f"its mask: {error}") from error.__cause__
+        return _START + len(image).to_bytes(_LENGTH, "little") + image + mask
+
+
+def as_seen(content: Content, second: str) -> Content:
+    """What an encoder reads of an image. second: its second input, MASK, or empty for none."""
+    return WithMask(content) if second else content
+
+
+def parted(content: bytes) -> tuple[bytes, bytes]:
+    """The bytes of an image and of its mask. Raises BadImage where they are of one file."""
+    begin = len(_START) + _LENGTH
+    if not content.startswith(_START) or len(content) < begin:
+        raise BadImage(_NO_MASK)
+    end = begin + int.from_bytes(content[len(_START):begin], "little")
+    return content[begin:end], content[end:]

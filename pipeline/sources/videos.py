@@ -11,7 +11,7 @@ from typing import Any
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.files import VIDEOS, File, pnm, suffix
 from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
-from onceclip.pipeline.words import counted
+from onceclip.pipeline.words import counted, listing
 
 _NAMED = 4
 _AT_ONCE = 4
@@ -100,35 +100,35 @@ def close_video() -> None:
         _last.reading = None
 
 
-def with_frames(listing: Listing, options: SourceOptions) -> Listing:
+def with_frames(found: Listing, options: SourceOptions) -> Listing:
     """A listing in which every video's record is replaced by those of its frames.
 
     Without a choice of frames, or the decoder for it, videos are left out with a remark that names them.
     Raises SourceError if frames are asked for and no decoder is installed.
     """
-    videos = [record for record in listing.records if suffix(record.key) in VIDEOS]
+    videos = [record for record in found.records if suffix(record.key) in VIDEOS]
     if not videos:
         if options.every or options.frames:
             raise SourceError("there are no videos: leave --every and --frames out")
-        return listing
+        return found
     if not (options.every or options.frames):
-        names = ", ".join(record.key for record in videos[:_NAMED]) + (" ..." if len(videos) > _NAMED else "")
+        names = listing([record.key for record in videos], _NAMED)
         remark = f"{counted(len(videos), 'video')} left out ({names}): take frames with --every N or --frames N"
-        left = set(map(id, videos))
-        return Listing([record for record in listing.records if id(record) not in left], [*listing.remarks, remark])
+        return Listing([record for record in found.records if suffix(record.key) not in VIDEOS],
+                       [*found.remarks, remark])
     try:
         import av  # noqa: F401 - whether it is there
     except ImportError:
         raise SourceError("frames of videos need PyAV: pip install onceclip[video]") from None
     records: list[Record] = []
-    remarks = list(listing.remarks)
+    remarks = list(found.remarks)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = pool.map(lambda record: _frames(record, options), videos)
-        for record in listing.records:
+        decoded = pool.map(lambda record: _frames(record, options), videos)
+        for record in found.records:
             if suffix(record.key) not in VIDEOS:
                 records.append(record)
                 continue
-            frames, trouble = next(found)
+            frames, trouble = next(decoded)
             records += frames
             if trouble:
                 remarks.append(f"{record.key}: {trouble}")

@@ -17,8 +17,8 @@ from onceclip.pipeline.extraction.inventory import Inventory, take_inventory
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import Store, StoreIncomplete, StoreWriter, open_store
-from onceclip.stores.location import DiskStore
 from onceclip.stores.schema import TODO
+from onceclip.stores.storage import DiskStore
 
 Extract = Callable[..., Any]
 Consistent = Callable[[Path, Path], Store]
