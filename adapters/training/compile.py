@@ -202,8 +202,10 @@ def _step_constants(training: Training) -> tuple[Any, ...]:
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
     """Name of the code of steps with these leaves, empty if there is none, and positions of its constants in them."""
+    if key in _known:
+        return _known[key]
     index = code_cache.digest(code_cache.sources(), *key)
-    return _known.get(key) or (index and code_cache.noted(index)) or ("", ())
+    return (index and code_cache.noted(index)) or ("", ())
 
 
 def _remember(name: str, where: Sequence[int], *key: Any) -> None:
