@@ -194,10 +194,13 @@ class CompiledStep:
 
 
 def _step_constants(training: Training) -> tuple[Any, ...]:
-    """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations."""
+    """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations.
+
+    The number of epochs is none: rungs of a halving, which differ in it, share their code.
+    """
     method, optimizer = training.first.method, training.optimizer
     return (type(method), optimizer.clips, optimizer.decays, training.stack.smoothed,
-            {name: value for name, value in method.values.items() if name not in varying(method)})
+            {name: value for name, value in method.values.items() if name not in varying(method) | {"epochs"}})
 
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
