@@ -16,6 +16,7 @@ from onceclip.adapters.training.trainable import Value
 
 OPTUNA = "optuna"
 _ROUNDS = 4  # from the coarse to the fine grid of the published searches
+_ROUNDING = 1e-9  # of logarithms
 SURVIVORS = 3  # one of so many goes on to a training of so many times the epochs
 
 
@@ -30,7 +31,7 @@ class Search:
         A.3) and CLIP_benchmark find their decay; "optuna" draws where earlier ones did well, see `tpe.proposals`.
     count: number of settings, the defaults and random draws; 0 takes the grid. Of "halves", the rounds; 0 for four,
         which turn a grid into one sixteen times as fine where it is best.
-    narrow: multiply matrices in bfloat16 while searching; the winner is trained again as usual.
+    narrow: multiply matrices in bfloat16 while searching; the winner is trained as usual.
     """
 
     kind: str = "grid"
@@ -70,8 +71,13 @@ class Search:
         """Epochs of the trainings that follow each other, the last of them whole."""
         if self.kind != "halving":
             return [epochs]
-        number = int(math.log(max(min(settings, epochs), 1), SURVIVORS)) + 1
+        thirds = min(math.log(max(settings, 1), SURVIVORS), round(math.log(max(epochs, 1), SURVIVORS)))
+        number = int(thirds + _ROUNDING) + 1
         return [max(1, round(epochs / SURVIVORS**(number - 1 - rung))) for rung in range(number)]
+
+    def narrow_at(self, rungs: Sequence[int], rung: int) -> bool:
+        """Whether a rung multiplies in bfloat16: with `narrow` all, but for the last of several, which are whole."""
+        return self.narrow and (len(rungs) == 1 or rung < len(rungs) - 1)
 
     def alike(self, settings: int, rungs: Sequence[int], rung: int) -> int:
         """Number of trainings of one rung that all rungs together take as long as. rungs: their epochs, see `rungs`."""

@@ -220,18 +220,19 @@ def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any,
             require_finite(some[0], fitted[0])
         return list(_scored(list(zip(some, fitted, strict=True)), choice, task, prepared))
 
-    tried = 0
+    tried, again = 0, False  # whether the best was trained in bfloat16
 
     def scored(settings: list[Setting]) -> list[_Trial]:
         """The trials of some settings; of halving those that were trained to the end."""
-        nonlocal tried
+        nonlocal tried, again
         going = [choice.start.with_values(**values) for values in settings]
         rungs = search.rungs(len(going), int(whole)) if trained else [0]
         total = max(search.count if search.kind == OPTUNA else 0, tried + len(settings))
         lot = part_of(progress, tried / total, len(settings) / total)
         for number, epochs in enumerate(rungs):
+            again = trained and search.narrow_at(rungs, number)
             trials = compared([method.with_values(epochs=epochs) for method in going] if trained else going,
-                              search.narrow, part_of(lot, number / len(rungs), 1 / len(rungs)),
+                              again, part_of(lot, number / len(rungs), 1 / len(rungs)),
                               max(search.alike(len(settings), rungs, number), total if search.kind == OPTUNA else 0))
             order = sorted(range(len(trials)), key=lambda place: (trials[place].cost, choice.distance(going[place])))
             if number < len(rungs) - 1:
@@ -240,7 +241,7 @@ def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any,
         return trials
 
     best = choice.best(_tried(proposals, choice, scored))
-    if search.narrow and trained:
+    if again:
         best, = compared([best.method], narrow=False, progress=progress)
     return best, tried
 

@@ -194,16 +194,21 @@ class CompiledStep:
 
 
 def _step_constants(training: Training) -> tuple[Any, ...]:
-    """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations."""
+    """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations.
+
+    The number of epochs is none: rungs of a halving, which differ in it, share their code.
+    """
     method, optimizer = training.first.method, training.optimizer
     return (type(method), optimizer.clips, optimizer.decays, training.stack.smoothed,
-            {name: value for name, value in method.values.items() if name not in varying(method)})
+            {name: value for name, value in method.values.items() if name not in varying(method) | {"epochs"}})
 
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
     """Name of the code of steps with these leaves, empty if there is none, and positions of its constants in them."""
+    if key in _known:
+        return _known[key]
     index = code_cache.digest(code_cache.sources(), *key)
-    return _known.get(key) or (index and code_cache.noted(index)) or ("", ())
+    return (index and code_cache.noted(index)) or ("", ())
 
 
 def _remember(name: str, where: Sequence[int], *key: Any) -> None:

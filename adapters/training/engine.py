@@ -18,7 +18,7 @@ from onceclip.adapters.ops import reduced_products
 from onceclip.adapters.training.compile import CompiledStep, compiles, required
 from onceclip.adapters.training.convex import solve
 from onceclip.adapters.training.loop import Progress, Run, Training, no_progress, part_of
-from onceclip.adapters.training.stack import Parameters, stackable, varying
+from onceclip.adapters.training.stack import OF_STEPS, Parameters, stackable, varying
 from onceclip.adapters.training.trainable import Trainable
 
 _STACKED_BELOW = {"cpu": 2**17}  # elements of a run's parameters: larger stacks would not fit into a core's caches
@@ -103,15 +103,24 @@ def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     alone = not (stackable(run.method) and stacks(elements, device))
     size, most = (1, 1) if alone else _stack_sizes(run, start, elements, device, len(group), compile_step is not None)
     results: list[Parameters] = []
+    starts: dict[Any, Parameters] = {}
     # For the largest number of runs, whatever it is here: the last digits depend on threads and products.
     with threads_for(run.method.work(run.task) * most):
         for begin in range(0, len(group), size):
             runs = group[begin:begin + size]
             padded = [*runs, *[runs[-1]] * (size - len(runs))]
-            training = Training(padded, [each.start for each in padded], alone, compile_step)
+            training = Training(padded, [_start(each, starts) for each in padded], alone, compile_step)
             share = part_of(progress, begin / len(group), len(runs) / len(group))
             results += training.run(share)[:len(runs)]
     return results
+
+
+def _start(run: Run, known: dict[Any, Parameters]) -> Parameters:
+    """Start values of a run, drawn once for those that differ in numbers of the optimizer alone."""
+    key = tuple((name, value) for name, value in _values(run.method).items() if name not in OF_STEPS)
+    if key not in known:
+        known[key] = run.start
+    return known[key]
 
 
 def _stack_sizes(run: Run, start: Parameters, elements: int, device: str, count: int,

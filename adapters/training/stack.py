@@ -20,7 +20,7 @@ _NEEDS_A_NUMBER = "__round__", "as an integer", ".item()", "control flow"  # in 
 
 Parameters = dict[str, Tensor]
 _FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
-_OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # of the optimizer, no part of the loss
+OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # of the optimizer, no part of the loss
 
 
 def stackable(method: Trainable) -> bool:
@@ -46,7 +46,7 @@ class Stack:
         self.method, self.prepared, self.runs, self.alone = methods[0], prepared, len(methods), alone
         # All that may differ between runs, also where it does not: rounding must not depend on the other runs.
         self.numbers = {name: self._tensor([float(method.values[name]) for method in methods], task)
-                        for name in varying(self.method) - _OF_STEPS} if stackable(self.method) else {}
+                        for name in varying(self.method) - OF_STEPS} if stackable(self.method) else {}
         self.smoothed = any(method.values.get("smoothing") for method in methods)
         self._shared: set[str] | None = None
         self._penalized = self.method.has_penalty

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 from collections import Counter, defaultdict
@@ -147,8 +148,15 @@ def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
             with local(number, gpus) as processes:
                 yield from rows_of_plan(plan, products, workers=processes)
             return
-    located = (Located(group, everywhere(group.store), products) for group in plan.groups)
+    # The longest first, so that all workers end at about the same time.
+    groups = sorted(plan.groups, key=_shots, reverse=True) if workers else plan.groups
+    located = (Located(group, everywhere(group.store), products) for group in groups)
     yield from workers.work(run_located, located) if workers else map(run_located, located)
+
+
+def _shots(group: Group) -> float:
+    shots = group.specs[0].shots
+    return math.inf if shots is None else shots
 
 
 @dataclass(frozen=True)
