@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.ensembles import MERGED
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.inference.base import INFERENCE
-from onceclip.adapters.merging import MERGED
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods import stored_method_class
 from onceclip.adapters.selection.automatic import AVERAGES

@@ -13,16 +13,11 @@ from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads.answers import Answers, Controlled
 from onceclip.adapters.heads.attention import CrossModal, VisualGuide
 from onceclip.adapters.heads.base import Head
-from onceclip.adapters.heads.conditional_prompts import ConditionalPrompts
-from onceclip.adapters.heads.graph import GraphLabels
 from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine
-from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
-from onceclip.adapters.heads.perceptron import Perceptron, RandomFeatures
-from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
-from onceclip.adapters.heads.quadratic import Quadratic
-from onceclip.adapters.heads.residual import Bottleneck, Rectified
-from onceclip.adapters.heads.retrieval import CaptionEnsemble, Refined
-from onceclip.adapters.heads.routed_prompts import RoutedPrompts
+from onceclip.adapters.heads.layers import Bottleneck, Perceptron, RandomFeatures, Rectified
+from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Quadratic, Sum
+from onceclip.adapters.heads.neighbors import CaptionEnsemble, GraphLabels, Refined
+from onceclip.adapters.heads.prompts import ConditionalPrompts, PromptMax, PromptWeighted, RoutedPrompts
 from onceclip.adapters.plugin import full_name, is_plugin, stored_class
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.heads.graph import LEAST, GraphLabels
+from onceclip.adapters.heads.neighbors import LEAST, GraphLabels
 from onceclip.adapters.inference.base import (
     QUERY,
     Inductive,

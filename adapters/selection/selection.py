@@ -16,8 +16,7 @@ from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
 from onceclip.adapters.selection.rule import LOGITS, Race, calibrated_loss, departure, some_rows
-from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Search
-from onceclip.adapters.selection.tpe import Proposals, Setting
+from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Proposals, Search, Setting
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.compile import several
 from onceclip.adapters.training.engine import finite, require_finite, train

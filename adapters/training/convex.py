@@ -1,10 +1,10 @@
-"""Training to convergence, for methods whose solver is "lbfgs": logistic regression by our own L-BFGS, else torch's."""
+"""Convex problems: methods whose solver is "lbfgs", by our own L-BFGS or by torch's, and ridge regression."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ _LINEAR_ROWS = 8  # on which logits are tried
 _RANK, _SAMPLE_ROWS = 32, 1024  # of the preconditioner, and rows that it is estimated from
 _DECAY_ONLY = 0.1  # second moments, relative to decay times classes, up to which the preconditioner is the decay alone
 _MIN_VARIANCE, _MIN_MOMENT = 1e-3, 1e-4  # lower bounds of what is divided by; of a moment relative to their sum
+_EIGEN = 1024  # rows up to which one eigendecomposition costs less than the Cholesky factors of a usual search
 
 
 def solve(run: Run, start: Parameters) -> Parameters:
@@ -278,3 +279,40 @@ class _History:
 
 def _in_float64(values: Tensor) -> Tensor:
     return values.to("cpu", torch.float64)
+
+
+class Ridges:
+    """Solutions for every ridge of one symmetric matrix M without negative eigenvalues, and one right side B.
+
+    A small matrix is decomposed once into `Q diag(v) Q^T`: then every solution is `Q diag(1 / (v + ridge)) Q^T B`. On
+    larger ones that takes some forty times as long as a Cholesky factor, more than the factors of a whole search.
+
+    matrix: (n, n) float64. right: (n, columns) float64.
+    """
+
+    def __init__(self, matrix: Tensor, right: Tensor) -> None:
+        self.matrix, self.right = matrix, right
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return values.clamp(min=0), vectors, vectors.T @ self.right
+
+    def solution(self, ridge: float) -> Tensor:
+        """X (n, columns). ridge: more than zero."""
+        if len(self.matrix) <= _EIGEN:
+            values, vectors, projected = self._eigen
+            return vectors @ (projected / (values + ridge).unsqueeze(1))
+        return torch.cholesky_solve(self.right, self._factor(ridge))
+
+    def inverse(self, ridge: float) -> Tensor:
+        """The inverse of `M + ridge I` (n, n). ridge: more than zero."""
+        if len(self.matrix) <= _EIGEN:
+            values, vectors, _ = self._eigen
+            return (vectors / (values + ridge)) @ vectors.T
+        return torch.cholesky_inverse(self._factor(ridge))
+
+    def _factor(self, ridge: float) -> Tensor:
+        shifted = self.matrix.clone()
+        shifted.diagonal().add_(ridge)
+        return torch.linalg.cholesky(shifted)

@@ -12,7 +12,7 @@ from onceclip.adapters import GDA, GDAEM, MethodError, ProKeR, Rows, Task, Text,
 from onceclip.adapters.heads import FourierFeatures, KernelMachine
 from onceclip.adapters.methods import gda, proker
 from onceclip.adapters.methods.gda import new_classes
-from onceclip.adapters.training import ridge as ridge_module
+from onceclip.adapters.training import convex as ridge_module
 
 SHAPES = pytest.mark.parametrize(("shots", "views"), [((4, 4, 4), 0), ((2, 5, 3), 3), ((3, 0, 4), 2), ((1, 1, 1), 2)],
                                  ids=["equal", "ragged", "without images", "one shot"])

@@ -27,8 +27,7 @@ from onceclip.adapters import (
     TextTower,
     ZeroShot,
 )
-from onceclip.adapters.heads.conditional_prompts import conditional
-from onceclip.adapters.heads.routed_prompts import gates
+from onceclip.adapters.heads.prompts import conditional, gates
 from onceclip.adapters.inference import Queries
 from onceclip.adapters.inference.tpt import TPT, DiffTPT
 from onceclip.adapters.methods.coop import prompt_head
