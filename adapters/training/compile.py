@@ -95,19 +95,14 @@ def compiles(run: Run, parameters: int) -> bool:
     return seconds >= _MIN_SECONDS_OF_ONE and seconds * current.alike >= _MIN_SECONDS
 
 
-def required() -> bool:
-    """Whether a step that cannot be compiled is an error."""
-    return _CURRENT.get().choice == ON
-
-
 class CompiledStep:
     """The compiled step of trainings that share method, task and number of runs.
 
-    required: raise MethodError where it cannot be compiled; otherwise the plain step is taken.
+    Where it cannot be compiled the plain step is taken; the choice "on" raises MethodError.
     """
 
-    def __init__(self, required: bool) -> None:
-        self.required = required
+    def __init__(self) -> None:
+        self.required = _CURRENT.get().choice == ON
         self._code: code_cache.Code | None = None
         self._constants: Sequence[Tensor] = ()
         self._failed = False
