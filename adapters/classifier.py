@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -102,6 +102,10 @@ class Classifier:
         if not torch.isfinite(rows).all():
             raise MethodError("embeddings hold NaN or infinity: leave out the rows of bad images")
         return unit(rows) if self.inputs == (EMBEDDING,) else rows
+
+    def with_head(self, head: Head, **changes: Any) -> Self:
+        """Copy with another head, of which no rows have yet said how sure it is, and other changed fields."""
+        return replace(self, head=head, temperature=1.0, calibrated_on="", conformity={}, **changes)
 
     def save(self, folder: str | Path, facts: Mapping[str, str] = {}) -> None:
         """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.heads import Bottleneck, Columns, Head, Linear, Sum, pack, unpack
+from onceclip.adapters.heads import Bottleneck, Columns, Head, Linear, Sum, mixed, pack, unpack
 from onceclip.adapters.heads.answers import CONFIDENT, LOG_PROBABILITY, Answers, Controlled
 from onceclip.adapters.heads.layers import Perceptron, Rectified
 from onceclip.adapters.heads.linear import Projected
 from onceclip.adapters.ops import unit
-from onceclip.adapters.selection.automatic import ENSEMBLE
+from onceclip.adapters.selection.automatic import ENSEMBLE, values_of
 from onceclip.adapters.selection.calibration import VALIDATION, on_rows
 from onceclip.adapters.selection.rule import Weighed, best_weight, some_rows
 from onceclip.adapters.task import EMBEDDING, Rows
@@ -59,6 +58,28 @@ def ensemble(classifiers: Mapping[str, Classifier | Sequence[Classifier]], rule:
     members = [(name, each) for name, given in classifiers.items()
                for each in ([given] if isinstance(given, Classifier) else given)]
     parts = [part for _, part in members]
+    _check(parts, rule, rows)
+    heads, inputs, widths = _side_by_side(members)
+    shares = (1 / len(parts),) * len(parts)
+    plain = Answers(heads, tuple(part.temperature for part in parts), shares,
+                    CONFIDENT if rule == CONFIDENCE else LOG_PROBABILITY)
+    head: Head = plain
+    if rule in (WEIGHT, SYNERGY) and rows is not None:
+        some = some_rows(rows, len(parts[0].class_names))
+        values = some.input(inputs).to(plain.dtype)
+        answers = plain.answers(values)
+        if rule == WEIGHT:
+            weight = best_weight(answers[0], answers[1] - answers[0], some.label, 0.5, high=1.0).weight
+            shares = (1 - weight, weight)
+            head = replace(plain, weights=shares)
+        else:
+            head = _controlled(plain, widths, values, torch.stack(answers, dim=1), some.label, seed)
+    provenance = {**parts[0].provenance, "encoders": {name: part.encoder for name, part in members}}
+    settings = {"rule": rule, **values_of(zip(labels(members), parts, shares, strict=True))}
+    return Classifier(head, parts[0].class_names, sum(widths), ENSEMBLE, settings, provenance, inputs)
+
+
+def _check(parts: Sequence[Classifier], rule: str, rows: Rows | None) -> None:
     if len(parts) < 2 or len({each.class_names for each in parts}) > 1:
         raise MethodError("an ensemble needs two classifiers or more of the same class names in the same order")
     if rule not in RULES:
@@ -68,26 +89,6 @@ def ensemble(classifiers: Mapping[str, Classifier | Sequence[Classifier]], rule:
     if rule in (WEIGHT, SYNERGY) and (rows is None or not len(rows)):
         raise MethodError(f"the rule {rule} needs labelled validation images and there are none: take {MEAN} or "
                           f"{CONFIDENCE}")
-    heads, inputs, widths = _side_by_side(members)
-    share = (1 / len(parts),) * len(parts)
-    head: Head = Answers(heads, tuple(part.temperature for part in parts), share,
-                         CONFIDENT if rule == CONFIDENCE else LOG_PROBABILITY)
-    if rule in (WEIGHT, SYNERGY) and rows is not None and isinstance(head, Answers):
-        some = some_rows(rows, len(parts[0].class_names))
-        values = some.input(inputs).to(head.dtype)
-        answers = head.answers(values)
-        if rule == WEIGHT:
-            weight = best_weight(answers[0], answers[1] - answers[0], some.label, 0.5, high=1.0).weight
-            share = (1 - weight, weight)
-            head = replace(head, weights=share)
-        else:
-            head = _controlled(head, widths, values, torch.stack(answers, dim=1), some.label, seed)
-    provenance = {**parts[0].provenance, "encoders": {name: part.encoder for name, part in members}}
-    settings: dict[str, Any] = {"rule": rule}
-    for label, part, weight in zip(labels(members), parts, share, strict=True):
-        settings |= {f"{label} weight": weight, f"{label} temperature": part.temperature}
-        settings |= {f"{label} {name}": value for name, value in part.hyperparameters.items()}
-    return Classifier(head, parts[0].class_names, sum(widths), ENSEMBLE, settings, provenance, inputs)
 
 
 def labels(members: Sequence[tuple[str, Classifier]]) -> list[str]:
@@ -120,14 +121,16 @@ def _controlled(head: Answers, widths: Sequence[int], rows: Tensor, answers: Ten
     generator, width, members = torch.Generator().manual_seed(seed), sum(widths), len(head.heads)
     parameters = [linear_start((_HIDDEN, width), generator, rows), linear_bias(_HIDDEN, width, generator, rows),
                   rows.new_zeros(members, _HIDDEN), rows.new_zeros(members)]
+    controlled = Controlled(head, Perceptron(*(each.requires_grad_() for each in parameters)), tuple(widths))
+    optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=_DECAY)
     with torch.enable_grad():
-        controlled = Controlled(head, Perceptron(*(each.requires_grad_() for each in parameters)), tuple(widths))
-        optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=_DECAY)
         for _ in range(_STEPS):
             optimizer.zero_grad()
             cross_entropy(controlled.weighed(rows, answers), label).backward()
             optimizer.step()
-    return Controlled(head, Perceptron(*(each.detach() for each in parameters)), tuple(widths))
+    for each in parameters:
+        each.requires_grad_(False)
+    return controlled
 
 
 def merge(fitted: Classifier, start: Classifier, weight: float = 0.5, align: bool = False) -> Classifier:
@@ -196,37 +199,22 @@ def best_merge(fitted: Classifier, start: Classifier, rows: Rows) -> tuple[Class
     first = start.logits(values)
     second = fitted.logits(values) - first
     found = best_weight(first, second, rows.label, 0.5, high=1.0)
-    linear = isinstance(fitted.head, Linear) and isinstance(start.head, Linear)
-    head = (average if linear else _sum)(start.head, fitted.head, found.weight)
-    merged = _merged(fitted, start, found.weight, head)
+    merged = _merged(fitted, start, found.weight, mixed(start.head, fitted.head, found.weight))
     return on_rows(merged, first + found.weight * second, rows.label, VALIDATION), found
 
 
 def average(first: Head, second: Head, weight: float) -> Head:
     """The head `(1 - weight) first + weight second`: of the weights where both have one form, else of the logits."""
     if isinstance(first, Linear) and isinstance(second, Linear):
-        first, second = _with_bias(first, second), _with_bias(second, first)
+        return mixed(first, second, weight)
     form, one = pack(first)
     other_form, other = pack(second)
-    if form != other_form or any(not _alike(one[name], other[name]) for name in one):
-        return _sum(first, second, weight)
+    # Numbers may differ, labels and positions may not.
+    if form != other_form or any(value.shape != other[name].shape or not (
+            value.is_floating_point() or torch.equal(value, other[name])) for name, value in one.items()):
+        return Sum((first, second), (1 - weight, weight))
     return unpack(form, {name: torch.lerp(value, other[name], weight) if value.is_floating_point() else value
                          for name, value in one.items()})
-
-
-def _sum(first: Head, second: Head, weight: float) -> Head:
-    return Sum((first, second), (1 - weight, weight))
-
-
-def _alike(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors of heads may be averaged: numbers may differ, labels and positions may not."""
-    return first.shape == second.shape and (first.is_floating_point() or torch.equal(first, second))
-
-
-def _with_bias(head: Linear, like: Linear) -> Linear:
-    if head.bias is None and like.bias is not None:
-        return replace(head, bias=torch.zeros_like(like.bias))
-    return head
 
 
 def _require_alike(fitted: Classifier, start: Classifier) -> None:
@@ -240,5 +228,4 @@ def _require_alike(fitted: Classifier, start: Classifier) -> None:
 
 def _merged(fitted: Classifier, start: Classifier, weight: float, head: Head) -> Classifier:
     values = {**fitted.hyperparameters, MERGED: start.method, "merge_weight": weight}
-    return replace(fitted, head=head, hyperparameters=values, parameters={}, temperature=1.0, calibrated_on="",
-                   conformity={})
+    return fitted.with_head(head, hyperparameters=values, parameters={})

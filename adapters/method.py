@@ -127,6 +127,11 @@ class Method(Trainable):
         """
         raise NotImplementedError
 
+    def left_out_logits(self, prepared: Any) -> Tensor:
+        """`A + weight * B` of `leave_one_out`: (rows, classes)."""
+        first, second = self.leave_one_out(prepared)
+        return first + (float(self.values[self.mixing]) if self.mixing else 1.0) * second
+
     def check_left_out(self, task: Task) -> None:
         """Raise MethodError unless `leave_one_out` has a closed form, here and for this support."""
         raise MethodError(f"{self.name} has no leave-one-image-out form: use --select val or fixed")

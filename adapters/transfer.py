@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from onceclip.adapters.classifier import Classifier
@@ -54,5 +52,4 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
     with torch.no_grad():
         head = method.for_classes(task, kept)
     # A temperature was fitted on images of the other classes, and says nothing of these.
-    return replace(classifier, head=head, class_names=task.text.class_names, temperature=1.0, calibrated_on="",
-                   conformity={})
+    return classifier.with_head(head, class_names=task.text.class_names)

@@ -42,11 +42,10 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
         return classifier
     try:
         method.check_left_out(task)
-        first, second = method.leave_one_out(method.prepare(task))
+        logits = method.left_out_logits(method.prepare(task))
     except MethodError:  # no such form, or not for this support, or rows that are streamed
         return classifier
-    weight = float(method.values[method.mixing]) if method.mixing else 1.0
-    return on_rows(classifier, first + weight * second, task.support.label, LEFT_OUT)
+    return on_rows(classifier, logits, task.support.label, LEFT_OUT)
 
 
 def on_rows(classifier: Classifier, logits: Tensor, label: Tensor, rows: str) -> Classifier:

@@ -57,7 +57,7 @@ class Weighed:
 def some_rows(rows: Rows, classes: int) -> Rows:
     """The rows, or every second, third, ... of so many that their logits would have more than 2**27 elements."""
     step = -(-len(rows) * classes // LOGITS)
-    return rows if step <= 1 else rows.to(lambda value: value[::step] if isinstance(value, Tensor) else value)
+    return rows if step <= 1 else rows.at(slice(None, None, step))
 
 
 def calibrated_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -69,6 +69,11 @@ def calibrated_loss(logits: Tensor, label: Tensor) -> Tensor:
     logits: (rows, classes). label: (rows,) int64.
     """
     return _calibrate(lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[0]
+
+
+def accuracy(logits: Tensor, label: Tensor) -> float:
+    """Share of rows whose highest logit (rows, classes) is that of the label (rows,)."""
+    return float((logits.argmax(dim=1) == label).double().mean())
 
 
 def best_temperature(logits: Tensor, label: Tensor) -> float:
