@@ -246,13 +246,10 @@ class ClassifierModule(nn.Module):
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Score raw embeddings (rows, dim)."""
-        head = self._head()
+        head = unpack(self._description, {name: getattr(self, buffer) for name, buffer in self._names.items()})
         rows = embeddings.to(head.dtype)
         logits = head(unit(rows) if self._normalize else rows).float()
         return logits, (logits / self.temperature).softmax(dim=-1)
-
-    def _head(self) -> Head:
-        return unpack(self._description, {name: getattr(self, buffer) for name, buffer in self._names.items()})
 
 
 def without_branches(head: Head) -> Head:

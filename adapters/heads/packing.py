@@ -129,16 +129,13 @@ def plugin_heads(head: Head) -> list[type[Head]]:
 
 @torch.no_grad()
 def require_independent_rows(head: Head, rows: Tensor) -> None:
-    """Try a head from outside on some rows (n, width), as it takes them.
+    """Try a head with parts from outside on some rows (n, width), as it takes them.
 
     Raises MethodError if the logits of a row depend on those beside it.
     """
-    kinds = plugin_heads(head)
-    if not kinds:
-        return
     rows = rows[:_ROWS]
     together, alone = head(rows), torch.cat([head(row) for row in rows.split(1)])
     allowed = _APART * max(1.0, float(together.abs().max()))
     if together.shape != alone.shape or not torch.allclose(together, alone, rtol=0, atol=allowed, equal_nan=True):
-        raise MethodError(f"the head {full_name(kinds[0])} gives a row other logits beside others than alone: write it "
+        raise MethodError(f"the head {full_name(plugin_heads(head)[0])} gives a row other logits beside others than alone: write it "
                           "so that every row is scored by itself")

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.selection.rule import halfway
 from onceclip.adapters.training.trainable import Value
 
 Setting = dict[str, Value]
@@ -46,8 +47,7 @@ class Search:
         if self.kind not in KINDS:
             raise MethodError(f"no search {self.kind!r}: there are: {', '.join(KINDS)}; with a number, as in random:30")
         if self.kind == "grid" and self.count:
-            raise MethodError(f"--search grid tries all combinations: write grid, or "
-                              f"random:{self.count}")
+            raise MethodError(f"--search grid tries all combinations: write grid, or random:{self.count}")
         if self.kind in COUNTED and self.count < 1:
             raise MethodError(f"--search {self.kind} needs the number of settings: {self.kind}:30")
         if self.kind == OPTUNA and find_spec("optuna") is None:
@@ -116,11 +116,8 @@ def between(tried: Sequence[Setting], best: Setting, free: Free) -> list[Setting
     found = []
     for name, values in free.items():
         if all(isinstance(value, float) for value in values):
-            known, own = sorted({float(each[name]) for each in tried}), float(best[name])
-            place = known.index(own)
-            for other in known[max(place - 1, 0):place] + known[place + 1:place + 2]:
-                if own * other > 0:
-                    found.append({**{key: best[key] for key in free}, name: math.sqrt(own * other)})
+            known = sorted({float(each[name]) for each in tried})
+            found += [{**{key: best[key] for key in free}, name: value} for value in halfway(known, float(best[name]))]
     return found
 
 
