@@ -239,7 +239,7 @@ class ClassifierModule(nn.Module):
         self.class_names = classifier.class_names
         self.temperature = classifier.temperature
         self._normalize = classifier.inputs == (EMBEDDING,)
-        self._description, tensors = pack(without_branches(classifier.head))
+        self._description, tensors = pack(_without_branches(classifier.head))
         self._names = {name: name.replace(".", "_") for name in tensors}
         for name, values in tensors.items():
             self.register_buffer(self._names[name], values)
@@ -252,7 +252,7 @@ class ClassifierModule(nn.Module):
         return logits, (logits / self.temperature).softmax(dim=-1)
 
 
-def without_branches(head: Head) -> Head:
+def _without_branches(head: Head) -> Head:
     """The same head with nothing in it that looks at the values of tensors, which no exported program can do.
 
     A cache adds up its keys by a matrix (keys, classes) instead of by their labels.
@@ -264,7 +264,7 @@ def without_branches(head: Head) -> Head:
     def inner(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(inner(each) for each in value)
-        return without_branches(value) if isinstance(value, Head) else value
+        return _without_branches(value) if isinstance(value, Head) else value
 
     return replace(head, **{field.name: inner(getattr(head, field.name))  # type: ignore[type-var]
                             for field in fields(head)})  # type: ignore[arg-type]

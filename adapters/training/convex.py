@@ -194,52 +194,41 @@ def _minimize(regression: _Regression) -> Tensor:
             break
         logits_change = regression.logits_change(direction)
         penalty_gradient_change = regression.penalty_gradient_change(direction)
-        line = _Line(logits, logits_change, float(logits_change.gather(1, label).mean()),
-                     float(penalty_gradient @ direction), float(penalty_gradient_change @ direction))
-        size, probability = line.search(slope, _SLOPE_LEFT if number else _FIRST_SLOPE_LEFT)
-        penalty += size * line.penalty_slope + size**2 / 2 * line.penalty_curvature
+        label_change = float(logits_change.gather(1, label).mean())
+        penalty_slope = float(penalty_gradient @ direction)
+        penalty_curvature = float(penalty_gradient_change @ direction)
+        size, probability = _line_search(logits, logits_change, label_change, penalty_slope, penalty_curvature, slope,
+                                         _SLOPE_LEFT if number else _FIRST_SLOPE_LEFT)
+        penalty += size * penalty_slope + size**2 / 2 * penalty_curvature
         step, previous = size * direction, gradient
         vector, logits = vector + step, torch.add(logits, logits_change, alpha=size)
         penalty_gradient = penalty_gradient + size * penalty_gradient_change
     return vector
 
 
-class _Line:
-    """The loss along a direction, as a function of the step size.
+def _line_search(logits: Tensor, change: Tensor, label_change: float, penalty_slope: float, penalty_curvature: float,
+                 slope: float, slope_left: float) -> tuple[float, Tensor]:
+    """The step size at which the loss is nearly flat, by Newton's method, and probabilities (rows, classes) there.
 
-    logits, logits_change: (rows, classes), at size 0 and their change over size 1. label_change: mean of the change at
-    the labels. penalty_slope, penalty_curvature: first and second derivative of the penalty.
+    logits, change: (rows, classes), at size 0 and their change over size 1. label_change: mean of the change at the
+    labels. penalty_slope, penalty_curvature: first and second derivative of the penalty by the size. slope: of the loss
+    at size 0, negative. slope_left: share of it at which the search ends.
     """
-
-    def __init__(self, logits: Tensor, logits_change: Tensor, label_change: float, penalty_slope: float,
-                 penalty_curvature: float) -> None:
-        self.logits, self.logits_change, self.label_change = logits, logits_change, label_change
-        self.penalty_slope, self.penalty_curvature = penalty_slope, penalty_curvature
-
-    def search(self, slope: float, slope_left: float) -> tuple[float, Tensor]:
-        """The step size at which the loss is nearly flat, by Newton's method, and probabilities (rows, classes) there.
-
-        slope: at size 0, negative. slope_left: share of it at which the search ends.
-        """
-        size, low, high = 1.0, 0.0, math.inf
-        for trial in range(_TRIALS):
-            probability = torch.add(self.logits, self.logits_change, alpha=size).softmax(dim=1)
-            current, curvature = self._slope_and_curvature(probability, size)
-            if abs(current) <= slope_left * -slope or trial == _TRIALS - 1:
-                break
-            low, high = (size, high) if current < 0 else (low, size)
-            largest = min(high, _GROWTH * size)
-            size = size - current / curvature if curvature > 0 else largest
-            if not low < size < largest:
-                size = largest if high == math.inf else (low + high) / 2
-        return size, probability
-
-    def _slope_and_curvature(self, probability: Tensor, size: float) -> tuple[float, float]:
-        rows, weighted = len(probability), probability * self.logits_change
+    size, low, high = 1.0, 0.0, math.inf
+    for trial in range(_TRIALS):
+        probability = torch.add(logits, change, alpha=size).softmax(dim=1)
+        weighted = probability * change
         mean = weighted.sum(dim=1)
-        slope = float(mean.sum()) / rows - self.label_change
-        curvature = float(weighted.flatten() @ self.logits_change.flatten() - mean @ mean) / rows
-        return slope + self.penalty_slope + size * self.penalty_curvature, curvature + self.penalty_curvature
+        current = float(mean.sum()) / len(logits) - label_change + penalty_slope + size * penalty_curvature
+        if abs(current) <= slope_left * -slope or trial == _TRIALS - 1:
+            break
+        curvature = float(weighted.flatten() @ change.flatten() - mean @ mean) / len(logits) + penalty_curvature
+        low, high = (size, high) if current < 0 else (low, size)
+        largest = min(high, _GROWTH * size)
+        size = size - current / curvature if curvature > 0 else largest
+        if not low < size < largest:
+            size = largest if high == math.inf else (low + high) / 2
+    return size, probability
 
 
 class _History:
