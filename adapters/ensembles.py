@@ -59,7 +59,7 @@ def ensemble(classifiers: Mapping[str, Classifier | Sequence[Classifier]], rule:
                for each in ([given] if isinstance(given, Classifier) else given)]
     parts = [part for _, part in members]
     _check(parts, rule, rows)
-    heads, inputs, widths = _side_by_side(members)
+    heads, inputs, widths = _heads_on_columns(members)
     shares = (1 / len(parts),) * len(parts)
     plain = Answers(heads, tuple(part.temperature for part in parts), shares,
                     CONFIDENT if rule == CONFIDENCE else LOG_PROBABILITY)
@@ -98,7 +98,7 @@ def labels(members: Sequence[tuple[str, Classifier]]) -> list[str]:
             for place, label in enumerate(plain)]
 
 
-def _side_by_side(members: Sequence[tuple[str, Classifier]]) -> tuple[tuple[Head, ...], tuple[str, ...], list[int]]:
+def _heads_on_columns(members: Sequence[tuple[str, Classifier]]) -> tuple[tuple[Head, ...], tuple[str, ...], list[int]]:
     """The members' heads on their columns of an ensemble's rows, the names of these inputs, and their widths."""
     starts: dict[tuple[str, ...], int] = {}
     widths: list[int] = []

@@ -134,8 +134,8 @@ def require_independent_rows(head: Head, rows: Tensor) -> None:
     Raises MethodError if the logits of a row depend on those beside it.
     """
     rows = rows[:_ROWS]
-    together, alone = head(rows), torch.cat([head(row) for row in rows.split(1)])
-    allowed = _APART * max(1.0, float(together.abs().max()))
-    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=0, atol=allowed, equal_nan=True):
-        raise MethodError(f"the head {full_name(plugin_heads(head)[0])} gives a row other logits beside others than alone: write it "
-                          "so that every row is scored by itself")
+    batch, single = head(rows), torch.cat([head(row) for row in rows.split(1)])
+    allowed = _APART * max(1.0, float(batch.abs().max()))
+    if batch.shape != single.shape or not torch.allclose(batch, single, rtol=0, atol=allowed, equal_nan=True):
+        raise MethodError(f"the head {full_name(plugin_heads(head)[0])} gives a row other logits beside others than "
+                          "alone: write it so that every row is scored by itself")

@@ -176,9 +176,9 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
     shared: dict[Any, Any] = {}
     with threads_for(methods[0].work(task)):
         for method in methods:
-            if _firm(method) not in shared:
-                shared[_firm(method)] = method.prepare(task)
-        runs = [Run(method, task, shared[_firm(method)], seed) for method in methods]
+            if _fixed_values(method) not in shared:
+                shared[_fixed_values(method)] = method.prepare(task)
+        runs = [Run(method, task, shared[_fixed_values(method)], seed) for method in methods]
         results: list[Selection | MethodError] = []
         for run, parameters in zip(runs, train(runs, progress), strict=True):
             try:
@@ -195,7 +195,7 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
                 result for result in results]
 
 
-def _firm(method: Method) -> tuple[Any, ...]:
+def _fixed_values(method: Method) -> tuple[Any, ...]:
     """The values that `Method.prepare` may depend on: neither searched nor only calculated with."""
     return tuple((name, value) for name, value in method.values.items() if not (
         isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing))
@@ -206,7 +206,7 @@ def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any,
     """The best of what is proposed on the task's validation rows, and how many settings were compared."""
     trained, whole = choice.start.trained and "epochs" in choice.start.values, choice.start.values.get("epochs", 0)
 
-    def compared(methods: Sequence[Method], narrow: bool, progress: Progress, alike: int) -> list[_Trial]:
+    def train_and_score(methods: Sequence[Method], narrow: bool, progress: Progress, alike: int) -> list[_Trial]:
         """Train and score methods. alike: number of trainings like these that the whole search consists of."""
         with several(alike):
             fitted = train([Run(each, task, prepared, seed) for each in methods], progress, narrow)
@@ -216,30 +216,30 @@ def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any,
 
     def score(settings: Sequence[Setting], tried: int) -> list[_Trial]:
         """The trials of some settings; of halving those that were trained to the end."""
-        going = [choice.start.with_values(**values) for values in settings]
-        rungs = search.rungs(len(going), int(whole)) if trained else [0]
+        remaining = [choice.start.with_values(**values) for values in settings]
+        rungs = search.rungs(len(remaining), int(whole)) if trained else [0]
         asked = search.count if search.kind == OPTUNA else 0
         total = max(asked, tried + len(settings))
-        lot = part_of(progress, tried / total, len(settings) / total)
+        watched = part_of(progress, tried / total, len(settings) / total)
         for number, epochs in enumerate(rungs):
-            trials = compared([method.with_values(epochs=epochs) for method in going] if trained else going,
-                              search.narrow, part_of(lot, number / len(rungs), 1 / len(rungs)),
-                              max(search.alike(len(settings), rungs, number), asked and total))
+            methods = [method.with_values(epochs=epochs) for method in remaining] if trained else remaining
+            alike = max(search.alike(len(settings), rungs, number), asked and total)
+            trials = train_and_score(methods, search.narrow, part_of(watched, number / len(rungs), 1 / len(rungs)), alike)
             if number < len(rungs) - 1:
-                order = sorted(range(len(trials)),
-                               key=lambda place: (trials[place].cost, choice.distance(going[place])))
-                going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
+                ranked = sorted(zip(trials, remaining, strict=True),
+                                key=lambda pair: (pair[0].cost, choice.distance(pair[1])))
+                remaining = [method for _, method in ranked[:-(-len(ranked) // SURVIVORS)]]
         return trials
 
     best, tried = _best(proposals, choice, score)
     if search.narrow and trained:
-        best, = compared([best.method], narrow=False, progress=progress, alike=1)
+        best, = train_and_score([best.method], narrow=False, progress=progress, alike=1)
     return best, tried
 
 
 def _best(proposals: Proposals, choice: _Choice,
           score: Callable[[Sequence[Setting], int], list[_Trial]]) -> tuple[_Trial, int]:
-    """The best of what is proposed, lot by lot after the costs of those before, and the number of settings.
+    """The best of what is proposed, some at a time after the costs of those before, and the number of settings.
 
     score: the trials of some settings, given how many were tried before.
     """
