@@ -224,7 +224,8 @@ def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any,
         for number, epochs in enumerate(rungs):
             methods = [method.with_values(epochs=epochs) for method in remaining] if trained else remaining
             alike = max(search.alike(len(settings), rungs, number), asked and total)
-            trials = train_and_score(methods, search.narrow, part_of(watched, number / len(rungs), 1 / len(rungs)), alike)
+            rung = part_of(watched, number / len(rungs), 1 / len(rungs))
+            trials = train_and_score(methods, search.narrow, rung, alike)
             if number < len(rungs) - 1:
                 ranked = sorted(zip(trials, remaining, strict=True),
                                 key=lambda pair: (pair[0].cost, choice.distance(pair[1])))

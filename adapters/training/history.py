@@ -16,34 +16,22 @@ from onceclip.adapters.training.stack import Parameters, Stack
 from onceclip.adapters.training.trainable import Trainable
 
 
-@dataclass(frozen=True)
-class History:
-    """One training. train_loss, val_loss: mean cross-entropy in nats after each epoch; empty where there are no such
-    rows, or training rows are streamed. val_accuracy: fractions. kept: number of the epoch, from 1, that was kept.
-    """
-
-    train_loss: tuple[float, ...]
-    val_loss: tuple[float, ...]
-    val_accuracy: tuple[float, ...]
-    kept: int
-
-    def as_values(self) -> dict[str, Any]:
-        """As JSON values, numbers to six digits; NaN and infinity are None."""
-        return {**{name: [_short(number) for number in getattr(self, name)]
-                   for name in ("train_loss", "val_loss", "val_accuracy")}, "kept": self.kept}
-
-
 def _short(number: float) -> float | None:
+    """A number to six digits for JSON, None where it is not finite."""
     return float(f"{number:.6g}") if abs(number) < float("inf") else None
 
 
 @dataclass
 class Recorder:
-    """The histories of all trainings in a block of code, by what was trained."""
+    """The histories of all trainings in a block of code, by what was trained.
 
-    found: dict[Any, History] = field(default_factory=dict)
+    A history is JSON values: "train_loss" and "val_loss", the mean cross-entropy in nats after each epoch, empty where
+    there are no such rows or training rows are streamed; "val_accuracy", fractions; "kept", the epoch from 1 that was.
+    """
 
-    def history(self, method: Trainable, values: Mapping[str, Any] | None = None) -> History | None:
+    found: dict[Any, dict[str, Any]] = field(default_factory=dict)
+
+    def history(self, method: Trainable, values: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """That of the last training of a method with its values, or others; None where no epochs were trained."""
         return self.found.get(_key(method.with_values(**values or {})))
 
@@ -121,12 +109,14 @@ class Checkpoints:
         """The best parameters, or the last where none are kept; if somebody records, every run's history too."""
         epochs = max(len(self.train_losses), len(self.val_scores))
         if self.recorder is not None and epochs:
-            numbers = [torch.stack(each).double().cpu() if each else None for each in (
-                self.train_losses, [loss for _, loss in self.val_scores], [right for right, _ in self.val_scores])]
+            scores = {"train_loss": self.train_losses, "val_loss": [loss for _, loss in self.val_scores],
+                      "val_accuracy": [accuracy for accuracy, _ in self.val_scores]}
+            numbers = {name: torch.stack(each).double().cpu().T.tolist() if each else [[]] * len(self.methods)
+                       for name, each in scores.items()}
             for place, method in enumerate(self.methods):
                 best = int(self.epoch[place]) if self.kept else epochs - 1
                 # After a run that ended by its patience, epochs are those of runs beside it.
                 count = min(epochs, best + self.patience + 1) if self.kept and self.patience else epochs
-                train, loss, right = (() if each is None else tuple(each[:count, place].tolist()) for each in numbers)
-                self.recorder.found[_key(method)] = History(train, loss, right, best + 1)
+                self.recorder.found[_key(method)] = {
+                    **{name: [*map(_short, each[place][:count])] for name, each in numbers.items()}, "kept": best + 1}
         return self.kept or last
