@@ -143,10 +143,13 @@ class Method(Trainable):
         """
         self.check(task)
         method = self.suited(task)
-        prepared = method.prepare(task)
-        parameters = train([Run(method, task, prepared, seed)], progress)[0]
-        require_finite(method, parameters)
-        return method.classifier(task, prepared, parameters)
+        return method.fit_prepared(task, method.prepare(task), seed, progress)
+
+    def fit_prepared(self, task: Task, prepared: Any, seed: int, progress: Progress = no_progress) -> Classifier:
+        """Fit as it is, with what `prepare` made of the task. Raises MethodError if a training diverges."""
+        parameters, = train([Run(self, task, prepared, seed)], progress)
+        require_finite(self, parameters)
+        return self.classifier(task, prepared, parameters)
 
     def update(self, state: dict[str, Tensor], task: Task, seed: int = 0) -> tuple[Classifier, dict[str, Tensor]]:
         """Learn classes that arrive, without the rows of earlier ones; by default from the rows of this session alone.

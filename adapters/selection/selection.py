@@ -143,26 +143,19 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
     with threads_for(method.work(task)):
         prepared = method.prepare(task)
         if policy == "fixed" or not free:
-            return Selection(_fitted(method, task, prepared, seed, progress))
+            return Selection(method.fit_prepared(task, prepared, seed, progress))
         choice = _Choice(method, {name: values for name, values in free.items() if name != mixing}, mixing)
         proposals = search.proposals(choice.free, seed)
         if policy == "loo":
             method.check_left_out(task)
             best, tried = _best(proposals, choice, lambda settings, _: _leave_one_out(choice, task, prepared, settings))
-            classifier = _fitted(best.method, task, best.method.prepare(task), seed, progress)
+            classifier = best.method.fit_prepared(task, best.method.prepare(task), seed, progress)
         else:
             if task.val is None or not len(task.val):
                 raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
             best, tried = _validated(choice, proposals, task, prepared, seed, search, progress)
             classifier = best.method.classifier(task, prepared, best.parameters)
         return Selection(classifier, best.accuracy, tried, best.interval, best.cost)
-
-
-def _fitted(method: Method, task: Task, prepared: Any, seed: int, progress: Progress) -> Classifier:
-    """Train a method as it is."""
-    parameters, = train([Run(method, task, prepared, seed)], progress)
-    require_finite(method, parameters)
-    return method.classifier(task, prepared, parameters)
 
 
 def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
