@@ -134,6 +134,11 @@ class Method(Trainable):
         """
         raise NotImplementedError
 
+    def left_out_logits(self, prepared: Any) -> Tensor:
+        """`A + weight * B` of `leave_one_out`: (rows, classes)."""
+        first, second = self.leave_one_out(prepared)
+        return first + (float(self.values[self.mixing]) if self.mixing else 1.0) * second
+
     def check_left_out(self, task: Task) -> None:
         """Raise MethodError unless `leave_one_out` has a closed form, here and for this support."""
         raise MethodError(f"{self.name} has no leave-one-image-out form: use --select val or fixed")
@@ -145,10 +150,13 @@ class Method(Trainable):
         """
         self.check(task)
         method = self.suited(task)
-        prepared = method.prepare(task)
-        parameters = train([Run(method, task, prepared, seed)], progress)[0]
-        require_finite(method, parameters)
-        return method.classifier(task, prepared, parameters)
+        return method.fit_prepared(task, method.prepare(task), seed, progress)
+
+    def fit_prepared(self, task: Task, prepared: Any, seed: int, progress: Progress = no_progress) -> Classifier:
+        """Fit as it is, with what `prepare` made of the task. Raises MethodError if a training diverges."""
+        parameters, = train([Run(self, task, prepared, seed)], progress)
+        require_finite(self, parameters)
+        return self.classifier(task, prepared, parameters)
 
     def update(self, state: dict[str, Tensor], task: Task, seed: int = 0) -> tuple[Classifier, dict[str, Tensor]]:
         """Learn classes that arrive, without the rows of earlier ones; by default from the rows of this session alone.

@@ -1,8 +1,8 @@
-"""Unit vectors, and the matrix product that knows of a leading axis of runs."""
+"""Unit vectors, copies of tensors elsewhere, and the matrix product that knows of a leading axis of runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import signature
@@ -45,6 +45,16 @@ class _Unit(torch.autograd.Function):
 
 # torch looks it up at every call, which takes as long as a product.
 _Unit.forward.__signature__ = signature(_Unit.forward)  # type: ignore[attr-defined]
+
+
+def mover(where: torch.device | torch.dtype | str) -> Callable[[Any], Any]:
+    """A function that gives tensors on another device, or floating ones in another precision, and all else as it is."""
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor) or (isinstance(where, torch.dtype) and not value.is_floating_point()):
+            return value
+        return value.to(where)
+
+    return move
 
 
 _REDUCED: ContextVar[torch.dtype | None] = ContextVar("reduced", default=None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import mover, unit
 from onceclip.adapters.text import Text
 from onceclip.adapters.tower import TextTower
 
@@ -90,6 +90,10 @@ class Rows:
         """Copy with all tensors moved by a function."""
         return replace(self, embedding=move(self.embedding), label=move(self.label), views=move(self.views),
                        others={name: move(each) for name, each in self.others.items()}, weight=move(self.weight))
+
+    def at(self, which: Tensor | slice) -> Rows:
+        """Some of the rows: those of a slice, a mask (rows,) or positions (n,)."""
+        return self.to(lambda value: value[which] if isinstance(value, Tensor) else value)
 
     def joined(self, other: Rows) -> Rows:
         """These rows and others behind them: what one of the two lacks is left out, but a missing weight counts one."""
@@ -265,12 +269,7 @@ class Task:
 
     def to(self, where: torch.device | torch.dtype | str) -> Task:
         """Copy with all floating tensors on another device or in another precision."""
-
-        def move(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value if isinstance(where, torch.dtype) and not value.is_floating_point() else value.to(where)
-
+        move = mover(where)
         val = None if self.val is None else self.val.to(move)
         return replace(self, text=self.text.to(where), support=self.support.to(move), val=val,
                        unlabelled=move(self.unlabelled), projection=move(self.projection),

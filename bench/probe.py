@@ -26,9 +26,9 @@ from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.synthetic import task as make_task
 from onceclip.adapters import Classifier, LinearProbe, LinearProbeAdamW, Task
 from onceclip.adapters.training.compile import OFF, ON, Compiling, compiling
+from onceclip.adapters.training.convex import Ridges
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
-from onceclip.adapters.training.ridge import Ridges
 
 NUMBER = 97
 MATCH = 1e-5  # of the objective

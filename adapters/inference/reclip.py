@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.heads.graph import LEAST
+from onceclip.adapters.heads.neighbors import LEAST
 from onceclip.adapters.inference.base import Inference, Inferred, Queries, prototypes, similarities
 from onceclip.adapters.inference.graph import blocks, sparse, symmetric
 from onceclip.adapters.inference.zlap import spread

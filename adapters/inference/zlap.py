@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.heads.graph import LEAST, GraphLabels
+from onceclip.adapters.heads.neighbors import LEAST, GraphLabels
 from onceclip.adapters.inference.base import QUERY, Joint, Queries, fit_setting, prototypes, similarities
 from onceclip.adapters.inference.graph import nearest, normalized, propagated, sparse, symmetric
 from onceclip.adapters.task import Task

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import ConditionalPrompts, Head
-from onceclip.adapters.heads.conditional_prompts import conditional
+from onceclip.adapters.heads.prompts import conditional
 from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, tower_of
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_bias, linear_start

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Projected
-from onceclip.adapters.heads.perceptron import Perceptron
+from onceclip.adapters.heads.layers import Perceptron
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import EMBEDDING, Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_bias, linear_start, recipe

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import Head, RoutedPrompts
-from onceclip.adapters.heads.routed_prompts import gates
+from onceclip.adapters.heads.prompts import gates
 from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING
 from onceclip.adapters.methods.eco import CONTEXTS, ECO
 from onceclip.adapters.ops import unit

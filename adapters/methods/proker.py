@@ -12,7 +12,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import FourierFeatures, Head, KernelMachine, Linear, Sum, fourier
 from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.task import Rows, Task
-from onceclip.adapters.training.ridge import Ridges
+from onceclip.adapters.training.convex import Ridges
 from onceclip.adapters.training.trainable import Hyperparameter
 
 FORMS = ("auto", "views", "means", "features")

@@ -10,10 +10,10 @@ from torch.nn.functional import one_hot, relu
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.heads.perceptron import RandomFeatures
+from onceclip.adapters.heads.layers import RandomFeatures
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import Task
-from onceclip.adapters.training.ridge import Ridges
+from onceclip.adapters.training.convex import Ridges
 from onceclip.adapters.training.trainable import Hyperparameter
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))

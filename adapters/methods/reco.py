@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.heads.retrieval import Layer, Refined, nearest_rows, refined
+from onceclip.adapters.heads.neighbors import Layer, Refined, nearest_rows, refined
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods.x_more import captioned_bank
 from onceclip.adapters.ops import unit

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Columns, Head, Linear, Projected
-from onceclip.adapters.heads.residual import Rectified, rectify
+from onceclip.adapters.heads.layers import Rectified, rectify
 from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.ops import class_sums, unit
 from onceclip.adapters.task import Task

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import ConditionalPrompts, Head
-from onceclip.adapters.heads.conditional_prompts import conditions
+from onceclip.adapters.heads.prompts import conditions
 from onceclip.adapters.methods.cocoop import BATCHES, CONDITIONAL, CONDITIONAL_PAPER, CoCoOp
 from onceclip.adapters.methods.coop import TOWER_NEEDED, tower_of
 from onceclip.adapters.task import Task

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.heads.retrieval import CaptionEnsemble, certainty
+from onceclip.adapters.heads.neighbors import CaptionEnsemble, certainty
 from onceclip.adapters.method import Method
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task, whole_precision

@@ -137,6 +137,11 @@ class Trainable(Configurable):
         return type(self).loss is Trainable.loss
 
     @property
+    def training_values(self) -> tuple[tuple[str, Any], ...]:
+        """Names and values of the hyperparameters of which another value needs another training."""
+        return tuple((name, self.values[name]) for name, setting in self.hyperparameters.items() if setting.retrain)
+
+    @property
     def has_penalty(self) -> bool:
         """Whether it writes a `penalty`."""
         return type(self).penalty is not Trainable.penalty

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters.selection.conformal import SetRule
+from onceclip.adapters.selection.calibration import SetRule
 from onceclip.pipeline.words import csv_cell
 from onceclip.stores.location import whole_file
 

@@ -24,7 +24,7 @@ from onceclip.adapters import (
     ZeroShot,
     fit_selected,
 )
-from onceclip.adapters.heads.residual import rectify
+from onceclip.adapters.heads.layers import rectify
 from onceclip.adapters.methods.ape import Channels
 from onceclip.adapters.selection.selection import choices
 from onceclip.adapters.training.engine import train

@@ -12,7 +12,7 @@ from onceclip.adapters import GDA, GDAEM, MethodError, ProKeR, TipX
 from onceclip.adapters.heads import FourierFeatures, KernelMachine
 from onceclip.adapters.methods import gda, proker
 from onceclip.adapters.methods.gda import new_classes
-from onceclip.adapters.training import ridge as ridge_module
+from onceclip.adapters.training import convex as ridge_module
 
 from ..golden import golden_queries, golden_task, grid, keys_of, numpy_unit, stacked, text_of, without
 

@@ -27,8 +27,7 @@ from onceclip.adapters import (
     TextTower,
     ZeroShot,
 )
-from onceclip.adapters.heads.conditional_prompts import conditional
-from onceclip.adapters.heads.routed_prompts import gates
+from onceclip.adapters.heads.prompts import conditional, gates
 from onceclip.adapters.inference import Queries
 from onceclip.adapters.inference.tpt import TPT, DiffTPT
 from onceclip.adapters.method import class_head
@@ -290,7 +289,7 @@ def test_tai_dpt_ranks_named_classes_above_others(task):
     near(method.loss(method.prepare(several), {"context": CONTEXT}, rows, label, torch.Generator()), [2.019539])
     with recording() as recorder:
         fitted = TaIDPT(words="", length=4, epochs=2).fit(several)
-    assert len(recorder.history(TaIDPT(words="", length=4, epochs=2)).train_loss) == 2
+    assert len(recorder.history(TaIDPT(words="", length=4, epochs=2))["train_loss"]) == 2
     assert fitted.logits(SUPPORT).shape == (6, 3)
 
 

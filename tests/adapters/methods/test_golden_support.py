@@ -21,8 +21,8 @@ from onceclip.adapters import (
     ZeroShot,
     support_source,
 )
-from onceclip.adapters.heads.perceptron import Perceptron
-from onceclip.adapters.heads.retrieval import certainty, nearest_rows, refined
+from onceclip.adapters.heads.layers import Perceptron
+from onceclip.adapters.heads.neighbors import certainty, nearest_rows, refined
 from onceclip.adapters.methods.reco import contrastive
 from onceclip.adapters.ops import unit
 from onceclip.adapters.support.dual_prototypes import aligned
