@@ -17,7 +17,7 @@ from onceclip.pipeline.words import numbers_in
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec
-    from onceclip.pipeline.workers.work import Workers
+    from onceclip.pipeline.workers.cluster import Workers
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 KEEPS_NOTHING = "onceclip.keeps_nothing"  # of a context: its command begins anew, though others of its name go on
@@ -210,7 +210,7 @@ class PartOf(click.ParamType):
     name = "I/N"
 
     def convert(self, value: Any, param: Any, context: Any) -> Any:
-        from onceclip.pipeline.workers.work import Part
+        from onceclip.pipeline.workers import Part
 
         try:
             return value if isinstance(value, Part) else Part.parse(value)

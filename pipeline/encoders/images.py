@@ -19,7 +19,6 @@ from onceclip.pipeline.decoding.masks import as_seen
 from onceclip.pipeline.decoding.preparation import ON_DEVICE
 from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.encoders.encoder import Encoder
-from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.sources import Content
 
 EMBEDDING = "embedding"
@@ -81,10 +80,8 @@ def encode(decoders: Decoders, threads: EncoderThreads, images: Iterable[tuple[i
     suits the encoder. outputs, tokens: as of `Encoder.encode_images`. views: these instead of the plain image.
     """
     encoder, pictures = threads.encoder, views.drawn if views else 1
-    second = encoder.preparation.second
-    if views and second:
-        raise EncoderError(f"{encoder.info['name']} looks at a mask of every image, and views have none: leave views, "
-                           "crops and strategies that read them out")
+    if views:
+        encoder.check_views()
     each = max(_SMALLEST, -(-count * pictures // threads.number))  # so that every thread has some
     size = max(1, (batch_size or min(encoder.batch_size, each)) // pictures)
 
@@ -113,7 +110,7 @@ def encode(decoders: Decoders, threads: EncoderThreads, images: Iterable[tuple[i
             from onceclip.pipeline.decoding.on_device import DeviceDecoder
 
             device = opened.enter_context(DeviceDecoder(encoder.preparation, encoder.device, threads.number))
-        seen = ((row, as_seen(content, second)) for row, content in images)
+        seen = ((row, as_seen(content, encoder.preparation.second)) for row, content in images)
         batches = opened.enter_context(closing(decoders.batches(seen, encoder.preparation, size,
                                                                 threads.number + _MARGIN, views, device)))
         for batch in batches:

@@ -25,9 +25,9 @@ from onceclip.pipeline.encoders.backend import (
     out_of_memory,
     preparation_values,
     refuse,
+    weights_digest,
 )
 from onceclip.pipeline.encoders.spec import EncoderSpec
-from onceclip.pipeline.encoders.weights import weights_digest
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores.identity import canonical
 

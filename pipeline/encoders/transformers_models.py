@@ -20,14 +20,16 @@ from onceclip.pipeline.encoders.backend import (
     TOKEN,
     VALUE,
     Backend,
+    check_weights_file,
     default_precision,
     preparation_values,
+    reason_of,
     refuse,
     statistics_of,
+    weights_digest,
     without_questions,
 )
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec
-from onceclip.pipeline.encoders.weights import check_weights_file, reason_of, weights_digest
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores.identity import fingerprint
 

@@ -13,23 +13,24 @@ from zipfile import ZipFile
 import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
-from onceclip.pipeline.extraction.features import Features, make_store, summary
-from onceclip.pipeline.extraction.import_clip_retrieval import import_folder, is_clip_retrieval
-from onceclip.pipeline.extraction.import_tables import import_table
-from onceclip.pipeline.extraction.imported_columns import (
+from onceclip.pipeline.extraction.features import (
     CLIP_LOGIT_SCALE,
+    Features,
     imported_encoder,
     keys_of,
     labels_of,
+    make_store,
     recorded_encoder_of,
     single,
+    splits_of,
     texts_of,
 )
+from onceclip.pipeline.extraction.import_clip_retrieval import folder_features, is_clip_retrieval
+from onceclip.pipeline.extraction.import_tables import table_features
 from onceclip.pipeline.extraction.text_arrays import UNREADABLE, text_set_of, text_sets_of
 from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME
 from onceclip.pipeline.sources.arrow_files import is_table
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.words import class_remarks, counted
 from onceclip.stores import Output
 from onceclip.stores.identity import DIGEST_BYTES, digest
@@ -59,18 +60,21 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
         `text` with `class_names`. columns: of a table, by role.
     Raises ArrayError if the arrays do not fit together.
     """
-    theirs = is_clip_retrieval(Path(source))
-    if columns and (theirs or not is_table(str(source))):
+    begun, theirs, table = time.perf_counter(), is_clip_retrieval(Path(source)), is_table(str(source))
+    if columns and (theirs or not table):
         raise ArrayError(f"{source} is no table, whose columns could be named: leave --column out")
-    if theirs:
-        if text_sets:
-            raise ArrayError(f"{source} was written by clip-retrieval and names no text: leave --text-set out, and "
-                             "embed prompts with `onceclip text`")
-        return import_folder(Path(source), str(store), encoder, unit_rows)
-    if is_table(str(source)):
-        return import_table(str(source), str(store), encoder, unit_rows, text_sets, columns)
-    begun, source, remarks = time.perf_counter(), Path(source), list[str]()
-    arrays = _load(source)
+    if theirs and text_sets:
+        raise ArrayError(f"{source} was written by clip-retrieval and names no text: leave --text-set out, and "
+                         "embed prompts with `onceclip text`")
+    features = (folder_features(Path(source), encoder) if theirs else
+                table_features(str(source), encoder, text_sets, columns) if table else
+                _features(Path(source), encoder, text_sets))
+    return make_store(str(store), features, unit_rows, begun)
+
+
+def _features(source: Path, encoder: str | None, text_sets: Mapping[str, str | Path]) -> Features:
+    """What an .npz file or a folder of .npy files holds."""
+    arrays, remarks = _load(source), list[str]()
     embedding = _checked(arrays, source)
     n, dim = embedding.shape
     label, names = labels_of(arrays, n, source, remarks)
@@ -78,8 +82,8 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     content = digest(np.ascontiguousarray(embedding).tobytes()).hex()
     info = (recorded_encoder_of(told, dim, source) if encoder is None else None) or imported_encoder(
         encoder, dim, content, _scale(arrays, source, remarks), _number(arrays, "logit_bias", source))
-    key = keys_of(texts_of(arrays["key"]) if "key" in arrays else [], n, source)
-    split = _splits(arrays, n, source)
+    split = (splits_of(texts_of(arrays["split"]), f"{source}: split") if "split" in arrays else
+             np.full(n, NO_SPLIT, np.int8))
     trained = (split == SPLITS.index("train")) & embedding.any(axis=1)
     for name in ("view", "text"):
         used = arrays.get(name, embedding)[trained if name == "view" else ...]
@@ -87,21 +91,20 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
                 used.size and (unusable_rows(single(used).reshape(-1, dim)) != "").any())):
             raise ArrayError(f"{source}: {name} must hold floating-point numbers that are finite as float32, and no "
                              f"row of zeros{', for every train row' if name == 'view' else ''}")
-    text = None if "text" not in arrays else text_set_of(single(arrays["text"]), names, info["fingerprint"])
+    texts = text_sets_of(source, text_sets, names, info, told)
+    said: list[bytes | None] = [None] * len(names)
+    if "text" in arrays:
+        texts = {NAME: text_set_of(single(arrays["text"]), names, info["fingerprint"]), **texts}
+        said = [each.tobytes() for each in arrays["text"]]
     outputs = {name: Output(arrays[name].shape[1:], ("view", "dim"), {"imported": True})
                for name in ("view",) if name in arrays}
-    features = Features(
-        info, str(embedding.dtype), key, label, split, names,
-        lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
-        drawn="split" not in arrays, outputs=outputs, texts={
-            **({} if text is None else {NAME: text}),
-            **text_sets_of(source, text_sets, names, info, told)},
+    return Features(
+        info, str(embedding.dtype), keys_of(texts_of(arrays["key"]) if "key" in arrays else [], n, source), label,
+        split, names, lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
+        drawn="split" not in arrays, outputs=outputs, texts=texts,
         group=np.array(texts_of(arrays["group"]), object) if "group" in arrays else None,
-        digest=arrays["digest"].astype(np.uint8) if "digest" in arrays else None)
-    said = [None] * len(names) if text is None else [each.tobytes() for each in arrays["text"]]
-    remarks += class_remarks(dict(zip(names, said, strict=True)))
-    written = make_store(str(store), features, unit_rows)
-    return summary(written, bool(features.texts), time.perf_counter() - begun, remarks)
+        digest=arrays["digest"].astype(np.uint8) if "digest" in arrays else None,
+        remarks=[*remarks, *class_remarks(dict(zip(names, said, strict=True)))])
 
 
 def _load(source: Path) -> dict[str, np.ndarray]:
@@ -202,14 +205,3 @@ def _scale(arrays: dict[str, np.ndarray], source: Path, remarks: list[str]) -> f
         remarks.append(f"logit_scale is {scale:g}, and cosines are multiplied with it: CLIP's parameter of that name "
                        "is a logarithm (4.6052), give its exponential (100) if this is one")
     return scale
-
-
-def _splits(arrays: dict[str, np.ndarray], n: int, source: str | Path) -> np.ndarray:
-    if "split" not in arrays:
-        return np.full(n, NO_SPLIT, np.int8)
-    names, place = np.unique(np.array(texts_of(arrays["split"])), return_inverse=True)
-    split = [SPLIT_FOLDERS.get(name.strip().lower()) for name in names.tolist()]
-    odd = [name for name, known in zip(names.tolist(), split, strict=True) if name and known is None]
-    if odd:
-        raise ArrayError(f"{source}: split holds {', '.join(map(repr, odd[:4]))}: the splits are {', '.join(SPLITS)}")
-    return np.array([SPLITS.index(known) if known else NO_SPLIT for known in split], np.int8)[place.reshape(-1)]

@@ -16,7 +16,7 @@ from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.sources import Content, Record
 from onceclip.stores import Store, Table
 from onceclip.stores.identity import DIGEST_BYTES, digest
-from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO
+from onceclip.stores.schema import BAD, COLUMNS, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO
 
 _FILES = 1 << 14  # that are queued for the threads at a time
 
@@ -26,13 +26,12 @@ class Inventory:
     """The rows that a store will have, and the image file of each.
 
     table: columns of all rows; rows in state TODO are to be encoded. changed: whether the table differs from the
-    store's. contents: image files by row. present: rows that have a file now. reused, moved, removed: numbers of rows.
+    store's. contents: the image file of every row that has one now. reused, moved, removed: numbers of rows.
     """
 
     table: Table
     changed: bool
     contents: dict[int, Content]
-    present: np.ndarray
     reused: int
     moved: int
     removed: int
@@ -102,7 +101,7 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     table.state[gone], table.label[gone], table.split[gone], table.group[gone] = REMOVED, NO_LABEL, NO_SPLIT, ""
     changed = any(not np.array_equal(getattr(table, name), getattr(old, name)) for name in Table.__dataclass_fields__)
     contents = {row: record.content for row, record in zip(row_of.tolist(), records, strict=True)}
-    return Inventory(table, changed, contents, np.sort(row_of), int(reused.sum()), moved, removed)
+    return Inventory(table, changed, contents, int(reused.sum()), moved, removed)
 
 
 def file_digests(records: Sequence[Record], progress: bool, second: str = "") -> np.ndarray:
@@ -122,14 +121,10 @@ def file_digests(records: Sequence[Record], progress: bool, second: str = "") ->
 
 def _resized(old: Table, size: int) -> Table:
     """A copy of a table with `size` rows; new ones are empty."""
-    more = size - len(old)
-    text = np.full(more, "", dtype=object)
-    return Table(
-        key=np.concatenate([old.key.astype(object), text]),
-        label=np.concatenate([old.label, np.full(more, NO_LABEL, np.int32)]),
-        split=np.concatenate([old.split, np.full(more, NO_SPLIT, np.int8)]),
-        state=np.concatenate([old.state, np.full(more, TODO, np.int8)]),
-        digest=np.concatenate([old.digest, np.zeros((more, DIGEST_BYTES), np.uint8)]),
-        reason=np.concatenate([old.reason.astype(object), text]),
-        group=np.concatenate([old.group.astype(object), text]),
-    )
+    def resized(name: str) -> np.ndarray:
+        described = COLUMNS[name]
+        dtype = np.dtype(object if described.dtype == "str" else described.dtype)
+        empty = np.full((size - len(old), *described.shape), described.fill, dtype)
+        return np.concatenate([getattr(old, name).astype(dtype), empty])
+
+    return Table(**{name: resized(name) for name in Table.__dataclass_fields__})

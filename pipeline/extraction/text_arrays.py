@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
-from onceclip.pipeline.extraction.imported_columns import single, texts_of
+from onceclip.pipeline.extraction.features import single, texts_of
 from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME, check_name
 from onceclip.pipeline.words import counted, listing

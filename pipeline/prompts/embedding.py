@@ -185,4 +185,4 @@ def _with_prompts(store: Store, name: str, prompts: Prompts) -> TextSet | None:
 def _report(name: str, text: TextSet) -> dict[str, Any]:
     return {"name": name, "prompts": len(text.prompts), "templates": text.source.get("templates", []),
             "classes": len(text.classes), "truncated": text.source.get("truncated", 0),
-            "fingerprint": text.fingerprint}
+            "unused": text.source.get("file", {}).get("unused", 0), "fingerprint": text.fingerprint}

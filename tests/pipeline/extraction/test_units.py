@@ -15,10 +15,19 @@ import torch
 
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.images import EncoderThreads
-from onceclip.pipeline.extraction.equipment import CACHE, EquipmentCache, EquipmentSpec, TextTask, embed_text, get_ready
 from onceclip.pipeline.extraction.extract import extract
+from onceclip.pipeline.extraction.processes import (
+    CACHE,
+    EquipmentCache,
+    EquipmentSpec,
+    TextTask,
+    UnitTask,
+    embed_text,
+    encode_unit,
+    plan_store,
+)
 from onceclip.pipeline.extraction.survey import ExtractOptions
-from onceclip.pipeline.extraction.units import UnitTask, encode_unit
+from onceclip.pipeline.extraction.units import Unit
 from onceclip.pipeline.sources import LocalFile
 from onceclip.stores import StoreWriter, open_store
 from onceclip.stores.schema import STORED, TODO
@@ -30,7 +39,7 @@ OPTIONS = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
 def units_of(store: Path, pictures: Path, spec: EquipmentSpec) -> list[UnitTask]:
     """All units of a store of 48 pictures, to be encoded again."""
     files = [(row, LocalFile(pictures / str(key))) for row, key in enumerate(open_store(str(store)).table.key)]
-    return [UnitTask(str(store), number, tuple(files[8 * number:8 * number + 8]), spec) for number in range(6)]
+    return [UnitTask(str(store), Unit(number, tuple(files[8 * number:8 * number + 8])), spec) for number in range(6)]
 
 
 def test_units_that_two_workers_write_at_once_are_as_if_one_had(
@@ -51,7 +60,7 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
         for task in tasks:
             barrier.wait()
             assert encode_unit(task, opened.get(spec)).rows == 8
-            rows = slice(8 * task.number, 8 * task.number + 8)
+            rows = slice(8 * task.unit.number, 8 * task.unit.number + 8)
             assert (np.asarray(array[rows]) == STORED).all()  # whatever the other one is at
 
     barrier, before = threading.Barrier(2, timeout=60), torch.get_num_threads()
@@ -85,12 +94,11 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
         numbers.append(cores)
         return EncoderThreads(encoder, cores)
 
-    for name in ("equipment", "units"):
-        monkeypatch.setattr(f"onceclip.pipeline.extraction.{name}.CACHE", opened)
+    monkeypatch.setattr("onceclip.pipeline.extraction.processes.CACHE", opened)
     monkeypatch.setattr("onceclip.pipeline.extraction.units.EncoderThreads", noting)
     spec = EquipmentSpec(EncoderSpec(means), decoders=1)
     try:
-        get_ready(spec)
+        plan_store(spec)
         equipment = opened.get(spec)
         for threads in (2, 1):
             torch.set_num_threads(threads)
@@ -110,8 +118,8 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
 def test_a_worker_embeds_text_with_as_many_threads_as_the_command_would(
         store_path: Path, means: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last bits of a sum depend on their number, and stores are to be equal byte for byte."""
-    monkeypatch.setattr("onceclip.pipeline.extraction.equipment.open_writer", lambda store, encoder: None)
-    monkeypatch.setattr("onceclip.pipeline.extraction.equipment.embed_prompts", lambda *_: torch.get_num_threads())
+    monkeypatch.setattr("onceclip.pipeline.extraction.processes.open_writer", lambda store, encoder: None)
+    monkeypatch.setattr("onceclip.pipeline.extraction.processes.embed_prompts", lambda *_: torch.get_num_threads())
     before = torch.get_num_threads()
     task = TextTask(str(store_path), EquipmentSpec(EncoderSpec(means), decoders=1), (), None, None, before + 1)
     try:
