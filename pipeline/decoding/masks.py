@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.files import packed, unpacked
 from onceclip.pipeline.sources.record import Content
 
 MASK = "mask"
-_START = b"onceclip: an image and its mask\0"
-_LENGTH = 8  # bytes that say how long the image is
+_MARK = b"onceclip: an image and its mask\0"
 _NO_MASK = "it has no mask, which the encoder looks at: give a manifest with a column mask"
 
 
@@ -42,7 +42,7 @@ class WithMask:
             mask = self._mask.read()
         except BadImage as error:
             raise BadImage(f"its mask: {error}") from error.__cause__
-        return _START + len(image).to_bytes(_LENGTH, "little") + image + mask
+        return packed(_MARK, [image, mask])
 
 
 def as_seen(content: Content, second: str) -> Content:
@@ -52,8 +52,8 @@ def as_seen(content: Content, second: str) -> Content:
 
 def parted(content: bytes) -> tuple[bytes, bytes]:
     """The bytes of an image and of its mask. Raises BadImage where they are of one file."""
-    begin = len(_START) + _LENGTH
-    if not content.startswith(_START) or len(content) < begin:
-        raise BadImage(_NO_MASK)
-    end = begin + int.from_bytes(content[len(_START):begin], "little")
-    return content[begin:end], content[end:]
+    try:
+        image, mask = unpacked(_MARK, content, 2)
+    except ValueError:
+        raise BadImage(_NO_MASK) from None
+    return image, mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from onceclip.stores.identity import fingerprint
 DEMO = "demo"
 HUB, LOCAL = OPEN_CLIP_SOURCES = ("hf-hub:", "local-dir:")
 TRANSFORMERS = "transformers:"
+MOST_FRAMES = 1000  # of a video as one input
 _SILENT = ("cache_dir", "compile", "device")  # what an encoder's identity does not depend on, or not by these words
 
 
@@ -104,6 +106,12 @@ def check_model(spec: EncoderSpec) -> None:
         if value:
             raise EncoderError(f"{option} is for models of open_clip; {spec.model} says by itself what it is: leave "
                                "it away")
+
+
+def clip_of(info: Mapping[str, Any]) -> int:
+    """Frames of a video that an encoder takes as one input, by its record; 0 for images, and for what is no number."""
+    frames = info.get("frames")
+    return frames if isinstance(frames, int) and 0 < frames <= MOST_FRAMES else 0
 
 
 def is_plugin(model: str) -> bool:

@@ -55,7 +55,8 @@ class SourceOptions:
 
     root: folder or URL that the paths of a manifest or list are relative to; that of a torchvision data set.
     every, frames: every n-th frame of a video, or n frames of it. download: whether torchvision may fetch a data set.
-    unlabelled: whether classes are left out. columns: those of a table of images by role, such as ("label", "species").
+    clip: frames of a video that an encoder takes as one row; 0 for rows of images. unlabelled: whether classes are left
+    out. columns: those of a table of images by role, such as ("label", "species").
     """
 
     root: str | None = None
@@ -64,6 +65,7 @@ class SourceOptions:
     download: bool = False
     unlabelled: bool = False
     columns: tuple[tuple[str, str], ...] = ()
+    clip: int = 0
 
     def __post_init__(self) -> None:
         if self.every and self.frames:

@@ -212,6 +212,17 @@ def test_what_cannot_be_loaded_is_one_line_that_names_it(spec: EncoderSpec, text
     assert "\n" not in str(caught.value)
 
 
+def test_a_wrong_model_is_refused_before_torch_and_open_clip_are_imported(process: Callable[..., Any]) -> None:
+    code = ("import sys; from onceclip.pipeline.encoders import EncoderSpec\n"
+            "from onceclip.pipeline.extraction.extract import extract\n"
+            "try: extract('.', 's.zarr', EncoderSpec('ViT-B-23', 'openai'))\n"
+            "except Exception as error: print(error)\n"
+            "print(sorted({'torch', 'open_clip'} & {*sys.modules}))")
+    done = process("-c", code)
+    assert "did you mean 'ViT-B-32'" in done.stdout, done.stderr
+    assert done.stdout.endswith("[]\n")
+
+
 def test_a_configuration_without_weights_is_an_error(model_copy: Callable[[str], Path]) -> None:
     """open_clip#168, for a folder whose weights were not copied along."""
     folder = model_copy("bare")

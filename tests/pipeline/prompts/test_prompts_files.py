@@ -48,6 +48,7 @@ def test_sentences_of_a_text_file_are_of_every_class_that_they_name(file: Callab
     assert [made.of_class(name) for name in phrases] == [
         ("A dog eats a hot dog.", "two Dogs in buses", "a dog, and a dog"), ("A dog eats a hot dog.", "Hot dogs!"),
         ("two Dogs in buses",), ("two Dogs in buses",)]
+    assert made.source["file"]["unused"] == 1
     with pytest.raises(PromptError, match=r"no line names 'cat', 'emu': add sentences"):
         build_prompts({"dog": "dog", "cat": "cat", "emu": "emu"}, (), load_descriptions(file("a dog", "captions.txt")))
     for content, name, form, words in ((" \n", "empty.txt", None, "no line.: write sentences, one a line"),
