@@ -140,14 +140,15 @@ class Encoder:
     def _encode(self, pixels: np.ndarray, outputs: tuple[str, ...], tokens: str) -> dict[str, np.ndarray]:
         images = self._normalized(self._to_device(pixels))
         run = self._compiled or self._backend.images
-        given = _arrays(run(images.to(self._dtype), outputs, tokens))
+        given = _arrays(run(images.to(self._dtype), outputs, tokens), outputs)
         if self._dtype == torch.float32:
             return given
         lost = np.flatnonzero(~np.logical_and.reduce([np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
                                                       for values in given.values()]))
         if len(lost):
             rows = torch.from_numpy(lost).to(self.device)
-            for name, values in _arrays(self._full_precision.images(images[rows], outputs, tokens)).items():
+            full = _arrays(self._full_precision.images(images[rows], outputs, tokens), outputs)
+            for name, values in full.items():
                 given[name][lost] = values
         return given
 
@@ -210,8 +211,8 @@ def _check_outputs(outputs: Sequence[str], tokens: str) -> None:
                            f"tokens {' or '.join(TOKENS)}")
 
 
-def _arrays(outputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: values.float().cpu().numpy() for name, values in outputs.items()}
+def _arrays(given: dict[str, Tensor], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: given[name].float().cpu().numpy() for name in outputs}
 
 
 def _array(values: Tensor | None) -> np.ndarray | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 
@@ -27,7 +25,7 @@ from onceclip.pipeline.extraction.features import (
 )
 from onceclip.pipeline.extraction.import_clip_retrieval import folder_features, is_clip_retrieval
 from onceclip.pipeline.extraction.import_tables import table_features
-from onceclip.pipeline.extraction.text_arrays import UNREADABLE, text_set_of, text_sets_of
+from onceclip.pipeline.extraction.text_arrays import UNREADABLE, read_npz, text_set_of, text_sets_of
 from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME
 from onceclip.pipeline.sources.arrow_files import is_table
@@ -42,7 +40,6 @@ KNOWN = ("embedding", "label", "split", "key", "group", "digest", "view", "text"
 _LAYOUT = "embedding (n, d), label (n,), split (n,), and optionally key, view, text, class_names, logit_scale"
 _MOST_SCALE = 1e6  # far above any encoder's, and far below what overflows float32
 _LOGARITHM = 10.0  # below that a scale is rather the logarithm of one
-_SMALL, _RATIO = 256 << 20, 100  # bytes that any member may unpack to, and how many times the file's own
 
 
 def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None,
@@ -113,11 +110,9 @@ def _load(source: Path) -> dict[str, np.ndarray]:
         if source.is_dir():
             # Mapped, so that a header that claims more than its file holds takes no memory.
             arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
-                                             for path in sorted(source.glob("*.npy"))}
+                      for path in sorted(source.glob("*.npy"))}
         else:
-            with source.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-                _check_sizes(file.zip, source.stat().st_size)
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_npz(source)
     except UNREADABLE as error:
         raise ArrayError(f"{source} cannot be read as .npz or a folder of .npy files "
                          f"({' '.join(str(error).split()) or type(error).__name__}): it needs {_LAYOUT}") from error
@@ -129,24 +124,6 @@ def _load(source: Path) -> dict[str, np.ndarray]:
         raise ArrayError(f"{source} has arrays that mean nothing here: {', '.join(others)}; known are "
                          f"{', '.join(KNOWN)}: remove or rename them")
     return arrays
-
-
-def _check_sizes(archive: ZipFile, size: int) -> None:
-    """Raise ValueError for a member that unpacks to far more than the file, or whose header claims more than it holds.
-
-    Both are said by the file, and memory is taken by what they say. size: of the file, in bytes.
-    """
-    for member in archive.infolist():
-        if member.file_size > max(_SMALL, _RATIO * size):
-            raise ValueError(f"{member.filename} unpacks to {member.file_size:,} bytes, the file has {size:,}; save it "
-                             "with numpy.savez, uncompressed, if that is meant")
-        with archive.open(member) as content:
-            version = np.lib.format.read_magic(content)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(content)
-            held = member.file_size - content.tell()
-        if not dtype.hasobject and math.prod(shape) * dtype.itemsize > held:
-            raise ValueError(f"{member.filename} claims shape {shape} and holds {held:,} bytes")
 
 
 def _checked(arrays: dict[str, np.ndarray], source: Path) -> np.ndarray:

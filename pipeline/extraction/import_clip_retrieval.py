@@ -13,6 +13,7 @@ import numpy as np
 from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.extraction.features import Features, imported_encoder
 from onceclip.pipeline.extraction.text_arrays import UNREADABLE
+from onceclip.pipeline.sources.arrow_files import table_at
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.words import class_remarks
@@ -43,7 +44,7 @@ def folder_features(folder: Path, encoder: str | None) -> Features:
     Files are taken in the order of their numbers. A row's key is its `image_path`, from the folder that all share;
     its class is the folder around it; its split a folder `train`, `val` or `test` above that.
     encoder: name of what made them. Without one, only equal files count as the same encoder's.
-    Raises ArrayError if files are missing or do not fit together.
+    Raises ArrayError if files are missing or do not fit together, SourceError for a table that cannot be read.
     """
     parts = _parts(folder)
     paths = _relative([path for part in parts for path in part.paths])
@@ -123,18 +124,11 @@ def _part(file: Path, metadata: Path) -> Part:
 
 
 def _paths(file: Path) -> list[str]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ArrayError(f"{file} cannot be read without pyarrow: pip install onceclip[parquet]") from error
-    try:
-        names = parquet.read_schema(file).names
-        if PATH not in names:
-            raise ArrayError(f"{file} has no column {PATH} (it has: {', '.join(names)}): rows cannot be told apart")
-        paths = parquet.read_table(file, columns=[PATH]).column(PATH).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ArrayError(f"{file} cannot be read ({' '.join(str(error).split())}): make it anew") from error
+    table = table_at(str(file))
+    if PATH not in table.schema.names:
+        raise ArrayError(f"{file} has no column {PATH} (it has: {', '.join(table.schema.names)}): rows cannot be told "
+                         "apart")
+    paths = [path for batch in table.files[0].batches([PATH]) for path in batch.column(0).to_pylist()]
     if not all(isinstance(path, str) and path for path in paths):
         raise ArrayError(f"{file}: {PATH} is not a text in every row: rows cannot be told apart")
     return paths

@@ -17,6 +17,7 @@ from itertools import count
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, get_worker
@@ -114,7 +115,9 @@ class Workers:
                     continue
                 yield result
         finally:
-            self._cancel(list(running))
+            if running and self.client.status == "running":
+                with suppress(OSError):
+                    self.client.cancel(list(running), force=True)
 
     def _wait(self, ended: SimpleQueue[Future]) -> Future:
         """The next future that has ended."""
@@ -128,11 +131,6 @@ class Workers:
                 elif time.monotonic() - begun > _PATIENCE:
                     raise WorkerError("no worker can be started any more: see whether this machine has room for more "
                                       "processes, then run the same command again") from None
-
-    def _cancel(self, futures: list[Future]) -> None:
-        if futures and self.client.status == "running":
-            with suppress(OSError):
-                self.client.cancel(futures, force=True)
 
     def _submit(self, function: Callable[[Task], Result], task: Task, workers: Sequence[str] = ()) -> Future:
         """workers: addresses of those that may have it, all by default.
@@ -221,7 +219,10 @@ def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) ->
                                                  if gpus else {}}} for place in range(number)}
     scheduler = {"cls": Scheduler, "options": {**safe, "host": _LOOPBACK, "port": 0, "dashboard": False,
                                                "dashboard_address": f"{_LOOPBACK}:0", "allowed_failures": 1}}
-    with dask.config.set(_LOCAL), _environment(), ExitStack() as opened:
+    quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _QUIET)))
+    # Workers inherit the variables, which libraries read when they are loaded; dask sets a further one.
+    inherited = patch.dict(os.environ, {**_ENVIRONMENT, "PYTHONWARNINGS": quiet})
+    with dask.config.set(_LOCAL), inherited, ExitStack() as opened:
         try:
             with _without_ctrl_c():
                 processes = SpecCluster(nannies, scheduler, security=safe["security"])
@@ -264,20 +265,6 @@ def _silence() -> None:
     """Silence dask's log: errors that matter are raised."""
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Set the variables that workers inherit; libraries read them when they are loaded."""
-    warnings = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _QUIET)))
-    values = {**_ENVIRONMENT, "PYTHONWARNINGS": warnings}
-    before = {name: os.environ.get(name) for name in (*values, "PYTHONHASHSEED")}  # dask sets the last one
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
 @contextmanager
