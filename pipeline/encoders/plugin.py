@@ -178,7 +178,7 @@ def _frames(thing: Any, path: str) -> int:
     frames = getattr(thing, "frames", 0)
     if frames and not (isinstance(frames, int) and 2 <= frames <= MOST_FRAMES):
         raise EncoderError(f"{path} has frames {frames!r}: give a whole number from 2 to {MOST_FRAMES:,}")
-    return int(frames)
+    return frames or 0
 
 
 def _found(path: str) -> tuple[Callable[[], Any], Any]:

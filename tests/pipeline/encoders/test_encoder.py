@@ -223,14 +223,6 @@ def test_a_wrong_model_is_refused_before_torch_and_open_clip_are_imported(proces
     assert done.stdout.endswith("[]\n")
 
 
-def test_a_configuration_without_weights_is_an_error(model_copy: Callable[[str], Path]) -> None:
-    """open_clip#168, for a folder whose weights were not copied along."""
-    folder = model_copy("bare")
-    (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(EncoderError):
-        info(folder)
-
-
 def test_embeddings_do_not_depend_on_the_batch(encoder: Any) -> None:
     pixels = images(5)
     alone = np.concatenate([encoder.encode_images(row[None])["embedding"] for row in pixels])
@@ -259,7 +251,7 @@ def test_an_overflow_in_half_precision_is_encoded_again_in_full(monkeypatch: pyt
 
 
 def test_a_folder_with_a_configuration_and_no_weights_is_an_error(model_copy: Callable[[str], Path]) -> None:
-    """open_clip#204: without weights the code happily chugs away on an empty model; hub names go the same way."""
+    """open_clip#204, #168: without weights the code happily chugs away on an empty model; hub names go the same way."""
     folder = model_copy("empty")
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(EncoderError, match="cannot load"):
