@@ -145,10 +145,15 @@ def encoder_options(required: bool) -> Decorator:
 
 def encoder_spec(model: str, pretrained: str | None, preprocess: str | None, device: str,
                  **further: Any) -> EncoderSpec:
-    """What `encoder_options` named; `further` are fields of EncoderSpec."""
-    from onceclip.pipeline.encoders import EncoderSpec
+    """What `encoder_options` named; `further` are fields of EncoderSpec.
 
-    return EncoderSpec(model, pretrained, device=device, preprocess=preprocess, **further)
+    Raises EncoderError for a model that does not exist, before a library is imported.
+    """
+    from onceclip.pipeline.encoders.spec import EncoderSpec, check_model
+
+    spec = EncoderSpec(model, pretrained, device=device, preprocess=preprocess, **further)
+    check_model(spec)
+    return spec
 
 
 def show(as_json: bool, values: Any, lines: Callable[[], list[str]]) -> None:

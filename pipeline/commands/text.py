@@ -98,7 +98,7 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
     for warning in class_remarks(said):
         click.echo(f"Warning: {warning}", err=True)
     if unused := made.get("file", {}).get("unused"):
-        click.echo(f"Warning: {counted(unused, 'line')} of {made['file']['name']} left out, since no class is named there",
+        click.echo(f"Warning: {counted(unused, 'line')} of {made['file']['name']} left out: no class is named there",
                    err=True)
     if dry_run:
         values = {"store": store, "name": name, "prompts": sentences.by_class()}

@@ -49,7 +49,7 @@ class Backend(ABC):
 
     @abstractmethod
     def images(self, pixels: Tensor, outputs: tuple[str, ...], tokens: str) -> dict[str, Tensor]:
-        """Run the image tower once, on pixels (n, 3, height, width); gives at least the outputs asked for, of OUTPUTS."""
+        """Run the image tower once, on pixels (n, 3, height, width); gives the outputs asked for, and maybe more."""
 
     @abstractmethod
     def text(self, tokens: Any) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.cpu import DEFAULT, products
-from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import EMBEDDING, LAST, OUTPUTS, PRECISIONS, TOKENS, Backend, out_of_memory
 from onceclip.pipeline.errors import EncoderError
 

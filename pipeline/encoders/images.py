@@ -76,8 +76,9 @@ def encode(decoders: Decoders, threads: EncoderThreads, images: Iterable[tuple[i
            views: Views | None = None) -> Generator[Encoded, None, None]:
     """Read, decode and encode images, in their order.
 
-    images: numbers, which come back, and contents. count: how many. batch_size: images (or views, or frames) per pass, 0 for what
-    suits the encoder. outputs, tokens: as of `Encoder.encode_images`. views: these instead of the plain image.
+    images: numbers, which come back, and contents. count: how many. batch_size: images (or views, or frames) per pass,
+    0 for what suits the encoder. outputs, tokens: as of `Encoder.encode_images`. views: these instead of the plain
+    image.
     """
     encoder, pictures = threads.encoder, views.drawn if views else max(1, threads.encoder.preparation.frames)
     if views:

@@ -50,7 +50,7 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
 
     source: holds `embedding` (n, d); `label` (n,) int, -1 for none, or names; `split` (n,) text; optionally `key` (n,),
         `view` (n, v, d), `text` (c, d) or (c, p, d), `class_names` (c,), `logit_scale`, what cosines are multiplied
-        with; or a folder that clip-retrieval wrote; or a table, see `import_table`. Rows of zeros are recorded as bad
+        with; or a folder that clip-retrieval wrote; or a table, see `table_features`. Rows of zeros are recorded as bad
         images.
     encoder: name of what made them. Without one, only arrays of equal content count as the same encoder's. text_sets:
         files of further text sets by name: .npy of (c, d) or (c, p, d) in the order of the classes, or .npz of that as

@@ -72,7 +72,8 @@ def masks_of(place: str, alone: Evaluation, strategy: Inference) -> Marks:
         region[number] = np.bincount(patch[marked], share[found[marked]], patches)
     pixels = np.bincount(patch.ravel(), minlength=patches).astype(np.float32)
     return Marks(abnormal, pixels - abnormal, region, {
-        "n": len(content), "sizes": dict(sizes), "outside_of_the_crop": int(outside), "pixels": [height, width], "patches": [side, side],
+        "n": len(content), "sizes": dict(sizes), "outside_of_the_crop": int(outside), "pixels": [height, width],
+        "patches": [side, side],
         "fingerprint": digest("\n".join(content).encode()).hex()})
 
 
@@ -86,8 +87,8 @@ def _marked(file: File, preparation: Preparation, what: str, normal: bool) -> tu
     except BadImage as error:
         raise SourceError(f"{what}: {error}: give an image in which abnormal pixels are bright") from error
     if not (brightest or normal):
-        raise SourceError(f"{what} is black, and the image is not of the normal class: give an image of the same shape, "
-                          "in which abnormal pixels are bright and all others black")
+        raise SourceError(f"{what} is black, and the image is not of the normal class: give an image of its size, in "
+                          "which abnormal pixels are bright and all others black")
     return values > brightest / 2, " x ".join(map(str, opened.size)), digest(content).hex()
 
 

@@ -29,8 +29,8 @@ class Descriptions:
     """What a file says of the classes.
 
     name, digest: of the file. lines: what it says of each name in it. form: "sentences" stand as they are (`{}` in one
-    is the class); "descriptors" are put behind "a photo of a {}, which has ". plain: of a text file, which has sentences
-    in place of `lines`: each is of every class that it names, and may be of none.
+    is the class); "descriptors" are put behind "a photo of a {}, which has ". plain: sentences of a text file, which
+    has no `lines`: each is of every class that it names, and may be of none.
     """
 
     name: str

@@ -85,7 +85,7 @@ def test_masks_of_a_folder_or_a_table_score_the_patches(parts: Path, run: Callab
     assert (again["masks"]["n"], again["masks"]["outside_of_the_crop"]) == (4, 0)
     for text, message in (("path,mask\n" + lines[0], f"has no mask of {keys[1]} (and 1 more)"), ("a,b\n", "no columns"),
                           ("\n".join(["path,mask", *lines, lines[0]]), "has a mask already"),
-                          ("\n".join(["path,mask", *lines[1:], f"{keys[0]},{tmp_path / 'black.png'}"]), "is black, and"),
+                          ("\n".join(["path,mask", *lines[1:], f"{keys[0]},{tmp_path / 'black.png'}"]), "is black,"),
                           ("\n".join(["path,mask", *lines[1:], f"{keys[0]},{table}"]), f"the mask of {keys[0]}")):
         table.write_text(text)
         result = run(*asked, table)
