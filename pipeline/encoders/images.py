@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ _SMALLEST = 8  # images per pass, however few there are
 _MARGIN = 3  # batches in memory beside those that the threads have
 
 
-class EncoderThreads:
+class EncoderThreads(ThreadPoolExecutor):
     """Threads that run batches through one encoder, whose weights they share.
 
     On a CPU there is one per core, and torch computes with one thread in each: threads that share one matrix product
@@ -38,7 +38,7 @@ class EncoderThreads:
         """cores: how many to use on a CPU, 0 for all."""
         self.encoder = encoder
         self.number = (cores or os.cpu_count() or 1) if encoder.device.type == "cpu" else _THREADS_ON_DEVICE
-        self._pool = ThreadPoolExecutor(self.number, "encode")
+        super().__init__(self.number, "encode")
         self._torch_threads = torch.get_num_threads()
 
     def __enter__(self) -> Self:
@@ -47,12 +47,8 @@ class EncoderThreads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self.shutdown(cancel_futures=True)
         torch.set_num_threads(self._torch_threads)
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Call a function in the next thread that is free."""
-        return self._pool.submit(function, *arguments)
 
 
 @dataclass(frozen=True)

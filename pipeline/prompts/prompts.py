@@ -59,10 +59,6 @@ class Prompts:
     template_id: np.ndarray
     source: dict[str, Any]
 
-    def of_class(self, name: str) -> tuple[str, ...]:
-        """The sentences of one class."""
-        return self.by_class()[name]
-
     def by_class(self) -> dict[str, tuple[str, ...]]:
         """The sentences of every class."""
         return {name: self.sentences[start:stop] for name, (start, stop) in zip(

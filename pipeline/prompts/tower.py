@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from onceclip.adapters.tower import TextTower
 from onceclip.pipeline.errors import EncoderError, PromptError
-from onceclip.pipeline.prompts.embedding import NAME
-from onceclip.pipeline.prompts.prompts import DEFAULT_TEMPLATES, class_phrases
+from onceclip.pipeline.prompts.embedding import phrases_of
+from onceclip.pipeline.prompts.prompts import DEFAULT_TEMPLATES
 from onceclip.stores import Store, StoredTower, StoreWriter, open_store, write_lock
 
 if TYPE_CHECKING:
@@ -126,9 +126,8 @@ class Tokens:
 
 def _spoken(store: Store) -> dict[str, str]:
     """What prompts call each class of the store and of its text sets."""
-    given = store.attributes["texts"].get(NAME, {}).get("source", {}).get("phrases", {})
     classes = [*store.classes, *(name for each in store.texts for name in store.text(each).classes)]
-    return class_phrases(list(dict.fromkeys(classes)), {name: given[name] for name in classes if name in given})
+    return phrases_of(store, list(dict.fromkeys(classes)))
 
 
 def _phrases(store: Store, words: Sequence[str]) -> list[str]:
