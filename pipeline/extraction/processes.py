@@ -14,10 +14,10 @@ import torch
 from tqdm import tqdm
 
 from onceclip.adapters.cpu import decided, fast_products
-from onceclip.pipeline.decoding.decoders import TIMEOUT, Decoders
+from onceclip.pipeline.decoding.decoders import Decoders
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.errors import SourceError, WorkerError
-from onceclip.pipeline.extraction.outputs import EMBEDDING_ALONE, OutputOptions, StorePlan
+from onceclip.pipeline.extraction.outputs import StorePlan
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.extraction.units import Progress, Remaining, Unit, encode_units, rows_to_embed, units_of
 from onceclip.pipeline.prompts.embedding import embed_prompts
@@ -60,8 +60,7 @@ class WorkerProcesses:
 
     def __init__(self, encoder: EncoderSpec, options: ExtractOptions, workers: Workers) -> None:
         self.options, self.workers = options, workers
-        self.spec = EquipmentSpec(encoder.with_absolute_paths(), options.outputs, options.batch_size, options.workers,
-                                  options.decode_timeout, workers.per_machine, fast_products())
+        self.spec = EquipmentSpec(encoder.with_absolute_paths(), options, workers.per_machine, fast_products())
         workers.begin(plan_store, self.spec)
         with closing(workers.work(plan_store, [self.spec])) as plans:
             self.plan: StorePlan = next(plans)
@@ -69,8 +68,7 @@ class WorkerProcesses:
     def text(self, writer: StoreWriter, classes: Sequence[str]) -> tuple[dict[str, Any], StoreWriter]:
         """As of `ThisProcess`, by one worker; the writer to go on with is another one, which knows of the text."""
         path = writer.store.path
-        task = TextTask(everywhere(path), self.spec, tuple(classes), self.options.phrases, self.options.templates,
-                        torch.get_num_threads())
+        task = TextTask(everywhere(path), self.spec, tuple(classes), torch.get_num_threads())
         done, = self.workers.work(embed_text, [task])
         return done, StoreWriter.open(path, self.plan.info, alone=False)
 
@@ -117,16 +115,12 @@ def _with_absolute_path(content: Any) -> Any:
 class EquipmentSpec:
     """What a worker is to encode with.
 
-    outputs, batch_size, decode_timeout: as of ExtractOptions. decoders: decode processes; 0 for one per core, which the
-    workers of one machine share. per_machine: how many those are. products: the way to multiply matrices that the
-    command decided on, so that all workers take one; empty to decide here.
+    per_machine: how many workers share the cores of a machine. products: the way to multiply matrices that the command
+    decided on, so that all workers take one; empty to decide here.
     """
 
     encoder: EncoderSpec
-    outputs: OutputOptions = EMBEDDING_ALONE
-    batch_size: int = 0
-    decoders: int = 0
-    decode_timeout: float = TIMEOUT
+    options: ExtractOptions
     per_machine: int = 1
     products: str = ""
 
@@ -154,15 +148,13 @@ class UnitTask:
 class TextTask:
     """Prompts of a store's classes, for a worker to embed; who hands this out has the store's lock.
 
-    classes, phrases, templates: as of `embed_prompts`. threads: of torch, as many as the command itself would use,
-    since the last bits of a text embedding depend on their number.
+    threads: of torch, as many as the command itself would use, since the last bits of a text embedding depend on their
+    number.
     """
 
     store: str
     equipment: EquipmentSpec
     classes: Sequence[str]
-    phrases: dict[str, str] | None
-    templates: tuple[str, ...] | None
     threads: int
 
     def __str__(self) -> str:
@@ -191,8 +183,8 @@ class EquipmentCache:
         if before is not None and before.spec == spec:
             return before
         self.close()
-        number = spec.decoders or max(1, cores() // spec.per_machine)
-        decoders = self._opened.enter_context(Decoders(0, number, spec.decode_timeout))
+        number = spec.options.workers or max(1, cores() // spec.per_machine)
+        decoders = self._opened.enter_context(Decoders(0, number, spec.options.decode_timeout))
         decoders.start()  # they import what they need while the encoder is loaded
         same = before is not None and before.spec.encoder == spec.encoder
         with decided(spec.products) if spec.products else nullcontext():
@@ -211,17 +203,17 @@ CACHE = EquipmentCache()
 
 def plan_store(spec: EquipmentSpec) -> StorePlan:
     """On a worker: open an encoder and say what a store of it is made from."""
-    return StorePlan.of(CACHE.get(spec).encoder, spec.outputs)
+    return StorePlan.of(CACHE.get(spec).encoder, spec.options.outputs)
 
 
 def embed_text(task: TextTask) -> dict[str, Any]:
     """On a worker: embed prompts into a store."""
-    encoder = CACHE.get(task.equipment).encoder
+    encoder, options = CACHE.get(task.equipment).encoder, task.equipment.options
     writer = open_writer(task.store, encoder)
     before = torch.get_num_threads()
     torch.set_num_threads(task.threads)
     try:
-        return embed_prompts(writer, encoder, task.classes, task.phrases, task.templates)
+        return embed_prompts(writer, encoder, task.classes, options.phrases, options.templates)
     finally:
         torch.set_num_threads(before)
 
@@ -241,7 +233,7 @@ def encode_unit(task: UnitTask, equipment: Equipment | None = None) -> Progress:
     left = {row for row, _ in task.unit.images} if task.views else {*rows_to_embed(writer).rows.tolist()}
     unit = replace(task.unit, images=tuple(each for each in task.unit.images if each[0] in left))
     with closing(encode_units(equipment.encoder, equipment.decoders, writer, [unit], len(unit.images), task.views,
-                              task.equipment.batch_size, torch.get_num_threads(), flush=False)) as steps:
+                              task.equipment.options.batch_size, torch.get_num_threads(), flush=False)) as steps:
         done = list(steps)
     return Progress(len(task.unit.images), sum(each.bad for each in done),
                     sum((each.interrupted for each in done), ()))

@@ -53,7 +53,7 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
     array = writer.store.array("state")
     array[...] = TODO
     monkeypatch.setattr("onceclip.pipeline.extraction.units.FLUSH_SECONDS", 0.0)
-    spec = EquipmentSpec(EncoderSpec(means), batch_size=4, decoders=1)
+    spec = EquipmentSpec(EncoderSpec(means), OPTIONS)
     tasks = units_of(store, pictures, spec)
 
     def work(opened: EquipmentCache) -> None:
@@ -78,7 +78,7 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
 def test_a_unit_that_another_worker_has_done_meanwhile_is_not_encoded_again(
         pictures: Path, means: str, tmp_path: Path, passed: list[int]) -> None:
     extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), OPTIONS)
-    spec, opened = EquipmentSpec(EncoderSpec(means), decoders=1), EquipmentCache()
+    spec, opened = EquipmentSpec(EncoderSpec(means), OPTIONS), EquipmentCache()
     passed.clear()
     assert encode_unit(units_of(tmp_path / "store.zarr", pictures, spec)[1], opened.get(spec)).rows == 8
     opened.close()
@@ -96,7 +96,7 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
 
     monkeypatch.setattr("onceclip.pipeline.extraction.processes.CACHE", opened)
     monkeypatch.setattr("onceclip.pipeline.extraction.units.EncoderThreads", noting)
-    spec = EquipmentSpec(EncoderSpec(means), decoders=1)
+    spec = EquipmentSpec(EncoderSpec(means), OPTIONS)
     try:
         plan_store(spec)
         equipment = opened.get(spec)
@@ -107,7 +107,7 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
                 assert torch.get_num_threads() == threads
         assert numbers == [2, 2, 1, 1]
         assert opened.get(spec) is equipment
-        larger = opened.get(replace(spec, batch_size=8))
+        larger = opened.get(replace(spec, options=replace(OPTIONS, batch_size=8)))
         assert larger is not equipment
         assert larger.encoder is equipment.encoder
     finally:
@@ -121,7 +121,7 @@ def test_a_worker_embeds_text_with_as_many_threads_as_the_command_would(
     monkeypatch.setattr("onceclip.pipeline.extraction.processes.open_writer", lambda store, encoder: None)
     monkeypatch.setattr("onceclip.pipeline.extraction.processes.embed_prompts", lambda *_: torch.get_num_threads())
     before = torch.get_num_threads()
-    task = TextTask(str(store_path), EquipmentSpec(EncoderSpec(means), decoders=1), (), None, None, before + 1)
+    task = TextTask(str(store_path), EquipmentSpec(EncoderSpec(means), OPTIONS), (), before + 1)
     try:
         assert embed_text(task) == before + 1
         assert torch.get_num_threads() == before
