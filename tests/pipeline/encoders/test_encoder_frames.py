@@ -53,7 +53,7 @@ def film(path: Path, levels: Sequence[int]) -> None:
 def films(tmp_path: Path) -> Path:
     """Six videos that grow brighter and six that grow darker, one of them shorter than what the encoder takes."""
     for number in range(6):
-        levels = [40 + 20 * each for each in range(4 + number)] if number else [40, 200]
+        levels = [40 + 20 * each + 4 * number for each in range(4 + number)] if number else [40, 200]
         film(tmp_path / "films" / "brighter" / f"{number}.mp4", levels)
         film(tmp_path / "films" / "darker" / f"{number}.mp4", levels[::-1])
     return tmp_path / "films"
