@@ -36,9 +36,8 @@ from onceclip.pipeline.decoding.on_device import DeviceDecoder
 from onceclip.pipeline.decoding.preparation import ON_DEVICE
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.images import EncoderThreads
-from onceclip.pipeline.extraction.equipment import Equipment, EquipmentSpec
 from onceclip.pipeline.extraction.inventory import take_inventory
-from onceclip.pipeline.extraction.units import encode_units, rows_to_embed, unit_tasks
+from onceclip.pipeline.extraction.units import encode_units, rows_to_embed, units_of
 from onceclip.pipeline.sources import class_names, open_source
 from onceclip.pipeline.workers.devices import CUDA
 from onceclip.stores import StoreWriter
@@ -125,10 +124,9 @@ class Ways:
             classes = class_names(self.records)
             inventory = take_inventory(self.records, classes, writer.store)
             writer.plan(inventory.table, classes)
-            equipment = Equipment(EquipmentSpec(EncoderSpec(self.encoder.info["name"])), self.encoder, decoders)
             remaining = rows_to_embed(writer)
-            tasks = unit_tasks(writer, remaining, inventory.contents, equipment.spec)
-            steps = encode_units(equipment, writer, tasks, len(remaining.rows), views=False)
+            units = units_of(writer, remaining, inventory.contents)
+            steps = encode_units(self.encoder, decoders, writer, units, len(remaining.rows), views=False)
             return sum(step.rows - step.bad for step in steps)
 
     @contextmanager

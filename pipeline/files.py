@@ -32,6 +32,7 @@ VIDEOS = frozenset([
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, from its upper left corner
 LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
 _AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
+_LENGTH = 8  # bytes that say how long a packed file is
 _DEPTH = 64  # lists in lists of what `read_json` takes; results have four
 
 
@@ -275,6 +276,24 @@ def pnm(values: np.ndarray) -> bytes:
     kind = b"P6" if values.ndim == 3 else b"P5"
     height, width = values.shape[:2]
     return b"%b %d %d 255\n" % (kind, width, height) + np.ascontiguousarray(values, np.uint8).tobytes()
+
+
+def packed(mark: bytes, parts: Sequence[bytes]) -> bytes:
+    """Several files as one content: a mark of its kind, then each file, all but the last behind their lengths."""
+    return mark + b"".join(len(part).to_bytes(_LENGTH, "little") + part for part in parts[:-1]) + parts[-1]
+
+
+def unpacked(mark: bytes, content: bytes, number: int) -> list[bytes]:
+    """The files, so many, of what `packed` gave. Raises ValueError for what has another mark."""
+    if not content.startswith(mark):
+        raise ValueError("another kind of content")
+    parts, begin = list[bytes](), len(mark)
+    for _ in range(number - 1):
+        begin += _LENGTH
+        end = begin + int.from_bytes(content[begin - _LENGTH:begin], "little")
+        parts.append(content[begin:end])
+        begin = end
+    return [*parts, content[begin:]]
 
 
 def _check_size(size: int) -> None:

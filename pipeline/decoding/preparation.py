@@ -17,6 +17,7 @@ from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.files import import_name
 from onceclip.pipeline.sources.record import parted
+from onceclip.pipeline.sources.videos import frames_in
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
@@ -46,6 +47,7 @@ class Preparation:
     exact. exif: whether the camera's orientation is applied.
     custom: "module:function" of a preprocessing of its own, from a Pillow image to floats (3, height, width).
     second: "mask" where that takes the image and its mask, and gives floats (channels, height, width); else empty.
+    frames: of a video that the encoder takes as one input, (frames, ...) pixels; 0 where it takes images.
     style: "open_clip", or "transformers", which makes images RGB before they are resized and rounds margins down.
     """
 
@@ -61,11 +63,20 @@ class Preparation:
     style: str = "open_clip"
     second: str = ""
     channels: int = 3
+    frames: int = 0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image's pixels."""
-        return (self.channels, *self.size) if self.custom else (*self.size, 3)
+    def shape(self) -> tuple[int, ...]:
+        """Of the pixels of one image, or of the frames of one video."""
+        image = (self.channels, *self.size) if self.custom else (*self.size, 3)
+        return (self.frames, *image) if self.frames else image
+
+    @property
+    def together(self) -> str:
+        """What the encoder looks at together, in words, where that is more than an image file; else empty."""
+        if self.frames:
+            return f"{self.frames} frames of every video"
+        return "a mask of every image" if self.second else ""
 
     @property
     def dtype(self) -> np.dtype:
@@ -77,6 +88,8 @@ class Preparation:
 
         Raises BadImage if the bytes are not an image, are cut short, or cannot be brought to size.
         """
+        if self.frames:
+            return np.stack([self.plain(self.open(frame)) for frame in frames_in(content, self.frames)])
         if not self.second:
             return self.plain(self.open(content))
         image, mask = parted(content)
@@ -130,6 +143,8 @@ class Preparation:
 
         It is whole and baseline, grey or by its own words YCbCr, upright where that is asked for, and not too large.
         """
+        if self.frames:
+            return None
         try:
             image = Image.open(io.BytesIO(content), formats=("JPEG",))
             transform = image.info.get("adobe_transform", 1 if {"jfif", "exif"} & image.info.keys() else None)
@@ -158,8 +173,8 @@ class Preparation:
         if not self.custom:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         values = np.asarray(_function(self.custom)(image, *others), self.dtype)
-        if values.shape != self.shape:
-            raise ValueError(f"{self.custom} gave an array of shape {values.shape}, not {self.shape}")
+        if values.shape != (self.channels, *self.size):
+            raise ValueError(f"{self.custom} gave an array of shape {values.shape}, not {(self.channels, *self.size)}")
         return values
 
     def _fitted(self, opened: Opened) -> Image.Image:

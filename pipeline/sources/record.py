@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from onceclip.pipeline.errors import BadImage, SourceError
+from onceclip.pipeline.files import packed, unpacked
 
 MASK = "mask"
-_START = b"onceclip: an image and its mask\0"
-_LENGTH = 8  # bytes that say how long the image is
+_MARK = b"onceclip: an image and its mask\0"
 _NO_MASK = "it has no mask, which the encoder looks at: give a manifest with a column mask"
 
 
@@ -60,7 +60,8 @@ class SourceOptions:
 
     root: folder or URL that the paths of a manifest or list are relative to; that of a torchvision data set.
     every, frames: every n-th frame of a video, or n frames of it. download: whether torchvision may fetch a data set.
-    unlabelled: whether classes are left out. columns: those of a table of images by role, such as ("label", "species").
+    clip: frames of a video that an encoder takes as one row; 0 for rows of images. unlabelled: whether classes are left
+    out. columns: those of a table of images by role, such as ("label", "species").
     """
 
     root: str | None = None
@@ -69,6 +70,7 @@ class SourceOptions:
     download: bool = False
     unlabelled: bool = False
     columns: tuple[tuple[str, str], ...] = ()
+    clip: int = 0
 
     def __post_init__(self) -> None:
         if self.every and self.frames:
@@ -141,7 +143,7 @@ class WithMask:
             mask = self._mask.read()
         except BadImage as error:
             raise BadImage(f"its mask: {error}") from error.__cause__
-        return _START + len(image).to_bytes(_LENGTH, "little") + image + mask
+        return packed(_MARK, [image, mask])
 
 
 def as_seen(content: Content, second: str) -> Content:
@@ -151,8 +153,8 @@ def as_seen(content: Content, second: str) -> Content:
 
 def parted(content: bytes) -> tuple[bytes, bytes]:
     """The bytes of an image and of its mask. Raises BadImage where they are of one file."""
-    begin = len(_START) + _LENGTH
-    if not content.startswith(_START) or len(content) < begin:
-        raise BadImage(_NO_MASK)
-    end = begin + int.from_bytes(content[len(_START):begin], "little")
-    return content[begin:end], content[end:]
+    try:
+        image, mask = unpacked(_MARK, content, 2)
+    except ValueError:
+        raise BadImage(_NO_MASK) from None
+    return image, mask
