@@ -4,9 +4,9 @@ The grid: five numbers of shots, five learning rates, five ratios and eight seed
 rows. The peers' loop and their process per run are timed on runs spread over the grid and multiplied up; neither draws
 its rows nor scores val rows. A process imports what the published trainer imports, and does not load CLIP as that does.
 The search finds, for each number of shots and each seed, the setting that is best on val rows: the peers train all of
-them; ours are short trainings of which the best go on, in bfloat16 where the processor is faster with it, and
-one in float32 at the end. Whatever processes take to start is in our times. Steps are compiled once, at first; what that takes is a figure of its own, and all
-processes that come after load the code.
+them; ours are short trainings of which the best go on, in bfloat16 where the processor is faster with it, and one in
+float32 at the end. Whatever processes take to start is in our times. Steps are compiled once, at first; what that takes
+is a figure of its own, and all processes that come after load the code.
 """
 
 from __future__ import annotations
@@ -227,12 +227,14 @@ def command(store: Path | None, classes: int, dim: int, shots: str, seeds: int, 
         of_all = {"3": ratio(seconds, PROCESSES, FLOAT32),
                   **{f"2 {way.split()[-1]}": ratio(seconds, LOOP, way) for way in own}} if whole else {}
         yield make_row("CLIP-Adapter, all runs of a grid", at,
-                       {way: seconds[way] for way in (LOOP, PROCESSES, *own)}, list(own), goals=of_all, compiling_once_takes=compiled, peer_runs_timed=len(grid.samples),
+                       {way: seconds[way] for way in (LOOP, PROCESSES, *own)}, list(own), goals=of_all,
+                       compiling_once_takes=compiled, peer_runs_timed=len(grid.samples),
                        peer_process_imports=", ".join(peers.IMPORTS),
                        accuracy_less_the_peers=grid.apart(),
                        accuracy_float32=float(np.mean([row["accuracy"] for row in grid.found["sweep"]])),
                        **({"accuracy_bfloat16": float(np.mean(grid.found["narrow"]))} if BFLOAT16 in own else {}))
         (val, test), found = grid.best_of_all(), np.mean(grid.found["search"], axis=0)
         yield make_row("CLIP-Adapter, the best settings of a grid", at, {way: seconds[way] for way in (LOOP, SEARCH)},
-                       [SEARCH], goals={"best": ratio(seconds, LOOP, SEARCH)} if whole else {}, accuracy_val_of_all_runs=val,
-                       accuracy_val_found=float(found[0]), accuracy_of_all_runs=test, accuracy_found=float(found[1]))
+                       [SEARCH], goals={"best": ratio(seconds, LOOP, SEARCH)} if whole else {},
+                       accuracy_val_of_all_runs=val, accuracy_val_found=float(found[0]), accuracy_of_all_runs=test,
+                       accuracy_found=float(found[1]))

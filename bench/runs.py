@@ -97,7 +97,8 @@ def beside(case: Case, shots: int, dim: int, runs: int, repeats: int) -> Row:
     return make_row(f"{case.name}, {case.classes} classes, {runs} run{'s' * (runs > 1)}",
                     {"shots": shots, "dim": dim, "epochs": case.epochs}, seconds,
                     [way for way in ways if way != "peer"], work / peak(torch.float32), goals,
-                    steps=case.epochs * -(-number // BATCH), products=fast_products(), seconds_to_compile=compiling_takes,
+                    steps=case.epochs * -(-number // BATCH), products=fast_products(),
+                    seconds_to_compile=compiling_takes,
                     **{f"{kind}_of_its_bound": work / peak(torch.bfloat16) / median(seconds[f"{kind}, compiled"])
                        for kind in kinds if kind == "bfloat16"})
 

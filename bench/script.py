@@ -85,8 +85,8 @@ def command(shots: int, seeds: int, repeats: int) -> Iterator[Row]:
         told = subprocess.run([sys.executable, *usual], capture_output=True, text=True, check=True)
         accuracy = json.loads(told.stdout)
         results = os.path.join(place, "results")
-        used(["sweep", store, "--methods", "zero-shot,gda,lp++", "--shots", str(shots), "--seeds", f"1-{seeds}", "--out",
-              results, "--local-workers", "1"])
+        used(["sweep", store, "--methods", "zero-shot,gda,lp++", "--shots", str(shots), "--seeds", f"1-{seeds}",
+              "--out", results, "--local-workers", "1"])
         rows = [json.loads(line) for line in (Path(results) / "results.jsonl").read_text().splitlines()]
     means = {method: statistics.fmean(row["accuracy"] for row in rows if row["method"] == method)
              for method in ("zero-shot", "gda", "lp++")}

@@ -101,7 +101,8 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     yield "| | onceclip | the usual way |"
     yield "| --- | --- | --- |"
     for line in SUMMARY:
-        row = next((row for row in reversed(rows) if row.bench == line.bench and row.figure.startswith(line.figure)), None)
+        own_rows = (row for row in reversed(rows) if row.bench == line.bench and row.figure.startswith(line.figure))
+        row = next(own_rows, None)
         own, usual = (in_words(row.medians[way]) if row and way else UNKNOWN if way else ""
                       for way in (line.own, line.usual))
         yield f"| {line.text} | {own} | {usual}{f' ({line.usual_text})' if line.usual else ''} |"

@@ -111,7 +111,7 @@ def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
 
 def _start(run: Run, known: dict[Any, Parameters]) -> Parameters:
     """Start values of a run, drawn once for those that differ in numbers of the optimizer alone."""
-    key = tuple((name, value) for name, value in _values(run.method).items() if name not in OF_STEPS)
+    key = tuple((name, value) for name, value in run.method.training_values if name not in OF_STEPS)
     if key not in known:
         known[key] = run.start
     return known[key]

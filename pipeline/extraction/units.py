@@ -20,7 +20,6 @@ from onceclip.pipeline.encoders.images import EMBEDDING, Encoded, EncoderThreads
 from onceclip.pipeline.extraction.outputs import TOKEN, VIEW, rows_without_views, views_of
 from onceclip.pipeline.sources import Content
 from onceclip.stores import StoreWriter, open_store
-from onceclip.stores.location import everywhere
 from onceclip.stores.schema import BAD, SPLITS, STORED, TODO
 from onceclip.stores.storage import damage
 
