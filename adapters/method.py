@@ -73,7 +73,8 @@ class Method(Trainable):
         super().__init_subclass__()
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
-        cls.trained = cls.trained or cls.initial is not Trainable.initial
+        if not cls.trained and cls.initial is not Trainable.initial:
+            cls.trained = True
         if cls.presets or "presets" in vars(cls):  # those of a class that this one derives from are not its own
             others = {name: each for name, each in cls.hyperparameters.items() if name != "preset"}
             preset = Hyperparameter("none", "named values for the others; those given by hand win",
