@@ -82,8 +82,8 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     val = some_rows(task.val, task.classes)
     fitted, reached = [], []
     for place, method in enumerate(methods):
-        watched = part_of(progress, place / len(methods), 1 / len(methods))
-        each = fit_selected(method, task, "val", seed=seed, progress=watched).classifier
+        own_progress = part_of(progress, place / len(methods), 1 / len(methods))
+        each = fit_selected(method, task, "val", seed=seed, progress=own_progress).classifier
         logits = next(batched_logits([each.head], val.unit))
         fitted.append(replace(each, temperature=best_temperature(logits, val.label)))
         reached.append(_reached(each, logits, val.label))

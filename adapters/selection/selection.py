@@ -216,12 +216,12 @@ def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any,
         rungs = search.rungs(len(remaining), int(whole)) if trained else [0]
         asked = search.count if search.kind == OPTUNA else 0
         total = max(asked, tried + len(settings))
-        watched = part_of(progress, tried / total, len(settings) / total)
+        own_progress = part_of(progress, tried / total, len(settings) / total)
         for number, epochs in enumerate(rungs):
             again = trained and search.narrow_at(rungs, number)
             methods = [method.with_values(epochs=epochs) for method in remaining] if trained else remaining
             alike = max(search.alike(len(settings), rungs, number), asked and total)
-            rung = part_of(watched, number / len(rungs), 1 / len(rungs))
+            rung = part_of(own_progress, number / len(rungs), 1 / len(rungs))
             trials = train_and_score(methods, again, rung, alike)
             if number < len(rungs) - 1:
                 ranked = sorted(zip(trials, remaining, strict=True),
