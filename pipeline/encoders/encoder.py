@@ -157,16 +157,16 @@ class Encoder:
             self._limit = min(images // 2, self._limit or images)
 
     def _encode(self, pixels: np.ndarray, outputs: tuple[str, ...], tokens: str) -> dict[str, np.ndarray]:
-        there, run = self._to_device(pixels), self._compiled or self._backend.images
-        given = _arrays(run(self._normalized(there, self._dtype), outputs, tokens))
+        images = self._normalized(self._to_device(pixels))
+        run = self._compiled or self._backend.images
+        given = _arrays(run(images.to(self._dtype), outputs, tokens))
         if self._dtype == torch.float32:
             return given
         lost = np.flatnonzero(~np.logical_and.reduce([np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
                                                       for values in given.values()]))
         if len(lost):
             rows = torch.from_numpy(lost).to(self.device)
-            for name, values in _arrays(self._full_precision.images(
-                    self._normalized(there[rows]), outputs, tokens)).items():
+            for name, values in _arrays(self._full_precision.images(images[rows], outputs, tokens)).items():
                 given[name][lost] = values
         return given
 
@@ -190,19 +190,13 @@ class Encoder:
         there.record_stream(computing)
         return there
 
-    def _normalized(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _normalized(self, pixels: Tensor) -> Tensor:
         """In the arithmetic of torchvision's ToTensor and Normalize, step by step, so that bits agree."""
         if pixels.dtype != torch.uint8:
-            return pixels.float().to(dtype)
+            return pixels.float()
         mean, deviation = (torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
                            for values in (self.preparation.mean, self.preparation.std))
-        images = pixels.permute(0, 3, 1, 2)
-        normalized = torch.empty(images.shape, dtype=dtype, device=pixels.device)
-        at_once = 1 if pixels.device.type == "cpu" else max(len(images), 1)  # an image stays in the caches
-        for start in range(0, len(images), at_once):
-            piece = images[start:start + at_once].contiguous().float().div_(255).sub_(mean).div_(deviation)
-            normalized[start:start + at_once] = piece
-        return normalized
+        return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(mean).div_(deviation)
 
 
 class _Compiled:
