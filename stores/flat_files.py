@@ -18,7 +18,6 @@ CHECKSUM = np.dtype("<u4")
 ABSENT = np.iinfo(np.uint64).max  # offset and length of a chunk that a shard does not have
 _PLAIN = [BytesCodec, Crc32cCodec]
 _MOST_MAPS = 512  # far below the number of files that a process may have open
-_PIECE = 2**19  # bytes that are read and checked at a time: a core's caches still hold them
 
 
 def row_checksums(values: np.ndarray) -> np.ndarray:
@@ -132,21 +131,17 @@ class FlatArray:
 
         Raises OSError if it is missing, ValueError if it is cut short or does not match its checksum.
         """
-        size, check, found = self.height * self.row_bytes, bytearray(CHECKSUM.itemsize), 0
-        offset, behind = self._offset(number), size + len(check)
+        check = bytearray(CHECKSUM.itemsize)
+        size = self.height * self.row_bytes + len(check)
+        offset = self._offset(number)
         with open(self._path(number), "rb", buffering=0) as file:
             there = os.fstat(file.fileno()).st_size
-            if there < offset + behind or (not self.sharded and there != behind):  # before any memory is taken for it
-                raise ValueError(f"chunk {number} is not {behind} bytes long")
+            if there < offset + size or (not self.sharded and there != size):  # before any memory is taken for it
+                raise ValueError(f"chunk {number} is not {size} bytes long")
             buffer = np.empty((self.height, *self.row_shape), self.dtype) if out is None else out
-            content = buffer.reshape(-1).view(np.uint8)
-            for start in range(0, size, _PIECE):
-                piece = content[start:start + _PIECE]
-                if os.preadv(file.fileno(), [piece.data], offset + start) != len(piece):
-                    raise ValueError(f"chunk {number} is cut short")
-                found = google_crc32c.extend(found, _frozen(piece))
-            if os.preadv(file.fileno(), [check], offset + size) != len(check):
-                raise ValueError(f"chunk {number} is cut short")
+            if os.preadv(file.fileno(), [buffer.reshape(-1).view(np.uint8).data, check], offset) != size:
+                raise ValueError(f"chunk {number} is not {size} bytes long")
+        found = checksum(buffer)
         if found != int(np.frombuffer(check, CHECKSUM)[0]):
             raise ValueError(f"chunk {number}: the checksum does not match")
         return buffer, found

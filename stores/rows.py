@@ -93,10 +93,8 @@ def read_rows(array: zarr.Array, flat: FlatArray | None, rows: np.ndarray,
     if len(runs) == 1:
         return result, one(runs[0]) and whole
     if runs:
-        threads = min(os.cpu_count() or 1, 8)
-        with ThreadPoolExecutor(threads) as pool:  # handing out chunks one by one would cost as much as opening them
-            shares = [runs[start::threads] for start in range(threads)]
-            whole = all(list(pool.map(lambda share: all(list(map(one, share))), shares))) and whole
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            whole = all(list(pool.map(one, runs))) and whole
     return result, whole
 
 

@@ -137,16 +137,17 @@ class Encoder:
             self._limit = min(images // 2, self._limit or images)
 
     def _encode(self, pixels: np.ndarray, outputs: tuple[str, ...], tokens: str) -> dict[str, np.ndarray]:
-        there, run = self._to_device(pixels), self._compiled or self._backend.images
-        given = _arrays(run(self._normalized(there, self._dtype), outputs, tokens), outputs)
+        images = self._normalized(self._to_device(pixels))
+        run = self._compiled or self._backend.images
+        given = _arrays(run(images.to(self._dtype), outputs, tokens), outputs)
         if self._dtype == torch.float32:
             return given
         lost = np.flatnonzero(~np.logical_and.reduce([np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
                                                       for values in given.values()]))
         if len(lost):
             rows = torch.from_numpy(lost).to(self.device)
-            full = self._full_precision.images(self._normalized(there[rows]), outputs, tokens)
-            for name, values in _arrays(full, outputs).items():
+            full = _arrays(self._full_precision.images(images[rows], outputs, tokens), outputs)
+            for name, values in full.items():
                 given[name][lost] = values
         return given
 
@@ -170,19 +171,13 @@ class Encoder:
         there.record_stream(computing)
         return there
 
-    def _normalized(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _normalized(self, pixels: Tensor) -> Tensor:
         """In the arithmetic of torchvision's ToTensor and Normalize, step by step, so that bits agree."""
         if pixels.dtype != torch.uint8:
-            return pixels.float().to(dtype)
+            return pixels.float()
         mean, deviation = (torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
                            for values in (self.preparation.mean, self.preparation.std))
-        images = pixels.movedim(-1, -3)
-        normalized = torch.empty(images.shape, dtype=dtype, device=pixels.device)
-        at_once = 1 if pixels.device.type == "cpu" else max(len(images), 1)  # an image stays in the caches
-        for start in range(0, len(images), at_once):
-            piece = images[start:start + at_once].contiguous().float().div_(255).sub_(mean).div_(deviation)
-            normalized[start:start + at_once] = piece
-        return normalized
+        return pixels.movedim(-1, -3).contiguous().float().div_(255).sub_(mean).div_(deviation)
 
 
 class _Compiled:

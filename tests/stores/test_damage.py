@@ -44,16 +44,6 @@ def test_a_flipped_byte_is_an_error_and_never_a_number(store_copy: Path, array: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("position", [0, 99, 100, 1000, -5, -1])  # the last four bytes are the checksum
-def test_a_flipped_byte_is_found_in_whichever_piece_of_a_chunk_it_lies(store_copy: Path, position: int,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onceclip.stores.flat_files._PIECE", 100)
-    use_everything(store_copy)
-    flip(chunk_files(store_copy, "image/embedding")[1], position)
-    with pytest.raises(StoreDamaged, match="chunk 1"):
-        use_everything(store_copy)
-
-
 @pytest.mark.parametrize("array", [*(f"image/{name}" for name in COLUMNS), "text/default/embedding"])
 def test_a_deleted_chunk_is_an_error_and_never_a_fill_value(store_copy: Path, array: str) -> None:
     """zarr-python#486, #587: a missing chunk reads as fill values, NaN rows or labels -1, with no error."""

@@ -70,13 +70,6 @@ def test_pixels_are_normalised_to_the_bit_as_open_clip_does(encoder: Any, own_pr
     assert np.array_equal(mine.numpy(), own_preprocess(image))
 
 
-def test_images_are_normalised_alike_alone_and_together_in_every_precision(encoder: Any) -> None:
-    images = torch.from_numpy(pixels())
-    together = encoder._normalized(images)
-    assert torch.equal(together, torch.cat([encoder._normalized(image[None]) for image in images]))
-    assert torch.equal(encoder._normalized(images, torch.bfloat16), together.bfloat16())
-
-
 @pytest.mark.parametrize("tokens", ["last", "value"])
 def test_several_outputs_cost_one_pass_and_leave_the_embedding_as_it_is(encoder: Any, tokens: str) -> None:
     """thingsvision#186: several layers in one pass; openai/CLIP#353: which layer an embedding is of."""
