@@ -17,7 +17,6 @@ from itertools import count
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, get_worker
@@ -219,10 +218,7 @@ def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) ->
                                                  if gpus else {}}} for place in range(number)}
     scheduler = {"cls": Scheduler, "options": {**safe, "host": _LOOPBACK, "port": 0, "dashboard": False,
                                                "dashboard_address": f"{_LOOPBACK}:0", "allowed_failures": 1}}
-    quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _QUIET)))
-    # Workers inherit the variables, which libraries read when they are loaded; dask sets a further one.
-    inherited = patch.dict(os.environ, {**_ENVIRONMENT, "PYTHONWARNINGS": quiet})
-    with dask.config.set(_LOCAL), inherited, ExitStack() as opened:
+    with dask.config.set(_LOCAL), _environment(), ExitStack() as opened:
         try:
             with _without_ctrl_c():
                 processes = SpecCluster(nannies, scheduler, security=safe["security"])
@@ -265,6 +261,20 @@ def _silence() -> None:
     """Silence dask's log: errors that matter are raised."""
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set the variables that workers inherit; libraries read them when they are loaded."""
+    warnings = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _QUIET)))
+    values = {**_ENVIRONMENT, "PYTHONWARNINGS": warnings}
+    before = {name: os.environ.get(name) for name in (*values, "PYTHONHASHSEED")}  # dask sets the last one
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
 @contextmanager

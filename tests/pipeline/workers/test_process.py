@@ -161,10 +161,10 @@ def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_comma
 
 def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_RECOUNT", 0.1)
-    monkeypatch.setattr(scheduler, "_PATIENCE", 1.0)
     with local(1) as workers:
         work = workers.work(work_of, [(name, str(tmp_path / "note")) for name in ("a", "deadly", "b")])
         assert next(work) == "a"
+        monkeypatch.setattr(scheduler, "_PATIENCE", 1.0)
         monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts with it
         with pytest.raises(WorkerError, match=r"^no worker can be started any more: see whether this machine has room"):
             list(work)
