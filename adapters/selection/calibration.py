@@ -20,6 +20,7 @@ from onceclip.adapters.task import Task
 
 VALIDATION, LEFT_OUT, HELD_OUT = "val", "loo", "held-out"
 KINDS = ("lac", "aps")
+_PIECE = 2**22  # logits that are looked at in one go: 32 MiB in float64
 _MOST = 499  # scores that an adapter keeps; of more, each stands for those below it
 _DIGITS = 1e8
 
@@ -66,10 +67,11 @@ def conformity(logits: Tensor, label: Tensor, temperature: float, seed: int = 0)
     [0, 1), the randomized score of Romano, Sesia and Candès (NeurIPS 2020, equation 7). Without the random share, sets
     of a classifier that is mostly right are far too large: its threshold is near one, and so are sums of few classes.
     """
-    probability = (logits.double() / temperature).softmax(dim=1)
-    own = label.to(logits.device)[:, None]
     share = random_shares(f"{seed} of those that calibrate {number}" for number in range(len(label)))
-    found = {"lac": 1 - probability.gather(1, own)[:, 0], "aps": _summed(probability, share).gather(1, own)[:, 0]}
+    rows = max(1, _PIECE // logits.shape[1])
+    pieces = [_of_own(part, own[:, None], random, temperature) for part, own, random in zip(
+        logits.split(rows), label.to(logits.device).split(rows), share.to(logits.device).split(rows), strict=True)]
+    found = {kind: torch.cat(each) for kind, each in zip(KINDS, zip(*pieces, strict=True), strict=True)}
     return {kind: _thinned([math.ceil(score * _DIGITS) / _DIGITS for score in scores.sort().values.tolist()])
             for kind, scores in found.items()}
 
@@ -78,6 +80,15 @@ def random_shares(keys: Iterable[str]) -> Tensor:
     """A number in [0, 1) for every key, the same on every machine: (keys,) float64."""
     return torch.tensor([int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=6).digest())
                          / 2**48 for key in keys], dtype=torch.float64)
+
+
+def _of_own(logits: Tensor, own: Tensor, share: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Scores of the true classes (rows, 1), of both kinds: two of (rows,); without sorting, as for `_summed`."""
+    probability = (logits.double() / temperature).softmax(dim=1)
+    mine = probability.gather(1, own)
+    first = torch.arange(logits.shape[1], device=logits.device) <= own  # of equal ones, those that stand in front count
+    higher = (probability > mine) | ((probability == mine) & first)
+    return 1 - mine[:, 0], (probability * higher).sum(dim=1) - share * mine[:, 0]
 
 
 def _summed(probability: Tensor, share: Tensor) -> Tensor:
