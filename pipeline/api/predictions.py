@@ -172,10 +172,12 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
         >>> all(each["suggested"] != each["label"] for each in wrong)
         True
     """
+    from onceclip.pipeline.encoders.spec import clip_of
     from onceclip.pipeline.prediction import label_errors as errors
     from onceclip.pipeline.prediction import label_next as active
     from onceclip.pipeline.prediction.inputs import list_inputs, store_among
     from onceclip.pipeline.prediction.predict import encoder_of
+    from onceclip.pipeline.sources import SourceOptions
     from onceclip.pipeline.tasks.encoders import joined_store, require_store
 
     if (label_next is None) == (not label_errors):
@@ -190,7 +192,7 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
     store = inputs if isinstance(inputs, Store) else store_among(paths)
     require_store(join, store)
     store = store and joined_store(store, join, classifier)
-    records = [] if store else list_inputs(paths).records
+    records = [] if store else list_inputs(paths, SourceOptions(clip=clip_of(classifier.encoder))).records
     if store and label_errors:
         found = errors.label_errors(classifier, store, whole(most, "most", 1), progress)
     elif store:

@@ -20,9 +20,10 @@ from onceclip.pipeline.api.arguments import (
     whole,
 )
 from onceclip.pipeline.errors import ArgumentError
-from onceclip.pipeline.files import csv_file, whole_file
+from onceclip.pipeline.files import csv_file
 from onceclip.pipeline.words import csv_cell
 from onceclip.stores import Store
+from onceclip.stores.location import whole_file
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.pipeline.api.arguments import listed, opened, optional, path_of, place_of, spec_of, whole
 from onceclip.pipeline.errors import ArgumentError, ArrayError
-from onceclip.pipeline.files import local_place
 from onceclip.stores import Store
+from onceclip.stores.location import local_path
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.extraction.extract import Extraction
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.prompts import Prompts
-    from onceclip.pipeline.workers.work import Workers
+    from onceclip.pipeline.workers.cluster import Workers
     from onceclip.stores.compact import Compaction
     from onceclip.stores.verification import Verification
 
@@ -67,7 +67,7 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     from onceclip.pipeline.extraction.import_arrays import import_arrays as run
 
     place, target = place_of(source, "a file or a folder of arrays"), place_of(store, "where the store is to be")
-    if (Path(local_place(place)) / "zarr.json").is_file():
+    if (Path(local_path(place)) / "zarr.json").is_file():
         raise ArrayError(f"{opened(place).path} is a store already, which fit, evaluate and the like take as it is; "
                          f"`onceclip compact {place} {target}` copies it")
     files = {name: path_of(file, f"text set {name}: a file") for name, file in (text_sets or {}).items()}
@@ -136,9 +136,9 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     """The sentences that `add_text` would embed; arguments as there."""
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
     from onceclip.pipeline.prompts.captions import captions_for, load_captions
+    from onceclip.pipeline.prompts.descriptions import state_descriptions
     from onceclip.pipeline.prompts.embedding import NAME, check_name, prompts_for
     from onceclip.pipeline.prompts.prompts import DEFAULT_TEMPLATES, build_prompts, class_phrases
-    from onceclip.pipeline.prompts.states import state_descriptions
 
     if not isinstance(name, str):
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")

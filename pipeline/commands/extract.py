@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.extraction.extract import Extraction, PartDone
     from onceclip.pipeline.extraction.outputs import OutputOptions
-    from onceclip.pipeline.workers.work import Part
+    from onceclip.pipeline.workers import Part
 
 _SPLITS = ("train", "val", "test")
 _VIEWS = ("views", "ten_crop", "crops")
@@ -185,7 +185,7 @@ def extract(source: str, store: str, encoder: EncoderSpec, device: str, sources:
     one_way(retry_bad=retry_bad, part=part)
     # Workers start before this process imports what they import too.
     cluster = click.get_current_context().with_resource(
-        workers_of(scheduler, local_workers, ("onceclip.pipeline.extraction.units",)))
+        workers_of(scheduler, local_workers, ("onceclip.pipeline.extraction.processes",)))
 
     from onceclip.pipeline.api.stores import extract as run
     from onceclip.pipeline.extraction.extract import PartDone, extract_part

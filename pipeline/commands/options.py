@@ -18,7 +18,7 @@ from tqdm import tqdm
 from onceclip.pipeline.commands.parameter_types import LocalPath, Missing, PartOf, pair_in
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.workers.work import Workers
+    from onceclip.pipeline.workers.cluster import Workers
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 KEEPS_NOTHING = "onceclip.keeps_nothing"  # of a context: its command begins anew, though others of its name go on
@@ -141,9 +141,11 @@ def encoder_options(required: bool) -> Decorator:
         @wraps(function)
         def command(model: str | None, pretrained: str | None, preprocess: str | None, device: str, **given: Any
                     ) -> None:
-            from onceclip.pipeline.encoders import EncoderSpec
+            from onceclip.pipeline.encoders.spec import EncoderSpec, check_model
 
             encoder = EncoderSpec(model, pretrained, device=device, preprocess=preprocess) if model else None
+            if encoder:
+                check_model(encoder)  # before a library is imported
             function(encoder=encoder, device=device, **given)
 
         return options(command)
@@ -165,13 +167,13 @@ def require_there(adapters: Iterable[str | None] = (), stores: Iterable[str | No
     Raises AdapterFileError, NotAStore.
     """
     from onceclip.adapters.saving import CONFIG, file_of, read_configuration
-    from onceclip.pipeline.files import is_url, local_place
+    from onceclip.pipeline.files import is_url, local_path
 
-    for folder in (Path(local_place(place)) for place in adapters if place and not is_url(place)):
+    for folder in (Path(local_path(place)) for place in adapters if place and not is_url(place)):
         if not os.path.isfile(file_of(folder, CONFIG)):
             read_configuration(folder)
     for place in (place for place in stores if place and not is_url(place)):
-        if not os.path.isfile(os.path.join(local_place(place), "zarr.json")):  # a zip file, or no store
+        if not os.path.isfile(os.path.join(local_path(place), "zarr.json")):  # a zip file, or no store
             from onceclip.stores import open_store
 
             open_store(place)

@@ -88,7 +88,7 @@ class PartOf(click.ParamType):
     name = "I/N"
 
     def convert(self, value: Any, param: Any, context: Any) -> Any:
-        from onceclip.pipeline.workers.work import Part
+        from onceclip.pipeline.workers import Part
 
         try:
             return value if isinstance(value, Part) else Part.parse(value)

@@ -38,7 +38,7 @@ def report(results: tuple[str, ...], out: Path, as_json: bool, **of_adapter: Any
     """
     from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.files import RESULTS
-    from onceclip.stores.copy import local_copy
+    from onceclip.stores.location import local_copy
 
     first, *others = results
     with local_copy(first) as folder:
@@ -84,7 +84,7 @@ def table(results: tuple[str, ...], form: str, out: Path | None, as_json: bool, 
         onceclip table results --columns shots --methods zero-shot,gda
     """
     from onceclip.pipeline.api.tables import table as make
-    from onceclip.pipeline.files import whole_file
+    from onceclip.stores.location import whole_file
 
     text = make(list(results), form, **shown)
     if out is not None:

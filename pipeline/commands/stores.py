@@ -176,7 +176,7 @@ def verification_lines(found: Verification) -> Iterator[str]:
 @click.argument("store")
 @click.argument("new")
 @click.option("--shard-rows", type=click.IntRange(1), metavar="N",
-              help="Rows per shard of embeddings.  [default: 262144, fewer where rows are large]")
+              help="Rows per shard of embeddings.  [default: 262144, fewer where rows are large or few]")
 @json_option
 def compact(store: str, new: str, shard_rows: int | None, as_json: bool) -> None:
     """Copy a store into few large files.

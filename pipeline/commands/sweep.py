@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.runs.results import Mean
     from onceclip.pipeline.runs.summary import Key, Table
     from onceclip.pipeline.runs.sweep import Plan
-    from onceclip.pipeline.workers.work import Part
+    from onceclip.pipeline.workers import Part
 
 
 @click.command()
