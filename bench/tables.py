@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 import onceclip
-from onceclip.pipeline.commands.results import comparison_lines
+from onceclip.pipeline.commands.compare import comparison_lines
 from onceclip.pipeline.words import counted
 
 

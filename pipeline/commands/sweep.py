@@ -1,28 +1,25 @@
-"""`onceclip sweep` and `incremental`: many runs on one or more stores, and classes that arrive in sessions."""
+"""`onceclip sweep`: many runs on one or more stores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
-from onceclip.pipeline.commands.inference import inference_options, settings_in
+from onceclip.pipeline.commands.inference import inference_options
 from onceclip.pipeline.commands.options import (
     compile_option,
     coverage_option,
     draw_options,
-    import_option,
     join_option,
     json_option,
     one_way,
     part_option,
-    percentage,
     require_there,
     scheduler_option,
     show,
@@ -30,8 +27,8 @@ from onceclip.pipeline.commands.options import (
     training_device_option,
     workers_of,
 )
-from onceclip.pipeline.commands.parameter_types import SHOTS, LocalPath, Names, Numbers, ShotList, names_in, pair_in
-from onceclip.pipeline.words import counted, percent
+from onceclip.pipeline.commands.parameter_types import LocalPath, Names, Numbers, ShotList, names_in, pair_in
+from onceclip.pipeline.words import counted
 
 if TYPE_CHECKING:
     from onceclip.pipeline.runs.results import Mean
@@ -199,65 +196,3 @@ def _cell(mean: Mean | None, signed: bool) -> str:
         return "-"
     half = "" if mean.half_width is None else f" ± {100 * mean.half_width:.1f}"
     return f"{100 * mean.value:{'+' if signed else ''}.1f}{half}"
-
-
-@click.command()
-@click.argument("store")
-@click.option("--method", "methods", type=Names(), default="zero-shot,gda,ranpac", show_default=True,
-              metavar="A,B,...", shell_complete=complete_methods,
-              help="Names of methods, or MODULE:CLASS for ones of your own.")
-@click.option("--sessions", type=click.IntRange(1), default=10, show_default=True, help="Sessions that the classes "
-              "arrive in, of equally many.")
-@click.option("--orders", type=Numbers(), default="1-3", show_default=True, help="Seeds of the orders of classes.")
-@click.option("--shots", type=SHOTS, default="all", show_default=True, help="Labelled training images per class.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the draw and of the training.")
-@click.option("--set", "values", multiple=True, metavar="NAME=VALUE", callback=settings_in,
-              help="Set a hyperparameter of all methods that have it (repeatable).")
-@click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
-@click.option("--joint", is_flag=True, help="Fit on the images of all sessions so far: what no method of sessions may "
-              "do, and what it is compared with.")
-@click.option("--out", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER",
-              help="Keep rows in FOLDER/incremental.jsonl, where runs that have a row are not repeated, and draw all "
-              "rows there in FOLDER/incremental.html.")
-@import_option
-@json_option
-def incremental(store: str, methods: list[str], shots: int, out: Path | None, modules: tuple[str, ...], as_json: bool,
-                **asked: Any) -> None:
-    """Score methods on classes that arrive in sessions.
-
-    Each is scored on all classes seen, without the images of earlier sessions.
-
-    \b
-    Example:
-        onceclip incremental pets.zarr --method zero-shot,gda,ranpac --sessions 2 --orders 1-3 --out arriving
-    """
-    require_there(stores=[store])
-    from onceclip.adapters.plugin import import_module
-    from onceclip.pipeline.api.runs import incremental as run
-
-    for module in modules:
-        import_module(module)
-    rows = []
-    for name in methods:
-        with percentage(f"incremental {name}") as progress:
-            rows += run(store, name, shots=shots or None, out=out, progress=progress, shared=len(methods) > 1, **asked)
-    page = None
-    if out:
-        from onceclip.pipeline.reporting.incremental import write_incremental_report
-
-        page = write_incremental_report(out)
-    show(as_json, {"rows": rows, "report": None if page is None else str(page)}, lambda: incremental_lines(rows, page))
-
-
-def incremental_lines(rows: Sequence[Mapping[str, Any]], page: Path | None) -> Iterator[str]:
-    """What each method reached, the mean over the orders."""
-    for name in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == name]
-        lost = [row["forgetting"] for row in mine if row["forgetting"] is not None]
-        yield (f"{name}: {counted(len(mine[0]['sessions']), 'session')}, {counted(len(mine), 'order')}: "
-               f"{percent(fmean(row['average_incremental_accuracy'] for row in mine))} on average, "
-               f"{percent(fmean(row['accuracy'] for row in mine))} at the end, "
-               f"forgetting {percent(fmean(lost)) if lost else '-'}, {max(row['bytes_kept'] for row in mine):,} bytes "
-               f"kept{', earlier images read again' if mine[0]['reads_old_rows'] else ''}")
-    if page:
-        yield f"Curves: {page}"

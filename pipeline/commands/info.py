@@ -1,28 +1,14 @@
-"""`onceclip info`, `verify`, `compact` and `draws`: what a store holds, whether it is sound, and what is made of it."""
+"""`onceclip info`: what a store or a saved adapter holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import (
-    KEEPS_NOTHING,
-    import_option,
-    json_option,
-    percentage,
-    require_there,
-    show,
-)
-from onceclip.pipeline.commands.parameter_types import LocalPath, Numbers, ShotList
+from onceclip.pipeline.commands.options import import_option, json_option, show
 from onceclip.pipeline.words import counted, counts, shots_of
-
-if TYPE_CHECKING:
-    from onceclip.stores.verification import Verification
 
 _LISTED = 20  # classes
 _TEMPLATES = 3
@@ -134,101 +120,3 @@ def _encoder(encoder: Any) -> str:
     weights = f" / {encoder['pretrained']}" if encoder.get("pretrained") else ""
     length = ", normalised" if encoder.get("normalized") else ""
     return f"{encoder.get('name', 'unknown')}{weights}{length}, fingerprint {encoder.get('fingerprint', 'unknown')}"
-
-
-@click.command()
-@click.argument("store")
-@click.option("--repair", is_flag=True, help="Mark what is damaged as to be encoded again by the next extract.")
-@json_option
-def verify(store: str, repair: bool, as_json: bool) -> None:
-    """Read a whole store and check it.
-
-    Checks every chunk of STORE against its checksum, rows, columns and text sets against each other, and looks for
-    equal pictures in different splits or classes. Exit code 1 if anything is wrong.
-
-    \b
-    Example:
-        onceclip verify pets.zarr
-    """
-    from onceclip.pipeline.api.stores import verify as run
-    from onceclip.stores.verification import repair as mend
-
-    with percentage("verify") as progress:
-        found = run(store, progress=progress)
-    show(as_json, asdict(found), lambda: verification_lines(found))
-    if repair and found.faults:
-        click.echo(f"{counted(mend(store, found), 'unit is', 'units are')} marked: run the `onceclip extract` command "
-                   "of this store again", err=True)
-    elif found.faults:
-        raise click.ClickException(f"{store} has {counted(len(found.faults), 'fault')}: add --repair to have the next "
-                                   "extract mend that, or take the store from a copy")
-
-
-def verification_lines(found: Verification) -> Iterator[str]:
-    """What is wrong with a store, or that nothing is."""
-    state = counted(len(found.faults), "fault") if found.faults else "no fault"
-    yield f"{found.store}: {counted(found.images, 'image')}, {counted(found.chunks, 'chunk')} read, {state}"
-    yield from (f"  fault: {each.where} {each.what}" for each in found.faults)
-    yield from (f"  note: {each.where} {each.what}" for each in found.remarks)
-
-
-@click.command()
-@click.argument("store")
-@click.argument("new")
-@click.option("--shard-rows", type=click.IntRange(1), metavar="N",
-              help="Rows per shard of embeddings.  [default: 262144, fewer where rows are large or few]")
-@json_option
-def compact(store: str, new: str, shard_rows: int | None, as_json: bool) -> None:
-    """Copy a store into few large files.
-
-    Joins the chunks of STORE into shards, each checked on the way, for very large stores and for object storage.
-    Every command works on NEW as on STORE. Run the same command again to go on with a copy that was cut short.
-    hf://datasets/ORG/NAME publishes the copy on Hugging Face's hub, with its card, as one commit, which a command that
-    was cut short begins anew (docs/sharing.md).
-
-    \b
-    Examples:
-        onceclip compact pets.zarr s3://my-bucket/pets.zarr
-        onceclip compact pets.zarr hf://datasets/my-name/pets
-    """
-    from onceclip.pipeline.api.stores import compact as run
-
-    click.get_current_context().meta[KEEPS_NOTHING] = new.startswith("hf://")
-    with percentage("compact") as progress:
-        done = run(store, new, shard_rows, progress)
-    show(as_json, asdict(done), lambda: [
-        f"{done.store}: {done.images:,} images, {done.bytes / 1e6:.1f} MB in shards of {done.shard_rows:,} rows",
-        f"  shards written {done.units:,}, reused {done.reused:,}"])
-
-
-@click.command()
-@click.argument("store")
-@click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True,
-              help="Labelled training images per class, each of these numbers.")
-@click.option("--seeds", type=Numbers(), default="1-3", show_default=True, help="Of the draws.")
-@click.option("--format", "form", type=click.Choice(["json", "csv", "coop", "tip-adapter"]), default="json",
-              show_default=True, help="json, csv: keys; coop: CoOp's pickles; tip-adapter: lists of path, number and "
-              "class, as split files have.")
-@click.option("--root", metavar="DIR", help="What other code has the images in: put before every key.")
-@click.option("--out", type=LocalPath(path_type=Path, file_okay=False), required=True, metavar="FOLDER",
-              help="Gets a file shot_K-seed_S for each draw.")
-@json_option
-def draws(store: str, out: Path, as_json: bool, **drawn: Any) -> None:
-    """Write the images that runs train on into files.
-
-    A draw is its training images, and min(shots, 4) validation images per class. Other code that reads them learns from
-    the same images, so that its numbers can be paired with those of a sweep. `fit` and `sweep` read the folder again
-    with --draws.
-
-    \b
-    Example:
-        onceclip draws pets.zarr --shots 1,2,4 --seeds 1-3 --out pets-draws
-        onceclip draws pets.zarr --shots 16 --seeds 1 --format coop --root /data/pets --out split_fewshot
-    """
-    require_there(stores=[store])
-    from onceclip.pipeline.api.datasets import write_draws
-
-    files = write_draws(store, out=out, **drawn)
-    show(as_json, {"store": store, "files": [str(file) for file in files]}, lambda: [
-        f"{out}: {counted(len(files), 'draw')} of {store}",
-        f"Next: onceclip sweep {quote(store)} --draws {quote(str(out))} --out results"])
