@@ -15,7 +15,7 @@ import pytest
 import onceclip
 from onceclip import adapters
 from onceclip.adapters import methods
-from onceclip.pipeline import words
+from onceclip.pipeline.words import version
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(onceclip._PUBLIC)
@@ -134,8 +134,8 @@ def test_the_version_is_that_of_the_package_and_stands_for_a_checkout_too(monkey
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    words.version.cache_clear()
+    version.cache_clear()
     try:
         assert onceclip.__version__ == "0+checkout"
     finally:
-        words.version.cache_clear()
+        version.cache_clear()
