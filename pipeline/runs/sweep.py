@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -30,10 +30,13 @@ from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, recor
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.words import counted, shots_of
+from onceclip.pipeline.workers import Part
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
-from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
 from onceclip.stores.location import everywhere
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.workers.cluster import Workers
 
 MANY = 100  # runs from which starting further processes pays
 
