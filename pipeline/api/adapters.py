@@ -233,8 +233,7 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         40
     """
     from onceclip.pipeline.api.stores import spec_of
-    from onceclip.pipeline.prediction.answers import answers
-    from onceclip.pipeline.prediction.predict import with_sets
+    from onceclip.pipeline.prediction.predict import answers, with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     classifier = loaded(adapter, modules)

@@ -19,8 +19,9 @@ from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import PredictionError, SourceError
 from onceclip.pipeline.evaluation.evaluate import evaluate
 from onceclip.pipeline.extraction.outputs import OutputOptions
+from onceclip.pipeline.prediction.encoding import encoder_of
 from onceclip.pipeline.prediction.inputs import list_inputs
-from onceclip.pipeline.prediction.predict import encoder_of, predict_images, predict_store, rows_to_label
+from onceclip.pipeline.prediction.predict import predict_images, predict_store, rows_to_label
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store

@@ -1,0 +1,117 @@
+"""The encoder that an adapter or a store belongs to, and images and sentences as it embeds them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onceclip.adapters import Classifier
+from onceclip.pipeline.decoding.decoders import Decoders
+from onceclip.pipeline.decoding.views import Views
+from onceclip.pipeline.encoders import Encoder, EncoderSpec
+from onceclip.pipeline.encoders.images import EMBEDDING, Encoded, EncoderThreads, encode
+from onceclip.pipeline.encoders.opening import recorded_encoder
+from onceclip.pipeline.encoders.sentences import encode_sentences
+from onceclip.pipeline.errors import PredictionError, RetrievalError
+from onceclip.pipeline.extraction.outputs import TOKEN
+from onceclip.pipeline.prediction.inputs import list_inputs
+from onceclip.pipeline.sources import Record
+from onceclip.stores import Store, StoreMismatch
+
+
+def encoder_of(classifier: Classifier, given: EncoderSpec | Encoder | None = None, device: str = "auto") -> Encoder:
+    """Load the encoder of an adapter; `given` is a loaded one, or says which where the adapter cannot.
+
+    Raises SourceError if the adapter's embeddings were imported and nothing says which encoder made them,
+    PredictionError for an adapter of several encoders.
+    """
+    others = dict.fromkeys(each.partition("/")[0] for each in classifier.inputs if "/" in each)
+    if others:
+        raise PredictionError(f"the adapter reads embeddings of {len(others) + 1} encoders, and images are encoded by "
+                              "one: extract a store of the images with each, and give the store with "
+                              + " ".join(f"--join {name}=STORE" for name in others))
+    if isinstance(given, Encoder):
+        return given
+    return recorded_encoder(classifier.encoder, "the adapter", given, device, ", or predict on a store")
+
+
+def require_encoder(classifier: Classifier, encoder: Encoder) -> str:
+    """Raise unless the encoder is the adapter's; which patch tokens the adapter takes."""
+    mine, adapters = encoder.info["fingerprint"], classifier.encoder
+    kind = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "")
+    if TOKEN in classifier.inputs and not kind:
+        raise PredictionError(f"the adapter ({classifier.method}) takes patch tokens and does not say which: predict "
+                              "on a store that has them, or fit it again on one that `onceclip extract` made")
+    if adapters.get("imported"):
+        width = sum(int(np.prod(shape)) for shape in
+                    encoder.output_shapes(classifier.inputs, kind or "last").values())
+        if width != classifier.dim:
+            raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {encoder.info['name']} gives "
+                                f"{width}: name the encoder that made the imported features")
+    elif adapters.get("fingerprint") not in (None, mine):
+        raise StoreMismatch(f"the adapter was fitted on embeddings of {adapters['name']} ({adapters['fingerprint']}), "
+                            f"this encoder is {encoder.info['name']} ({mine}): name the right one with --model and "
+                            "--pretrained")
+    return kind or "last"
+
+
+def encoder_for(store: Store, given: EncoderSpec | None = None, device: str = "auto") -> Encoder:
+    """Load the encoder of a store; `given` says where it is, if the store cannot.
+
+    Raises StoreMismatch if it is another one, RetrievalError if its embeddings are of another width.
+    """
+    encoder = recorded_encoder(store.encoder, store.path, given, device)
+    if not store.encoder.get("imported"):
+        store.require_encoder(encoder.info["fingerprint"], f"the query's encoder ({encoder.info['name']})")
+    elif encoder.dim != store.dim:
+        raise RetrievalError(f"{store.path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: "
+                             "name the encoder that made the images")
+    return encoder
+
+
+def encoded(images: Sequence[Record], encoder: Encoder, outputs: Sequence[str] = (EMBEDDING,), tokens: str = "last",
+            views: Views | None = None) -> Generator[Encoded, None, None]:
+    """Read and encode images in their order; `rows` are their numbers. outputs, tokens, views: as of `encode`."""
+    contents = enumerate(image.content for image in images)
+    with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(
+            encode(decoders, threads, contents, len(images), outputs=outputs, tokens=tokens, views=views)) as pieces:
+        yield from pieces
+
+
+def rows_of_images(classifier: Classifier, images: Sequence[Record],
+                   encoder: Encoder) -> Generator[tuple[Encoded, np.ndarray], None, None]:
+    """Encode images, and give with every piece what the classifier takes of its good ones, (good, width).
+
+    Raises StoreMismatch if the adapter belongs to another encoder, PredictionError or EncoderError if it takes what
+    cannot be had of images.
+    """
+    tokens = require_encoder(classifier, encoder)
+    with closing(encoded(images, encoder, classifier.inputs, tokens)) as pieces:
+        for piece in pieces:
+            values = [piece.values[name].reshape(len(piece.good), -1) for name in classifier.inputs if len(piece.good)]
+            yield piece, np.concatenate(values, axis=1) if values else np.empty((0, classifier.dim), np.float32)
+
+
+def query_embedding(store: Store, sentence: str | None, image: str | None, encoder: EncoderSpec | None = None,
+                    device: str = "auto") -> Tensor:
+    """The raw embedding (dim,) of a sentence, or of an image file.
+
+    encoder: where it is, if the store cannot say.
+    Raises RetrievalError if the image cannot be read, StoreMismatch if the encoder is not the store's.
+    """
+    records = list_inputs([image]).records if image is not None else []
+    if image is not None and len(records) != 1:
+        raise RetrievalError(f"{image} is no single image: give the file of one")
+    if sentence is not None and not sentence.strip():
+        raise RetrievalError("the query is empty: write what to look for, such as \"a red car\"")
+    opened = encoder_for(store, encoder, device)
+    if sentence is not None:
+        return torch.from_numpy(encode_sentences(opened, [sentence]).embedding[0])
+    piece, = encoded(records, opened)
+    if piece.reasons[0]:
+        raise RetrievalError(f"{image} cannot be used: {piece.reasons[0]}")
+    return torch.from_numpy(piece.values[EMBEDDING][0])
