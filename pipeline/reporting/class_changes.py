@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -71,18 +71,16 @@ class ClassView:
 
 def class_view(setting: Setting) -> ClassView:
     """Per-class changes and confusions of a setting."""
-    table = setting.table
-    names = setting.store.get("classes")
-    lines = [(number, name) for number in reversed(table.shots)
-             for name in sorted(ranked(table, [each for each in table.names if each != BASELINE]),
-                                key=lambda each, number=number: -_accuracy(setting, each, number))  # type: ignore[misc]
-             if setting.details(name, number)]
-    if not lines:
-        return ClassView("", None, missing=NO_METHOD if set(table.names) == {BASELINE} else NO_DETAILS)
-    shots, line = lines[0]
+    table, names, counts = setting.table, setting.store.get("classes"), setting.store.get("test_counts", [])
+    others = ranked(table, [name for name in table.names if name != BASELINE])
+    known = {number: lines for number in table.shots
+             if (lines := [name for name in others if setting.details(name, number)])}
+    if not known:
+        return ClassView("", None, missing=NO_DETAILS if others else NO_METHOD)
+    shots = next(reversed(known))
+    line = max(known[shots], key=lambda name: table.accuracy[name, shots].value)
     if not names:
         return ClassView(line, shots, missing=NO_NAMES)
-    counts = setting.store.get("test_counts", [])
     if not all(_fits(details, len(names)) for name in (line, BASELINE) for details in setting.details(name, shots)) \
             or len(counts) != len(names):
         return ClassView(line, shots, missing=OTHER_CLASSES)
@@ -99,37 +97,27 @@ def _fits(details: Mapping[str, Any], classes: int) -> bool:
             and all(max(pair[:2]) < classes for pair in details.get("confusions", ())))
 
 
-def _accuracy(setting: Setting, name: str, shots: Any) -> float:
-    mean = setting.table.accuracy.get((name, shots))
-    return -1.0 if mean is None else mean.value
-
-
 def _changes(setting: Setting, line: str, shots: Any, names: list[str], counts: list[int]) -> list[ClassChange]:
     mine, base = (setting.chosen.get((name, shots), {}) for name in (line, BASELINE))
-    seeds = [seed for seed in mine if mine[seed].get("details") and base.get(seed, {}).get("details")]
-    if not seeds:
-        return []
-    pairs = [(mine[seed]["details"]["right"], base[seed]["details"]["right"]) for seed in seeds]
-    return [ClassChange(names[index], counts[index], fmean(before[index] for _, before in pairs) / counts[index],
-                        fmean(after[index] for after, _ in pairs) / counts[index])
-            for index in range(len(pairs[0][0])) if counts[index]]
+    pairs = [(row["details"]["right"], base[seed]["details"]["right"]) for seed, row in mine.items()
+             if row.get("details") and base.get(seed, {}).get("details")]
+    return [ClassChange(name, images, fmean(before[index] for _, before in pairs) / images,
+                        fmean(after[index] for after, _ in pairs) / images)
+            for index, (name, images) in enumerate(zip(names, counts, strict=True)) if images and pairs]
 
 
 def _confusions(setting: Setting, line: str, shots: Any, names: list[str], counts: list[int]) -> list[Confusion]:
-    after, before = _pairs(setting, line, shots), _pairs(setting, BASELINE, shots)
-    runs, base_runs = len(setting.details(line, shots)), len(setting.details(BASELINE, shots))
+    runs, base_runs = (len(setting.details(name, shots)) for name in (line, BASELINE))
+    after, before = (_pairs(setting.details(name, shots)) for name in (line, BASELINE))
     return [Confusion(names[true], names[predicted], number / runs,
                       number / runs / counts[true] if counts[true] else None,
                       before[true, predicted] / base_runs if (true, predicted) in before else None)
             for (true, predicted), number in after.most_common(PAIRS)]
 
 
-def _pairs(setting: Setting, line: str, shots: Any) -> Counter[tuple[int, int]]:
+def _pairs(details: Iterable[Mapping[str, Any]]) -> Counter[tuple[int, int]]:
+    """Images of one class taken for another, of all runs."""
     found: Counter[tuple[int, int]] = Counter()
-    for details in setting.details(line, shots):
-        found.update(_of(details))
+    for each in details:
+        found.update({(true, predicted): number for true, predicted, number in each.get("confusions", ())})
     return found
-
-
-def _of(details: Mapping[str, Any]) -> dict[tuple[int, int], int]:
-    return {(true, predicted): number for true, predicted, number in details.get("confusions", ())}

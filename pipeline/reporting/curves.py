@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import sqrt
 from statistics import fmean, median
 from typing import Any
@@ -42,19 +43,28 @@ class Curves:
         """All lines with their names beside them; of a single number of shots a row for each."""
         if not self.several:
             names = ranked(self.table, [name for name in self.table.names if name not in self.faint])
-            return dot_plot(self.table, names, self.table.shots[0], _WIDTH)
+            return dot_plot(self.table, names, _WIDTH)
         right = 66 + 7 * max(len(each) for each in (*self.strong, BASELINE))
         plot = Plot(self.table, self.limits, 54, 12, _WIDTH - right, _HEIGHT - 44)
         strong = list(enumerate(self.strong))
         lines = plot.clipped([
             *(plot.faint(name) for name in self.faint), *(plot.interval(number, name) for number, name in strong),
             plot.baseline(), *(plot.strong(number, name) for number, name in strong)])
-        return figure(_WIDTH, _HEIGHT, "Learning curves", self.description(),
+        words = " ".join(map(self._words, self.strong))
+        return figure(_WIDTH, _HEIGHT, "Learning curves",
+                      f"Mean test accuracy in per cent against shots with 95 % intervals. {words} The table below has "
+                      "all numbers.",
                       [plot.grid("labelled images per class (shots)"), lines, *plot.labels(self.strong)], "curves")
 
     def one_by_one(self) -> list[tuple[str, Markup]]:
         """A small drawing for each strong line: its interval, and the other lines behind it."""
-        return [(name, self._single(number, name)) for number, name in enumerate(self.strong)]
+        plot, found = Plot(self.table, self.limits, 36, 8, 252, 150), []
+        for number, name in enumerate(self.strong):
+            others = [plot.faint(each) for each in (*self.strong, *self.faint) if each != name]
+            lines = plot.clipped([*others, plot.baseline(), plot.interval(number, name), plot.strong(number, name)])
+            found.append((name, figure(*_SMALL, f"Learning curve of {name}", self._words(name),
+                                       [plot.grid("", 4), lines], "single")))
+        return found
 
     @property
     def cut(self) -> float | None:
@@ -84,20 +94,7 @@ class Curves:
         room = 0.05 * (max(ends) - low) or 1.0
         return max(low - room, 0.0), min(max(ends) + room, 100.0)
 
-    def _single(self, number: int, name: str) -> Markup:
-        plot = Plot(self.table, self.limits, 36, 8, 252, 150)
-        others = [each for each in (*self.strong, *self.faint) if each != name]
-        return figure(*_SMALL, f"Learning curve of {name}", self.describe(name),
-                      [plot.grid("", 4), plot.clipped([*(plot.faint(each) for each in others), plot.baseline(),
-                                                       plot.interval(number, name), plot.strong(number, name)])],
-                      "single")
-
-    def description(self) -> str:
-        """The drawing in words."""
-        return (f"Mean test accuracy in per cent against shots with 95 % intervals. "
-                f"{' '.join(self.describe(name) for name in self.strong)} The table below has all numbers.")
-
-    def describe(self, name: str) -> str:
+    def _words(self, name: str) -> str:
         """A line in words."""
         cells = [(number, self.table.accuracy[name, number].value) for number in self.table.shots
                  if (name, number) in self.table.accuracy]
@@ -127,21 +124,27 @@ def ranked(table: Table, names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ScoreLine:
-    """Means over seeds of all scores of a line at the most shots that it has."""
+    """A line at the most shots that it has. scores: means over seeds. runs: number of seeds.
+
+    seconds, total: medians over seeds, of choosing and fitting, and of everything with scoring; None where unknown.
+    """
 
     name: str
     shots: Any
     scores: Mapping[str, float | None]
     runs: int
+    seconds: float | None
+    total: float | None
 
 
 def score_lines(setting: Setting) -> list[ScoreLine]:
     """The scores of every line, best first."""
     found = []
     for name in ranked(setting.table, setting.table.names):
-        shots = [number for number in setting.table.shots if (name, number) in setting.table.accuracy][-1]
-        rows = list(setting.chosen[name, shots].values())
-        found.append(ScoreLine(name, shots, {score: _mean(rows, score) for score in SCORES}, len(rows)))
+        shots, rows = setting.last(name)
+        seconds, total = ([row[key] for row in rows if row.get(key)] for key in ("seconds", "seconds_total"))
+        found.append(ScoreLine(name, shots, {score: _mean(rows, score) for score in SCORES}, len(rows),
+                               median(seconds) if seconds else None, median(total) if total else None))
     return found
 
 
@@ -205,7 +208,7 @@ def training_panels(setting: Setting, curves: Mapping[str, Mapping[str, Any]]) -
 
 
 def _losses(name: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
-    series = {kind: mean for kind in _LOSSES if len(mean := _mean_by_epoch([run.get(kind, []) for run in runs])) > 0}
+    series = {kind: mean for kind in _LOSSES if (mean := _mean_by_epoch([run.get(kind, []) for run in runs]))}
     values = [value for mean in series.values() for value in mean] or [0.0]
     epochs, kept = max(map(len, series.values()), default=1), median(run["kept"] for run in runs)
     x, y = Scale(1, max(epochs, 2), 44, _SMALL[0] - 8), Scale(min(values), max(values), _SMALL[1] - 26, 24)
@@ -227,9 +230,5 @@ def _losses(name: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
 
 def _mean_by_epoch(series: Sequence[Sequence[float | None]]) -> list[float]:
     """Mean over runs, epoch by epoch, as far as any of them went; epochs without a finite number are left out."""
-    found = []
-    for epoch in range(max(map(len, series), default=0)):
-        numbers = [each[epoch] for each in series if epoch < len(each)]
-        finite = [number for number in numbers if number is not None]
-        found += [fmean(finite)] if finite else []
-    return found
+    epochs = ([number for number in epoch if number is not None] for epoch in zip_longest(*series))
+    return [fmean(epoch) for epoch in epochs if epoch]

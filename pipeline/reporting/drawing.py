@@ -23,13 +23,11 @@ def element(name: str, content: str | Iterable[str] = "", **attributes: object) 
     content: text, which is escaped unless it is markup, or several pieces of markup.
     """
     inner = content if isinstance(content, str) else Markup("").join(content)
-    written = Markup("").join(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _short(value))
-                              for key, value in attributes.items() if value is not None)
+    written = Markup("")
+    for key, value in attributes.items():
+        short = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+        written += Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), short)
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inner)
-
-
-def _short(value: object) -> object:
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
 
 
 def figure(width: float, height: float, title: str, description: str, content: Iterable[Markup],
@@ -41,16 +39,14 @@ def figure(width: float, height: float, title: str, description: str, content: I
 
 def path(points: Sequence[tuple[float, float]], **attributes: object) -> Markup:
     """A line through points."""
-    return element("path", "", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points), **attributes)
+    return element("path", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points), **attributes)
 
 
-def band(low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]], **attributes: object) -> Markup:
+def band(low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]]) -> Markup:
     """The area between two lines; of a single point a stroke from one to the other."""
-    points = [*low, *reversed(high)]
     if len(low) == 1:
-        (x, y), half = low[0], 3.0
-        points = [(x - half, y), (x + half, y), (x + half, high[0][1]), (x - half, high[0][1])]
-    return element("path", "", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points) + "Z", **attributes)
+        low, high = ([(points[0][0] + side, points[0][1]) for side in (-3.0, 3.0)] for points in (low, high))
+    return element("path", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in [*low, *reversed(high)]) + "Z")
 
 
 def text(x: float, y: float, words: object, **attributes: object) -> Markup:
@@ -60,7 +56,7 @@ def text(x: float, y: float, words: object, **attributes: object) -> Markup:
 
 def line(x1: float, y1: float, x2: float, y2: float, **attributes: object) -> Markup:
     """A straight line."""
-    return element("line", "", x1=x1, y1=y1, x2=x2, y2=y2, **attributes)
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, **attributes)
 
 
 _MARKERS = (
@@ -118,8 +114,12 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return result
 
 
-def dot_plot(table: Table, names: Sequence[str], shots: Any, width: int) -> Markup:
-    """Mean accuracies of lines, from the first down, with 95 % intervals; zero-shot as a dashed line through all."""
+def dot_plot(table: Table, names: Sequence[str], width: int) -> Markup:
+    """Mean accuracies of lines at the first number of shots, from the first down, with 95 % intervals.
+
+    Zero-shot is a dashed line through all.
+    """
+    shots = table.shots[0]
     left, bottom = 16 + 7.5 * max(map(len, names)), 10 + _ROW * len(names)
     means = {name: table.accuracy[name, shots] for name in names}
     ends = [100 * (mean.value + sign * (mean.half_width or 0.0)) for mean in means.values() for sign in (-1, 1)]
