@@ -14,13 +14,14 @@ from onceclip.pipeline.decoding.decoders import Decoders
 from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.encoders.images import EMBEDDING, Encoded, EncoderThreads, encode
-from onceclip.pipeline.encoders.opening import recorded_encoder
+from onceclip.pipeline.encoders.opening import recorded_encoder, require_encoder
 from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import PredictionError, RetrievalError
-from onceclip.pipeline.extraction.outputs import TOKEN
 from onceclip.pipeline.prediction.inputs import list_inputs
 from onceclip.pipeline.sources import Record
-from onceclip.stores import Store, StoreMismatch
+from onceclip.stores import Store
+
+WITHOUT_TOKENS = "predict on a store that has them, or fit it again on one that `onceclip extract` made"
 
 
 def encoder_of(classifier: Classifier, given: EncoderSpec | Encoder | None = None, device: str = "auto") -> Encoder:
@@ -37,26 +38,6 @@ def encoder_of(classifier: Classifier, given: EncoderSpec | Encoder | None = Non
     if isinstance(given, Encoder):
         return given
     return recorded_encoder(classifier.encoder, "the adapter", given, device, ", or predict on a store")
-
-
-def require_encoder(classifier: Classifier, encoder: Encoder) -> str:
-    """Raise unless the encoder is the adapter's; which patch tokens the adapter takes."""
-    mine, adapters = encoder.info["fingerprint"], classifier.encoder
-    kind = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "")
-    if TOKEN in classifier.inputs and not kind:
-        raise PredictionError(f"the adapter ({classifier.method}) takes patch tokens and does not say which: predict "
-                              "on a store that has them, or fit it again on one that `onceclip extract` made")
-    if adapters.get("imported"):
-        width = sum(int(np.prod(shape)) for shape in
-                    encoder.output_shapes(classifier.inputs, kind or "last").values())
-        if width != classifier.dim:
-            raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {encoder.info['name']} gives "
-                                f"{width}: name the encoder that made the imported features")
-    elif adapters.get("fingerprint") not in (None, mine):
-        raise StoreMismatch(f"the adapter was fitted on embeddings of {adapters['name']} ({adapters['fingerprint']}), "
-                            f"this encoder is {encoder.info['name']} ({mine}): name the right one with --model and "
-                            "--pretrained")
-    return kind or "last"
 
 
 def encoder_for(store: Store, given: EncoderSpec | None = None, device: str = "auto") -> Encoder:
@@ -89,7 +70,7 @@ def rows_of_images(classifier: Classifier, images: Sequence[Record],
     Raises StoreMismatch if the adapter belongs to another encoder, PredictionError or EncoderError if it takes what
     cannot be had of images.
     """
-    tokens = require_encoder(classifier, encoder)
+    tokens = require_encoder(classifier, encoder, WITHOUT_TOKENS)
     with closing(encoded(images, encoder, classifier.inputs, tokens)) as pieces:
         for piece in pieces:
             values = [piece.values[name].reshape(len(piece.good), -1) for name in classifier.inputs if len(piece.good)]

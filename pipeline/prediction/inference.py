@@ -19,11 +19,12 @@ from onceclip.adapters.task import EMBEDDING, Task
 from onceclip.pipeline.decoding.views import Views, ViewsWithPlain, crops_of
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.encoders.images import Encoded
+from onceclip.pipeline.encoders.opening import require_encoder
 from onceclip.pipeline.errors import PredictionError
 from onceclip.pipeline.evaluation.inference import Session, names_alone
 from onceclip.pipeline.evaluation.several import OUTPUTS, require_several
 from onceclip.pipeline.extraction.outputs import TOKEN, VIEW
-from onceclip.pipeline.prediction.encoding import encoded, require_encoder
+from onceclip.pipeline.prediction.encoding import WITHOUT_TOKENS, encoded
 from onceclip.pipeline.sources import Record
 from onceclip.pipeline.tasks.tasks import logit_numbers
 from onceclip.stores import Store
@@ -64,7 +65,7 @@ def logits_of_images(classifier: Classifier, images: Sequence[Record], encoder: 
     views: how many are made of an image; None for the given crops, else those of the adapter's record, else 64.
     Raises StoreMismatch if the adapter belongs to another encoder, PredictionError for a strategy that needs a store.
     """
-    tokens = require_encoder(classifier, encoder)
+    tokens = require_encoder(classifier, encoder, WITHOUT_TOKENS)
     _require_images_suffice(classifier, strategy)
     outputs: Sequence[str] = tuple(dict.fromkeys((EMBEDDING, *classifier.inputs)))
     made: Views | None = None

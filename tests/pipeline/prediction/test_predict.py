@@ -16,7 +16,7 @@ from onceclip.adapters import Classifier, load_classifier
 from onceclip.adapters.heads import Linear
 from onceclip.pipeline.api.stores import add_tower
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-from onceclip.pipeline.errors import PredictionError, SourceError
+from onceclip.pipeline.errors import EncoderError, SourceError
 from onceclip.pipeline.evaluation.evaluate import evaluate
 from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.prediction.encoding import encoder_of
@@ -162,7 +162,7 @@ def test_an_adapter_of_tokens_that_does_not_say_which_is_refused(rich: tuple[Pat
     fitted = fit(store, RunSpec("vt-clip", 1, values={"epochs": 1})).classifier
     assert fitted.provenance["outputs"] == {"token": {"tokens": "value"}}
     older = replace(fitted, provenance={**fitted.provenance, "outputs": {}})
-    with pytest.raises(PredictionError, match="does not say which"):
+    with pytest.raises(EncoderError, match="does not say which"):
         next(predict_images(older, list_inputs([folder]).records, encoder))
 
 
