@@ -270,7 +270,7 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
     """
     from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.api.tables import local_folders
-    from onceclip.pipeline.reporting import write_adapter_report, write_results_report
+    from onceclip.pipeline.reporting.pages import write_adapter_report, write_results_report
 
     page = path_of(out, "out: an .html file")
     with local_folders(results) as folders:

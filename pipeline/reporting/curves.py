@@ -122,35 +122,16 @@ def ranked(table: Table, names: Sequence[str]) -> list[str]:
     return sorted(names, key=place)
 
 
-@dataclass(frozen=True)
-class ScoreLine:
-    """A line at the most shots that it has. scores: means over seeds. runs: number of seeds.
-
-    seconds, total: medians over seeds, of choosing and fitting, and of everything with scoring; None where unknown.
-    """
-
-    name: str
-    shots: Any
-    scores: Mapping[str, float | None]
-    runs: int
-    seconds: float | None
-    total: float | None
-
-
-def score_lines(setting: Setting) -> list[ScoreLine]:
-    """The scores of every line, best first."""
+def score_lines(setting: Setting) -> list[dict[str, Any]]:
+    """Every line at the most shots that it has, best first: means over seeds of all scores, medians of seconds."""
     found = []
     for name in ranked(setting.table, setting.table.names):
         shots, rows = setting.last(name)
         seconds, total = ([row[key] for row in rows if row.get(key)] for key in ("seconds", "seconds_total"))
-        found.append(ScoreLine(name, shots, {score: _mean(rows, score) for score in SCORES}, len(rows),
-                               median(seconds) if seconds else None, median(total) if total else None))
+        found.append({"name": name, "shots": shots, "scores": {score: _mean(rows, score) for score in SCORES},
+                      "runs": len(rows), "seconds": median(seconds) if seconds else None,
+                      "total": median(total) if total else None})
     return found
-
-
-def used_scores(lines: Sequence[ScoreLine]) -> dict[str, str]:
-    """The scores that any line has, with their headings."""
-    return {score: title for score, title in SCORES.items() if any(each.scores[score] is not None for each in lines)}
 
 
 def _mean(rows: Sequence[Row], score: str) -> float | None:

@@ -21,19 +21,11 @@ _FEW = 3  # of two values one always is an end
 _WIDTH, _HEIGHT = 420, 240
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A hyperparameter of a method. cells: by shots, its value and range or share. at_end: share of runs, or None."""
+def chosen_of(setting: Setting) -> list[dict[str, Any]]:
+    """The hyperparameters that a selection or a grid chose, or that differ between runs, of the rows that count.
 
-    method: str
-    name: str
-    cells: dict[Any, tuple[str, str]]
-    at_end: float | None
-    meaning: str
-
-
-def chosen_of(setting: Setting) -> list[Chosen]:
-    """The hyperparameters that a selection or a grid chose, or that differ between runs, of the rows that count."""
+    Each has cells by shots, with the value and its range or share, and the share of runs at an end of its search.
+    """
     found = []
     counted = [row for seeds in setting.chosen.values() for row in seeds.values()]
     for method, rows in _by_method(counted).items():
@@ -48,8 +40,8 @@ def chosen_of(setting: Setting) -> list[Chosen]:
             if (searched and (name == mixing or tried)) or len(set(map(str, values))) > 1:
                 cells = {number: _words([row["hyperparameters"][name] for row in having if row["shots"] == number])
                          for number in setting.table.shots}
-                found.append(Chosen(method, name, cells, _at_end(values, tried),
-                                    known[name].meaning if name in known else ""))
+                found.append({"method": method, "name": name, "cells": cells, "at_end": _at_end(values, tried),
+                              "meaning": known[name].meaning if name in known else ""})
     return found
 
 

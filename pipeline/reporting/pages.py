@@ -16,13 +16,13 @@ from onceclip.pipeline.evaluation.evaluate import evaluate, temperature_of
 from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.reporting.class_changes import class_view
 from onceclip.pipeline.reporting.curves import (
+    SCORES,
     curves_of,
     ranked,
     reliability,
     reliability_panels,
     score_lines,
     training_panels,
-    used_scores,
 )
 from onceclip.pipeline.reporting.drawing import SERIES, Plot, figure
 from onceclip.pipeline.reporting.hyperparameters import ablations_of, chosen_of
@@ -109,10 +109,11 @@ def _tables(title: str, table: Table) -> dict[str, Any]:
 
 def _setting(title: str, setting: Setting, results: Results) -> dict[str, Any]:
     base, lines = setting.experiment.base, score_lines(setting)
+    used = {score: title for score, title in SCORES.items() if any(line["scores"][score] is not None for line in lines)}
     measures = [_tables(table.title.rpartition(", ")[2] if base else "", table) for table in setting.tables]
     return {
         "title": title, "measures": measures, "hyperparameters": chosen_of(setting), "classes": class_view(setting),
-        "lines": lines, "scores": used_scores(lines), "panels": reliability_panels(setting),
+        "lines": lines, "scores": used, "panels": reliability_panels(setting),
         "ablations": ablations_of(setting), "training": training_panels(setting, results.curves),
         "facts": facts_of(setting), "draws": draws_of(setting),
         "replays": replays(setting, measures[0]["best"], results)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from onceclip.pipeline.reporting.settings import Best, Results, Row, Setting
@@ -15,15 +14,6 @@ from onceclip.stores import Store
 
 _TEMPLATES = 3
 Facts = list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The draws of a setting. prints: fingerprints by shots and seed. same: whether all methods shared each of them."""
-
-    generator: str
-    prints: Mapping[tuple[Any, int], str]
-    same: bool
 
 
 def facts_of(setting: Setting) -> Facts:
@@ -99,16 +89,16 @@ def _store_facts(store: Mapping[str, Any]) -> Facts:
             ("bad images", f"{made['bad']:,}{': ' if bad else ''}{', '.join(bad)}" if made.get("bad") else "")]
 
 
-def draws_of(setting: Setting) -> Draws:
-    """The support draws of a setting."""
+def draws_of(setting: Setting) -> dict[str, Any]:
+    """The support draws of a setting: fingerprints by shots and seed, and whether all methods shared each of them."""
     prints: dict[tuple[Any, int], set[str]] = defaultdict(set)
     for row in setting.rows:
         if found := (row.get("fingerprints") or {}).get("support"):
             prints[row["shots"], row["seed"]].add(found)
     known = {row["version"] for row in setting.rows if row.get("version")} == {version()}
     ordered = sorted(prints, key=lambda key: (isinstance(key[0], str), key))
-    return Draws(GENERATOR if known else "", {key: ", ".join(sorted(prints[key])) for key in ordered},
-                 all(len(each) == 1 for each in prints.values()))
+    return {"generator": GENERATOR if known else "", "same": all(len(each) == 1 for each in prints.values()),
+            "prints": {key: ", ".join(sorted(prints[key])) for key in ordered}}
 
 
 def replays(setting: Setting, best: Iterable[Best], results: Results) -> list[tuple[str, str]]:
