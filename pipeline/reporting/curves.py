@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -11,8 +12,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onceclip.pipeline.reporting.drawing import SERIES, Plot, Scale, dot_plot, element, figure, line, path, text
+from onceclip.pipeline.reporting.drawing import (
+    SERIES,
+    Plot,
+    Scale,
+    dot_plot,
+    element,
+    figure,
+    grid,
+    line,
+    path,
+    text,
+)
 from onceclip.pipeline.reporting.settings import Row, Setting
+from onceclip.pipeline.runs.results import mean_interval
 from onceclip.pipeline.runs.summary import BASELINE, Table
 from onceclip.pipeline.words import counted, shots_of
 
@@ -44,17 +57,10 @@ class Curves:
         if not self.several:
             names = ranked(self.table, [name for name in self.table.names if name not in self.faint])
             return dot_plot(self.table, names, _WIDTH)
-        right = 66 + 7 * max(len(each) for each in (*self.strong, BASELINE))
-        plot = Plot(self.table, self.limits, 54, 12, _WIDTH - right, _HEIGHT - 44)
-        strong = list(enumerate(self.strong))
-        lines = plot.clipped([
-            *(plot.faint(name) for name in self.faint), *(plot.interval(number, name) for number, name in strong),
-            plot.baseline(), *(plot.strong(number, name) for number, name in strong)])
         words = " ".join(map(self._words, self.strong))
-        return figure(_WIDTH, _HEIGHT, "Learning curves",
-                      f"Mean test accuracy in per cent against shots with 95 % intervals. {words} The table below has "
-                      "all numbers.",
-                      [plot.grid("labelled images per class (shots)"), lines, *plot.labels(self.strong)], "curves")
+        return line_plot(self.table, self.limits, self.strong, self.faint, _HEIGHT, "Learning curves",
+                         f"Mean test accuracy in per cent against shots with 95 % intervals. {words} The table below "
+                         "has all numbers.", "labelled images per class (shots)")
 
     def one_by_one(self) -> list[tuple[str, Markup]]:
         """A small drawing for each strong line: its interval, and the other lines behind it."""
@@ -99,6 +105,37 @@ class Curves:
         cells = [(number, self.table.accuracy[name, number].value) for number in self.table.shots
                  if (name, number) in self.table.accuracy]
         return f"{name}: " + ", ".join(f"{100 * value:.1f} at {shots_of(number)}" for number, value in cells) + "."
+
+
+def line_plot(table: Table, limits: tuple[float, float], strong: Sequence[str], faint: Sequence[str], height: int,
+              title: str, words: str, caption: str) -> Markup:
+    """A drawing of lines with their names beside them. words: what it shows. caption: of the axis across."""
+    right = 66 + 7 * max(len(each) for each in (*strong, BASELINE))
+    plot = Plot(table, limits, 54, 12, _WIDTH - right, height - 44)
+    lines = plot.clipped([
+        *map(plot.faint, faint), *(plot.interval(number, name) for number, name in enumerate(strong)),
+        plot.baseline(), *(plot.strong(number, name) for number, name in enumerate(strong))])
+    return figure(_WIDTH, height, title, words, [plot.grid(caption), lines, *plot.labels(strong)], "curves")
+
+
+def seen_curves(lines: Mapping[str, Sequence[Row]]) -> Markup:
+    """Accuracy on the classes seen, session by session, the mean over orders with its interval.
+
+    lines: rows of `onceclip incremental` by the name of the line.
+    """
+    found: dict[tuple[str, Any], list[float]] = defaultdict(list)
+    for name, rows in lines.items():
+        for row in rows:
+            for seen, accuracy in zip(row["classes_seen"], row["accuracies"], strict=True):
+                found[name, seen].append(accuracy)
+    means = {key: mean_interval(values) for key, values in found.items()}
+    seen = tuple(sorted({number for _, number in means}))
+    ends = [100 * (mean.value + sign * (mean.half_width or 0.0)) for mean in means.values() for sign in (-1, 1)]
+    words = "; ".join(f"{name} {100 * means[name, seen[-1]].value:.1f} % at the end" for name in lines
+                      if (name, seen[-1]) in means)
+    return line_plot(Table("", tuple(lines), seen, means, {}, {}), (max(min(ends) - 2, 0.0), min(max(ends) + 2, 100.0)),
+                     [name for name in lines if name != BASELINE][:SERIES], (), 440, "Accuracy on all classes seen",
+                     f"{words}.", "classes seen")
 
 
 def curves_of(table: Table) -> Curves:
@@ -193,10 +230,8 @@ def _losses(name: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
     values = [value for mean in series.values() for value in mean] or [0.0]
     epochs, kept = max(map(len, series.values()), default=1), median(run["kept"] for run in runs)
     x, y = Scale(1, max(epochs, 2), 44, _SMALL[0] - 8), Scale(min(values), max(values), _SMALL[1] - 26, 24)
-    ticks = y.ticks(4)
     parts = [
-        element("g", [line(x.start, y(value), x.end, y(value)) for value in ticks], class_="grid"),
-        *(text(39, y(value) + 4, f"{value:.3g}", class_="tick", text_anchor="end") for value in ticks),
+        *grid(y, y.ticks(4), x.start, x.end, 39, "{:.3g}"),
         *(text(x(value), _SMALL[1] - 8, f"{value:g}", class_="tick", text_anchor="middle") for value in {1, epochs}),
         line(x(kept), y.start, x(kept), y.end, class_="baseline"),
         *(element("g", [path([(x(number), y(value)) for number, value in enumerate(mean, 1)], class_="curve")],

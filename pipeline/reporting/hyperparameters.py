@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from onceclip.adapters import METHODS
-from onceclip.pipeline.reporting.drawing import SERIES, Scale, element, figure, line, marker, path, text
+from onceclip.pipeline.reporting.drawing import SERIES, Scale, element, figure, grid, marker, path, text
 from onceclip.pipeline.reporting.settings import Row, Setting
 from onceclip.pipeline.runs.results import Mean, mean_interval
 from onceclip.pipeline.words import shots_of
@@ -105,10 +105,9 @@ class Ablation:
         places = _places(self.values)
         x = Scale(places[0], places[-1], 58, _WIDTH - 84)
         y = Scale(max(min(ends) - room, 0), min(max(ends) + room, 100), _HEIGHT - 46, 14)
-        ticks, names = y.ticks(5), {value: value if isinstance(value, str) else f"{value:.3g}" for value in self.values}
+        names = {value: value if isinstance(value, str) else f"{value:.3g}" for value in self.values}
         parts = [
-            element("g", [line(x.start, y(value), x.end, y(value)) for value in ticks], class_="grid"),
-            *(text(52, y(value) + 4, f"{value:g}", class_="tick", text_anchor="end") for value in ticks),
+            *grid(y, y.ticks(5), x.start, x.end, 52, "{:g}"),
             *(text(x(place), _HEIGHT - 28, names[value], class_="tick", text_anchor="middle")
               for value, place in zip(self.values, places, strict=True)),
             text((x.start + x.end) / 2, _HEIGHT - 8, self.name, class_="axis", text_anchor="middle")]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from onceclip.adapters import load_classifier
 from onceclip.pipeline.errors import ResultError
@@ -22,9 +21,9 @@ from onceclip.pipeline.reporting.curves import (
     reliability,
     reliability_panels,
     score_lines,
+    seen_curves,
     training_panels,
 )
-from onceclip.pipeline.reporting.drawing import SERIES, Plot, figure
 from onceclip.pipeline.reporting.hyperparameters import ablations_of, chosen_of
 from onceclip.pipeline.reporting.mistakes import MOST, surest_mistakes, with_pictures
 from onceclip.pipeline.reporting.provenance import draws_of, facts_of, facts_of_adapter, replays
@@ -174,31 +173,10 @@ def write_incremental_report(folder: Path) -> Path:
     if not settings:
         raise ResultError(f"{folder} has no {NAME}: `onceclip incremental STORE --out {folder}` writes it")
     write_page(folder / PAGE, "incremental.html", title="Classes that arrive", settings=[
-        {"title": f"{store}, {sessions} sessions, {shots_of(shots)}, text {text}", "curves": _seen_curves(lines),
+        {"title": f"{store}, {sessions} sessions, {shots_of(shots)}, text {text}", "curves": seen_curves(lines),
          "lines": [_incremental_line(name, rows) for name, rows in lines.items()]}
         for (store, sessions, shots, text), lines in settings.items()])
     return folder / PAGE
-
-
-def _seen_curves(lines: Mapping[str, Sequence[Row]]) -> Markup:
-    """Accuracy on the classes seen, the mean over orders with its interval."""
-    found: dict[tuple[str, Any], list[float]] = defaultdict(list)
-    for name, rows in lines.items():
-        for row in rows:
-            for seen, accuracy in zip(row["classes_seen"], row["accuracies"], strict=True):
-                found[name, seen].append(accuracy)
-    means = {key: mean_interval(values) for key, values in found.items()}
-    table = Table("", tuple(lines), tuple(sorted({seen for _, seen in means})), means, {}, {})
-    ends = [100 * (mean.value + sign * (mean.half_width or 0.0)) for mean in means.values() for sign in (-1, 1)]
-    names = [name for name in lines if name != BASELINE][:SERIES]
-    right = 66 + 7 * max(map(len, [*names, BASELINE]))
-    plot = Plot(table, (max(min(ends) - 2, 0.0), min(max(ends) + 2, 100.0)), 54, 12, 960 - right, 396)
-    curves = plot.clipped([*(plot.interval(number, name) for number, name in enumerate(names)), plot.baseline(),
-                           *(plot.strong(number, name) for number, name in enumerate(names))])
-    words = "; ".join(f"{name} {100 * means[name, table.shots[-1]].value:.1f} % at the end" for name in lines
-                      if (name, table.shots[-1]) in means)
-    return figure(960, 440, "Accuracy on all classes seen", f"{words}.",
-                  [plot.grid("classes seen"), curves, *plot.labels(names)], "curves")
 
 
 def _incremental_line(name: str, rows: Sequence[Row]) -> dict[str, Any]:
