@@ -125,7 +125,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
         if out:
             deque(passing, maxlen=0)
         elif as_json:
-            for part in json_text({"adapter": None if zero_shot else str(adapter)}, passing, passing.counts):
+            for part in json_text({"adapter": None if zero_shot else str(adapter)}, passing):
                 click.echo(part, nl=False)
             click.echo()
         else:
