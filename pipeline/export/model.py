@@ -28,11 +28,6 @@ class Subject:
     classifier: Classifier
     encoder: Encoder | None = None
 
-    @property
-    def input(self) -> str:
-        """Name of what goes in."""
-        return "embeddings" if self.encoder is None else "pixels"
-
     @cached_property
     def module(self) -> nn.Module:
         """What goes in to logits and probabilities."""

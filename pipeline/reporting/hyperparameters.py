@@ -54,7 +54,7 @@ def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def _tried(name: str, rows: Sequence[Row], search: Sequence[Any]) -> Sequence[Any]:
     """The values among which a hyperparameter was chosen: of a grid, or those of the method's own search."""
-    grid = {row["asked"]["values"][name] for row in rows if name in row.get("asked", {}).get("values", {})}
+    grid = {_key(row["asked"]["values"][name]) for row in rows if name in row.get("asked", {}).get("values", {})}
     if grid:
         return tuple(grid) if len(grid) > 1 else ()
     return search if any(row.get("settings_tried") for row in rows) else ()
