@@ -88,25 +88,6 @@ def test_an_onnx_file_answers_and_tells_what_it_is(adapter_path: Path, store_pat
     assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
 
 
-@pytest.mark.slow
-def test_encoder_and_adapter_in_one_file_give_images_the_labels_that_predict_gives(
-        adapter_path: Path, image_folder: Path, tmp_path: Path, run_json: Run) -> None:
-    file = tmp_path / "images.onnx"
-    made = run_json("export", adapter_path, "--to", "onnx", file, "--with-encoder", "--check", image_folder)
-    assert (made["rows"], made["difference"] < 1e-4) == (16, True)
-    session = onnxruntime.InferenceSession(file)
-    told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["preprocessing"])["size"] == [32, 32]  # so the pictures need no resize
-    names = json.loads(told["class_names"])
-    files = sorted(image_folder.rglob("*.*"))
-    pixels = np.stack([np.asarray(Image.open(each).convert("RGB"), np.float32) / 255 for each in files])
-    probabilities, = session.run(["probabilities"], {"pixels": pixels.transpose(0, 3, 1, 2)})
-    answers = run_json("predict", adapter_path, *files)["predictions"]
-    assert [names[place] for place in probabilities.argmax(axis=1)] == [each["class"] for each in answers]
-    np.testing.assert_allclose(probabilities.max(axis=1), [each["top"][0]["probability"] for each in answers],
-                               atol=1e-4)
-
-
 @pytest.mark.checkout
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 def test_the_documented_preprocessing_gives_the_pixels_of_predict_for_photos_of_any_shape(
