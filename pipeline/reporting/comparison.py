@@ -13,6 +13,7 @@ import pandas as pd
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.intervals import compare as compare_answers
 from onceclip.pipeline.evaluation.statistics import friedman, holm, paired_t, two_way_interval, wilcoxon
+from onceclip.pipeline.reporting.settings import in_order
 from onceclip.pipeline.reporting.tables import LOWER, results_frame
 from onceclip.pipeline.runs.keep import Predictions, read_predictions
 from onceclip.pipeline.runs.results import mean_interval
@@ -49,9 +50,8 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
         lines = list(dict.fromkeys(frame["method"]))
     if len(lines) < 2:
         raise ResultError(f"the results have one line, {lines[0]}: a comparison takes two")
-    numbers = sorted(set(frame["shots"]), key=lambda each: (isinstance(each, str), each))
     blocks = []
-    for number in numbers:
+    for number in in_order(frame["shots"]):
         part = frame[frame["shots"] == number]
         if test in _OVER_STORES:
             blocks += [{"shots": number, **block} for block in _OVER_STORES[test](part, base, score)]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from onceclip.adapters import METHODS
 from onceclip.pipeline.reporting.drawing import SERIES, Scale, element, figure, grid, marker, path, text
-from onceclip.pipeline.reporting.settings import Row, Setting
+from onceclip.pipeline.reporting.settings import Row, Setting, in_order
 from onceclip.pipeline.runs.results import Mean, mean_interval
 from onceclip.pipeline.words import shots_of
 
@@ -138,8 +138,7 @@ def ablations_of(setting: Setting) -> list[Ablation]:
                     seeds[_key(given[name]), row["shots"]][row["seed"]].append(row["accuracy"])
             cells = {key: mean_interval([sum(each) / len(each) for each in by_seed.values()], key[1] != "all")
                      for key, by_seed in seeds.items()}
-            values, shots = (tuple(sorted(set(each), key=lambda value: (isinstance(value, str), value)))
-                             for each in zip(*cells, strict=True))
+            values, shots = (tuple(in_order(each)) for each in zip(*cells, strict=True))
             found.append(Ablation(method, name, values, shots, cells, tuple(each for each in names if each != name)))
     return found
 

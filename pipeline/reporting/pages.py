@@ -33,6 +33,7 @@ from onceclip.pipeline.reporting.settings import (
     Setting,
     best_of,
     failures,
+    in_order,
     is_tie,
     mean_over_stores,
     policies,
@@ -76,12 +77,11 @@ def write_results_report(folders: Sequence[Path], out: Path) -> dict[str, Any]:
 
 def _overview(results: Results) -> dict[str, Any]:
     rows = results.rows
-    shots = sorted({row["shots"] for row in rows}, key=lambda number: (isinstance(number, str), number))
     named = {f"{name}s": list(dict.fromkeys(str(row[name]) for row in rows if row.get(name) is not None))
              for name in ("store", "encoder", "text", "method")}
     return {**named, "folders": [str(folder) for folder in results.folders], "runs": len(rows),
-            "failed": sum(row["accuracy"] is None for row in rows), "shots": shots,
-            "seeds": _ranges(sorted({row["seed"] for row in rows})),
+            "failed": sum(row["accuracy"] is None for row in rows), "shots": in_order(row["shots"] for row in rows),
+            "seeds": _ranges(in_order(row["seed"] for row in rows)),
             "policies": [(name, POLICIES.get(name, ""), methods) for name, methods in policies(rows).items()]}
 
 

@@ -233,3 +233,8 @@ def policies(rows: Iterable[Row]) -> Mapping[str, list[str]]:
         if row.get("select"):
             found[row["select"]][row["method"]] = None
     return {policy: list(methods) for policy, methods in found.items()}
+
+
+def in_order(values: Iterable[Any]) -> list[Any]:
+    """Each of some values once, numbers before texts: numbers of shots, then "all"."""
+    return sorted(set(values), key=lambda value: (isinstance(value, str), value))

@@ -17,7 +17,7 @@ import pandas as pd
 from onceclip.adapters.selection.conformal import KINDS
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.protocols import harmonic_mean
-from onceclip.pipeline.reporting.settings import Setting, differences, read_results, settings_of
+from onceclip.pipeline.reporting.settings import Setting, differences, in_order, read_results, settings_of
 from onceclip.pipeline.runs.results import Mean, mean_interval
 from onceclip.pipeline.words import csv_cell, listing, shots_of
 
@@ -99,7 +99,7 @@ def cells_of(frame: pd.DataFrame, columns: str, scores: Sequence[str]) -> Cells:
             known = [each for each in SCORES if each in frame and frame[each].notna().any()]
             raise ResultError(f"no run has a {score}: there are: {listing(known, 12)}")
     stores, methods = (list(dict.fromkeys(frame[name])) for name in ("store", "method"))
-    numbers = sorted(set(frame["shots"]), key=lambda shots: (isinstance(shots, str), shots))
+    numbers = in_order(frame["shots"])
     lines = [(shots, name) for shots in ([None] if columns == "shots" else numbers) for name in methods]
     among = {"stores": [*stores, *[_MEAN] * (len(stores) > 1)], "shots": numbers, "scores": list(scores)}[columns]
     score_of = {column: column if columns == "scores" else scores[0] for column in among}
