@@ -177,13 +177,11 @@ def label_errors(classifier: Classifier, store: Store, most: int = 100,
         own, here = label[places], np.arange(len(places))
         confident = np.where(probability >= reached, probability, -1.0)
         meant = confident.argmax(axis=1)
-        for each in np.flatnonzero((confident[here, meant] >= 0) & (meant != own)).tolist():
-            row = int(rows[places[each]])
-            given = float(probability[each, own[each]])
-            if probability[each, meant[each]] > given:
-                found.append(Suggestion(str(key[row]), row, store.classes[meant[each]],
-                                        float(probability[each, meant[each]]), store.classes[own[each]], given,
-                                        store.classes[own[each]]))
+        given, best = probability[here, own], probability[here, meant]
+        for each in np.flatnonzero((confident[here, meant] >= 0) & (meant != own) & (best > given)).tolist():
+            row, name = int(rows[places[each]]), store.classes[own[each]]
+            found.append(Suggestion(str(key[row]), row, store.classes[meant[each]], float(best[each]), name,
+                                    float(given[each]), name))
     progress(1.0)
     return sorted(found, key=lambda each: (-each.margin, each.key))[:most]
 
