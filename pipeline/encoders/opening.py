@@ -129,8 +129,8 @@ def require_encoder(classifier: Classifier, encoder: Encoder, otherwise: str) ->
     if made.get("imported") or classifier.inputs == (EMBEDDING,):
         width = sum(math.prod(shape) for shape in encoder.output_shapes(classifier.inputs, tokens or LAST).values())
         if width != classifier.dim:
-            raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {name} gives {width}: name the encoder "
-                                "that made the features")
+            raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {name} gives {width}: name the "
+                                "encoder that made the features")
     return tokens or LAST
 
 

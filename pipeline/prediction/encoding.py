@@ -54,8 +54,8 @@ def encoder_for(store: Store, given: EncoderSpec | None = None, device: str = "a
     return encoder
 
 
-def encoded(images: Sequence[Record], encoder: Encoder, outputs: Sequence[str] = (EMBEDDING,), tokens: str = "last",
-            views: Views | None = None) -> Generator[Encoded, None, None]:
+def encode_records(images: Sequence[Record], encoder: Encoder, outputs: Sequence[str] = (EMBEDDING,),
+                   tokens: str = "last", views: Views | None = None) -> Generator[Encoded, None, None]:
     """Read and encode images in their order; `rows` are their numbers. outputs, tokens, views: as of `encode`."""
     contents = enumerate(image.content for image in images)
     with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(
@@ -71,7 +71,7 @@ def rows_of_images(classifier: Classifier, images: Sequence[Record],
     cannot be had of images.
     """
     tokens = require_encoder(classifier, encoder, WITHOUT_TOKENS)
-    with closing(encoded(images, encoder, classifier.inputs, tokens)) as pieces:
+    with closing(encode_records(images, encoder, classifier.inputs, tokens)) as pieces:
         for piece in pieces:
             values = [piece.values[name].reshape(len(piece.good), -1) for name in classifier.inputs if len(piece.good)]
             yield piece, np.concatenate(values, axis=1) if values else np.empty((0, classifier.dim), np.float32)
@@ -92,7 +92,7 @@ def query_embedding(store: Store, sentence: str | None, image: str | None, encod
     opened = encoder_for(store, encoder, device)
     if sentence is not None:
         return torch.from_numpy(encode_sentences(opened, [sentence]).embedding[0])
-    piece, = encoded(records, opened)
+    piece, = encode_records(records, opened)
     if piece.reasons[0]:
         raise RetrievalError(f"{image} cannot be used: {piece.reasons[0]}")
     return torch.from_numpy(piece.values[EMBEDDING][0])

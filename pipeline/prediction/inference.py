@@ -24,7 +24,7 @@ from onceclip.pipeline.errors import PredictionError
 from onceclip.pipeline.evaluation.inference import Session, names_alone
 from onceclip.pipeline.evaluation.several import OUTPUTS, require_several
 from onceclip.pipeline.extraction.outputs import TOKEN, VIEW
-from onceclip.pipeline.prediction.encoding import WITHOUT_TOKENS, encoded
+from onceclip.pipeline.prediction.encoding import WITHOUT_TOKENS, encode_records
 from onceclip.pipeline.sources import Record
 from onceclip.pipeline.tasks.tasks import logit_numbers
 from onceclip.stores import Store
@@ -76,7 +76,7 @@ def logits_of_images(classifier: Classifier, images: Sequence[Record], encoder: 
     task, nothing = _task(classifier, encoder.info), torch.empty(0, len(classifier.class_names))
     waiting: list[Encoded] = []
     found: list[Queries] = []  # of what waits
-    with closing(encoded(images, encoder, outputs, tokens, made)) as pieces:
+    with closing(encode_records(images, encoder, outputs, tokens, made)) as pieces:
         for piece in pieces:
             queries = _queries(classifier, strategy, piece) if len(piece.good) else None
             if strategy.sees in OUTPUTS:

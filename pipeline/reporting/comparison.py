@@ -90,7 +90,7 @@ def _pairs(part: pd.DataFrame, base: str) -> Iterator[tuple[str, pd.DataFrame]]:
                 yield name, both
 
 
-def _compared(found: list[Block]) -> Iterator[Block]:
+def _block(found: list[Block]) -> Iterator[Block]:
     """The block of some comparisons, if there are any, with p-values that are corrected for their number."""
     tested = [each for each in found if each["p"] is not None]
     for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
@@ -110,7 +110,7 @@ def _draws(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
             found.append({"method": name, "n": len(differences), "difference": mean.value,
                           "interval": None if half is None else [mean.value - half, mean.value + half],
                           "p": paired_t(differences) if drawn else None})
-    yield from _compared(found)
+    yield from _block(found)
 
 
 def _answers(both: pd.DataFrame) -> Iterator[tuple[int, Predictions, Predictions]]:
@@ -135,7 +135,7 @@ def _mcnemar(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
                 "interval": found["difference_interval"], "p": found["p"], "only_this": found["only_this"],
                 "only_other": found["only_other"]})
     for seed, several in sorted(by_seed.items()):
-        yield from ({"seed": seed, **block} for block in _compared(several))
+        yield from ({"seed": seed, **block} for block in _block(several))
 
 
 def _bootstrap(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
@@ -147,7 +147,7 @@ def _bootstrap(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
         values = np.stack(pairs)
         found.append({"method": name, "n": len(pairs), "difference": float(values.mean()),
                       "interval": list(two_way_interval(values)), "p": None})
-    yield from _compared(found)
+    yield from _block(found)
 
 
 def _store_means(part: pd.DataFrame, names: Sequence[str], score: str, test: str) -> pd.DataFrame:
@@ -171,7 +171,7 @@ def _wilcoxon(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
             differences = (means[name] - means[base]).tolist()
             found.append({"method": name, "n": len(differences), "difference": fmean(differences), "interval": None,
                           "p": wilcoxon(differences)})
-    yield from _compared(found)
+    yield from _block(found)
 
 
 def _friedman(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:

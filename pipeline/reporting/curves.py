@@ -118,7 +118,7 @@ def line_plot(table: Table, limits: tuple[float, float], strong: Sequence[str], 
     return figure(_WIDTH, height, title, words, [plot.grid(caption), lines, *plot.labels(strong)], "curves")
 
 
-def seen_curves(lines: Mapping[str, Sequence[Row]]) -> Markup:
+def incremental_curves(lines: Mapping[str, Sequence[Row]]) -> Markup:
     """Accuracy on the classes seen, session by session, the mean over orders with its interval.
 
     lines: rows of `onceclip incremental` by the name of the line.

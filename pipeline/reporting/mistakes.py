@@ -88,8 +88,8 @@ def with_pictures(shown: Sequence[Any], store: Store, images: str | None) -> tup
     if not place or not shown:
         return list(shown), "Give --images FOLDER for pictures." if shown else ""
     digests, trusted = store.column("digest"), images is not None
-    found = _pictured(shown, lambda each: _picture(contents.get(each.key) or _frame(place, each.key),
-                                                   bytes(digests[each.row]), trusted))
+    found = _add_pictures(shown, lambda each: _picture(contents.get(each.key) or _frame(place, each.key),
+                                                       bytes(digests[each.row]), trusted))
     close_video()
     return found, f"Pictures from {place}."
 
@@ -99,10 +99,10 @@ def with_thumbnails(found: Sequence[Any], store: Store | None, images: str | Non
     """Suggestions with pictures as far as there are any. records: the images, where they are not those of a store."""
     if store is not None:
         return with_pictures(found, store, images)[0]
-    return _pictured(found, lambda each: thumbnail(records[each.row].content.read()))
+    return _add_pictures(found, lambda each: thumbnail(records[each.row].content.read()))
 
 
-def _pictured(shown: Sequence[Any], picture: Callable[[Any], str]) -> list[Any]:
+def _add_pictures(shown: Sequence[Any], picture: Callable[[Any], str]) -> list[Any]:
     """Rows with their pictures. picture: gives that of a row; raises BadImage with what is in the way."""
     found = []
     for each in shown:

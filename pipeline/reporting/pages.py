@@ -17,11 +17,11 @@ from onceclip.pipeline.reporting.class_changes import class_view
 from onceclip.pipeline.reporting.curves import (
     SCORES,
     curves_of,
+    incremental_curves,
     ranked,
     reliability,
     reliability_panels,
     score_lines,
-    seen_curves,
     training_panels,
 )
 from onceclip.pipeline.reporting.hyperparameters import ablations_of, chosen_of
@@ -173,7 +173,7 @@ def write_incremental_report(folder: Path) -> Path:
     if not settings:
         raise ResultError(f"{folder} has no {NAME}: `onceclip incremental STORE --out {folder}` writes it")
     write_page(folder / PAGE, "incremental.html", title="Classes that arrive", settings=[
-        {"title": f"{store}, {sessions} sessions, {shots_of(shots)}, text {text}", "curves": seen_curves(lines),
+        {"title": f"{store}, {sessions} sessions, {shots_of(shots)}, text {text}", "curves": incremental_curves(lines),
          "lines": [_incremental_line(name, rows) for name, rows in lines.items()]}
         for (store, sessions, shots, text), lines in settings.items()])
     return folder / PAGE

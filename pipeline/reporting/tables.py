@@ -138,7 +138,7 @@ def _mean(part: pd.DataFrame, stores: Sequence[str], score: str) -> Mean | None:
     return Mean(value or 0.0, of_seeds.half_width, of_seeds.runs)
 
 
-def _printed(number: float, score: str, digits: int) -> str:
+def _number(number: float, score: str, digits: int) -> str:
     """A mean or half of an interval: in per cent, but for nats."""
     return f"{number:.{digits + 2}f}" if score in _NATS else f"{100 * number:.{digits}f}"
 
@@ -151,7 +151,7 @@ def _marks(table: Cells, digits: int) -> dict[tuple[Line, Any], int]:
     marks = {}
     for shots in dict.fromkeys(shots for shots, _ in table.lines):
         for column, score in table.score.items():
-            shown = {line: float(_printed(table.cells[line, column].value, score, digits)) for line in table.lines
+            shown = {line: float(_number(table.cells[line, column].value, score, digits)) for line in table.lines
                      if line[0] == shots and (line, column) in table.cells}
             ranked = sorted(set(shown.values()), reverse=score not in LOWER)
             marks |= {(line, column): ranked.index(value) for line, value in shown.items()
@@ -174,11 +174,11 @@ def _texts(table: Cells, digits: int, interval: bool, escape: Callable[[str], st
         cells = []
         for column in table.columns:
             mean, score = table.cells.get((line, column)), table.score[column]
-            text = "–" if mean is None else _printed(mean.value, score, digits)
+            text = "–" if mean is None else _number(mean.value, score, digits)
             if (line, column) in marks:
                 text = (best, second)[marks[line, column]].format(text)
             half = mean.half_width if mean and interval else None
-            cells.append(text if half is None else f"{text}{between}{_printed(half, score, digits)}")
+            cells.append(text if half is None else f"{text}{between}{_number(half, score, digits)}")
         lines.append([*[str(line[0])] * several, escape(line[1]), *cells])
     return head, lines
 
