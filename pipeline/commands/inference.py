@@ -62,7 +62,7 @@ def shares_in(place: str) -> str:
         for line in lines:
             cells = [cell.strip() for cell in line]
             if cells and (values or [cell.lower() for cell in cells] != ["class", "share"]):
-                values[cells[0]] = _share(cells, values)
+                values[cells[0]] = _share_in(cells, values)
     except SourceError as error:
         raise click.BadParameter(str(error), param_hint="--inference-set") from error
     except (ValueError, csv.Error) as error:
@@ -72,7 +72,7 @@ def shares_in(place: str) -> str:
     return json.dumps(values)
 
 
-def _share(cells: Sequence[str], known: Mapping[str, float]) -> float:
+def _share_in(cells: Sequence[str], known: Mapping[str, float]) -> float:
     """The share in a line of a file. Raises ValueError with what is wrong with the line."""
     if len(cells) != 2:
         raise ValueError(f"has {counted(len(cells), 'cell')}, not a class and its share")

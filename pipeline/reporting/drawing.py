@@ -38,7 +38,7 @@ def figure(width: float, height: float, title: str, description: str, content: I
 
 def path(points: Sequence[tuple[float, float]], **attributes: object) -> Markup:
     """A line through points."""
-    return element("path", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points), **attributes)
+    return element("path", "", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points), **attributes)
 
 
 def band(low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]]) -> Markup:
@@ -55,7 +55,7 @@ def text(x: float, y: float, words: object, **attributes: object) -> Markup:
 
 def line(x1: float, y1: float, x2: float, y2: float, **attributes: object) -> Markup:
     """A straight line."""
-    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, **attributes)
+    return element("line", "", x1=x1, y1=y1, x2=x2, y2=y2, **attributes)
 
 
 _MARKERS = (

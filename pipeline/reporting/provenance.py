@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from onceclip.pipeline.reporting.settings import Best, Results, Row, Setting
+from onceclip.pipeline.reporting.settings import Best, Results, Setting
 from onceclip.pipeline.tasks.draws import GENERATOR
 from onceclip.pipeline.words import counts, shots_of, version
 from onceclip.stores import Store

@@ -148,7 +148,7 @@ def _marks(table: Cells, digits: int) -> dict[tuple[Line, Any], int]:
 
     What looks equal in print is equal. A column with one method has no marks.
     """
-    marks = {}
+    marks: dict[tuple[Line, Any], int] = {}
     for shots in dict.fromkeys(shots for shots, _ in table.lines):
         for column, score in table.score.items():
             shown = {line: float(_number(table.cells[line, column].value, score, digits)) for line in table.lines
