@@ -73,8 +73,10 @@ def rows_of_images(classifier: Classifier, images: Sequence[Record],
     tokens = require_encoder(classifier, encoder, WITHOUT_TOKENS)
     with closing(encode_records(images, encoder, classifier.inputs, tokens)) as pieces:
         for piece in pieces:
-            values = [piece.values[name].reshape(len(piece.good), -1) for name in classifier.inputs if len(piece.good)]
-            yield piece, np.concatenate(values, axis=1) if values else np.empty((0, classifier.dim), np.float32)
+            values = np.empty((0, classifier.dim), np.float32)
+            if good := len(piece.good):
+                values = np.concatenate([piece.values[name].reshape(good, -1) for name in classifier.inputs], axis=1)
+            yield piece, values
 
 
 def query_embedding(store: Store, sentence: str | None, image: str | None, encoder: EncoderSpec | None = None,

@@ -78,12 +78,12 @@ def logits_of_images(classifier: Classifier, images: Sequence[Record], encoder: 
     found: list[Queries] = []  # of what waits
     with closing(encode_records(images, encoder, outputs, tokens, made)) as pieces:
         for piece in pieces:
-            queries = _queries(classifier, strategy, piece) if len(piece.good) else None
+            queries = [_queries(classifier, strategy, piece)] if len(piece.good) else []
             if strategy.sees in OUTPUTS:
-                yield piece, nothing if queries is None else _infer(classifier, strategy, queries, task)
+                yield piece, _infer(classifier, strategy, queries[0], task) if queries else nothing
             else:
                 waiting.append(replace(piece, values={}))
-                found += [] if queries is None else [queries]
+                found += queries
     logits = _infer(classifier, strategy, _joined(found), task) if found else nothing
     yield from zip(waiting, logits.split([len(piece.good) for piece in waiting]), strict=True)
 
