@@ -9,7 +9,7 @@ from typing import Any
 
 from onceclip.adapters import Classifier, method_class, set_rule
 from onceclip.adapters.selection.automatic import AVERAGES
-from onceclip.adapters.selection.conformal import KINDS
+from onceclip.adapters.selection.calibration import KINDS
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.evaluate import Evaluation, evaluate_together, score

@@ -103,6 +103,9 @@ class ImageClassifier(nn.Module):
     def __init__(self, encoder: Encoder, adapter: ClassifierModule, classifier: Classifier) -> None:
         super().__init__()
         self._tokens = require_encoder(classifier, encoder, "export it alone, without --with-encoder")
+        if encoder.preparation.together:
+            raise ExportError(f"{encoder.info['name']} looks at {encoder.preparation.together}: export the adapter "
+                              "alone, without --with-encoder")
         # As an encoder does for images that overflow in half precision: other programs compute in float32.
         backend = encoder._backend if encoder._backend.precision == "fp32" else encoder._full_precision
         if backend.model is None:

@@ -16,7 +16,7 @@ from onceclip.adapters.inference import Inference, Queries, queries_of
 from onceclip.adapters.inference.base import TRAIN
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import EMBEDDING, Task
-from onceclip.pipeline.decoding.views import Views, ViewsWithPlain, crops_of
+from onceclip.pipeline.decoding.views import Views, crops_of
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.encoders.images import Encoded
 from onceclip.pipeline.encoders.opening import require_encoder
@@ -70,7 +70,7 @@ def logits_of_images(classifier: Classifier, images: Sequence[Record], encoder: 
     outputs: Sequence[str] = tuple(dict.fromkeys((EMBEDDING, *classifier.inputs)))
     made: Views | None = None
     if strategy.sees == "views":
-        made = ViewsWithPlain.around(views_for(classifier, images, views))
+        made = replace(views_for(classifier, images, views), with_plain=True)
     elif strategy.sees == "patches":
         outputs, tokens = (EMBEDDING, TOKEN), str(_recorded(classifier, TOKEN).get("tokens", "value"))
     task, nothing = _task(classifier, encoder.info), torch.empty(0, len(classifier.class_names))

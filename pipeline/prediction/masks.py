@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,8 +30,9 @@ def masks_of(place: str, alone: Evaluation, strategy: Inference) -> Marks:
     place: a .csv file with the columns path and mask, in which masks are relative to it; or a folder, which has the
         mask of train/crack/1.png as train/crack/1.png or crack/1.png, of any kind of image, or as 1_mask.png.
     alone: of the images. strategy: one that reads patches and knows a normal class, whose images need no mask.
-    A mask is resized and cropped as its image was. What is brighter than half of its brightest pixel is marked.
-    Raises SourceError for a missing or unreadable mask, one that marks nothing, or patches that are no square,
+    A mask is resized and cropped as an image of its size is. What is brighter than half of its brightest pixel is
+    marked; of a normal image a mask may be black.
+    Raises SourceError for a missing or unreadable mask, another black one, or patches that are no square,
     MethodError for another strategy, StoreIncomplete where there are no patches.
     """
     store, rows, normal = alone.store, alone.rows, normal_rows(alone, strategy)
@@ -52,21 +54,23 @@ def masks_of(place: str, alone: Evaluation, strategy: Inference) -> Marks:
     height, width = preparation.size
     patch = (np.arange(height) * side // height)[:, None] * side + np.arange(width) * side // width
     abnormal, region = np.zeros((2, len(rows), patches), np.float32)
-    outside, content = 0, []
+    outside, content, sizes = 0, [], Counter[str]()
     for number, key in enumerate(keys):
         if key in files:
-            marked, own = _marked(files[key], preparation, f"the mask of {key}")
+            marked, size, own = _marked(files[key], preparation, f"the mask of {key}", bool(normal[number]))
             content.append(f"{key} {own}")
-            outside += not marked.any()
+            sizes[size] += 1
+            outside += not (marked.any() or normal[number])
             abnormal[number], region[number] = _by_patch(marked, patch, patches)
     pixels = np.bincount(patch.ravel(), minlength=patches).astype(np.float32)
     return Marks(abnormal, pixels - abnormal, region, {
-        "n": len(content), "outside_of_the_crop": outside, "pixels": [height, width], "patches": [side, side],
+        "n": len(content), "sizes": dict(sizes), "outside_of_the_crop": int(outside), "pixels": [height, width],
+        "patches": [side, side],
         "fingerprint": digest("\n".join(content).encode()).hex()})
 
 
-def _marked(file: File, preparation: Preparation, what: str) -> tuple[np.ndarray, str]:
-    """The marked pixels (height, width) bool of what the encoder saw, and the digest of the file."""
+def _marked(file: File, preparation: Preparation, what: str, normal: bool) -> tuple[np.ndarray, str, str]:
+    """The marked pixels (height, width) bool of what the encoder saw, the size of the file, and its digest."""
     try:
         content = file.read()
         opened = preparation.open(content)
@@ -74,9 +78,10 @@ def _marked(file: File, preparation: Preparation, what: str) -> tuple[np.ndarray
         values = preparation.plain(opened).max(axis=2)
     except BadImage as error:
         raise SourceError(f"{what}: {error}: give an image in which abnormal pixels are bright") from error
-    if not brightest:
-        raise SourceError(f"{what} marks nothing: give an image in which abnormal pixels are bright")
-    return values > brightest / 2, digest(content).hex()
+    if not (brightest or normal):
+        raise SourceError(f"{what} is black, and the image is not of the normal class: give an image of its size, in "
+                          "which abnormal pixels are bright and all others black")
+    return values > brightest / 2, " x ".join(map(str, opened.size)), digest(content).hex()
 
 
 def _by_patch(marked: np.ndarray, patch: np.ndarray, patches: int) -> tuple[np.ndarray, np.ndarray]:

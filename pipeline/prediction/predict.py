@@ -18,6 +18,7 @@ from onceclip.adapters import Classifier, SetRule
 from onceclip.adapters.inference import Inference
 from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.encoders.images import Encoded
+from onceclip.pipeline.encoders.spec import clip_of
 from onceclip.pipeline.errors import ArgumentError, PredictionError
 from onceclip.pipeline.files import Pixels
 from onceclip.pipeline.prediction.encoding import encoder_of, rows_of_images
@@ -101,6 +102,7 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
                        predict_store(classifier, store, split, top_k, min_probability, strategy))
     if split is not None:
         raise ArgumentError("--split is for a store: leave it out, or give a store")
+    options = replace(options, clip=clip_of(classifier.encoder))
     if len(paths) == len(given):
         listing = list_inputs(paths, options)
         records, remarks = listing.records, listing.remarks

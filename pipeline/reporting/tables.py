@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from onceclip.adapters.selection.conformal import KINDS
+from onceclip.adapters.selection.calibration import KINDS
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.protocols import harmonic_mean
 from onceclip.pipeline.reporting.settings import Setting, differences, in_order, read_results, settings_of

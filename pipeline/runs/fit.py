@@ -186,8 +186,7 @@ def _policy(method: Method, drawn: Drawn) -> str:
 def _curve(recorder: Recorder, method: Method, selection: Selection) -> dict[str, Any] | None:
     """The history of the training that was chosen; None for a method without epochs."""
     values = selection.classifier.hyperparameters
-    history = recorder.history(method, values) if set(method.values) <= values.keys() else None
-    return None if history is None else history.as_values()
+    return recorder.history(method, values) if set(method.values) <= values.keys() else None
 
 
 def _tasks(store: Store, spec: RunSpec, method: Method, drawn: Drawn) -> dict[str, Task]:

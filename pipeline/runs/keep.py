@@ -13,11 +13,11 @@ import numpy as np
 from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.runs.results import append_rows
 from onceclip.pipeline.words import shots_of
-from onceclip.pipeline.workers.work import Part
+from onceclip.pipeline.workers import Part
 from onceclip.stores import Store, StoreError
 from onceclip.stores.identity import fingerprint
-from onceclip.stores.location import damage, open_group
 from onceclip.stores.schema import create_array, get_array, read_whole
+from onceclip.stores.storage import damage, open_group
 
 PREDICTIONS = "predictions.zarr"
 _LABELS = "label"  # group with the classes of each set of test rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 from collections import Counter, defaultdict
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -29,10 +30,13 @@ from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, recor
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.words import counted, shots_of
+from onceclip.pipeline.workers import Part
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
-from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
 from onceclip.stores.location import everywhere
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.workers.cluster import Workers
 
 MANY = 100  # runs from which starting further processes pays
 
@@ -147,8 +151,15 @@ def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
             with local(number, gpus) as processes:
                 yield from rows_of_plan(plan, products, workers=processes)
             return
-    located = (Located(group, everywhere(group.store), products) for group in plan.groups)
+    # The longest first, so that all workers end at about the same time.
+    groups = sorted(plan.groups, key=_shots, reverse=True) if workers else plan.groups
+    located = (Located(group, everywhere(group.store), products) for group in groups)
     yield from workers.work(run_located, located) if workers else map(run_located, located)
+
+
+def _shots(group: Group) -> float:
+    shots = group.specs[0].shots
+    return math.inf if shots is None else shots
 
 
 @dataclass(frozen=True)
