@@ -233,8 +233,7 @@ def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: i
         40
     """
     from onceclip.pipeline.api.stores import spec_of
-    from onceclip.pipeline.prediction.answers import answers
-    from onceclip.pipeline.prediction.predict import with_sets
+    from onceclip.pipeline.prediction.predict import answers, with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     classifier = loaded(adapter, modules)
@@ -271,7 +270,7 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
     """
     from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.api.tables import local_folders
-    from onceclip.pipeline.reporting import write_adapter_report, write_results_report
+    from onceclip.pipeline.reporting.pages import write_adapter_report, write_results_report
 
     page = path_of(out, "out: an .html file")
     with local_folders(results) as folders:

@@ -16,7 +16,7 @@ from onceclip.stores import Store
 if TYPE_CHECKING:
     from onceclip.adapters import Classifier
     from onceclip.pipeline.encoders import EncoderSpec
-    from onceclip.pipeline.prediction.label_next import Suggestion
+    from onceclip.pipeline.prediction.suggestions import Suggestion
 
 
 def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Sequence[str | Path], *,
@@ -43,10 +43,9 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
     """
     from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.encoders.spec import clip_of
-    from onceclip.pipeline.prediction import label_errors as errors
-    from onceclip.pipeline.prediction import label_next as active
+    from onceclip.pipeline.prediction import suggestions
+    from onceclip.pipeline.prediction.encoding import encoder_of
     from onceclip.pipeline.prediction.inputs import list_inputs, store_among
-    from onceclip.pipeline.prediction.predict import encoder_of
     from onceclip.pipeline.sources import SourceOptions
     from onceclip.pipeline.tasks.encoders import joined_store, require_store
 
@@ -64,15 +63,15 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
     store = store and joined_store(store, join, classifier)
     records = [] if store else list_inputs(paths, SourceOptions(clip=clip_of(classifier.encoder))).records
     if store and label_errors:
-        found = errors.label_errors(classifier, store, whole(most, "most", 1), progress)
+        found = suggestions.label_errors(classifier, store, whole(most, "most", 1), progress)
     elif store:
-        found = active.label_next(classifier, active.pieces_of_store(classifier, store), number)
+        found = suggestions.label_next(classifier, suggestions.pieces_of_store(classifier, store), number)
     elif label_errors:
         raise ArgumentError("label_errors compares labels, which are in a STORE: extract the folder first")
     else:
         given = None if encoder is None else spec_of(encoder, device=device)
         opened = encoder_of(classifier, given, device)
-        found = active.label_next(classifier, active.pieces_of_images(classifier, records, opened), number)
+        found = suggestions.label_next(classifier, suggestions.pieces_of_images(classifier, records, opened), number)
     if page is not None:
         from onceclip.pipeline.reporting.mistakes import with_thumbnails
         from onceclip.pipeline.reporting.pages import write_suggestions_page
@@ -81,7 +80,8 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
                                classifier.method, store.path if store else ", ".join(paths), label_errors)
     values = [_values(each) for each in found]
     if out is not None:
-        _write(path_of(out, "out"), values, list(_values(active.Suggestion("", 0, "", 0, "", 0, "x" * label_errors))))
+        none = suggestions.Suggestion("", 0, "", 0, "", 0, "x" * label_errors)
+        _write(path_of(out, "out"), values, list(_values(none)))
     return values
 
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from onceclip.pipeline.encoders import DEMO, EncoderSpec
 from onceclip.pipeline.extraction.extract import Extraction, extract
 from onceclip.pipeline.extraction.survey import ExtractOptions
-from onceclip.pipeline.reporting import write_results_report
+from onceclip.pipeline.reporting.pages import write_results_report
 from onceclip.pipeline.runs.results import NAME
 from onceclip.pipeline.runs.summary import Table, tables
 from onceclip.pipeline.runs.sweep import make_specs, sweep

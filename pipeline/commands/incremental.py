@@ -58,7 +58,7 @@ def incremental(store: str, methods: str, sessions: int, orders: list[int], shot
                         text=text, joint=joint, out=out, progress=progress, shared=len(names) > 1)
     page = None
     if out:
-        from onceclip.pipeline.reporting.incremental import write_incremental_report
+        from onceclip.pipeline.reporting.pages import write_incremental_report
 
         page = write_incremental_report(out)
     show(as_json, {"rows": rows, "report": None if page is None else str(page)}, lambda: incremental_lines(rows, page))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -56,18 +56,32 @@ def shares_in(place: str) -> str:
     from onceclip.pipeline.errors import SourceError
     from onceclip.pipeline.files import read_text
 
+    values: dict[str, float] = {}
     try:
-        lines = [[cell.strip() for cell in line] for line in csv.reader(read_text(place).splitlines()) if line]
-        if lines and [cell.lower() for cell in lines[0]] == ["class", "share"]:
-            del lines[0]
-        values = {name: float(share) for name, share in lines}
-        if len(values) < len(lines):
-            names = [name for name, _ in lines]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is named twice")
-    except (SourceError, ValueError, csv.Error) as error:
-        raise click.BadParameter(f"{place} is no file of lines CLASS,SHARE: {error}", param_hint="--inference-set"
-                                 ) from error
+        lines = csv.reader(read_text(place).splitlines())
+        for line in lines:
+            cells = [cell.strip() for cell in line]
+            if cells and (values or [cell.lower() for cell in cells] != ["class", "share"]):
+                values[cells[0]] = _share_in(cells, values)
+    except SourceError as error:
+        raise click.BadParameter(str(error), param_hint="--inference-set") from error
+    except (ValueError, csv.Error) as error:
+        what = error if isinstance(error, ValueError) else "is no CSV"
+        raise click.BadParameter(f"{place}: line {lines.line_num} {what}: give lines CLASS,SHARE",
+                                 param_hint="--inference-set") from error
     return json.dumps(values)
+
+
+def _share_in(cells: Sequence[str], known: Mapping[str, float]) -> float:
+    """The share in a line of a file. Raises ValueError with what is wrong with the line."""
+    if len(cells) != 2:
+        raise ValueError(f"has {counted(len(cells), 'cell')}, not a class and its share")
+    if cells[0] in known:
+        raise ValueError(f"has {cells[0]!r}, which is named twice")
+    try:
+        return float(cells[1])
+    except ValueError:
+        raise ValueError(f"has {cells[1]!r}, which is no number") from None
 
 
 def inference_option(help: str) -> Decorator:

@@ -92,9 +92,8 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     from onceclip.adapters import set_rule
     from onceclip.pipeline.api.adapters import zero_shot_of
     from onceclip.pipeline.api.arguments import inference_of, loaded, require_alone
-    from onceclip.pipeline.prediction.answers import answers
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
-    from onceclip.pipeline.prediction.predict import with_sets
+    from onceclip.pipeline.prediction.predict import answers, with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     if out and out.suffix.lower() not in FORMATS:
@@ -126,7 +125,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
         if out:
             deque(passing, maxlen=0)
         elif as_json:
-            for part in json_text({"adapter": None if zero_shot else str(adapter)}, passing, passing.counts):
+            for part in json_text({"adapter": None if zero_shot else str(adapter)}, passing):
                 click.echo(part, nl=False)
             click.echo()
         else:

@@ -98,7 +98,9 @@ def test_a_prior_from_a_file_is_what_the_rows_then_have_by_name(run: Run, run_js
     assert torch.allclose(left.logits(fitted).softmax(dim=1).mean(dim=0), expected, atol=1e-3)
     for change, message in ((f"{names[0]},0\n", "give numbers above 0"), ("ghost,1\n", "'ghost'"),
                             (f"{names[0]},1\n", "has no share of"), (f"{names[0]},1\n{names[0]},1\n", "named twice"),
-                            ("a\n", "CLASS,SHARE"), ("", "has no shares by class")):
+                            ("a\n", "line 1 has 1 cell, not a class and its share: give lines CLASS,SHARE"),
+                            (f"class,share\n\n{names[0]},x\n", "line 3 has 'x', which is no number"),
+                            ("", "has no shares by class")):
         lines.write_text(change)
         result = run(*asked, f"prior={lines}")
         assert result.exit_code != 0
