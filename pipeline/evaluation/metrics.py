@@ -1,10 +1,11 @@
-"""How good logits, scores of abnormality and prediction sets are; logits are added up block by block."""
+"""How good logits, prediction sets and scores of abnormality are; logits are added up block by block."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ LISTED = 20  # wrong pairs in the details of a result row
 SCORES = ("accuracy", "top5", "macro_recall", "nll", "brier", "ece")
 CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
 DETECTION = ("auroc", "average_precision")
+MOST = 0.3  # rate of false pixels up to which regions are counted
 _WAITING = 1 << 14  # pairs that are kept uncounted
 
 
@@ -208,6 +210,43 @@ def average_precision(score: np.ndarray, positive: np.ndarray) -> float | None:
     ends = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
     right = np.cumsum(positive[order])[ends]
     return float((np.diff(right, prepend=0) * right / (ends + 1)).sum() / positive.sum())
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the masks of images mark, by patch. A pixel has the score of the patch that it is in.
+
+    abnormal, normal: (n, patches) numbers of pixels that are marked, and that are not. region: (n, patches) sum over
+    the connected regions of the share of the region that is in the patch. record: JSON values on the masks.
+    """
+
+    abnormal: np.ndarray
+    normal: np.ndarray
+    region: np.ndarray
+    record: dict[str, Any]
+
+    def scores(self, score: np.ndarray) -> dict[str, Any]:
+        """Area under the ROC curve of all pixels, and PRO, of scores of patches (n, patches), as JSON values."""
+        flat = score.ravel(), self.abnormal.ravel(), self.normal.ravel()
+        return {"pixel_auroc": weighted_auroc(*flat),
+                "pro": per_region_overlap(flat[0], self.region.ravel(), flat[2]), "masks": self.record}
+
+
+def per_region_overlap(score: np.ndarray, region: np.ndarray, normal: np.ndarray, most: float = MOST) -> float | None:
+    """Area under the mean share of the regions that is found, over the rate of false pixels up to `most`, over `most`.
+
+    score: (n,), the higher the more abnormal. region, normal: (n,), as of `Marks`. None without pixels of both kinds.
+    Source: PRO, of The MVTec Anomaly Detection Dataset (Bergmann et al., IJCV 2021), section 4.3.
+    """
+    regions, pixels = region.sum(), normal.sum()
+    if not regions or not pixels:
+        return None
+    levels, place = np.unique(-score, return_inverse=True)
+    found, false = (np.concatenate([[0.0], np.cumsum(np.bincount(place, each, len(levels))) / each.sum()])
+                    for each in (region, normal))
+    kept = false < most
+    x, y = np.append(false[kept], most), np.append(found[kept], np.interp(most, false, found))
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / most)
 
 
 def write_matrix(path: Path, names: Sequence[str], right: np.ndarray, wrong: np.ndarray) -> None:

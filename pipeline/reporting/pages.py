@@ -41,7 +41,7 @@ from onceclip.pipeline.reporting.settings import (
     sign_of,
     titles,
 )
-from onceclip.pipeline.runs.results import Mean
+from onceclip.pipeline.evaluation.statistics import Mean
 from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
 from onceclip.pipeline.tasks.encoders import joined_store
 from onceclip.pipeline.words import counted, few_words, shots_of, version

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from onceclip.pipeline.reporting.frames import LOWER, NATS, Cells
-from onceclip.pipeline.runs.results import Mean
+from onceclip.pipeline.evaluation.statistics import Mean
 from onceclip.pipeline.words import csv_cell, shots_of
 
 _BEST, _SECOND = "best", "second"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.evaluation.orders import order_hash, parse_orders, permutation
+from onceclip.pipeline.evaluation.batches import order_hash, parse_orders, permutation
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("1-5", (1, 2, 3, 4, 5)), ("7", (7,)), ("1, 4-5,9", (1, 4, 5, 9))])
