@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ SCORES = ("accuracy", "top5", "macro_recall", "nll", "brier", "ece")
 CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
 DETECTION = ("auroc", "average_precision")
 MOST = 0.3  # rate of false pixels up to which regions are counted
-_WAITING = 1 << 14  # pairs that are kept uncounted
 
 
 class WrongPairs:
@@ -32,31 +32,17 @@ class WrongPairs:
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self._code, self._number = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._waiting: list[np.ndarray] = []
+        self._number: Counter[int] = Counter()
 
     def add(self, true: np.ndarray, predicted: np.ndarray) -> None:
         """Count pairs in. true, predicted: (pairs,) int64 positions of classes that differ."""
-        self._waiting.append(true * self.classes + predicted)
-        if sum(map(len, self._waiting)) > max(_WAITING, len(self._code)):
-            self._count()
-
-    def _count(self) -> None:
-        waiting = np.concatenate(self._waiting or [np.empty(0, np.int64)])
-        code = np.concatenate([self._code, waiting])
-        number = np.concatenate([self._number, np.ones(len(waiting), np.int64)])
-        self._waiting = []
-        self._code, place = np.unique(code, return_inverse=True)
-        self._number = np.zeros(len(self._code), np.int64)
-        np.add.at(self._number, place, number)
+        self._number.update((true * self.classes + predicted).tolist())
 
     def counted(self) -> np.ndarray:
         """All pairs: (pairs, 3) int64 of true class, predicted class and number, most frequent first."""
-        if self._waiting:
-            self._count()
-        order = np.argsort(-self._number, kind="stable")
-        code = self._code[order]
-        return np.stack([code // self.classes, code % self.classes, self._number[order]], axis=1)
+        code, number = np.array(sorted(self._number.items()), np.int64).reshape(-1, 2).T
+        order = np.argsort(-number, kind="stable")
+        return np.stack([code // self.classes, code % self.classes, number], axis=1)[order]
 
 
 class Tally:

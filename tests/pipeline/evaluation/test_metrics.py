@@ -133,7 +133,6 @@ def test_logits_that_differ_by_hundreds_have_finite_scores() -> None:
 
 
 def test_pairs_that_are_counted_as_they_come_are_all_counted() -> None:
-    """More pairs than are kept uncounted, in pieces of many sizes."""
     random = np.random.default_rng(0)
     true = random.integers(0, 40, 200_000)
     predicted = (true + random.integers(1, 40, len(true))) % 40
