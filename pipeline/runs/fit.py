@@ -26,7 +26,7 @@ from onceclip.pipeline.evaluation.evaluate import NEW_SCORES, Evaluation, base_t
 from onceclip.pipeline.evaluation.inference import read
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, DETECTION, SCORES
 from onceclip.pipeline.runs.automatic import Automatic, Average, average_of, is_average
-from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
+from onceclip.pipeline.runs.keep import NOTHING, Keep, answers_of
 from onceclip.pipeline.runs.run import NO_REFIT, REFITS, RunSpec
 from onceclip.pipeline.tasks.draws import ALL, GENERATOR, LISTED, Draw
 from onceclip.pipeline.tasks.encoders import task_of_encoder
@@ -154,7 +154,6 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     scored = {place: chosen[place] if first.refit == ALL else each for place, each in given.items()
               if isinstance(each, Classifier)}
     scores = dict(zip(scored, _scores([*scored.values()], store, first, keep), strict=True))
-    tested = rows_scored(store, drawn.task.classes) if keep.predictions else {}
     common = {"seconds": seconds, "seconds_total": (time.perf_counter() - begun) / len(specs), "products": products,
               "compiling": asdict(compile), "device": name_of(where), "version": version()}
     results: list[Fitted | MethodError] = []
@@ -166,7 +165,7 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
         evaluation, further = scores[place]
         row = _row(store, specs[place], drawn, policies[place], found[place], {**evaluation.scores(), **further})
         row |= common
-        kept = {"predicted": evaluation.predicted, **tested} if keep.predictions else {}
+        kept = answers_of(evaluation) if keep.predictions else {}
         kept |= {"curve": _curve(recorder, methods[0], found[place])} if keep.curves else {}
         results.append(Fitted(classifier, _row_of_refit(row, first, refit) if refit else row, drawn.remarks, kept))
     return results

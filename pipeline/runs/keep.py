@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from onceclip.pipeline.errors import ResultError, TaskError
+from onceclip.pipeline.evaluation.evaluate import Evaluation
 from onceclip.pipeline.runs.results import CURVES, append_rows, file_name, lines_of
 from onceclip.pipeline.words import shots_of
 from onceclip.pipeline.workers.work import Part
-from onceclip.stores import Store, StoreError
+from onceclip.stores import StoreError
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.location import damage, open_group
 from onceclip.stores.schema import create_array, get_array, read_whole
@@ -58,13 +59,11 @@ class Predictions:
         return self.predicted == self.label
 
 
-def rows_scored(store: Store, classes: int) -> dict[str, Any]:
-    """Label and identity of the test rows that runs of the first classes are scored on, in their order."""
-    rows = store.rows("test")
-    label = store.column("label")[rows]
-    rows, label = rows[label < classes], label[label < classes]
-    return {"label": label.astype(np.min_scalar_type(classes)),
-            "keys": fingerprint([list(map(str, store.column("key")[rows])), label.tolist()])}
+def answers_of(found: Evaluation) -> dict[str, Any]:
+    """What a classifier took every test row for, and label and identity of these rows, as `write_kept` takes them."""
+    keys = list(map(str, found.store.column("key")[found.rows]))
+    return {"predicted": found.predicted, "label": found.label.astype(found.predicted.dtype),
+            "keys": fingerprint([keys, found.label.tolist()])}
 
 
 def write_kept(folder: Path, rows: Sequence[dict[str, Any]], part: Part | None) -> list[dict[str, Any]]:

@@ -195,14 +195,11 @@ def _told_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     kinds: dict[Any, set[tuple[str, ...]]] = defaultdict(set)
     for row in rows:
         kinds[line_name(row), row["shots"], row["seed"]].add(_kind(row))
-    mixed: dict[str, list[set[str]]] = {}
+    varied: dict[str, set[int]] = defaultdict(set)  # places in the kind
     for (name, _, _), found in kinds.items():
-        if len(found) > 1:
-            parts = mixed.setdefault(name, [set() for _ in next(iter(found))])
-            for part, values in zip(parts, zip(*found, strict=True), strict=True):
-                part.update(values)
-    return [" ".join([name, *(own for own, part in zip(_kind(row), mixed.get(name, ()), strict=False)
-                              if len(part) > 1 and own)]) for row, name in zip(rows, map(line_name, rows), strict=True)]
+        varied[name] |= {place for place, values in enumerate(zip(*found, strict=True)) if len({*values}) > 1}
+    return [" ".join([name, *(part for place, part in enumerate(_kind(row)) if part and place in varied[name])])
+            for row, name in zip(rows, map(line_name, rows), strict=True)]
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:

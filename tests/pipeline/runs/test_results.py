@@ -13,9 +13,10 @@ import torch
 
 import onceclip
 from onceclip.pipeline.evaluation.metrics import metrics
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.reporting.settings import read_results
 from onceclip.pipeline.runs.fit import fit
-from onceclip.pipeline.runs.results import NAME, Mean, append_row, append_rows, mean_interval, read_rows
+from onceclip.pipeline.runs.results import NAME, append_row, append_rows, read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.sweep import known
 from onceclip.stores import Store
