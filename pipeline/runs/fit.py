@@ -26,7 +26,7 @@ from onceclip.pipeline.evaluation.evaluate import NEW_SCORES, Evaluation, base_t
 from onceclip.pipeline.evaluation.inference import read
 from onceclip.pipeline.evaluation.metrics import CALIBRATED, DETECTION, SCORES
 from onceclip.pipeline.runs.automatic import Automatic, Average, average_of, is_average
-from onceclip.pipeline.runs.keep import NOTHING, Keep, answers_of
+from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.run import NO_REFIT, REFITS, RunSpec
 from onceclip.pipeline.tasks.draws import ALL, GENERATOR, LISTED, Draw
 from onceclip.pipeline.tasks.encoders import task_of_encoder
@@ -144,28 +144,29 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
         guessed = drawn.sourced and drawn.task.val is None
         if (calibrate or keep.coverage is not None) and not (average or guessed):
             chosen = {place: calibrated(each, methods[0], drawn.task) for place, each in chosen.items()}
-        given: dict[int, Classifier | MethodError] = {**chosen}
+        given: dict[int, Classifier | MethodError] = {
+            place: each if isinstance(each, MethodError) else chosen[place] for place, each in enumerate(selections)}
         refit: Draw | None = None
         if first.refit != NO_REFIT:
             refit, task = draw_labelled(store, drawn, REFITS[first.refit])
             task = task if where.type == CPU else task.to(where)
-            given = {place: _fitted_again(each, methods[0], first, refit, task) for place, each in chosen.items()}
+            given |= {place: _fitted_again(each, methods[0], first, refit, task) for place, each in chosen.items()}
     # No classifier is scored on rows that it was fitted on.
     scored = {place: chosen[place] if first.refit == ALL else each for place, each in given.items()
               if isinstance(each, Classifier)}
     scores = dict(zip(scored, _scores([*scored.values()], store, first, keep), strict=True))
+    tested = rows_scored(next(iter(scores.values()))[0]) if keep.predictions and scores else {}
     common = {"seconds": seconds, "seconds_total": (time.perf_counter() - begun) / len(specs), "products": products,
               "compiling": asdict(compile), "device": name_of(where), "version": version()}
     results: list[Fitted | MethodError] = []
-    for place, selection in enumerate(selections):
-        classifier = selection if isinstance(selection, MethodError) else given[place]
+    for place, classifier in given.items():
         if isinstance(classifier, MethodError):
             results.append(classifier)
             continue
         evaluation, further = scores[place]
         row = _row(store, specs[place], drawn, policies[place], found[place], {**evaluation.scores(), **further})
         row |= common
-        kept = answers_of(evaluation) if keep.predictions else {}
+        kept = {"predicted": evaluation.predicted, **tested} if keep.predictions else {}
         kept |= {"curve": _curve(recorder, methods[0], found[place])} if keep.curves else {}
         results.append(Fitted(classifier, _row_of_refit(row, first, refit) if refit else row, drawn.remarks, kept))
     return results

@@ -59,11 +59,10 @@ class Predictions:
         return self.predicted == self.label
 
 
-def answers_of(found: Evaluation) -> dict[str, Any]:
-    """What a classifier took every test row for, and label and identity of these rows, as `write_kept` takes them."""
+def rows_scored(found: Evaluation) -> dict[str, Any]:
+    """Label and identity of the test rows that a run, and all runs of its group, are scored on."""
     keys = list(map(str, found.store.column("key")[found.rows]))
-    return {"predicted": found.predicted, "label": found.label.astype(found.predicted.dtype),
-            "keys": fingerprint([keys, found.label.tolist()])}
+    return {"label": found.label.astype(found.predicted.dtype), "keys": fingerprint([keys, found.label.tolist()])}
 
 
 def write_kept(folder: Path, rows: Sequence[dict[str, Any]], part: Part | None) -> list[dict[str, Any]]:
