@@ -218,8 +218,8 @@ class Marks:
                 "pro": per_region_overlap(flat[0], self.region.ravel(), flat[2]), "masks": self.record}
 
 
-def per_region_overlap(score: np.ndarray, region: np.ndarray, normal: np.ndarray, most: float = MOST) -> float | None:
-    """Area under the mean share of the regions that is found, over the rate of false pixels up to `most`, over `most`.
+def per_region_overlap(score: np.ndarray, region: np.ndarray, normal: np.ndarray) -> float | None:
+    """Area under the mean share of the regions that is found, over the rate of false pixels up to MOST, over MOST.
 
     score: (n,), the higher the more abnormal. region, normal: (n,), as of `Marks`. None without pixels of both kinds.
     Source: PRO, of The MVTec Anomaly Detection Dataset (Bergmann et al., IJCV 2021), section 4.3.
@@ -230,9 +230,9 @@ def per_region_overlap(score: np.ndarray, region: np.ndarray, normal: np.ndarray
     levels, place = np.unique(-score, return_inverse=True)
     found, false = (np.concatenate([[0.0], np.cumsum(np.bincount(place, each, len(levels))) / each.sum()])
                     for each in (region, normal))
-    kept = false < most
-    x, y = np.append(false[kept], most), np.append(found[kept], np.interp(most, false, found))
-    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / most)
+    kept = false < MOST
+    x, y = np.append(false[kept], MOST), np.append(found[kept], np.interp(MOST, false, found))
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / MOST)
 
 
 def write_matrix(path: Path, names: Sequence[str], right: np.ndarray, wrong: np.ndarray) -> None:

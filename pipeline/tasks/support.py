@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Candidates:
     store: Store
     rows: np.ndarray
     pool: Pool
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int]
 
 
 def with_support(store: Store, drawn: Drawn, bank: Candidates | None = None, keep_bank: bool = False) -> Drawn:
@@ -103,14 +103,14 @@ def bank_of(store: Store, bank: Store, captions: str = "") -> Candidates:
     return Candidates(bank, rows, Pool(image, caption, logit_numbers(store.encoder)["logit_scale"]), left_out)
 
 
-def near_copies(images: torch.Tensor, others: torch.Tensor, least: float = NEAR_COPY) -> torch.Tensor:
-    """Which raw embeddings (n, dim) have a cosine of `least` or more with one of others (m, dim): (n,) bool."""
+def near_copies(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Which raw embeddings (n, dim) have a cosine of NEAR_COPY or more with one of others (m, dim): (n,) bool."""
     found = torch.zeros(len(images), dtype=torch.bool)
     later = unit(others.float())
     step = max(1, _PAIRS // max(len(later), 1))
     for start in range(0, len(images) if len(later) else 0, step):
         piece = slice(start, start + step)
-        found[piece] = (unit(images[piece].float()) @ later.T).amax(dim=1) >= least
+        found[piece] = (unit(images[piece].float()) @ later.T).amax(dim=1) >= NEAR_COPY
     return found
 
 
