@@ -260,8 +260,9 @@ def base_to_new(classifiers: Sequence[Classifier], store: Store, text: str = "de
     known, new = names_of(store, BASE), names_of(store, NEW)
     found = score_together(classifiers, store, classes=known, keep=keep, rules=rules)
     nothing: dict[str, Any] = {**dict.fromkeys(NEW_SCORES), "class_set": BASE, "classes_new": len(new)}
-    name = classifiers[0].method
-    if name in AVERAGES or not method_class(name).transfers or not all(map(_serves_others, classifiers)):
+    kind = None if classifiers[0].method in AVERAGES else method_class(classifiers[0].method)
+    # Of a method that trains something, what it needs for other classes are the parameters that a classifier keeps.
+    if kind is None or not kind.transfers or (kind.trained and not all(each.parameters for each in classifiers)):
         return [(each, nothing) for each in found]
     others = score_together([for_text(each, store, text, new) for each in classifiers], store, classes=new)
     accuracies = [(each.tally.scores()["accuracy"], other.tally.scores()["accuracy"])
@@ -269,11 +270,6 @@ def base_to_new(classifiers: Sequence[Classifier], store: Store, text: str = "de
     return [(each, {**nothing, "accuracy_new": pair[1], "n_test_new": other.tally.rows,
                     "harmonic_mean": harmonic_mean(*pair)})
             for each, other, pair in zip(found, others, accuracies, strict=True)]
-
-
-def _serves_others(classifier: Classifier) -> bool:
-    """Whether a classifier keeps what its method needs for other classes; all do whose method trains nothing."""
-    return bool(classifier.parameters) or not method_class(classifier.method).trained
 
 
 def harmonic_mean(first: float | None, second: float | None) -> float | None:

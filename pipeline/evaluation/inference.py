@@ -28,7 +28,6 @@ from onceclip.pipeline.evaluation.queries import (
     keys_hash,
     normal_name,
     normal_queries,
-    output_spec,
     queries_from,
     require_several,
     several_queries,
@@ -107,14 +106,16 @@ class Session:
         `on` is the record of the strategy that left the classifier behind, if one did.
         """
         before = left_by(self.classifier)
-        strategy, keys = self.strategy, self.store.column("key")[rows]
-        output = {"output": output_spec(self.store, strategy.sees)} if strategy.sees in OUTPUTS else {}
+        strategy, keys, further = self.strategy, self.store.column("key")[rows], {}
+        if strategy.sees in OUTPUTS:
+            output = self.store.outputs[OUTPUTS[strategy.sees]]
+            further["output"] = {"number": output.shape[0], **output.spec}
         support = {"support": self.classifier.provenance["support"]["fingerprint"]} if strategy.wants_support else {}
         return {"name": full_name(type(strategy)), "hyperparameters": dict(strategy.values), "sees": strategy.sees,
                 "transductive": strategy.transductive, "prior": strategy.prior, "fitted_on": strategy.fitted_on,
                 "fit": self.fitted, **support, "text": self.text, "diagnostics": dict(diagnostics),
                 "query": {"store": self.store.fingerprint, "split": split, "n": len(rows), "keys": keys_hash(keys),
-                          **output}, **({"on": before} if before else {})}
+                          **further}, **({"on": before} if before else {})}
 
 
 @dataclass(frozen=True)

@@ -163,12 +163,6 @@ def names_alone(classifier: Classifier, dim: int, **numbers: Any) -> Task:
     return Task(Text(nothing, index, classifier.class_names), Rows(nothing, index), **numbers)
 
 
-def output_spec(store: Store, sees: str) -> dict[str, Any]:
-    """How a store's views or patches were made, as JSON values."""
-    output = store.outputs[OUTPUTS[sees]]
-    return {"number": output.shape[0], **output.spec}
-
-
 def keys_hash(keys: Sequence[str] | np.ndarray) -> str:
     """Identity of keys in their order: 32 hexadecimal digits."""
     return digest("\n".join(map(str, keys)).encode()).hex()
