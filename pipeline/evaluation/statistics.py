@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -58,13 +58,19 @@ def interval(total: np.ndarray, size: np.ndarray) -> tuple[float, float]:
     """
     code = (total - total.min()) * (size.max() + 1) + size
     _, first, number = np.unique(code, return_index=True, return_counts=True)
-    random, units = np.random.default_rng(SEED), len(size)
-    step = max(1, _ELEMENTS // len(number))
-    found = []
-    for start in range(0, RESAMPLES, step):
-        drawn = random.multinomial(units, number / units, min(step, RESAMPLES - start))
-        found.append((drawn @ total[first]) / (drawn @ size[first]))
-    low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
+
+    def resample(random: np.random.Generator, times: int) -> np.ndarray:
+        drawn = random.multinomial(len(size), number / len(size), times)
+        return (drawn @ total[first]) / (drawn @ size[first])
+
+    return _bootstrap(resample, len(number))
+
+
+def _bootstrap(resample: Callable[[np.random.Generator, int], np.ndarray], width: int) -> tuple[float, float]:
+    """Percentiles of resampled values. resample: gives so many of them (times,) from arrays (times, width)."""
+    random, step = np.random.default_rng(SEED), max(1, _ELEMENTS // width)
+    found = [resample(random, min(step, RESAMPLES - start)) for start in range(0, RESAMPLES, step)]
+    low, high = np.quantile(np.concatenate(found), (LEVEL / 2, 1 - LEVEL / 2))
     return float(low), float(high)
 
 
@@ -186,12 +192,10 @@ def two_way_interval(differences: np.ndarray) -> tuple[float, float]:
     """
     draws, images = differences.shape
     columns, number = np.unique(differences, axis=1, return_counts=True)
-    random = np.random.default_rng(SEED)
-    found, step = [], max(1, _ELEMENTS // max(len(number), draws))
-    for start in range(0, RESAMPLES, step):
-        count = min(step, RESAMPLES - start)
-        of_images = random.multinomial(images, number / images, count)
-        of_draws = random.multinomial(draws, np.full(draws, 1 / draws), count)
-        found.append(((of_images @ columns.T.astype(np.float64)) * of_draws).sum(axis=1) / (draws * images))
-    low, high = np.quantile(np.concatenate(found), (LEVEL / 2, 1 - LEVEL / 2))
-    return float(low), float(high)
+
+    def resample(random: np.random.Generator, times: int) -> np.ndarray:
+        of_images = random.multinomial(images, number / images, times)
+        of_draws = random.multinomial(draws, np.full(draws, 1 / draws), times)
+        return ((of_images @ columns.T.astype(np.float64)) * of_draws).sum(axis=1) / (draws * images)
+
+    return _bootstrap(resample, max(len(number), draws))
