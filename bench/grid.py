@@ -89,7 +89,7 @@ def narrow(part: Part) -> list[float]:
         trained = train([Run(method, task, task, part.seed) for method in methods], narrow=True)
     classifiers = [method.classifier(task, task, each) for method, each in zip(methods, trained, strict=True)]
     scores = [score_together(classifiers, _opened(part.store), split) for split in ("val", "test")]
-    return [each.tally.scores()["accuracy"] for each in scores[1]]
+    return [each.scores()["accuracy"] for each in scores[1]]
 
 
 def first_compiling(part: Part) -> float:
@@ -111,7 +111,7 @@ def best(part: Part) -> tuple[float, float]:
         found = fit_selected(Searched(**part.recipe), part.task(), "val", frozenset(part.recipe), part.seed,
                              search=Search("halving", narrow=True))
     score, = score_together([found.classifier], _opened(part.store))
-    return found.accuracy or 0.0, score.tally.scores()["accuracy"]
+    return found.accuracy or 0.0, score.scores()["accuracy"]
 
 
 class Grid:

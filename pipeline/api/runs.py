@@ -38,14 +38,13 @@ from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.incremental import Sessions
 from onceclip.pipeline.runs.incremental import incremental as arrive
-from onceclip.pipeline.runs.run import NO_INFERENCE
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import append_row, record_stores
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.runs.trackers import Log
-from onceclip.pipeline.tasks.draws import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.draws import ALL, BASE
 from onceclip.pipeline.tasks.encoders import named_store, require_read
 from onceclip.pipeline.tasks.tasks import Inputs, draw_task
 from onceclip.pipeline.words import counted, percent

@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.reporting.drawing import SERIES, Scale, element, figure, line, marker, path, text
 from onceclip.pipeline.reporting.settings import Setting
-from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.words import shots_of
 
 _WIDTH, _HEIGHT = 420, 240

@@ -13,8 +13,8 @@ import pandas as pd
 from onceclip.adapters.selection.conformal import KINDS
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.evaluate import harmonic_mean
-from onceclip.pipeline.reporting.settings import Setting, read_results, settings_of
 from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
+from onceclip.pipeline.reporting.settings import Setting, read_results, settings_of
 from onceclip.pipeline.words import listing
 
 SCORES = ("accuracy", "accuracy_new", "harmonic_mean", "top5", "macro_recall", "nll", "brier", "ece", "nll_calibrated",

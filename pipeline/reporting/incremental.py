@@ -10,10 +10,10 @@ from typing import Any
 from markupsafe import Markup
 
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.reporting.drawing import Plot, figure
 from onceclip.pipeline.reporting.pages import write_page
 from onceclip.pipeline.runs.incremental import NAME, PAGE
-from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.runs.results import read_lines
 from onceclip.pipeline.runs.summary import Table
 from onceclip.pipeline.words import shots_of

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onceclip.adapters import load_classifier
 from onceclip.pipeline.evaluation.evaluate import evaluate, temperature_of
+from onceclip.pipeline.evaluation.statistics import Mean
 from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.reporting.ablations import ablations_of
 from onceclip.pipeline.reporting.class_changes import class_view
@@ -41,7 +42,6 @@ from onceclip.pipeline.reporting.settings import (
     sign_of,
     titles,
 )
-from onceclip.pipeline.evaluation.statistics import Mean
 from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
 from onceclip.pipeline.tasks.encoders import joined_store
 from onceclip.pipeline.words import counted, few_words, shots_of, version

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onceclip.pipeline.reporting.frames import LOWER, NATS, Cells
 from onceclip.pipeline.evaluation.statistics import Mean
+from onceclip.pipeline.reporting.frames import LOWER, NATS, Cells
 from onceclip.pipeline.words import csv_cell, shots_of
 
 _BEST, _SECOND = "best", "second"

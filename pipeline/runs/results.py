@@ -124,6 +124,10 @@ def _name(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -154,9 +158,9 @@ _ROW: Mapping[str, Any] = {
     **dict.fromkeys(("method", "store", "run"), _name),
     "shots": lambda value: value == "all" or _count(value),
     "settings_tried": lambda value: value is None or _count(value),
-    **dict.fromkeys(("hyperparameters", "compiling", "support_source"), {}), "fingerprints": {...: str},
+    **dict.fromkeys(("hyperparameters", "compiling", "support_source"), _object), "fingerprints": {...: str},
     "asked": {**dict.fromkeys(("method", "text", "select", "search", "class_weights", "inference"), str),
-              **dict.fromkeys(("values", "inference_values", "batches"), {}),
+              **dict.fromkeys(("values", "inference_values", "batches"), _object),
               **dict.fromkeys(("narrow", "validated"), bool),
               **{name: _of_types(types) for name, types in stored_types().items()}},
     "details": _details,
@@ -207,7 +211,7 @@ def read_stores(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     if not isinstance(found, dict):
         return {}
-    _require(found, dict.fromkeys(found, {}), str(folder / STORES_NAME))
+    _require(found, dict.fromkeys(found, _object), str(folder / STORES_NAME))
     for name, each in found.items():
         _require(each, _STORE, f"{folder / STORES_NAME}, {name}")
     return found

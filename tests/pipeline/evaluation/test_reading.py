@@ -14,11 +14,11 @@ from onceclip.adapters import Classifier, MethodError, ZeroShot
 from onceclip.adapters.inference import INFERENCES, Queries
 from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.decoding.views import TEN_CROP, Views
+from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation import queries
+from onceclip.pipeline.evaluation.batches import order_hash, parse_orders, permutation
 from onceclip.pipeline.evaluation.evaluate import Evaluation, score
 from onceclip.pipeline.evaluation.inference import read
-from onceclip.pipeline.evaluation.batches import order_hash, parse_orders, permutation
-from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.tasks import draw_labelled, draw_task
