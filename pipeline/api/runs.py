@@ -106,7 +106,7 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         if further or (shots, seed, values) != (None, None, None):
             raise ArgumentError("a RunSpec says by itself what is run: leave shots, seed and the like out, or change "
                                 "it with dataclasses.replace")
-        spec = method if method.shots == 0 else replace(method, shots=shots_of(method.shots))
+        spec = method
     else:
         spec = spec_for(method, shots, seed, values, **further)
     if overwrite and out is None:

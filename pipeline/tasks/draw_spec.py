@@ -36,7 +36,7 @@ def _shape(words: Callable[[Any], str], *types: type) -> dict[str, Any]:
 class DrawSpec:
     """A draw.
 
-    shots: labelled rows per class, None for all; with 0 no label is read. seed: of the draw.
+    shots: labelled rows per class, None or "all" for all; with 0 no label is read. seed: of the draw.
     stream: read the support rows anew in every epoch instead of holding them in memory.
     classes: "all", or "base" for the first half of the classes alone, as if the store had no others.
     support: where further rows come from that nobody labelled, as "upl:16".
@@ -92,9 +92,8 @@ class DrawSpec:
 
     def _parse(self) -> None:
         """Bring every field to one form, so that equal draws are one value, however they were typed."""
-        parsed: dict[str, Any] = {"seed": whole("seed", self.seed)}
-        if self.shots is not None:
-            parsed["shots"] = whole("shots", self.shots)
+        parsed: dict[str, Any] = {"seed": _whole("seed", self.seed),
+                                  "shots": None if self.shots in (None, "all") else _whole("shots", self.shots)}
         for name in ("long_tail", "label_noise"):
             try:
                 parsed[name] = float(getattr(self, name))
@@ -113,7 +112,7 @@ class DrawSpec:
         if isinstance(self.draws, Mapping):
             parsed["draws"] = DrawFile(**self.draws)
         elif isinstance(self.draws, str | Path):
-            parsed["draws"] = draw_file(self.draws, parsed.get("shots"), parsed["seed"])
+            parsed["draws"] = draw_file(self.draws, parsed["shots"], parsed["seed"])
         for name, value in parsed.items():
             object.__setattr__(self, name, value)
 
@@ -208,7 +207,7 @@ def _option(name: str) -> str:
 SHAPE_OPTIONS = ", ".join(_option(each.name) for each in _SHAPE[:-1]) + f" and {_option(_SHAPE[-1].name)}"
 
 
-def whole(name: str, value: Any) -> int:
+def _whole(name: str, value: Any) -> int:
     """A whole number from 0 up. Raises TaskError for anything else. name: of the field."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
         raise TaskError(f"{_option(name)} {value!r}: give a whole number from 0 up")
