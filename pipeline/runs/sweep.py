@@ -45,19 +45,19 @@ GROUP_RUNS, ON_A_GPU = 64, 1024
 class Group:
     """Runs on one store that one process trains and scores together: of one draw.
 
-    fingerprint: the store's content. compile: whether steps are compiled, which the whole plan decides, so that a part
-    of it, or what is left of it, gives the same numbers. device: that trains them, as for `fit`. keep: as there.
-    place: where the store is for a process with another working directory. products: how to multiply matrices, which
-    the command decides for all its workers.
+    store: the path that the user gave. place: the same for a process with another working directory. fingerprint: the
+    store's content. compile: whether steps are compiled, which the whole plan decides, so that a part of it, or what is
+    left of it, gives the same numbers. device: that trains them, as for `fit`. keep: as there. products: how to
+    multiply matrices, which the command decides for all its workers.
     """
 
     store: str
+    place: str
     fingerprint: str
     specs: tuple[RunSpec, ...]
     compile: Compiling = USUAL
     device: str = CPU
     keep: Keep = NOTHING
-    place: str = ""
     products: str = DEFAULT
 
     def __str__(self) -> str:
@@ -307,8 +307,8 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     alike = Counter(method for method, *_ in {(spec.method, path, spec.alone.identity(opened[path]))
                                               for path, spec in runs.values()})
     most = ON_A_GPU if is_gpu(device) else GROUP_RUNS
-    groups = [Group(path, opened[path].fingerprint, tuple(members[start:start + most]),
-                    Compiling(compile, alike[members[0].method]), device, keep, everywhere(path))
+    groups = [Group(path, everywhere(path), opened[path].fingerprint, tuple(members[start:start + most]),
+                    Compiling(compile, alike[members[0].method]), device, keep)
               for (path, *_), members in together.items() for start in range(0, len(members), most)]
     return Plan(tuple(runs.values()), tuple(groups), outdated, len(asked) - len(runs))
 
