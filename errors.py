@@ -7,3 +7,8 @@ class OnceclipError(Exception):
     def __str__(self) -> str:
         """The line, also where it quotes a text of several, such as a library's message."""
         return " ".join(super().__str__().splitlines())
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, as one line of at most 200 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

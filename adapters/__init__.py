@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onceclip.adapters.classifier import Classifier, ClassifierModule, load_classifier
-    from onceclip.adapters.ensembles import ensemble
+    from onceclip.adapters.ensembles import best_merge, ensemble, merge
     from onceclip.adapters.errors import AdapterFileError, MethodError, UnknownName
-    from onceclip.adapters.merging import best_merge, merge
     from onceclip.adapters.method import Method
     from onceclip.adapters.methods import *  # noqa: F403
     from onceclip.adapters.methods import METHODS, method_class
     from onceclip.adapters.selection.automatic import fit_automatically
-    from onceclip.adapters.selection.conformal import SetRule, set_rule
+    from onceclip.adapters.selection.calibration import SetRule, set_rule
     from onceclip.adapters.selection.selection import POLICIES, Selection, fit_all, fit_selected
     from onceclip.adapters.support import SUPPORTS, SupportSource, support_source
     from onceclip.adapters.task import Pool, Rows, Task
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 
 _MODULES = {name: module for module, names in {
     "classifier": ("Classifier", "ClassifierModule", "load_classifier"),
-    "errors": ("AdapterFileError", "MethodError", "UnknownName"), "merging": ("best_merge", "merge"),
-    "ensembles": ("ensemble",),
-    "method": ("Method",), "methods": ("METHODS", "method_class"), "selection.automatic": ("fit_automatically",),
-    "selection.conformal": ("SetRule", "set_rule"),
+    "ensembles": ("best_merge", "ensemble", "merge"),
+    "errors": ("AdapterFileError", "MethodError", "UnknownName"), "method": ("Method",),
+    "methods": ("METHODS", "method_class"), "selection.automatic": ("fit_automatically",),
+    "selection.calibration": ("SetRule", "set_rule"),
     "selection.selection": ("POLICIES", "Selection", "fit_all", "fit_selected"),
     "support": ("SUPPORTS", "SupportSource", "support_source"), "task": ("Pool", "Rows", "Task"), "text": ("Text",),
     "tower": ("TextTower",), "training.trainable": ("Hyperparameter",), "transfer": ("transfer",)}.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -102,6 +102,10 @@ class Classifier:
         if not torch.isfinite(rows).all():
             raise MethodError("embeddings hold NaN or infinity: leave out the rows of bad images")
         return unit(rows) if self.inputs == (EMBEDDING,) else rows
+
+    def with_head(self, head: Head, **changes: Any) -> Self:
+        """Copy with another head, of which no rows have yet said how sure it is, and other changed fields."""
+        return replace(self, head=head, temperature=1.0, calibrated_on="", conformity={}, **changes)
 
     def save(self, folder: str | Path, facts: Mapping[str, str] = {}) -> None:
         """Write the classifier as `adapter_config.json`, `adapter_model.safetensors` and a `README.md` card.
@@ -235,23 +239,20 @@ class ClassifierModule(nn.Module):
         self.class_names = classifier.class_names
         self.temperature = classifier.temperature
         self._normalize = classifier.inputs == (EMBEDDING,)
-        self._description, tensors = pack(without_branches(classifier.head))
+        self._description, tensors = pack(_without_branches(classifier.head))
         self._names = {name: name.replace(".", "_") for name in tensors}
         for name, values in tensors.items():
             self.register_buffer(self._names[name], values)
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Score raw embeddings (rows, dim)."""
-        head = self._head()
+        head = unpack(self._description, {name: getattr(self, buffer) for name, buffer in self._names.items()})
         rows = embeddings.to(head.dtype)
         logits = head(unit(rows) if self._normalize else rows).float()
         return logits, (logits / self.temperature).softmax(dim=-1)
 
-    def _head(self) -> Head:
-        return unpack(self._description, {name: getattr(self, buffer) for name, buffer in self._names.items()})
 
-
-def without_branches(head: Head) -> Head:
+def _without_branches(head: Head) -> Head:
     """The same head with nothing in it that looks at the values of tensors, which no exported program can do.
 
     A cache adds up its keys by a matrix (keys, classes) instead of by their labels.
@@ -263,7 +264,7 @@ def without_branches(head: Head) -> Head:
     def inner(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(inner(each) for each in value)
-        return without_branches(value) if isinstance(value, Head) else value
+        return _without_branches(value) if isinstance(value, Head) else value
 
     return replace(head, **{field.name: inner(getattr(head, field.name))  # type: ignore[type-var]
                             for field in fields(head)})  # type: ignore[arg-type]

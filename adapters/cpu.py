@@ -19,6 +19,8 @@ _MIN_ROUNDS, _MAX_ROUNDS = 4, 24  # of timing; more than the fewest where both a
 _SIMILAR = 0.6, 1.5  # ratios of times between which timing goes on
 _FASTER = 0.9  # ratio of times that counts as faster, so that noise alone never decides
 _MAX_ERROR = 4.0  # times the default's error: another order of summation stays below, bfloat16 is thousands above
+_ONE_THREAD = 2**26  # multiply-adds below which one thread computes
+_DEFAULT_PRODUCTS = 2**20  # multiply-adds below which calling oneDNN takes longer than it saves
 _LOCK = threading.Lock()
 _active: list[str] = []  # backends of the `products` blocks that are running
 _decided: list[str] = []  # backends that another process chose; the last one counts
@@ -158,10 +160,6 @@ def set_products(choice: str) -> None:
         _setting().fp32_precision = "bf16" if choice == ONEDNN else "none"
     else:
         torch.set_float32_matmul_precision("medium" if choice == ONEDNN else "highest")
-
-
-_ONE_THREAD = 2**26  # multiply-adds below which one thread computes
-_DEFAULT_PRODUCTS = 2**20  # multiply-adds below which calling oneDNN takes longer than it saves
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Method(Trainable):
     """An algorithm that turns a task into a classifier.
 
     name, summary, family, source, equation: what `onceclip methods` prints.
-    hyperparameters, trained, solver, inputs, state: see `Trainable`.
+    hyperparameters, solver, inputs, state: see `Trainable`. trained: whether it writes `initial`.
     presets: named sets of values for hyperparameters, such as those of a paper's code.
     mixing: the hyperparameter that weighs B where the logits are `A + weight * B`.
     needs: what else a task must have, in words for people. wants_unlabelled: whether it reads rows without labels.
@@ -42,11 +42,15 @@ class Method(Trainable):
     any_inputs: whether its `inputs` may be others, such as the embedding of another encoder, since no text is compared.
     needs_bank: what it keeps of a bank of other images: "", "image", or "caption" for both.
     from_bank: whether it cannot do without a bank, to keep or to have support rows from.
+
+    Example:
+        >>> method = onceclip.adapters.TipAdapter(beta=5.5)  # any other is fitted in the same way
+        >>> method.fit(task).logits(embeddings).shape
+        torch.Size([5, 4])
     """
 
     summary: ClassVar[str] = ""
     family: ClassVar[str] = ""
-    source: ClassVar[str] = ""
     equation: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
     mixing: ClassVar[str | None] = None
@@ -66,12 +70,16 @@ class Method(Trainable):
         return task.work + (task.tower.work * task.classes if self.wants_tower and task.tower else 0)
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
-        if cls.presets and "preset" not in cls.hyperparameters:
+        if not cls.trained and cls.initial is not Trainable.initial:
+            cls.trained = True
+        if cls.presets or "presets" in vars(cls):  # those of a class that this one derives from are not its own
+            others = {name: each for name, each in cls.hyperparameters.items() if name != "preset"}
             preset = Hyperparameter("none", "named values for the others; those given by hand win",
                                     choices=("none", *cls.presets))
-            cls.hyperparameters = {"preset": preset, **cls.hyperparameters}
+            cls.hyperparameters = {"preset": preset, **others} if cls.presets else others
 
     def __init__(self, **values: Value) -> None:
         for name in values:
@@ -127,6 +135,11 @@ class Method(Trainable):
         """
         raise NotImplementedError
 
+    def left_out_logits(self, prepared: Any) -> Tensor:
+        """`A + weight * B` of `leave_one_out`: (rows, classes)."""
+        first, second = self.leave_one_out(prepared)
+        return first + (float(self.values[self.mixing]) if self.mixing else 1.0) * second
+
     def check_left_out(self, task: Task) -> None:
         """Raise MethodError unless `leave_one_out` has a closed form, here and for this support."""
         raise MethodError(f"{self.name} has no leave-one-image-out form: use --select val or fixed")
@@ -138,10 +151,13 @@ class Method(Trainable):
         """
         self.check(task)
         method = self.suited(task)
-        prepared = method.prepare(task)
-        parameters = train([Run(method, task, prepared, seed)], progress)[0]
-        require_finite(method, parameters)
-        return method.classifier(task, prepared, parameters)
+        return method.fit_prepared(task, method.prepare(task), seed, progress)
+
+    def fit_prepared(self, task: Task, prepared: Any, seed: int, progress: Progress = no_progress) -> Classifier:
+        """Fit as it is, with what `prepare` made of the task. Raises MethodError if a training diverges."""
+        parameters, = train([Run(self, task, prepared, seed)], progress)
+        require_finite(self, parameters)
+        return self.classifier(task, prepared, parameters)
 
     def update(self, state: dict[str, Tensor], task: Task, seed: int = 0) -> tuple[Classifier, dict[str, Tensor]]:
         """Learn classes that arrive, without the rows of earlier ones; by default from the rows of this session alone.
@@ -206,8 +222,16 @@ class Method(Trainable):
 
 def zero_shot_head(task: Task) -> Linear:
     """Zero-shot logits `s x . w_c + b`, the first term of most methods."""
-    weights = task.zero_shot_weights
-    return Linear(weights, weights.new_full((task.classes,), task.logit_bias) if task.logit_bias else None)
+    return Linear(task.zero_shot_weights, _bias(task))
+
+
+def class_head(task: Task, vectors: Tensor) -> Linear:
+    """The head of other class vectors (classes, dim) than those of the text: `s x . v_c + b`."""
+    return Linear(task.logit_scale * vectors, _bias(task))
+
+
+def _bias(task: Task) -> Tensor | None:
+    return task.text.embedding.new_full((task.classes,), task.logit_bias) if task.logit_bias else None
 
 
 def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparameter]:
@@ -218,11 +242,12 @@ def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparam
 
 
 class Shared(Method):
-    """A trained method whose logits are mixed with those of zero-shot: `z + share (t - z)`.
+    """A method, mostly a trained one, whose logits are mixed with those of zero-shot: `z + share (t - z)`.
 
     A subclass writes `training_head`, which makes t and which alone training sees; so another share asks for no other
-    training. Few images make a training forget what the encoder knows; a part of it gains more than the whole. Where
-    `by_images`, the default share is that of one image per class, and of n images its odds are n^2 times as high.
+    training. What its `prepare` gives is the task, has it as `task`, or is a tuple that begins with it. Few images make
+    a training forget what the encoder knows; a part of it gains more than the whole. Where `by_images`, the default
+    share is that of one image per class, and of n images its odds are n^2 times as high.
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), of logits in place of weights.
     """
@@ -248,7 +273,7 @@ class Shared(Method):
         return mixed(*self._both(prepared, parameters), self.share)
 
     def _both(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
-        task = prepared if isinstance(prepared, Task) else prepared.task
+        task = prepared[0] if isinstance(prepared, tuple) else getattr(prepared, "task", prepared)
         return zero_shot_head(task), self.training_head(prepared, parameters)
 
 

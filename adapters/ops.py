@@ -1,8 +1,8 @@
-"""Unit vectors, and the matrix product that knows of a leading axis of runs."""
+"""Unit vectors, copies of tensors elsewhere, and the matrix product that knows of a leading axis of runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import signature
@@ -47,6 +47,16 @@ class _Unit(torch.autograd.Function):
 _Unit.forward.__signature__ = signature(_Unit.forward)  # type: ignore[attr-defined]
 
 
+def mover(where: torch.device | torch.dtype | str) -> Callable[[Any], Any]:
+    """A function that gives tensors on another device, or floating ones in another precision, and all else as it is."""
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor) or (isinstance(where, torch.dtype) and not value.is_floating_point()):
+            return value
+        return value.to(where)
+
+    return move
+
+
 _REDUCED: ContextVar[torch.dtype | None] = ContextVar("reduced", default=None)
 
 
@@ -83,3 +93,26 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
 def per_run(value: float | Tensor) -> float | Tensor:
     """A number, or one per run (runs,) so that it multiplies (runs, n, o)."""
     return value.view(-1, 1, 1) if isinstance(value, Tensor) and value.ndim == 1 else value
+
+
+def class_sums(values: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Add up the rows of values (rows, ...) that have the same label (rows,): (classes, ...)."""
+    return values.new_zeros(classes, *values.shape[1:]).index_add(0, label, values)
+
+
+def place_in_class(label: Tensor, classes: int) -> Tensor:
+    """Number of rows of the same label (rows,) that stand before each row: (rows,) int64."""
+    order, count = label.argsort(stable=True), torch.bincount(label, minlength=classes)
+    place = torch.empty_like(label)
+    place[order] = torch.arange(len(label), device=label.device) - (count.cumsum(0) - count)[label[order]]
+    return place
+
+
+def best_of_classes(label: Tensor, score: Tensor, classes: int, most: int) -> Tensor:
+    """Positions (n,) of the rows of highest score of each class, class by class, best first; of equals the first.
+
+    label: (rows,) of the classes; score: (rows,). most: rows of a class that are kept.
+    """
+    order = score.argsort(descending=True, stable=True)
+    order = order[place_in_class(label[order], classes) < most]
+    return order[label[order].argsort(stable=True)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import mover, unit
 from onceclip.adapters.text import Text
 from onceclip.adapters.tower import TextTower
 
@@ -91,6 +91,10 @@ class Rows:
         return replace(self, embedding=move(self.embedding), label=move(self.label), views=move(self.views),
                        others={name: move(each) for name, each in self.others.items()}, weight=move(self.weight))
 
+    def at(self, which: Tensor | slice) -> Rows:
+        """Some of the rows: those of a slice, a mask (rows,) or positions (n,)."""
+        return self.to(lambda value: value[which] if isinstance(value, Tensor) else value)
+
     def joined(self, other: Rows) -> Rows:
         """These rows and others behind them: what one of the two lacks is left out, but a missing weight counts one."""
         def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -132,6 +136,13 @@ class Rows:
         if self.views is None:
             return self.unit, self.label
         return unit(self.views).flatten(0, 1), self.label.repeat_interleave(self.views.shape[1])
+
+    @property
+    def stacked_weight(self) -> Tensor:
+        """How much each row of `stacked` counts, every view as its image: (rows x views,), in float64."""
+        if self.weight is None:
+            return self.unit.new_ones(len(self.stacked[1]), dtype=torch.float64)
+        return self.weight.double().repeat_interleave(len(self.stacked[1]) // max(len(self), 1))
 
     def epoch(self, number: int) -> Tensor:
         """Unit rows (rows, dim) that training sees in one epoch: the views take turns."""
@@ -258,12 +269,7 @@ class Task:
 
     def to(self, where: torch.device | torch.dtype | str) -> Task:
         """Copy with all floating tensors on another device or in another precision."""
-
-        def move(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value if isinstance(where, torch.dtype) and not value.is_floating_point() else value.to(where)
-
+        move = mover(where)
         val = None if self.val is None else self.val.to(move)
         return replace(self, text=self.text.to(where), support=self.support.to(move), val=val,
                        unlabelled=move(self.unlabelled), projection=move(self.projection),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import mover, unit
 
 RULES = ("unit-mean", "raw-mean", "score-mean")
 
@@ -147,12 +146,6 @@ class Text:
 
     def to(self, where: torch.device | torch.dtype | str) -> Text:
         """Copy with all floating tensors on another device or in another precision."""
-
-        def move(value: Tensor | None) -> Tensor | None:
-            if value is None or (isinstance(where, torch.dtype) and not value.is_floating_point()):
-                return value
-            return value.to(where)
-
-        moved: Any = {name: move(getattr(self, name))
-                      for name in ("embedding", "class_index", "template_id", "prompt_weight")}
-        return replace(self, **moved)
+        move = mover(where)
+        return replace(self, embedding=move(self.embedding), class_index=move(self.class_index),
+                       template_id=move(self.template_id), prompt_weight=move(self.prompt_weight))

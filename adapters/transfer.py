@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.ensembles import MERGED
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.inference.base import INFERENCE
-from onceclip.adapters.merging import MERGED
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods import stored_method_class
 from onceclip.adapters.selection.automatic import AVERAGES
@@ -54,5 +52,4 @@ def transfer(classifier: Classifier, task: Task) -> Classifier:
     with torch.no_grad():
         head = method.for_classes(task, kept)
     # A temperature was fitted on images of the other classes, and says nothing of these.
-    return replace(classifier, head=head, class_names=task.text.class_names, temperature=1.0, calibrated_on="",
-                   conformity={})
+    return classifier.with_head(head, class_names=task.text.class_names)

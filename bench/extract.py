@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from bench.machine import this_machine
 from bench.measure import Row, Seconds, bench, make_row, ratio
 from bench.peers import Files
 from onceclip.pipeline.decoding.decoders import Decoders
@@ -35,9 +36,8 @@ from onceclip.pipeline.decoding.on_device import DeviceDecoder
 from onceclip.pipeline.decoding.preparation import ON_DEVICE
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.images import EncoderThreads
-from onceclip.pipeline.extraction.equipment import Equipment, EquipmentSpec
 from onceclip.pipeline.extraction.inventory import take_inventory
-from onceclip.pipeline.extraction.units import encode_units, rows_to_embed, unit_tasks
+from onceclip.pipeline.extraction.units import encode_units, rows_to_embed, units_of
 from onceclip.pipeline.sources import class_names, open_source
 from onceclip.pipeline.workers.devices import CUDA
 from onceclip.stores import StoreWriter
@@ -124,10 +124,9 @@ class Ways:
             classes = class_names(self.records)
             inventory = take_inventory(self.records, classes, writer.store)
             writer.plan(inventory.table, classes)
-            equipment = Equipment(EquipmentSpec(EncoderSpec(self.encoder.info["name"])), self.encoder, decoders)
             remaining = rows_to_embed(writer)
-            tasks = unit_tasks(writer, remaining, inventory.contents, equipment.spec)
-            steps = encode_units(equipment, writer, tasks, len(remaining.rows), views=False)
+            units = units_of(writer, remaining, inventory.contents)
+            steps = encode_units(self.encoder, decoders, writer, units, len(remaining.rows), views=False)
             return sum(step.rows - step.bad for step in steps)
 
     @contextmanager
@@ -222,27 +221,33 @@ def measure(ways: Ways, rounds: int) -> tuple[Seconds, dict[str, float]]:
     return seconds, {way: statistics.median(times) for way, times in used.items()}
 
 
-def goals_of(seconds: Seconds, model: str, size: str, kind: str, far: dict[str, float],
+def goals_of(seconds: Seconds, model: str, size: str, encoder: Encoder, far: dict[str, float],
              levels: float) -> dict[str, float]:
-    """The goals that a model, a size of photographs and a kind of device are about."""
-    extract, encoder, feed, fast, peer_feed = (WAYS[name] for name in ("extract", "encoder_only", "decode_only",
-                                                                       "decode_fast", "peer_feed"))
+    """The goals that a model, its precision, a size of photographs and a kind of device are about."""
+    kind = encoder.device.type
+    extract, alone, feed, fast, peer_feed = (WAYS[name] for name in ("extract", "encoder_only", "decode_only",
+                                                                     "decode_fast", "peer_feed"))
+    of_peer = ratio(seconds, WAYS["peer_float32"], extract)
     if kind == CUDA and (model, size) == ("ViT-L-14", "500x375"):
-        return {"16 extract": ratio(seconds, encoder, extract)}
+        return {"16 extract": ratio(seconds, alone, extract)}
+    if kind != CUDA and (model, size) == (DEMO, "500x375"):
+        return {"30 demo": of_peer}
     if kind == CUDA or model != "ViT-B-32":
         return {}
     if size == "1920x1080":
         return {"13 fast": ratio(seconds, peer_feed, fast), "13 distance": far["median"]}
-    return {"12 encoder": ratio(seconds, encoder, extract), "13 feed": ratio(seconds, peer_feed, feed),
-            "12 float32": ratio(seconds, WAYS["peer_float32"], extract),
-            "12 autocast": ratio(seconds, WAYS["peer_autocast"], extract), "13 levels": levels}
+    peers = ({"12 float32": of_peer, "12 autocast": ratio(seconds, WAYS["peer_autocast"], extract)}
+             if encoder.info["precision"] == "bf16" else {"32": of_peer})
+    return {"12 encoder": ratio(seconds, alone, extract), "13 feed": ratio(seconds, peer_feed, feed), **peers,
+            "30 cores": ratio(seconds, alone, extract) + ratio(seconds, feed, extract), "13 levels": levels}
 
 
 @bench("extract", small={"models": (DEMO,), "sizes": ("500x375",), "files": 4, "images": 8, "peer_images": 4,
                            "rounds": 1, "processes": 1})
 @click.option("--model", "models", multiple=True, default=(DEMO, "ViT-B-32"))
 @click.option("--device", default="cpu", help="Of the encoders: cpu, cuda, cuda:1 ...")
-@click.option("--precision", default="bf16", help="Of ours; the demo model runs in fp32.")
+@click.option("--precision", default=lambda: "bf16" if this_machine()["bfloat16"] else "fp32",
+              show_default="bf16 where the processor is faster with it", help="Of ours; the demo model runs in fp32.")
 @click.option("--folder", "folders", multiple=True, type=click.Path(path_type=Path, exists=True), help="Photographs.")
 @click.option("--size", "sizes", multiple=True, type=click.Choice(list(SIZES)), default=tuple(SIZES))
 @click.option("--files", default=128, help="Of each synthetic size.")
@@ -267,7 +272,7 @@ def command(models: tuple[str, ...], device: str, precision: str, folders: tuple
                 far = {way: ways.distance(decode)
                        for way, decode in (("fast", "fast"), ("torchvision", ways.torchvision))}
                 levels = ways.levels_apart()
-                goals = goals_of(seconds, model, folder.name, encoder.device.type, far["fast"], levels)
+                goals = goals_of(seconds, model, folder.name, encoder, far["fast"], levels)
                 at = {"precision": encoder.info["precision"], "files": len(ways.files), "images": images,
                       "peer images": peer_images}
                 yield from _rows(f"{model}, {folder.name}", at, seconds, goals, used, far, levels)
@@ -276,7 +281,7 @@ def command(models: tuple[str, ...], device: str, precision: str, folders: tuple
 def _rows(name: str, at: dict[str, Any], seconds: Seconds, goals: dict[str, float], used: dict[str, float],
           far: dict[str, dict[str, float]], levels: float) -> Iterator[Row]:
     """Three figures of one measurement: the whole, and its two stages."""
-    for what, chosen, prefix in (("extracted", ("extract", "peer_float32", "peer_autocast"), ("12", "16")),
+    for what, chosen, prefix in (("extracted", ("extract", "peer_float32", "peer_autocast"), ("12", "16", "30", "32")),
                                  ("decoded", ("decode_only", "decode_fast", "decode_torchvision",
                                               "peer_feed"), "13"),
                                  ("encoded", ("encoder_only",), "none")):

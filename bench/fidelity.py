@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bench.machine import this_machine
 from bench.measure import Row, Seconds, bench, make_row
 from onceclip.adapters.cpu import DEFAULT, ONEDNN
 from onceclip.pipeline.commands.demo_images import write_digits
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
 
-WAYS = {"fp32 default": ("fp32", DEFAULT), "fp32 onednn": ("fp32", ONEDNN), "bf16": ("bf16", DEFAULT),
-        "fp16": ("fp16", DEFAULT)}
+WAYS = {"fp32 default": ("fp32", DEFAULT), "fp32 onednn": ("fp32", ONEDNN), "fp16": ("fp16", DEFAULT),
+        **({"bf16": ("bf16", DEFAULT)} if this_machine()["bfloat16"] else {})}
 
 
 def digits(encoder: Encoder, count: int) -> np.ndarray:

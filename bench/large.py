@@ -11,11 +11,12 @@ from collections.abc import Iterator
 import click
 import torch
 
+from bench.machine import precisions
 from bench.measure import Row, bench, in_turn, make_row, scaled
 from bench.products import peak, step_work
 from bench.runs import ours, theirs
 from bench.synthetic import task as make_task
-from onceclip.adapters.training.compile import ON
+from onceclip.adapters.training.compile import OFF, ON
 
 
 @bench("large", small={"classes": 10, "shots": 2, "dim": 16, "repeats": 1})
@@ -28,12 +29,11 @@ from onceclip.adapters.training.compile import ON
 def command(classes: int, shots: int, dim: int, epochs: int, timed: int, repeats: int) -> Iterator[Row]:
     """CLIP-Adapter at ImageNet's size beside the field's loop on the same features."""
     task, threads = make_task(classes, shots, dim), torch.get_num_threads()
-    seconds = in_turn({"peer": theirs(task, "clip-adapter", timed), "float32": ours(task, "clip-adapter", 1, timed),
-                       "bfloat16": ours(task, "clip-adapter", 1, timed, narrow=True),
-                       "float32, compiled": ours(task, "clip-adapter", 1, timed, compile=ON),
-                       "bfloat16, compiled": ours(task, "clip-adapter", 1, timed, narrow=True, compile=ON)}, repeats)
+    ways = {f"{kind}{name}": ours(task, "clip-adapter", 1, timed, narrow, compile)
+            for name, compile in (("", OFF), (", compiled", ON)) for kind, narrow in precisions().items()}
+    seconds = in_turn({"peer": theirs(task, "clip-adapter", timed), **ways}, repeats)
     seconds = {way: scaled(times, epochs / timed) for way, times in seconds.items()}
     work = epochs * step_work("clip-adapter", len(task.support), dim, classes, 0)
     yield make_row(f"CLIP-Adapter, {classes:,} classes, {epochs} epochs",
-                   {"shots": shots, "dim": dim, "threads": threads}, seconds, [way for way in seconds if way != "peer"],
-                   bound=work / peak(torch.float32) / threads, epochs_timed=timed)
+                   {"shots": shots, "dim": dim, "threads": threads}, seconds, list(ways),
+                   work / peak(torch.float32) / threads, epochs_timed=timed)

@@ -56,6 +56,12 @@ class Row:
         """What finds this figure in another file."""
         return json.dumps([self.bench, self.figure, self.parameters], sort_keys=True)
 
+    @property
+    def processor(self) -> str:
+        """The kind of processor or GPU in words, with the instructions that products depend on."""
+        name = self.machine["gpu"] or self.machine["cpu"]
+        return " with ".join(filter(None, [name, ", ".join(self.machine.get("instructions", ()))]))
+
 
 def in_turn(ways: Mapping[str, Callable[[], object]], repeats: int = 5, warm: int = 1) -> Seconds:
     """Seconds of each way in every repetition, run A B A B after a warm-up."""
@@ -159,6 +165,6 @@ def in_words(seconds: float) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a file; of a figure that was measured several times the last one."""
+    """Rows of a file; of a figure that was measured several times on one kind of processor the last one."""
     rows = [Row(**json.loads(line)) for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
-    return list({row.key: row for row in rows}.values())
+    return list({(row.key, row.processor): row for row in rows}.values())

@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from bench import peers
+from bench.machine import precisions
 from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.synthetic import task as make_task
 from onceclip.adapters import Classifier, LinearProbe, LinearProbeAdamW, Task
 from onceclip.adapters.training.compile import OFF, ON, Compiling, compiling
+from onceclip.adapters.training.convex import Ridges
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
-from onceclip.adapters.training.ridge import Ridges
 
 NUMBER = 97
 MATCH = 1e-5  # of the objective
@@ -54,9 +55,10 @@ def decays(task: Task, epochs: int, points: int, repeats: int) -> Row:
             theirs[place] = peers.train("linear", support.embedding, support.label, task.text.class_weights, epochs,
                                         0.1, batch_size=64, weight_decay=grid[place], workers=workers, epsilon=1e-8)
 
-    own = ["ours, bfloat16, compiled", "ours, float32, compiled", "ours, bfloat16", "ours, float32"]
+    kinds = [f"ours, {kind}" for kind in reversed(precisions())]
+    own = [*(f"{kind}, compiled" for kind in kinds), *kinds]
     begun = time.perf_counter()
-    for name in own[:2]:
+    for name in own[:len(kinds)]:
         ours(name)
     first = time.perf_counter() - begun
     seconds = in_turn({"peer, no workers": partial(loop, chosen, 0), "peer, four workers": partial(loop, chosen[:1], 4),
@@ -69,8 +71,8 @@ def decays(task: Task, epochs: int, points: int, repeats: int) -> Row:
              for place in chosen]
     return make_row("97 weight decays", _at(task, epochs=epochs), seconds, own,
                     goals={"6 loop": ratio(seconds, "peer, no workers", own[0]),
-                           "6 workers": ratio(seconds, "peer, four workers", own[0])},
-                    first_time_of_both_compiled=first, peer_trainings_timed=points,
+                           "6 workers": ratio(seconds, "peer, four workers", own[0])} if len(kinds) > 1 else {},
+                    first_time_of_all_compiled=first, peer_trainings_timed=points,
                     accuracies_differ_at_most=max(apart))
 
 

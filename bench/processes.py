@@ -6,12 +6,16 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from onceclip import OnceclipError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -54,3 +58,29 @@ def wait_for(process: subprocess.Popen[str]) -> None:
     _, complaint = process.communicate()
     if process.returncode:
         raise RuntimeError(f"{' '.join(map(str, process.args))} failed:\n{complaint}")  # type: ignore[arg-type]
+
+
+class Used(NamedTuple):
+    """What a process and those that it started took: seconds of all cores together, seconds, GiB of the largest."""
+
+    processor: float
+    wall: float
+    gib: float
+
+
+def used(command: Sequence[str], module: bool = True) -> Used:
+    """Run a process to its end.
+
+    command: of onceclip, or, unless `module`, a file of Python with its arguments.
+    Raises OnceclipError if it fails.
+    """
+    begun = time.perf_counter()
+    ours = ["-m", "onceclip"] if module else []
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen([sys.executable, *ours, *command], stdout=subprocess.DEVNULL, stderr=complaints)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            complaints.seek(0)
+            raise OnceclipError(f"{' '.join(command)} failed: {complaints.read().decode(errors='replace')}")
+    return Used(usage.ru_utime + usage.ru_stime, time.perf_counter() - begun, usage.ru_maxrss / 2**20)

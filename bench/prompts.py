@@ -23,7 +23,7 @@ from bench.text import prompts
 from onceclip.adapters import CoOp, Rows, Task, Text, TextTower
 from onceclip.adapters.training.loop import Run, Training
 from onceclip.adapters.training.optimizer import Position
-from onceclip.pipeline.encoders.text_towers import written_tower
+from onceclip.pipeline.prompts.tower import written_tower
 
 LENGTH = 16  # learned tokens
 

@@ -17,6 +17,7 @@ import click
 import torch
 
 from bench import peers
+from bench.machine import precisions
 from bench.measure import Row, bench, in_turn, make_row, ratio, scaled
 from bench.products import peak, step_work
 from bench.synthetic import task as make_task
@@ -78,7 +79,7 @@ def theirs(task: Task, name: str, epochs: int) -> Callable[[], object]:
 def beside(case: Case, shots: int, dim: int, runs: int, repeats: int) -> Row:
     """Some runs beside the peers' loop; seconds are those of one run."""
     task = make_task(case.classes, shots, dim)
-    kinds = {"float32": False, "bfloat16": True}
+    kinds = precisions()
     begun = time.perf_counter()
     for narrow in kinds.values():
         ours(task, case.name, runs, 1, narrow, ON)()
@@ -91,15 +92,15 @@ def beside(case: Case, shots: int, dim: int, runs: int, repeats: int) -> Row:
     seconds = {way: scaled(times, 1 if way == "peer" else 1 / runs) for way, times in seconds.items()}
     number = len(task.support)
     work = case.epochs * step_work(case.name, number, dim, case.classes, number)
-    bounds = {"float32": work / peak(torch.float32), "bfloat16": work / peak(torch.bfloat16)}
     goals = {f"{case.goal} {kind}": ratio(seconds, "peer", f"{kind}, compiled") for kind in kinds
              if runs in case.sizes}
     return make_row(f"{case.name}, {case.classes} classes, {runs} run{'s' * (runs > 1)}",
                     {"shots": shots, "dim": dim, "epochs": case.epochs}, seconds,
-                    [way for way in ways if way != "peer"], bounds["float32"], goals,
+                    [way for way in ways if way != "peer"], work / peak(torch.float32), goals,
                     steps=case.epochs * -(-number // BATCH), products=fast_products(),
-                    seconds_to_compile_both=compiling_takes,
-                    bfloat16_of_its_bound=bounds["bfloat16"] / median(seconds["bfloat16, compiled"]))
+                    seconds_to_compile=compiling_takes,
+                    **{f"{kind}_of_its_bound": work / peak(torch.bfloat16) / median(seconds[f"{kind}, compiled"])
+                       for kind in kinds if kind == "bfloat16"})
 
 
 def ladder(case: Case, dim: int, most: int, repeats: int) -> Row:

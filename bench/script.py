@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from bench.measure import Row, bench, make_row
-from bench.start import processor_seconds
+from bench.processes import used
 from onceclip.pipeline.commands.demo_images import write_digits
 
 # What stands in many repositories: all images are encoded in every run, and one split is drawn by a seed.
@@ -79,14 +79,14 @@ def command(shots: int, seeds: int, repeats: int) -> Iterator[Row]:
                 if when == "again":
                     for path, aside in kept:
                         shutil.move(aside, path)
-                seconds[when][script].append(processor_seconds(usual, module=False))
-                seconds[when][ours].append(processor_seconds(fit) if when == "fit" else
-                                           processor_seconds(extract) + processor_seconds(fit))
+                seconds[when][script].append(used(usual, module=False).processor)
+                seconds[when][ours].append(used(fit).processor if when == "fit" else
+                                           used(extract).processor + used(fit).processor)
         told = subprocess.run([sys.executable, *usual], capture_output=True, text=True, check=True)
         accuracy = json.loads(told.stdout)
         results = os.path.join(place, "results")
-        processor_seconds(["sweep", store, "--methods", "zero-shot,gda,lp++", "--shots", str(shots), "--seeds",
-                           f"1-{seeds}", "--out", results, "--local-workers", "1"])
+        used(["sweep", store, "--methods", "zero-shot,gda,lp++", "--shots", str(shots), "--seeds", f"1-{seeds}",
+              "--out", results, "--local-workers", "1"])
         rows = [json.loads(line) for line in (Path(results) / "results.jsonl").read_text().splitlines()]
     means = {method: statistics.fmean(row["accuracy"] for row in rows if row["method"] == method)
              for method in ("zero-shot", "gda", "lp++")}

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from PIL import Image
 
 from bench.measure import Row, bench, make_row
-from onceclip import OnceclipError
+from bench.processes import used
 
 _GOALS = {"help": "22 help", "info": "22 info", "methods": "22 methods", "fit": "22 fit", "predict": "22 predict",
           "extract": "22 extract"}
-
-
-def processor_seconds(command: Sequence[str], module: bool = True) -> float:
-    """What a process and those that it starts take of the cores, user and system time together.
-
-    command: of onceclip, or, unless `module`, a file of Python with its arguments.
-    Raises OnceclipError if it fails.
-    """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ours = ["-m", "onceclip"] if module else []
-    done = subprocess.run([sys.executable, *ours, *command], capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise OnceclipError(f"{' '.join(command)} failed: {done.stderr}")
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def images(root: Path, classes: int, each: int) -> None:
@@ -54,13 +36,13 @@ def command(repeats: int) -> Iterator[Row]:
         extract = ["extract", root, store, "--model", "demo"]
         fit = ["fit", store, "--method", "gda", "--shots", "4"]
         for once in (extract, [*fit, "--out", adapter]):
-            processor_seconds(once)
+            used(once)
         commands = {"help": ["--help"], "info": ["info", store], "methods": ["methods"], "fit": fit,
                     "predict": ["predict", adapter, store, "--out", os.path.join(place, "labels.csv")],
                     "extract": extract}
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(repeats):
             for name, arguments in commands.items():
-                seconds[name].append(processor_seconds(arguments))
+                seconds[name].append(used(arguments).processor)
     yield make_row("processor seconds of a command from its start to its end", {"images": 64}, seconds, list(commands),
                    goals={_GOALS[name]: statistics.median(each) for name, each in seconds.items()})

@@ -1,17 +1,19 @@
 """Writes the tables of `docs/performance.md` from what the benches measured; no figure there is typed by hand.
 
 `python -m docs.performance_page BENCH.jsonl`, from the checkout: the rows go to `docs/performance.jsonl`, of which the
-tables are made. Without a file the tables are made anew. Quick rows are refused.
+tables are made, in place of those of the same benches on the same kind of processor. Without a file the tables are made
+anew. Quick rows are refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -24,6 +26,39 @@ PAGE, ROWS = FOLDER / "performance.md", FOLDER / "performance.jsonl"
 UNKNOWN = "to be measured"
 
 
+class Line(NamedTuple):
+    """A line of the first table: what somebody does, the figure that says how long it takes, and the usual way."""
+
+    text: str
+    bench: str
+    figure: str
+    own: str
+    usual: str = ""
+    usual_text: str = ""
+
+
+SUMMARY = (
+    Line("`extract`: an image of 500 x 375 pixels with ViT-B/32", "extract", "an image extracted, ViT-B-32, 500x375",
+         "ours, extract", "peer, float32", "a DataLoader and open_clip"),
+    Line("`extract` again, with nothing new", "start", "processor seconds", "extract"),
+    Line("`fit --method gda` on a store, with the start of Python", "start", "processor seconds", "fit"),
+    Line("1,000 CLIP-Adapters of 20 epochs: `sweep`", "grid", "CLIP-Adapter, all runs", "ours, sweep in float32",
+         "peer, loop", "the published loop on cached features"),
+    Line("the best setting among them: `sweep --search halving`", "grid", "CLIP-Adapter, the best", "ours, halving",
+         "peer, loop", "all of them"),
+    Line("Tip-Adapter: 4,000 pairs of α and β on 1,600 images", "selection", "Tip-Adapter's search, 512",
+         "ours, every weight", "peer, double loop", "the published double loop"),
+    Line("a step of CoOp: 100 classes, ViT-B/32", "prompts", "a step of CoOp", "ours",
+         "the published form, cached images", "the published form on cached images"),
+    Line("MTA over 64 views of an image", "views", "64 views", "ours, mta", "encoding the views again",
+         "encoding the views again"),
+    Line("reading 1,000,000 embeddings of 512, each checked", "store", "read 1,000,000", "ours, shards", "np.load",
+         "np.load, unchecked"),
+    Line("10,000 queries: the nearest 10 of 1,000,000 images", "retrieval", "the nearest", "ours, from the store",
+         "in one go, from memory", "all in memory, blocks of queries"),
+)
+
+
 @click.command()
 @click.argument("rows", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 def main(rows: Path | None) -> None:
@@ -31,7 +66,8 @@ def main(rows: Path | None) -> None:
     if rows is not None:
         if any(row.quick for row in read_rows(rows)):
             raise click.ClickException(f"{rows} has rows of --quick, which mean nothing: run the benches without it")
-        shutil.copyfile(rows, ROWS)
+        ROWS.write_text("".join(json.dumps(asdict(row)) + "\n" for row in joined(kept(), read_rows(rows))),
+                        encoding="ascii")
     text = page(PAGE.read_text(encoding="utf-8"), kept())
     PAGE.write_text(text, encoding="utf-8")
     behind = ", ".join(unexplained(text, kept()))
@@ -44,22 +80,40 @@ def kept() -> list[Row]:
     return read_rows(ROWS) if ROWS.exists() else []
 
 
+def joined(before: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """New rows in place of all of the same bench on the same kind of processor."""
+    measured = {(row.bench, row.processor) for row in new}
+    return [*(row for row in before if (row.bench, row.processor) not in measured), *new]
+
+
 def page(text: str, rows: Sequence[Row]) -> str:
     """The page with its tables made anew."""
-    for name, lines in (("machine", machines(rows)), ("goals", goals(rows)), ("figures", figures(rows))):
+    for name, lines in (("summary", summary(rows)), ("machine", machines(rows)), ("goals", goals(rows)),
+                        ("figures", figures(rows))):
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         made = "\n".join([begin, *lines, end])
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: made, text, flags=re.DOTALL)  # noqa: B023
     return text
 
 
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """What a user does, how long it takes, and how long the usual way takes."""
+    yield "| | onceclip | the usual way |"
+    yield "| --- | --- | --- |"
+    for line in SUMMARY:
+        own_rows = (row for row in reversed(rows) if row.bench == line.bench and row.figure.startswith(line.figure))
+        row = next(own_rows, None)
+        own, usual = (in_words(row.medians[way]) if row and way else UNKNOWN if way else ""
+                      for way in (line.own, line.usual))
+        yield f"| {line.text} | {own} | {usual}{f' ({line.usual_text})' if line.usual else ''} |"
+
+
 def machines(rows: Sequence[Row]) -> Iterator[str]:
     """What was measured on."""
-    found = {json.dumps([row.machine, row.versions]): row for row in rows}
-    for row in found.values():
+    for row in {json.dumps([row.machine, row.versions]): row for row in rows}.values():
         at, packages = row.machine, ", ".join(f"{name} {number}" for name, number in row.versions.items())
-        yield (f"Machine: {at['cpu']}, {at['cores']} cores, {at['memory_gib']:g} GiB, {at['system']}, "
-               f"{'GPU: ' + at['gpu'] if at['gpu'] else 'no GPU'}; {packages}.")
+        yield (f"Machine: {row.processor}, {at['cores']} cores, {at['memory_gib']:g} GiB, {at['system']}, "
+               f"{'with a' if at['gpu'] else 'no'} GPU; {packages}.")
     if not rows:
         yield f"Machine: {UNKNOWN}."
 
@@ -74,22 +128,29 @@ def values(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def goals(rows: Sequence[Row]) -> Iterator[str]:
-    """A line per goal."""
-    yield "| # | goal | wanted | measured | | command |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    measured = values(rows)
+    """A line per goal, a column per kind of processor."""
+    processors = list(dict.fromkeys(row.processor for row in rows)) or ["measured"]
+    measured = {name: values([row for row in rows if row.processor == name]) for name in processors}
+    yield f"| # | goal | wanted | {' | '.join(processors)} | command |"
+    yield f"| --- | --- | --- |{' --- |' * (len(processors) + 1)}"
     for key, goal in GOALS.items():
-        value = measured.get(key)
-        command = f"`python -m bench {goal.bench}`" if goal.bench else "needs a GPU"
-        shown = UNKNOWN if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-        state = "" if value is None else "reached" if goal.reached(value) else "**not reached**"
-        yield f"| {key} | {goal.text} | {goal.wanted} | {shown} | {state} | {command} |"
+        cells = " | ".join(_reached(key, measured[name].get(key)) for name in processors)
+        yield f"| {key} | {goal.text} | {goal.wanted} | {cells} | `python -m bench {goal.bench}` |"
+
+
+def _reached(key: str, value: float | None) -> str:
+    """A value and whether it reaches its goal, whose number may have been another when the row was written."""
+    if value is None:
+        return UNKNOWN
+    shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{shown}, {'reached' if GOALS[key].reached(value) else '**not reached**'}"
 
 
 def figures(rows: Sequence[Row]) -> Iterator[str]:
-    """A table per bench."""
+    """A table per bench; a figure of several kinds of processor has a line for each."""
+    several = len({row.processor for row in rows}) > 1
     for name, text in BENCHES.items():
-        own = [row for row in rows if row.bench == name]
+        own = sorted((row for row in rows if row.bench == name), key=lambda row: row.key if several else "")
         if not own:
             continue
         yield f"\n### {name}: {text}\n"
@@ -100,7 +161,8 @@ def figures(rows: Sequence[Row]) -> Iterator[str]:
             share = "" if row.fraction is None else f"{row.fraction:.0%}"
             further = "; ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in row.values.items())
             ways = "<br>".join(_way(row, way) for way in row.medians)
-            yield f"| {row.figure} ({at}) | {ways} | {share} | {further} |"
+            where = f"<br>{row.processor}" if several else ""
+            yield f"| {row.figure} ({at}){where} | {ways} | {share} | {further} |"
 
 
 def _way(row: Row, name: str) -> str:

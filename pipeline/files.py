@@ -1,47 +1,25 @@
-"""Files: written whole or not at all, and read from a disk or behind a URL."""
+"""Files by their names: on a disk or behind a URL, as text, JSON or images, and what a user named as code."""
 
 from __future__ import annotations
 
 import json
 import os
 import posixpath
-import secrets
 import stat
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from onceclip.errors import OnceclipError, one_line
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written under a random name beside it and renamed when it is whole; after a failure there is none.
-
-    Of several processes that write one file, the last one's file stays. A link at `path` is replaced, not followed.
-
-    path: the folders that it lies in are made where they are missing.
-    Raises OSError with the name of the file, also where writing fails in the middle of it.
-    """
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:  # x: a new file, never one that another process or a stranger's link put there
-            yield file
-        part.replace(path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename in (None, str(part)):
-            error.filename, error.filename2 = str(path), None
-        with suppress(OSError):
-            part.unlink()
-        raise
-
+from onceclip.stores.location import is_url, local_path, reason_of, remote_folder
 
 RESULTS = "results.jsonl"  # rows of runs, in a results folder and beside an adapter
 IMAGES = frozenset([
@@ -51,6 +29,11 @@ IMAGES = frozenset([
 VIDEOS = frozenset([
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
 ])
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, from its upper left corner
+LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
+_AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
+_LENGTH = 8  # bytes that say how long a packed file is
+_DEPTH = 64  # lists in lists of what `read_json` takes; results have four
 
 
 def suffix(name: str) -> str:
@@ -62,31 +45,44 @@ def suffix(name: str) -> str:
 # names of local files are as `os` has them.
 
 
-def is_url(place: str) -> bool:
-    """Whether a place is a URL of something else than this machine's disks."""
-    return "://" in place and not place.startswith(("file://", "local://"))
-
-
-def local_place(place: str) -> str:
-    """The path that a file:// URL means; anything else as it is."""
-    return remote_folder(place)[1] if place.startswith(("file://", "local://")) else place
-
-
 def parent(place: str) -> str:
     """The folder that a file lies in."""
     if not is_url(place):
-        return os.path.dirname(local_place(place)) or os.curdir
+        return os.path.dirname(local_path(place)) or os.curdir
     return place.rpartition("/")[0]
+
+
+def file_by_path(place: str) -> File:
+    """A file by its path, as `os` has it, or its URL."""
+    if not is_url(place):
+        return LocalFile(place)
+    folder, _, name = place.rpartition("/")
+    return RemoteFile(folder, name)
 
 
 def file_at(root: str, name: str) -> File:
     """A file by its name in a folder, its absolute path, or its URL."""
     if is_url(name):
-        folder, _, name = name.rpartition("/")
-        return RemoteFile(folder, name)
+        return file_by_path(name)
     if is_url(root):
         return RemoteFile(root.rstrip("/"), posixpath.normpath(name.lstrip("/")))
-    return LocalFile(os.path.join(local_place(root), local_name(local_place(name))))
+    return LocalFile(os.path.join(local_path(root), local_name(local_path(name))))
+
+
+@contextmanager
+def as_source_error(place: str) -> Iterator[None]:
+    """Turn what reading a path or URL raises into a SourceError."""
+    try:
+        yield
+    except OnceclipError:
+        raise
+    except FileNotFoundError as error:
+        raise SourceError(f"{place} does not exist: correct its name") from error
+    except Exception as error:  # every client has types of its own, most of them without a common base
+        if is_url(place) and not isinstance(error, IsADirectoryError):
+            raise SourceError(reason_of(place, error)) from error
+        said = getattr(error, "strerror", None) or one_line(error)
+        raise SourceError(f"{place} cannot be read ({said}): give a file that can") from error
 
 
 def read_place(place: str) -> bytes:
@@ -94,17 +90,11 @@ def read_place(place: str) -> bytes:
 
     Raises SourceError if it cannot be read.
     """
-    try:
+    with as_source_error(place):
         if not is_url(place):
-            return Path(local_place(place)).read_bytes()
+            return Path(local_path(place)).read_bytes()
         files, path = remote_folder(place)
         return bytes(files.cat_file(path))
-    except FileNotFoundError as error:
-        raise SourceError(f"{place} does not exist: correct its name") from error
-    except OSError as error:
-        raise SourceError(f"{place} cannot be read ({error.strerror or error}): give a file that can") from error
-    except Exception as error:  # every client has types of its own, most of them without a common base
-        raise unreachable(place, error) from error
 
 
 def read_text(place: str) -> str:
@@ -126,9 +116,6 @@ def text_of(content: bytes) -> str:
 def is_utf8(text: str) -> bool:
     """Whether what `text_of` gave, or a part of it, has no other bytes than UTF-8."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-_DEPTH = 64  # lists in lists of what `read_json` takes; results have four
 
 
 def read_json(text: str) -> Any:
@@ -176,11 +163,6 @@ def key_of(text: str) -> str:
     Raises UnicodeEncodeError if it cannot be the name of a file.
     """
     return encode_key(local_name(text))
-
-
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, from its upper left corner
-LARGEST_IMAGE = 2**30  # bytes: more than any image has that Pillow's limit of pixels lets through
-_AHEAD = 4 << 20  # bytes fetched at once where a file is read in passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +234,7 @@ class RemoteFile:
         except BadImage:
             raise
         except Exception as error:  # every client has types of its own, most of them without a common base
-            raise unreachable(f"{self.root}/{self.name}", error) from error
+            raise SourceError(reason_of(f"{self.root}/{self.name}", error)) from error
 
     def _bytes(self, files: Any, path: str, size: int) -> bytes:
         try:
@@ -296,21 +278,22 @@ def pnm(values: np.ndarray) -> bytes:
     return b"%b %d %d 255\n" % (kind, width, height) + np.ascontiguousarray(values, np.uint8).tobytes()
 
 
-@lru_cache(maxsize=64)
-def remote_folder(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
-    from fsspec.core import url_to_fs
-
-    # Listings that the client remembers would hide what others write.
-    files, path = url_to_fs(url, use_listings_cache=False)
-    return files, str(path)
+def packed(mark: bytes, parts: Sequence[bytes]) -> bytes:
+    """Several files as one content: a mark of its kind, then each file, all but the last behind their lengths."""
+    return mark + b"".join(len(part).to_bytes(_LENGTH, "little") + part for part in parts[:-1]) + parts[-1]
 
 
-def unreachable(url: str, error: Exception) -> SourceError:
-    """What to say when the storage of a URL fails."""
-    from onceclip.stores.location import reason_of  # imports zarr, which processes that decode images do without
-
-    return SourceError(reason_of(url, error))
+def unpacked(mark: bytes, content: bytes, number: int) -> list[bytes]:
+    """The files, so many, of what `packed` gave. Raises ValueError for what has another mark."""
+    if not content.startswith(mark):
+        raise ValueError("another kind of content")
+    parts, begin = list[bytes](), len(mark)
+    for _ in range(number - 1):
+        begin += _LENGTH
+        end = begin + int.from_bytes(content[begin - _LENGTH:begin], "little")
+        parts.append(content[begin:end])
+        begin = end
+    return [*parts, content[begin:]]
 
 
 def _check_size(size: int) -> None:
@@ -324,3 +307,10 @@ def _whole(content: bytes, size: int | None) -> bytes:
     if not content:
         raise BadImage("empty file")
     return content
+
+
+def import_name(name: str) -> Any:
+    """What a user named as `module:name`, from the working directory or among what is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work
+    return resolve_name(name)

@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 FEW = 30  # images of which an interval says little: of none wrong it has no width
@@ -18,6 +19,7 @@ _LONG = 40  # characters of what is no number any more
 _MISSING = {"nan", "none", "null", "<na>", "n/a"}  # as pandas, Python, SQL and Excel write it
 
 
+@cache
 def version() -> str:
     """The version of this package."""
     from importlib.metadata import PackageNotFoundError

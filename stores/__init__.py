@@ -8,21 +8,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
+
 if TYPE_CHECKING:
-    from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
     from onceclip.stores.lock import write_lock
     from onceclip.stores.schema import Output
     from onceclip.stores.store import Store, open_store
     from onceclip.stores.table import Table
-    from onceclip.stores.text_set import TextSet
-    from onceclip.stores.text_tower import StoredTower
+    from onceclip.stores.text import StoredTower, TextSet
     from onceclip.stores.writer import StoreWriter
 
-_MODULES = {
-    "NotAStore": "errors", "StoreDamaged": "errors", "StoreError": "errors", "StoreIncomplete": "errors",
-    "StoreMismatch": "errors", "write_lock": "lock", "Store": "store", "open_store": "store", "Output": "schema",
-    "Table": "table", "TextSet": "text_set", "StoredTower": "text_tower", "StoreWriter": "writer",
-}
+_MODULES = {"write_lock": "lock", "Output": "schema", "Store": "store", "open_store": "store", "Table": "table",
+            "StoredTower": "text", "TextSet": "text", "StoreWriter": "writer"}
 
 __all__ = [
     "NotAStore", "Output", "Store", "StoreDamaged", "StoreError", "StoreIncomplete", "StoreMismatch", "StoreWriter",

@@ -9,8 +9,8 @@ from zarr.core.sync import sync
 
 from onceclip.stores.errors import StoreError
 from onceclip.stores.identity import digest
-from onceclip.stores.location import open_group
 from onceclip.stores.lock import write_lock
+from onceclip.stores.storage import open_group
 
 NAME = "README.md"
 _MARK = re.compile(r"\n<!-- Written by onceclip, text ([0-9a-f]{32})\. [^\n]*-->\n$")
@@ -23,15 +23,11 @@ def write_card(path: str, text: str) -> None:
     """
     with write_lock(path):
         place = open_group(path, mode="r+").store_path / NAME
-        present = sync(place.get(default_buffer_prototype()))
-        if present is not None and not _is_ours(present.to_bytes()):
+        found = sync(place.get(default_buffer_prototype()))
+        present = found.to_bytes().decode("utf-8", "replace") if found is not None else ""
+        mark = _MARK.search(present)
+        if found is not None and (mark is None or digest(present[:mark.start()].encode()).hex() != mark[1]):
             raise StoreError(f"{path} has a {NAME} that was written or changed by hand: move it away to have a new one")
         marked = (f"{text}\n<!-- Written by onceclip, text {digest(text.encode()).hex()}. Once the text is changed, "
                   "onceclip leaves it alone. -->\n")
         sync(place.set(default_buffer_prototype().buffer.from_bytes(marked.encode())))
-
-
-def _is_ours(content: bytes) -> bool:
-    text = content.decode("utf-8", "replace")
-    mark = _MARK.search(text)
-    return mark is not None and digest(text[:mark.start()].encode()).hex() == mark[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
@@ -12,7 +12,6 @@ import zarr
 
 from onceclip.stores.errors import StoreDamaged
 from onceclip.stores.flat_files import FlatArray, row_checksums
-from onceclip.stores.location import damage
 from onceclip.stores.rows import Checksums, column_checksum, read_column, read_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
@@ -28,12 +27,14 @@ from onceclip.stores.schema import (
     require_sound,
     unseal,
 )
+from onceclip.stores.storage import damage
 
 
 class Columns:
     """What a store has for every row; `Store` is the whole of it."""
 
-    def __init__(self, path: str, group: zarr.Group) -> None:
+    def __init__(self, path: str, group: zarr.Group, arrays: Mapping[str, zarr.Array] | None = None) -> None:
+        """arrays: those under `image/` that are open already, by name; others are opened when they are asked for."""
         self.path = path
         self.group = group
         self.attributes: dict[str, Any] = unseal(group.attrs[ATTRIBUTE])
@@ -42,7 +43,7 @@ class Columns:
         self.classes: tuple[str, ...] = tuple(self.attributes["classes"])
         self.complete: bool = self.attributes["complete"]
         self.outputs = {name: Output.of(values) for name, values in self.attributes.get("outputs", {}).items()}
-        self._arrays: dict[str, zarr.Array] = {}
+        self.arrays = dict(arrays or {})
         self._columns: dict[str, np.ndarray] = {}
         self._flats: dict[str, FlatArray | None] = {}
         self._checksums: dict[str, Checksums | None] = {}
@@ -58,7 +59,7 @@ class Columns:
 
         Raises KeyError if there is none, StoreDamaged if its description is not that of this store's.
         """
-        if name not in self._arrays:
+        if name not in self.arrays:
             array = self.opened(f"image/{name}")
             if array is None:
                 raise KeyError(name)
@@ -66,8 +67,8 @@ class Columns:
             with damage(self.path, f"image/{name}"):
                 if described and (array.shape[1:] != described.shape or not fits(array.dtype, described.dtype)):
                     raise ValueError(f"it has rows of shape {array.shape[1:]} and type {array.dtype}")
-            self._arrays[name] = array
-        return self._arrays[name]
+            self.arrays[name] = array
+        return self.arrays[name]
 
     def opened(self, name: str) -> zarr.Array | None:
         """An array of the store by its path; None if there is none."""
@@ -152,7 +153,7 @@ class Columns:
         """Whether there is an array of a name under `image/`."""
         with suppress(KeyError):
             self.array(name)
-        return name in self._arrays
+        return name in self.arrays
 
     @property
     def row_arrays(self) -> dict[str, Column]:

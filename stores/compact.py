@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import zarr
 
 from onceclip.stores.errors import StoreError
-from onceclip.stores.location import damage, occupied
 from onceclip.stores.lock import write_lock
-from onceclip.stores.schema import SHARD_BYTES, TODO, Output, read_whole
+from onceclip.stores.schema import SHARD_BYTES, TODO, Output, arrays_of, read_whole
+from onceclip.stores.storage import damage, occupied
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
 from onceclip.stores.writer import StoreWriter
@@ -39,7 +39,7 @@ def compact(path: str, new: str, shard_rows: int | None = None,
 
     A copy that was cut short says that it is unfinished; the same call goes on with it.
     shard_rows: rows per shard of embeddings, a multiple of the rows per chunk; None for 262,144, or fewer where rows
-        are large.
+        are large or few.
     Raises StoreIncomplete if the store is unfinished, StoreDamaged if it is damaged, StoreError if something else
     stands at `new`.
     """
@@ -54,7 +54,7 @@ def compact(path: str, new: str, shard_rows: int | None = None,
     chunk_rows = int(source.attributes.get("chunk_rows", source.attributes["unit_rows"]))
     row_bytes = sum(int(np.prod(source.array(name).shape[1:])) for name in ("embedding", *outputs))
     row_bytes *= np.dtype(source.attributes["dtype"]).itemsize
-    unit_rows = shard_rows or _shard_rows(chunk_rows, row_bytes)
+    unit_rows = shard_rows or _shard_rows(chunk_rows, row_bytes, images)
     if unit_rows % chunk_rows:
         raise StoreError(f"{path} has chunks of {chunk_rows} rows, which shards of {unit_rows} rows cannot hold whole: "
                          f"give --shard-rows a multiple of {chunk_rows}")
@@ -67,23 +67,16 @@ def compact(path: str, new: str, shard_rows: int | None = None,
         for done, number in enumerate(todo):
             writer.adopt(number, source)
             progress((done + 1) / len(todo))
-        for name, array in _encoder_arrays(source):
-            with damage(path, f"encoder/{name}"):
-                dimensions = getattr(array.metadata, "dimension_names", None) or ()
-                writer.put_encoder(name, read_whole(array), tuple(dimensions))
-        if source.tower_attributes:
-            writer.put_tower(source.tower())
-        for name in source.texts:
-            writer.put_text(name, source.text(name))
+        _copy_encoder_and_texts(source, writer)
         others = {name: value for name, value in source.attributes.items() if name not in _OWN}
         writer.update(**others)
         writer.finish(source.column("split"), source.fingerprint)
     return Compaction(new, images, unit_rows, len(todo), len(numbers) - len(todo), images * row_bytes)
 
 
-def _shard_rows(chunk_rows: int, row_bytes: int) -> int:
+def _shard_rows(chunk_rows: int, row_bytes: int, images: int) -> int:
     rows = chunk_rows
-    while 2 * rows <= SHARD_ROWS and 2 * rows * row_bytes <= SHARD_BYTES:
+    while rows < images and 2 * rows <= SHARD_ROWS and 2 * rows * row_bytes <= SHARD_BYTES:
         rows *= 2
     return rows
 
@@ -105,8 +98,9 @@ def _target(source: Store, new: str, made_of: dict[str, Any], outputs: dict[str,
 
 def _planned(source: Store, before: np.ndarray) -> Iterator[Table]:
     """The table of a copy, in pieces. before: the states of the rows that it has."""
-    start = 0
-    for table in source.tables(SHARD_ROWS):
+    start, names = 0, [each.name for each in fields(Table)]
+    for part in source.parts(*names, size=SHARD_ROWS):
+        table = Table(**dict(zip(names, part, strict=True)))
         state = np.full(len(table), TODO, np.int8)
         known = before[start:start + len(table)]
         state[:len(known)] = known
@@ -114,7 +108,15 @@ def _planned(source: Store, before: np.ndarray) -> Iterator[Table]:
         yield replace(table, state=state)
 
 
-def _encoder_arrays(source: Store) -> list[tuple[str, zarr.Array]]:
+def _copy_encoder_and_texts(source: Store, writer: StoreWriter) -> None:
     with damage(source.path, "encoder"):
         group = source.group.get("encoder")
-        return sorted(group.arrays()) if isinstance(group, zarr.Group) else []
+        arrays = arrays_of(group) if isinstance(group, zarr.Group) else {}
+    for name, array in arrays.items():
+        with damage(source.path, f"encoder/{name}"):
+            dimensions = getattr(array.metadata, "dimension_names", None) or ()
+            writer.put_encoder(name, read_whole(array), tuple(dimensions))
+    if source.tower_attributes:
+        writer.put_tower(source.tower())
+    for name in source.texts:
+        writer.put_text(name, source.text(name))

@@ -126,15 +126,8 @@ class FlatArray:
             return None
         return cls(array, Path(store.root) / array.path)
 
-    def chunk(self, number: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Read one whole chunk: (height, ...), into `out` if given.
-
-        Raises what `chunk_and_checksum` raises.
-        """
-        return self.chunk_and_checksum(number, out)[0]
-
-    def chunk_and_checksum(self, number: int, out: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-        """Read one whole chunk (height, ...), into `out` if given, and give its CRC-32C too.
+    def chunk(self, number: int, out: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+        """Read one whole chunk (height, ...), into `out` if given; gives its CRC-32C too.
 
         Raises OSError if it is missing, ValueError if it is cut short or does not match its checksum.
         """

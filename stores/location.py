@@ -1,80 +1,82 @@
-"""Where a store may be: a folder, a zip file of one, or behind a URL; whatever fails there becomes one line."""
+"""Paths and URLs: which is which, where a store may be, and what to say when the storage behind a URL fails."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import zipfile
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import wraps
-from pathlib import Path
-from threading import Lock
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
-import zarr
-import zarr.api.asynchronous
-from fsspec.core import strip_protocol
-from zarr.core.buffer import Buffer
-from zarr.core.sync import sync
-from zarr.errors import ContainsArrayError, GroupNotFoundError
-from zarr.storage import FsspecStore, LocalStore, ZipStore
+from onceclip.errors import OnceclipError, one_line
+from onceclip.stores.errors import StoreError
 
-from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError
-
-FIRST_ANSWER = 60.0  # seconds; clients try again for many minutes
 PARTIAL = ".partial"  # ending of a file that was being written when its process was killed
-_TO_STOP = 60.0  # seconds that a client has to end what it was doing, which takes long on a busy machine
 _GROUP = "zarr.json"
-_MOST = 200
+_LARGEST = 8 << 30  # bytes of all files of a local copy
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # of onceclip, that install what opens URLs of a protocol
-_AT_ONCE = 8  # folders that the disk is asked to keep
+_FILE_URLS = ("file://", "local://")
 
 
-def is_remote(path: str) -> bool:
+def is_url(path: str) -> bool:
     """Whether a path is a URL of something else than this machine's disks."""
-    return "://" in path and not _is_file(path)
+    return "://" in path and not path.startswith(_FILE_URLS)
 
 
 def local_path(path: str) -> str:
     """The path that a file:// URL means; anything else as it is."""
-    return str(strip_protocol(path)) if _is_file(path) else path
+    return remote_folder(path)[1] if path.startswith(_FILE_URLS) else path
 
 
 def everywhere(path: str) -> str:
     """A path or URL as it is to be told to a process that may have another working directory."""
-    return path if is_remote(path) else os.path.abspath(local_path(path))
+    return path if is_url(path) else os.path.abspath(local_path(path))
 
 
-def _is_file(path: str) -> bool:
-    return path.startswith(("file://", "local://"))
+@lru_cache(maxsize=64)
+def remote_folder(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    # Listings that the client remembers would hide what others write.
+    files, path = url_to_fs(url, use_listings_cache=False)
+    return files, str(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written under a random name beside it and renamed when it is whole; after a failure there is none.
+
+    Of several processes that write one file, the last one's file stays. A link at `path` is replaced, not followed.
+
+    path: the folders that it lies in are made where they are missing.
+    Raises OSError with the name of the file, also where writing fails in the middle of it.
+    """
+    part = path.with_name(f"{path.name}.{os.urandom(8).hex()}{PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:  # x: a new file, never one that another process or a stranger's link put there
+            yield file
+        part.replace(path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename, error.filename2 = str(path), None
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def looks_like_store(path: str) -> bool:
     """Whether a path is a Zarr group, a zip file or a URL rather than images; says nothing about its soundness."""
-    return is_remote(path) or is_zip(path) or os.path.isfile(os.path.join(local_path(path), _GROUP))
+    return is_url(path) or is_zip(path) or os.path.isfile(os.path.join(local_path(path), _GROUP))
 
 
 def is_zip(path: str) -> bool:
     """Whether a path is a zip file on this machine."""
-    return not is_remote(path) and os.path.isfile(local_path(path)) and zipfile.is_zipfile(local_path(path))
-
-
-def occupied(path: str) -> bool:
-    """Whether anything but an empty folder stands at a path or URL.
-
-    Raises StoreError if that cannot be found out, or there is no bucket.
-    """
-    if is_remote(path):
-        store = storage(path, read_only=True)
-        assert isinstance(store, RemoteStore)
-        entries = _first_answer(path, store.entries())
-        return any(not entry.endswith("/") or entry.rstrip("/") != store.path.rstrip("/") for entry in entries)
-    path = local_path(path)
-    if os.path.isdir(path):
-        return any(not name.endswith(PARTIAL) for name in os.listdir(path))
-    return os.path.lexists(path)
+    return not is_url(path) and os.path.isfile(local_path(path)) and zipfile.is_zipfile(local_path(path))
 
 
 def require_writable(path: str) -> None:
@@ -84,133 +86,12 @@ def require_writable(path: str) -> None:
                          f"it with `onceclip compact STORE {path}`")
 
 
-def storage(path: str, read_only: bool) -> FsspecStore | LocalStore:
-    """What Zarr is to open for a path or URL.
-
-    Raises StoreError if nothing that is installed can open the URL.
-    """
-    if not is_remote(path):
-        return LocalStore(local_path(path), read_only=True) if read_only else DiskStore(local_path(path))
-    with answered(path):
-        # Listings that the client remembers would hide what other processes write.
-        return RemoteStore.from_url(path, {"use_listings_cache": False}, read_only)
-
-
-def open_group(path: str, mode: Any = "r") -> zarr.Group:
-    """Open the Zarr group at a path or URL, or the one that a zip file holds.
-
-    Raises NotAStore if there is none, StoreError if its storage cannot be reached or it is a zip file that is to be
-    written.
-    """
-    path = str(path)
-    try:
-        if is_zip(path):
-            return _open_zip(path, mode)
-        if not is_remote(path):
-            if not os.path.isdir(local_path(path)):
-                raise NotADirectoryError
-            return zarr.open_group(storage(path, mode == "r"), mode=mode, zarr_format=3)
-        found = zarr.api.asynchronous.open_group(store=storage(path, mode == "r"), mode=mode, zarr_format=3)
-        return zarr.Group(_first_answer(path, found))
-    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, ContainsArrayError) as error:
-        if is_remote(path):
-            occupied(path)  # says so if it is the bucket that is missing
-        raise NotAStore(f"{path} is not a store (no Zarr group there): make one with `onceclip extract FOLDER "
-                        f"{path} --model NAME` or give the path of one") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
-        raise StoreDamaged(f"{path} has a zarr.json that cannot be read ({error}): the store is damaged; take it from "
-                           "a copy, or delete it and extract again") from error
-
-
-def _open_zip(path: str, mode: Any) -> zarr.Group:
-    if mode != "r":
-        raise StoreError(f"{path} is a zip file, which can only be read: unzip it, then write to the folder")
-    with zipfile.ZipFile(local_path(path)) as file:
-        groups = [name for name in file.namelist() if name.rpartition("/")[2] == _GROUP]
-    folder = min(groups, key=lambda name: name.count("/"), default="").rpartition("/")[0]
-    return zarr.open_group(ZipStore(local_path(path), mode="r"), path=folder, mode="r", zarr_format=3)
-
-
 @contextmanager
-def damage(path: str, where: str = "image") -> Iterator[None]:
-    """Turn what Zarr raises for bad bytes into StoreDamaged."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except MemoryError as error:
-        raise StoreError(f"{path}: {where} takes more memory than there is ({error}): give the process more") from error
-    except (ValueError, TypeError, OSError, LookupError, AttributeError, ArithmeticError, RuntimeError,
-            zipfile.BadZipFile) as error:
-        said = str(error).partition("\n")[0]
-        raise StoreDamaged(f"{path}: {where} cannot be read ({said}): the store is damaged; take it from a copy, or "
-                           "delete it and extract again") from error
-
-
-class DiskStore(LocalStore):
-    """Zarr's store in a folder, for writing: a file has its name only once its bytes are on the disk.
-
-    `flush` has the names reach the disk too, so that what is written after it never outlives what was written before,
-    even if the power fails.
-    """
-
-    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
-        super().__init__(root, read_only=read_only)
-        self._folders: set[Path] = set()
-        self._lock = Lock()
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write one file whole."""
-        self._check_writable()
-        await asyncio.to_thread(self._write, Path(self.root, key), value)
-
-    def _write(self, path: Path, value: Buffer) -> None:
-        # Another process may be writing files beside it, and a stranger's link is never followed: a name of its own.
-        part = path.with_name(f"{path.name}.{os.urandom(8).hex()}{PARTIAL}")
-        new = [folder.parent for folder in path.parents if not folder.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "xb") as file:
-                file.write(value.as_buffer_like())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        with self._lock:
-            self._folders.update((path.parent, *new))
-
-    def flush(self) -> None:
-        """Have the names of all files that were written since the last call reach the disk."""
-        with self._lock, ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(_sync_folder, self._folders))
-            self._folders.clear()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _first_answer(path: str, answer: Any) -> Any:
-    """What a client answers, which is to be told off if it takes too long."""
-    try:
-        # `sync` alone would leave the task behind, which then complains when the process ends.
-        return sync(asyncio.wait_for(answer, FIRST_ANSWER), timeout=FIRST_ANSWER + _TO_STOP)
-    except TimeoutError as error:
-        raise StoreError(_unreachable(path, f"no answer within {FIRST_ANSWER:.0f} s")) from error
-
-
-@contextmanager
-def answered(path: str) -> Iterator[None]:
+def as_store_error(path: str) -> Iterator[None]:
     """Turn whatever a storage client raises into a StoreError."""
     try:
         yield
-    except StoreError:
+    except OnceclipError:
         raise
     except Exception as error:  # every client has types of its own, most of them without a common base
         raise StoreError(reason_of(path, error)) from error
@@ -219,7 +100,7 @@ def answered(path: str) -> Iterator[None]:
 def reason_of(path: str, error: Exception) -> str:
     """What to say when the storage behind a URL fails: what, where, and how to mend it."""
     protocol = path.partition("://")[0]
-    said = " ".join((str(error) or type(error).__name__).split())[:_MOST]
+    said = one_line(error)
     if isinstance(error, ImportError):
         remedy = f"pip install onceclip[{_EXTRAS[protocol]}]" if protocol in _EXTRAS else said
         return f"{path}: the package for {protocol}:// is not installed: {remedy}"
@@ -236,55 +117,42 @@ def reason_of(path: str, error: Exception) -> str:
                 "and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, for hf:// HF_TOKEN, and check their rights")
     if isinstance(error, NotImplementedError):
         return f"{path}: {protocol}:// URLs can only be read: write to a path or another URL, then copy"
-    return _unreachable(path, said)
-
-
-def _unreachable(path: str, said: str) -> str:
     settings = {"s3": ", AWS_ENDPOINT_URL and AWS_REGION", "hf": ", and HF_ENDPOINT if you set it"}
     return (f"{path}: the storage cannot be used ({said}): check the network and the address"
-            f"{settings.get(path.partition('://')[0], '')}, then run the command again")
+            f"{settings.get(protocol, '')}, then run the command again")
 
 
-class RemoteStore(FsspecStore):
-    """Zarr's store of objects behind a URL, whose failures say what to do."""
+@contextmanager
+def local_copy(place: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder at a path; of the URL of one a copy while the context lasts, which messages call by the URL.
 
-    async def entries(self) -> Any:
-        """Names of what lies directly under the URL, or the object at it; none if there is nothing.
-
-        Raises StoreError if there is no bucket.
-        """
-        url = str(self.fs.unstrip_protocol(self.path))
-        with answered(url):
-            try:
-                return await self.fs._ls(self.path, detail=False)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                answer = getattr(error.__cause__, "response", None)
-                code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
-                if code == "NoSuchBucket" or type(error.__cause__).__name__ == "RepositoryNotFoundError":
-                    raise
-                return []
-
-
-def _told(method: Any) -> Any:
-    @wraps(method)
-    async def call(self: RemoteStore, *arguments: Any, **options: Any) -> Any:
-        with answered(str(self.fs.unstrip_protocol(self.path))):
-            return await method(self, *arguments, **options)
-
-    return call
+    Raises StoreError if there is nothing at the URL, its storage does not answer, or it is no small folder.
+    """
+    url = os.fspath(place)
+    if not is_url(url):
+        yield Path(local_path(url))
+        return
+    with TemporaryDirectory(prefix="onceclip-") as folder:
+        copy = Path(folder, PurePosixPath(url).name)
+        copy.mkdir()
+        with as_store_error(url):
+            _fetch(url, copy)
+        try:
+            yield copy
+        except OnceclipError as error:
+            raise type(error)(str(error).replace(os.fspath(copy), url)) from error
 
 
-def _told_of_each(method: Any) -> Any:
-    @wraps(method)
-    async def call(self: RemoteStore, *arguments: Any, **options: Any) -> AsyncIterator[str]:
-        with answered(str(self.fs.unstrip_protocol(self.path))):
-            async for name in method(self, *arguments, **options):
-                yield name
-
-    return call
-
-
-for _name in ("get", "get_partial_values", "set", "delete", "delete_dir", "exists", "getsize"):
-    setattr(RemoteStore, _name, _told(getattr(FsspecStore, _name)))
-for _name in ("list", "list_dir", "list_prefix"):
-    setattr(RemoteStore, _name, _told_of_each(getattr(FsspecStore, _name)))
+def _fetch(url: str, copy: Path) -> None:
+    files, base = remote_folder(url)
+    files.invalidate_cache()  # what the client of this process saw before may have been replaced
+    found = files.find(base, detail=True)
+    if not found or sum(each["size"] or 0 for each in found.values()) > _LARGEST:
+        raise StoreError(f"{url} {'is too large for' if found else 'does not exist, or is no folder of'} an adapter or "
+                         "results: correct its name")
+    for name in found:
+        inner = PurePosixPath(name.removeprefix(base.rstrip("/") + "/"))
+        if inner.is_absolute() or ".." in inner.parts:
+            raise StoreError(f"{url} has a file {name!r}, which leads out of it: remove that")
+        (copy / inner).parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(name, os.fspath(copy / inner))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from onceclip.stores.errors import StoreBusy, StoreError
-from onceclip.stores.location import is_remote, local_path, require_writable
+from onceclip.stores.location import is_url, local_path, require_writable
 
 try:
     import fcntl
@@ -29,7 +29,7 @@ def write_lock(path: str) -> Iterator[None]:
     """
     require_writable(path)
     path = local_path(path)
-    if is_remote(path) or fcntl is None:
+    if is_url(path) or fcntl is None:
         yield
         return
     name = path.rstrip(os.sep) + ".lock"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -12,6 +13,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, VLenUTF8Codec
 from zarr.core.sync import sync
+from zarr.errors import ZarrUserWarning
 from zarr.storage import StorePath
 
 from onceclip.stores.identity import fingerprint
@@ -205,6 +207,16 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array:
     if not isinstance(node, zarr.Array):
         raise KeyError(f"{name} is not an array")
     return node.with_config({"write_empty_chunks": True})
+
+
+def arrays_of(group: zarr.Group, max_depth: int | None = 0) -> dict[str, zarr.Array]:
+    """The arrays of a group by their paths, in order; other programs' files are passed over without a word.
+
+    max_depth: groups within groups that are looked into; None for all.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        return {name: node for name, node in sorted(group.members(max_depth=max_depth)) if isinstance(node, zarr.Array)}
 
 
 def require_chunks(array: zarr.Array) -> None:

@@ -16,12 +16,11 @@ import numpy as np
 from onceclip.stores.columns import Columns
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
 from onceclip.stores.identity import DIGEST_BYTES
-from onceclip.stores.location import damage, open_group
 from onceclip.stores.rows import read_rows
-from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TABLE_ROWS, TODO, read_whole, unseal
+from onceclip.stores.schema import ATTRIBUTE, KIND, SCHEMA, SPLITS, STORED, TODO, read_whole, unseal
+from onceclip.stores.storage import damage, open_group
 from onceclip.stores.table import Content, Table, content_of
-from onceclip.stores.text_set import TextSet
-from onceclip.stores.text_tower import TOWER, StoredTower
+from onceclip.stores.text import TOWER, StoredTower, TextSet
 
 PIECE_ROWS = 16384
 
@@ -56,24 +55,13 @@ class Store(Columns):
         """All columns that say what the rows are."""
         return Table(**{name: self.column(name) for name in Table.__dataclass_fields__})
 
-    def tables(self, size: int = TABLE_ROWS) -> Iterator[Table]:
-        """Go through the table in bounded memory, `size` rows at a time."""
-        names = tuple(Table.__dataclass_fields__)
-        return (Table(**dict(zip(names, part, strict=True))) for part in self.parts(*names, size=size))
-
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the content: the encoder, and key, digest, class and split of every stored row.
 
         It is kept in the attributes of a complete store.
         """
-        if self.complete:
-            return str(self.attributes["fingerprint"])
-        return self.content_fingerprint()
-
-    def content_fingerprint(self) -> str:
-        """The fingerprint, made anew from the columns."""
-        return self.content().fingerprint
+        return str(self.attributes["fingerprint"]) if self.complete else self.content().fingerprint
 
     def content(self) -> Content:
         """What the stored rows are, found out anew from the columns in bounded memory."""
@@ -129,11 +117,6 @@ class Store(Columns):
             for number, piece in enumerate(pieces):
                 ahead.extend(reader.submit(self.embeddings, each) for each in pieces[number + 1:number + 2])
                 yield piece, ahead.popleft().result()
-
-    @property
-    def has_views(self) -> bool:
-        """Whether augmented versions of the images are stored."""
-        return self.has("view")
 
     @property
     def texts(self) -> list[str]:

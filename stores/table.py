@@ -50,17 +50,6 @@ class Table:
     def __len__(self) -> int:
         return len(self.state)
 
-    def parts(self, *names: str, size: int) -> Iterator[tuple[np.ndarray, ...]]:
-        """Go through some columns, `size` rows of each at a time."""
-        for start in range(0, len(self), size):
-            yield tuple(getattr(self, name)[start:start + size] for name in names)
-
-    def fingerprint(self, encoder: str, classes: Sequence[str]) -> str:
-        """Identity of the content: key, digest, split, class and, if there are any, group of every stored row.
-
-        encoder: fingerprint of what made the embeddings.
-        """
-        return content_of(self.parts, len(self), encoder, classes).fingerprint
 
 @dataclass(frozen=True)
 class Content:

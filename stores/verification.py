@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +14,17 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.core.sync import sync
-from zarr.errors import ZarrUserWarning
 
+from onceclip.errors import one_line
 from onceclip.stores.errors import StoreError
 from onceclip.stores.flat_files import FlatArray, row_checksums
 from onceclip.stores.identity import DIGEST_BYTES
-from onceclip.stores.location import damage
 from onceclip.stores.lock import write_lock
 from onceclip.stores.rows import finite_rows
-from onceclip.stores.schema import REMOVED, SPLITS, STORED, TODO, checksum_name, names_below
+from onceclip.stores.schema import REMOVED, SPLITS, STORED, TODO, arrays_of, checksum_name, names_below
+from onceclip.stores.storage import damage
 from onceclip.stores.store import Store, open_store
-from onceclip.stores.text_tower import TOWER
+from onceclip.stores.text import TOWER
 from onceclip.stores.writer import StoreWriter
 
 _MISSING = 2**17  # chunks of an array that are looked for one by one where they are missing
@@ -74,23 +73,19 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
     Raises NotAStore if there is no store.
     """
     store = open_store(path)
-    with damage(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ZarrUserWarning)  # foreign files are no concern of ours
-        members = sorted(store.group.members(max_depth=None))  # they come in any order
-    texts = {f"text/{store.attributes['texts'][name].get('place', name)}" for name in store.texts}
-    # A text set that was cut short while it was written does not count.
-    arrays = {name: node for name, node in members if isinstance(node, zarr.Array)
-              and (not name.startswith("text/") or name.rpartition("/")[0] in texts)}
     described = store.row_arrays
-    values = {f"image/{name}" for name, each in described.items() if each.values} | {"image/view"}
     faults = [Problem(f"image/{name}", "is missing") for name, each in described.items()
               if not each.optional and not store.has(name)]
     lengths = {name: store.array(name).shape[0] for name in described if store.has(name)}
     if len(set(lengths.values())) > 1:
         faults.append(Problem("image", f"columns differ in length: {lengths}"))
-    claims = [problem for name, array in arrays.items() if (problem := _claim(name, array))]
-    faults += claims
-    arrays = {name: array for name, array in arrays.items() if name not in {each.where for each in claims}}
+    arrays = {}
+    for name, array in _arrays(store).items():
+        if claim := _claim(name, array):
+            faults.append(claim)
+        else:
+            arrays[name] = array
+    values = {f"image/{name}" for name, each in described.items() if each.values} | {"image/view"}
     columns = [_Column(store, name, array) for name, array in arrays.items() if name not in values]
     rows = [_Values(store, name, array) for name, array in arrays.items() if name in values]
     total, done = sum(each.chunks for each in columns) + sum(each.chunks for each in rows), 0
@@ -115,10 +110,18 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
         faults += run(partial(each.problems, number, sound) for each in rows for number in range(each.chunks))
     remarks: list[Problem] = []
     if not faults:
-        faults = [*row_faults(store), *text_faults(store), *tower_faults(store)]
+        faults = [*_row_faults(store), *_text_faults(store)]
         remarks = [*equal_content(store, "split"), *equal_content(store, "label"),
-                   *(() if faults else caption_remarks(store))]
+                   *(() if faults else _caption_remarks(store))]
     return Verification(path, total, lengths.get("state", 0), faults, remarks)
+
+
+def _arrays(store: Store) -> dict[str, zarr.Array]:
+    """All arrays of a store by their paths; a text set that was cut short while it was written does not count."""
+    texts = {f"text/{store.attributes['texts'][name].get('place', name)}" for name in store.texts}
+    with damage(store.path):
+        return {name: array for name, array in arrays_of(store.group, max_depth=None).items()
+                if not name.startswith("text/") or name.rpartition("/")[0] in texts}
 
 
 def _in_threads(pool: ThreadPoolExecutor, reads: Iterable[Read]) -> Iterator[list[Problem]]:
@@ -134,26 +137,18 @@ class _Column:
     """An array of which it is enough that every chunk can be read."""
 
     def __init__(self, store: Store, name: str, array: zarr.Array) -> None:
-        self.name, self.array, self.size = name, array, store.attributes["unit_rows"]
+        self.name, self.array = name, array
         self.chunks = prod(array.cdata_shape)
         column = store.row_arrays.get(name.removeprefix("image/"))
-        self.per_unit = bool(column and column.per_unit)
+        self.unit_rows = store.attributes["unit_rows"] if column and column.per_unit else None
 
     def problems(self, number: int) -> list[Problem]:
         """Read one chunk. An array that is written per unit names the unit."""
         array = self.array
         place = tuple(map(int, np.unravel_index(number, array.cdata_shape))) if array.ndim else ()
-        unit = place[0] * array.chunks[0] // self.size if self.per_unit else None
+        unit = place[0] * array.chunks[0] // self.unit_rows if self.unit_rows else None
         where = f"{self.name}, chunk {'/'.join(map(str, place))}" if place else self.name
-        try:
-            if not _exists(array, place):
-                return [Problem(where, "is missing", unit)]
-            array.blocks[place] if place else array[...]
-        except StoreError:
-            raise  # a connection that was lost says nothing about the chunk
-        except Exception as error:  # what a decoder raises for damaged bytes is of many types
-            return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
-        return []
+        return _read(array, place, lambda: array.blocks[place] if place else array[...], where, unit)[1]
 
 
 class _Values:
@@ -162,49 +157,55 @@ class _Values:
     def __init__(self, store: Store, name: str, array: zarr.Array) -> None:
         self.store, self.name, self.array = store, name, array
         self.chunks = -(-array.shape[0] // array.chunks[0])
-        self.flat, self.size = FlatArray.of(array), store.attributes["unit_rows"]
+        self.flat, self.unit_rows = FlatArray.of(array), store.attributes["unit_rows"]
         self.column = checksum_name(name.removeprefix("image/"))
         self.columns = lru_cache(_UNITS)(self._columns)
 
     def _columns(self, first: int, behind: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Of some units: which rows are stored, and the checksums of all."""
-        where = slice(first * self.size, behind * self.size)
+        where = slice(first * self.unit_rows, behind * self.unit_rows)
         checksums = self.store.part(self.column, where) if self.store.has(self.column) else None
         return self.store.part("state", where) == STORED, checksums
 
     def problems(self, number: int, sound: bool) -> list[Problem]:
         """Read one chunk of rows. sound: whether the columns are, so that it can be held against them."""
-        name, array, size = self.name, self.array, self.size
-        height = array.chunks[0]
+        array, height, flat = self.array, self.array.chunks[0], self.flat
         rows = slice(number * height, min((number + 1) * height, array.shape[0]))
-        unit = rows.start // size
-        where = f"{name}, chunk {number}{'/0' * (array.ndim - 1)}"
-        try:
-            if self.flat:
-                values = self.flat.chunk(number)[:rows.stop - rows.start]
-            elif not _exists(array, (number * height // (array.shards or array.chunks)[0],) + (0,) * (array.ndim - 1)):
-                raise FileNotFoundError
-            else:
-                values = np.asarray(array[rows])
-        except StoreError:
-            raise
-        except FileNotFoundError:
-            return [Problem(where, "is missing", unit)]
-        except Exception as error:
-            return [Problem(where, f"cannot be read ({str(error).splitlines()[0]})", unit)]
-        if not sound:
-            return []
-        stored, checksums = self.columns(unit, -(-rows.stop // size))
-        here = slice(rows.start - unit * size, rows.stop - unit * size)
-        stored, faults = stored[here], []
+        unit = rows.start // self.unit_rows
+        where = f"{self.name}, chunk {number}{'/0' * (array.ndim - 1)}"
+        place = None if flat else (rows.start // (array.shards or array.chunks)[0], *(0,) * (array.ndim - 1))
+        values, faults = _read(array, place, lambda: np.asarray(array[rows]) if flat is None else
+                               flat.chunk(number)[0][:rows.stop - rows.start], where, unit)
+        if faults or not sound:
+            return faults
+        stored, checksums = self.columns(unit, -(-rows.stop // self.unit_rows))
+        here = slice(rows.start - unit * self.unit_rows, rows.stop - unit * self.unit_rows)
+        stored = stored[here]
         if checksums is not None and (row_checksums(values) != checksums[here])[stored].any():
             faults.append(Problem(where, f"does not match image/{self.column}", unit))
         finite = finite_rows(values)
         # Other outputs may be missing for some rows, but not be there in part.
-        needed = stored if name == "image/embedding" else stored & np.isfinite(values.reshape(len(values), -1)[:, 0])
+        needed = (stored if self.name == "image/embedding" else
+                  stored & np.isfinite(values.reshape(len(values), -1)[:, 0]))
         if (needed & ~finite).any():
             faults.append(Problem(where, f"{int((needed & ~finite).sum())} stored rows have no finite values", unit))
         return faults
+
+
+def _read(array: zarr.Array, place: tuple[int, ...] | None, read: Callable[[], Any], where: str,
+          unit: int | None) -> tuple[Any, list[Problem]]:
+    """Read a chunk; gives what `read` gives, or the problem. place: that of its file, which is looked for first."""
+    try:
+        if place is not None and not sync((array.store_path / array.metadata.encode_chunk_key(place)).exists()):
+            raise FileNotFoundError
+        return read(), []
+    except StoreError:
+        raise  # a connection that was lost says nothing about the chunk
+    except FileNotFoundError:
+        what = "is missing"
+    except Exception as error:  # what a decoder raises for damaged bytes is of many types
+        what = f"cannot be read ({one_line(error)})"
+    return None, [Problem(where, what, unit)]
 
 
 def _claim(name: str, array: zarr.Array) -> Problem | None:
@@ -217,10 +218,6 @@ def _claim(name: str, array: zarr.Array) -> Problem | None:
         return None
     there = len(sync(names_below(array.store_path)))
     return Problem(name, f"has at most {there:,} of its {asked:,} chunks") if asked - there > _MISSING else None
-
-
-def _exists(array: zarr.Array, place: tuple[int, ...]) -> bool:
-    return bool(sync((array.store_path / array.metadata.encode_chunk_key(place)).exists()))
 
 
 def repair(path: str, found: Verification) -> int:
@@ -248,7 +245,7 @@ def repair(path: str, found: Verification) -> int:
     return len(units)
 
 
-def row_faults(store: Store) -> Iterator[Problem]:
+def _row_faults(store: Store) -> Iterator[Problem]:
     """Whether states, labels, keys and the fingerprint agree."""
     rows = todo = unknown = 0
     for state, label in store.parts("state", "label"):
@@ -267,8 +264,8 @@ def row_faults(store: Store) -> Iterator[Problem]:
         yield Problem("image/key", f"{content.repeated} stored rows have the key of another")
 
 
-def text_faults(store: Store) -> Iterator[Problem]:
-    """Whether every text set is of the store's encoder, whole and finite."""
+def _text_faults(store: Store) -> Iterator[Problem]:
+    """Whether text sets and the text tower are of the store's encoder, and whole."""
     for name in store.texts:
         try:
             text = store.text(name)
@@ -278,10 +275,6 @@ def text_faults(store: Store) -> Iterator[Problem]:
             continue
         if not np.isfinite(text.embedding).all():
             yield Problem(f"text/{name}", "holds values that are not finite")
-
-
-def tower_faults(store: Store) -> Iterator[Problem]:
-    """Whether the text tower is of the store's encoder, and as it was written."""
     try:
         if store.tower_attributes:
             store.tower()
@@ -289,7 +282,7 @@ def tower_faults(store: Store) -> Iterator[Problem]:
         yield Problem(TOWER, str(error))
 
 
-def caption_remarks(store: Store) -> Iterator[Problem]:
+def _caption_remarks(store: Store) -> Iterator[Problem]:
     """Captions of images or groups that the store does not have any more."""
     for name in store.texts:
         text = store.text(name)

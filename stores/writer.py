@@ -16,7 +16,7 @@ from zarr.core.sync import sync
 
 from onceclip.stores.errors import StoreDamaged, StoreError, StoreMismatch
 from onceclip.stores.flat_files import row_checksums
-from onceclip.stores.location import PARTIAL, DiskStore, damage, is_remote, local_path, occupied, open_group, storage
+from onceclip.stores.location import PARTIAL, is_url, local_path
 from onceclip.stores.rows import put_rows
 from onceclip.stores.schema import (
     ATTRIBUTE,
@@ -34,10 +34,10 @@ from onceclip.stores.schema import (
     put_array,
     seal,
 )
+from onceclip.stores.storage import DiskStore, damage, occupied, open_group, storage
 from onceclip.stores.store import Store, open_store
 from onceclip.stores.table import Table
-from onceclip.stores.text_set import BESIDE, TextSet
-from onceclip.stores.text_tower import TOWER, StoredTower
+from onceclip.stores.text import BESIDE, TOWER, StoredTower, TextSet
 
 _WRITTEN = 3600.0  # seconds within which a file that a process is writing is whole
 
@@ -90,10 +90,11 @@ class StoreWriter:
             if store.has(name) or (described.optional and not new):
                 continue
             height, shard = heights(described, self.unit_rows, store.attributes.get("chunk_rows"))
-            create_array(self.group, f"image/{name}", (0, *described.shape), (height, *described.shape),
-                         described.dtype, described.fill, ("image", *described.dimensions),
-                         {"spec": store.outputs[name].spec} if name in store.outputs else None,
-                         (shard, *described.shape) if shard else None)
+            store.arrays[name] = create_array(
+                self.group, f"image/{name}", (0, *described.shape), (height, *described.shape), described.dtype,
+                described.fill, ("image", *described.dimensions),
+                {"spec": store.outputs[name].spec} if name in store.outputs else None,
+                (shard, *described.shape) if shard else None)
         for name in ("logit_scale", "logit_bias"):
             value = store.encoder.get(name)
             if value is not None and not store.complete:
@@ -117,10 +118,10 @@ class StoreWriter:
             raise StoreMismatch(f"{path} was made by encoder {mine['name']} ({mine['fingerprint']}), not by "
                                 f"{encoder['name']} ({encoder['fingerprint']}); they differ in {', '.join(differing)}: "
                                 "extract into another store, or name the encoder that made this one")
-        if units is not None:
-            return cls(Store(store.path, open_group(path, mode="r+")), frozenset(units))
-        _remove_partial_files(path, 0 if alone else _WRITTEN)
-        return cls(Store(store.path, open_group(path, mode="r+")))._with_arrays()
+        if units is None:
+            _remove_partial_files(path, 0 if alone else _WRITTEN)
+        writer = cls(Store(store.path, open_group(path, mode="r+")), units)
+        return writer if units is not None else writer._with_arrays()
 
     def plan(self, tables: Table | Iterable[Table], classes: Sequence[str]) -> None:
         """Say which rows the store is to have; those of state TODO are to be filled.
@@ -267,7 +268,7 @@ class StoreWriter:
         self.store.require_encoder(tower.encoder, "the text tower")
         tower.write(self.group.create_group(TOWER, overwrite=True))
         self._flush()
-        self.store = Store(self.store.path, self.group)
+        self._reopen()
 
     def put_text(self, name: str, text: TextSet) -> None:
         """Store a text set under a name, in place of one that has it, which counts until the new one is whole.
@@ -309,7 +310,7 @@ class StoreWriter:
             self.settle_text(name)
         self.store.array("split")[...] = split
         self.update(**attributes)
-        found = self.store.content_fingerprint()
+        found = self.store.content().fingerprint
         if expected not in (None, found):
             raise StoreDamaged(f"{self.store.path} has content {found} in place of {expected}: run `onceclip verify` "
                                "on what it was copied from")
@@ -324,7 +325,11 @@ class StoreWriter:
         self._flush()
         self.group.attrs[ATTRIBUTE] = seal({name: value for name, value in changed.items() if value is not None})
         self._flush()
-        self.store = Store(self.store.path, self.group)
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """Read the store's attributes and columns anew; its arrays, which this writer alone resizes, stay open."""
+        self.store = Store(self.store.path, self.group, self.store.arrays)
 
     def _require_all(self) -> None:
         if self.units is not None:
@@ -334,7 +339,7 @@ class StoreWriter:
 
 def _remove_partial_files(path: str, age: float = 0) -> None:
     """Delete what a process was writing on a local disk when it was killed, at least so many seconds ago."""
-    if not is_remote(path):
+    if not is_url(path):
         for leftover in Path(local_path(path)).rglob(f"*{PARTIAL}"):
             with suppress(FileNotFoundError):  # whole in the meantime
                 if not age or time.time() - leftover.stat().st_mtime > age:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -23,6 +25,7 @@ from bench import peers, probe, selection, tables  # noqa: E402
 from bench.__main__ import BENCHES, main  # noqa: E402
 from bench.files import write_all  # noqa: E402
 from bench.goals import GOALS  # noqa: E402
+from bench.machine import this_machine  # noqa: E402
 from bench.measure import Row, read_rows  # noqa: E402
 from bench.synthetic import task as make_task  # noqa: E402
 from docs import performance_page  # noqa: E402
@@ -31,7 +34,7 @@ from onceclip.adapters import METHODS, Task  # noqa: E402
 from onceclip.adapters.selection.rule import best_weight  # noqa: E402
 
 pytestmark = pytest.mark.checkout
-OF_PROCESSES = {"grid", "script", "start", "workers"}  # too many to be started here
+OF_PROCESSES = {"commands", "grid", "script", "start", "workers"}  # too many to be started here
 
 
 def a_row(seconds: dict[str, list[float]], **changed: Any) -> Row:
@@ -45,6 +48,16 @@ def a_row(seconds: dict[str, list[float]], **changed: Any) -> Row:
 def write(path: Path, *rows: Row) -> Path:
     path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="ascii")
     return path
+
+
+@pytest.mark.slow
+def test_a_bench_runs_from_the_command_line(tmp_path: Path) -> None:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "bench", "all", "--only", "selection", "--quick", "--out", tmp_path / "rows.jsonl"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Tip-Adapter's search" in done.stdout
+    assert read_rows(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.slow
@@ -216,11 +229,25 @@ def test_the_page_shows_measured_goals_and_no_others() -> None:
                   goals={"4 float32": {"value": value, "wanted": "", "reached": True}}) for value in (2.0, 3.0)]
     text = performance_page.page(empty, rows)
     assert "| 4 float32 |" in text
-    assert "| ≥ 2.7 | 2 | **not reached** | `python -m bench runs` |" in text  # the worse of two counts
+    assert "| ≥ 2.7 | 2, **not reached** | `python -m bench runs` |" in text  # the worse of two counts
     assert "peer: 1 s (2 x)" in text
     assert performance_page.page(text, []) == empty
     assert performance_page.unexplained("## Where it is behind\n\n- **4 float32**: ...\n", rows) == []
     assert performance_page.unexplained("## Where it is behind\n\n", rows) == ["4 float32"]
+
+
+def test_kinds_of_processor_stand_side_by_side_and_new_rows_replace_those_of_their_own_kind() -> None:
+    def measured(instructions: list[str], value: float, bench: str = "runs") -> Row:
+        return a_row({"ours": [1.0]}, bench=bench, machine={**this_machine(), "instructions": instructions},
+                     goals={"4 float32": {"value": value, "wanted": "", "reached": True}} if bench == "runs" else {})
+
+    old = [measured(["avx2"], 1.5), measured(["avx2", "avx512f"], 2.9), measured(["avx2"], 0, "store")]
+    rows = performance_page.joined(old, [measured(["avx2"], 3.5)])
+    assert [row.bench for row in rows] == ["runs", "store", "runs"]
+    page = performance_page.page(performance_page.PAGE.read_text(encoding="utf-8"), rows)
+    line, = (line for line in page.splitlines() if line.startswith("| 4 float32 |"))
+    assert "| 2.9, reached | 3.5, reached |" in line
+    assert page.count("<br>" + rows[0].processor) == 1
 
 
 def test_the_page_is_what_its_rows_say() -> None:

@@ -193,7 +193,7 @@ def test_info_shows_what_a_store_holds_and_what_made_it(place: Path, run: Run) -
 def test_info_of_a_half_made_store_says_unfinished(place: Path, run: Run, run_json: Run, store_copy: Path,
                                                    cut: str) -> None:
     from onceclip.stores import Store, StoreWriter
-    from onceclip.stores.location import open_group
+    from onceclip.stores.storage import open_group
 
     writer = StoreWriter(Store(str(store_copy), open_group(str(store_copy), mode="r+")))
     if cut == "half-way":

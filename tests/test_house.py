@@ -179,7 +179,7 @@ PIPELINE = (("errors", "words"), ("files", "workers"), ("sources", "tasks"), ("d
             ("api",), ("commands",))
 ADAPTERS = (("errors", "ops", "cpu"), ("plugin",), ("text", "tower"), ("task",), ("heads",),
             ("training/trainable", "saving"), ("classifier",), ("training",), ("method",), ("selection",), ("methods",),
-            ("inference", "support", "merging", "selection/automatic"), ("transfer", "ensembles"))
+            ("inference", "support", "selection/automatic"), ("ensembles",), ("transfer",))
 STAGE_1 = {"sources", "decoding", "encoders", "prompts", "extraction"}
 STAGE_2 = {"tasks", "evaluation", "runs"}
 

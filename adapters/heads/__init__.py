@@ -5,14 +5,11 @@ trained together its tensors, numbers too, have a leading axis of runs; `product
 """
 
 from onceclip.adapters.heads.base import Head
-from onceclip.adapters.heads.conditional_prompts import ConditionalPrompts
 from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine, fourier, sum_by_class
-from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum, mixed
+from onceclip.adapters.heads.layers import Bottleneck, blend
+from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Quadratic, Sum, mixed
 from onceclip.adapters.heads.packing import HEADS, pack, unpack
-from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
-from onceclip.adapters.heads.quadratic import Quadratic
-from onceclip.adapters.heads.residual import Bottleneck, blend
-from onceclip.adapters.heads.routed_prompts import RoutedPrompts
+from onceclip.adapters.heads.prompts import ConditionalPrompts, PromptMax, PromptWeighted, RoutedPrompts
 
 __all__ = [
     "HEADS", "Bottleneck", "Columns", "ConditionalPrompts", "FourierFeatures", "Head", "Kernel", "KernelMachine",

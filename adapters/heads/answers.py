@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads.base import Head
-from onceclip.adapters.heads.perceptron import Perceptron
-from onceclip.adapters.heads.retrieval import certainty
+from onceclip.adapters.heads.layers import Perceptron
+from onceclip.adapters.heads.neighbors import certainty
 from onceclip.adapters.ops import unit
 
 LOG_PROBABILITY, CONFIDENT = "log-probability", "confidence"

@@ -50,12 +50,12 @@ class CrossModal(Head):
         text, image = self._enter(self.text), self._enter(rows)
         shift = 1.0 if self.mask == SHIPPED else 0.0
         images = self._images(rows, text, image, shift)
-        hidden = gelu(self._classes(text, image, shift) + _row(self.outward_bias).unsqueeze(-3))
+        hidden = gelu(self._classes(text, image, shift) + self.outward_bias.unsqueeze(-2).unsqueeze(-3))
         return self.scale * self._cosines(images, hidden) + self.bias
 
     def _enter(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (heads, n, head width) of vectors (n, dim); queries are scaled."""
-        entered = product(vectors, self.inward) + _row(self.inward_bias)
+        entered = product(vectors, self.inward) + self.inward_bias.unsqueeze(-2)
         query, key, value = entered.unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
         return query / math.sqrt(query.shape[-1]), key, value
 
@@ -71,9 +71,9 @@ class CrossModal(Head):
             itself = torch.full_like(itself, -math.inf)
         share = torch.cat([query @ text[1].transpose(-1, -2) + shift, itself], dim=-1).softmax(dim=-1)
         attended = share[..., :-1] @ text[2] + share[..., -1:] * value
-        hidden = gelu(self._leave(attended).sum(dim=-3) + _row(self.outward_bias))
+        hidden = gelu(self._leave(attended).sum(dim=-3) + self.outward_bias.unsqueeze(-2))
         ratio = per_run(self.ratio)
-        return unit(ratio * unit(product(hidden, self.up) + _row(self.up_bias)) + (1 - ratio) * rows)
+        return unit(ratio * unit(product(hidden, self.up) + self.up_bias.unsqueeze(-2)) + (1 - ratio) * rows)
 
     def _classes(self, text: tuple[Tensor, ...], image: tuple[Tensor, ...], shift: float) -> Tensor:
         """N times what the classes of every image attended to (n, classes, bottleneck)."""
@@ -102,11 +102,6 @@ class CrossModal(Head):
     def width(self) -> int:
         bottleneck, heads = self.outward.shape[-2], self.heads
         return len(self.text) * max(bottleneck, heads)
-
-
-def _row(bias: Tensor) -> Tensor:
-    """A bias (o,), or one per run (runs, o), so that it is added to (n, o)."""
-    return bias.unsqueeze(-2)
 
 
 def _inner(hidden: Tensor, vectors: Tensor) -> Tensor:

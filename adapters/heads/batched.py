@@ -86,20 +86,19 @@ def batched_logits(heads: Sequence[Head], rows: Tensor) -> Iterator[Tensor]:
         yield from batched_cache_logits(heads, rows)  # type: ignore[arg-type]
         return
     width = max(max(head.width for head in heads), rows.shape[1])
-    elements = elements_at_once(rows.device.type)
-    most = max(1, elements // (width * max(len(rows), 1)))
+    most = max(1, elements_at_once(rows.device.type) // (width * max(len(rows), 1)))
     for start in range(0, len(heads), most):
         group = heads[start:start + most]
         joined = join(group)
         if joined is None:
-            yield from (_alone(head, rows) for head in group)
-            continue
-        step = max(1, elements // (width * len(group)))
-        pieces = [joined(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)]
-        logits = torch.cat(pieces, dim=-2)
-        yield from logits if logits.ndim == 3 else (logits for _ in group)
+            yield from (_in_pieces(head, rows, max(head.width, rows.shape[1])) for head in group)
+        else:
+            logits = _in_pieces(joined, rows, width * len(group))
+            yield from logits if logits.ndim == 3 else (logits for _ in group)
 
 
-def _alone(head: Head, rows: Tensor) -> Tensor:
-    step = max(1, elements_at_once(rows.device.type) // max(head.width, rows.shape[1]))
-    return torch.cat([head(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)])
+def _in_pieces(head: Head, rows: Tensor, width: int) -> Tensor:
+    """Logits of a head whose largest tensor in between has so many columns."""
+    step = max(1, elements_at_once(rows.device.type) // width)
+    pieces = [head(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)]
+    return torch.cat(pieces, dim=-2)

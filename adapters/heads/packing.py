@@ -13,16 +13,11 @@ from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads.answers import Answers, Controlled
 from onceclip.adapters.heads.attention import CrossModal, VisualGuide
 from onceclip.adapters.heads.base import Head
-from onceclip.adapters.heads.conditional_prompts import ConditionalPrompts
-from onceclip.adapters.heads.graph import GraphLabels
 from onceclip.adapters.heads.kernel import FourierFeatures, Kernel, KernelMachine
-from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Sum
-from onceclip.adapters.heads.perceptron import Perceptron, RandomFeatures
-from onceclip.adapters.heads.prompts import PromptMax, PromptWeighted
-from onceclip.adapters.heads.quadratic import Quadratic
-from onceclip.adapters.heads.residual import Bottleneck, Rectified
-from onceclip.adapters.heads.retrieval import CaptionEnsemble, Refined
-from onceclip.adapters.heads.routed_prompts import RoutedPrompts
+from onceclip.adapters.heads.layers import Bottleneck, Perceptron, RandomFeatures, Rectified
+from onceclip.adapters.heads.linear import Columns, Linear, ProbabilityBilinear, Projected, Quadratic, Sum
+from onceclip.adapters.heads.neighbors import CaptionEnsemble, GraphLabels, Refined
+from onceclip.adapters.heads.prompts import ConditionalPrompts, PromptMax, PromptWeighted, RoutedPrompts
 from onceclip.adapters.plugin import full_name, is_plugin, stored_class
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (
@@ -134,16 +129,13 @@ def plugin_heads(head: Head) -> list[type[Head]]:
 
 @torch.no_grad()
 def require_independent_rows(head: Head, rows: Tensor) -> None:
-    """Try a head from outside on some rows (n, width), as it takes them.
+    """Try a head with parts from outside on some rows (n, width), as it takes them.
 
     Raises MethodError if the logits of a row depend on those beside it.
     """
-    kinds = plugin_heads(head)
-    if not kinds:
-        return
     rows = rows[:_ROWS]
-    together, alone = head(rows), torch.cat([head(row) for row in rows.split(1)])
-    allowed = _APART * max(1.0, float(together.abs().max()))
-    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=0, atol=allowed, equal_nan=True):
-        raise MethodError(f"the head {full_name(kinds[0])} gives a row other logits beside others than alone: write it "
-                          "so that every row is scored by itself")
+    batch, single = head(rows), torch.cat([head(row) for row in rows.split(1)])
+    allowed = _APART * max(1.0, float(batch.abs().max()))
+    if batch.shape != single.shape or not torch.allclose(batch, single, rtol=0, atol=allowed, equal_nan=True):
+        raise MethodError(f"the head {full_name(plugin_heads(head)[0])} gives a row other logits beside others than "
+                          "alone: write it so that every row is scored by itself")

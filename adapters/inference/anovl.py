@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import avg_pool2d, logsigmoid, pad
 
 from onceclip.adapters.classifier import Classifier
+from onceclip.adapters.errors import MethodError
 from onceclip.adapters.inference.anomaly import SETTING, anomaly_score, normal_class, with_odds
 from onceclip.adapters.inference.base import Inference, Inferred, Queries, log_scores
-from onceclip.adapters.inference.patches import patches_of, smoothed
-from onceclip.adapters.inference.views import scores_of
+from onceclip.adapters.inference.views import patches_of, scores_of
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -28,7 +30,6 @@ class AnoVL(Inference):
 
     name = "anovl"
     summary = "AnoVL's scorer: the most abnormal patch by texts of normal and abnormal states"
-    source = "Deng et al., AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization, 2023"
     equation = "a = max_p smooth(1 - softmax(s' f(x_p) / s)_normal)"
     hyperparameters = {
         **SETTING,
@@ -61,7 +62,22 @@ def patch_odds(scores: Tensor, normal: int, smooth: int = 1) -> Tensor:
     if smooth == 1:
         return odds
     least = torch.finfo(odds.dtype).tiny
-    return _odds(*(smoothed(torch.sigmoid(sign * odds), smooth).clamp_min(least).log() for sign in (1, -1)))
+    return _odds(*(_smoothed(torch.sigmoid(sign * odds), smooth).clamp_min(least).log() for sign in (1, -1)))
+
+
+def _smoothed(values: Tensor, size: int) -> Tensor:
+    """Mean of values (n, patches) over size x size patches, the edge repeated beyond it: (n, patches).
+
+    Raises MethodError where the patches are no square, or the size is even.
+    """
+    if size == 1:
+        return values
+    side = math.isqrt(values.shape[1])
+    if side * side != values.shape[1] or size % 2 == 0:
+        raise MethodError(f"means over {size} x {size} of {values.shape[1]} patches cannot be taken: the size must be "
+                          "odd and the patches a square; use smooth=1")
+    square = pad(values.view(-1, 1, side, side), (size // 2,) * 4, mode="replicate")
+    return avg_pool2d(square, size, stride=1).flatten(1)
 
 
 def _odds(abnormal: Tensor, normal: Tensor) -> Tensor:

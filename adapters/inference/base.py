@@ -95,7 +95,6 @@ class Inference(Configurable, ABC):
     """
 
     summary: ClassVar[str] = ""
-    source: ClassVar[str] = ""
     equation: ClassVar[str] = ""
     sees: ClassVar[str] = "set"
     wants_normal: ClassVar[bool] = False
@@ -105,6 +104,7 @@ class Inference(Configurable, ABC):
     progress: Progress = staticmethod(no_progress)
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "name" not in vars(cls):
             cls.name = cls.__name__
         if cls.sees not in SEES:
@@ -189,6 +189,32 @@ class Inductive(Inference):
     def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
         fitted = prepared if isinstance(prepared, Classifier) else self.fit(classifier, queries, prepared)
         return Inferred(log_scores(fitted, queries), fitted)
+
+
+class Joint(Inductive):
+    """A strategy whose answers for the rows that it is fitted on together are more than what is left behind of them.
+
+    A subclass writes `solve` in place of `fit`. replaces: whether its head stands in place of the classifier's own.
+    """
+
+    replaces: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head, dict[str, Any]]:
+        """Logits (n, classes) of the rows, the head that is left behind of them, and diagnostics."""
+
+    def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
+        require_embeddings(self, classifier, rows)
+        return self._left_behind(classifier, self.solve(classifier, rows, task)[1])
+
+    def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
+        if isinstance(prepared, Classifier):
+            return super().infer(classifier, queries, prepared)
+        logits, head, diagnostics = self.solve(classifier, queries, prepared)
+        return Inferred(logits, self._left_behind(classifier, head) if queries.inputs is None else None, diagnostics)
+
+    def _left_behind(self, classifier: Classifier, head: Head) -> Classifier:
+        return replaced(self, classifier, head) if self.replaces else extended(self, classifier, head)
 
 
 def queries_of(classifier: Classifier, embedding: Tensor, inputs: Tensor | None = None) -> Queries:

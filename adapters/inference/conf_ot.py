@@ -22,7 +22,6 @@ class ConfOT(Inductive):
 
     name = "conf-ot"
     summary = "a few steps of optimal transport to balanced classes"
-    source = "Silva-Rodriguez et al., Conformal Prediction for Zero-Shot Models, CVPR 2025"
     equation = "p = softmax(l/epsilon + b),  b_c = -ln (C sum_n exp(l_nc/epsilon + a_n)),  steps times in turn with a"
     hyperparameters = {
         "epsilon": Hyperparameter(1.0, "weight of the entropy: what the logits are divided by", low=1e-3, high=1e3),

@@ -18,13 +18,11 @@ class Crops(Inference):
 
     A view that is the whole image once more does not count: a store fills up images with fewer crops so.
 
-    Source: guided cropping, as the card of Saranrittichai et al., Zero-Shot Visual Classification with Guided Cropping
-    (2023) has it: no code was found.
+    Source: Zero-Shot Visual Classification with Guided Cropping (Saranrittichai et al., 2023); no code was found.
     """
 
     name = "crops"
     summary = "given crops: scores averaged over an image and its views"
-    source = "Saranrittichai et al., Zero-Shot Visual Classification with Guided Cropping, 2023 (no code was found)"
     equation = "logits_c = mean_v f_c(x_v), or max_v f_c(x_v), or f_c(unit(mean_v x_v))"
     hyperparameters = {"pool": Hyperparameter("mean", "mean or max of the scores, or the scores of the mean feature",
                                               choices=("mean", "max", "feature"))}

@@ -8,14 +8,11 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.inference.base import Inference, Inferred, Queries, log_scores, prototypes
-from onceclip.adapters.inference.memory import Memory
-from onceclip.adapters.inference.tda import ORDERS
+from onceclip.adapters.inference.stream import ORDERS, Memory, in_order
 from onceclip.adapters.inference.views import entropy
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
-
-_TOLD = 64  # images between two reports of progress
 
 
 class DMN(Inference):
@@ -31,7 +28,6 @@ class DMN(Inference):
 
     name = "dmn"
     summary = "DMN: a memory of the stream's sure images, read anew by every image"
-    source = "Zhang et al., Dual Memory Networks: A Versatile Adaptation Approach for VLMs, CVPR 2024"
     equation = ("p = softmax(f(x)) + a softmax(s v(x) x) + a' softmax(s v'(x) x),  "
                 "v_c(x) = unit(sum_j exp(-b (1 - x.m_cj)) m_cj)")
     hyperparameters = {
@@ -69,7 +65,7 @@ class DMN(Inference):
         """
         memory = Memory(len(weights), self.capacity, rows[0])
         shares = torch.tensor([1.0, self.weight, self.static][:2 + self.wants_support]).log().to(logits)[:, None]
-        for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
+        for _, row, scores in in_order(rows, logits, self.progress):
             entry = int(scores.argmax()), float(entropy(scores)), row
             if self.enters == "before":
                 memory.add(*entry)
@@ -80,8 +76,6 @@ class DMN(Inference):
             scores.copy_(mixed.log_softmax(dim=0))
             if self.enters == "after":
                 memory.add(*entry)
-            if number % _TOLD == 0:
-                self.progress(number / len(rows))
         return len(memory.keys)
 
 

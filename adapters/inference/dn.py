@@ -20,7 +20,6 @@ class DistributionNormalization(Inductive):
 
     name = "dn"
     summary = "distribution normalization: a share of the mean image's logits subtracted"
-    source = "Zhou et al., Test-Time Distribution Normalization for Contrastively Learned VLMs, NeurIPS 2023"
     equation = "logits_c = l_c(x) - subtract mean_n l_c(x_n)"
     hyperparameters = {
         "subtract": Hyperparameter(0.25, "share of the mean logits that is subtracted", high=10.0),

@@ -38,7 +38,6 @@ class InMaP(Inductive):
 
     name = "inmap"
     summary = "class vectors learned from unlabelled images and the classifier's balanced probabilities"
-    source = "Qian et al., Intra-Modal Proxy Learning for Zero-Shot Visual Categorization with CLIP, NeurIPS 2023"
     equation = ("logits = x.W/temperature,  W = argmin KL(P || softmax(X.W/temperature)), |w_c| = 1,  "
                 "P = sinkhorn(softmax(l))")
     hyperparameters = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.inference.base import Inference, Inferred, Queries, log_scores
-from onceclip.adapters.inference.views import scores_of, views_of
+from onceclip.adapters.inference.views import number_of, scores_of, views_of
 from onceclip.adapters.ops import unit
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -30,8 +30,6 @@ class MTA(Inference):
 
     name = "mta"
     summary = "MTA: mean shift over the views, with weights of views that agree"
-    source = ("Zanella and Ben Ayed, On the Test-Time Zero-Shot Generalization of Vision-Language Models: Do We Really "
-              "Need Prompt Learning?, CVPR 2024")
     equation = "logits = f(m),  m = unit(sum_v K(x_v - m) y_v x_v),  y = softmax((K(x - m) + lq P P^T y) / ly)"
     hyperparameters = {
         "spread": Hyperparameter(0.2, "ly: how evenly the views are weighed", low=1e-3, high=1e3),
@@ -55,7 +53,7 @@ def mean_shift(views: Tensor, share: Tensor, spread: float, agreement: float,
     """
     affinity = share @ share.transpose(1, 2)
     distance = (2 - 2 * views @ views.transpose(1, 2)).clamp_min_(0)
-    near = max(1, int(neighbors * (views.shape[1] - 1) + 1e-9))
+    near = number_of(neighbors, views.shape[1] - 1)
     distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     bandwidth = distance.topk(near, dim=2, largest=False).values.mean(dim=2) / 2
     mode, weight = views[:, 0], torch.full_like(views[:, :, 0], 1 / views.shape[1])

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.inference.base import Inference, Inferred, Queries, log_scores, prototypes
+from onceclip.adapters.inference.stream import in_order
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
-
-_TOLD = 64  # images between two reports of progress
 
 
 class OnZeta(Inference):
@@ -26,7 +25,6 @@ class OnZeta(Inference):
 
     name = "onzeta"
     summary = "OnZeta: class vectors and a label distribution that follow the stream"
-    source = "Qian and Hu, Online Zero-Shot Classification with CLIP, ECCV 2024"
     equation = ("p = b_i softmax(x P / t) + (1 - b_i) q,  q ~ softmax(f(x)) exp(r),  r <- max(r - c_r/sqrt(i) "
                 "(q - a/C), 0),  P <- unit(P - c_w/(t sqrt(i)) (p_P - q) x)")
     hyperparameters = {
@@ -56,7 +54,7 @@ class OnZeta(Inference):
         rows: (n, dim), unit, in the order of the stream. weights: (classes, dim), unit.
         """
         vectors, dual, classes = weights.clone(), torch.zeros_like(weights[:, 0]), len(weights)
-        for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
+        for number, row, scores in in_order(rows, logits, self.progress):
             root = (number + 1) ** 0.5
             mix = self.mix * ((number + 1) / len(rows)) ** 0.5
             even = (scores + dual).softmax(dim=0)
@@ -65,5 +63,3 @@ class OnZeta(Inference):
             step = self.class_rate / (root * self.temperature)
             vectors = unit(vectors.addr_(learned - even, row, alpha=-step))
             scores.copy_((mix * learned + (1 - mix) * even).clamp_min_(torch.finfo(scores.dtype).tiny).log())
-            if number % _TOLD == 0:
-                self.progress(number / len(rows))

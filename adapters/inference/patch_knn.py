@@ -11,7 +11,7 @@ from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.inference.anomaly import SETTING, normal_class, with_odds
 from onceclip.adapters.inference.base import TRAIN, Inference, Inferred, Queries, log_scores
-from onceclip.adapters.inference.patches import patches_of
+from onceclip.adapters.inference.views import patches_of
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -32,12 +32,12 @@ class PatchKNN(Inference):
     The threshold is the given quantile of what the normal images have to the patches of the others: only the labels
     depend on it, the ranking of the images, and so the AUROC, does not.
 
-    Source: PatchCore (Roth et al., CVPR 2022), section 3, on the tokens of a CLIP, without reweighting.
+    Source: Towards Total Recall in Industrial Anomaly Detection (Roth et al., CVPR 2022), section 3, on the tokens of a
+    CLIP, without reweighting.
     """
 
     name = "patch-knn"
     summary = "distance to the nearest patches of normal images"
-    source = "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022"
     equation = "a = max_p mean_k (1 - x_p.b_k),  b_k the k nearest patches of normal images"
     hyperparameters = {
         **SETTING,
@@ -70,10 +70,9 @@ class PatchKNN(Inference):
 def distances(patches: Tensor, bank: Tensor, neighbors: int = 1) -> Tensor:
     """Mean of 1 - cosine of patches (n, patches, dim) to the nearest of a bank (m, dim), all unit: (n, patches)."""
     rows, near = patches.flatten(0, 1), min(neighbors, len(bank))
-    step = max(1, _ELEMENTS // len(bank))
-    found = [1 - (rows[start:start + step] @ bank.T).topk(near, dim=1).values.mean(dim=1)
-             for start in range(0, len(rows), step)]
-    return torch.cat(found).view(patches.shape[:2]) if found else patches.new_empty(patches.shape[:2])
+    pieces = rows.split(max(1, _ELEMENTS // len(bank)))
+    found = [1 - (piece @ bank.T).topk(near, dim=1).values.mean(dim=1) for piece in pieces]
+    return torch.cat(found).view(patches.shape[:2])
 
 
 def bank_of(patches: Tensor, size: int, neighbors: int = 1, quantile: float = 1.0) -> Bank:

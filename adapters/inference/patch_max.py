@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.inference.base import Inference, Inferred, Queries
-from onceclip.adapters.inference.patches import patches_of
-from onceclip.adapters.inference.views import scores_of
+from onceclip.adapters.inference.views import patches_of, scores_of
 
 
 class PatchMax(Inference):
@@ -16,7 +15,6 @@ class PatchMax(Inference):
 
     name = "patch-max"
     summary = "every class scores as its best patch does"
-    source = "Levi et al., FOR: Finetuning for Object Level Open Vocabulary Image Retrieval, 2024 (its baseline)"
     equation = "logits_c = max_p f_c(x_p)"
     sees = "patches"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,6 @@ class PriorBias(Inductive):
 
     name = "prior-bias"
     summary = "a bias per class, by optimal transport to balanced classes or given shares, or by estimated frequencies"
-    source = "Shin et al., OTTER: Effortless Label Distribution Adaptation of Zero-shot Models, NeurIPS 2024"
     equation = "logits = l(x) + b,  mean_n softmax((l(x_n) + b) / temperature) = 1/C or pi;  estimated: b = ln pi"
     hyperparameters = {
         "marginal": Hyperparameter(UNIFORM, "frequencies of the classes among the rows it is fitted on: equal ones, or "
@@ -128,13 +127,9 @@ def _shares(text: str) -> dict[str, float]:
 def mean_probability(scores: Tensor, bias: Tensor) -> Tensor:
     """Mean over the rows of `softmax(scores + bias)`: (classes,), in float64, piece by piece."""
     total = torch.zeros_like(bias)
-    for piece in _pieces(scores):
+    for piece in scores.split(max(1, elements_at_once(scores.device.type) // scores.shape[1])):
         total += (piece + bias.to(piece)).softmax(dim=1).sum(dim=0)
     return total / len(scores)
-
-
-def _pieces(scores: Tensor) -> Iterator[Tensor]:
-    yield from scores.split(max(1, elements_at_once(scores.device.type) // scores.shape[1]))
 
 
 def _least(scores: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.heads.graph import LEAST
+from onceclip.adapters.heads.neighbors import LEAST
 from onceclip.adapters.inference.base import Inference, Inferred, Queries, prototypes, similarities
 from onceclip.adapters.inference.graph import blocks, sparse, symmetric
 from onceclip.adapters.inference.zlap import spread
@@ -27,7 +27,6 @@ class ReCLIP(Inference):
 
     name = "reclip"
     summary = "labels spread over nearest neighbours in the space of the class texts"
-    source = "Hu et al., ReCLIP: Refine CLIP with Source Free Domain Adaptation, WACV 2024"
     equation = "logits = ln F,  (I - alpha D^-1/2 A D^-1/2) F = one-hot classes,  A = (cos(UU'x, UU'y) + 1)/2, top k"
     hyperparameters = {
         "neighbors": Hyperparameter(20, "largest affinities that each node keeps", low=1, high=1000),

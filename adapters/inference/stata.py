@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.heads import Head, Quadratic, Sum
-from onceclip.adapters.inference.base import (
-    QUERY,
-    Inductive,
-    Inferred,
-    Queries,
-    extended,
-    fit_setting,
-    log_scores,
-    prototypes,
-    require_embeddings,
-)
+from onceclip.adapters.inference.base import QUERY, Joint, Queries, fit_setting, log_scores, prototypes
 from onceclip.adapters.inference.graph import affinity, assign
 from onceclip.adapters.inference.transclip import INNER, OUTER, SETTINGS, TEMPERATURE
 from onceclip.adapters.ops import unit
@@ -25,7 +17,7 @@ from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
 
-class StatA(Inductive):
+class StatA(Joint):
     """As TransCLIP, with a variance per class, and statistics that an anchor of the text holds.
 
     A class of n_c rows keeps the share `alpha / (alpha + n_c)` of the anchor: its text vector, and the spread of all
@@ -38,7 +30,6 @@ class StatA(Inductive):
 
     name = "stata"
     summary = "Gaussian classes held by their texts, for batches with few of the classes"
-    source = "Zanella, Fuchs et al., Realistic Test-Time Adaptation of Vision-Language Models, CVPR 2025"
     equation = ("z ~ p^text_weight exp((ln N(x; mu_c, v_c) + (50/6) (A + A') z) / 50),  "
                 "mu_c = unit(b_c unit(z'X) + (1 - b_c) w_c),  b_c = n_c/(alpha + n_c)")
     hyperparameters = {
@@ -49,18 +40,7 @@ class StatA(Inductive):
         **fit_setting(QUERY),
     }
 
-    def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
-        if isinstance(prepared, Classifier):
-            return super().infer(classifier, queries, prepared)
-        logits, head = self.solve(classifier, queries, prepared)
-        return Inferred(logits, None if queries.inputs is not None else extended(self, classifier, head))
-
-    def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
-        require_embeddings(self, classifier, rows)
-        return extended(self, classifier, self.solve(classifier, rows, task)[1])
-
-    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head]:
-        """Logits (n, classes) of the rows, and the head of the Gaussians."""
+    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head, dict[str, Any]]:
         rows, anchor = queries.embedding, prototypes(classifier, task)
         first = log_scores(classifier, queries).mul_(self.text_weight)
         z = first.softmax(dim=1)
@@ -81,7 +61,7 @@ class StatA(Inductive):
             mean = unit(share * unit(sums[:, :rows.shape[1]]) + (1 - share) * anchor)
             variance = (share * _spread(sums, size, mean) / size.to(rows).clamp_min(torch.finfo(rows.dtype).tiny)
                         + (1 - share) * (spread + (anchor - mean).square()))
-        return logits, Sum((Quadratic.gaussian(mean, _positive(variance)),), (1 / TEMPERATURE,))
+        return logits, Sum((Quadratic.gaussian(mean, _positive(variance)),), (1 / TEMPERATURE,)), {}
 
 
 def _spread(sums: Tensor, size: Tensor, centre: Tensor) -> Tensor:

@@ -9,13 +9,9 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.inference.base import Inference, Inferred, Queries, log_scores
-from onceclip.adapters.inference.memory import Memory
+from onceclip.adapters.inference.stream import ORDERS, Memory, in_order
 from onceclip.adapters.inference.views import entropy
 from onceclip.adapters.training.trainable import Hyperparameter
-
-ORDERS = {"enters": Hyperparameter("before", "whether an image enters the memory before it is predicted, as in the "
-                                   "published code, or after", choices=("before", "after"))}
-_TOLD = 64  # images between two reports of progress
 
 
 class TDA(Inference):
@@ -28,7 +24,6 @@ class TDA(Inference):
 
     name = "tda"
     summary = "TDA: sure images of the stream as a positive cache, unsure ones as a negative one"
-    source = "Karmanov et al., Efficient Test-Time Adaptation of Vision-Language Models, CVPR 2024"
     equation = "logits_c = f_c(x) + a sum_i exp(-b (1 - x.k_i)) [c_i = c] - a' sum_j exp(-b' (1 - x.k_j)) m_jc"
     hyperparameters = {
         "weight": Hyperparameter(2.0, "a: weight of the positive cache", high=1e3),
@@ -61,7 +56,7 @@ class TDA(Inference):
         classes = logits.shape[1]
         positive = Memory(classes, self.capacity, rows[0])
         negative = Memory(classes, self.negative_capacity, rows[0], masked=True)
-        for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
+        for _, row, scores in in_order(rows, logits, self.progress):
             surprise, label = float(entropy(scores)), int(scores.argmax())
             mask = None
             if self.entropy_low < surprise / math.log2(classes) < self.entropy_high:
@@ -75,8 +70,6 @@ class TDA(Inference):
             scores.sub_(far @ negative.mask, alpha=self.negative_weight)
             if self.enters == "after":
                 self._enter(positive, negative, label, surprise, row, mask)
-            if number % _TOLD == 0:
-                self.progress(number / len(rows))
         return len(positive.keys), len(negative.keys)
 
     @staticmethod

@@ -29,7 +29,6 @@ class TPS(Inference):
 
     name = "tps"
     summary = "TPS: class vectors shifted for every image by one step against the entropy of its views"
-    source = "Sui et al., Just Shift It: Test-Time Prototype Shifting for Zero-Shot Generalization with VLMs, WACV 2025"
     equation = "logits_c = f_c(x) + s x.(w'_c - w_c),  w'_c = unit(w_c - rate G_c / (|G_c| + 1e-8)),  G = dH(mean p)/dw"
     hyperparameters = {
         "rate": Hyperparameter(5e-3, "size of the step", high=10.0),
@@ -62,10 +61,9 @@ def text_change(plain: Tensor, views: Tensor, scores: Tensor, weights: Tensor, s
 
     views, scores, weights, scale: as of `gradient`.
     """
-    step, changes = max(1, _ELEMENTS // weights.numel()), []
-    for start in range(0, len(plain), step):
-        piece = slice(start, start + step)
-        found = gradient(views[piece], scores[piece], weights, scale)
+    changes, size = [], max(1, _ELEMENTS // weights.numel())
+    for own, seen, given in zip(*(each.split(size) for each in (plain, views, scores)), strict=True):
+        found = gradient(seen, given, weights, scale)
         moved = unit(weights - rate * found / (found.abs() + _EPSILON))
-        changes.append(scale * ((moved - weights) @ plain[piece, :, None])[..., 0])
-    return torch.cat(changes) if changes else plain.new_empty(0, len(weights))
+        changes.append(scale * ((moved - weights) @ own[..., None])[..., 0])
+    return torch.cat(changes)

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.inference.base import Inference, Inferred, Queries
-from onceclip.adapters.inference.views import chosen, log_mean, most_confident, scores_of, views_of
+from onceclip.adapters.inference.views import chosen, log_mean, most_confident, number_of, scores_of, views_of
 from onceclip.adapters.methods.coop import CONTEXT, start_of, tower_of
 from onceclip.adapters.task import Task
 from onceclip.adapters.tower import POSITIONS
@@ -46,7 +46,6 @@ class TPT(Inference):
 
     name = "tpt"
     summary = "TPT: learned words, moved for every image by one step against the entropy of its views"
-    source = "Shu et al., Test-Time Prompt Tuning for Zero-Shot Generalization in VLMs, NeurIPS 2022"
     equation = "logits = f(x) + s x.(w(v') - w(v)),  v' = v - rate g / (|g| + 1e-8),  g = dH(mean p)/dv"
     hyperparameters = {
         "rate": Hyperparameter(5e-3, "size of the step", high=10.0),
@@ -95,7 +94,6 @@ class DiffTPT(TPT):
 
     name = "difftpt"
     summary = "DiffTPT: TPT on generated views that look like the image"
-    source = "Feng et al., Diverse Data Augmentation with Diffusions for Effective Test-time Prompt Tuning, ICCV 2023"
     hyperparameters = {
         **TPT.hyperparameters,
         "near": Hyperparameter(0.8, "share of the views that are kept as like the image", high=1.0),
@@ -105,8 +103,7 @@ class DiffTPT(TPT):
     def kept(self, scores: Tensor) -> Tensor:
         others = scores[:, 1:] if scores.shape[1] > 1 else scores
         like = (normalize(others, dim=2) * normalize(scores[:, :1], dim=2)).sum(dim=2)
-        count = max(1, int(self.near * others.shape[1] + 1e-9))
-        near = like.argsort(dim=1, descending=True, stable=True)[:, :count]
+        near = like.argsort(dim=1, descending=True, stable=True)[:, :number_of(self.near, others.shape[1])]
         best = near.gather(1, most_confident(chosen(others, near), self.share))
         return best + (scores.shape[1] - others.shape[1])
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.heads import Linear
-from onceclip.adapters.inference.base import (
-    QUERY,
-    Inductive,
-    Inferred,
-    Queries,
-    extended,
-    fit_setting,
-    log_scores,
-    require_embeddings,
-)
+from onceclip.adapters.heads import Head, Linear
+from onceclip.adapters.inference.base import QUERY, Joint, Queries, fit_setting, log_scores
 from onceclip.adapters.inference.graph import affinity, assign
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
@@ -32,46 +23,30 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Solution:
-    """Logits (n, classes) of the rows, Gaussian means (classes, dim) and the variance (dim,)."""
-
-    logits: Tensor
-    mean: Tensor
-    variance: Tensor
-
-
-class TransCLIP(Inductive):
+class TransCLIP(Joint):
     """Classes are Gaussians of unit means and one diagonal variance, fitted to all rows together.
 
     A row's assignment z follows the classifier, the Gaussians and the assignments of its nearest rows. Squares are
     multiplied out, so that nothing of (rows, classes, dim) is ever made. What it leaves behind is the Gaussians, which
     are linear, on top of the classifier.
 
+    With no more rows than classes every row may be a class of its own: the variance falls to nothing, as the published
+    equations have it, and probabilities are 0 or 1 whatever is right. `stata` holds there.
+
     Source: Boosting Vision-Language Models with Transduction (Zanella et al., NeurIPS 2024), equations 6 to 9.
     """
 
     name = "transclip"
     summary = "Gaussian classes and neighbours that agree, fitted to all rows together"
-    source = "Zanella et al., Boosting Vision-Language Models with Transduction, NeurIPS 2024"
     equation = "z ~ p^text_weight exp((-|x - mu_c|^2/v / 2 + (50/6) (A + A') z) / 50),  mu_c = unit(z'X)"
     hyperparameters = {**SETTINGS, **fit_setting(QUERY)}
 
-    def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
-        if isinstance(prepared, Classifier):
-            return super().infer(classifier, queries, prepared)
-        found = self.solve(classifier, queries)
-        return Inferred(found.logits, None if queries.inputs is not None else self._left_behind(classifier, found))
+    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, Head, dict[str, Any]]:
+        logits, mean, variance = self.fitted(classifier, queries)
+        return logits, _gaussian(mean, variance), {}
 
-    def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
-        require_embeddings(self, classifier, rows)
-        return self._left_behind(classifier, self.solve(classifier, rows))
-
-    def _left_behind(self, classifier: Classifier, found: Solution) -> Classifier:
-        return extended(self, classifier, _gaussian(found.mean, found.variance))
-
-    def solve(self, classifier: Classifier, queries: Queries) -> Solution:
-        """Fit the Gaussians and the assignments."""
+    def fitted(self, classifier: Classifier, queries: Queries) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n, classes) of the rows, Gaussian means (classes, dim) and the variance (dim,)."""
         rows, first = queries.embedding, log_scores(classifier, queries).mul_(self.text_weight)
         z = first.softmax(dim=1)
         graph, square = affinity(rows, self.neighbors), rows.double().square().sum(dim=0)
@@ -90,7 +65,7 @@ class TransCLIP(Inductive):
                 scatter = square + (z.sum(dim=0, dtype=torch.float64).unsqueeze(1) * mean.double().square()
                                     - 2 * mean.double() * total.double()).sum(dim=0)
                 variance = (scatter / len(rows)).clamp_min(torch.finfo(rows.dtype).eps).to(rows)
-        return Solution(logits, mean, variance)
+        return logits, mean, variance
 
 
 def _gaussian(mean: Tensor, variance: Tensor) -> Linear:

@@ -1,4 +1,4 @@
-"""What strategies share that look at several vectors of an image: their scores, and which of them are sure."""
+"""What strategies share that look at several vectors of an image, views or patches: their scores, and the sure ones."""
 
 from __future__ import annotations
 
@@ -36,10 +36,25 @@ def views_of(queries: Queries, least: int = 1) -> Tensor:
     return queries.views
 
 
+def patches_of(queries: Queries) -> Tensor:
+    """The patch tokens of queries (n, patches, dim), unit.
+
+    Raises MethodError where there are none.
+    """
+    if queries.patches is None:
+        raise MethodError("the strategy reads patch tokens and there are none: extract with --tokens value")
+    return queries.patches
+
+
 def entropy(scores: Tensor) -> Tensor:
     """Entropy in nats of the softmax of scores (..., classes): (...); `0 ln 0` is 0."""
     share = scores.softmax(dim=-1)
     return -torch.special.xlogy(share, share).sum(dim=-1)
+
+
+def number_of(share: float, count: int) -> int:
+    """A share of a number, rounded down, but at least 1."""
+    return max(1, int(share * count + 1e-9))  # 0.7 * 10 is a little below 7
 
 
 def most_confident(scores: Tensor, share: float) -> Tensor:
@@ -47,8 +62,7 @@ def most_confident(scores: Tensor, share: float) -> Tensor:
 
     scores: (n, views, classes). share: of the views, rounded down.
     """
-    kept = max(1, int(share * scores.shape[1] + 1e-9))  # 0.7 * 10 is a little below 7
-    return entropy(scores).argsort(dim=1, stable=True)[:, :kept]
+    return entropy(scores).argsort(dim=1, stable=True)[:, :number_of(share, scores.shape[1])]
 
 
 def chosen(values: Tensor, places: Tensor) -> Tensor:

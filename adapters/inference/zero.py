@@ -23,7 +23,6 @@ class Zero(Inference):
 
     name = "zero"
     summary = "ZERO: the most confident views of an image vote"
-    source = "Farina et al., Frustratingly Easy Test-Time Adaptation of Vision-Language Models, NeurIPS 2024"
     equation = "votes_c = sum_v [argmax p_v = c],  v among the views of lowest entropy"
     hyperparameters = {"share": Hyperparameter(0.3, "share of the views that vote, those of lowest entropy", high=1.0)}
     sees = "views"

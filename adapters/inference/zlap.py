@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
-from onceclip.adapters.heads.graph import LEAST, GraphLabels
-from onceclip.adapters.inference.base import (
-    QUERY,
-    Inductive,
-    Inferred,
-    Queries,
-    fit_setting,
-    prototypes,
-    replaced,
-    require_embeddings,
-    similarities,
-)
+from onceclip.adapters.heads.neighbors import LEAST, GraphLabels
+from onceclip.adapters.inference.base import QUERY, Joint, Queries, fit_setting, prototypes, similarities
 from onceclip.adapters.inference.graph import nearest, normalized, propagated, sparse, symmetric
 from onceclip.adapters.task import Task
+from onceclip.adapters.training.loop import Progress
 from onceclip.adapters.training.trainable import Hyperparameter
 
-GRAPH = {
-    "neighbors": Hyperparameter(5, "nearest images, itself among them, and nearest classes of each image", low=1,
-                                 high=1000),
-    "alpha": Hyperparameter(0.3, "how far labels spread", high=0.9999),
-}
 
-
-class ZLaP(Inductive):
+class ZLaP(Joint):
     """Every class is a node beside the images; its label spreads to all nodes over edges of near ones.
 
     Edges lead from an image to its nearest images, with their cosines, and to its nearest classes, with `similarities`
@@ -42,36 +29,27 @@ class ZLaP(Inductive):
 
     name = "zlap"
     summary = "labels spread over a graph of images and classes"
-    source = "Stojnic et al., Label Propagation for Zero-shot Classification with Vision-Language Models, CVPR 2024"
     equation = "logits = ln F,  (I - alpha D^-1/2 A D^-1/2) F = one-hot classes,  A_ic = max(cos_ic, 0)^gamma"
-    hyperparameters = {**GRAPH, "gamma": Hyperparameter(5.0, "power of the similarities of images and classes",
-                                                        high=100.0), **fit_setting(QUERY)}
+    hyperparameters = {
+        "neighbors": Hyperparameter(5, "nearest images, itself among them, and nearest classes of each image", low=1,
+                                    high=1000),
+        "alpha": Hyperparameter(0.3, "how far labels spread", high=0.9999),
+        "gamma": Hyperparameter(5.0, "power of the similarities of images and classes", high=100.0),
+        **fit_setting(QUERY),
+    }
+    replaces = True
 
-    def infer(self, classifier: Classifier, queries: Queries, prepared: Classifier | Task) -> Inferred:
-        if isinstance(prepared, Classifier):
-            return super().infer(classifier, queries, prepared)
-        scores, steps = self.solve(classifier, queries, prepared)
-        left = None if queries.inputs is not None else self._left_behind(classifier, queries, prepared, scores)
-        return Inferred(scores[scores.shape[1]:].clamp_min(LEAST).log(), left, {"solver_steps": steps})
-
-    def fit(self, classifier: Classifier, rows: Queries, task: Task) -> Classifier:
-        require_embeddings(self, classifier, rows)
-        return self._left_behind(classifier, rows, task, self.solve(classifier, rows, task)[0])
-
-    def _left_behind(self, classifier: Classifier, rows: Queries, task: Task, scores: Tensor) -> Classifier:
-        return replaced(self, classifier, GraphLabels(
-            classifier.head, rows.embedding, scores, prototypes(classifier, task).mean(dim=0), task.logit_scale,
-            self.neighbors, self.gamma))
-
-    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, int]:
-        """Scores (classes + n, classes) of the classes and the rows, and the solver's steps."""
+    def solve(self, classifier: Classifier, queries: Queries, task: Task) -> tuple[Tensor, GraphLabels, dict[str, Any]]:
         similarity = similarities(classifier, queries, task)
         classes, rows = similarity.shape[1], queries.embedding
         # The image itself is among its neighbours, as in the authors' code, and drops out with the diagonal.
         image = nearest(rows, self.neighbors - 1)
         value, index = similarity.topk(min(self.neighbors, classes), dim=1)
         graph = block_graph(image[0].clamp_min(0), image[1] + classes, value.clamp_min(0) ** self.gamma, index, classes)
-        return spread(graph, classes, self.alpha, self.progress)
+        scores, steps = spread(graph, classes, self.alpha, self.progress)
+        head = GraphLabels(classifier.head, rows, scores, prototypes(classifier, task).mean(dim=0), task.logit_scale,
+                           self.neighbors, self.gamma)
+        return scores[classes:].clamp_min(LEAST).log(), head, {"solver_steps": steps}
 
 
 def block_graph(image: Tensor, image_index: Tensor, to_class: Tensor, class_index: Tensor, classes: int) -> Tensor:
@@ -84,8 +62,8 @@ def block_graph(image: Tensor, image_index: Tensor, to_class: Tensor, class_inde
                                              check_invariants=False))
 
 
-def spread(graph: Tensor, classes: int, alpha: float, progress: object) -> tuple[Tensor, int]:
+def spread(graph: Tensor, classes: int, alpha: float, progress: Progress) -> tuple[Tensor, int]:
     """Scores (nodes, classes) of all nodes of a graph whose first ones are the classes, and the solver's steps."""
     seeds = torch.eye(len(graph), classes, dtype=graph.dtype, device=graph.device)
     tolerance = 1e-6 if graph.dtype == torch.float32 else 1e-10
-    return propagated(normalized(graph), seeds, alpha, tolerance, progress)  # type: ignore[arg-type]
+    return propagated(normalized(graph), seeds, alpha, tolerance, progress)

@@ -16,6 +16,13 @@ from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, Value
 
 TEXT, FULL = CRITERIA = ("text", "full")
+_LEAST = 1e-6  # added to probabilities in the divergence, as published
+# Channels kept, weight of the similarity, alpha: what the authors' configurations hold for ResNet-50, which has 1,024.
+_PUBLISHED = {
+    "caltech101": (800, 0.5, 1.0), "dtd": (400, 0.5, 3.0), "eurosat": (700, 0.9, 1.0), "fgvc": (800, 0.1, 5.0),
+    "food101": (700, 0.3, 0.8), "imagenet": (500, 0.7, 2.0), "oxford-flowers": (700, 0.4, 3.0),
+    "oxford-pets": (800, 0.7, 2.0), "stanford-cars": (500, 0.6, 1.0), "sun397": (800, 0.7, 1.0),
+    "ucf101": (700, 0.3, 2.0)}
 
 
 @dataclass(frozen=True)
@@ -58,15 +65,6 @@ def _between(mean: Tensor) -> Tensor:
     return (mean.sum(dim=0).square() - mean.square().sum(dim=0)) / (classes * (classes - 1))
 
 
-_LEAST = 1e-6  # added to probabilities in the divergence, as published
-# Channels kept, weight of the similarity, alpha: what the authors' configurations hold for ResNet-50, which has 1,024.
-_PUBLISHED = {
-    "caltech101": (800, 0.5, 1.0), "dtd": (400, 0.5, 3.0), "eurosat": (700, 0.9, 1.0), "fgvc": (800, 0.1, 5.0),
-    "food101": (700, 0.3, 0.8), "imagenet": (500, 0.7, 2.0), "oxford-flowers": (700, 0.4, 3.0),
-    "oxford-pets": (800, 0.7, 2.0), "stanford-cars": (500, 0.6, 1.0), "sun397": (800, 0.7, 1.0),
-    "ucf101": (700, 0.3, 2.0)}
-
-
 @dataclass(frozen=True)
 class Caches:
     """What the support says on chosen channels, worked out once for every choice."""
@@ -91,23 +89,19 @@ class APE(Method):
     """Zero-shot logits on all channels, plus a cache on chosen ones whose images weigh by what the text misses.
 
     `logits = s x W^T + alpha exp(-beta (1 - x' K'^T)) (L exp(gamma kl))`: x' and K' are queries and keys on the best
-    channels by the full criterion (`adapters/channels.py`), scaled to unit length there; kl_i is the divergence, in
+    channels by the full criterion (see `Channels`), scaled to unit length there; kl_i is the divergence, in
     bits, of key i's label from `softmax(k'_i W'^T)`. Without the logit scale in that softmax, as published, kl is
     nearly log2 of the number of classes for every image and gamma acts as a second alpha; `softmax=scaled` makes it
     tell images apart. The published script reuses one stored criterion for other seeds and texts, takes only equal
     shots in class order, and adds language model sentences to the text; none of it holds here.
 
-    Source: APE (Zhu et al., ICCV 2023), sections 3.1 and 3.2; presets from the authors' configurations.
-
-    Example:
-        >>> onceclip.adapters.APE(channels=512).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Not All Features Matter: Enhancing Few-shot CLIP with Adaptive Prior Refinement (Zhu et al., ICCV 2023),
+    sections 3.1 and 3.2; presets from the authors' configurations.
     """
 
     name = "ape"
     summary = "training-free cache on the channels that tell classes apart"
     family = "cache"
-    source = "Zhu et al., Not All Features Matter: Enhancing Few-shot CLIP with Adaptive Prior Refinement, ICCV 2023"
     equation = "logits = s x.W' + alpha exp(-beta (1 - x'.K'')) (L exp(gamma kl)), x' and K' on chosen channels"
     hyperparameters = {
         "alpha": Hyperparameter(1.0, "weight of the cache", high=100.0),

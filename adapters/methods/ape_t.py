@@ -30,17 +30,13 @@ class APET(Method):
     the full criterion of APE in its cache file and takes that, which only runs where both keep equally many channels
     (ImageNet, OxfordPets, SUN397): preset `reference`.
 
-    Source: APE (Zhu et al., ICCV 2023), section 3.3; recipe and presets from the authors' code and configurations.
-
-    Example:
-        >>> onceclip.adapters.APET(epochs=10).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Not All Features Matter: Enhancing Few-shot CLIP with Adaptive Prior Refinement (Zhu et al., ICCV 2023),
+    section 3.3; recipe and presets from the authors' code and configurations.
     """
 
     name = "ape-t"
     summary = "class residuals on chosen channels, shared by text and cache"
     family = "cache"
-    source = "Zhu et al., Not All Features Matter: Enhancing Few-shot CLIP with Adaptive Prior Refinement, ICCV 2023"
     equation = "logits = s x.(W + r)' + alpha exp(-beta (1 - x.(K + r_y)')) (L u),  r on chosen channels"
     hyperparameters = {
         "alpha": Hyperparameter(1.0, "weight of the cache when predicting", high=100.0),
@@ -63,7 +59,6 @@ class APET(Method):
            for name, (kept, alpha, rate, epsilon, epochs) in _PUBLISHED.items()},
     }
     mixing = "alpha"
-    trained = True
 
     def prepare(self, task: Task) -> Channels:
         return Channels(task)

@@ -24,7 +24,8 @@ class CapsAdapter(TipX):
 
     The support rows must have captions: `--support captions:16 --bank STORE`.
 
-    Source: CapS-Adapter (Wang et al., ACCV 2024), section 3.3.
+    Source: CapS-Adapter: Caption-based MultiModal Adapter in Zero-Shot Classification (Wang et al., ACCV 2024), section
+    3.3.
 
     Example:
         >>> bank = onceclip.adapters.Pool(torch.randn(30, 64), torch.randn(30, 64))
@@ -37,16 +38,16 @@ class CapsAdapter(TipX):
     name = "caps-adapter"
     summary = "tip-x on images and captions of a bank"
     family = "retrieval"
-    source = "Wang et al., CapS-Adapter: Caption-based MultiModal Adapter in Zero-Shot Classification, ACCV 2024"
     equation = ("logits = s x.W' + alpha exp(-beta (1 - x.((1-delta) K + delta Z)')) L - gamma mean_c KL(p_x || p_i), "
                 "p = softmax(x.W' / tau)")
     hyperparameters = {
-        **{name: setting for name, setting in TipX.hyperparameters.items() if name not in ("preset", "sums")},
+        **{name: setting for name, setting in TipX.hyperparameters.items() if name != "sums"},
         "delta": Hyperparameter(0.5, "share of the captions in the affinity", search=(0.0, 0.25, 0.5, 0.75, 1.0),
                                 high=1.0),
     }
     presets = {}
     sums = False
+    check_left_out = Method.check_left_out  # that of tip-x knows nothing of captions
     from_bank = True
     needs = "support rows with captions (--support captions:16 --bank STORE)"
 
@@ -61,6 +62,3 @@ class CapsAdapter(TipX):
         support = prepared.task.support
         keys = (1 - self.delta) * support.unit + self.delta * unit(support.others["caption"])
         return first, replace(cache, keys=keys)  # type: ignore[type-var]
-
-    def check_left_out(self, task: Task) -> None:
-        Method.check_left_out(self, task)

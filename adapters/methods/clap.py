@@ -10,6 +10,7 @@ from torch import Tensor
 from onceclip.adapters.heads import Head
 from onceclip.adapters.method import share_setting
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe, base_vectors, cosine_head
+from onceclip.adapters.ops import class_sums
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -34,10 +35,6 @@ class CLAP(ZeroShotLinearProbe):
 
     Source: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models (Silva-Rodriguez et al., CVPR
     2024); the penalty is a mean over classes in the authors' code.
-
-    Example:
-        >>> onceclip.adapters.CLAP(strength=10).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "clap"
@@ -47,7 +44,7 @@ class CLAP(ZeroShotLinearProbe):
         "strength": Hyperparameter(1.0, "factor of the penalty", high=1e6, retrain=True),
         "constraint": Hyperparameter("constant", "whether the weights of the penalty stay or follow an augmented "
                                      "Lagrangian", choices=("constant", "adaptive"), retrain=True),
-        **{name: value for name, value in ZeroShotLinearProbe.hyperparameters.items() if name != "preset"},
+        **ZeroShotLinearProbe.hyperparameters,
         **share_setting(0.33, by_images=True),
         "learning_rate": Hyperparameter(0.1, "step size at the start of the schedule", high=1000.0, retrain=True),
     }
@@ -58,9 +55,9 @@ class CLAP(ZeroShotLinearProbe):
         rows, label = task.support.stacked
         head = cosine_head(task, base_vectors(task, self.base, 1.0))
         true = head(rows).softmax(dim=1).gather(1, label.unsqueeze(1)).squeeze(1)
-        total = true.new_zeros(task.classes).index_add(0, label, true)
         count = torch.bincount(label, minlength=task.classes)
-        return Constraint(task, torch.where(count > 0, total / count.clamp(min=1), 1.0))
+        mean = class_sums(true, label, task.classes) / count.clamp(min=1)
+        return Constraint(task, torch.where(count > 0, mean, 1.0))
 
     def initial(self, prepared: Constraint, generator: torch.Generator) -> dict[str, Tensor]:  # type: ignore[override]
         start = super().initial(prepared.task, generator)

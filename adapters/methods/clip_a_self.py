@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.ops import product, unit
+from onceclip.adapters.method import Method, class_head
+from onceclip.adapters.ops import place_in_class, product, unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe, xavier_normal
 
@@ -45,18 +45,13 @@ class ClipASelf(Method):
     are masked. Its variant without attention is `clip-adapter` with `branch=text`. The preset `reference` is the
     authors' recipe for ResNet-50, which takes some thirty times as many steps.
 
-    Source: Enhancing CLIP with GPT-4 (Maniparambil et al., ICCV workshops 2023), section 3.3; layers and start values
-    from the authors' code (VDT-Adapter), which tunes r on the test set.
-
-    Example:
-        >>> onceclip.adapters.ClipASelf(epochs=20).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Enhancing CLIP with GPT-4: Harnessing Visual Descriptions as Prompts (Maniparambil et al., ICCV workshops
+    2023), section 3.3; layers and start values from the authors' code (VDT-Adapter), which tunes r on the test set.
     """
 
     name = "clip-a-self"
     summary = "self-attention over each class's sentences"
     family = "adapter"
-    source = "Maniparambil et al., Enhancing CLIP with GPT-4: Harnessing Visual Descriptions as Prompts, 2023"
     equation = "logits = s x.W',  w_c = unit(mean_p LayerNorm(2 (r attention(t_cp; T_c) + (1-r) t_cp)))"
     needs = "several sentences per class, such as a language model writes, to be more than a residual map of the text"
     hyperparameters = {
@@ -71,17 +66,14 @@ class ClipASelf(Method):
     }
     presets = {"reference": {"learning_rate": 2e-3, "epochs": 200, "batch_size": 32, "weight_decay": 5e-4,
                              "optimizer": "sgd", "schedule": "dassl"}}
-    trained = True
     transfers = True
 
     def prepare(self, task: Task) -> Sentences:
         owner = task.text.class_index
         count = torch.bincount(owner, minlength=task.classes)
-        order, most = owner.argsort(stable=True), int(count.max())
-        number = torch.empty_like(owner)
-        number[order] = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner[order]]
+        most = int(count.max())
         present = torch.arange(most, device=owner.device) < count.unsqueeze(1)
-        return Sentences(task, owner * most + number, present)
+        return Sentences(task, owner * most + place_in_class(owner, task.classes), present)
 
     def initial(self, prepared: Sentences, generator: torch.Generator) -> dict[str, Tensor]:
         like, dim = prepared.task.text.embedding, prepared.task.dim
@@ -108,7 +100,7 @@ class ClipASelf(Method):
         seen = _dropped(product(seen, parameters["out"]) + parameters["out_bias"], self.dropout, noise)
         mixed = layer_norm(2 * (self.ratio * seen + (1 - self.ratio) * sentences), (task.dim,), parameters["norm"],
                            parameters["norm_bias"])
-        return Linear(task.logit_scale * unit(task.text.mean_of(mixed)), zero_shot_head(task).bias)
+        return class_head(task, unit(task.text.mean_of(mixed)))
 
 
 def _dropped(values: Tensor, share: float, noise: torch.Generator | None) -> Tensor:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Bottleneck, Head, Linear, blend
-from onceclip.adapters.method import Shared, share_setting, zero_shot_head
+from onceclip.adapters.heads import Bottleneck, Head, blend
+from onceclip.adapters.method import Shared, class_head, share_setting, zero_shot_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
@@ -25,17 +25,13 @@ class ClipAdapter(Shared):
     `paper` (its tables take the best ratio of each test set), `vdt` (VDT-Adapter's configurations), `lp++` (that
     repository's baseline, which leaves the blend unscaled), `clap` (the baseline of that paper), `prolip` (likewise).
 
-    Source: CLIP-Adapter (Gao et al., IJCV 2024), equations 3 to 6; the last relu is the authors' code's.
-
-    Example:
-        >>> onceclip.adapters.ClipAdapter(branch="both").fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: CLIP-Adapter: Better Vision-Language Models with Feature Adapters (Gao et al., IJCV 2024), equations 3 to 6;
+    the last relu is the authors' code's.
     """
 
     name = "clip-adapter"
     summary = "residual bottleneck on image, text or both"
     family = "adapter"
-    source = "Gao et al., CLIP-Adapter: Better Vision-Language Models with Feature Adapters, IJCV 2024"
     equation = "logits = s unit(r relu(W2 relu(W1 x)) + (1-r) x).W'"
     hyperparameters = {
         **share_setting(0.5),
@@ -60,7 +56,6 @@ class ClipAdapter(Shared):
         "prolip": {"share": 1.0, "optimizer": "adam", "learning_rate": 1e-3, "epsilon": 1e-4, "weight_decay": 0.0,
                    "epochs": 300, "batch_size": 0},
     }
-    trained = True
     transfers = True
     weighs = True
 
@@ -82,7 +77,7 @@ class ClipAdapter(Shared):
         head = zero_shot_head(prepared)
         if "text_down" in parameters:
             adapted = blend(prepared.text.class_weights, *self._branch("text", parameters), self.renormalize)
-            head = Linear(prepared.logit_scale * adapted, head.bias)
+            head = class_head(prepared, adapted)
         if "image_down" in parameters:
             return Bottleneck(*self._branch("image", parameters), head, self.renormalize)
         return head

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import ConditionalPrompts, Head
-from onceclip.adapters.heads.conditional_prompts import conditional
+from onceclip.adapters.heads.prompts import conditional
 from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, tower_of
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_bias, linear_start
@@ -32,15 +32,10 @@ class CoCoOp(CoOp):
     slower than CoOp. A saved adapter holds the tower.
 
     Source: Conditional Prompt Learning for Vision-Language Models (Zhou et al., CVPR 2022), equation 3.
-
-    Example:
-        >>> onceclip.adapters.CoCoOp(epochs=1).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "cocoop"
     summary = "learned words that every image moves; one text pass per image"
-    source = "Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022"
     equation = "logits = s x.unit(tower(v + U relu(D x + d) + u, name))'"
     hyperparameters = CONDITIONAL
     presets = {"paper": CONDITIONAL_PAPER}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.tower import POSITIONS, TextTower
 from onceclip.adapters.training.trainable import Hyperparameter, Value, keeping, recipe
@@ -47,7 +47,6 @@ class CoOp(Method):
     name = "coop"
     summary = "learned words in front of class names"
     family = "prompt"
-    source = "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022"
     equation = "logits = s x.unit(tower(v, name))'"
     needs = TOWER_NEEDED
     hyperparameters = {
@@ -56,7 +55,6 @@ class CoOp(Method):
         **TRAINING,
     }
     presets = {"paper": {**PAPER, "words": "", "length": 16}, "paper-words": {**PAPER, "words": "a photo of a"}}
-    trained = True
     transfers = True
     needs_text = False
     wants_tower = True
@@ -74,7 +72,7 @@ class CoOp(Method):
         return start_of(prepared, self.words, self.length, generator)
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        return prompt_head(prepared, self.vectors(prepared, parameters))
+        return class_head(prepared, self.vectors(prepared, parameters))
 
     def vectors(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
         """Unit class vectors (classes, dim)."""
@@ -113,9 +111,3 @@ def start_of(task: Task, words: str, length: int, generator: torch.Generator) ->
     if words.strip():
         return tower.phrase(words).clone()
     return (DEVIATION * torch.randn(length, tower.width, generator=generator, dtype=torch.float64)).to(tower.like)
-
-
-def prompt_head(task: Task, vectors: Tensor) -> Linear:
-    """The head of unit class vectors (classes, dim): `s x . w_c + b`."""
-    bias = vectors.new_full((task.classes,), task.logit_bias) if task.logit_bias else None
-    return Linear(task.logit_scale * vectors, bias)

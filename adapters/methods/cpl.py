@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, extended, prompt_head
-from onceclip.adapters.ops import unit
+from onceclip.adapters.method import class_head
+from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, extended
+from onceclip.adapters.ops import class_sums, unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -33,15 +34,10 @@ class CPL(CoOp):
     captions by BERT), how u is found, and the weight, are this project's. Its published numbers are not to be compared.
 
     Source: CPL: Counterfactual Prompt Learning for Vision and Language Models (He et al., EMNLP 2022), section 3.
-
-    Example:
-        >>> onceclip.adapters.CPL(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "cpl"
     summary = "CoOp that tells images from counterfactual ones"
-    source = "He et al., CPL: Counterfactual Prompt Learning for Vision and Language Models, EMNLP 2022"
     equation = "logits = s x.unit(tower(v, name))'; loss = CE + weight softplus(s w_y.(x' - x)), x' = (1-u) x + u n"
     hyperparameters = {
         **CONTEXT, **TRAINING,
@@ -50,8 +46,7 @@ class CPL(CoOp):
     presets = {"coop": {**PAPER, "words": "", "length": 16}}
 
     def prepare(self, task: Task) -> Counterfactuals:
-        total = task.text.embedding.new_zeros(task.classes, task.dim)
-        total = total.index_add(0, task.support.label, task.support.unit)
+        total = class_sums(task.support.unit, task.support.label, task.classes)
         return extended(Counterfactuals, task, mean=unit(total))
 
     def loss(self, prepared: Counterfactuals, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
@@ -64,7 +59,7 @@ class CPL(CoOp):
             needed = ((own - other) * rows).sum(dim=1)
             changed = counterfactual(rows, target, smallest_mask((other - own) * (target - rows), needed))
         apart = prepared.logit_scale * ((changed - rows) * own).sum(dim=1)
-        return cross_entropy(prompt_head(prepared, vectors)(rows), label) + self.weight * softplus(apart).mean()
+        return cross_entropy(class_head(prepared, vectors)(rows), label) + self.weight * softplus(apart).mean()
 
 
 def nearest(vectors: Tensor, allowed: Tensor) -> Tensor:

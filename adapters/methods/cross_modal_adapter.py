@@ -19,10 +19,6 @@ class CrossModalAdapter(CrossModalLinearProbe):
 
     Source: Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal Models (Lin et al., CVPR
     2023); the ratio and the preset `reference`, that of cross-modal-lp, from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.CrossModalAdapter(ratio=0.5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "cross-modal-adapter"
@@ -33,7 +29,7 @@ class CrossModalAdapter(CrossModalLinearProbe):
         "ratio": Hyperparameter(0.2, "share of the adapted vector", high=1.0, retrain=True),
         "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
                                     retrain=True),
-        **{name: value for name, value in CrossModalLinearProbe.hyperparameters.items() if name != "preset"},
+        **CrossModalLinearProbe.hyperparameters,
         **share_setting(0.5),
         "learning_rate": Hyperparameter(1e-5, "step size at the start of the schedule", high=1000.0, retrain=True),
     }

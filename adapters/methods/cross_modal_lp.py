@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Shared, share_setting, zero_shot_head
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Shared, class_head, share_setting
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
@@ -30,16 +30,11 @@ class CrossModalLinearProbe(Shared):
 
     Source: Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning with Multimodal Models (Lin et al., CVPR
     2023); start, decay and the numbers of `reference` from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.CrossModalLinearProbe(epochs=50).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "cross-modal-lp"
     summary = "linear layer trained on images and prompts"
     family = "linear"
-    source = "Lin et al., Multimodality Helps Unimodality: Cross-Modal Few-Shot Learning, CVPR 2023"
     equation = "logits = s x.H',  min mean CE(images) + mean CE(prompts)"
     hyperparameters = {
         **share_setting(0.75),
@@ -52,7 +47,6 @@ class CrossModalLinearProbe(Shared):
     }
     presets = {"reference": {"share": 1.0, "mixed_batches": True, "batch_size": 8, "learning_rate": 1e-4, "epochs": 128,
                              "schedule": "warmup", "warmup": 50, "keep": "best"}}
-    trained = True
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -85,7 +79,7 @@ class CrossModalLinearProbe(Shared):
         return {"weight": linear_start((prepared.classes, prepared.dim), generator, mean) if random else unit(mean)}
 
     def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        return Linear(prepared.logit_scale * parameters["weight"], zero_shot_head(prepared).bias)
+        return class_head(prepared, parameters["weight"])
 
     def penalty(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
         if self.mixed_batches:

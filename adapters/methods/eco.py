@@ -20,15 +20,10 @@ class ECO(CoOp):
     published: number of contexts and recipe are chosen here.
 
     Source: ECO: Ensembling Context Optimization for Vision-Language Models (Agnolucci et al., ICCV workshops 2023).
-
-    Example:
-        >>> onceclip.adapters.ECO(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "eco"
     summary = "several contexts learned together, class vectors averaged"
-    source = "Agnolucci et al., ECO: Ensembling Context Optimization for Vision-Language Models, ICCV workshops 2023"
     equation = "logits = s x.unit(mean_k unit(tower(v_k, name)))'"
     hyperparameters = {**CONTEXT, **CONTEXTS, **TRAINING}
     presets = {"coop": {**PAPER, "words": "", "length": 16}}

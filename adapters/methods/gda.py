@@ -12,7 +12,7 @@ from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Linear, Sum
 from onceclip.adapters.method import Method, require_two_images, zero_shot_head
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import class_sums, place_in_class, unit
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -20,6 +20,17 @@ from onceclip.adapters.training.trainable import Hyperparameter
 NEIGHBOURS = 64
 TEXT_WEIGHT = 16.0
 _CLASSES = 16  # whose neighbours are held at a time
+_NOTHING = 1e-9  # mean squared distance of unit rows below which they are copies of each other, but for rounding
+_ROWS = 1024  # per piece of leave-one-image-out, which needs a few (rows, classes) matrices
+
+
+def gaussian_head(mean: Tensor, precision: Tensor, like: Tensor) -> Linear:
+    """Logits `x P mu_c - mu_c P mu_c / 2` of equally frequent classes, in the type of a tensor.
+
+    mean: (classes, dim). precision: P, (dim, dim).
+    """
+    weight = mean @ precision
+    return Linear(weight.to(like), (-(weight * mean).sum(dim=1) / 2).to(like))
 
 
 def new_classes(rows: Tensor, text: Tensor, neighbours: int = NEIGHBOURS, text_weight: float = TEXT_WEIGHT) -> Linear:
@@ -45,9 +56,7 @@ def new_classes(rows: Tensor, text: Tensor, neighbours: int = NEIGHBOURS, text_w
     for start in range(0, len(weights), _CLASSES):
         piece = slice(start, start + _CLASSES)
         total += _precisions(rows[nearest[piece]] - weights[piece].unsqueeze(1))
-    precision = total / len(weights)
-    weight = mean @ precision
-    return Linear(weight.to(text), (-(weight * mean).sum(dim=1) / 2).to(text))
+    return gaussian_head(mean, total / len(weights), text)
 
 
 def _precisions(offset: Tensor) -> Tensor:
@@ -62,10 +71,6 @@ def _precisions(offset: Tensor) -> Tensor:
     scaled = torch.linalg.solve(small, offset) * (number / shrinkage).view(-1, 1, 1)
     identity = torch.eye(offset.shape[2], dtype=offset.dtype, device=offset.device)
     return identity * (number / shrinkage).sum() - offset.flatten(0, 1).T @ scaled.flatten(0, 1)
-
-
-_NOTHING = 1e-9  # mean squared distance of unit rows below which they are copies of each other, but for rounding
-_ROWS = 1024  # per piece of leave-one-image-out, which needs a few (rows, classes) matrices
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,9 @@ class Statistics:
     def neighbours(self) -> Tensor:
         """Unit rows (n, dim) that classes without images may borrow: up to 64 of every class, evenly spread."""
         rows, label = self.task.support.stacked
-        order, count = label.argsort(stable=True), torch.bincount(label, minlength=len(self.count))
-        of = label[order]
-        place = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[of]
-        return rows[order[(place + 1) * NEIGHBOURS // count[of] > place * NEIGHBOURS // count[of]]]
+        order, classes = label.argsort(stable=True), len(self.count)
+        place, count = place_in_class(label, classes)[order], torch.bincount(label, minlength=classes)[label[order]]
+        return rows[order[(place + 1) * NEIGHBOURS // count > place * NEIGHBOURS // count]]
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,10 @@ class Moments:
     def of(cls, task: Task) -> Moments:
         """Those of a task's support; every view is a row."""
         rows, label = task.support.stacked
-        rows = rows.double()
-        weight = _weight(task, rows)
+        rows, weight = rows.double(), task.support.stacked_weight
         weighted = rows * weight.unsqueeze(1)
-        return cls(rows.new_zeros(task.classes).index_add_(0, label, weight),
-                   rows.new_zeros(task.classes, task.dim).index_add_(0, label, weighted), weighted.T @ rows)
+        return cls(class_sums(weight, label, task.classes), class_sums(weighted, label, task.classes),
+                   weighted.T @ rows)
 
     def after(self, state: dict[str, Tensor]) -> Moments:
         """With those that were kept, of the first classes, added."""
@@ -150,16 +153,11 @@ class GDA(Method):
     every class for them. See `new_classes`.
 
     Source: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation (Wang et al., ICLR 2024), eq. 5 to 8.
-
-    Example:
-        >>> onceclip.adapters.GDA(alpha=0.05).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "gda"
     summary = "Gaussian discriminant analysis, closed form"
     family = "closed form"
-    source = "Wang et al., A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation, ICLR 2024"
     equation = "logits = s x.W0' + alpha (x.P mu_c - mu_c'P mu_c / 2),  P = N (S + tr(S)/(N-1) I)^-1"
     hyperparameters = {
         "alpha": Hyperparameter(0.02, "weight of the Gaussian logits", high=10.0),
@@ -178,13 +176,13 @@ class GDA(Method):
                               "covariance out")
 
     def prepare(self, task: Task) -> Statistics:
-        rows, label = task.support.stacked
         moments = Moments.of(task)
+        found = self._statistics(task, moments)
         if self.covariance == "class-mean" and (moments.count > 1).any():
-            offset = rows.double() - self._statistics(task, moments).mean[label]
-            return replace(self._statistics(task, moments),
-                           precision=_class_mean_precision(offset, label, moments.count))
-        return self._statistics(task, moments)
+            rows, label = task.support.stacked
+            precision = _class_mean_precision(rows.double() - found.mean[label], label, moments.count)
+            return replace(found, precision=precision)
+        return found
 
     def _statistics(self, task: Task, moments: Moments) -> Statistics:
         """What moments say, whichever rows they are of."""
@@ -212,10 +210,7 @@ class GDA(Method):
         return fitted, {"count": moments.count, "total": moments.total, "second": moments.second}
 
     def terms(self, prepared: Statistics, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
-        weight = prepared.mean @ prepared.precision
-        bias = -(weight * prepared.mean).sum(dim=1) / 2
-        like = prepared.zero_shot.weight
-        return prepared.zero_shot, Linear(weight.to(like), bias.to(like))
+        return prepared.zero_shot, gaussian_head(prepared.mean, prepared.precision, prepared.zero_shot.weight)
 
     def kept(self, prepared: Statistics, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"rows": prepared.neighbours}
@@ -242,14 +237,6 @@ class GDA(Method):
             without = self.prepare(replace(prepared.task, support=rest))
             second[row] = self.terms(without, {})[1](support.unit[row:row + 1])[0]
         return prepared.zero_shot(support.unit), second.to(support.unit)
-
-
-def _weight(task: Task, rows: Tensor) -> Tensor:
-    """How much each row counts, every view of an image as the image: (rows,)."""
-    weight = task.support.weight
-    if weight is None:
-        return rows.new_ones(len(rows))
-    return weight.to(rows).repeat_interleave(len(rows) // max(len(weight), 1))
 
 
 def _left_scatter(prepared: Statistics) -> Tensor:

@@ -27,15 +27,10 @@ class GOPro(CoCoOp):
 
     Source: GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning (Singha et al., BMVC 2023),
     section 3; weights and temperature from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.GOPro(epochs=1).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "gopro"
     summary = "CoCoOp whose prompts agree on views of an image"
-    source = "Singha et al., GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning, BMVC 2023"
     equation = "logits = s x.W(x)', W(x) = unit(tower(v + U relu(D x + d) + u, name)); loss = CE + MSE of W + NT-Xent"
     needs = f"{CoCoOp.needs}, best with views (extract --views)"
     hyperparameters = {

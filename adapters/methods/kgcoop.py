@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, prompt_head
+from onceclip.adapters.method import class_head
+from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -20,15 +21,10 @@ class KgCoOp(CoOp):
 
     Source: Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization (Yao et al., CVPR 2023), equation
     5; the cosine is the authors' code's.
-
-    Example:
-        >>> onceclip.adapters.KgCoOp(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "kgcoop"
     summary = "CoOp that stays near the written prompts"
-    source = "Yao et al., Visual-Language Prompt Tuning with Knowledge-Guided Context Optimization, CVPR 2023"
     equation = "logits = s x.unit(tower(v, name))'; loss = CE + weight mean(1 - w.w0)"
     hyperparameters = {
         **CONTEXT, **TRAINING,
@@ -41,4 +37,4 @@ class KgCoOp(CoOp):
              generator: torch.Generator) -> Tensor:
         vectors = self.vectors(prepared, parameters)
         apart = 1 - (vectors * unit(prepared.text.class_weights)).sum(dim=1)
-        return cross_entropy(prompt_head(prepared, vectors)(rows), label) + self.weight * apart.mean()
+        return cross_entropy(class_head(prepared, vectors)(rows), label) + self.weight * apart.mean()

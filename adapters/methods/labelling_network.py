@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Projected
-from onceclip.adapters.heads.perceptron import Perceptron
+from onceclip.adapters.heads.layers import Perceptron
 from onceclip.adapters.method import Method
 from onceclip.adapters.task import EMBEDDING, Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_bias, linear_start, recipe
@@ -22,23 +22,17 @@ class LabellingNetwork(Method):
 
     Source: CLIP meets DINO for Tuning Zero-Shot Classifier using Unlabeled Image Collections (Imam et al., WACV 2025),
     section 3.2; width, Adam, 50 epochs and batches of 32 from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.LabellingNetwork(epochs=5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "labelling-network"
     summary = "two-layer network on features of any encoder"
     family = "adapter"
-    source = "Imam et al., CLIP meets DINO for Tuning Zero-Shot Classifier using Unlabeled Image Collections, 2025"
     equation = "logits = relu(x.D' + d).U' + u"
     hyperparameters = {
         "hidden": Hyperparameter(256, "width of the hidden layer", low=1, high=1e5, retrain=True),
         **recipe(learning_rate=1e-3, epochs=50, batch_size=32, weight_decay=0.0, optimizer="adam", schedule="constant",
                  rates=(1e-4, 1e-3, 1e-2)),
     }
-    trained = True
     needs_text = False
     any_inputs = True
     weighs = True
@@ -48,10 +42,6 @@ class LabellingNetwork(Method):
         return {"down": linear_start((hidden, width), generator, like),
                 "down_bias": linear_bias(hidden, width, generator, like),
                 "up": like.new_zeros(prepared.classes, hidden), "up_bias": like.new_zeros(prepared.classes)}
-
-    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
-        own = self.inputs == (EMBEDDING,)
-        return task.support.epoch(epoch) if own else self.rows_of(task.support), task.support.label
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         network = Perceptron(*(parameters[name] for name in ("down", "down_bias", "up", "up_bias")))

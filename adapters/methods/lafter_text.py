@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, recipe
@@ -29,16 +29,11 @@ class LaFTerText(Method):
 
     Source: LaFTer: Label-Free Tuning of Zero-shot Classifier using Language and Unlabeled Image Collections (Mirza et
     al., NeurIPS 2023), section 3.1.
-
-    Example:
-        >>> onceclip.adapters.LaFTerText(epochs=20).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "lafter-text"
     summary = "linear head trained on prompts with noise, no image"
     family = "linear"
-    source = "Mirza et al., LaFTer: Label-Free Tuning of Zero-shot Classifier, NeurIPS 2023"
     equation = "logits = s x.H',  H from W by cross-entropy of unit(t + noise)"
     hyperparameters = {
         "noise": Hyperparameter(0.1, "length of the noise as a share of the vectors', or its deviation per coordinate",
@@ -48,15 +43,13 @@ class LaFTerText(Method):
         **recipe(learning_rate=1e-6, epochs=200),
     }
     presets = {"reference": {"spread": "coordinate", "epochs": 1000}}
-    trained = True
     needs_support = False
-    weighs = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         return {"weight": prepared.text.class_weights.clone()}
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        return Linear(prepared.logit_scale * parameters["weight"], zero_shot_head(prepared).bias)
+        return class_head(prepared, parameters["weight"])
 
     def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
         return task.text.unit, task.text.class_index

@@ -20,17 +20,13 @@ class LinearProbeAdamW(Method):
     matters. Its 20 epochs are 20 steps where the support fits one batch, too few for unequal shots: hence 200. The
     preset `reference` has its values.
 
-    Source: LAION-AI/CLIP_benchmark, `metrics/linear_probe.py`; step size, epochs and batch size from its README.
-
-    Example:
-        >>> onceclip.adapters.LinearProbeAdamW(preset="reference").fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: CLIP_benchmark (Cherti et al., LAION-AI, 2022), `metrics/linear_probe.py`; step size, epochs and batch size
+    from its README.
     """
 
     name = "linear-probe-adamw"
     summary = "linear layer by AdamW, as CLIP_benchmark trains it"
     family = "linear"
-    source = "Cherti et al., CLIP_benchmark (LAION-AI), metrics/linear_probe.py, 2022"
     equation = "logits = x.W' + b,  mean CE"
     hyperparameters = {
         "start": Hyperparameter("zero", "start values of the weights", choices=("zero", "random"), retrain=True),
@@ -39,7 +35,6 @@ class LinearProbeAdamW(Method):
                                        0.2154, 4.642), high=100.0, retrain=True),
     }
     presets = {"reference": {"start": "random", "epochs": 20}, "command-line": {"start": "random", "epochs": 10}}
-    trained = True
     needs_text = False
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Head, Linear, Projected
+from onceclip.adapters.heads import Head, Projected
 from onceclip.adapters.methods.lpclip import LpClip
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Rows, Task
@@ -16,8 +15,8 @@ class LinearProbePreproj(LpClip):
 
     As `lpclip`, on `preproj` instead of embeddings.
 
-    Source: CLIP (Radford et al., 2021), appendix A.3: features before the projection to the joint space, L-BFGS, C
-    chosen on validation rows.
+    Source: Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021), appendix A.3:
+    features before the projection to the joint space, L-BFGS, C chosen on validation rows.
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj"])
@@ -28,22 +27,19 @@ class LinearProbePreproj(LpClip):
 
     name = "linear-probe-preproj"
     summary = "the CLIP paper's probe, on features before the projection"
-    source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, A.3"
     equation = "logits = v.W' + b,  min C sum CE + |W|^2 / 2"
     inputs = ("preproj",)
     any_inputs = True
     needs = "features before the projection (extract --preproj)"
 
-    def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
-        like = self.raw(prepared.support)
-        return {"weight": like.new_zeros(prepared.classes, like.shape[1]), "bias": like.new_zeros(prepared.classes)}
-
     def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
         return unit(self.raw(task.support)), task.support.label
 
     def head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
-        weight, centre = parameters["weight"], unit(self.raw(prepared.support)).mean(dim=0)
-        return Projected(Linear(weight, parameters["bias"] - weight @ centre))
+        return Projected(super().head(prepared, parameters))
+
+    def centre(self, prepared: Task) -> Tensor:
+        return unit(self.raw(prepared.support)).mean(dim=0)
 
     def raw(self, rows: Rows) -> Tensor:
         return rows.input(self.inputs)

@@ -46,16 +46,11 @@ class LPPlusPlus(Shared):
 
     Source: LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP (Huang et al., CVPR 2024); start values from
     the authors' code.
-
-    Example:
-        >>> onceclip.adapters.LPPlusPlus(epochs=100).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "lp++"
     summary = "linear probe plus zero-shot, step sizes from the data"
     family = "linear"
-    source = "Huang et al., LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP, CVPR 2024"
     equation = "logits_c = x.v_c + b_c + alpha_c x.w_c"
     hyperparameters = {
         **share_setting(0.25, by_images=True),
@@ -68,7 +63,6 @@ class LPPlusPlus(Shared):
                                "where there are any", choices=("best", "last"), retrain=True),
     }
     presets = {"reference": {"share": 1.0, "alpha_gradient": "accumulate"}}
-    trained = True
     by_images = True
     solver = "own"
 

@@ -17,16 +17,12 @@ class LpClip(LinearProbe):
     alone, some per cent, which says nothing of its class. The published searches start with a few powers of ten and
     then halve the interval; here all powers are tried, and `--search halves` goes on from there.
 
-    Source: CoOp (Zhou et al., IJCV 2022), `lpclip`; the default C from the README of openai/CLIP.
-
-    Example:
-        >>> onceclip.adapters.LpClip(C=1.0).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Learning to Prompt for Vision-Language Models (Zhou et al., IJCV 2022), `lpclip`; the default C from the
+    README of openai/CLIP.
     """
 
     name = "lpclip"
     summary = "logistic regression by C, CoOp's protocol"
-    source = "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022, lpclip"
     equation = "logits = x.W' + b,  min C sum CE + |W|^2 / 2"
     hyperparameters = {
         "C": Hyperparameter(0.316, "scikit-learn's inverse strength of the decay",

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.ops import product, unit
+from onceclip.adapters.method import Method, class_head
+from onceclip.adapters.ops import class_sums, product, unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe, xavier_uniform
 
@@ -43,17 +43,13 @@ class MetaAdapter(Method):
     gate of 1 and five short epochs an image counts nearly as much as the text, and one shot falls below zero-shot; the
     defaults start nearer to zero-shot and train for longer.
 
-    Source: Meta-Adapter (Cheng et al., NeurIPS 2023), equations 3 to 5; recipe and start values from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.MetaAdapter(epochs=5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Meta-Adapter: An Online Few-shot Learner for Vision-Language Model (Cheng et al., NeurIPS 2023), equations 3
+    to 5; recipe and start values from the authors' code.
     """
 
     name = "meta-adapter"
     summary = "attention over each class's support, which serves new classes too"
     family = "adapter"
-    source = "Cheng et al., Meta-Adapter: An Online Few-shot Learner for Vision-Language Model, NeurIPS 2023"
     equation = "logits = s x.W'',  w'_c = unit(w_c + sigmoid(u.w_c + b) attention(w_c; w_c, keys of c))"
     hyperparameters = {
         "gate": Hyperparameter(-1.0, "start of b, the bias of the gate; lower is nearer to zero-shot",
@@ -65,7 +61,6 @@ class MetaAdapter(Method):
     }
     presets = {"reference": {"gate": 1.0, "own_key": "kept", "learning_rate": 1e-4, "epochs": 5, "batch_size": 64,
                              "keep": "best"}}
-    trained = True
     transfers = True
 
     def prepare(self, task: Task) -> Tokens:
@@ -80,8 +75,7 @@ class MetaAdapter(Method):
         return {**start, "gate_bias": like.new_full((1,), self.gate)}
 
     def head(self, prepared: Tokens, parameters: dict[str, Tensor]) -> Head:
-        attended = _sum_by_owner(prepared, _shares(prepared, parameters).unsqueeze(1) * prepared.vectors)
-        return self._linear(prepared, parameters, attended)
+        return self._linear(prepared, parameters, _attended(prepared, _shares(prepared, parameters)))
 
     def training_rows(self, task: Task, prepared: Tokens, epoch: int) -> tuple[Tensor, Tensor]:
         """Every row has its place among the keys beside it, so that its own can be left out."""
@@ -93,7 +87,7 @@ class MetaAdapter(Method):
              generator: torch.Generator) -> Tensor:
         task, (rows, place) = prepared.task, rows.split([prepared.task.dim, 1], dim=1)
         shares = _shares(prepared, parameters)
-        attended = _sum_by_owner(prepared, shares.unsqueeze(1) * prepared.vectors)
+        attended = _attended(prepared, shares)
         logits = self._linear(prepared, parameters, attended)(rows)
         if self.own_key == "left-out":
             token = task.classes + place.squeeze(1).long()
@@ -106,7 +100,7 @@ class MetaAdapter(Method):
 
     def _linear(self, prepared: Tokens, parameters: dict[str, Tensor], attended: Tensor) -> Linear:
         vectors = _moved(prepared, parameters, attended, slice(None))
-        return Linear(prepared.task.logit_scale * vectors, zero_shot_head(prepared.task).bias)
+        return class_head(prepared.task, vectors)
 
 
 def _moved(prepared: Tokens, parameters: dict[str, Tensor], attended: Tensor, which: Tensor | slice) -> Tensor:
@@ -114,6 +108,11 @@ def _moved(prepared: Tokens, parameters: dict[str, Tensor], attended: Tensor, wh
     text = prepared.task.text.class_weights
     gate = (product(text, parameters["gate"]) + parameters["gate_bias"]).sigmoid()
     return unit(text[which] + gate[which] * attended)
+
+
+def _attended(prepared: Tokens, shares: Tensor) -> Tensor:
+    """What every class attends to (classes, dim), of the shares of the tokens (classes + rows,)."""
+    return class_sums(shares.unsqueeze(1) * prepared.vectors, prepared.owner, prepared.task.classes)
 
 
 def _shares(prepared: Tokens, parameters: dict[str, Tensor]) -> Tensor:
@@ -126,9 +125,4 @@ def _shares(prepared: Tokens, parameters: dict[str, Tensor]) -> Tensor:
     highest = score.new_zeros(prepared.task.classes).scatter_reduce(0, owner, score.detach(), "amax",
                                                                     include_self=False)
     exponential = (score - highest[owner]).exp()
-    return exponential / _sum_by_owner(prepared, exponential)[owner]
-
-
-def _sum_by_owner(prepared: Tokens, values: Tensor) -> Tensor:
-    """Sum what belongs to the tokens of each class: (classes, ...)."""
-    return values.new_zeros(prepared.task.classes, *values.shape[1:]).index_add(0, prepared.owner, values)
+    return exponential / class_sums(exponential, owner, prepared.task.classes)[owner]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import Head, RoutedPrompts
-from onceclip.adapters.heads.routed_prompts import gates
+from onceclip.adapters.heads.prompts import gates
 from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING
 from onceclip.adapters.methods.eco import CONTEXTS, ECO
 from onceclip.adapters.ops import unit
@@ -26,15 +26,10 @@ class MoCoOp(ECO):
     number of experts and all weights are chosen here.
 
     Source: Mixture of Prompt Learning for Vision-Language Models (Du et al., 2024), sections 3.2 to 3.4.
-
-    Example:
-        >>> onceclip.adapters.MoCoOp(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "mocoop"
     summary = "several contexts, of which a router gives each image two"
-    source = "Du et al., Mixture of Prompt Learning for Vision-Language Models, 2024"
     equation = "logits = s sum_k g_k(x) x.unit(tower(v_k, name))', g = softmax of the two largest r_k.x"
     hyperparameters = {
         **CONTEXT,

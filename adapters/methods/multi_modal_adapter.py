@@ -34,16 +34,11 @@ class MultiModalAdapter(Method):
 
     Source: Multi-Modal Adapter for Vision-Language Models (Seputis et al., 2024), section 3; widths, ratio and recipe
     from the authors' code (clip-mma).
-
-    Example:
-        >>> onceclip.adapters.MultiModalAdapter(ratio=0.2).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "multi-modal-adapter"
     summary = "attention between the image and all class vectors"
     family = "adapter"
-    source = "Seputis et al., Multi-Modal Adapter for Vision-Language Models, 2024"
     equation = "logits_c = s unit(r a_x + (1-r) x).unit(r a_c + (1-r) w_c),  (a_1 .. a_C, a_x) = attention(W, x)"
     hyperparameters = {
         "ratio": Hyperparameter(0.1, "share of the attention's result when predicting; 0 is zero-shot",
@@ -58,7 +53,6 @@ class MultiModalAdapter(Method):
         **keeping(),
     }
     presets = {"reference": {"mask": "shipped", "ratio": 0.2, "epochs": 100, "keep": "best", "patience": 20}}
-    trained = True
     transfers = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:

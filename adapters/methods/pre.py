@@ -19,15 +19,10 @@ class PRE(CoOp):
     After training only the context that the network gave is kept; it serves other classes as CoOp's does.
 
     Source: PRE: Vision-Language Prompt Learning with Reparameterization Encoder (Pham Minh et al., 2023), equation 5.
-
-    Example:
-        >>> onceclip.adapters.PRE(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "pre"
     summary = "CoOp whose words pass a recurrent network while they are learned"
-    source = "Pham Minh et al., PRE: Vision-Language Prompt Learning with Reparameterization Encoder, 2023"
     equation = "logits = s x.unit(tower(v + BiLSTM(v), name))'"
     hyperparameters = {**CONTEXT, **TRAINING}
     presets = {"paper": {**PAPER, "words": "", "length": 16}}

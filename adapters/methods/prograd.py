@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from onceclip.adapters.method import zero_shot_head
-from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp, prompt_head
+from onceclip.adapters.method import class_head, zero_shot_head
+from onceclip.adapters.methods.coop import CONTEXT, PAPER, TRAINING, CoOp
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -21,15 +21,10 @@ class ProGrad(CoOp):
     parameter: where `g . h < 0`, `g` becomes `g - strength (g . h) h / |h|^2`. Zero-shot is the run's text set.
 
     Source: Prompt-aligned Gradient for Prompt Tuning (Zhu et al., ICCV 2023), equation 4.
-
-    Example:
-        >>> onceclip.adapters.ProGrad(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "prograd"
     summary = "CoOp whose gradients do not oppose zero-shot"
-    source = "Zhu et al., Prompt-aligned Gradient for Prompt Tuning, ICCV 2023"
     equation = "logits = s x.unit(tower(v, name))'; g -= (g.h) h / |h|^2 where g.h < 0"
     hyperparameters = {
         **CONTEXT, **TRAINING,
@@ -42,7 +37,7 @@ class ProGrad(CoOp):
     def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:
         """A number whose gradient is the one that a step takes; both gradients go through the tower once forward."""
-        logits = prompt_head(prepared, self.vectors(prepared, parameters))(rows)
+        logits = class_head(prepared, self.vectors(prepared, parameters))(rows)
         soft = log_softmax(logits / self.temperature, dim=1)
         taught = log_softmax(zero_shot_head(prepared)(rows) / self.temperature, dim=1)
         divergence = kl_div(soft, taught, reduction="batchmean", log_target=True) * self.temperature**2

@@ -12,7 +12,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import FourierFeatures, Head, KernelMachine, Linear, Sum, fourier
 from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.task import Rows, Task
-from onceclip.adapters.training.ridge import Ridges
+from onceclip.adapters.training.convex import Ridges
 from onceclip.adapters.training.trainable import Hyperparameter
 
 FORMS = ("auto", "views", "means", "features")
@@ -77,21 +77,15 @@ class ProKeR(Method):
     Solved in float64. Where the kernel matrix of all views would have more than 16384 rows, each image counts once,
     by its key (`rows = means`); beyond that, 4096 random Fourier features stand in for the kernel (`rows = features`,
     from a fixed seed). What was taken is recorded in `rows`. The presets are what the authors' code takes for so many
-    shots, found on ImageNet.
+    shots, found on ImageNet. Leave-one-image-out is by blocks of the inverse, one for all views of an image.
 
-    Source: ProKeR (Bendou et al., CVPR 2025); the solve is the authors' code's. Leave-one-image-out is by blocks of the
-    inverse, one for all views of an image.
-
-    Example:
-        >>> onceclip.adapters.ProKeR(ridge=0.5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: ProKeR: A Kernel Perspective on Few-Shot Adaptation of Large Vision-Language Models (Bendou et al., CVPR
+    2025); the solve is the authors' code's.
     """
 
     name = "proker"
     summary = "kernel ridge regression towards zero-shot"
     family = "closed form"
-    source = ("Bendou et al., ProKeR: A Kernel Perspective on Few-Shot Adaptation of Large Vision-Language Models, "
-              "CVPR 2025")
     equation = "logits = s (x.W' + g k(x,X) (K + ridge I)^-1 (Y - X W')),  k(a,b) = exp(-beta (1 - a.b)),  g = ridge"
     hyperparameters = {
         "beta": Hyperparameter(0.25, "sharpness of the kernel", search=(0.25, 0.5, 1.0, 2.0, 4.0), high=1000.0),

@@ -36,7 +36,6 @@ class ProLIP(RLA):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        task.support.input(self.inputs)
         self.start(task)
 
     def start(self, task: Task) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import recipe
 
@@ -29,10 +29,8 @@ class PromptWeights(Method):
     name = "prompt-weights"
     summary = "weights of the templates, learned on the shots"
     family = "text"
-    source = "this project"
     equation = "logits_c = s x.w_c,  w_c = unit(sum_p exp(theta_g(p)) unit(t_cp))"
     hyperparameters = {**recipe(learning_rate=0.1, epochs=100)}
-    trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         count = len(prepared.text.bank)
@@ -42,4 +40,4 @@ class PromptWeights(Method):
         text, theta = prepared.text, parameters["theta"]
         theta = theta[text.groups] if len(text.bank) > 1 else theta
         weight = theta.exp() if text.prompt_weight is None else theta.exp() * text.prompt_weight
-        return Linear(prepared.logit_scale * text.vectors(weight), zero_shot_head(prepared).bias)
+        return class_head(prepared, text.vectors(weight))

@@ -10,11 +10,10 @@ from torch.nn.functional import one_hot, relu
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.heads.perceptron import RandomFeatures
+from onceclip.adapters.heads.layers import RandomFeatures
 from onceclip.adapters.method import Method
-from onceclip.adapters.plugin import full_name
 from onceclip.adapters.task import Task
-from onceclip.adapters.training.ridge import Ridges
+from onceclip.adapters.training.convex import Ridges
 from onceclip.adapters.training.trainable import Hyperparameter
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
@@ -47,16 +46,11 @@ class RanPAC(Method):
 
     Source: RanPAC: Random Projections and Pre-trained Models for Continual Learning (McDonnell et al., NeurIPS 2023),
     equations 4 to 6.
-
-    Example:
-        >>> onceclip.adapters.RanPAC(features=200).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "ranpac"
     summary = "ridge regression on random features; classes may arrive"
     family = "closed form"
-    source = "McDonnell et al., RanPAC: Random Projections and Pre-trained Models for Continual Learning, NeurIPS 2023"
     equation = "logits = relu(x.R') (G + ridge I)^-1 Q,  G = H'H, Q = H'Y, H = relu(X R')"
     hyperparameters = {
         "features": Hyperparameter(2000, "random features", low=1, high=1e5),
@@ -110,9 +104,7 @@ class RanPAC(Method):
             cross = cross.clone()
             cross[:, :state["cross"].shape[1]] += state["cross"]
         ridge = float(self.ridge) or self._best_ridge(now)
-        head = self.with_values(ridge=ridge).head(Sums(task, now.projection, gram, cross), {})
-        values = {**self.values, "ridge": ridge}
-        fitted = Classifier(head, task.text.class_names, task.dim, full_name(type(self)), values)
+        fitted = self.with_values(ridge=ridge).classifier(task, Sums(task, now.projection, gram, cross), {})
         return fitted, {"gram": gram, "cross": cross}
 
 

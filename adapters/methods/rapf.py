@@ -29,16 +29,11 @@ class RAPF(Method):
 
     Source: Class-Incremental Learning with CLIP: Adaptive Representation Adjustment and Parameter Fusion (Huang et al.,
     ECCV 2024), equations 4 to 9; the start at the identity is ours.
-
-    Example:
-        >>> onceclip.adapters.RAPF(epochs=2).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "rapf"
     summary = "linear map with old classes kept as Gaussians; classes may arrive"
     family = "adapter"
-    source = "Huang et al., Class-Incremental Learning with CLIP: Adaptive Representation Adjustment, ECCV 2024"
     equation = "logits_c = s unit(A x).w_c,  A from I by cross-entropy, samples and a hinge, then fused"
     hyperparameters = {
         "near": Hyperparameter(0.65, "distance of two classes' texts below which they are kept apart", high=2.0),
@@ -46,7 +41,6 @@ class RAPF(Method):
         "fusion": Hyperparameter(0.6, "share that every entry takes of the new map at least", high=1.0),
         **recipe(learning_rate=1e-4, epochs=15, batch_size=64, weight_decay=0.0, optimizer="adam"),
     }
-    trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         return {"matrix": torch.eye(prepared.dim).to(prepared.text.embedding)}
@@ -119,18 +113,15 @@ def fused(old: Tensor, new: Tensor, least: float) -> Tensor:
 
 def _gaussians(task: Task, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Mean (classes, dim) and covariance (classes, dim, dim) of the classes kept and of those of this session."""
-    old = len(state["mean"]) if state else 0
-    means, covariances = [], []
-    for number in range(old, task.classes):
+    means, covariances = list(state.get("mean", ())), list(state.get("covariance", ()))
+    for number in range(len(means), task.classes):
         rows = task.support.unit[task.support.label == number]
         mean = rows.mean(dim=0) if len(rows) else unit(task.text.class_weights[number])
         offset = rows - mean
         covariance = offset.T @ offset / max(len(rows) - 1, 1)
         means.append(mean)
         covariances.append(shrunk(covariance + _LEAST * torch.eye(task.dim).to(covariance)))
-    before = ([state[name]] if state else [] for name in ("mean", "covariance"))
-    return {name: torch.cat([*kept, torch.stack(now)]) for name, kept, now in
-            zip(("mean", "covariance"), before, (means, covariances), strict=True)}
+    return {"mean": torch.stack(means), "covariance": torch.stack(covariances)}
 
 
 def _samples(state: dict[str, Tensor], number: int, count: int, generator: torch.Generator) -> Tensor:

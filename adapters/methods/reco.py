@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.heads.retrieval import Layer, Refined, nearest_rows, refined
+from onceclip.adapters.heads.neighbors import Layer, Refined, nearest_rows, refined
 from onceclip.adapters.method import Method
+from onceclip.adapters.methods.x_more import captioned_bank
 from onceclip.adapters.ops import unit
-from onceclip.adapters.task import Task, whole_precision
+from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_start, recipe
 
 _PAIRS = 2**14  # of the bank that are trained on, where it has more
@@ -64,7 +65,6 @@ class RECO(Method):
     name = "reco"
     summary = "images and class vectors refined by a bank's captions and images"
     family = "retrieval"
-    source = "Iscen et al., Retrieval-Enhanced Contrastive Vision-Text Models, ICLR 2024"
     equation = "logits = s unit(x + f(x; t_1..t_k)).unit(w + g(w; i_1..i_k))',  f, g trained on the bank's pairs"
     hyperparameters = {
         "neighbours": Hyperparameter(10, "pairs of the bank that an image or a class vector is refined by", low=1,
@@ -73,7 +73,6 @@ class RECO(Method):
         "hidden": Hyperparameter(512, "width of the hidden layer behind the attention", low=1, high=1e5, retrain=True),
         **recipe(learning_rate=1e-5, epochs=10, batch_size=512, weight_decay=0.01),
     }
-    trained = True
     needs = "a bank of images with captions (--bank STORE)"
     needs_support = False
     needs_bank = "caption"
@@ -85,11 +84,8 @@ class RECO(Method):
         return 0 if task.bank is None else min(len(task.bank), _PAIRS) * task.dim * int(self.hidden)
 
     def prepare(self, task: Task) -> Pairs:
-        bank, like = task.bank, task.text.embedding
-        assert bank is not None  # `check` has seen to it
-        assert bank.caption is not None
-        image, caption = (unit(whole_precision(each)).to(like) for each in (bank.image, bank.caption))
-        chosen = torch.randperm(len(image), generator=torch.Generator().manual_seed(0))[:_PAIRS].to(like.device)
+        image, caption = captioned_bank(task)
+        chosen = torch.randperm(len(image), generator=torch.Generator().manual_seed(0))[:_PAIRS].to(image.device)
         pieces = chosen.split(max(1, _COMPARED // len(image)))
         of_images, of_captions = (torch.cat([nearest_rows(each[own], each, int(self.neighbours), own)
                                              for own in pieces]) for each in (image, caption))
@@ -101,10 +97,11 @@ class RECO(Method):
         for side in ("image", "text"):
             for name in ("query", "key", "value"):
                 found[f"{side}.{name}"] = linear_start((inner, dim), generator, like)
-            found |= {f"{side}.out": like.new_zeros(dim, inner), f"{side}.wide": linear_start((hidden, dim), generator,
-                                                                                             like),
-                      f"{side}.wide_bias": like.new_zeros(hidden), f"{side}.narrow": like.new_zeros(dim, hidden),
-                      f"{side}.narrow_bias": like.new_zeros(dim)}
+            found[f"{side}.out"] = like.new_zeros(dim, inner)
+            found[f"{side}.wide"] = linear_start((hidden, dim), generator, like)
+            found[f"{side}.wide_bias"] = like.new_zeros(hidden)
+            found[f"{side}.narrow"] = like.new_zeros(dim, hidden)
+            found[f"{side}.narrow_bias"] = like.new_zeros(dim)
         return {**found, "log_scale": like.new_tensor(math.log(prepared.task.logit_scale))}
 
     def training_rows(self, task: Task, prepared: Pairs, epoch: int) -> tuple[Tensor, Tensor]:

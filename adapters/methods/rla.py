@@ -19,16 +19,11 @@ class RLA(Method):
 
     Source: CLIP's Visual Embedding Projector is a Few-shot Cornucopia (Fahes et al., 2024): the regularised linear
     adapter; optimizer, epsilon, schedule and full batches from the authors' code of ProLIP.
-
-    Example:
-        >>> onceclip.adapters.RLA(strength=0.1).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "rla"
     summary = "regularised linear map of the embeddings"
     family = "adapter"
-    source = "Fahes et al., CLIP's Visual Embedding Projector is a Few-shot Cornucopia, 2024"
     equation = "logits = s unit(A x).W',  min mean CE + strength / shots |A - I|^2,  A from I"
     hyperparameters = {
         "strength": Hyperparameter(1.0, "factor of the penalty", search=(0.1, 1.0, 10.0), high=1e6, retrain=True),
@@ -36,7 +31,6 @@ class RLA(Method):
                                 retrain=True),
         **recipe(learning_rate=1e-3, epochs=300, weight_decay=0.0, epsilon=1e-4, optimizer="adam"),
     }
-    trained = True
     transfers = True
 
     def start(self, task: Task) -> Tensor:

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Columns, Head, Linear, Projected
-from onceclip.adapters.heads.residual import Rectified, rectify
+from onceclip.adapters.heads.layers import Rectified, rectify
 from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import class_sums, unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, linear_start, recipe
 
@@ -43,8 +43,9 @@ class SgVA(Method):
     embedding by a pseudo-inverse, and chooses the weight of the prototypes on the test set. One validation image per
     class hardly tells weights apart: what is then chosen is the middle of a wide tie, and may fall below zero-shot.
 
-    Source: SgVA-CLIP (Peng et al., IEEE Transactions on Multimedia 2023), equations 2 to 9; recipe from the authors'
-    code, whose momentum is Nesterov's (preset `reference`).
+    Source: SgVA-CLIP: Semantic-guided Visual Adapting of Vision-Language Models (Peng et al., IEEE Transactions on
+    Multimedia 2023), equations 2 to 9; recipe from the authors' code, whose momentum is Nesterov's (preset
+    `reference`).
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["preproj", "embedding"])
@@ -56,7 +57,6 @@ class SgVA(Method):
     name = "sgva"
     summary = "prototypes of adapted features from before the projection, beside zero-shot"
     family = "adapter"
-    source = "Peng et al., SgVA-CLIP: Semantic-guided Visual Adapting of Vision-Language Models, 2023"
     equation = "logits = s x.W' + weight s v~.P',  v~ = unit(relu(a W2 relu(W1 v) + (1-a) v)),  P = class means of v~"
     hyperparameters = {
         "weight": Hyperparameter(1.0, "weight of the prototypes against the text; 1 is half and half, as published",
@@ -71,13 +71,11 @@ class SgVA(Method):
     }
     presets = {"reference": {"optimizer": "nesterov"}}
     mixing = "weight"
-    trained = True
     inputs = ("preproj", "embedding")
     needs = "features before the projection (extract --preproj)"
 
     def check(self, task: Task) -> None:
         super().check(task)
-        task.support.input(self.inputs)
         if task.projection is None:
             raise MethodError("sgva needs the encoder's projection and the store has none: extract again with "
                               "--preproj, or use another method")
@@ -115,14 +113,10 @@ class SgVA(Method):
         return (cross_entropy(task.logit_scale * logits, label)
                 + self.distillation * cross_entropy(student, teacher.softmax(dim=1)))
 
-    def training_rows(self, task: Task, prepared: Features, epoch: int) -> tuple[Tensor, Tensor]:
-        return task.support.input(self.inputs), task.support.label
-
     def _prototypes(self, prepared: Features, parameters: dict[str, Tensor]) -> Tensor:
         """Class means (classes, width) of the adapted support; the mean of all of them for a class without images."""
         adapted = rectify(prepared.rows, **parameters)
-        total = adapted.new_zeros(len(prepared.count), adapted.shape[1])
-        total = total.index_add(0, prepared.task.support.label, adapted)
+        total = class_sums(adapted, prepared.task.support.label, len(prepared.count))
         mean = total / prepared.count.clamp_min(1).unsqueeze(1)
         present = (prepared.count > 0).unsqueeze(1)
         return torch.where(present, mean, mean.sum(dim=0) / present.sum())

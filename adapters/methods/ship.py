@@ -10,7 +10,7 @@ from torch import Tensor
 from onceclip.adapters.heads import Head, Kernel
 from onceclip.adapters.method import Method, zero_shot_head
 from onceclip.adapters.methods.coop import CONTEXT, TOWER_NEEDED, start_of, tower_of
-from onceclip.adapters.methods.tip_adapter import SHARPNESS
+from onceclip.adapters.methods.tip_adapter import TipAdapter
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, linear_start, recipe
 
@@ -26,21 +26,15 @@ class SHIP(Method):
 
     Source: Improving Zero-Shot Generalization for CLIP with Synthesized Prompts (Wang et al., ICCV 2023), equations 3
     to 6; the authors put several few-shot methods on the rows, here it is Tip-Adapter.
-
-    Example:
-        >>> onceclip.adapters.SHIP(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "ship"
     summary = "Tip-Adapter with generated rows of classes without images"
     family = "prompt"
-    source = "Wang et al., Improving Zero-Shot Generalization for CLIP with Synthesized Prompts, ICCV 2023"
     equation = "logits = s x.W' + alpha exp(-beta (1 - x.K')) L, K with made rows unit(tower(v + B relu(A z), name))"
     needs = TOWER_NEEDED
     hyperparameters = {
-        "alpha": Hyperparameter(1.0, "weight of the cache", high=50.0),
-        "beta": Hyperparameter(5.5, "sharpness of the cache", search=SHARPNESS, high=1000.0),
+        **TipAdapter.hyperparameters,
         "made": Hyperparameter(16, "rows that are made for a class without images", low=1, high=65_536),
         "words": CONTEXT["words"], "length": CONTEXT["length"],
         "hidden": Hyperparameter(512, "width of the hidden layers; 4096 in the paper", low=1, high=65_536,
@@ -49,7 +43,6 @@ class SHIP(Method):
     }
     presets = {"paper": {"words": "", "length": 4, "hidden": 4096, "learning_rate": 1e-3, "batch_size": 64}}
     mixing = "alpha"
-    trained = True
     transfers = True
     wants_tower = True
     shares_steps = False

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.ops import unit
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
+from onceclip.adapters.ops import class_sums, unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
 _LEAST = 1e-3
-
-
-@dataclass(frozen=True)
-class Sums:
-    """A task, the sum of each class's unit support rows (classes, dim), and their number (classes,)."""
-
-    task: Task
-    total: Tensor
-    count: Tensor
 
 
 class SSText(Method):
@@ -34,17 +23,13 @@ class SSText(Method):
     and drown it, and with many classes the push of `plus` outweighs everything else. Made for a few classes that
     zero-shot does not know.
 
-    Source: SS-Text (Silva-Rodriguez et al., MICCAI 2025), the solver of the authors' code.
-
-    Example:
-        >>> onceclip.adapters.SSText(text_weight=300).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Few-Shot, Now for Real: Medical VLMs Adaptation without Balanced Sets (Silva-Rodriguez et al., MICCAI 2025),
+    the solver of the authors' code.
     """
 
     name = "ss-text"
     summary = "class vectors of images and text in closed form; a reference"
     family = "closed form"
-    source = "Silva-Rodriguez et al., Few-Shot, Now for Real: Medical VLMs Adaptation without Balanced Sets, 2025"
     equation = "logits_c = s x.unit(p_c),  p_c = s / (N lambda_c) sum_{i in c} x_i + t w_c"
     hyperparameters = {
         "text_weight": Hyperparameter(1.0, "weight of the text; 1 is the paper's", high=1e12,
@@ -54,19 +39,19 @@ class SSText(Method):
     }
     weighs = True
 
-    def prepare(self, task: Task) -> Sums:
+    def prepare(self, task: Task) -> tuple[Task, Tensor, Tensor]:
+        """The task, the sum of each class's unit support rows (classes, dim), and their number (classes,)."""
         rows, label = task.support.stacked
-        weight = task.support.weight
-        weight = rows.new_ones(len(rows)) if weight is None else weight.to(rows).repeat_interleave(
-            len(rows) // max(len(weight), 1))
-        total = rows.new_zeros(task.classes, task.dim).index_add(0, label, rows * weight.unsqueeze(1))
-        return Sums(task, total, rows.new_zeros(task.classes).index_add(0, label, weight))
+        weight = task.support.stacked_weight.to(rows)
+        total = class_sums(rows * weight.unsqueeze(1), label, task.classes)
+        return task, total, class_sums(weight, label, task.classes)
 
-    def head(self, prepared: Sums, parameters: dict[str, Tensor]) -> Head:
-        task, number = prepared.task, prepared.count.sum().clamp_min(1)
-        inverse = (1 / prepared.count.clamp_min(1)) if self.form == "plus" else 1 / number.expand(task.classes)
+    def head(self, prepared: tuple[Task, Tensor, Tensor], parameters: dict[str, Tensor]) -> Head:
+        task, total, count = prepared
+        number = count.sum().clamp_min(1)
+        inverse = (1 / count.clamp_min(1)) if self.form == "plus" else 1 / number.expand(task.classes)
         share = task.logit_scale / (number * inverse.clamp_min(_LEAST))
-        vectors = share.unsqueeze(1) * prepared.total + self.text_weight * task.text.class_weights
+        vectors = share.unsqueeze(1) * total + self.text_weight * task.text.class_weights
         if self.form == "plus":
             vectors = vectors - unit(2 * vectors - vectors.mean(dim=0))
-        return Linear(task.logit_scale * unit(vectors), zero_shot_head(task).bias)
+        return class_head(task, unit(vectors))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onceclip.adapters.heads import ConditionalPrompts, Head
-from onceclip.adapters.heads.conditional_prompts import conditions
+from onceclip.adapters.heads.prompts import conditions
 from onceclip.adapters.methods.cocoop import BATCHES, CONDITIONAL, CONDITIONAL_PAPER, CoCoOp
 from onceclip.adapters.methods.coop import TOWER_NEEDED, tower_of
 from onceclip.adapters.task import Task
@@ -37,26 +37,17 @@ class StyLIP(CoCoOp):
 
     name = "stylip"
     summary = "learned words that the style of every image moves"
-    source = ("Bose et al., StyLIP: Multi-Scale Style-Conditioned Prompt Learning for CLIP-based Domain "
-              "Generalization, WACV 2024")
     equation = "logits = s x.unit(tower(v + U relu(D f + d) + u, name))', f = mean and deviation of every block"
     needs = f"{TOWER_NEEDED}, statistics of the image model's blocks (extract --layer-statistics)"
     hyperparameters = {**CONDITIONAL, **BATCHES}
     presets = {"cocoop": CONDITIONAL_PAPER}
     inputs = ("embedding", STATISTICS)
 
-    def check(self, task: Task) -> None:
-        super().check(task)
-        task.support.input(self.inputs)
-
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         context = self.start(prepared, generator)
         width = prepared.support.others[STATISTICS].shape[1:].numel()
         return {"context": context,
                 **self.start_of_network(context, prepared.dim, width, context.numel(), generator)}
-
-    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
-        return task.support.input(self.inputs), task.support.label
 
     def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:

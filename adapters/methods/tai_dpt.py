@@ -35,15 +35,10 @@ class TaIDPT(CoOp):
 
     Source: Texts as Images in Prompt Tuning for Multi-Label Image Recognition (Guo et al., CVPR 2023), equations 3
     to 5.
-
-    Example:
-        >>> onceclip.adapters.TaIDPT(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "tai-dpt"
     summary = "words learned from the sentences of the text set, without images"
-    source = "Guo et al., Texts as Images in Prompt Tuning for Multi-Label Image Recognition, CVPR 2023"
     equation = "logits = s x.unit(tower(v, name))', v trained on sentences by a ranking loss"
     needs = f"{TOWER_NEEDED}, best with a text set of many sentences"
     hyperparameters = {

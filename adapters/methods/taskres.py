@@ -26,7 +26,6 @@ class TextProjection(Method):
 
     name = "text-projection"
     hyperparameters = recipe(learning_rate=1e-4, epochs=50, weight_decay=0.0, optimizer="adam")
-    trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         like = prepared.text.embedding
@@ -54,16 +53,11 @@ class TaskRes(Shared):
 
     Source: Task Residual for Tuning Vision-Language Models (Yu et al., CVPR 2023); optimizer and schedule from
     the authors' code.
-
-    Example:
-        >>> onceclip.adapters.TaskRes(alpha=1.0).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "taskres"
     summary = "trained residual on the class vectors"
     family = "residual"
-    source = "Yu et al., Task Residual for Tuning Vision-Language Models, CVPR 2023"
     equation = "logits_c = s x.unit(t_c + alpha r_c),  r from 0 by cross-entropy"
     hyperparameters = {
         **share_setting(0.33, by_images=True),
@@ -79,7 +73,6 @@ class TaskRes(Shared):
     presets = {name: {"share": 1.0, "base": "raw", "drop_last": True, **values} for name, values in
                (("reference", {}), ("reference-8-shots", {"epochs": 200}),
                 ("reference-imagenet", {"learning_rate": 2e-4}))}
-    trained = True
     weighs = True
     by_images = True
 

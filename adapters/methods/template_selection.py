@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Method, zero_shot_head
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method, class_head
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """place: (templates,) int64, 0 for the best one."""
-
-    task: Task
-    place: Tensor
 
 
 class TemplateSelection(Method):
@@ -41,13 +31,13 @@ class TemplateSelection(Method):
     name = "template-selection"
     summary = "zero-shot with the templates that are best on the shots"
     family = "text"
-    source = "this project"
     equation = "w_c = unit(mean_p unit(t_cp)) over the `keep` templates with the best support accuracy"
     hyperparameters = {
         "keep": Hyperparameter(8, "number of templates", search=(1, 2, 4, 8, 16, 32, 64), low=1, high=1e6),
     }
 
-    def prepare(self, task: Task) -> Ranking:
+    def prepare(self, task: Task) -> tuple[Task, Tensor]:
+        """The task, and the rank (templates,) of every template, 0 for the best one."""
         rows, label = task.support.unit, task.support.label
         scores = []
         for vectors in unit(task.text.bank):
@@ -55,10 +45,10 @@ class TemplateSelection(Method):
             wrong = (logits.argmax(dim=1) != label).double().mean()
             scores.append((float(wrong), float(cross_entropy(logits, label))))
         order = sorted(range(len(scores)), key=scores.__getitem__)
-        return Ranking(task, torch.tensor(order, device=label.device).argsort())
+        return task, torch.tensor(order, device=label.device).argsort()
 
-    def head(self, prepared: Ranking, parameters: dict[str, Tensor]) -> Head:
-        task, text = prepared.task, prepared.task.text
-        weight = (prepared.place[text.groups] < self.keep).to(text.embedding)
+    def head(self, prepared: tuple[Task, Tensor], parameters: dict[str, Tensor]) -> Head:
+        (task, rank), text = prepared, prepared[0].text
+        weight = (rank[text.groups] < self.keep).to(text.embedding)
         weight = weight if text.prompt_weight is None else weight * text.prompt_weight
-        return Linear(task.logit_scale * text.vectors(weight), zero_shot_head(task).bias)
+        return class_head(task, text.vectors(weight))

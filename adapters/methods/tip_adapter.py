@@ -10,7 +10,7 @@ from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
-# Each is twice the one before the last: with one exponential comes that of the double, see affinity.py.
+# Each is twice the one before the last: with one exponential comes that of the double (heads/kernel.py).
 SHARPNESS = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
 
 
@@ -20,17 +20,13 @@ class TipAdapter(Method):
     `logits = s x W^T + alpha exp(-beta (1 - x K^T)) L`; the keys K are the unit means of each image's raw
     views, L the one-hot labels.
 
-    Source: Tip-Adapter (Zhang et al., ECCV 2022), equations 4 to 6; defaults alpha = 1, beta = 5.5 from there.
-
-    Example:
-        >>> onceclip.adapters.TipAdapter(alpha=1.0, beta=5.5).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification (Zhang et al., ECCV 2022), equations
+    4 to 6; defaults alpha = 1, beta = 5.5 from there.
     """
 
     name = "tip-adapter"
     summary = "training-free cache of the support images"
     family = "cache"
-    source = "Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022"
     equation = "logits = s x.W' + alpha exp(-beta (1 - x.K')) L"
     hyperparameters = {
         "alpha": Hyperparameter(1.0, "weight of the cache", high=50.0),
@@ -41,8 +37,8 @@ class TipAdapter(Method):
 
     def terms(self, prepared: Task, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         support = prepared.support
-        cache = Kernel(support.keys, support.label, prepared.classes, self.beta, support.weight)
-        return zero_shot_head(prepared), cache
+        keys = parameters.get("keys", support.keys)
+        return zero_shot_head(prepared), Kernel(keys, support.label, prepared.classes, self.beta, support.weight)
 
     def check_left_out(self, task: Task) -> None:
         require_two_images(task)

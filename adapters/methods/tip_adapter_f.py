@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onceclip.adapters.heads import Head, Kernel
-from onceclip.adapters.method import Method, zero_shot_head
-from onceclip.adapters.methods.tip_adapter import SHARPNESS
+from onceclip.adapters.heads import Head
+from onceclip.adapters.method import Method
+from onceclip.adapters.methods.tip_adapter import SHARPNESS, TipAdapter
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, keeping, recipe
 
@@ -15,7 +15,7 @@ _PUBLISHED = {"imagenet": 1.17, "caltech101": 3.0, "dtd": 2.0, "eurosat": 2.0, "
               "oxford-flowers": 10.0, "oxford-pets": 1.17, "stanford-cars": 3.0, "sun397": 1.17, "ucf101": 3.0}
 
 
-class TipAdapterF(Method):
+class TipAdapterF(TipAdapter):
     """Tip-Adapter whose keys are fine-tuned; labels and class weights stay as they are.
 
     Training runs with `train_alpha` and `train_beta`; afterwards `alpha` and `beta` may be chosen anew on
@@ -23,17 +23,12 @@ class TipAdapterF(Method):
     script keeps the epoch that is best on the test set, for which `keep=best` takes validation rows instead. The
     presets are its recipe for each data set, with the weight of the cache that was set by hand for it.
 
-    Source: Tip-Adapter (Zhang et al., ECCV 2022), section 3.2; optimizer and epsilon from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.TipAdapterF(epochs=10).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification (Zhang et al., ECCV 2022), section
+    3.2; optimizer and epsilon from the authors' code.
     """
 
     name = "tip-adapter-f"
     summary = "Tip-Adapter with fine-tuned keys"
-    family = "cache"
-    source = "Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022"
     equation = "as tip-adapter, with K trained by cross-entropy from the support keys"
     hyperparameters = {
         "alpha": Hyperparameter(1.17, "weight of the cache when predicting", high=50.0),
@@ -45,17 +40,10 @@ class TipAdapterF(Method):
     }
     presets = {name: {"alpha": alpha, "train_alpha": alpha, "epochs": 100 if name == "eurosat" else 20, "keep": "best"}
                for name, alpha in _PUBLISHED.items()}
-    mixing = "alpha"
-    trained = True
-    weighs = True
+    check_left_out = Method.check_left_out  # keys that were trained on an image know it
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         return {"keys": prepared.support.keys}
-
-    def terms(self, prepared: Task, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
-        support = prepared.support
-        cache = Kernel(parameters["keys"], support.label, prepared.classes, self.beta, support.weight)
-        return zero_shot_head(prepared), cache
 
     def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         return self.with_values(alpha=self.train_alpha, beta=self.train_beta).head(prepared, parameters)

@@ -11,6 +11,7 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads import Head, Kernel, ProbabilityBilinear, Sum
 from onceclip.adapters.method import Method, require_two_images, zero_shot_head
 from onceclip.adapters.methods.tip_adapter import SHARPNESS, TipAdapter
+from onceclip.adapters.ops import class_sums
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -42,17 +43,13 @@ class TipX(Method):
     There the ranges, and with them the logits of a row, come from all rows of the test set, and the last rows of it
     get no term at all; here the ranges are those of pairs of support images.
 
-    Source: SuS-X (Udandarao et al., ICCV 2023), where TIP-X is its second part; tau from there.
-
-    Example:
-        >>> onceclip.adapters.TipX(gamma=500).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: SuS-X: Training-Free Name-Only Transfer of Vision-Language Models (Udandarao et al., ICCV 2023), where TIP-X
+    is its second part; tau from there.
     """
 
     name = "tip-x"
     summary = "Tip-Adapter with a term on zero-shot probabilities"
     family = "cache"
-    source = "Udandarao et al., SuS-X: Training-Free Name-Only Transfer of Vision-Language Models, ICCV 2023"
     equation = ("logits = s x.W' + alpha exp(-beta (1 - x.K')) L - gamma mean_{i in c} KL(p_x || p_i), "
                 "p = softmax(x.W' / tau)")
     hyperparameters = {
@@ -73,7 +70,7 @@ class TipX(Method):
     def terms(self, prepared: Probabilities, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         task = prepared.task
         support, logarithm = task.support, (prepared.cosine / self.tau).log_softmax(dim=1)
-        total = logarithm.new_zeros(task.classes, task.classes).index_add(0, support.label, logarithm)
+        total = class_sums(logarithm, support.label, task.classes)
         entropy = None
         if self.sums:
             slope, least, lowest = _ranges(support.keys, logarithm)

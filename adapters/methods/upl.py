@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from onceclip.adapters.method import require_images, zero_shot_head
-from onceclip.adapters.methods.coop import CONTEXT, PAPER, TOWER_NEEDED, TRAINING, prompt_head, tower_of
+from onceclip.adapters.method import class_head, require_images, zero_shot_head
+from onceclip.adapters.methods.coop import CONTEXT, PAPER, TOWER_NEEDED, TRAINING, tower_of
 from onceclip.adapters.methods.eco import CONTEXTS, ECO
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import best_of_classes, unit
 from onceclip.adapters.task import Rows, Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
@@ -25,15 +25,10 @@ class UPL(ECO):
 
     Source: Unsupervised Prompt Learning for Vision-Language Models (Huang et al., 2022), sections 3.2 and 3.3; the
     paper averages the probabilities of several encoders to choose images, here there is one.
-
-    Example:
-        >>> onceclip.adapters.UPL(epochs=2).fit(tower_task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "upl"
     summary = "contexts learned on images that zero-shot is sure of, without labels"
-    source = "Huang et al., Unsupervised Prompt Learning for Vision-Language Models, 2022"
     equation = "logits = s x.mean_k unit(tower(v_k, name))', v_k trained on zero-shot's surest labels"
     needs = f"{TOWER_NEEDED}, images without labels"
     hyperparameters = {
@@ -54,9 +49,9 @@ class UPL(ECO):
     def prepare(self, task: Task) -> Task:
         given = [task.support.embedding] if task.unlabelled is None else [task.support.embedding, task.unlabelled]
         rows = torch.cat(given)
-        chosen, label = surest(zero_shot_head(task)(unit(rows)), self.top) if len(rows) else (
-            torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-        return replace(task, support=Rows(rows[chosen], label), tower=tower_of(task))
+        probability, label = zero_shot_head(task)(unit(rows)).softmax(dim=1).max(dim=1)
+        chosen = best_of_classes(label, probability, task.classes, self.top)
+        return replace(task, support=Rows(rows[chosen], label[chosen]), tower=tower_of(task))
 
     def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
         return prepared.support.unit, prepared.support.label
@@ -64,23 +59,9 @@ class UPL(ECO):
     def loss(self, prepared: Task, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:
         """The sum over contexts, none of which sees another."""
-        return torch.stack([cross_entropy(prompt_head(prepared, each)(rows), label)
+        return torch.stack([cross_entropy(class_head(prepared, each)(rows), label)
                             for each in self.each(prepared, parameters)]).sum()
 
     def vectors(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:
         """Their mean, not of unit length: the mean of the logits."""
         return self.each(prepared, parameters).mean(dim=0)
-
-
-def surest(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Positions and labels of the `top` most probable rows of every predicted class, class by class.
-
-    logits: (n, classes). Of equally probable rows the first counts.
-    """
-    probability, label = logits.softmax(dim=1).max(dim=1)
-    order = probability.argsort(descending=True, stable=True)
-    order = order[label[order].argsort(stable=True)]
-    label = label[order]
-    start = torch.searchsorted(label, torch.arange(logits.shape[1], device=label.device))
-    kept = torch.arange(len(label), device=label.device) - start[label] < top
-    return order[kept], label[kept]

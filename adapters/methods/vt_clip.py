@@ -20,7 +20,8 @@ class VtClip(Method):
     code: their block also has layer norms and a feed-forward part, which would leave no way back to zero-shot, and
     widths, start and recipe here are this project's. Its published numbers are not to be compared.
 
-    Source: VT-CLIP (Qiu et al., 2021), section 3.2, in the residual form described above.
+    Source: VT-CLIP: Enhancing Vision-Language Models with Visual-guided Texts (Qiu et al., 2021), section 3.2, in the
+    residual form described above.
 
     Example:
         >>> with_outputs = onceclip.make_task(store, shots=4, outputs=["embedding", "token"])
@@ -32,7 +33,6 @@ class VtClip(Method):
     name = "vt-clip"
     summary = "class vectors look at the image's patches"
     family = "adapter"
-    source = "Qiu et al., VT-CLIP: Enhancing Vision-Language Models with Visual-guided Texts, 2021"
     equation = "logits_c = s x.unit(w_c + ratio O attention(w_c; patches of x))"
     hyperparameters = {
         "ratio": Hyperparameter(1.0, "share of what was learnt; 0 is zero-shot", search=(0.0, 0.25, 0.5, 1.0),
@@ -42,14 +42,9 @@ class VtClip(Method):
         **recipe(learning_rate=1e-3, epochs=100, batch_size=64),
         **keeping(),
     }
-    trained = True
     transfers = True
     inputs = ("embedding", "token")
     needs = "patch tokens (extract --tokens)"
-
-    def check(self, task: Task) -> None:
-        super().check(task)
-        task.support.input(self.inputs)
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         like, dim, inner = prepared.text.embedding, prepared.dim, self.heads * self.head_width
@@ -65,6 +60,3 @@ class VtClip(Method):
 
     def training_head(self, prepared: Task, parameters: dict[str, Tensor]) -> Head:
         return self.with_values(ratio=1.0).head(prepared, parameters)
-
-    def training_rows(self, task: Task, prepared: Task, epoch: int) -> tuple[Tensor, Tensor]:
-        return task.support.input(self.inputs), task.support.label

@@ -20,16 +20,11 @@ class WiseFT(Method):
     also smooth labels (`smoothing`).
 
     Source: Robust Fine-tuning of Zero-shot Models (Wortsman et al., CVPR 2022), equation 1.
-
-    Example:
-        >>> onceclip.adapters.WiseFT(alpha=0.3).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "wise-ft"
     summary = "linear head fine-tuned from zero-shot, mixed with it"
     family = "linear"
-    source = "Wortsman et al., Robust Fine-tuning of Zero-shot Models, CVPR 2022"
     equation = "logits = x.((1-alpha) W0 + alpha W1)' + b,  W1 from W0 by cross-entropy"
     hyperparameters = {
         "alpha": Hyperparameter(0.5, "share of the fine-tuned weights", high=1.0),
@@ -41,7 +36,6 @@ class WiseFT(Method):
     presets = {"reference": {"learning_rate": 1e-3, "weight_decay": 0.1, "epochs": 10, "batch_size": 512,
                              "schedule": "warmup", "warmup": 500, "clip": 1.0}}
     mixing = "alpha"
-    trained = True
 
     def initial(self, prepared: Task, generator: torch.Generator) -> dict[str, Tensor]:
         weight, bias = _start(prepared)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head
-from onceclip.adapters.heads.retrieval import CaptionEnsemble, certainty
+from onceclip.adapters.heads.neighbors import CaptionEnsemble, certainty
 from onceclip.adapters.method import Method
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task, whole_precision
@@ -26,6 +26,15 @@ class Bank:
     image: Tensor
     caption: Tensor
     rows: Tensor
+
+
+def captioned_bank(task: Task) -> tuple[Tensor, Tensor]:
+    """Images and captions (bank, dim) of the task's bank, unit, in the type of its text."""
+    assert task.bank is not None  # `Method.check` has seen to it
+    assert task.bank.caption is not None
+    image, caption = (unit(whole_precision(each)).to(task.text.embedding)
+                      for each in (task.bank.image, task.bank.caption))
+    return image, caption
 
 
 class XMoRe(Method):
@@ -48,7 +57,6 @@ class XMoRe(Method):
     name = "x-more"
     summary = "zero-shot, and the captions of a bank's images that look alike"
     family = "retrieval"
-    source = "Eom et al., Cross-Modal Retrieval Meets Inference: Improving Zero-Shot Classification, 2023"
     equation = "logits = log(a/a' softmax(s x.W') + b/b' mean_k softmax(s t_k.W')),  a, b = 1 - H / ln C"
     hyperparameters = {
         "neighbours": Hyperparameter(16, "images of the bank whose captions are read", search=(4, 8, 16, 32, 64), low=1,
@@ -62,13 +70,10 @@ class XMoRe(Method):
     wants_unlabelled = True
 
     def prepare(self, task: Task) -> Bank:
-        bank, like = task.bank, task.text.embedding
-        assert bank is not None  # `check` has seen to it
-        assert bank.caption is not None
+        image, caption = captioned_bank(task)
         rows = task.support.embedding if len(task.support) else task.unlabelled
-        rows = whole_precision(bank.image if rows is None or not len(rows) else rows)
-        image, caption = (unit(whole_precision(each)).to(like) for each in (bank.image, bank.caption))
-        return Bank(task, image, caption, unit(rows[:_ROWS]).to(like))
+        seen = image[:_ROWS] if rows is None or not len(rows) else unit(whole_precision(rows)[:_ROWS]).to(image)
+        return Bank(task, image, caption, seen)
 
     def head(self, prepared: Bank, parameters: dict[str, Tensor]) -> Head:
         head = CaptionEnsemble(prepared.task.zero_shot_weights, prepared.image, prepared.caption, self.neighbours, 1.0,

@@ -20,17 +20,13 @@ class ZeroShot(Method):
     templates weights of its own, the same for all classes; what the classes do not share, such as the sentences of a
     language model, counts as one template.
 
-    Source: CLIP (Radford et al., 2021), section 3.1; AutoCLIP (Metzen et al., TMLR 2024).
-
-    Example:
-        >>> onceclip.adapters.ZeroShot().fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
+    Source: Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021), section 3.1;
+    AutoCLIP (Metzen et al., TMLR 2024).
     """
 
     name = "zero-shot"
     summary = "class prompts alone, no labelled image"
     family = "baseline"
-    source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021"
     equation = "logits_c = s x.w_c,  w_c = unit(mean_p unit(t_cp))"
     hyperparameters = {
         "prompts": Hyperparameter("mean", "how the prompts of a class become one score: by their mean vector, by the "

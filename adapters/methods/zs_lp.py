@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from onceclip.adapters.heads import Head, Linear
-from onceclip.adapters.method import Shared, share_setting, zero_shot_head
+from onceclip.adapters.method import Shared, class_head, share_setting
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter, kaiming_normal, recipe
@@ -41,7 +39,7 @@ def base_vectors(task: Task, base: str, length: float) -> Tensor:
 
 def cosine_head(task: Task, vectors: Tensor) -> Linear:
     """Logits `s x . unit(v_c) + b` for class vectors (classes, dim) of any length."""
-    return replace(zero_shot_head(task), weight=task.logit_scale * unit(vectors))
+    return class_head(task, unit(vectors))
 
 
 class ZeroShotLinearProbe(Shared):
@@ -55,17 +53,11 @@ class ZeroShotLinearProbe(Shared):
 
     Source: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models (Silva-Rodriguez et al., CVPR
     2024); step size, momentum, epochs and schedule from the authors' code.
-
-    Example:
-        >>> onceclip.adapters.ZeroShotLinearProbe(epochs=50).fit(task).logits(embeddings).shape
-        torch.Size([5, 4])
     """
 
     name = "zs-lp"
     summary = "linear probe on cosines, started at zero-shot"
     family = "linear"
-    source = ("Silva-Rodriguez et al., A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models, "
-              "CVPR 2024")
     equation = "logits_c = s x.unit(p_c),  p_c from t_c by cross-entropy"
     hyperparameters = {
         **share_setting(0.25, by_images=True),
@@ -77,7 +69,6 @@ class ZeroShotLinearProbe(Shared):
         **DROP_LAST,
     }
     presets = {"reference": {"share": 1.0, "base": "raw", "learning_rate": 0.1, "drop_last": True}}
-    trained = True
     weighs = True
     by_images = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +22,9 @@ from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.selection.calibration import HELD_OUT, VALIDATION, on_rows
-from onceclip.adapters.selection.rule import best_temperature, calibrated_loss, some_rows
+from onceclip.adapters.selection.rule import accuracy, best_temperature, calibrated_loss, some_rows
 from onceclip.adapters.selection.selection import fit_selected
-from onceclip.adapters.task import Rows, Task
+from onceclip.adapters.task import Task
 from onceclip.adapters.training.loop import Progress, no_progress, part_of
 
 AUTOMATIC, ENSEMBLE, MERGE = AVERAGES = ("automatic", "ensemble", "merge")  # what a classifier of several is called
@@ -76,44 +76,50 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     if task.val is None or not len(task.val):
         task, on = _hold_out(task, seed), HELD_OUT
     methods = [member() for member in members] or _members(task)
-    if members and (task.val is None or not len(task.val)):
-        alone = [method.fit(task, seed, progress) for method in methods]
-        share = [1 / len(alone)] * len(alone)
-        average = _named(alone[0], alone, share, _sum([each.head for each in alone], share), ENSEMBLE)
-        return average, [Reached(each.method, each.hyperparameters, None, 0.0, weight)
-                         for each, weight in zip([*alone, average], [*share, 1.0], strict=True)]
+    name = ENSEMBLE if members else AUTOMATIC
     if task.val is None or not len(task.val):
-        methods = [LPPlusPlus()] if LPPlusPlus in map(type, methods) else methods[:1]
-        fitted = methods[0].fit(task, seed, progress)
-        return _named(fitted, [fitted], [1.0], fitted.head), [Reached(fitted.method, fitted.hyperparameters, None,
-                                                                      0.0, 1.0)]
+        return _unweighed(methods, name, task, seed, progress)
     val = some_rows(task.val, task.classes)
-    found: list[tuple[Classifier, float, float, float]] = []
+    fitted, reached = [], []
     for place, method in enumerate(methods):
-        watched = part_of(progress, place / len(methods), 1 / len(methods))
-        fitted = fit_selected(method, task, "val", seed=seed, progress=watched).classifier
-        logits = _logits(fitted.head, val)
-        loss = float(calibrated_loss(logits, val.label).sum())
-        temperature = best_temperature(logits, val.label)
-        found.append((replace(fitted, temperature=temperature), temperature, loss, _accuracy(logits, val.label)))
-    least = min(loss for _, _, loss, _ in found)
-    weights = torch.tensor([-SHARPNESS * (loss - least) for _, _, loss, _ in found]).softmax(dim=0).tolist()
-    factors = [weight / temperature for weight, (_, temperature, _, _) in zip(weights, found, strict=True)]
+        own_progress = part_of(progress, place / len(methods), 1 / len(methods))
+        each = fit_selected(method, task, "val", seed=seed, progress=own_progress).classifier
+        logits = next(batched_logits([each.head], val.unit))
+        fitted.append(replace(each, temperature=best_temperature(logits, val.label)))
+        reached.append(_reached(each, logits, val.label))
+    least = min(each.loss for each in reached)
+    weights = torch.tensor([-SHARPNESS * (each.loss - least) for each in reached]).softmax(dim=0).tolist()
+    reached = [replace(each, weight=weight) for each, weight in zip(reached, weights, strict=True)]
     kept = [place for place, weight in enumerate(weights) if weight >= LEAST]
-    chosen = [found[place][0] for place in kept]
-    head = _sum([each.head for each in chosen], [factors[place] for place in kept])
-    logits = _logits(head, val)
-    reached = [Reached(each.method, each.hyperparameters, accuracy, loss, weight)
-               for (each, _, loss, accuracy), weight in zip(found, weights, strict=True)]
+    chosen, shares = [fitted[place] for place in kept], [weights[place] for place in kept]
+    factors = [share / each.temperature for share, each in zip(shares, chosen, strict=True)]
+    head = _sum([each.head for each in chosen], factors)
+    logits = next(batched_logits([head], val.unit))
     if on == HELD_OUT:
-        again = [type(methods[place]).fit(methods[place].with_values(**found[place][0].hyperparameters), whole, seed)
-                 for place in kept]
-        head = _sum([each.head for each in again], [factors[place] for place in kept])
-    average = _named(chosen[0], chosen, [weights[place] for place in kept], head, ENSEMBLE if members else AUTOMATIC)
-    average = on_rows(average, logits, val.label, on)
-    reached.append(Reached(average.method, average.hyperparameters, _accuracy(logits, val.label),
-                           float(calibrated_loss(logits, val.label).sum()), 1.0))
-    return average, reached
+        again = [methods[place].with_values(**fitted[place].hyperparameters).fit(whole, seed) for place in kept]
+        head = _sum([each.head for each in again], factors)
+    average = on_rows(_average(chosen, shares, head, name), logits, val.label, on)
+    return average, [*reached, _reached(average, logits, val.label)]
+
+
+def _unweighed(methods: Sequence[Method], name: str, task: Task, seed: int,
+               progress: Progress) -> tuple[Classifier, list[Reached]]:
+    """Named members with equal weights; where none are named lp++, or what stands for it, by itself."""
+    if name == AUTOMATIC:
+        methods = [LPPlusPlus()] if LPPlusPlus in map(type, methods) else methods[:1]
+    fitted = [method.fit(task, seed, progress) for method in methods]
+    share = [1 / len(fitted)] * len(fitted)
+    head = _sum([each.head for each in fitted], share) if name == ENSEMBLE else fitted[0].head
+    average = _average(fitted, share, head, name)
+    reached = [Reached(each.method, each.hyperparameters, None, 0.0, weight)
+               for each, weight in zip([*fitted, average], [*share, 1.0], strict=True)]
+    return average, reached if name == ENSEMBLE else reached[:1]
+
+
+def _reached(classifier: Classifier, logits: Tensor, label: Tensor) -> Reached:
+    """What logits (rows, classes) of labelled rows (rows,) say of a classifier that is all there is."""
+    return Reached(classifier.method, classifier.hyperparameters, accuracy(logits, label),
+                   float(calibrated_loss(logits, label).sum()), 1.0)
 
 
 def fit_again(average: Classifier, task: Task, seed: int = 0) -> Classifier:
@@ -151,11 +157,7 @@ def _hold_out(task: Task, seed: int) -> Task:
     for rows in order[label[order].argsort(stable=True)].split(torch.bincount(label).tolist()):
         if len(rows) > 1:
             held[rows[:max(1, len(rows) // _PART)]] = True
-
-    def those(which: Tensor) -> Rows:
-        return task.support.to(lambda value: value[which.to(value.device)] if isinstance(value, Tensor) else value)
-
-    return replace(task, support=those(~held), val=those(held)) if held.any() else task
+    return replace(task, support=task.support.at(~held), val=task.support.at(held)) if held.any() else task
 
 
 def _sum(heads: Sequence[Head], factors: Sequence[float]) -> Head:
@@ -170,21 +172,13 @@ def _sum(heads: Sequence[Head], factors: Sequence[float]) -> Head:
     return Sum(*zip(*rest, strict=True))
 
 
-def _named(like: Classifier, members: Sequence[Classifier], weights: Sequence[float], head: Head,
-           method: str = AUTOMATIC) -> Classifier:
+def _average(members: Sequence[Classifier], weights: Sequence[float], head: Head, name: str) -> Classifier:
     """A classifier that says what it is an average of."""
-    values: dict[str, Any] = {}
-    for each, weight in zip(members, weights, strict=True):
-        values |= {f"{each.method} weight": weight, f"{each.method} temperature": each.temperature}
-        values |= {f"{each.method} {name}": value for name, value in each.hyperparameters.items()}
-    return replace(like, head=head, method=method, hyperparameters=values, parameters={}, conformity={})
+    values = values_of(zip([each.method for each in members], members, weights, strict=True))
+    return members[0].with_head(head, method=name, hyperparameters=values, parameters={})
 
 
-@torch.no_grad()
-def _logits(head: Head, rows: Rows) -> Tensor:
-    logits, = batched_logits([head], rows.unit)
-    return logits
-
-
-def _accuracy(logits: Tensor, label: Tensor) -> float:
-    return float((logits.argmax(dim=1) == label).double().mean())
+def values_of(members: Iterable[tuple[str, Classifier, float]]) -> dict[str, Any]:
+    """The hyperparameters of a classifier of several, by their labels: weight, temperature and values of each."""
+    return {f"{label} {name}": value for label, each, weight in members for name, value in
+            {"weight": weight, "temperature": each.temperature, **each.hyperparameters}.items()}

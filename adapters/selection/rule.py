@@ -13,7 +13,7 @@ the defaults stay, with many rows the prior is nothing. `docs/selection.md` has 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,7 +57,7 @@ class Weighed:
 def some_rows(rows: Rows, classes: int) -> Rows:
     """The rows, or every second, third, ... of so many that their logits would have more than 2**27 elements."""
     step = -(-len(rows) * classes // LOGITS)
-    return rows if step <= 1 else rows.to(lambda value: value[::step] if isinstance(value, Tensor) else value)
+    return rows if step <= 1 else rows.at(slice(None, None, step))
 
 
 def calibrated_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -69,6 +69,11 @@ def calibrated_loss(logits: Tensor, label: Tensor) -> Tensor:
     logits: (rows, classes). label: (rows,) int64.
     """
     return _calibrate(lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[0]
+
+
+def accuracy(logits: Tensor, label: Tensor) -> float:
+    """Share of rows whose highest logit (rows, classes) is that of the label (rows,)."""
+    return float((logits.argmax(dim=1) == label).double().mean())
 
 
 def best_temperature(logits: Tensor, label: Tensor) -> float:
@@ -198,13 +203,12 @@ def best_weight(first: Tensor, second: Tensor, label: Tensor, default: float, lo
             if loss_of(weight) > min(costs.values()) + _RISE:
                 break
     for _ in range(2):
-        for between in _halfway(sorted(costs), _least(costs, default)):
+        for between in halfway(sorted(costs), _least(costs, default)):
             loss_of(between)
     best = _least(costs, default)
-    around = _around(costs, best)
     pieces = zip(first.split(_step(first)), second.split(_step(first)), label.split(_step(first)), strict=True)
     right = sum(int((one + best * other).argmax(dim=1).eq(own).sum()) for one, other, own in pieces if len(own))
-    return Weighed(best, costs[best], right / max(len(label), 1), around[0], around[-1])
+    return Weighed(best, costs[best], right / max(len(label), 1), *_around(costs, best))
 
 
 @dataclass
@@ -307,20 +311,17 @@ def _least(costs: Mapping[float, float], default: float) -> float:
     return min(costs, key=lambda weight: (costs[weight], abs(weight - default)))
 
 
-def _halfway(tried: list[float], best: float) -> list[float]:
-    """Geometric means of the best weight and what was tried on either side of it."""
+def halfway(tried: Sequence[float], best: float) -> list[float]:
+    """Geometric means of the best number and what was tried on either side of it, in order; none beside zero."""
     place = tried.index(best)
-    neighbours = tried[max(place - 1, 0):place] + tried[place + 1:place + 2]
+    neighbours = [*tried[max(place - 1, 0):place], *tried[place + 1:place + 2]]
     return [math.sqrt(best * other) for other in neighbours if best * other > 0]
 
 
-def _around(costs: Mapping[float, float], best: float) -> list[float]:
-    """The run of tried weights around the best one that cost less than half a nat more, in order."""
+def _around(costs: Mapping[float, float], best: float) -> tuple[float, float]:
+    """The ends of the run of tried weights around the best one that cost less than half a nat more."""
     tried = sorted(costs)
-    close: Callable[[float], bool] = lambda weight: costs[weight] < costs[best] + 0.5  # noqa: E731
-    first = last = tried.index(best)
-    while first > 0 and close(tried[first - 1]):
-        first -= 1
-    while last < len(tried) - 1 and close(tried[last + 1]):
-        last += 1
-    return tried[first:last + 1]
+    place, close = tried.index(best), [costs[weight] < costs[best] + 0.5 for weight in tried]
+    first = max((number + 1 for number in range(place) if not close[number]), default=0)
+    last = min((number for number in range(place + 1, len(tried)) if not close[number]), default=len(tried)) - 1
+    return tried[first], tried[last]

@@ -5,18 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.selection import tpe
-from onceclip.adapters.selection.tpe import Free, Proposals, Setting, span_of
+from onceclip.adapters.selection.rule import halfway
 from onceclip.adapters.training.trainable import Value
 
+Setting = dict[str, Value]
+Free = Mapping[str, tuple[Value, ...]]
+Cost = tuple[float, float]  # what the rule charges, or less for one that cannot win; then the departure, of equals
+Proposals = Generator[list[Setting], list[Cost], None]
 OPTUNA = "optuna"
 _ROUNDS = 4  # from the coarse to the fine grid of the published searches
+_ROUNDING = 1e-9  # of logarithms
 SURVIVORS = 3  # one of so many goes on to a training of so many times the epochs
+RANDOM = 10  # settings before the first that optuna's estimator draws, as is its default
+TOGETHER = 4  # that it draws at once, so that they are trained together
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,10 @@ class Search:
         trains all for a few epochs, the better third for three times as many, and so on (Jamieson and Talwalkar,
         Non-stochastic Best Arm Identification, AISTATS 2016; every training has its whole schedule); "halves" goes on
         after the grid between the best value and its neighbours, as the linear probes of CLIP (Radford et al., 2021,
-        A.3) and CLIP_benchmark find their decay; "optuna" draws where earlier ones did well, see `tpe.proposals`.
+        A.3) and CLIP_benchmark find their decay; "optuna" draws where earlier ones did well, see `_tree_structured`.
     count: number of settings, the defaults and random draws; 0 takes the grid. Of "halves", the rounds; 0 for four,
         which turn a grid into one sixteen times as fine where it is best.
-    narrow: multiply matrices in bfloat16 while searching; the winner is trained again as usual.
+    narrow: multiply matrices in bfloat16 while searching; the winner is trained as usual.
     """
 
     kind: str = "grid"
@@ -41,8 +48,7 @@ class Search:
         if self.kind not in KINDS:
             raise MethodError(f"no search {self.kind!r}: there are: {', '.join(KINDS)}; with a number, as in random:30")
         if self.kind == "grid" and self.count:
-            raise MethodError(f"--search grid tries all combinations: write grid, or "
-                              f"random:{self.count}")
+            raise MethodError(f"--search grid tries all combinations: write grid, or random:{self.count}")
         if self.kind in COUNTED and self.count < 1:
             raise MethodError(f"--search {self.kind} needs the number of settings: {self.kind}:30")
         if self.kind == OPTUNA and find_spec("optuna") is None:
@@ -70,8 +76,13 @@ class Search:
         """Epochs of the trainings that follow each other, the last of them whole."""
         if self.kind != "halving":
             return [epochs]
-        number = int(math.log(max(min(settings, epochs), 1), SURVIVORS)) + 1
+        thirds = min(math.log(max(settings, 1), SURVIVORS), round(math.log(max(epochs, 1), SURVIVORS)))
+        number = int(thirds + _ROUNDING) + 1
         return [max(1, round(epochs / SURVIVORS**(number - 1 - rung))) for rung in range(number)]
+
+    def narrow_at(self, rungs: Sequence[int], rung: int) -> bool:
+        """Whether a rung multiplies in bfloat16: with `narrow` all, but for the last of several, which are whole."""
+        return self.narrow and (len(rungs) == 1 or rung < len(rungs) - 1)
 
     def alike(self, settings: int, rungs: Sequence[int], rung: int) -> int:
         """Number of trainings of one rung that all rungs together take as long as. rungs: their epochs, see `rungs`."""
@@ -111,17 +122,14 @@ def between(tried: Sequence[Setting], best: Setting, free: Free) -> list[Setting
     found = []
     for name, values in free.items():
         if all(isinstance(value, float) for value in values):
-            known, own = sorted({float(each[name]) for each in tried}), float(best[name])
-            place = known.index(own)
-            for other in known[max(place - 1, 0):place] + known[place + 1:place + 2]:
-                if own * other > 0:
-                    found.append({**{key: best[key] for key in free}, name: math.sqrt(own * other)})
+            known = sorted({float(each[name]) for each in tried})
+            found += [{**{key: best[key] for key in free}, name: value} for value in halfway(known, float(best[name]))]
     return found
 
 
 def _draw(values: tuple[Value, ...], generator: random.Random) -> Value:
     """A value of the range that search values span; of texts and whole numbers one of them."""
-    span = span_of(values)
+    span = _span_of(values)
     if span is None:
         return generator.choice(values)
     if span[0] <= 0:
@@ -129,6 +137,48 @@ def _draw(values: tuple[Value, ...], generator: random.Random) -> Value:
     return math.exp(generator.uniform(*map(math.log, span)))
 
 
-KINDS = {"grid": _grid, "random": _grid, "halving": _grid, "halves": _halves, OPTUNA: tpe.proposals}
+def _span_of(values: tuple[Value, ...]) -> tuple[float, float] | None:
+    """The least and the greatest of search values that are numbers; None for others."""
+    numbers = [value for value in values if isinstance(value, float)]
+    return (min(numbers), max(numbers)) if len(numbers) == len(values) and len(numbers) > 1 else None
+
+
+def _tree_structured(free: Free, count: int, seed: int) -> Proposals:
+    """As many settings, each once, the defaults first; see `Search.proposals`.
+
+    Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011, section 4, as optuna carries it out:
+    ten settings are random, then four at a time are drawn. Numbers come from the range that search values span, on a
+    logarithmic scale where it is above zero; other values are among those given.
+    """
+    import optuna  # an extra, and slow to import
+
+    spans = {name: _span_of(values) for name, values in free.items()}
+    space: dict[str, Any] = {
+        name: optuna.distributions.FloatDistribution(*span, log=span[0] > 0) if (span := spans[name]) else
+        optuna.distributions.CategoricalDistribution(values) for name, values in free.items()}
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM))
+    finally:
+        optuna.logging.set_verbosity(before)
+    study.enqueue_trial({name: values[0] for name, values in free.items()})
+    known: dict[tuple[Any, ...], float] = {}
+    asked = 0
+    while asked < count and (free or not asked):
+        trials = [study.ask(space) for _ in range(min(RANDOM if not asked else TOGETHER, count - asked))]
+        asked += len(trials)
+        keys = [tuple(trial.params.values()) for trial in trials]
+        new = [key for key in dict.fromkeys(keys) if key not in known]
+        if new:
+            costs = yield [dict(zip(trials[0].params, key, strict=True)) for key in new]
+            known.update(zip(new, (cost for cost, _ in costs), strict=True))
+        for trial, key in zip(trials, keys, strict=True):
+            failed = not math.isfinite(known[key])  # a training that diverged
+            study.tell(trial, None if failed else known[key],
+                       optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE)
+
+
+KINDS = {"grid": _grid, "random": _grid, "halving": _grid, "halves": _halves, OPTUNA: _tree_structured}
 COUNTED = ("random", OPTUNA)  # which have no number of settings of their own
 GRID = Search()

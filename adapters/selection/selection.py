@@ -15,9 +15,8 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
-from onceclip.adapters.selection.rule import LOGITS, Race, calibrated_loss, departure, some_rows
-from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Search
-from onceclip.adapters.selection.tpe import Proposals, Setting
+from onceclip.adapters.selection.rule import LOGITS, Race, accuracy, calibrated_loss, departure, some_rows
+from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Proposals, Search, Setting
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.compile import several
 from onceclip.adapters.training.engine import finite, require_finite, train
@@ -73,10 +72,6 @@ class _Choice:
             return None
         setting = self.start.hyperparameters[self.mixing]
         return Race(label, float(self.start.values[self.mixing]), setting.low, setting.high)
-
-    def best(self, trials: Sequence[_Trial]) -> _Trial:
-        """The trial of least cost; of equals the one nearest to the start, then the first."""
-        return min(trials, key=lambda trial: (trial.cost, self.distance(trial.method)))
 
 
 def default_policy(method: Method, task: Task) -> str:
@@ -148,27 +143,19 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
     with threads_for(method.work(task)):
         prepared = method.prepare(task)
         if policy == "fixed" or not free:
-            return Selection(_fitted(method, task, prepared, seed, progress))
+            return Selection(method.fit_prepared(task, prepared, seed, progress))
         choice = _Choice(method, {name: values for name, values in free.items() if name != mixing}, mixing)
         proposals = search.proposals(choice.free, seed)
         if policy == "loo":
             method.check_left_out(task)
-            trials = _tried(proposals, choice, lambda more: _leave_one_out(choice, task, prepared, more))
-            best = choice.best(trials)
-            classifier = _fitted(best.method, task, best.method.prepare(task), seed, progress)
-            return Selection(classifier, best.accuracy, len(trials), best.interval, best.cost)
-        if task.val is None or not len(task.val):
-            raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
-        best, tried = _validated(choice, proposals, task, prepared, seed, search, progress)
-        classifier = best.method.classifier(task, prepared, best.parameters)
+            best, tried = _best(proposals, choice, lambda settings, _: _leave_one_out(choice, task, prepared, settings))
+            classifier = best.method.fit_prepared(task, best.method.prepare(task), seed, progress)
+        else:
+            if task.val is None or not len(task.val):
+                raise MethodError(f"--select {policy} needs validation rows and the task has none: use --select fixed")
+            best, tried = _validated(choice, proposals, task, prepared, seed, search, progress)
+            classifier = best.method.classifier(task, prepared, best.parameters)
         return Selection(classifier, best.accuracy, tried, best.interval, best.cost)
-
-
-def _fitted(method: Method, task: Task, prepared: Any, seed: int, progress: Progress) -> Classifier:
-    """Train a method as it is."""
-    parameters, = train([Run(method, task, prepared, seed)], progress)
-    require_finite(method, parameters)
-    return method.classifier(task, prepared, parameters)
 
 
 def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
@@ -182,9 +169,9 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
     shared: dict[Any, Any] = {}
     with threads_for(methods[0].work(task)):
         for method in methods:
-            if _firm(method) not in shared:
-                shared[_firm(method)] = method.prepare(task)
-        runs = [Run(method, task, shared[_firm(method)], seed) for method in methods]
+            if _fixed_values(method) not in shared:
+                shared[_fixed_values(method)] = method.prepare(task)
+        runs = [Run(method, task, shared[_fixed_values(method)], seed) for method in methods]
         results: list[Selection | MethodError] = []
         for run, parameters in zip(runs, train(runs, progress), strict=True):
             try:
@@ -197,11 +184,11 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
             return results
         val = some_rows(task.val, task.classes)
         logits = batched_logits(heads, methods[0].rows_of(val))
-        return [replace(result, accuracy=_accuracy(next(logits), val.label)) if isinstance(result, Selection) else
+        return [replace(result, accuracy=accuracy(next(logits), val.label)) if isinstance(result, Selection) else
                 result for result in results]
 
 
-def _firm(method: Method) -> tuple[Any, ...]:
+def _fixed_values(method: Method) -> tuple[Any, ...]:
     """The values that `Method.prepare` may depend on: neither searched nor only calculated with."""
     return tuple((name, value) for name, value in method.values.items() if not (
         isinstance(value, float) or method.hyperparameters[name].search or name == method.mixing))
@@ -212,48 +199,58 @@ def _validated(choice: _Choice, proposals: Proposals, task: Task, prepared: Any,
     """The best of what is proposed on the task's validation rows, and how many settings were compared."""
     trained, whole = choice.start.trained and "epochs" in choice.start.values, choice.start.values.get("epochs", 0)
 
-    def compared(some: Sequence[Method], narrow: bool, progress: Progress, alike: int = 0) -> list[_Trial]:
-        """Train and score settings. alike: number of trainings like these that the whole search consists of."""
-        with several(alike or len(some)):
-            fitted = train([Run(each, task, prepared, seed) for each in some], progress, narrow)
+    def train_and_score(methods: Sequence[Method], narrow: bool, progress: Progress, alike: int) -> list[_Trial]:
+        """Train and score methods. alike: number of trainings like these that the whole search consists of."""
+        with several(alike):
+            fitted = train([Run(each, task, prepared, seed) for each in methods], progress, narrow)
         if not any(map(finite, fitted)):
-            require_finite(some[0], fitted[0])
-        return list(_scored(list(zip(some, fitted, strict=True)), choice, task, prepared))
+            require_finite(methods[0], fitted[0])
+        return list(_scored(list(zip(methods, fitted, strict=True)), choice, task, prepared))
 
-    tried = 0
+    again = False  # whether the best was trained in bfloat16
 
-    def scored(settings: list[Setting]) -> list[_Trial]:
+    def score(settings: Sequence[Setting], tried: int) -> list[_Trial]:
         """The trials of some settings; of halving those that were trained to the end."""
-        nonlocal tried
-        going = [choice.start.with_values(**values) for values in settings]
-        rungs = search.rungs(len(going), int(whole)) if trained else [0]
-        total = max(search.count if search.kind == OPTUNA else 0, tried + len(settings))
-        lot = part_of(progress, tried / total, len(settings) / total)
+        nonlocal again
+        remaining = [choice.start.with_values(**values) for values in settings]
+        rungs = search.rungs(len(remaining), int(whole)) if trained else [0]
+        asked = search.count if search.kind == OPTUNA else 0
+        total = max(asked, tried + len(settings))
+        own_progress = part_of(progress, tried / total, len(settings) / total)
         for number, epochs in enumerate(rungs):
-            trials = compared([method.with_values(epochs=epochs) for method in going] if trained else going,
-                              search.narrow, part_of(lot, number / len(rungs), 1 / len(rungs)),
-                              max(search.alike(len(settings), rungs, number), total if search.kind == OPTUNA else 0))
-            order = sorted(range(len(trials)), key=lambda place: (trials[place].cost, choice.distance(going[place])))
+            again = trained and search.narrow_at(rungs, number)
+            methods = [method.with_values(epochs=epochs) for method in remaining] if trained else remaining
+            alike = max(search.alike(len(settings), rungs, number), asked and total)
+            rung = part_of(own_progress, number / len(rungs), 1 / len(rungs))
+            trials = train_and_score(methods, again, rung, alike)
             if number < len(rungs) - 1:
-                going = [going[place] for place in order[:-(-len(order) // SURVIVORS)]]
-        tried += len(settings)
+                ranked = sorted(zip(trials, remaining, strict=True),
+                                key=lambda pair: (pair[0].cost, choice.distance(pair[1])))
+                remaining = [method for _, method in ranked[:-(-len(ranked) // SURVIVORS)]]
         return trials
 
-    best = choice.best(_tried(proposals, choice, scored))
-    if search.narrow and trained:
-        best, = compared([best.method], narrow=False, progress=progress)
+    best, tried = _best(proposals, choice, score)
+    if again:
+        best, = train_and_score([best.method], narrow=False, progress=progress, alike=1)
     return best, tried
 
 
-def _tried(proposals: Proposals, choice: _Choice, score: Callable[[list[Setting]], list[_Trial]]) -> list[_Trial]:
-    """The trials of all settings that are proposed, each lot after the costs of those before."""
+def _best(proposals: Proposals, choice: _Choice,
+          score: Callable[[Sequence[Setting], int], list[_Trial]]) -> tuple[_Trial, int]:
+    """The best of what is proposed, some at a time after the costs of those before, and the number of settings.
+
+    score: the trials of some settings, given how many were tried before.
+    """
     trials: list[_Trial] = []
+    tried = 0
     with suppress(StopIteration):
         settings = next(proposals)
         while True:
-            trials += (more := score(settings))
+            more = score(settings, tried)
+            trials, tried = trials + more, tried + len(settings)
             settings = proposals.send([(trial.cost, choice.distance(trial.method)) for trial in more])
-    return trials
+    # Of equals the one nearest to the start, then the first.
+    return min(trials, key=lambda trial: (trial.cost, choice.distance(trial.method))), tried
 
 
 @torch.no_grad()
@@ -279,9 +276,7 @@ def _leave_one_out(choice: _Choice, task: Task, prepared: Any, settings: Sequenc
     trials, race = [], choice.race(task.support.label)
     for values in settings:
         method = choice.start.with_values(**values)
-        first, second = method.leave_one_out(prepared)
-        logits = (first, second) if choice.mixing else (
-            first + (float(method.values[method.mixing]) if method.mixing else 1.0) * second,)
+        logits = method.leave_one_out(prepared) if choice.mixing else (method.left_out_logits(prepared),)
         trials.append(_trial(choice, race, method, {}, task.support.label, *logits))
     return trials
 
@@ -291,11 +286,7 @@ def _trial(choice: _Choice, race: Race | None, method: Method, parameters: Param
     """Score logits, or two of them with the mixing weight that is chosen between them."""
     if second is None or choice.mixing is None or race is None:
         cost = float(calibrated_loss(first, label).sum()) + choice.distance(method)
-        return _Trial(method, parameters, _accuracy(first, label), cost)
+        return _Trial(method, parameters, accuracy(first, label), cost)
     found = race.weigh(first, second, choice.distance(method))
     chosen = method.with_values(**{choice.mixing: found.weight})
     return _Trial(chosen, parameters, found.accuracy, found.cost, (found.low, found.high))
-
-
-def _accuracy(logits: Tensor, label: Tensor) -> float:
-    return float((logits.argmax(dim=1) == label).double().mean())

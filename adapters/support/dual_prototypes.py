@@ -30,7 +30,6 @@ class DPA(SupportSource):
 
     name = "dpa"
     summary = "all images, labelled by text and image prototypes, weighted by their agreement"
-    source = "Ali et al., DPA: Dual Prototypes Alignment for Unsupervised Adaptation of VLMs, WACV 2025"
     hyperparameters = {
         "rounds": Hyperparameter(2, "turns of centres and labels", low=1, high=1000),
         "mixing": Hyperparameter(0.3, "share of the image prototypes", high=1.0),

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.methods import method_class
-from onceclip.adapters.support.source import Choice, SupportSource, probabilities, ranked, rows_of
+from onceclip.adapters.ops import best_of_classes
+from onceclip.adapters.support.source import Choice, SupportSource, most_alike, probabilities, rows_of
 from onceclip.adapters.task import Pool, Task
 from onceclip.adapters.text import Text
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -23,22 +24,17 @@ _K = Hyperparameter(16, "rows that each class takes", low=1, high=1e6)
 
 def most_confident(found: Probabilities, classes: int, count: int) -> Choice:
     """Rows that are predicted a class, the `count` of highest probability: a row serves one class at most."""
-    pairs = [(each.argmax(dim=1), each.amax(dim=1)) for _, each in found]
-    label, score = (torch.cat([pair[side] for pair in pairs]) for side in (0, 1))
-    index = ranked(label, score, classes, count)
+    pairs = [(each.amax(dim=1), each.argmax(dim=1)) for _, each in found]
+    score, label = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    index = best_of_classes(label, score, classes, count)
     return Choice(index, label[index], score[index])
 
 
 def most_probable(found: Probabilities, classes: int, count: int) -> Choice:
     """The `count` rows of highest probability of every class, whatever they are predicted; a row may serve several."""
-    best, where = torch.zeros(0, classes), torch.zeros(0, classes, dtype=torch.int64)
-    for place, each in found:
-        here = torch.arange(place.start, place.start + len(each), device=each.device).unsqueeze(1).expand_as(each)
-        best, where = torch.cat([best.to(each), each]), torch.cat([where.to(here), here])
-        best, order = best.topk(min(count, len(best)), dim=0)
-        where = where.gather(0, order)
-    label = torch.arange(classes, device=best.device).repeat_interleave(len(best))
-    return Choice(where.T.flatten(), label, best.T.flatten())
+    score, index = most_alike(((place, each.T) for place, each in found), count)
+    label = torch.arange(classes, device=index.device).repeat_interleave(index.shape[1])
+    return Choice(index.flatten(), label, score.flatten())
 
 
 class UPL(SupportSource):
@@ -49,11 +45,11 @@ class UPL(SupportSource):
 
     name = "upl"
     summary = "the k most confident images of every predicted class"
-    source = "Huang et al., Unsupervised Prompt Learning for Vision-Language Models, 2022"
     hyperparameters = {"k": _K, **WEIGHTED}
+    rule = staticmethod(most_confident)
 
     def choose(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
-        return self.weighed(most_confident(probabilities(text, pool), len(text.class_names), int(self.values["k"])))
+        return self.weighed(self.rule(probabilities(text, pool), len(text.class_names), int(self.values["k"])))
 
     def weighed(self, choice: Choice) -> Choice:
         """A choice with or without its weights, as asked for."""
@@ -66,15 +62,13 @@ class FPL(UPL):
     The authors' code compares each new row with the last one kept, so that its choice depends on the order of rows;
     here it is the exact k best.
 
-    Source: Enhancing CLIP with CLIP (Menghini et al., NeurIPS 2023), few-pseudolabels.
+    Source: Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning (Menghini et al., NeurIPS
+    2023), few-pseudolabels.
     """
 
     name = "fpl"
     summary = "the k most probable images of every class"
-    source = "Menghini et al., Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning, 2023"
-
-    def choose(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
-        return self.weighed(most_probable(probabilities(text, pool), len(text.class_names), int(self.values["k"])))
+    rule = staticmethod(most_probable)
 
 
 class IFPL(UPL):
@@ -82,12 +76,12 @@ class IFPL(UPL):
 
     The paper trains prompts between the rounds; here it is a method on cached embeddings.
 
-    Source: Enhancing CLIP with CLIP (Menghini et al., NeurIPS 2023), iterative refinement of FPL.
+    Source: Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning (Menghini et al., NeurIPS
+    2023), iterative refinement of FPL.
     """
 
     name = "ifpl"
     summary = "fpl, chosen again by what is learned from it"
-    source = FPL.source
     hyperparameters = {"k": _K, "rounds": _ROUNDS, "method": _METHOD, **WEIGHTED}
 
     def choose(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
@@ -98,12 +92,12 @@ class IFPL(UPL):
 class GRIP(UPL):
     """As IFPL, with more rows in every round, until all are used: `k_i = floor(i M / (rounds C))` of M rows, C classes.
 
-    Source: Enhancing CLIP with CLIP (Menghini et al., NeurIPS 2023), GRIP.
+    Source: Enhancing CLIP with CLIP: Exploring Pseudolabeling for Limited-Label Prompt Tuning (Menghini et al., NeurIPS
+    2023), GRIP.
     """
 
     name = "grip"
     summary = "as ifpl, with more and more images until all are used"
-    source = FPL.source
     hyperparameters = {"rounds": _ROUNDS, "method": _METHOD, **WEIGHTED}
 
     def choose(self, text: Text, pool: Pool, seed: int = 0) -> Choice:
@@ -119,7 +113,6 @@ class NoLA(UPL):
 
     name = "nola"
     summary = "as upl, of many images more, and second guesses where a class has none"
-    source = "Imam et al., CLIP meets DINO for Tuning Zero-Shot Classifier using Unlabeled Image Collections, 2025"
     hyperparameters = {
         "least": Hyperparameter(16, "rows that each class takes at least, if it has them", low=1, high=1e6),
         "share": Hyperparameter(0.2, "of a class's even part of all rows, which it takes where that is more", high=1.0),
@@ -131,12 +124,12 @@ class NoLA(UPL):
         k = nola_count(len(pool), classes, int(self.values["least"]), float(self.values["share"]))
         tops = [each.topk(min(3, classes), dim=1) for _, each in probabilities(text, pool)]
         scores, labels = (torch.cat([getattr(each, part) for each in tops]) for part in ("values", "indices"))
-        index, label = ranked(labels[:, 0], scores[:, 0], classes, k), labels[:, 0]
+        index, label = best_of_classes(labels[:, 0], scores[:, 0], classes, k), labels[:, 0]
         chosen = [(index, label[index], scores[index, 0])]
         missing = torch.bincount(label, minlength=classes) == 0
         for guess in range(1, labels.shape[1]):
             rows = torch.nonzero(missing[labels[:, guess]])[:, 0]
-            best = rows[ranked(labels[rows, guess], scores[rows, guess], classes, k)]
+            best = rows[best_of_classes(labels[rows, guess], scores[rows, guess], classes, k)]
             chosen.append((best, labels[best, guess], scores[best, guess]))
             missing[labels[rows, guess]] = False
         return self.weighed(Choice(*(torch.cat(parts) for parts in zip(*chosen, strict=True))))

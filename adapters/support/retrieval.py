@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from onceclip.adapters.ops import unit
-from onceclip.adapters.support.source import Choice, SupportSource
+from onceclip.adapters.support.source import Choice, SupportSource, most_alike
 from onceclip.adapters.task import Pool
 from onceclip.adapters.text import Text
 from onceclip.adapters.training.trainable import Hyperparameter
@@ -17,12 +19,12 @@ _AHEAD = 64  # candidates of a class that are looked at beyond the number it tak
 class Retrieve(SupportSource):
     """For every class the `k` images of the bank that are nearest to its prompts.
 
-    Source: SuS-X (Udandarao et al., ICCV 2023), section 3.1, SuS-LC.
+    Source: SuS-X: Training-Free Name-Only Transfer of Vision-Language Models (Udandarao et al., ICCV 2023), section
+    3.1, SuS-LC.
     """
 
     name = "retrieve"
     summary = "the k images of a bank nearest to each class's text"
-    source = "Udandarao et al., SuS-X: Training-Free Name-Only Transfer of Vision-Language Models, ICCV 2023"
     hyperparameters = {
         "k": Hyperparameter(16, "images that each class takes", low=1, high=1e6),
         "exclusive": Hyperparameter(False, "give every image to the class it is nearest to, and to no other"),
@@ -54,12 +56,12 @@ class Captions(Retrieve):
 
     Their captions come along, for methods that read them, such as caps-adapter.
 
-    Source: CapS-Adapter (Wang et al., ACCV 2024), with captions of a bank in the place of generated ones.
+    Source: CapS-Adapter: Caption-based MultiModal Adapter in Zero-Shot Classification (Wang et al., ACCV 2024), with
+    captions of a bank in the place of generated ones.
     """
 
     name = "captions"
     summary = "the k images of a bank whose captions are nearest to each class's text"
-    source = "Wang et al., CapS-Adapter: Caption-based MultiModal Adapter in Zero-Shot Classification, ACCV 2024"
     needs = "caption"
     of = "caption"
 
@@ -69,19 +71,16 @@ def nearest(weights: Tensor, pool: Pool, of: str, most: int, exclusive: bool) ->
 
     weights: (classes, dim), unit. of: "image" or "caption". exclusive: each row only for its nearest class.
     """
-    classes = len(weights)
-    best = weights.new_full((classes, 0), 0.0)
-    where = torch.zeros(classes, 0, dtype=torch.int64, device=weights.device)
-    for place, rows in pool.pieces(classes, of):
-        cosine = weights @ rows.to(weights.dtype).T
-        if exclusive:
-            mine = cosine.argmax(dim=0) == torch.arange(classes, device=weights.device).unsqueeze(1)
-            cosine = cosine.masked_fill(~mine, -torch.inf)
-        here = torch.arange(place.start, place.start + len(rows), device=weights.device).expand(classes, -1)
-        best, where = torch.cat([best, cosine], dim=1), torch.cat([where, here], dim=1)
-        best, order = best.topk(min(most, best.shape[1]), dim=1)
-        where = where.gather(1, order)
-    return where.masked_fill(best == -torch.inf, -1)
+    def cosines() -> Iterator[tuple[slice, Tensor]]:
+        for place, rows in pool.pieces(len(weights), of):
+            cosine = weights @ rows.to(weights.dtype).T
+            if exclusive:
+                mine = cosine.argmax(dim=0) == torch.arange(len(weights), device=weights.device).unsqueeze(1)
+                cosine = cosine.masked_fill(~mine, -torch.inf)
+            yield place, cosine
+
+    cosine, index = most_alike(cosines(), most)
+    return index.masked_fill(cosine == -torch.inf, -1)
 
 
 def _apart(index: Tensor, pool: Pool, k: int, most: float) -> Tensor:

@@ -45,11 +45,11 @@ class SupportSource(Configurable, ABC):
     """
 
     summary: ClassVar[str] = ""
-    source: ClassVar[str] = ""
     needs: ClassVar[str] = "image"
     from_bank: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
 
@@ -109,13 +109,16 @@ def probabilities(text: Text, pool: Pool) -> Iterator[tuple[slice, Tensor]]:
         yield place, (pool.logit_scale * rows.to(weights.dtype) @ weights.T).softmax(dim=1)
 
 
-def ranked(label: Tensor, score: Tensor, classes: int, most: int) -> Tensor:
-    """Positions (n,) of the rows of highest score of each class, class by class, best first; of equals the first.
+def most_alike(found: Iterator[tuple[slice, Tensor]], most: int) -> tuple[Tensor, Tensor]:
+    """The highest scores of every class and their rows' positions, both (classes, most), best first.
 
-    label: (rows,) of the classes; score: (rows,). most: rows of a class that are kept.
+    found: scores (classes, n) of the rows of a pool, in pieces, and where they are; of fewer rows than `most` all.
     """
-    by_score = score.argsort(descending=True, stable=True)
-    order = by_score[label[by_score].argsort(stable=True)]
-    count = torch.bincount(label, minlength=classes)
-    place = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[label[order]]
-    return order[place < most]
+    scores, index = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    for place, each in found:
+        here = torch.arange(place.start, place.start + each.shape[1], device=each.device).expand_as(each)
+        if scores.numel():
+            each, here = torch.cat([scores, each], dim=1), torch.cat([index, here], dim=1)
+        scores, order = each.topk(min(most, each.shape[1]), dim=1)
+        index = here.gather(1, order)
+    return scores, index

@@ -95,19 +95,14 @@ def compiles(run: Run, parameters: int) -> bool:
     return seconds >= _MIN_SECONDS_OF_ONE and seconds * current.alike >= _MIN_SECONDS
 
 
-def required() -> bool:
-    """Whether a step that cannot be compiled is an error."""
-    return _CURRENT.get().choice == ON
-
-
 class CompiledStep:
     """The compiled step of trainings that share method, task and number of runs.
 
-    required: raise MethodError where it cannot be compiled; otherwise the plain step is taken.
+    Where it cannot be compiled the plain step is taken; the choice "on" raises MethodError.
     """
 
-    def __init__(self, required: bool) -> None:
-        self.required = required
+    def __init__(self) -> None:
+        self.required = _CURRENT.get().choice == ON
         self._code: code_cache.Code | None = None
         self._constants: Sequence[Tensor] = ()
         self._failed = False
@@ -139,8 +134,8 @@ class CompiledStep:
         plain = _copy(training)
         # This also fills the caches of methods and tasks, which must not happen while the step is traced.
         plain.step(rows, label, _FIRST_POSITION)
-        found = pytree_leaves((training.first.task, training.first.prepared, _step_constants(training)))
-        key = training.alone, torch.get_num_threads(), narrow(), *map(leaf_key, found)
+        found = [*_leaves((training.first.task, training.first.prepared, _step_constants(training)), set())]
+        key = training.alone, torch.get_num_threads(), narrow(), *map(_leaf_key, found)
         for number in (None, training.stack.runs):
             name, where = _remembered(number, *key)
             if name and (code := code_cache.load(name)):
@@ -151,8 +146,9 @@ class CompiledStep:
             if name := self._write(training, rows, label, found, number):
                 break
         self._try(training, plain, rows, label)
-        if (kept := positions_of(self._constants, found)) is not None:
-            _remember(name, kept, number, *key)
+        places = {id(leaf): place for place, leaf in enumerate(found) if isinstance(leaf, Tensor)}
+        if all(id(each) in places for each in self._constants):
+            _remember(name, [places[id(each)] for each in self._constants], number, *key)
 
     def _write(self, training: Training, rows: Tensor, label: Tensor, found: Sequence[Any], runs: int | None) -> str:
         """Trace the step and compile it, unless code of it exists; returns the code's name.
@@ -165,7 +161,7 @@ class CompiledStep:
 
         with _quiet():
             example, free = _example(training, rows, label, found, runs)
-            graph, self._constants = lift_constants(make_fx(partial(_step, training), tracing_mode="symbolic",
+            graph, self._constants = _lift_constants(make_fx(partial(_step, training), tracing_mode="symbolic",
                                                     _allow_non_fake_inputs=True)(*example))
             if not self.required and len(graph.graph.nodes) > _MAX_NODES:
                 raise MethodError("its steps are of so many parts that compiling them takes minutes")
@@ -194,16 +190,21 @@ class CompiledStep:
 
 
 def _step_constants(training: Training) -> tuple[Any, ...]:
-    """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations."""
+    """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations.
+
+    The number of epochs is none: rungs of a halving, which differ in it, share their code.
+    """
     method, optimizer = training.first.method, training.optimizer
     return (type(method), optimizer.clips, optimizer.decays, training.stack.smoothed,
-            {name: value for name, value in method.values.items() if name not in varying(method)})
+            {name: value for name, value in method.values.items() if name not in varying(method) | {"epochs"}})
 
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:
     """Name of the code of steps with these leaves, empty if there is none, and positions of its constants in them."""
+    if key in _known:
+        return _known[key]
     index = code_cache.digest(code_cache.sources(), *key)
-    return _known.get(key) or (index and code_cache.noted(index)) or ("", ())
+    return (index and code_cache.noted(index)) or ("", ())
 
 
 def _remember(name: str, where: Sequence[int], *key: Any) -> None:
@@ -276,15 +277,11 @@ def _copy(training: Training) -> Training:
     return other
 
 
-def pytree_leaves(value: Any) -> list[Any]:
+def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
     """All tensors and plain values in an object, in the order of its fields; other values by their identity.
 
     Two objects with equal leaves make the same computation.
     """
-    return list(_leaves(value, set()))
-
-
-def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
     if isinstance(value, (Tensor, *_PLAIN_TYPES)):
         yield value
         return
@@ -302,12 +299,12 @@ def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
         yield from _leaves(part, seen)
 
 
-def leaf_key(leaf: Any) -> Any:
+def _leaf_key(leaf: Any) -> Any:
     """What two leaves must share: the shape, type and device of a tensor, the type and value of all else."""
     return (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
 
 
-def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+def _lift_constants(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     """The graph with the tensors that it holds as further inputs, and these tensors.
 
     traced: what `make_fx` made of a function; it is changed.
@@ -328,9 +325,3 @@ def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
         traced.graph.erase_node(node)
     traced.recompile()
     return traced, list(constants.values())
-
-
-def positions_of(constants: Sequence[Tensor], found: Sequence[Any]) -> list[int] | None:
-    """Positions of constants among the leaves that a graph was made of; None if one is not among them."""
-    known = {id(leaf): place for place, leaf in enumerate(found) if isinstance(leaf, Tensor)}
-    return [known[id(each)] for each in constants] if all(id(each) in known for each in constants) else None

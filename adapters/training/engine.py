@@ -15,10 +15,10 @@ from typing import Any
 from onceclip.adapters.cpu import narrow_dtype, threads_for
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.ops import reduced_products
-from onceclip.adapters.training.compile import CompiledStep, compiles, required
+from onceclip.adapters.training.compile import CompiledStep, compiles
 from onceclip.adapters.training.convex import solve
 from onceclip.adapters.training.loop import Progress, Run, Training, no_progress, part_of
-from onceclip.adapters.training.stack import Parameters, stackable, varying
+from onceclip.adapters.training.stack import OF_STEPS, Parameters, stackable, varying
 from onceclip.adapters.training.trainable import Trainable
 
 _STACKED_BELOW = {"cpu": 2**17}  # elements of a run's parameters: larger stacks would not fit into a core's caches
@@ -38,7 +38,7 @@ def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = 
     results: list[Parameters] = [{} for _ in runs]
     groups: dict[Any, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, run in enumerate(runs):
-        groups[_group_key(run)][_run_key(run)].append(place)
+        groups[_group_key(run)][run.method.training_values].append(place)
     done = 0.0
     for group in groups.values():
         share = sum(map(len, group.values())) / len(runs)
@@ -65,21 +65,12 @@ def require_finite(method: Trainable, parameters: Parameters) -> None:
         raise MethodError(f"training of {method.name} diverged (its parameters are no longer finite): {remedy}")
 
 
-def _values(method: Trainable) -> dict[str, Any]:
-    """The hyperparameters that training depends on."""
-    return {name: value for name, value in method.values.items() if method.hyperparameters[name].retrain}
-
-
 def _group_key(run: Run) -> Any:
     """What runs must share to be trained together."""
-    method, free = run.method, varying(run.method)
-    return (id(run.task), id(run.prepared), run.seed, type(method), None if stackable(method) else _run_key(run),
-            tuple((name, value) for name, value in _values(method).items() if name not in free))
-
-
-def _run_key(run: Run) -> Any:
-    """What equal runs of a group share."""
-    return tuple(_values(run.method).items())
+    method = run.method
+    free = varying(method) if stackable(method) else set()
+    fixed = tuple((name, value) for name, value in method.training_values if name not in free)
+    return id(run.task), id(run.prepared), run.seed, type(method), fixed
 
 
 def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
@@ -96,37 +87,41 @@ def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
 
 def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     """Train the runs of a group by gradient descent, in stacks of a size that suits the device."""
-    run, start = group[0], group[0].start
-    device = run.task.device.type
-    elements = sum(value.numel() * value.element_size() // 4 for value in start.values())
-    compile_step = CompiledStep(required()) if compiles(run, elements) else None
+    run, device = group[0], group[0].task.device.type
+    elements = sum(value.numel() * value.element_size() // 4 for value in run.start.values())
+    compile_step = CompiledStep() if compiles(run, elements) else None
     alone = not (stackable(run.method) and stacks(elements, device))
-    size, most = (1, 1) if alone else _stack_sizes(run, start, elements, device, len(group), compile_step is not None)
+    size = most = 1
+    if not alone:
+        least, most = group_sizes(elements, _activations(run), device)
+        # Stacks of equal size; a compiled one has two runs at least, since code for a single run is other code.
+        size = max(least, 1 if compile_step is None else 2, -(-len(group) // -(-len(group) // most)))
     results: list[Parameters] = []
+    starts: dict[Any, Parameters] = {}
     # For the largest number of runs, whatever it is here: the last digits depend on threads and products.
     with threads_for(run.method.work(run.task) * most):
         for begin in range(0, len(group), size):
             runs = group[begin:begin + size]
-            padded = [*runs, *[runs[-1]] * (size - len(runs))]
-            training = Training(padded, [each.start for each in padded], alone, compile_step)
+            padded = [*runs, *[runs[-1]] * (size - len(runs))]  # by copies, which change nothing
+            training = Training(padded, [_start(each, starts) for each in padded], alone, compile_step)
             share = part_of(progress, begin / len(group), len(runs) / len(group))
             results += training.run(share)[:len(runs)]
     return results
 
 
-def _stack_sizes(run: Run, start: Parameters, elements: int, device: str, count: int,
-                 compiled: bool) -> tuple[int, int]:
-    """Number of runs in each stack of this group, and the largest number that a stack may have.
+def _start(run: Run, known: dict[Any, Parameters]) -> Parameters:
+    """Start values of a run, drawn once for those that differ in numbers of the optimizer alone."""
+    key = tuple((name, value) for name, value in run.method.training_values if name not in OF_STEPS)
+    if key not in known:
+        known[key] = run.start
+    return known[key]
 
-    The last stack is filled up with copies of a run. compiled: a stack then has two runs at least, since code for a
-    single run is other code.
-    """
-    if not stacks(elements, device):
-        return 1, 1
-    rows = min(int(run.method.values.get("batch_size", 0)) or len(run.task.support), len(run.task.support))
-    activations = rows * run.method.training_head(run.prepared, start).width
-    least, most = group_sizes(elements, activations, device)
-    return max(least, 1 + compiled, -(-count // -(-count // most))), most
+
+def _activations(run: Run) -> int:
+    """Elements of the largest tensor between the parameters and the loss of a step."""
+    count = len(run.task.support)
+    rows = min(int(run.method.values.get("batch_size", 0)) or count, count)
+    return rows * run.method.training_head(run.prepared, run.start).width
 
 
 def stacks(parameters: int, device: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a training reached after every epoch, on request: cross-entropy of training and validation rows."""
+"""What a training reaches after every epoch: the best parameters, and on request the losses of all epochs."""
 
 from __future__ import annotations
 
@@ -16,36 +16,24 @@ from onceclip.adapters.training.stack import Parameters, Stack
 from onceclip.adapters.training.trainable import Trainable
 
 
-@dataclass(frozen=True)
-class History:
-    """One training. train_loss, val_loss: mean cross-entropy in nats after each epoch; empty where there are no such
-    rows, or training rows are streamed. val_accuracy: fractions. kept: number of the epoch, from 1, that was kept.
-    """
-
-    train_loss: tuple[float, ...]
-    val_loss: tuple[float, ...]
-    val_accuracy: tuple[float, ...]
-    kept: int
-
-    def as_values(self) -> dict[str, Any]:
-        """As JSON values, numbers to six digits; NaN and infinity are None."""
-        return {**{name: [_short(number) for number in getattr(self, name)]
-                   for name in ("train_loss", "val_loss", "val_accuracy")}, "kept": self.kept}
-
-
 def _short(number: float) -> float | None:
+    """A number to six digits for JSON, None where it is not finite."""
     return float(f"{number:.6g}") if abs(number) < float("inf") else None
 
 
 @dataclass
 class Recorder:
-    """The histories of all trainings in a block of code, by what was trained."""
+    """The histories of all trainings in a block of code, by what was trained.
 
-    found: dict[Any, History] = field(default_factory=dict)
+    A history is JSON values: "train_loss" and "val_loss", the mean cross-entropy in nats after each epoch, empty where
+    there are no such rows or training rows are streamed; "val_accuracy", fractions; "kept", the epoch from 1 that was.
+    """
 
-    def history(self, method: Trainable, values: Mapping[str, Any] | None = None) -> History | None:
+    found: dict[Any, dict[str, Any]] = field(default_factory=dict)
+
+    def history(self, method: Trainable, values: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """That of the last training of a method with its values, or others; None where no epochs were trained."""
-        return self.found.get(_key(method, method.values if values is None else values))
+        return self.found.get(_key(method.with_values(**values or {})))
 
 
 _CURRENT: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
@@ -62,43 +50,73 @@ def recording(wanted: bool = True) -> Iterator[Recorder]:
         _CURRENT.reset(token)
 
 
-def _key(method: Trainable, values: Mapping[str, Any]) -> Any:
-    """What tells trainings apart: the hyperparameters of which another value needs another one."""
-    return method.name, tuple((name, values[name]) for name, setting in method.hyperparameters.items()
-                              if setting.retrain)
+def _key(method: Trainable) -> Any:
+    """What tells trainings apart."""
+    return method.name, method.training_values
 
 
-class Watch:
-    """Looks at a training after each of its epochs, if somebody records."""
+class Checkpoints:
+    """Looks at the runs of a training after each epoch: keeps the best parameters of each, and records if asked to.
+
+    Parameters are kept where `keep` is "best" and the task has validation rows. Ties go to the lower cross-entropy,
+    then to the earlier epoch. With a `patience`, a run that has not become better for that many epochs is over: later
+    epochs, which runs beside it may need, count no more.
+    """
 
     def __init__(self, stack: Stack, methods: Sequence[Trainable], task: Task, prepared: Any) -> None:
         self.recorder, self.stack, self.methods, self.task = _CURRENT.get(), stack, methods, task
-        self.prepared = prepared
-        self.train: list[Tensor] = []
-        self.val: list[tuple[Tensor, Tensor]] = []
+        self.prepared, self.patience = prepared, int(methods[0].values.get("patience", 0))
+        keeps = methods[0].values.get("keep") == "best"
+        self.val = methods[0].rows_of(task.val) if task.val and (keeps or self.recorder is not None) else None
+        self.keeps = keeps and self.val is not None
+        self.accuracy = torch.full((stack.runs,), -1.0, dtype=torch.float64, device=task.device)
+        self.loss = torch.full((stack.runs,), float("inf"), device=task.device)
+        self.epoch = torch.zeros(stack.runs, dtype=torch.int64, device=task.device)
+        self.over = torch.zeros(stack.runs, dtype=torch.bool, device=task.device)
+        self.kept: Parameters = {}
+        self.train_losses: list[Tensor] = []
+        self.val_scores: list[tuple[Tensor, Tensor]] = []
 
-    def update(self, parameters: Parameters, epoch: int) -> None:
-        """Look at the parameters after an epoch."""
-        if self.recorder is None:
-            return
+    def update(self, parameters: Parameters, epoch: int) -> bool:
+        """Look at the parameters after an epoch; whether all runs are over."""
         method, task = self.methods[0], self.task
-        if not isinstance(task.support, Stream) and method.labels_are_classes:
-            self.train.append(self.stack.scores(parameters, *method.training_rows(task, self.prepared, epoch))[1])
-        if task.val is not None and len(task.val):
-            self.val.append(self.stack.scores(parameters, method.rows_of(task.val), task.val.label))
+        if self.recorder is not None and not isinstance(task.support, Stream) and method.labels_are_classes:
+            rows = method.training_rows(task, self.prepared, epoch)
+            self.train_losses.append(self.stack.scores(parameters, *rows)[1])
+        if task.val is None or self.val is None:
+            return False
+        accuracy, loss = self.stack.scores(parameters, self.val, task.val.label)
+        self.val_scores.append((accuracy, loss))
+        return self.keeps and self._keep(parameters, epoch, accuracy, loss)
 
-    def end(self, kept: Tensor | None, patience: int) -> None:
-        """Record every run. kept: (runs,) the epoch from 0 whose parameters were kept; None for the last.
+    def _keep(self, parameters: Parameters, epoch: int, accuracy: Tensor, loss: Tensor) -> bool:
+        better = ~self.over & ((accuracy > self.accuracy) | ((accuracy == self.accuracy) & (loss < self.loss)))
+        for name, value in parameters.items():
+            if name not in self.kept:
+                self.kept[name] = value.detach().clone()
+            elif not self.stack.alone:
+                self.kept[name][better] = value.detach()[better]
+            elif better:
+                self.kept[name].copy_(value.detach())
+        self.accuracy = torch.where(better, accuracy, self.accuracy)
+        self.loss = torch.where(better, loss.to(self.loss), self.loss)
+        self.epoch = torch.where(better, epoch, self.epoch)
+        if self.patience:
+            self.over |= epoch - self.epoch >= self.patience
+        return bool(self.over.all())
 
-        patience: of a run that ended by it, epochs after that are those of runs beside it.
-        """
-        epochs = max(len(self.train), len(self.val))
-        if self.recorder is None or not epochs:
-            return
-        numbers = [torch.stack(each).double().cpu() if each else None
-                   for each in (self.train, [loss for _, loss in self.val], [right for right, _ in self.val])]
-        for place, method in enumerate(self.methods):
-            best = epochs - 1 if kept is None else int(kept[place])
-            count = min(epochs, best + patience + 1) if patience else epochs
-            train, loss, right = (() if each is None else tuple(each[:count, place].tolist()) for each in numbers)
-            self.recorder.found[_key(method, method.values)] = History(train, loss, right, best + 1)
+    def end(self, last: Parameters) -> Parameters:
+        """The best parameters, or the last where none are kept; if somebody records, every run's history too."""
+        epochs = max(len(self.train_losses), len(self.val_scores))
+        if self.recorder is not None and epochs:
+            scores = {"train_loss": self.train_losses, "val_loss": [loss for _, loss in self.val_scores],
+                      "val_accuracy": [accuracy for accuracy, _ in self.val_scores]}
+            numbers = {name: torch.stack(each).double().cpu().T.tolist() if each else [[]] * len(self.methods)
+                       for name, each in scores.items()}
+            for place, method in enumerate(self.methods):
+                best = int(self.epoch[place]) if self.kept else epochs - 1
+                # After a run that ended by its patience, epochs are those of runs beside it.
+                count = min(epochs, best + self.patience + 1) if self.kept and self.patience else epochs
+                self.recorder.found[_key(method)] = {
+                    **{name: [*map(_short, each[place][:count])] for name, each in numbers.items()}, "kept": best + 1}
+        return self.kept or last

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onceclip.adapters.task import BLOCK, Rows, Stream, Task
-from onceclip.adapters.training.history import Watch
+from onceclip.adapters.task import BLOCK, Stream, Task
+from onceclip.adapters.training.history import Checkpoints
 from onceclip.adapters.training.optimizer import Optimizer, Position
 from onceclip.adapters.training.stack import Parameters, Stack
 from onceclip.adapters.training.trainable import Trainable
@@ -75,7 +75,7 @@ class Training:
         self.state = {name: joined.pop(name) for name in self.first.method.state if name in joined}
         self.parameters = {name: value.requires_grad_() for name, value in joined.items()}
         self.optimizer = Optimizer(self.methods, self.parameters, alone)
-        self.best = BestCheckpoint(self.stack, self.first.method, self.first.task)
+        self.checkpoints = Checkpoints(self.stack, self.methods, self.first.task, self.first.prepared)
         self.steps = self.first.steps_per_epoch()
         self.order = torch.Generator().manual_seed(self.first.seed + _ORDER)
         self.noise = self.first.noise()
@@ -87,17 +87,14 @@ class Training:
     def run(self, progress: Progress = no_progress) -> list[Parameters]:
         """Carry out all epochs and give the parameters of every run: the last, or the best on validation rows."""
         epochs = self.first.method.epochs
-        watch = Watch(self.stack, self.methods, self.first.task, self.first.prepared)
         for epoch in range(epochs):
             self.epoch(epoch)
             progress((epoch + 1) / epochs)
             if self.state:
                 self.state = self.stack.after_epoch(self.parameters | self.state)
-            watch.update(self.parameters | self.state, epoch)
-            if self.best.update(self.parameters | self.state, epoch):
+            if self.checkpoints.update(self.parameters | self.state, epoch):
                 break
-        watch.end(self.best.epoch if self.best.kept else None, self.best.patience if self.best.kept else 0)
-        return self.stack.split(self.best.chosen(self.parameters | self.state))
+        return self.stack.split(self.checkpoints.end(self.parameters | self.state))
 
     def epoch(self, number: int) -> None:
         """Carry out one epoch."""
@@ -133,47 +130,3 @@ def _rows_at(values: Tensor, batch: Tensor | slice) -> Tensor:
     if isinstance(batch, slice):
         return values if batch == slice(None) else values[batch]
     return values.index_select(0, batch.to(values.device))
-
-
-class BestCheckpoint:
-    """The best parameters of every run so far, where `keep` is "best" and the task has validation rows.
-
-    Ties go to the lower cross-entropy, then to the earlier epoch. With a `patience`, a run that has not become better
-    for that many epochs is over: later epochs, which runs beside it may need, count no more.
-    """
-
-    def __init__(self, stack: Stack, method: Trainable, task: Task) -> None:
-        self.stack, self.patience = stack, int(method.values.get("patience", 0))
-        self.rows: Rows | None = task.val if method.values.get("keep") == "best" and task.val else None
-        self.input = None if self.rows is None else method.rows_of(self.rows)
-        runs, device = stack.runs, task.device
-        self.accuracy = torch.full((runs,), -1.0, dtype=torch.float64, device=device)
-        self.loss = torch.full((runs,), float("inf"), device=device)
-        self.epoch = torch.zeros(runs, dtype=torch.int64, device=device)
-        self.over = torch.zeros(runs, dtype=torch.bool, device=device)
-        self.kept: Parameters = {}
-
-    def update(self, parameters: Parameters, epoch: int) -> bool:
-        """Look at the parameters after an epoch; whether all runs are over."""
-        if self.rows is None or self.input is None:
-            return False
-        accuracy, loss = self.stack.scores(parameters, self.input, self.rows.label)
-        better = ~self.over & ((accuracy > self.accuracy) | ((accuracy == self.accuracy) & (loss < self.loss)))
-        for name, value in parameters.items():
-            if name not in self.kept:
-                self.kept[name] = value.detach().clone()
-            elif self.stack.alone:
-                if better:
-                    self.kept[name].copy_(value.detach())
-            else:
-                self.kept[name][better] = value.detach()[better]
-        self.accuracy = torch.where(better, accuracy, self.accuracy)
-        self.loss = torch.where(better, loss.to(self.loss.dtype), self.loss)
-        self.epoch = torch.where(better, epoch, self.epoch)
-        if self.patience:
-            self.over |= epoch - self.epoch >= self.patience
-        return bool(self.over.all())
-
-    def chosen(self, last: Parameters) -> Parameters:
-        """The best parameters, or the last where nothing is watched."""
-        return self.kept or last

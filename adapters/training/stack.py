@@ -20,7 +20,7 @@ _NEEDS_A_NUMBER = "__round__", "as an integer", ".item()", "control flow"  # in 
 
 Parameters = dict[str, Tensor]
 _FIXED = {"epsilon", "momentum"}  # one number for all runs of a stack
-_OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # of the optimizer, no part of the loss
+OF_STEPS = {"learning_rate", "weight_decay", "clip"}  # of the optimizer, no part of the loss
 
 
 def stackable(method: Trainable) -> bool:
@@ -46,7 +46,7 @@ class Stack:
         self.method, self.prepared, self.runs, self.alone = methods[0], prepared, len(methods), alone
         # All that may differ between runs, also where it does not: rounding must not depend on the other runs.
         self.numbers = {name: self._tensor([float(method.values[name]) for method in methods], task)
-                        for name in varying(self.method) - _OF_STEPS} if stackable(self.method) else {}
+                        for name in varying(self.method) - OF_STEPS} if stackable(self.method) else {}
         self.smoothed = any(method.values.get("smoothing") for method in methods)
         self._shared: set[str] | None = None
         self._penalized = self.method.has_penalty
@@ -74,34 +74,26 @@ class Stack:
         numbers: hyperparameters as tensors, in place of the runs' own. weight: (n,), how much each row counts in the
         mean; None for one.
         """
-        if self.alone:
-            return (self.method.loss(self.prepared, parameters, rows, label, generator)
-                    if numbers is None and weight is None else
-                    self._loss_of_one(parameters, rows, label, self.numbers if numbers is None else numbers, weight))
+        if self.alone and numbers is None and weight is None:
+            return self.method.loss(self.prepared, parameters, rows, label, generator)
         numbers = self.numbers if numbers is None else numbers
-        # With rows innermost: over a few classes that lie next to each other it takes up to thirty times as long.
-        columns = self.head(parameters, numbers)(rows).transpose(1, 2).contiguous()
-        target = label.expand(columns.shape[0], 1, -1)
-        log_probability = log_softmax(columns, dim=1)
-        loss = -_mean(log_probability.gather(1, target), weight)
+        if self.alone:  # with tensors as hyperparameters, where `Method.loss` reads Python numbers
+            method = self.method.with_values(**numbers)
+            log_probability = log_softmax(method.training_head(self.prepared, parameters)(rows), dim=1).T
+        else:
+            # With rows innermost: over a few classes that lie next to each other it takes up to thirty times as long.
+            log_probability = log_softmax(self.head(parameters, numbers)(rows).transpose(1, 2).contiguous(), dim=1)
+        target = label.expand(*log_probability.shape[:-2], 1, -1)
+        loss = -_mean(log_probability.gather(-2, target), weight)
         if self.smoothed:
             smoothing = numbers["smoothing"]
             loss = (1 - smoothing) * loss - smoothing * _mean(log_probability, weight)
-        if self._penalized:
+        if self._penalized and self.alone:
+            loss = loss + method.penalty(self.prepared, parameters)
+        elif self._penalized:
             loss = loss + self._map(lambda method, each: torch.as_tensor(method.penalty(self.prepared, each)),
                                     parameters, numbers)
         return loss
-
-    def _loss_of_one(self, parameters: Parameters, rows: Tensor, label: Tensor, numbers: Parameters,
-                     weight: Tensor | None = None) -> Tensor:
-        """The loss of the run alone, with tensors as hyperparameters; `Method.loss` reads Python numbers."""
-        method = self.method.with_values(**numbers)
-        log_probability = log_softmax(method.training_head(self.prepared, parameters)(rows), dim=1)
-        loss = -_mean(log_probability.gather(1, label.unsqueeze(1)).T, weight)
-        if self.smoothed:
-            smoothing = numbers["smoothing"]
-            loss = (1 - smoothing) * loss - smoothing * _mean(log_probability.T, weight)
-        return loss + method.penalty(self.prepared, parameters) if self._penalized else loss
 
     def head(self, parameters: Parameters, numbers: Parameters | None = None) -> Head:
         """The head that training sees, of all runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,13 +74,20 @@ class Configurable:
     """A thing with a name and hyperparameters, which are given by keyword and read as attributes.
 
     name: of the thing. hyperparameters: its settings by name; `values` are theirs. given: the names of those that
-    were named, by hand, by a preset or by a choice, and are no defaults.
+    were named, by hand, by a preset or by a choice, and are no defaults. source: what its docstring says behind
+    "Source:", on one line.
     """
 
     name: ClassVar[str]
     hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
+    source: ClassVar[str] = ""
     values: dict[str, Any]
     given: frozenset[str]
+
+    def __init_subclass__(cls) -> None:
+        paragraph = inspect.cleandoc(cls.__doc__ or "").partition("\n\nSource: ")[2].partition("\n\n")[0]
+        if paragraph and "source" not in vars(cls):
+            cls.source = " ".join(paragraph.split()).rstrip(".")
 
     def __init__(self, **values: Value) -> None:
         for name in values:
@@ -129,6 +137,11 @@ class Trainable(Configurable):
         return type(self).loss is Trainable.loss
 
     @property
+    def training_values(self) -> tuple[tuple[str, Any], ...]:
+        """Names and values of the hyperparameters of which another value needs another training."""
+        return tuple((name, self.values[name]) for name, setting in self.hyperparameters.items() if setting.retrain)
+
+    @property
     def has_penalty(self) -> bool:
         """Whether it writes a `penalty`."""
         return type(self).penalty is not Trainable.penalty
@@ -165,8 +178,9 @@ class Trainable(Configurable):
         return cross_entropy(logits, label, label_smoothing=smoothing) + self.penalty(prepared, parameters)
 
     def training_rows(self, task: Task, prepared: Any, epoch: int) -> tuple[Tensor, Tensor]:
-        """The rows (n, width) that one epoch is made of, and their labels (n,)."""
-        return task.support.epoch(epoch), task.support.label
+        """The rows (n, width) that one epoch is made of, and their labels (n,); views of embeddings take turns."""
+        of_embeddings = self.inputs == (EMBEDDING,)
+        return task.support.epoch(epoch) if of_embeddings else self.rows_of(task.support), task.support.label
 
     def rows_of(self, rows: Rows) -> Tensor:
         """What its heads take of some rows: unit embeddings, or other outputs as they are."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import ArgumentError, ResultError
-from onceclip.pipeline.files import RESULTS, is_url, local_place
+from onceclip.pipeline.files import RESULTS, is_url, local_path
 from onceclip.stores import Store, open_store
-from onceclip.stores.copy import local_copy
+from onceclip.stores.location import local_copy
 
 if TYPE_CHECKING:
     from onceclip.adapters import Classifier, Method
@@ -34,7 +34,7 @@ def path_of(value: Any, what: str) -> Path:
     if is_url(place):
         raise ArgumentError(f"{place} is a URL; only stores can be written to one, and stores, adapters and results be "
                             f"read from one: give {what}, on this machine")
-    return Path(local_place(place))
+    return Path(local_path(place))
 
 
 def free_folder(out: Path, overwrite: bool | None = False, option: str = "--out") -> Path:

@@ -13,9 +13,9 @@ from onceclip.pipeline.api.arguments import one_of, opened, path_of, place_of, w
 from onceclip.pipeline.api.stores import spec_of
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import ArgumentError
-from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.words import csv_cell
 from onceclip.stores import Store
+from onceclip.stores.location import whole_file
 from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
 from onceclip.adapters.errors import unknown
@@ -49,9 +49,12 @@ from onceclip.pipeline.tasks.encoders import named_store, require_read
 from onceclip.pipeline.tasks.tasks import Inputs, draw_task
 from onceclip.pipeline.words import counted, percent
 from onceclip.pipeline.words import shots_of as words_of_shots
+from onceclip.pipeline.workers import Part
 from onceclip.pipeline.workers.devices import CPU
-from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.workers.cluster import Workers
 
 SWEPT = ("zero-shot", "linear-probe", "clip-adapter", "tip-adapter", "tip-adapter-f", "gda")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.extraction.extract import Extraction
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.prompts import Prompts
-    from onceclip.pipeline.workers.work import Workers
+    from onceclip.pipeline.workers.cluster import Workers
     from onceclip.stores.compact import Compaction
     from onceclip.stores.verification import Verification
 
@@ -145,9 +145,9 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     """The sentences that `add_text` would embed; arguments as there."""
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
     from onceclip.pipeline.prompts.captions import captions_for, load_captions
+    from onceclip.pipeline.prompts.descriptions import state_descriptions
     from onceclip.pipeline.prompts.embedding import NAME, check_name, prompts_for
     from onceclip.pipeline.prompts.prompts import DEFAULT_TEMPLATES, build_prompts, class_phrases
-    from onceclip.pipeline.prompts.states import state_descriptions
 
     if not isinstance(name, str):
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")

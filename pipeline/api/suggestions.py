@@ -42,10 +42,12 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
         True
     """
     from onceclip.pipeline.api.stores import spec_of
+    from onceclip.pipeline.encoders.spec import clip_of
     from onceclip.pipeline.prediction import label_errors as errors
     from onceclip.pipeline.prediction import label_next as active
     from onceclip.pipeline.prediction.inputs import list_inputs, store_among
     from onceclip.pipeline.prediction.predict import encoder_of
+    from onceclip.pipeline.sources import SourceOptions
     from onceclip.pipeline.tasks.encoders import joined_store, require_store
 
     if (label_next is None) == (not label_errors):
@@ -60,7 +62,7 @@ def suggest(adapter: str | Path | Classifier, inputs: str | Path | Store | Seque
     store = inputs if isinstance(inputs, Store) else store_among(paths)
     require_store(join, store)
     store = store and joined_store(store, join, classifier)
-    records = [] if store else list_inputs(paths).records
+    records = [] if store else list_inputs(paths, SourceOptions(clip=clip_of(classifier.encoder))).records
     if store and label_errors:
         found = errors.label_errors(classifier, store, whole(most, "most", 1), progress)
     elif store:
@@ -93,7 +95,7 @@ def _values(found: Suggestion) -> dict[str, Any]:
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    from onceclip.pipeline.files import whole_file
+    from onceclip.stores.location import whole_file
 
     with whole_file(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)

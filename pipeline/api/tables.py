@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onceclip.pipeline.api.arguments import listed, one_of, place_of, shots_of, whole
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.words import listing
-from onceclip.stores.copy import local_copy
+from onceclip.stores.location import local_copy
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -13,7 +13,7 @@ from onceclip.pipeline.commands.options import KEEPS_NOTHING, json_option, perce
 @click.argument("store")
 @click.argument("new")
 @click.option("--shard-rows", type=click.IntRange(1), metavar="N",
-              help="Rows per shard of embeddings.  [default: 262144, fewer where rows are large]")
+              help="Rows per shard of embeddings.  [default: 262144, fewer where rows are large or few]")
 @json_option
 def compact(store: str, new: str, shard_rows: int | None, as_json: bool) -> None:
     """Copy a store into few large files.

@@ -31,7 +31,7 @@ from onceclip.pipeline.words import counted, counts
 if TYPE_CHECKING:
     from onceclip.pipeline.extraction.extract import Extraction, PartDone
     from onceclip.pipeline.extraction.outputs import OutputOptions
-    from onceclip.pipeline.workers.work import Part
+    from onceclip.pipeline.workers import Part
 
 
 _OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "crops", "preproj", "tokens",
@@ -216,7 +216,7 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     one_way(retry_bad=retry_bad, part=part)
     # Workers start before this process imports what they import too.
     cluster = click.get_current_context().with_resource(
-        workers_of(scheduler, local_workers, ("onceclip.pipeline.extraction.units",)))
+        workers_of(scheduler, local_workers, ("onceclip.pipeline.extraction.processes",)))
 
     from onceclip.pipeline.api.stores import extract as run
     from onceclip.pipeline.extraction.extract import PartDone, extract_part

@@ -12,7 +12,7 @@ import click
 
 from onceclip.pipeline.commands.configuration import complete_inferences
 from onceclip.pipeline.commands.options import Decorator
-from onceclip.pipeline.words import counted, percent
+from onceclip.pipeline.words import counted, listing, percent
 
 SEEN = {"set": "all of them together", "views": "each image's views", "patches": "each image's patches",
         "stream": "one after the other, remembering"}
@@ -163,9 +163,11 @@ def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
                f"{_share(alone['average_precision'])})")
     if "masks" in scores:
         masks = scores["masks"]
+        sizes = listing([f"{number:,} of {size} pixels" for size, number in masks["sizes"].items()], 4)
         outside = f", {masks['outside_of_the_crop']:,} outside of the crop" if masks["outside_of_the_crop"] else ""
         yield (f"  abnormal pixels: AUROC {_share(scores['pixel_auroc'])}, PRO {_share(scores['pro'])} (a pixel scores "
-               f"as its patch, of {'{} x {}'.format(*masks['patches'])}; {counted(masks['n'], 'mask')}{outside})")
+               f"as its patch, of {'{} x {}'.format(*masks['patches'])}; {counted(masks['n'], 'mask')}{outside}; "
+               f"resized and cropped as images of their sizes are: {sizes})")
     values = ", ".join(f"{name}={_short(value)}" for name, value in found["hyperparameters"].items() if value != "")
     yield f"  {found['name']}{f' ({values})' if values else ''} sees {_seen(found)}"
     yield (f"  {_fitted(found)}; assumes {PRIORS[found['prior']]}; "

@@ -17,7 +17,7 @@ from onceclip.pipeline.words import numbers_in
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import EncoderSpec
-    from onceclip.pipeline.workers.work import Workers
+    from onceclip.pipeline.workers.cluster import Workers
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 KEEPS_NOTHING = "onceclip.keeps_nothing"  # of a context: its command begins anew, though others of its name go on
@@ -145,10 +145,15 @@ def encoder_options(required: bool) -> Decorator:
 
 def encoder_spec(model: str, pretrained: str | None, preprocess: str | None, device: str,
                  **further: Any) -> EncoderSpec:
-    """What `encoder_options` named; `further` are fields of EncoderSpec."""
-    from onceclip.pipeline.encoders import EncoderSpec
+    """What `encoder_options` named; `further` are fields of EncoderSpec.
 
-    return EncoderSpec(model, pretrained, device=device, preprocess=preprocess, **further)
+    Raises EncoderError for a model that does not exist, before a library is imported.
+    """
+    from onceclip.pipeline.encoders.spec import EncoderSpec, check_model
+
+    spec = EncoderSpec(model, pretrained, device=device, preprocess=preprocess, **further)
+    check_model(spec)
+    return spec
 
 
 def show(as_json: bool, values: Any, lines: Callable[[], list[str]]) -> None:
@@ -210,7 +215,7 @@ class PartOf(click.ParamType):
     name = "I/N"
 
     def convert(self, value: Any, param: Any, context: Any) -> Any:
-        from onceclip.pipeline.workers.work import Part
+        from onceclip.pipeline.workers import Part
 
         try:
             return value if isinstance(value, Part) else Part.parse(value)

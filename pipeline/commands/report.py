@@ -39,7 +39,7 @@ def report(results: tuple[str, ...], out: Path, split: str | None, images: str |
     from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.api.adapters import report as write
     from onceclip.pipeline.runs.results import NAME
-    from onceclip.stores.copy import local_copy
+    from onceclip.stores.location import local_copy
 
     first, *others = results
     with local_copy(first) as folder:

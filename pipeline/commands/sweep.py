@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.evaluation.statistics import Mean
     from onceclip.pipeline.runs.summary import Key, Table
     from onceclip.pipeline.runs.sweep import Plan
-    from onceclip.pipeline.workers.work import Part
+    from onceclip.pipeline.workers import Part
 
 DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
 

@@ -37,7 +37,7 @@ def table(results: tuple[str, ...], form: str, score: str, columns: str | None, 
         onceclip table results --columns shots --methods zero-shot,gda
     """
     from onceclip.pipeline.api.tables import table as make
-    from onceclip.pipeline.files import whole_file
+    from onceclip.stores.location import whole_file
 
     text = make(list(results), form, score=names_in(score), columns=columns, interval=interval, digits=digits,
                 shots=None if shots is None else [each or "all" for each in shots],

@@ -97,6 +97,9 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
     said: Mapping[str, Any] = ({} if captions else sentences.by_class() if "file" in made else made["phrases"])
     for warning in class_remarks(said):
         click.echo(f"Warning: {warning}", err=True)
+    if unused := made.get("file", {}).get("unused"):
+        click.echo(f"Warning: {counted(unused, 'line')} of {made['file']['name']} left out: no class is named there",
+                   err=True)
     if dry_run:
         values = {"store": store, "name": name, "prompts": sentences.by_class()}
         show(as_json, values, lambda: [f"{each}\t{sentence}" for each, lines in sentences.by_class().items()

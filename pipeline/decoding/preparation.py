@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from onceclip.pipeline.decoding.masks import parted
+from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.files import import_name
+from onceclip.pipeline.sources.record import parted
+from onceclip.pipeline.sources.videos import frames_in
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
@@ -48,6 +47,7 @@ class Preparation:
     exact. exif: whether the camera's orientation is applied.
     custom: "module:function" of a preprocessing of its own, from a Pillow image to floats (3, height, width).
     second: "mask" where that takes the image and its mask, and gives floats (channels, height, width); else empty.
+    frames: of a video that the encoder takes as one input, (frames, ...) pixels; 0 where it takes images.
     style: "open_clip", or "transformers", which makes images RGB before they are resized and rounds margins down.
     """
 
@@ -63,11 +63,20 @@ class Preparation:
     style: str = "open_clip"
     second: str = ""
     channels: int = 3
+    frames: int = 0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image's pixels."""
-        return (self.channels, *self.size) if self.custom else (*self.size, 3)
+    def shape(self) -> tuple[int, ...]:
+        """Of the pixels of one image, or of the frames of one video."""
+        image = (self.channels, *self.size) if self.custom else (*self.size, 3)
+        return (self.frames, *image) if self.frames else image
+
+    @property
+    def together(self) -> str:
+        """What the encoder looks at together, in words, where that is more than an image file; else empty."""
+        if self.frames:
+            return f"{self.frames} frames of every video"
+        return "a mask of every image" if self.second else ""
 
     @property
     def dtype(self) -> np.dtype:
@@ -79,6 +88,8 @@ class Preparation:
 
         Raises BadImage if the bytes are not an image, are cut short, or cannot be brought to size.
         """
+        if self.frames:
+            return np.stack([self.plain(self.open(frame)) for frame in frames_in(content, self.frames)])
         if not self.second:
             return self.plain(self.open(content))
         image, mask = parted(content)
@@ -115,7 +126,8 @@ class Preparation:
             if image.mode in _EIGHT_BIT:
                 if self.style == "transformers":
                     image = image.convert("RGB")
-                return Opened(_upright(image) if self.exif else image, size)
+                turned = self.exif and _orientation(image) != 1
+                return Opened(ImageOps.exif_transpose(image) if turned else image, size)
         except UnidentifiedImageError as error:
             raise BadImage("not an image, or too damaged to tell which kind") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -123,7 +135,7 @@ class Preparation:
         except MemoryError:  # of the machine's, so it says nothing of the image
             raise
         except Exception as error:  # Pillow's decoders raise many types for damaged files
-            raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"damaged ({one_line(error)})") from error
         raise BadImage(f"unsupported pixel format {image.mode}")
 
     def jpeg(self, content: bytes) -> Jpeg | None:
@@ -131,6 +143,8 @@ class Preparation:
 
         It is whole and baseline, grey or by its own words YCbCr, upright where that is asked for, and not too large.
         """
+        if self.frames:
+            return None
         try:
             image = Image.open(io.BytesIO(content), formats=("JPEG",))
             transform = image.info.get("adobe_transform", 1 if {"jfif", "exif"} & image.info.keys() else None)
@@ -152,15 +166,15 @@ class Preparation:
         try:
             return self.array(opened.image if self.custom else self._fitted(opened), *others)
         except Exception as error:  # of shapes that no resize can take, among others
-            raise BadImage(f"cannot be prepared for the encoder ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"cannot be prepared for the encoder ({one_line(error)})") from error
 
     def array(self, image: Image.Image, *others: Image.Image) -> np.ndarray:
         """The pixels of an image that has the right size already, or that `custom` will bring to it."""
         if not self.custom:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         values = np.asarray(_function(self.custom)(image, *others), self.dtype)
-        if values.shape != self.shape:
-            raise ValueError(f"{self.custom} gave an array of shape {values.shape}, not {self.shape}")
+        if values.shape != (self.channels, *self.size):
+            raise ValueError(f"{self.custom} gave an array of shape {values.shape}, not {(self.channels, *self.size)}")
         return values
 
     def _fitted(self, opened: Opened) -> Image.Image:
@@ -225,6 +239,9 @@ class Jpeg:
     pixels: int
 
 
+_function = cache(import_name)
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Those of _FORMATS that this Pillow can read."""
@@ -240,10 +257,6 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
-
-
 def _padded(image: Image.Image, width: int, height: int, fill: int) -> Image.Image:
     """At least width x height, with borders of `fill` in every channel; the larger half is on the right and below."""
     across, down = max(width - image.width, 0), max(height - image.height, 0)
@@ -255,17 +268,6 @@ def _padded(image: Image.Image, width: int, height: int, fill: int) -> Image.Ima
         assert palette is not None
         padded.putpalette(palette)
     return padded
-
-
-@cache
-def _function(name: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the user's own module may lie where they work
-    module, _, path = name.partition(":")
-    value: Any = importlib.import_module(module)
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from onceclip.errors import one_line
 from onceclip.pipeline.decoding.preparation import FILTERS, Opened, Preparation
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.files import Box
@@ -32,6 +33,7 @@ class Views:
     own. An image with fewer boxes is filled up with the plain one. scale: range of the random crops' share of the area.
     ratio: range of their width / height.
     seed: with an image's content and the number of the view it decides the crop. boxes: identity of all given boxes.
+    with_plain: whether the plain image is put before the views, to encode all in one pass.
     """
 
     kind: str = "random"
@@ -40,6 +42,7 @@ class Views:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     seed: int = 1
     boxes: str = ""
+    with_plain: bool = False
 
     @property
     def plain(self) -> bool:
@@ -48,8 +51,8 @@ class Views:
 
     @property
     def drawn(self) -> int:
-        """Number of views that are not the plain one."""
-        return self.number - self.plain
+        """Number of images that `pixels` gives of each image."""
+        return self.number - self.plain + self.with_plain
 
     def spec(self) -> dict[str, Any]:
         """As JSON values that say all about them."""
@@ -67,8 +70,10 @@ class Views:
         Raises ValueError for numbers that no views have: a file's word is a claim.
         """
         kind = spec.get("kind")
-        if kind not in KINDS or kind == TEN_CROP.kind:
-            return TEN_CROP if kind in KINDS else None
+        if kind == TEN_CROP.kind:
+            return TEN_CROP
+        if kind not in KINDS:
+            return None
         try:
             number = int(spec["number"])
             views = (cls(CROPS, number, boxes=str(spec["boxes"])) if kind == CROPS else
@@ -85,6 +90,9 @@ class Views:
         boxes: those that the source gives for the image.
         Raises BadImage as `Preparation.pixels` does, or for a box outside of the image.
         """
+        if self.with_plain:
+            views = replace(self, with_plain=False).pixels(content, preparation, boxes)
+            return np.concatenate([preparation.pixels(content)[None], views])
         opened = preparation.open(content, whole=True)
         try:
             if self.kind == "ten-crop":
@@ -99,7 +107,7 @@ class Views:
         except BadImage:
             raise
         except Exception as error:
-            raise BadImage(f"cannot be cropped ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"cannot be cropped ({one_line(error)})") from error
 
     def _crop(self, image: Image.Image, content: bytes, number: int, preparation: Preparation) -> Image.Image:
         """One random resized crop, drawn as torchvision's RandomResizedCrop draws it."""
@@ -135,26 +143,6 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     if not 0 < low <= high < math.inf:
         raise ValueError
     return low, high
-
-
-@dataclass(frozen=True)
-class ViewsWithPlain(Views):
-    """Views of an image with the plain image before them, all encoded in one pass."""
-
-    @classmethod
-    def around(cls, views: Views) -> ViewsWithPlain:
-        """The same views with the plain image."""
-        return cls(**{field.name: getattr(views, field.name) for field in fields(views)})
-
-    @property
-    def drawn(self) -> int:
-        """Number of views, the plain one among them."""
-        return super().drawn + 1
-
-    def pixels(self, content: bytes, preparation: Preparation, boxes: Sequence[Box] = ()) -> np.ndarray:
-        """The plain image and the views of an image file: (drawn, *pixels of one image)."""
-        views = Views(**{field.name: getattr(self, field.name) for field in fields(self)})
-        return np.concatenate([preparation.pixels(content)[None], views.pixels(content, preparation, boxes)])
 
 
 def crops_of(boxes: Mapping[str, Sequence[Box]]) -> Views:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from onceclip.errors import OnceclipError
+from onceclip.errors import OnceclipError, one_line
 from onceclip.pipeline.decoding.preparation import Jpeg, Preparation, decoding
 from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.errors import BadImage, InterruptedImage
@@ -209,5 +209,5 @@ def read(content: Content) -> bytes:
         except (OnceclipError, MemoryError):
             raise
         except Exception as error:  # of a source's own library
-            raise BadImage(f"cannot be read ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"cannot be read ({one_line(error)})") from error
     raise AssertionError

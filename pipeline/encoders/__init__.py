@@ -9,17 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.encoders.backend import EMBEDDING, OUTPUTS, PREPROJ, STATISTICS, TOKEN, TOKENS
     from onceclip.pipeline.encoders.encoder import Encoder
     from onceclip.pipeline.encoders.opening import check_spec, open_encoder
     from onceclip.pipeline.encoders.spec import DEMO, EncoderSpec
 
-_MODULES = {name: module for module, names in {
-    "backend": ("EMBEDDING", "OUTPUTS", "PREPROJ", "STATISTICS", "TOKEN", "TOKENS"), "encoder": ("Encoder",),
-    "opening": ("check_spec", "open_encoder"), "spec": ("DEMO", "EncoderSpec")}.items() for name in names}
+_MODULES = {"Encoder": "encoder", "check_spec": "opening", "open_encoder": "opening", "DEMO": "spec",
+            "EncoderSpec": "spec"}
 
-__all__ = ["DEMO", "EMBEDDING", "OUTPUTS", "PREPROJ", "STATISTICS", "TOKEN", "TOKENS", "Encoder", "EncoderSpec",
-           "check_spec", "open_encoder"]
+__all__ = ["DEMO", "Encoder", "EncoderSpec", "check_spec", "open_encoder"]
 
 
 def __getattr__(name: str) -> Any:

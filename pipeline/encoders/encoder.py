@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.cpu import DEFAULT, products
-from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import EMBEDDING, LAST, OUTPUTS, PRECISIONS, TOKENS, Backend, out_of_memory
-from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import EncoderError
 
 _BATCH = {"cuda": 256}  # images per pass that keep a device busy
@@ -24,41 +22,24 @@ _CPU_BATCH = 32  # what a pass keeps stays in the caches
 class Encoder:
     """A loaded encoder; make one with `open_encoder`. Threads may share it.
 
-    info: JSON values that identify it, among them `name`, `fingerprint`, `dim` and `logit_scale`.
-    preparation: the bytes of an image file to the pixels that `encode_images` takes.
+    info: JSON values that identify it, among them `name`, `fingerprint`, `dim` and `logit_scale`. dim: width of the
+    embeddings. preparation: the bytes of an image file to the pixels that `encode_images` takes, as a value that
+    decoding processes can take along. model: the torch module, if it is one. has_text: whether sentences can be
+    embedded too.
     """
 
     def __init__(self, backend: Backend, device: torch.device, info: dict[str, Any], compiled: bool = False) -> None:
-        self.device, self.info = device, info
+        self.device, self.info, self.dim = device, info, int(info["dim"])
+        self.preparation, self.model, self.has_text = backend.preparation, backend.model, backend.has_text
         self._backend, self._dtype = backend, PRECISIONS[backend.precision]
         self._limit: int | None = None
         self._lock = threading.Lock()
         self._compiled = _Compiled(backend.images) if compiled else None
 
     @property
-    def dim(self) -> int:
-        """Width of the embeddings."""
-        return int(self.info["dim"])
-
-    @property
-    def preparation(self) -> Preparation:
-        """How an image file becomes pixels, as a value that decoding processes can take along."""
-        return self._backend.preparation
-
-    @property
-    def model(self) -> torch.nn.Module | None:
-        """The torch module, if the encoder is one."""
-        return self._backend.model
-
-    @property
     def tokenizer(self) -> Callable[..., Tensor] | None:
         """Sentences to token ids (n, context); None if there is no text, or the model takes sentences themselves."""
         return self._backend.tokenizer
-
-    @property
-    def has_text(self) -> bool:
-        """Whether sentences can be embedded too."""
-        return self._backend.has_text
 
     @property
     def batch_size(self) -> int:
@@ -75,6 +56,12 @@ class Encoder:
     def projection_bias(self) -> np.ndarray | None:
         """Bias (dim,) float32 that is added after `projection`, if there is one."""
         return _array(self._backend.projection()[1])
+
+    def check_views(self) -> None:
+        """Raise EncoderError if there can be no views of what it looks at."""
+        if self.preparation.together:
+            raise EncoderError(f"{self.info['name']} looks at {self.preparation.together}, of which there are no "
+                               "views: leave --views, --crops and strategies that read views out")
 
     def output_shapes(self, outputs: Sequence[str], tokens: str = LAST) -> dict[str, tuple[int, ...]]:
         """Shape of each output of one image; see `encode_images`.
@@ -117,13 +104,6 @@ class Encoder:
             return found[0]
         return {name: np.concatenate([each[name] for each in found]) for name in outputs}
 
-    def encode_text(self, sentences: Sequence[str], truncate: bool = False, progress: bool = False) -> np.ndarray:
-        """Embed sentences, equal ones once: (n, dim) float32, raw.
-
-        truncate: cut what is longer than the model's context instead of raising EncoderError.
-        """
-        return encode_sentences(self, sentences, truncate, progress).embedding
-
     @torch.inference_mode()
     def encode_tokens(self, tokens: Any) -> np.ndarray:
         """Embed one batch: (n, dim) float32, raw.
@@ -159,14 +139,15 @@ class Encoder:
     def _encode(self, pixels: np.ndarray, outputs: tuple[str, ...], tokens: str) -> dict[str, np.ndarray]:
         images = self._normalized(self._to_device(pixels))
         run = self._compiled or self._backend.images
-        given = _arrays(run(images.to(self._dtype), outputs, tokens))
+        given = _arrays(run(images.to(self._dtype), outputs, tokens), outputs)
         if self._dtype == torch.float32:
             return given
         lost = np.flatnonzero(~np.logical_and.reduce([np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
                                                       for values in given.values()]))
         if len(lost):
             rows = torch.from_numpy(lost).to(self.device)
-            for name, values in _arrays(self._full_precision.images(images[rows], outputs, tokens)).items():
+            full = _arrays(self._full_precision.images(images[rows], outputs, tokens), outputs)
+            for name, values in full.items():
                 given[name][lost] = values
         return given
 
@@ -196,7 +177,7 @@ class Encoder:
             return pixels.float()
         mean, deviation = (torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
                            for values in (self.preparation.mean, self.preparation.std))
-        return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(mean).div_(deviation)
+        return pixels.movedim(-1, -3).contiguous().float().div_(255).sub_(mean).div_(deviation)
 
 
 class _Compiled:
@@ -229,8 +210,8 @@ def _check_outputs(outputs: Sequence[str], tokens: str) -> None:
                            f"tokens {' or '.join(TOKENS)}")
 
 
-def _arrays(outputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: values.float().cpu().numpy() for name, values in outputs.items()}
+def _arrays(given: dict[str, Tensor], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: given[name].float().cpu().numpy() for name in outputs}
 
 
 def _array(values: Tensor | None) -> np.ndarray | None:

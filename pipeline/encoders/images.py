@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 
 from onceclip.pipeline.decoding.batches import Batch
 from onceclip.pipeline.decoding.decoders import Decoders
-from onceclip.pipeline.decoding.masks import as_seen
 from onceclip.pipeline.decoding.preparation import ON_DEVICE
 from onceclip.pipeline.decoding.views import Views
 from onceclip.pipeline.encoders.encoder import Encoder
-from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.sources import Content
+from onceclip.pipeline.sources.record import as_seen
 
 EMBEDDING = "embedding"
 _THREADS_ON_DEVICE = 2  # one copies while the other computes
@@ -28,7 +27,7 @@ _SMALLEST = 8  # images per pass, however few there are
 _MARGIN = 3  # batches in memory beside those that the threads have
 
 
-class EncoderThreads:
+class EncoderThreads(ThreadPoolExecutor):
     """Threads that run batches through one encoder, whose weights they share.
 
     On a CPU there is one per core, and torch computes with one thread in each: threads that share one matrix product
@@ -39,7 +38,7 @@ class EncoderThreads:
         """cores: how many to use on a CPU, 0 for all."""
         self.encoder = encoder
         self.number = (cores or os.cpu_count() or 1) if encoder.device.type == "cpu" else _THREADS_ON_DEVICE
-        self._pool = ThreadPoolExecutor(self.number, "encode")
+        super().__init__(self.number, "encode")
         self._torch_threads = torch.get_num_threads()
 
     def __enter__(self) -> Self:
@@ -48,12 +47,8 @@ class EncoderThreads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self.shutdown(cancel_futures=True)
         torch.set_num_threads(self._torch_threads)
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Call a function in the next thread that is free."""
-        return self._pool.submit(function, *arguments)
 
 
 @dataclass(frozen=True)
@@ -77,14 +72,13 @@ def encode(decoders: Decoders, threads: EncoderThreads, images: Iterable[tuple[i
            views: Views | None = None) -> Generator[Encoded, None, None]:
     """Read, decode and encode images, in their order.
 
-    images: numbers, which come back, and contents. count: how many. batch_size: images (or views) per pass, 0 for what
-    suits the encoder. outputs, tokens: as of `Encoder.encode_images`. views: these instead of the plain image.
+    images: numbers, which come back, and contents. count: how many. batch_size: images (or views, or frames) per pass,
+    0 for what suits the encoder. outputs, tokens: as of `Encoder.encode_images`. views: these instead of the plain
+    image.
     """
-    encoder, pictures = threads.encoder, views.drawn if views else 1
-    second = encoder.preparation.second
-    if views and second:
-        raise EncoderError(f"{encoder.info['name']} looks at a mask of every image, and views have none: leave views, "
-                           "crops and strategies that read them out")
+    encoder, pictures = threads.encoder, views.drawn if views else max(1, threads.encoder.preparation.frames)
+    if views:
+        encoder.check_views()
     each = max(_SMALLEST, -(-count * pictures // threads.number))  # so that every thread has some
     size = max(1, (batch_size or min(encoder.batch_size, each)) // pictures)
 
@@ -113,7 +107,7 @@ def encode(decoders: Decoders, threads: EncoderThreads, images: Iterable[tuple[i
             from onceclip.pipeline.decoding.on_device import DeviceDecoder
 
             device = opened.enter_context(DeviceDecoder(encoder.preparation, encoder.device, threads.number))
-        seen = ((row, as_seen(content, second)) for row, content in images)
+        seen = ((row, as_seen(content, encoder.preparation.second)) for row, content in images)
         batches = opened.enter_context(closing(decoders.batches(seen, encoder.preparation, size,
                                                                 threads.number + _MARGIN, views, device)))
         for batch in batches:

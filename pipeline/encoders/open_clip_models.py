@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,16 +22,21 @@ from torch import Tensor
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.decoding.preparation import FILTERS, RESIZE_MODES, Preparation
-from onceclip.pipeline.encoders.backend import EMBEDDING, Backend, default_precision, without_questions
-from onceclip.pipeline.encoders.spec import DEMO, OPEN_CLIP_SOURCES, EncoderSpec
+from onceclip.pipeline.encoders.backend import (
+    EMBEDDING,
+    Backend,
+    default_precision,
+    read_weights,
+    reason_of,
+    weights_digest,
+    without_questions,
+)
+from onceclip.pipeline.encoders.spec import DEMO, HUB, LOCAL, OPEN_CLIP_SOURCES, EncoderSpec
 from onceclip.pipeline.encoders.towers import projection_of, reads_class_token, several_outputs
-from onceclip.pipeline.encoders.weights import read_weights, reason_of, weights_digest
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.files import read_json
 from onceclip.stores.identity import fingerprint
 
-_DEMO_FOLDER = files("onceclip.pipeline.encoders") / "demo_model"
-HUB, LOCAL = OPEN_CLIP_SOURCES
 CONFIG = "open_clip_config.json"
 _plain_tokenizer = cache(SimpleTokenizer)  # making one reads 48,894 merges
 _PREPROCESS = {"mean", "std", "interpolation", "resize_mode"}
@@ -116,16 +120,10 @@ def is_listed(model: str, tag: object) -> bool:
     return model == DEMO or (model in open_clip.list_models() and tag in open_clip.list_pretrained_tags_by_model(model))
 
 
-def check_names(spec: EncoderSpec) -> None:
-    """Raise EncoderError for a model or weights that open_clip does not know, or that would be random."""
+def check_pretrained(spec: EncoderSpec) -> None:
+    """Raise EncoderError for weights that open_clip does not know, or that would be random."""
     if spec.model == DEMO or spec.model.startswith(OPEN_CLIP_SOURCES):
         return
-    known = [DEMO, *open_clip.list_models()]
-    if spec.model not in known:
-        near = unknown("model", spec.model, known).split("there are:")[0]
-        raise EncoderError(f"{near}`python -c \"import open_clip; print(open_clip.list_models())\"` lists "
-                           f"all {len(known)}; hf-hub:ORGANISATION/NAME and local-dir:FOLDER are taken too, and "
-                           "MODULE:FUNCTION for an encoder of your own")
     tags = open_clip.list_pretrained_tags_by_model(spec.model)
     if spec.pretrained is None:
         if not spec.allow_random:
@@ -182,11 +180,9 @@ def _quiet() -> Iterator[None]:
 
 def _folder(spec: EncoderSpec) -> Path | None:
     """Where the configuration of a model lies that open_clip has not built in."""
-    if spec.model == DEMO:
-        return Path(str(_DEMO_FOLDER))
     if spec.model.startswith(HUB):
         return Path(download_pretrained_from_hf(spec.model.removeprefix(HUB), CONFIG, cache_dir=spec.cache_dir)).parent
-    return Path(spec.model.removeprefix(LOCAL)) if spec.model.startswith(LOCAL) else None
+    return None if spec.folder is None else Path(spec.folder)
 
 
 def _fetch_weights(spec: EncoderSpec, folder: Path) -> None:

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 
 from onceclip.adapters.cpu import DEFAULT, fast_bfloat16, fast_products
-from onceclip.pipeline.decoding.preparation import DECODES, ON_DEVICE
-from onceclip.pipeline.encoders.backend import PRECISIONS, Backend
+from onceclip.pipeline.encoders.backend import PRECISIONS, Backend, check_finite
 from onceclip.pipeline.encoders.encoder import Encoder
-from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec, is_open_clip, is_plugin
-from onceclip.pipeline.encoders.weights import check_finite
+from onceclip.pipeline.encoders.spec import LOCAL, TRANSFORMERS, EncoderSpec, check_model, is_open_clip, is_plugin
 from onceclip.pipeline.errors import EncoderError, SourceError
 from onceclip.pipeline.workers.devices import device_named
 from onceclip.stores.identity import fingerprint
@@ -115,7 +113,7 @@ def _options(info: Mapping[str, Any]) -> str:
         return "--model MODULE:FUNCTION"
     if info.get("imported") or not name:
         return "--model (and --pretrained)"
-    if name.startswith("local-dir:") or (name.startswith(TRANSFORMERS) and "/" not in name):
+    if name.startswith(LOCAL) or (name.startswith(TRANSFORMERS) and "/" not in name):
         return f"--model {name.partition(':')[0]}:FOLDER"
     return f"--model {quote(name)}{f' --pretrained {quote(weights)}' if weights else ''}"
 
@@ -128,15 +126,8 @@ def _shown(name: object) -> str:
 
 def check_spec(spec: EncoderSpec) -> None:
     """Raise EncoderError for what is wrong with a specification before anything is loaded."""
-    if spec.decode not in (*DECODES, *ON_DEVICE):
-        raise EncoderError(f"--decode {spec.decode}: there are {', '.join(DECODES)}")
+    check_model(spec)
     if is_open_clip(spec.model):
-        from onceclip.pipeline.encoders.open_clip_models import check_names
+        from onceclip.pipeline.encoders.open_clip_models import check_pretrained
 
-        check_names(spec)
-        return
-    for option, value in (("--pretrained", spec.pretrained), ("--preprocess", spec.preprocess),
-                          ("--allow-random", spec.allow_random)):
-        if value:
-            raise EncoderError(f"{option} is for models of open_clip; {spec.model} says by itself what it is: leave "
-                               "it away")
+        check_pretrained(spec)

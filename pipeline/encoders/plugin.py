@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from onceclip.pipeline.decoding.masks import MASK
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
@@ -25,10 +24,11 @@ from onceclip.pipeline.encoders.backend import (
     out_of_memory,
     preparation_values,
     refuse,
+    weights_digest,
 )
-from onceclip.pipeline.encoders.spec import EncoderSpec
-from onceclip.pipeline.encoders.weights import weights_digest
+from onceclip.pipeline.encoders.spec import MOST_FRAMES, EncoderSpec
 from onceclip.pipeline.errors import EncoderError
+from onceclip.pipeline.sources.record import MASK
 from onceclip.stores.identity import canonical
 
 _SAMPLES = ((320, 240), (64, 200))  # width and height of pictures that show what a preprocessing gives
@@ -41,13 +41,15 @@ class PluginBackend(Backend):
     Pillow image to floats (3, height, width), or a `Preparation`); optionally `encode_text`, `tokenizer`,
     `logit_scale`, `logit_bias`. `identity`, JSON values that decide what the embeddings are, may be left out by a
     torch module, or an object whose `model` is one: its weights say it. With `second_input = "mask"` its `preprocess`
-    takes the mask of an image beside it, and gives floats (channels, height, width).
+    takes the mask of an image beside it, and gives floats (channels, height, width). With `frames = n` its
+    `encode_image` gets n frames of every video, (rows, n, 3, height, width), each as `preprocess` gives it.
     Raises EncoderError if it cannot be imported, or lacks one of these.
     """
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
-        self._plugin, module = _load(spec.model)
         self._path = spec.model
+        make, module = _found(spec.model)
+        self._plugin = _made(make, spec.model)
         name, dim = self._attribute("name", str), self._attribute("dim", int)
         self._attribute("encode_image", Callable)
         self.has_text = callable(getattr(self._plugin, "encode_text", None))
@@ -63,11 +65,17 @@ class PluginBackend(Backend):
         if self.second not in ("", MASK):
             raise EncoderError(f"{self._path} has second_input {self.second!r}: a source gives {MASK!r} alone; leave "
                                "it out, or take that")
+        self.frames = _frames(self._plugin, self._path)
+        if self.frames != _frames(make, self._path) or (self.frames and self.second):
+            raise EncoderError(f"{self._path} takes frames of videos: say so on the class that --model names, with "
+                               "frames = 8, say, and without second_input")
         self.preparation = self._preparation(spec, module)
         self.identity = {"plugin": name, "dim": dim, "precision": self.precision, "output": EMBEDDING,
                          "identity": self._declared()}
         if self.second:
             self.identity["second_input"] = self.second
+        if self.frames:
+            self.identity["frames"] = self.frames
         if self.model is not None:
             self.identity["weights"] = weights_digest(self.model)
         self.identity["preprocess"] = ({"size": list(self.preparation.size)} if self.preparation.custom
@@ -133,7 +141,7 @@ class PluginBackend(Backend):
     def _preparation(self, spec: EncoderSpec, module: Any) -> Preparation:
         given = getattr(self._plugin, "preprocess", None)
         if isinstance(given, Preparation) and not self.second:
-            return replace(given, decode=spec.decode, exif=spec.exif)
+            return replace(given, decode=spec.decode, exif=spec.exif, frames=self.frames)
         if not callable(given):
             raise EncoderError(f"{self._path} needs `preprocess`: a function from a Pillow image "
                                + ("and its mask to floats (channels, height, width)" if self.second else
@@ -155,11 +163,26 @@ class PluginBackend(Backend):
                                f"{' and '.join(map(str, {shape, *shapes}))}: give "
                                f"({'channels' if self.second else 3}, height, width), the same for every picture")
         return Preparation(size=shape[1:], exif=spec.exif, custom=_path_of(given, module, self._path),
-                           second=self.second, channels=shape[0])
+                           second=self.second, channels=shape[0], frames=self.frames)
 
 
-def _load(path: str) -> tuple[Any, Any]:
-    """The object that `module:function` gives, and the module."""
+def frames_of(path: str) -> int:
+    """Frames of a video that the encoder of a class `module:class` takes as one input; 0 for images.
+
+    Raises EncoderError if it cannot be imported, or has no such number.
+    """
+    return _frames(_found(path)[0], path)
+
+
+def _frames(thing: Any, path: str) -> int:
+    frames = getattr(thing, "frames", 0)
+    if frames and not (isinstance(frames, int) and 2 <= frames <= MOST_FRAMES):
+        raise EncoderError(f"{path} has frames {frames!r}: give a whole number from 2 to {MOST_FRAMES:,}")
+    return frames or 0
+
+
+def _found(path: str) -> tuple[Callable[[], Any], Any]:
+    """The function that `module:function` names, and the module."""
     name, _, function = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work
@@ -171,8 +194,12 @@ def _load(path: str) -> tuple[Any, Any]:
     make = getattr(module, function, None)
     if not callable(make):
         raise EncoderError(f"--model {path}: {name} has no function {function!r}")
+    return make, module
+
+
+def _made(make: Callable[[], Any], path: str) -> Any:
     try:
-        return make(), module
+        return make()
     except EncoderError:
         raise
     except Exception as error:

@@ -6,35 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from onceclip.pipeline.encoders.encoder import Encoder
 from onceclip.pipeline.errors import EncoderError
 
 BATCH = 256
 _ROUNDING = 0.02  # of an embedding's length; what another context does to a model that is not causal is far more
 _ONE_AT_A_TIME = Lock()  # the context of a model is shortened in place
-
-
-class TextEncoder(Protocol):
-    """What embedding sentences needs of an `Encoder`."""
-
-    info: dict[str, Any]
-
-    @property
-    def tokenizer(self) -> Any:
-        """Sentences to token ids (n, context); None where the model takes sentences."""
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of an embedding."""
-
-    def encode_tokens(self, tokens: Any) -> np.ndarray:
-        """Embeddings (n, dim) of what the tokenizer gave."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +34,7 @@ class Encoded:
     cut: tuple[str, ...]
 
 
-def encode_sentences(encoder: TextEncoder, sentences: Sequence[str], truncate: bool = False,
+def encode_sentences(encoder: Encoder, sentences: Sequence[str], truncate: bool = False,
                      progress: bool = False) -> Encoded:
     """Embed sentences.
 
@@ -85,7 +69,7 @@ def encode_sentences(encoder: TextEncoder, sentences: Sequence[str], truncate: b
     return Encoded(embedding[[place[sentence] for sentence in sentences]], len(distinct), tuple(cut))
 
 
-def _tokenize(encoder: TextEncoder, sentences: Sequence[str], truncate: bool) -> tuple[Tensor, list[str]]:
+def _tokenize(encoder: Encoder, sentences: Sequence[str], truncate: bool) -> tuple[Tensor, list[str]]:
     """Token ids (sentences, context), and the sentences that do not fit in."""
     tokenizer: Any = encoder.tokenizer
     tokens = torch.cat([tokenizer(list(sentences[start:start + BATCH])) for start in range(0, len(sentences), BATCH)])
@@ -97,7 +81,7 @@ def _tokenize(encoder: TextEncoder, sentences: Sequence[str], truncate: bool) ->
     return tokens, cut
 
 
-def _in_order_of_length(encoder: TextEncoder, tokens: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _in_order_of_length(encoder: Encoder, tokens: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Embed the rows of tokens (sentences, context), short ones first: positions and embeddings, batch by batch."""
     length = _lengths(tokens)
     order = torch.argsort(length, stable=True)
@@ -129,14 +113,14 @@ def _lengths(tokens: Tensor) -> Tensor:
     return (torch.where(inside, place, 0).amax(dim=1) + 1).clamp(max=context)
 
 
-def _encode(encoder: TextEncoder, tokens: Tensor, tower: Any, length: int) -> np.ndarray:
+def _encode(encoder: Encoder, tokens: Tensor, tower: Any, length: int) -> np.ndarray:
     if tower is None:
         return encoder.encode_tokens(tokens)
     with _context(tower, length):
         return encoder.encode_tokens(tokens[:, :length])
 
 
-def _short_context(encoder: TextEncoder, tokens: Tensor, length: int) -> Any:
+def _short_context(encoder: Encoder, tokens: Tensor, length: int) -> Any:
     """The module whose context can be shortened, or None where that would change what these sentences give."""
     tower = _causal(encoder, tokens.shape[1])
     if tower is not None:
@@ -146,7 +130,7 @@ def _short_context(encoder: TextEncoder, tokens: Tensor, length: int) -> Any:
     return None
 
 
-def _causal(encoder: TextEncoder, context: int) -> Any:
+def _causal(encoder: Encoder, context: int) -> Any:
     """The module that holds the positions and the causal mask of a text model, or None if it has no such mask."""
     model = getattr(encoder, "model", None)
     for module in (model, getattr(model, "text", None)):

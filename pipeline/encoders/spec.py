@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from onceclip.adapters.errors import unknown
+from onceclip.pipeline.decoding.preparation import DECODES, ON_DEVICE
+from onceclip.pipeline.errors import EncoderError
+from onceclip.pipeline.workers.devices import AUTO, CPU, may_have_gpu
+from onceclip.stores.identity import fingerprint
 
 DEMO = "demo"
-OPEN_CLIP_SOURCES = ("hf-hub:", "local-dir:")
+HUB, LOCAL = OPEN_CLIP_SOURCES = ("hf-hub:", "local-dir:")
 TRANSFORMERS = "transformers:"
+MOST_FRAMES = 1000  # of a video as one input
+_SILENT = ("cache_dir", "compile", "device")  # what an encoder's identity does not depend on, or not by these words
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,66 @@ class EncoderSpec:
     exif: bool = False
     compile: bool = False
 
+    @property
+    def folder(self) -> str | None:
+        """Where the files of the model are, if on this machine and known without a library."""
+        if self.model == DEMO:
+            return str(files("onceclip.pipeline.encoders") / "demo_model")
+        return next((self.model.removeprefix(each) for each in (LOCAL, TRANSFORMERS) if self.model.startswith(each)),
+                    None)
+
+    @property
+    def request(self) -> str | None:
+        """Identity of what is said: equal ones load equal encoders.
+
+        Files count by their content wherever they lie, names of models and weights as they are. None for a function of
+        the user's own, of which only its result says what it is.
+        """
+        if is_plugin(self.model):
+            return None
+        said: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in _SILENT}
+        if self.folder and Path(self.folder).is_dir():
+            said["model"] = [self.model.partition(":")[0], _file_digests(Path(self.folder))]
+        for name in ("pretrained", "preprocess"):
+            if said[name] and Path(said[name]).is_file():
+                said[name] = ["", _file_digests(Path(said[name]))]
+        auto = AUTO if may_have_gpu() else CPU
+        return fingerprint({**said, "device": auto if self.device == AUTO else self.device.partition(":")[0]})
+
+    def with_absolute_paths(self) -> EncoderSpec:
+        """The same encoder in another working directory."""
+        paths: dict[str, Any] = {
+            name: os.path.abspath(value) for name in ("pretrained", "preprocess", "cache_dir")
+            if (value := getattr(self, name)) and os.path.exists(value)}
+        if self.model != DEMO and self.folder and os.path.isdir(self.folder):
+            paths["model"] = f"{self.model.partition(':')[0]}:{os.path.abspath(self.folder)}"
+        return replace(self, **paths)
+
+
+def check_model(spec: EncoderSpec) -> None:
+    """Raise EncoderError for what can be seen to be wrong without the libraries that load models."""
+    if spec.decode not in (*DECODES, *ON_DEVICE):
+        raise EncoderError(f"--decode {spec.decode}: there are {', '.join(DECODES)}")
+    if is_open_clip(spec.model):
+        known = [DEMO, *_open_clip_models()]
+        if spec.model not in known and not spec.model.startswith(OPEN_CLIP_SOURCES):
+            near = unknown("model", spec.model, known).split("there are:")[0]
+            raise EncoderError(f"{near}`python -c \"import open_clip; print(open_clip.list_models())\"` lists "
+                               f"all {len(known)}; hf-hub:ORGANISATION/NAME and local-dir:FOLDER are taken too, and "
+                               "MODULE:FUNCTION for an encoder of your own")
+        return
+    for option, value in (("--pretrained", spec.pretrained), ("--preprocess", spec.preprocess),
+                          ("--allow-random", spec.allow_random)):
+        if value:
+            raise EncoderError(f"{option} is for models of open_clip; {spec.model} says by itself what it is: leave "
+                               "it away")
+
+
+def clip_of(info: Mapping[str, Any]) -> int:
+    """Frames of a video that an encoder takes as one input, by its record; 0 for images, and for what is no number."""
+    frames = info.get("frames")
+    return frames if isinstance(frames, int) and 0 < frames <= MOST_FRAMES else 0
+
 
 def is_plugin(model: str) -> bool:
     """Whether a model's name is a Python path `module:function`."""
@@ -46,3 +122,25 @@ def is_plugin(model: str) -> bool:
 def is_open_clip(model: str) -> bool:
     """Whether open_clip knows how to find a model of this name."""
     return not is_plugin(model) and not model.startswith(TRANSFORMERS)
+
+
+def open_clip_folder() -> Path:
+    """Where open_clip is installed; importing it takes seconds."""
+    folder, = find_spec("open_clip").submodule_search_locations  # type: ignore[union-attr, misc]
+    return Path(folder)
+
+
+def _open_clip_models() -> list[str]:
+    """Names of open_clip's models: as it knows them where it is imported, else those of its files."""
+    if library := sys.modules.get("open_clip"):
+        return library.list_models()
+    return sorted(file.stem for file in (open_clip_folder() / "model_configs").glob("*.json"))
+
+
+def _file_digests(path: Path) -> list[list[str]]:
+    """Names and digests of the files in a folder, or of one file."""
+    found = []
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as content:
+            found.append([str(file.relative_to(path)), hashlib.file_digest(content, "blake2b").hexdigest()])
+    return found

@@ -129,7 +129,7 @@ def _residual_network(visual: Any, pixels: Tensor, outputs: tuple[str, ...], tok
         given[PREPROJ] = _before_projection(pool, grid)
     if TOKEN in outputs:
         given[TOKEN] = pool.c_proj(pool.v_proj(grid.flatten(2).transpose(1, 2)))
-    return {output: given[output] for output in outputs}
+    return given
 
 
 def _before_projection(pool: Any, grid: Tensor) -> Tensor:
@@ -153,8 +153,7 @@ def _timm(visual: Any, pixels: Tensor, outputs: tuple[str, ...], tokens: str, na
     if projection_of(visual)[0] is None:
         raise refuse(name, PREPROJ, "it has no projection")
     pooled = visual.trunk(pixels)
-    given = {EMBEDDING: visual.head(pooled), PREPROJ: pooled}
-    return {output: given[output] for output in outputs}
+    return {EMBEDDING: visual.head(pooled), PREPROJ: pooled}
 
 
 def _projected(features: Tensor, matrix: Tensor | None) -> Tensor:

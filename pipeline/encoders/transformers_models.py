@@ -20,14 +20,16 @@ from onceclip.pipeline.encoders.backend import (
     TOKEN,
     VALUE,
     Backend,
+    check_weights_file,
     default_precision,
     preparation_values,
+    reason_of,
     refuse,
     statistics_of,
+    weights_digest,
     without_questions,
 )
 from onceclip.pipeline.encoders.spec import TRANSFORMERS, EncoderSpec
-from onceclip.pipeline.encoders.weights import check_weights_file, reason_of, weights_digest
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores.identity import fingerprint
 
@@ -94,12 +96,8 @@ class TransformersBackend(Backend):
         further = next((each for each in (TOKEN, STATISTICS) if each in outputs), "")
         if self.model.config.model_type == DUAL and further:
             raise refuse(self.info["name"], further, "the two encoders of a dual encoder may be of any kind")
-        if self.model.config.model_type == DUAL:
-            found = self.model.vision_model(pixel_values=pixels)
-            given = {EMBEDDING: self.model.visual_projection(found.pooler_output), PREPROJ: found.pooler_output}
-            return {output: given[output] for output in outputs}
         vision = self.model.vision_model
-        found = vision(pixel_values=pixels, output_hidden_states=bool(further))
+        found = vision(pixel_values=pixels, **({"output_hidden_states": True} if further else {}))
         if not self._projected:
             return {EMBEDDING: found.pooler_output}
         project = self.model.visual_projection
@@ -113,7 +111,7 @@ class TransformersBackend(Backend):
                 layer = vision.encoder.layers[-1]
                 last = layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(found.hidden_states[-2])))
             given[TOKEN] = project(vision.post_layernorm(last[:, 1:]))
-        return {output: given[output] for output in outputs}
+        return given
 
     def text(self, tokens: Tensor) -> Tensor:
         """Run the text model on token ids (n, context); see `Backend`."""

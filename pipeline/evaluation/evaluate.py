@@ -17,7 +17,7 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.inference.base import INFERENCE
 from onceclip.adapters.selection.automatic import AVERAGES
-from onceclip.adapters.selection.conformal import KINDS
+from onceclip.adapters.selection.calibration import KINDS
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.evaluation.metrics import SCORES, SetTally, Tally

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters.selection.conformal import SetRule
-from onceclip.pipeline.files import whole_file
+from onceclip.adapters.selection.calibration import SetRule
 from onceclip.pipeline.words import csv_cell
+from onceclip.stores.location import whole_file
 
 BINS = 15
 TOP = 5

@@ -21,10 +21,10 @@ from onceclip.pipeline.export.linear_file import LinearFile
 from onceclip.pipeline.export.model import Format, Subject
 from onceclip.pipeline.export.onnx_file import OnnxFile
 from onceclip.pipeline.export.torch_program import TorchProgram
-from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.sources.folder import list_images
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
 from onceclip.stores import open_store
+from onceclip.stores.location import whole_file
 
 FORMATS: dict[str, type[Format]] = {each.name: each for each in (LinearFile, TorchProgram, OnnxFile)}
 _TOLERANCE = 1e-4

@@ -108,6 +108,9 @@ class ImageClassifier(nn.Module):
     def __init__(self, encoder: Encoder, adapter: ClassifierModule, classifier: Classifier) -> None:
         super().__init__()
         _require_one_encoder(encoder, classifier)
+        if encoder.preparation.together:
+            raise ExportError(f"{encoder.info['name']} looks at {encoder.preparation.together}: export the adapter "
+                              "alone, without --with-encoder")
         self._tokens = _tokens_of(classifier)
         # As an encoder does for images that overflow in half precision: other programs compute in float32.
         backend = encoder._backend if encoder._backend.precision == "fp32" else encoder._full_precision

@@ -18,8 +18,8 @@ from onceclip.adapters.saving import CARD, CONFIG, WEIGHTS, file_of, read_config
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.files import is_url, remote_folder
 from onceclip.pipeline.words import counted
-from onceclip.stores.copy import local_copy
-from onceclip.stores.location import occupied, reason_of
+from onceclip.stores.location import local_copy, reason_of
+from onceclip.stores.storage import occupied
 
 HUB, FOLDER = "hf://", "folder"
 _PLACE = re.compile(r"hf://(?P<kind>datasets/|models/)?(?P<name>(?!spaces/|buckets/|kernels/)[\w.-]+/[\w.-]+)"

@@ -13,9 +13,9 @@ import numpy as np
 
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.extraction.text_arrays import BESIDE, text_arrays
-from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.sources.arrow_files import OURS
 from onceclip.stores import Store
+from onceclip.stores.location import whole_file
 from onceclip.stores.schema import SPLITS, STORED
 
 _COLUMNS = ("key", "label", "split", "digest", "group")

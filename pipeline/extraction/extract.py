@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections import Counter
@@ -19,24 +17,25 @@ from tqdm import tqdm
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import DecoderError, SourceError
 from onceclip.pipeline.extraction.inventory import Inventory, file_digests, take_inventory
-from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, store_exists
+from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, has_outputs, store_exists
 from onceclip.pipeline.extraction.splits import PLANNED, drawing_of, splits_of
 from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
-from onceclip.pipeline.extraction.unchanged import REQUEST, nothing_to_do, request_of
+from onceclip.pipeline.prompts.embedding import present_prompts
 from onceclip.pipeline.sources import Content
 from onceclip.pipeline.words import class_remarks, counted, listing
-from onceclip.pipeline.workers.work import Part, Workers
+from onceclip.pipeline.workers import Part
 from onceclip.stores import Store, StoreWriter, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
-from onceclip.stores.identity import DIGEST_BYTES
-from onceclip.stores.location import is_remote, is_zip
+from onceclip.stores.location import is_url, is_zip
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
 from onceclip.stores.verification import equal_content
 
 if TYPE_CHECKING:
     from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses
     from onceclip.pipeline.extraction.units import Remaining
+    from onceclip.pipeline.workers.cluster import Workers
 
+REQUEST = "request"  # the attribute of a store that says by which words its encoder was named
 PATIENCE = 3600.0  # seconds that a part waits for the plan
 _PAUSE = 0.5
 _MANY_INTERRUPTED = 64  # images: then it is the machine as a whole
@@ -99,18 +98,18 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
         (160, 160, 0)
     """
     begun, path = time.perf_counter(), str(store)
-    found, request = survey(str(source), options), request_of(encoder)
-    options = found.with_boxes(options)
+    found, request = survey(str(source), encoder, options), encoder.request
+    options = found.options
     digests, new = None, not store_exists(path)
     if not new and request and not is_zip(path) and (present := open_store(path)).attributes.get(REQUEST) == request:
         digests = file_digests(found.records, options.progress)
         inventory = take_inventory(found.records, found.classes, present, False, options.retry_bad, digests)
-        text = nothing_to_do(present, found, inventory, options)
+        text = _nothing_to_do(present, found, inventory)
         if text is not None:
             return _report(present, found, inventory, text, 0, time.perf_counter() - begun)
     _say_what_is_loaded(encoder, options)
     from onceclip.pipeline.extraction.processes import open_processes  # imports torch
-    from onceclip.pipeline.extraction.units import rows_to_embed, rows_to_view
+    from onceclip.pipeline.extraction.units import rows_to_embed
 
     with open_processes(encoder, options, len(found.records), new, workers) as processes, write_lock(path):
         writer = processes.plan.writer(path, options.dtype, options.unit_rows)
@@ -122,12 +121,26 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
             text, writer = processes.text(writer, found.classes)
         encoded = _encode(processes, writer, rows_to_embed(writer), inventory.contents)
         if changed:
-            split, drawn = splits_of(path, found, inventory.present)
-            _encode(processes, writer, rows_to_view(writer, split), inventory.contents)
-            writer.finish(split, split_source=drawn, **{REQUEST: request})
+            _finish(processes, writer, found, inventory.contents, request)
         elif writer.store.attributes.get(REQUEST) != request:
             writer.update(**{REQUEST: request})
     return _report(open_store(path), found, inventory, text, encoded, time.perf_counter() - begun)
+
+
+def _nothing_to_do(store: Store, found: Survey, inventory: Inventory) -> dict[str, Any] | None:
+    """What there is to say of the text of a store that has all that is asked for; None if there is something to do.
+
+    Raises SourceError if splits are asked for that the store's images do not have.
+    """
+    if not store.complete or inventory.changed or tuple(found.classes) != store.classes:
+        return None
+    if not found.has_splits:
+        drawing_of(store, found)
+    if not has_outputs(store, found.options.outputs):
+        return None
+    if not found.classes:
+        return {"prompts": 0, "encoded": 0}
+    return present_prompts(store, found.classes, found.options.phrases, found.options.templates)
 
 
 def _say_what_is_loaded(encoder: EncoderSpec, options: ExtractOptions) -> None:
@@ -150,6 +163,16 @@ def _plan(writer: StoreWriter, store_plan: StorePlan, inventory: Inventory, foun
         writer.update(split_source=source)  # for processes that go on with it
     store_plan.put_projection(writer)
     return True
+
+
+def _finish(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, found: Survey,
+            contents: Mapping[int, Content], request: str | None) -> None:
+    """Draw the splits, encode the views of images in them, and mark the store as complete."""
+    from onceclip.pipeline.extraction.units import rows_to_view
+
+    split, drawn = splits_of(writer.store.path, found, np.array(sorted(contents)))
+    _encode(processes, writer, rows_to_view(writer, split), contents)
+    writer.finish(split, split_source=drawn, **{PLANNED: None, REQUEST: request})
 
 
 def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remaining: Remaining,
@@ -188,7 +211,7 @@ def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, A
             seconds: float) -> Extraction:
     table = store.table
     counts = Counter(store.classes[label] for label in table.label[store.rows()])
-    bad = {str(table.key[row]): str(table.reason[row]) for row in inventory.present if table.state[row] == BAD}
+    bad = {str(table.key[row]): str(table.reason[row]) for row in sorted(inventory.contents) if table.state[row] == BAD}
     said = found.phrases if text["encoded"] else dict.fromkeys(found.classes)
     warnings = [*found.remarks, *class_remarks(said), *_conflicts(store)]
     if store.classes and not store.texts:
@@ -223,14 +246,14 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
     Raises SourceError if the store was planned for other images or no plan comes; otherwise as `extract`.
     """
     begun, path = time.perf_counter(), str(store)
-    found = survey(str(source), options)
-    options = found.with_boxes(options)
+    found = survey(str(source), encoder, options)
+    options = found.options
     _say_what_is_loaded(encoder, options)
     from onceclip.pipeline.extraction.processes import open_processes  # imports torch
     from onceclip.pipeline.extraction.units import rows_to_embed, rows_to_view
 
     with open_processes(encoder, options, len(found.records) // part.of, start=False) as processes:
-        while not _planned(path, processes.plan, found, options, part):
+        while not _planned(path, processes.plan, found, part):
             if time.perf_counter() - begun > PATIENCE:
                 raise SourceError(f"part 1 has not planned {path} within {PATIENCE:g} s: start --part 1/{part.of} too")
             time.sleep(_PAUSE)
@@ -243,7 +266,7 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
         encoded = _encode(processes, writer, rows_to_embed(writer), contents)
         if found.has_splits:
             _encode(processes, writer, rows_to_view(writer, before.table.split), contents)
-        complete = _complete(path, processes, found, contents, request_of(encoder))
+        complete = _complete(path, processes, found, contents, encoder.request)
     table = open_store(path).table
     mine = [row for row in sorted(contents) if row // size in units]
     bad = {str(table.key[row]): str(table.reason[row]) for row in mine if table.state[row] == BAD}
@@ -251,9 +274,9 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
                     [*found.remarks, *class_remarks(found.phrases)])
 
 
-def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOptions, part: Part) -> bool:
+def _planned(path: str, store_plan: StorePlan, found: Survey, part: Part) -> bool:
     """Plan the store if that falls to this part; gives whether it is planned, for just these images."""
-    fingerprint = _fingerprint(found)
+    fingerprint, options = found.fingerprint, found.options
     with _wait_for_lock(path):
         store = open_store(path) if store_exists(path) else None
         planned = store.attributes.get(PLANNED) if store else None
@@ -265,7 +288,7 @@ def _planned(path: str, store_plan: StorePlan, found: Survey, options: ExtractOp
             if not found.has_splits:
                 drawing_of(store, found)
             return True
-        if is_remote(path) and part.number > 1:
+        if is_url(path) and part.number > 1:
             return store is not None and store.complete and _has_just(store, found)
         writer = store_plan.writer(path, options.dtype, options.unit_rows)
         inventory = take_inventory(found.records, found.classes, writer.store, options.progress)
@@ -282,19 +305,9 @@ def _has_just(store: Store, found: Survey) -> bool:
     return dict(zip(map(str, table.key[here]), labels, strict=True)) == {each.key: each.label for each in found.records}
 
 
-def _fingerprint(found: Survey) -> str:
-    """Identity of the records of a source, but for the images' bytes."""
-    made = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for record in found.records:
-        made.update(json.dumps([record.key, record.label, record.split, record.group]).encode("ascii"))
-    return made.hexdigest()
-
-
 def _complete(path: str, processes: ThisProcess | WorkerProcesses, found: Survey,
               contents: Mapping[int, Content], request: str | None) -> bool:
     """Finish the store if nothing is left to encode; gives whether it is finished."""
-    from onceclip.pipeline.extraction.units import rows_to_view
-
     if (open_store(path).column("state") == TODO).any():
         return False
     with _wait_for_lock(path):
@@ -302,9 +315,7 @@ def _complete(path: str, processes: ThisProcess | WorkerProcesses, found: Survey
             writer = StoreWriter.open(path, processes.plan.info, alone=False)  # other parts may be writing views
             if processes.plan.has_text and found.classes:
                 _, writer = processes.text(writer, found.classes)
-            split, drawn = splits_of(path, found, np.array(sorted(contents)))
-            _encode(processes, writer, rows_to_view(writer, split), contents)
-            writer.finish(split, split_source=drawn, **{PLANNED: None, REQUEST: request})
+            _finish(processes, writer, found, contents, request)
     return True
 
 

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
-from onceclip.pipeline.extraction.features import Features, make_store, summary
-from onceclip.pipeline.extraction.import_clip_retrieval import import_folder, is_clip_retrieval
-from onceclip.pipeline.extraction.import_tables import import_table
-from onceclip.pipeline.extraction.imported_columns import (
+from onceclip.pipeline.extraction.features import (
     CLIP_LOGIT_SCALE,
+    Features,
     imported_encoder,
     keys_of,
     labels_of,
+    make_store,
     recorded_encoder_of,
     single,
+    splits_of,
     texts_of,
 )
-from onceclip.pipeline.extraction.text_arrays import UNREADABLE, text_set_of, text_sets_of
+from onceclip.pipeline.extraction.import_clip_retrieval import folder_features, is_clip_retrieval
+from onceclip.pipeline.extraction.import_tables import table_features
+from onceclip.pipeline.extraction.text_arrays import UNREADABLE, read_npz, text_set_of, text_sets_of
 from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME
 from onceclip.pipeline.sources.arrow_files import is_table
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.words import class_remarks, counted
 from onceclip.stores import Output
 from onceclip.stores.identity import DIGEST_BYTES, digest
@@ -41,7 +40,6 @@ KNOWN = ("embedding", "label", "split", "key", "group", "digest", "view", "text"
 _LAYOUT = "embedding (n, d), label (n,), split (n,), and optionally key, view, text, class_names, logit_scale"
 _MOST_SCALE = 1e6  # far above any encoder's, and far below what overflows float32
 _LOGARITHM = 10.0  # below that a scale is rather the logarithm of one
-_SMALL, _RATIO = 256 << 20, 100  # bytes that any member may unpack to, and how many times the file's own
 
 
 def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None,
@@ -52,25 +50,28 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
 
     source: holds `embedding` (n, d); `label` (n,) int, -1 for none, or names; `split` (n,) text; optionally `key` (n,),
         `view` (n, v, d), `text` (c, d) or (c, p, d), `class_names` (c,), `logit_scale`, what cosines are multiplied
-        with; or a folder that clip-retrieval wrote; or a table, see `import_table`. Rows of zeros are recorded as bad
+        with; or a folder that clip-retrieval wrote; or a table, see `table_features`. Rows of zeros are recorded as bad
         images.
     encoder: name of what made them. Without one, only arrays of equal content count as the same encoder's. text_sets:
         files of further text sets by name: .npy of (c, d) or (c, p, d) in the order of the classes, or .npz of that as
         `text` with `class_names`. columns: of a table, by role.
     Raises ArrayError if the arrays do not fit together.
     """
-    theirs = is_clip_retrieval(Path(source))
-    if columns and (theirs or not is_table(str(source))):
+    begun, theirs, table = time.perf_counter(), is_clip_retrieval(Path(source)), is_table(str(source))
+    if columns and (theirs or not table):
         raise ArrayError(f"{source} is no table, whose columns could be named: leave --column out")
-    if theirs:
-        if text_sets:
-            raise ArrayError(f"{source} was written by clip-retrieval and names no text: leave --text-set out, and "
-                             "embed prompts with `onceclip text`")
-        return import_folder(Path(source), str(store), encoder, unit_rows)
-    if is_table(str(source)):
-        return import_table(str(source), str(store), encoder, unit_rows, text_sets, columns)
-    begun, source, remarks = time.perf_counter(), Path(source), list[str]()
-    arrays = _load(source)
+    if theirs and text_sets:
+        raise ArrayError(f"{source} was written by clip-retrieval and names no text: leave --text-set out, and "
+                         "embed prompts with `onceclip text`")
+    features = (folder_features(Path(source), encoder) if theirs else
+                table_features(str(source), encoder, text_sets, columns) if table else
+                _features(Path(source), encoder, text_sets))
+    return make_store(str(store), features, unit_rows, begun)
+
+
+def _features(source: Path, encoder: str | None, text_sets: Mapping[str, str | Path]) -> Features:
+    """What an .npz file or a folder of .npy files holds."""
+    arrays, remarks = _load(source), list[str]()
     embedding = _checked(arrays, source)
     n, dim = embedding.shape
     label, names = labels_of(arrays, n, source, remarks)
@@ -78,8 +79,8 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     content = digest(np.ascontiguousarray(embedding).tobytes()).hex()
     info = (recorded_encoder_of(told, dim, source) if encoder is None else None) or imported_encoder(
         encoder, dim, content, _scale(arrays, source, remarks), _number(arrays, "logit_bias", source))
-    key = keys_of(texts_of(arrays["key"]) if "key" in arrays else [], n, source)
-    split = _splits(arrays, n, source)
+    split = (splits_of(texts_of(arrays["split"]), f"{source}: split") if "split" in arrays else
+             np.full(n, NO_SPLIT, np.int8))
     trained = (split == SPLITS.index("train")) & embedding.any(axis=1)
     for name in ("view", "text"):
         used = arrays.get(name, embedding)[trained if name == "view" else ...]
@@ -87,21 +88,20 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
                 used.size and (unusable_rows(single(used).reshape(-1, dim)) != "").any())):
             raise ArrayError(f"{source}: {name} must hold floating-point numbers that are finite as float32, and no "
                              f"row of zeros{', for every train row' if name == 'view' else ''}")
-    text = None if "text" not in arrays else text_set_of(single(arrays["text"]), names, info["fingerprint"])
+    texts = text_sets_of(source, text_sets, names, info, told)
+    said: list[bytes | None] = [None] * len(names)
+    if "text" in arrays:
+        texts = {NAME: text_set_of(single(arrays["text"]), names, info["fingerprint"]), **texts}
+        said = [each.tobytes() for each in arrays["text"]]
     outputs = {name: Output(arrays[name].shape[1:], ("view", "dim"), {"imported": True})
                for name in ("view",) if name in arrays}
-    features = Features(
-        info, str(embedding.dtype), key, label, split, names,
-        lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
-        drawn="split" not in arrays, outputs=outputs, texts={
-            **({} if text is None else {NAME: text}),
-            **text_sets_of(source, text_sets, names, info, told)},
+    return Features(
+        info, str(embedding.dtype), keys_of(texts_of(arrays["key"]) if "key" in arrays else [], n, source), label,
+        split, names, lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
+        drawn="split" not in arrays, outputs=outputs, texts=texts,
         group=np.array(texts_of(arrays["group"]), object) if "group" in arrays else None,
-        digest=arrays["digest"].astype(np.uint8) if "digest" in arrays else None)
-    said = [None] * len(names) if text is None else [each.tobytes() for each in arrays["text"]]
-    remarks += class_remarks(dict(zip(names, said, strict=True)))
-    written = make_store(str(store), features, unit_rows)
-    return summary(written, bool(features.texts), time.perf_counter() - begun, remarks)
+        digest=arrays["digest"].astype(np.uint8) if "digest" in arrays else None,
+        remarks=[*remarks, *class_remarks(dict(zip(names, said, strict=True)))])
 
 
 def _load(source: Path) -> dict[str, np.ndarray]:
@@ -110,11 +110,9 @@ def _load(source: Path) -> dict[str, np.ndarray]:
         if source.is_dir():
             # Mapped, so that a header that claims more than its file holds takes no memory.
             arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
-                                             for path in sorted(source.glob("*.npy"))}
+                      for path in sorted(source.glob("*.npy"))}
         else:
-            with source.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-                _check_sizes(file.zip, source.stat().st_size)
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_npz(source)
     except UNREADABLE as error:
         raise ArrayError(f"{source} cannot be read as .npz or a folder of .npy files "
                          f"({' '.join(str(error).split()) or type(error).__name__}): it needs {_LAYOUT}") from error
@@ -126,24 +124,6 @@ def _load(source: Path) -> dict[str, np.ndarray]:
         raise ArrayError(f"{source} has arrays that mean nothing here: {', '.join(others)}; known are "
                          f"{', '.join(KNOWN)}: remove or rename them")
     return arrays
-
-
-def _check_sizes(archive: ZipFile, size: int) -> None:
-    """Raise ValueError for a member that unpacks to far more than the file, or whose header claims more than it holds.
-
-    Both are said by the file, and memory is taken by what they say. size: of the file, in bytes.
-    """
-    for member in archive.infolist():
-        if member.file_size > max(_SMALL, _RATIO * size):
-            raise ValueError(f"{member.filename} unpacks to {member.file_size:,} bytes, the file has {size:,}; save it "
-                             "with numpy.savez, uncompressed, if that is meant")
-        with archive.open(member) as content:
-            version = np.lib.format.read_magic(content)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(content)
-            held = member.file_size - content.tell()
-        if not dtype.hasobject and math.prod(shape) * dtype.itemsize > held:
-            raise ValueError(f"{member.filename} claims shape {shape} and holds {held:,} bytes")
 
 
 def _checked(arrays: dict[str, np.ndarray], source: Path) -> np.ndarray:
@@ -202,14 +182,3 @@ def _scale(arrays: dict[str, np.ndarray], source: Path, remarks: list[str]) -> f
         remarks.append(f"logit_scale is {scale:g}, and cosines are multiplied with it: CLIP's parameter of that name "
                        "is a logarithm (4.6052), give its exponential (100) if this is one")
     return scale
-
-
-def _splits(arrays: dict[str, np.ndarray], n: int, source: str | Path) -> np.ndarray:
-    if "split" not in arrays:
-        return np.full(n, NO_SPLIT, np.int8)
-    names, place = np.unique(np.array(texts_of(arrays["split"])), return_inverse=True)
-    split = [SPLIT_FOLDERS.get(name.strip().lower()) for name in names.tolist()]
-    odd = [name for name, known in zip(names.tolist(), split, strict=True) if name and known is None]
-    if odd:
-        raise ArrayError(f"{source}: split holds {', '.join(map(repr, odd[:4]))}: the splits are {', '.join(SPLITS)}")
-    return np.array([SPLITS.index(known) if known else NO_SPLIT for known in split], np.int8)[place.reshape(-1)]

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
-from onceclip.pipeline.extraction.features import Features, make_store, summary
+from onceclip.pipeline.extraction.features import Features, imported_encoder
 from onceclip.pipeline.extraction.text_arrays import UNREADABLE
+from onceclip.pipeline.sources.arrow_files import table_at
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.words import class_remarks
-from onceclip.stores.identity import digest, encode_key, fingerprint
-from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS, UNIT_ROWS
+from onceclip.stores.identity import digest, encode_key
+from onceclip.stores.schema import NO_LABEL, NO_SPLIT, SPLITS
 
 EMBEDDINGS, METADATA, PATH = "img_emb", "metadata", "image_path"
 _UNIT_LENGTH = 1e-2  # by which the length of a normalised vector in half precision may differ from 1
@@ -39,15 +38,14 @@ def is_clip_retrieval(folder: Path) -> bool:
     return (folder / EMBEDDINGS).is_dir() and (folder / METADATA).is_dir()
 
 
-def import_folder(folder: Path, store: str, encoder: str | None = None, unit_rows: int = UNIT_ROWS) -> dict[str, Any]:
-    """Make a store from a folder with `img_emb/*.npy` and `metadata/*.parquet`.
+def folder_features(folder: Path, encoder: str | None) -> Features:
+    """What a folder with `img_emb/*.npy` and `metadata/*.parquet` holds.
 
     Files are taken in the order of their numbers. A row's key is its `image_path`, from the folder that all share;
     its class is the folder around it; its split a folder `train`, `val` or `test` above that.
     encoder: name of what made them. Without one, only equal files count as the same encoder's.
-    Raises ArrayError if files are missing or do not fit together.
+    Raises ArrayError if files are missing or do not fit together, SourceError for a table that cannot be read.
     """
-    begun = time.perf_counter()
     parts = _parts(folder)
     paths = _relative([path for part in parts for path in part.paths])
     keys = [encode_key(path) for path in paths]
@@ -61,11 +59,8 @@ def import_folder(folder: Path, store: str, encoder: str | None = None, unit_row
     dim = parts[0].embedding.shape[1]
     length = np.linalg.norm(parts[0].embedding.astype(np.float32), axis=1)
     normalized = bool((np.abs(length - 1) < _UNIT_LENGTH).all())
-    identity: dict[str, Any] = {"imported": encoder, "dim": dim, "normalized": normalized}
-    if encoder is None:
-        identity["content"] = [digest(np.ascontiguousarray(part.embedding).tobytes()).hex() for part in parts]
-    info = {"name": encoder or "unknown", "fingerprint": fingerprint(identity), "imported": True, "dim": dim,
-            "output": "projected", "normalized": normalized, "logit_scale": 100.0, "logit_bias": None}
+    info = imported_encoder(encoder, dim, [digest(np.ascontiguousarray(part.embedding).tobytes()).hex()
+                                           for part in parts] if encoder is None else [], normalized=normalized)
 
     def values(rows: slice) -> dict[str, np.ndarray]:
         pieces = [part.embedding[max(rows.start - start, 0):max(rows.stop - start, 0)]
@@ -73,14 +68,13 @@ def import_folder(folder: Path, store: str, encoder: str | None = None, unit_row
         return {"embedding": np.concatenate(pieces).astype(np.float16 if halves else np.float32)}
 
     drawn = not (split != NO_SPLIT).any()
-    features = Features(info, "float16" if halves else "float32", np.array(keys, object), label, split, classes, values,
-                        drawn)
     remarks = class_remarks(dict.fromkeys(classes))
-    remarks += ["text_emb holds captions of single images, not prompts of classes: it was left out"] \
-        if (folder / "text_emb").is_dir() else []
+    if (folder / "text_emb").is_dir():
+        remarks.append("text_emb holds captions of single images, not prompts of classes: it was left out")
     if not normalized:
         remarks.append("the embeddings are not of length 1, as clip-retrieval makes them: they are stored as they are")
-    return summary(make_store(store, features, unit_rows), False, time.perf_counter() - begun, remarks)
+    return Features(info, "float16" if halves else "float32", np.array(keys, object), label, split, classes, values,
+                    drawn, remarks=remarks)
 
 
 def _parts(folder: Path) -> list[Part]:
@@ -130,18 +124,11 @@ def _part(file: Path, metadata: Path) -> Part:
 
 
 def _paths(file: Path) -> list[str]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ArrayError(f"{file} cannot be read without pyarrow: pip install onceclip[parquet]") from error
-    try:
-        names = parquet.read_schema(file).names
-        if PATH not in names:
-            raise ArrayError(f"{file} has no column {PATH} (it has: {', '.join(names)}): rows cannot be told apart")
-        paths = parquet.read_table(file, columns=[PATH]).column(PATH).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ArrayError(f"{file} cannot be read ({' '.join(str(error).split())}): make it anew") from error
+    table = table_at(str(file))
+    if PATH not in table.schema.names:
+        raise ArrayError(f"{file} has no column {PATH} (it has: {', '.join(table.schema.names)}): rows cannot be told "
+                         "apart")
+    paths = [path for batch in table.files[0].batches([PATH]) for path in batch.column(0).to_pylist()]
     if not all(isinstance(path, str) and path for path in paths):
         raise ArrayError(f"{file}: {PATH} is not a text in every row: rows cannot be told apart")
     return paths

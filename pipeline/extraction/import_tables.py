@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -12,36 +11,36 @@ from typing import Any
 import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
-from onceclip.pipeline.extraction.features import Features, make_store, summary
-from onceclip.pipeline.extraction.imported_columns import (
+from onceclip.pipeline.extraction.features import (
+    Features,
     imported_encoder,
     keys_of,
     labels_of,
     recorded_encoder_of,
     single,
+    splits_of,
 )
 from onceclip.pipeline.extraction.text_arrays import text_sets_of
 from onceclip.pipeline.sources.arrow_files import OURS, ArrowTable, table_at
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.table_file import WIDEST
 from onceclip.pipeline.words import class_remarks, listing
 from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.rows import unusable_rows
-from onceclip.stores.schema import NO_SPLIT, SPLITS
+from onceclip.stores.schema import NO_SPLIT
 
 ROLES = ("embedding", "key", "label", "split", "group", "digest")
 
 
-def import_table(source: str, store: str, encoder: str | None, unit_rows: int, text_sets: Mapping[str, str | Path],
-                 columns: Mapping[str, str]) -> dict[str, Any]:
-    """Make a store from a table, in bounded memory but for keys and labels.
+def table_features(source: str, encoder: str | None, text_sets: Mapping[str, str | Path],
+                   columns: Mapping[str, str]) -> Features:
+    """What a table holds, in bounded memory but for keys and labels.
 
     source: as of `table_at`. columns: names of columns by role, where they are not called as it. encoder: name of what
     made them; without one, what `onceclip export` wrote of it counts, else only equal files as the same encoder's.
     text_sets: files by name; beside them those that `onceclip export` wrote beside the table.
     Raises SourceError if the table cannot be read, ArrayError if its columns do not fit.
     """
-    begun, table = time.perf_counter(), table_at(source)
+    table = table_at(source)
     chosen = table.chosen(columns, ROLES)
     if "embedding" not in chosen:
         raise ArrayError(f"{source} has no column `embedding` (it has: {', '.join(table.schema.names)}): name it with "
@@ -59,13 +58,12 @@ def import_table(source: str, store: str, encoder: str | None, unit_rows: int, t
     info = (recorded_encoder_of(ours, rows.dim, source) if encoder is None else None) or imported_encoder(
         encoder, rows.dim, rows.content.hexdigest())
     split = np.array(rows.split, np.int8)
-    features = Features(
+    return Features(
         info, rows.dtype, keys_of(rows.key, len(rows.label), source), label, split, classes,
         rows.reader(), drawn=not (split != NO_SPLIT).any(), group=np.array(rows.group, object),
         digest=np.frombuffer(bytes(rows.digest), np.uint8).reshape(-1, DIGEST_BYTES) if rows.digest else None,
-        texts=text_sets_of(source, text_sets, classes, info, ours))
-    remarks += class_remarks(dict.fromkeys(classes))
-    return summary(make_store(store, features, unit_rows), bool(features.texts), time.perf_counter() - begun, remarks)
+        texts=text_sets_of(source, text_sets, classes, info, ours),
+        remarks=[*remarks, *class_remarks(dict.fromkeys(classes))])
 
 
 @dataclass
@@ -96,7 +94,8 @@ class _Rows:
                 self.label += words.get("label", empty)
                 self.key += words.get("key", [])
                 self.group += words.get("group", empty)
-                self.split += [self._split(each, named) for each in words.get("split", empty)]
+                self.split += splits_of([each or named or "" for each in words.get("split", empty)],
+                                        f"{self.table.place}: column {self.chosen.get('split')!r}").tolist()
                 for each in words.get("digest", []):
                     self.digest += self._digest(each)
         if not usable:
@@ -131,13 +130,6 @@ class _Rows:
                              "float32: leave such rows out")
         self.dtype = str(values.dtype)
         return values
-
-    def _split(self, word: str, named: str | None) -> int:
-        split = SPLIT_FOLDERS.get(word.strip().lower()) if word else named
-        if word and split is None:
-            raise ArrayError(f"{self.table.place}: column {self.chosen['split']!r} holds {word!r}: the splits are "
-                             f"{', '.join(SPLITS)}")
-        return NO_SPLIT if split is None else SPLITS.index(split)
 
     def _digest(self, text: str) -> bytes:
         try:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from onceclip.pipeline.decoding.masks import as_seen
 from onceclip.pipeline.decoding.worker import read
 from onceclip.pipeline.errors import BadImage
 from onceclip.pipeline.sources import Content, Record
+from onceclip.pipeline.sources.record import as_seen
 from onceclip.stores import Store, Table
 from onceclip.stores.identity import DIGEST_BYTES, digest
-from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO
+from onceclip.stores.schema import BAD, COLUMNS, NO_LABEL, NO_SPLIT, REMOVED, SPLITS, STORED, TODO
 
 _FILES = 1 << 14  # that are queued for the threads at a time
 
@@ -26,13 +26,12 @@ class Inventory:
     """The rows that a store will have, and the image file of each.
 
     table: columns of all rows; rows in state TODO are to be encoded. changed: whether the table differs from the
-    store's. contents: image files by row. present: rows that have a file now. reused, moved, removed: numbers of rows.
+    store's. contents: the image file of every row that has one now. reused, moved, removed: numbers of rows.
     """
 
     table: Table
     changed: bool
     contents: dict[int, Content]
-    present: np.ndarray
     reused: int
     moved: int
     removed: int
@@ -49,60 +48,63 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     """
     old = store.table
     done = (old.state == STORED) | ((old.state == BAD) & (not retry_bad))
-    second = str(store.encoder.get("second_input", ""))
     if digests is None:
-        digests = (file_digests(records, progress, second) if done.any() else
+        digests = (file_digests(records, progress, str(store.encoder.get("second_input", ""))) if done.any() else
                    np.zeros((len(records), DIGEST_BYTES), np.uint8))
-    # A removed row still has its key: where two rows have one key, the one that is not removed counts.
-    order = np.argsort(old.state != REMOVED, kind="stable")
-    by_key = dict(zip(old.key[order].tolist(), order.tolist(), strict=True))
-    known = np.fromiter((by_key.get(record.key, -1) for record in records), np.int64, len(records))
-    del by_key
-
-    size = len(old)
-    reused, assigned = (np.zeros(size + len(records), bool) for _ in range(2))  # rows with content, rows with a file
-    row_of = np.full(len(records), -1)  # row of each record
-    same = np.flatnonzero(known >= 0)
-    same = same[done[known[same]] & (old.digest[known[same]] == digests[same]).all(axis=1)]
-    row_of[same] = known[same]
-    reused[row_of[same]] = True
-    moved = 0
-    rows_by_content: dict[bytes, deque[int]] = defaultdict(deque)
-    for row in np.flatnonzero(done & ~reused[:size]).tolist():
-        rows_by_content[old.digest[row].tobytes()].append(row)
-    for index in np.flatnonzero(row_of < 0).tolist() if rows_by_content else ():
-        # A row whose own file still has its content is not among these; a copy of that file is encoded.
-        candidates = rows_by_content.get(digests[index].tobytes())
-        if candidates:
-            row_of[index] = candidates.popleft()
-            reused[row_of[index]] = True
-            moved += 1
-    assigned[row_of[row_of >= 0]] = True
-    for index in np.flatnonzero(row_of < 0).tolist():
-        row = int(known[index])
-        if row < 0 or assigned[row]:
-            row, size = size, size + 1
-        row_of[index] = row
-        assigned[row] = True
-
+    row_of, reused, moved = _match(records, digests, old, done)
+    table = _resized(old, int(max(len(old), row_of.max(initial=-1) + 1)))
     class_number: dict[str | None, int] = {None: NO_LABEL, **{name: index for index, name in enumerate(classes)}}
-    table = _resized(old, size)
     table.key[row_of] = np.fromiter((record.key for record in records), object, len(records))
     table.label[row_of] = np.fromiter((class_number[record.label] for record in records), np.int32, len(records))
     table.group[row_of] = np.fromiter((record.group for record in records), object, len(records))
-    to_encode = row_of[~reused[row_of]]
+    to_encode = row_of[~reused]
     table.state[to_encode], table.reason[to_encode], table.digest[to_encode] = TODO, "", 0
     split = np.array([NO_SPLIT if record.split is None else SPLITS.index(record.split) for record in records], np.int8)
     drawn = store.attributes.get("split_source", {}).get("how") == "drawn"
     # Where onceclip drew the splits, an image stays in its split, also when it is encoded again.
     set_split = (split != NO_SPLIT) | (row_of >= len(old)) if drawn else np.ones(len(records), bool)
     table.split[row_of[set_split]] = split[set_split]
-    gone = np.flatnonzero(~assigned[:len(old)])
+    gone = np.setdiff1d(np.arange(len(old)), row_of)
     removed = int((table.state[gone] != REMOVED).sum())
     table.state[gone], table.label[gone], table.split[gone], table.group[gone] = REMOVED, NO_LABEL, NO_SPLIT, ""
     changed = any(not np.array_equal(getattr(table, name), getattr(old, name)) for name in Table.__dataclass_fields__)
     contents = {row: record.content for row, record in zip(row_of.tolist(), records, strict=True)}
-    return Inventory(table, changed, contents, np.sort(row_of), int(reused.sum()), moved, removed)
+    return Inventory(table, changed, contents, int(reused.sum()), moved, removed)
+
+
+def _match(records: Sequence[Record], digests: np.ndarray, old: Table,
+           done: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """The row of every record, which of them (bool) have the row's content, and how many of these were moved.
+
+    done: rows (bool) whose content counts.
+    """
+    # A removed row still has its key: where two rows have one key, the one that is not removed counts.
+    order = np.argsort(old.state != REMOVED, kind="stable")
+    by_key = dict(zip(old.key[order].tolist(), order.tolist(), strict=True))
+    known = np.fromiter((by_key.get(record.key, -1) for record in records), np.int64, len(records))
+    del by_key
+    size = len(old)
+    row_of, taken = np.full(len(records), -1), np.zeros(size + len(records), bool)
+    same = np.flatnonzero(known >= 0)
+    same = same[done[known[same]] & (old.digest[known[same]] == digests[same]).all(axis=1)]
+    row_of[same] = known[same]
+    taken[row_of[same]] = True
+    rows_by_content: dict[bytes, deque[int]] = defaultdict(deque)
+    for row in np.flatnonzero(done & ~taken[:size]).tolist():
+        rows_by_content[old.digest[row].tobytes()].append(row)
+    for index in np.flatnonzero(row_of < 0).tolist() if rows_by_content else ():
+        # A row whose own file still has its content is not among these; a copy of that file is encoded.
+        if candidates := rows_by_content.get(digests[index].tobytes()):
+            row_of[index] = candidates.popleft()
+    reused = row_of >= 0
+    taken[row_of[reused]] = True
+    for index in np.flatnonzero(~reused).tolist():
+        row = int(known[index])
+        if row < 0 or taken[row]:
+            row, size = size, size + 1
+        row_of[index] = row
+        taken[row] = True
+    return row_of, reused, int(reused.sum()) - len(same)
 
 
 def file_digests(records: Sequence[Record], progress: bool, second: str = "") -> np.ndarray:
@@ -122,14 +124,10 @@ def file_digests(records: Sequence[Record], progress: bool, second: str = "") ->
 
 def _resized(old: Table, size: int) -> Table:
     """A copy of a table with `size` rows; new ones are empty."""
-    more = size - len(old)
-    text = np.full(more, "", dtype=object)
-    return Table(
-        key=np.concatenate([old.key.astype(object), text]),
-        label=np.concatenate([old.label, np.full(more, NO_LABEL, np.int32)]),
-        split=np.concatenate([old.split, np.full(more, NO_SPLIT, np.int8)]),
-        state=np.concatenate([old.state, np.full(more, TODO, np.int8)]),
-        digest=np.concatenate([old.digest, np.zeros((more, DIGEST_BYTES), np.uint8)]),
-        reason=np.concatenate([old.reason.astype(object), text]),
-        group=np.concatenate([old.group.astype(object), text]),
-    )
+    def resized(name: str) -> np.ndarray:
+        described = COLUMNS[name]
+        dtype = np.dtype(object if described.dtype == "str" else described.dtype)
+        empty = np.full((size - len(old), *described.shape), described.fill, dtype)
+        return np.concatenate([getattr(old, name).astype(dtype), empty])
+
+    return Table(**{name: resized(name) for name in Table.__dataclass_fields__})

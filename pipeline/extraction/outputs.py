@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onceclip.pipeline.decoding.views import Views
-from onceclip.pipeline.errors import EncoderError
 from onceclip.stores import NotAStore, Output, Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.flat_files import row_checksums
-from onceclip.stores.location import occupied, require_writable
+from onceclip.stores.location import require_writable
 from onceclip.stores.schema import COLUMNS, SPLITS, checksum_name
+from onceclip.stores.storage import occupied
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import Encoder
 
 VIEW, PREPROJ, TOKEN, STATISTICS = "view", "preproj", "token", "statistics"
-
-STATISTICS_SPEC = {"of": "patches", "statistics": ["mean", "deviation"]}
+_DIMENSIONS = {VIEW: ("view", "dim"), PREPROJ: ("width",), TOKEN: ("token", "dim"),
+               STATISTICS: ("block", "statistic", "width")}
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,32 @@ class OutputOptions:
     layer_statistics: bool = False
 
     @property
-    def splits_with_views(self) -> list[str]:
-        """`views_for` in the order of the splits."""
-        return [name for name in SPLITS if name in self.views_for]
+    def specs(self) -> dict[str, dict[str, Any]]:
+        """What the arrays are that these options ask for, by name."""
+        specs: dict[str, dict[str, Any]] = {}
+        if self.views:
+            specs[VIEW] = {**self.views.spec(), "splits": [name for name in SPLITS if name in self.views_for]}
+        if self.preproj:
+            specs[PREPROJ] = {"layer": "before the projection"}
+        if self.tokens:
+            specs[TOKEN] = {"tokens": self.tokens}
+        if self.layer_statistics:
+            specs[STATISTICS] = {"of": "patches", "statistics": ["mean", "deviation"]}
+        return specs
 
     def planned(self, encoder: Encoder) -> dict[str, Output]:
         """The arrays that these options ask for.
 
         Raises EncoderError if the encoder cannot give one.
         """
-        found = {}
-        if self.views and encoder.preparation.second:
-            raise EncoderError(f"{encoder.info['name']} looks at a mask of every image, and views have none: leave "
-                               "--views and --crops out")
         if self.views:
-            found[VIEW] = Output((self.views.number, encoder.dim), ("view", "dim"),
-                                 {**self.views.spec(), "splits": self.splits_with_views})
-        further = [name for name, asked in ((PREPROJ, self.preproj), (TOKEN, self.tokens),
-                                             (STATISTICS, self.layer_statistics)) if asked]
-        shapes = encoder.output_shapes(("embedding", *further), self.tokens or "last")
-        if self.preproj:
-            found[PREPROJ] = Output(shapes[PREPROJ], ("width",), {"layer": "before the projection"})
-        if self.tokens:
-            found[TOKEN] = Output(shapes[TOKEN], ("token", "dim"), {"tokens": self.tokens})
-        if self.layer_statistics:
-            found[STATISTICS] = Output(shapes[STATISTICS], ("block", "statistic", "width"), STATISTICS_SPEC)
-        return found
+            encoder.check_views()
+        specs = self.specs
+        of_images = [name for name in specs if name != VIEW]
+        shapes = encoder.output_shapes(("embedding", *of_images), self.tokens or "last")
+        if self.views:
+            shapes[VIEW] = (self.views.number, encoder.dim)
+        return {name: Output(shapes[name], _DIMENSIONS[name], spec) for name, spec in specs.items()}
 
 
 EMBEDDING_ALONE = OutputOptions()
@@ -135,6 +135,11 @@ def check_outputs(store: Store, planned: dict[str, Output]) -> None:
             has = f"{name} {present.spec}" if present else f"no {name}"
             raise StoreMismatch(f"{store.path} has {has}, not {output.spec}: extract into another store, or leave the "
                                 "option away")
+
+
+def has_outputs(store: Store, options: OutputOptions) -> bool:
+    """Whether a store has, of the outputs that are asked for, just those."""
+    return all(name in store.outputs and store.outputs[name].spec == spec for name, spec in options.specs.items())
 
 
 def rows_without_views(store: Store) -> np.ndarray:

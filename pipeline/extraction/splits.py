@@ -46,9 +46,10 @@ def drawing_of(store: Store, found: Survey) -> dict[str, Any]:
     """
     known = store.attributes.get("split_source", {})
     before = {name: known.get(name, value) for name, value in (("seed", SEED), ("shares", SHARES))}
-    asked: dict[str, Any] = {} if found.split_seed is None else {"seed": found.split_seed}
-    if found.split_shares is not None:
-        asked["shares"] = dict(zip(SPLITS, (share / 100 for share in found.split_shares), strict=True))
+    options = found.options
+    asked: dict[str, Any] = {} if options.split_seed is None else {"seed": options.split_seed}
+    if options.split_shares is not None:
+        asked["shares"] = dict(zip(SPLITS, (share / 100 for share in options.split_shares), strict=True))
     drawn = known.get("how") == "drawn" and (PLANNED in store.attributes or (store.table.split != NO_SPLIT).any())
     if drawn and {**before, **asked} != before:
         words = share_words(100 * before["shares"][name] for name in SPLITS)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isclose
 
 from onceclip.pipeline.decoding.decoders import TIMEOUT
 from onceclip.pipeline.decoding.views import CROPS, crops_of
+from onceclip.pipeline.encoders.spec import EncoderSpec, check_model, is_plugin
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.extraction.outputs import EMBEDDING_ALONE, OutputOptions
 from onceclip.pipeline.prompts import class_phrases
 from onceclip.pipeline.sources import DEFAULTS, Record, SourceOptions, class_names, open_source
+from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.schema import UNIT_ROWS
 
 
@@ -52,8 +56,8 @@ class ExtractOptions:
 class Survey:
     """What there is to encode.
 
-    source: where. records: the images. remarks: on the source. phrases: what prompts call each class.
-    split_shares, split_seed: see `ExtractOptions`.
+    source: where. records: the images. remarks: on the source. phrases: what prompts call each class. options: how to
+    extract, with the crops that the source gives where crops are asked for.
     """
 
     source: str
@@ -61,52 +65,70 @@ class Survey:
     remarks: list[str]
     classes: list[str]
     phrases: dict[str, str]
-    split_shares: tuple[float, float, float] | None = None
-    split_seed: int | None = None
-
-    def with_boxes(self, options: ExtractOptions) -> ExtractOptions:
-        """The options with the crops that the source gives, where crops are asked for.
-
-        Raises SourceError if it gives none.
-        """
-        views = options.outputs.views
-        if views is None or views.kind != CROPS:
-            return options
-        boxes = {record.key: found for record in self.records if (found := getattr(record.content, "boxes", ()))}
-        if not boxes:
-            raise SourceError(f"{self.source} gives no boxes for --crops: give a manifest with the columns path, "
-                              "label, x0, y0, x1, y1, a line for each box")
-        return replace(options, outputs=replace(options.outputs, views=crops_of(boxes)))
+    options: ExtractOptions
 
     @property
     def has_splits(self) -> bool:
         """Whether the source says which split some image is in."""
         return any(record.split for record in self.records)
 
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the records, but for the images' bytes."""
+        made = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        for record in self.records:
+            made.update(json.dumps([record.key, record.label, record.split, record.group]).encode("ascii"))
+        return made.hexdigest()
 
-def survey(source: str, options: ExtractOptions) -> Survey:
+
+def survey(source: str, encoder: EncoderSpec, options: ExtractOptions) -> Survey:
     """List a source, and complain before anything is loaded or written.
 
     Raises SourceError if there is nothing to encode or the splits cannot be as asked, PromptError for phrases that do
-    not fit the classes.
+    not fit the classes, EncoderError for a model that does not exist.
     """
+    check_model(encoder)
     shares = options.split_shares
     if shares is not None and not (len(shares) == 3 and min(shares) >= 0 and isclose(sum(shares), 100)):
         raise SourceError(f"--split-shares {share_words(shares)}: give per cent for train, val and test that add up to "
                           "100, such as 80/10/10")
-    listing = open_source(source, options.source)
+    listing = open_source(source, replace(options.source, clip=_clip(encoder)))
     classes = class_names(listing.records)
     if len(classes) < 2 and not options.source.unlabelled:
         what = f"one class only ({classes[0]!r})" if classes else "no classes"
         raise SourceError(f"{source} has {what}: a classifier needs two; put the images of each class into a folder of "
                           "its own, FOLDER/CLASS/image.jpg or FOLDER/train/CLASS/image.jpg, or store them for predict "
                           "with --unlabelled")
-    found = Survey(source, listing.records, listing.remarks, classes, class_phrases(classes, options.phrases), shares,
-                   options.split_seed)
+    found = Survey(source, listing.records, listing.remarks, classes, class_phrases(classes, options.phrases),
+                   _with_boxes(options, source, listing.records))
     if found.has_splits and (shares is not None or options.split_seed is not None):
         raise SourceError(f"{source} says itself which split its images are in: leave out --split-shares and "
                           "--split-seed")
     return found
+
+
+def _clip(encoder: EncoderSpec) -> int:
+    """Frames of a video that an encoder takes as one input; 0 for images."""
+    if not is_plugin(encoder.model):
+        return 0
+    from onceclip.pipeline.encoders.plugin import frames_of  # imports torch, as the user's module will
+
+    return frames_of(encoder.model)
+
+
+def _with_boxes(options: ExtractOptions, source: str, records: Sequence[Record]) -> ExtractOptions:
+    """The options with the crops that a source gives, where crops are asked for.
+
+    Raises SourceError if it gives none.
+    """
+    views = options.outputs.views
+    if views is None or views.kind != CROPS:
+        return options
+    boxes = {record.key: found for record in records if (found := getattr(record.content, "boxes", ()))}
+    if not boxes:
+        raise SourceError(f"{source} gives no boxes for --crops: give a manifest with the columns path, "
+                          "label, x0, y0, x1, y1, a line for each box")
+    return replace(options, outputs=replace(options.outputs, views=crops_of(boxes)))
 
 
 def share_words(shares: Iterable[float]) -> str:

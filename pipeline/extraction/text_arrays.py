@@ -1,21 +1,22 @@
-"""Text sets of embeddings that were made elsewhere."""
+"""Text sets of embeddings that were made elsewhere, and .npz files that may be a stranger's."""
 
 from __future__ import annotations
 
 import glob
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
-from onceclip.pipeline.extraction.imported_columns import single, texts_of
+from onceclip.pipeline.extraction.features import single, texts_of
 from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME, check_name
 from onceclip.pipeline.words import counted, listing
@@ -27,7 +28,7 @@ _FURTHER = ("class_names", "class_ptr", "template_id", "prompt", "encoder", "sou
 # What numpy and zipfile raise of files that are not what they seem.
 UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, BadZipFile, zlib.error, TokenError,
               SyntaxError, NotImplementedError, RuntimeError, MemoryError)
-_LARGEST = 8 << 30  # bytes of a text set: 50,000 classes of 80 prompts have less
+_SMALL, _RATIO = 256 << 20, 100  # bytes that any member may unpack to, and how many times the file's own
 
 
 def read_text_set(name: str, file: Path, classes: Sequence[str], dim: int, encoder: str) -> TextSet:
@@ -119,18 +120,43 @@ def _exported(file: Path, arrays: Mapping[str, np.ndarray], classes: Sequence[st
 
 def _load(file: Path) -> dict[str, np.ndarray]:
     try:
-        if file.stat().st_size > _LARGEST:
-            raise ValueError(f"{file.stat().st_size:,} bytes are more than a text set has")
-        if file.suffix == ".npy":
-            return {"text": np.load(file, mmap_mode="r", allow_pickle=False)}
-        with np.load(file, allow_pickle=False) as arrays:
-            if any(member.file_size > _LARGEST for member in arrays.zip.infolist()):
-                raise ValueError("a member unpacks to more bytes than a text set has")
-            return {"text": arrays["text"], **{name: arrays[name] for name in _FURTHER if name in arrays.files}}
+        arrays = ({"text": np.load(file, mmap_mode="r", allow_pickle=False)} if file.suffix == ".npy" else
+                  read_npz(file, ("text", *_FURTHER)))
+        if "text" not in arrays:
+            raise ValueError("it has no array text")
+        return arrays
     except UNREADABLE as error:
         raise ArrayError(f"{file} cannot be read as a text set ({' '.join(str(error).split())}): give an .npy file of "
                          "(classes, dim) or (classes, prompts, dim), or an .npz file with text and "
                          "class_names") from error
+
+
+def read_npz(file: Path, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; of some names only, where they are given.
+
+    Raises one of UNREADABLE for what is no such file, and for one that would take far more memory than it has bytes.
+    """
+    with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+        _check_sizes(arrays.zip, file.stat().st_size)
+        return {name: arrays[name] for name in arrays.files if not names or name in names}
+
+
+def _check_sizes(archive: ZipFile, size: int) -> None:
+    """Raise ValueError for a member that unpacks to far more than the file, or whose header claims more than it holds.
+
+    Both are said by the file, and memory is taken by what they say. size: of the file, in bytes.
+    """
+    for member in archive.infolist():
+        if member.file_size > max(_SMALL, _RATIO * size):
+            raise ValueError(f"{member.filename} unpacks to {member.file_size:,} bytes, the file has {size:,}; save it "
+                             "with numpy.savez, uncompressed, if that is meant")
+        with archive.open(member) as content:
+            version = np.lib.format.read_magic(content)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(content)
+            held = member.file_size - content.tell()
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize > held:
+            raise ValueError(f"{member.filename} claims shape {shape} and holds {held:,} bytes")
 
 
 def text_set_of(text: np.ndarray, classes: list[str], encoder: str) -> TextSet:

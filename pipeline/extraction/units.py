@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Self
 
 import numpy as np
-import torch
 
+from onceclip.pipeline.decoding.decoders import Decoders
+from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.encoders.images import EMBEDDING, Encoded, EncoderThreads, encode
-from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.extraction.equipment import CACHE, Equipment, EquipmentSpec, open_writer
 from onceclip.pipeline.extraction.outputs import TOKEN, VIEW, rows_without_views, views_of
-from onceclip.pipeline.sources import Content, LocalFile
+from onceclip.pipeline.sources import Content
 from onceclip.stores import StoreWriter, open_store
-from onceclip.stores.location import damage, everywhere
 from onceclip.stores.schema import BAD, SPLITS, STORED, TODO
+from onceclip.stores.storage import damage
 
 FLUSH_SECONDS = 30.0  # at most this much encoding is lost when the process is killed
 
@@ -42,19 +39,11 @@ class Remaining:
 
 
 @dataclass(frozen=True)
-class UnitTask:
-    """A unit of a store, and its rows that are to be encoded: (row, image file) each. views: as of `Remaining`."""
+class Unit:
+    """A unit of a store by its number, and its rows that are to be encoded: (row, image file) each."""
 
-    store: str
     number: int
     images: tuple[tuple[int, Content], ...]
-    equipment: EquipmentSpec
-    views: bool = False
-
-    def __str__(self) -> str:
-        (first, content), (last, _) = self.images[0], self.images[-1]
-        path = getattr(content, "path", None) or getattr(content, "name", "")
-        return f"unit {self.number} of {self.store} (rows {first} to {last}{f', from {path} on' if path else ''})"
 
 
 @dataclass(frozen=True)
@@ -93,33 +82,33 @@ def rows_to_view(writer: StoreWriter, split: np.ndarray) -> Remaining:
     return Remaining(np.flatnonzero(chosen & rows_without_views(store)), int(chosen.sum()), views=True)
 
 
-def unit_tasks(writer: StoreWriter, remaining: Remaining, contents: Mapping[int, Content],
-               equipment: EquipmentSpec) -> Iterator[UnitTask]:
+def units_of(writer: StoreWriter, remaining: Remaining, contents: Mapping[int, Content]) -> Iterator[Unit]:
     """The units of some rows, made as they are taken. contents: row to image file."""
-    store, size = everywhere(writer.store.path), writer.unit_rows
+    size = writer.unit_rows
     last = int(remaining.rows[-1]) // size if len(remaining.rows) else -1
     edges = np.searchsorted(remaining.rows, size * np.arange(last + 2))
     for number, (start, stop) in enumerate(pairwise(edges.tolist())):
         if start < stop:
-            images = tuple((row, contents[row]) for row in remaining.rows[start:stop].tolist())
-            yield UnitTask(store, number, images, equipment, remaining.views)
+            yield Unit(number, tuple((row, contents[row]) for row in remaining.rows[start:stop].tolist()))
 
 
-def encode_units(equipment: Equipment, writer: StoreWriter, tasks: Iterable[UnitTask], images: int, views: bool,
-                 threads: int = 0, flush: bool = True) -> Generator[Progress, None, None]:
+def encode_units(encoder: Encoder, decoders: Decoders, writer: StoreWriter, units: Iterable[Unit], images: int,
+                 views: bool, batch_size: int = 0, threads: int = 0,
+                 flush: bool = True) -> Generator[Progress, None, None]:
     """Encode units in their order, and write each when it is full; gives what is done as it goes on.
 
     Decoding runs ahead and batches go on from one unit into the next.
-    images, views: how many images there are in all tasks, and whether all are about views. threads: encoder threads on
-    a CPU, 0 for one per core. flush: whether units that are not full yet are written now and then.
+    images: how many there are in all units. views: whether their views are encoded, or else the images. batch_size:
+    images per pass, 0 for what suits the encoder. threads: encoder threads on a CPU, 0 for one per core. flush: whether
+    units that are not full yet are written now and then.
     """
-    outputs, batch_size = writer.store.outputs, equipment.spec.batch_size
+    outputs = writer.store.outputs
     found = views_of(writer.store) if views else None
     crops = found[0] if found else None
     names = (EMBEDDING,) if crops else (EMBEDDING, *(name for name in outputs if name != VIEW))
     tokens = outputs[TOKEN].spec["tokens"] if TOKEN in outputs else "last"
-    with (EncoderThreads(equipment.encoder, threads) as pool, UnitBuffers(writer, flush) as buffers,
-          closing(encode(equipment.decoders, pool, _images_of(tasks, buffers), images, batch_size, names, tokens,
+    with (EncoderThreads(encoder, threads) as pool, UnitBuffers(writer, flush) as buffers,
+          closing(encode(decoders, pool, _images_of(units, buffers), images, batch_size, names, tokens,
                          crops)) as batches):
         for encoded in batches:
             bad = buffers.put_views(encoded, crops.plain) if crops else buffers.put(encoded)
@@ -127,43 +116,15 @@ def encode_units(equipment: Equipment, writer: StoreWriter, tasks: Iterable[Unit
                                                          for place in encoded.interrupted))
 
 
-def _images_of(tasks: Iterable[UnitTask], buffers: UnitBuffers) -> Iterator[tuple[int, Content]]:
+def _images_of(units: Iterable[Unit], buffers: UnitBuffers) -> Iterator[tuple[int, Content]]:
     """The images of some units; the buffers learn of a unit before they get its rows."""
-    for task in tasks:
-        buffers.expect(task.number, len(task.images))
-        yield from task.images
-
-
-def encode_unit(task: UnitTask, equipment: Equipment | None = None) -> Progress:
-    """On a worker: encode the rows of one unit and commit it, with what this process has opened.
-
-    Two workers have a unit at the same time only if we lost contact with one of them, and it goes on. Every write
-    replaces a whole file by its final name, and both write the whole unit with the same values, the states last; so it
-    does not matter whose are last. A unit that is not full is not written: it would take back what the other one has
-    done. (If the values of two workers differ in their last bits, as those of different GPUs may, the values of one can
-    end up beside the checksums of the other: reading says so, and `onceclip verify --repair` has the unit made again.)
-    """
-    equipment = equipment or CACHE.get(task.equipment)
-    _look_for_images(task)
-    writer = open_writer(task.store, equipment.encoder, [task.number])
-    left = {row for row, _ in task.images} if task.views else {*rows_to_embed(writer).rows.tolist()}
-    images = tuple(each for each in task.images if each[0] in left)
-    with closing(encode_units(equipment, writer, [replace(task, images=images)], len(images), task.views,
-                              torch.get_num_threads(), flush=False)) as steps:
-        done = list(steps)
-    return Progress(len(task.images), sum(each.bad for each in done), sum((each.interrupted for each in done), ()))
-
-
-def _look_for_images(task: UnitTask) -> None:
-    """Raise SourceError rather than record a unit of bad images where this machine does not have the folder."""
-    paths = [content.path for _, content in task.images if isinstance(content, LocalFile)]
-    if paths and not any(os.path.exists(os.path.dirname(path)) for path in paths):
-        raise SourceError(f"the worker on {socket.gethostname()} finds none of the folders of {task}: give images that "
-                          "all machines can read, or the URL of their folder")
+    for unit in units:
+        buffers.expect(unit.number, len(unit.images))
+        yield from unit.images
 
 
 @dataclass
-class _Unit:
+class _Columns:
     """The columns of a unit in memory. left: rows that are still to come."""
 
     where: slice
@@ -186,7 +147,7 @@ class UnitBuffers:
         """flush: write units that are not full yet now and then, too."""
         self.writer, self.flush = writer, flush
         self._expected: dict[int, int] = {}
-        self._units: dict[int, _Unit] = {}
+        self._units: dict[int, _Columns] = {}
         self._pool = ThreadPoolExecutor(1, "write")
         self._writing: deque[Future[None]] = deque()
         self._store = open_store(writer.store.path)  # the writer's own may hold columns from before its last commits
@@ -250,7 +211,7 @@ class UnitBuffers:
         reasons[encoded.good[~fits]] = f"{what} that {self._dtype} cannot hold"
         return reasons, source
 
-    def _by_unit(self, encoded: Encoded) -> Iterator[tuple[_Unit, np.ndarray, np.ndarray]]:
+    def _by_unit(self, encoded: Encoded) -> Iterator[tuple[_Columns, np.ndarray, np.ndarray]]:
         """For each unit, places of its images and their rows in it; interrupted ones stay as they are in the store."""
         numbers, done = encoded.rows // self.writer.unit_rows, np.ones(len(encoded.rows), bool)
         done[list(encoded.interrupted)] = False
@@ -261,14 +222,14 @@ class UnitBuffers:
             unit.left -= int(mine.sum()) - len(picked)
             yield unit, picked, encoded.rows[picked] - unit.where.start
 
-    def _read(self, number: int) -> _Unit:
+    def _read(self, number: int) -> _Columns:
         where, embedding, outputs = self.writer.unit(number)
         digest, reason, state = (self._store.part(name, where) for name in ("digest", "reason", "state"))
-        unit = _Unit(where, embedding, outputs, digest, reason, state, self._expected.pop(number))
+        unit = _Columns(where, embedding, outputs, digest, reason, state, self._expected.pop(number))
         self._units[number] = unit
         return unit
 
-    def _finish(self, unit: _Unit, here: np.ndarray, reasons: np.ndarray) -> None:
+    def _finish(self, unit: _Columns, here: np.ndarray, reasons: np.ndarray) -> None:
         unit.reason[here] = reasons
         unit.state[here] = np.where(reasons == "", STORED, BAD)  # after all else: Ctrl-C never leaves half a row
         unit.left -= len(here)
@@ -277,7 +238,7 @@ class UnitBuffers:
         if not unit.left:
             del self._units[unit.where.start // self.writer.unit_rows]
 
-    def _commit(self, unit: _Unit) -> None:
+    def _commit(self, unit: _Columns) -> None:
         while len(self._writing) > 1 or (self._writing and self._writing[0].done()):
             self._writing.popleft().result()
         unit.written = time.monotonic()

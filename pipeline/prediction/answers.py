@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from onceclip.adapters import Classifier
 from onceclip.adapters.inference import Inference
 from onceclip.pipeline.encoders import Encoder, EncoderSpec
+from onceclip.pipeline.encoders.spec import clip_of
 from onceclip.pipeline.errors import ArgumentError, PredictionError
 from onceclip.pipeline.files import Pixels
 from onceclip.pipeline.prediction.inference import infer_images, infer_rows, infer_store
@@ -74,6 +75,7 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
     if split is not None:
         raise ArgumentError("--split is for a store: leave it out, or give a store")
     remarks: list[str] = []
+    options = replace(options, clip=clip_of(classifier.encoder))
     if len(paths) == len(given):
         listing = list_inputs(paths, options)
         records, remarks = listing.records, listing.remarks

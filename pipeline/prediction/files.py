@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from onceclip.pipeline.errors import PredictionError
-from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.prediction.predict import BAD_IMAGE, INTERRUPTED, OK, UNSURE, Prediction
 from onceclip.pipeline.words import csv_cell
+from onceclip.stores.location import whole_file
 
 Add = Callable[[Prediction], None]
 _GROUP = 16384  # rows that a parquet file gets at once

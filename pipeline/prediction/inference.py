@@ -17,7 +17,7 @@ from onceclip.adapters.inference.base import TRAIN
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import EMBEDDING, Task
 from onceclip.pipeline.decoding.decoders import Decoders
-from onceclip.pipeline.decoding.views import Views, ViewsWithPlain, crops_of
+from onceclip.pipeline.decoding.views import Views, crops_of
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.encoders.images import Encoded, EncoderThreads, encode
 from onceclip.pipeline.errors import PredictionError
@@ -110,7 +110,7 @@ def infer_images(classifier: Classifier, images: Sequence[Record], encoder: Enco
     waiting: list[tuple[Encoded, Queries | None]] = []  # of a set or a stream
     with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(encode(
             decoders, threads, contents, len(images), outputs=outputs, tokens=kind,
-            views=None if made is None else ViewsWithPlain.around(made))) as pieces:
+            views=None if made is None else replace(made, with_plain=True))) as pieces:
         for piece in pieces:
             queries = _queries(classifier, strategy, piece) if len(piece.good) else None
             if strategy.sees not in OUTPUTS:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onceclip.pipeline.errors import NoImages, PredictionError
-from onceclip.pipeline.files import IMAGES, VIDEOS, file_at, is_url, key_of, local_place, suffix
+from onceclip.pipeline.files import IMAGES, VIDEOS, file_at, is_url, key_of, local_path, suffix
 from onceclip.pipeline.sources import DEFAULTS, Listing, Record, SourceOptions, open_source, source_of
 from onceclip.pipeline.sources.folder import hidden
 from onceclip.pipeline.sources.videos import with_frames
@@ -70,17 +70,17 @@ def _store_at(text: str) -> Store | None:
 def _is_file(text: str) -> bool:
     """Whether an input is one file, which need not be there, rather than a source of several."""
     if suffix(text) in IMAGES | VIDEOS:
-        return not os.path.isdir(local_place(text))
+        return not os.path.isdir(local_path(text))
     if is_url(text) or source_of(text):
         return False
-    if not os.path.lexists(local_place(text)):
+    if not os.path.lexists(local_path(text)):
         raise PredictionError(f"{text} does not exist: give images, a folder of images or a store")
     return True
 
 
 def _listed(text: str, options: SourceOptions) -> Listing:
     """A source; of a folder on this machine also how many of its files are no images."""
-    folder = local_place(text)
+    folder = local_path(text)
     others = [] if is_url(text) or not os.path.isdir(folder) else _others(folder)
     try:
         listing = open_source(text, options)
@@ -113,4 +113,4 @@ def _folder(text: str) -> str:
     """A folder as it stands before the names of its images; empty for other sources."""
     if is_url(text):
         return "" if suffix(text) else f"{key_of(text.rstrip('/'))}/"
-    return f"{encode_key(text.rstrip('/'))}/" if os.path.isdir(local_place(text)) else ""
+    return f"{encode_key(text.rstrip('/'))}/" if os.path.isdir(local_path(text)) else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,8 +31,9 @@ def masks_of(place: str, alone: Evaluation, strategy: Inference) -> Marks:
     place: a .csv file with the columns path and mask, in which masks are relative to it; or a folder, which has the
         mask of train/crack/1.png as train/crack/1.png or crack/1.png, of any kind of image, or as 1_mask.png.
     alone: of the images. strategy: one that reads patches and knows a normal class, whose images need no mask.
-    A mask is resized and cropped as its image was. What is brighter than half of its brightest pixel is marked.
-    Raises SourceError for a missing or unreadable mask, one that marks nothing, or patches that are no square,
+    A mask is resized and cropped as an image of its size is. What is brighter than half of its brightest pixel is
+    marked; of a normal image a mask may be black.
+    Raises SourceError for a missing or unreadable mask, another black one, or patches that are no square,
     MethodError for another strategy, StoreIncomplete where there are no patches.
     """
     from scipy.ndimage import label as regions_of  # takes a second
@@ -55,14 +57,15 @@ def masks_of(place: str, alone: Evaluation, strategy: Inference) -> Marks:
     height, width = preparation.size
     patch = (np.arange(height) * side // height)[:, None] * side + np.arange(width) * side // width
     abnormal, region = np.zeros((2, len(rows), patches), np.float32)
-    outside, content = 0, []
+    outside, content, sizes = 0, [], Counter[str]()
     for number, key in enumerate(keys):
         if key not in files:
             continue
-        marked, own = _marked(files[key], preparation, f"the mask of {key}")
+        marked, size, own = _marked(files[key], preparation, f"the mask of {key}", bool(normal[number]))
         content.append(f"{key} {own}")
+        sizes[size] += 1
         if not marked.any():
-            outside += 1
+            outside += not normal[number]
             continue
         abnormal[number] = np.bincount(patch[marked], minlength=patches)
         found, count = regions_of(marked, np.ones((3, 3)))
@@ -70,12 +73,13 @@ def masks_of(place: str, alone: Evaluation, strategy: Inference) -> Marks:
         region[number] = np.bincount(patch[marked], share[found[marked]], patches)
     pixels = np.bincount(patch.ravel(), minlength=patches).astype(np.float32)
     return Marks(abnormal, pixels - abnormal, region, {
-        "n": len(content), "outside_of_the_crop": outside, "pixels": [height, width], "patches": [side, side],
+        "n": len(content), "sizes": dict(sizes), "outside_of_the_crop": int(outside), "pixels": [height, width],
+        "patches": [side, side],
         "fingerprint": digest("\n".join(content).encode()).hex()})
 
 
-def _marked(file: File, preparation: Preparation, what: str) -> tuple[np.ndarray, str]:
-    """The marked pixels (height, width) bool of what the encoder saw, and the digest of the file."""
+def _marked(file: File, preparation: Preparation, what: str, normal: bool) -> tuple[np.ndarray, str, str]:
+    """The marked pixels (height, width) bool of what the encoder saw, the size of the file, and its digest."""
     try:
         content = file.read()
         opened = preparation.open(content)
@@ -83,9 +87,10 @@ def _marked(file: File, preparation: Preparation, what: str) -> tuple[np.ndarray
         values = preparation.plain(opened).max(axis=2)
     except BadImage as error:
         raise SourceError(f"{what}: {error}: give an image in which abnormal pixels are bright") from error
-    if not brightest:
-        raise SourceError(f"{what} marks nothing: give an image in which abnormal pixels are bright")
-    return values > brightest / 2, digest(content).hex()
+    if not (brightest or normal):
+        raise SourceError(f"{what} is black, and the image is not of the normal class: give an image of its size, in "
+                          "which abnormal pixels are bright and all others black")
+    return values > brightest / 2, " x ".join(map(str, opened.size)), digest(content).hex()
 
 
 def _listed(place: str, keys: Sequence[str]) -> dict[str, File]:

@@ -13,8 +13,10 @@ from onceclip.pipeline.encoders.encoder import Encoder
 from onceclip.pipeline.encoders.images import EMBEDDING, EncoderThreads, encode
 from onceclip.pipeline.encoders.opening import recorded_encoder
 from onceclip.pipeline.encoders.sentences import encode_sentences
+from onceclip.pipeline.encoders.spec import clip_of
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.pipeline.prediction.inputs import list_inputs
+from onceclip.pipeline.sources import SourceOptions
 from onceclip.stores import Store
 
 
@@ -25,7 +27,8 @@ def query_embedding(store: Store, sentence: str | None, image: str | None, encod
     encoder: where it is, if the store cannot say.
     Raises RetrievalError if the image cannot be read, StoreMismatch if the encoder is not the store's.
     """
-    records = list_inputs([image]).records if image is not None else []
+    options = SourceOptions(clip=clip_of(store.encoder))
+    records = list_inputs([image], options).records if image is not None else []
     if image is not None and len(records) != 1:
         raise RetrievalError(f"{image} is no single image: give the file of one")
     if sentence is not None and not sentence.strip():

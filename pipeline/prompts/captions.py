@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,20 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from onceclip.adapters.errors import same_but_for_form
 from onceclip.pipeline.errors import PromptError
 from onceclip.pipeline.files import key_of, read_json
+from onceclip.pipeline.prompts.descriptions import nearest
 from onceclip.pipeline.prompts.prompts import Prompts
 from onceclip.stores import Store
 from onceclip.stores.identity import digest
 from onceclip.stores.schema import REMOVED
-from onceclip.stores.text_set import CAPTION
+from onceclip.stores.text import CAPTION
 
 NAMES = ("key", "path", "image", "image_name", "file_name", "filename", "file", "group", "video", "video_id", "name")
 SENTENCES = ("caption", "text", "sentence", "comment")
 _SHAPES = 'write CSV with the columns path,caption or JSON {"path": ["caption", ...], ...}'
-_NAMED = 4  # unknown names that an error shows
-_COMPARED = 20_000  # keys among which a near one is looked for
 
 Pair = tuple[int, str, str]  # where in the file, the item's name, a caption
 
@@ -142,7 +139,7 @@ def captions_for(store: Store, captions: Captions) -> Prompts:
     strange = [name for name, key in named.items() if name not in known and key not in known]
     if strange:
         raise PromptError(f"{captions.name} has captions for {len(strange):,} of {len(named):,} names that are not in "
-                          f"{store.path}: {_nearest(strange, sorted(rows | items))}: name images by their keys "
+                          f"{store.path}: {nearest(strange, sorted(rows | items))}: name images by their keys "
                           "(paths in the folder that was extracted) and videos by theirs")
     found: dict[str, list[str]] = {}
     for name, key in named.items():
@@ -161,17 +158,3 @@ def _key(name: str) -> str:
         return key_of(name.removeprefix("./"))
     except UnicodeEncodeError:
         return name
-
-
-def _nearest(names: Sequence[str], known: Sequence[str]) -> str:
-    """Some names, each with the one that it may stand for: of the same file name, else of nearly the same letters."""
-    ends: dict[str, str] = {}
-    for each in known:
-        ends.setdefault(each.rpartition("/")[2], each)
-    shown = []
-    for name in names[:_NAMED]:
-        near = ends.get(name.rpartition("/")[2]) or next(iter(difflib.get_close_matches(
-            name, known[:_COMPARED], n=1, cutoff=0.5)), None)
-        form = same_but_for_form(name, known)
-        shown.append(f"{name!r}" + (f" ({form})" if form else f" (nearest: {near!r})" if near else ""))
-    return ", ".join(shown) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")

@@ -39,38 +39,53 @@ def embed_prompts(writer: StoreWriter, encoder: Encoder, classes: Sequence[str],
     Returns what was done, as JSON values.
     Raises PromptError if making a set from a file was interrupted.
     """
-    requested = requested_prompts(writer.store, classes, phrases, templates)
-    if not isinstance(requested, Prompts):
-        return requested
-    before = writer.store.attributes["texts"].get(NAME, {}).get("source", {})
-    return put_prompts(writer, encoder, NAME, requested, "truncated" in before)
+    store = writer.store
+    if kept := _kept(store, classes, templates):
+        return kept
+    return put_prompts(writer, encoder, NAME, _requested(store, classes, phrases, templates),
+                       "truncated" in _source(store))
 
 
 def present_prompts(store: Store, classes: Sequence[str], phrases: Mapping[str, str] | None = None,
                     templates: Sequence[str] | None = None) -> dict[str, Any] | None:
     """What `embed_prompts` would return if nothing has to be encoded; None if something has."""
-    requested = requested_prompts(store, classes, phrases, templates)
-    if not isinstance(requested, Prompts):
-        return requested
-    present = _with_prompts(store, NAME, requested)
+    if kept := _kept(store, classes, templates):
+        return kept
+    present = _with_prompts(store, NAME, _requested(store, classes, phrases, templates))
     return {**_report(NAME, present), "encoded": 0} if present else None
 
 
-def requested_prompts(store: Store, classes: Sequence[str], phrases: Mapping[str, str] | None,
-                      templates: Sequence[str] | None) -> Prompts | dict[str, Any]:
-    """The prompts that the text set "default" should have, or the report on a set that is left alone."""
-    before = store.attributes["texts"].get(NAME, {}).get("source", {})  # also of a set whose making was interrupted
-    if templates is None and "file" in before:
-        if NAME not in store.texts:
-            raise PromptError(f"{store.path}: text set {NAME!r} was being made from {before['file']['name']} "
-                              "when that was stopped: run the same `onceclip text` again, or give --templates")
-        present = store.text(NAME)
-        return {**_report(NAME, present), "encoded": 0, "missing": sorted(set(classes) - set(present.classes))}
-    if phrases is None:
-        phrases = {name: phrase for name, phrase in before.get("phrases", {}).items() if name in classes}
-    class_words = class_phrases(classes, phrases)
+def _source(store: Store) -> dict[str, Any]:
+    """What made the set "default", also of one whose making was interrupted."""
+    return store.attributes["texts"].get(NAME, {}).get("source", {})
+
+
+def _kept(store: Store, classes: Sequence[str], templates: Sequence[str] | None) -> dict[str, Any] | None:
+    """The report on a set "default" that is left alone."""
+    source = _source(store)
+    if templates is not None or "file" not in source:
+        return None
+    if NAME not in store.texts:
+        raise PromptError(f"{store.path}: text set {NAME!r} was being made from {source['file']['name']} when that was "
+                          "stopped: run the same `onceclip text` again, or give --templates")
+    present = store.text(NAME)
+    return {**_report(NAME, present), "encoded": 0, "missing": sorted(set(classes) - set(present.classes))}
+
+
+def _requested(store: Store, classes: Sequence[str], phrases: Mapping[str, str] | None,
+               templates: Sequence[str] | None) -> Prompts:
+    """The prompts that the set "default" should have."""
+    before = _source(store)
     origin = {"waffle": before["waffle"]} if templates is None and "waffle" in before else {}
-    return build_prompts(class_words, templates or before.get("templates") or DEFAULT_TEMPLATES, None, **origin)
+    return build_prompts(phrases_of(store, classes, phrases), templates or before.get("templates") or DEFAULT_TEMPLATES,
+                         None, **origin)
+
+
+def phrases_of(store: Store, classes: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What prompts call each class; where nothing is given, as in the set "default"."""
+    if given is None:
+        given = {name: phrase for name, phrase in _source(store).get("phrases", {}).items() if name in classes}
+    return class_phrases(classes, given)
 
 
 def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[str, str] | None = None,
@@ -84,10 +99,7 @@ def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[st
     Raises PromptError if phrases or descriptions do not match the classes, or nothing says what the classes are.
     """
     classes = _classes_of(store, names, tuple(descriptions.lines if descriptions else phrases or ()))
-    if phrases is None:
-        before = store.attributes["texts"].get(NAME, {}).get("source", {}).get("phrases", {})
-        phrases = {name: phrase for name, phrase in before.items() if name in classes}
-    class_words = class_phrases(classes, phrases)
+    class_words = phrases_of(store, classes, phrases)
     origin = {}
     if waffle:
         templates = (*templates, *waffle_templates(list(class_words.values()), waffle, seed))
@@ -185,4 +197,4 @@ def _with_prompts(store: Store, name: str, prompts: Prompts) -> TextSet | None:
 def _report(name: str, text: TextSet) -> dict[str, Any]:
     return {"name": name, "prompts": len(text.prompts), "templates": text.source.get("templates", []),
             "classes": len(text.classes), "truncated": text.source.get("truncated", 0),
-            "fingerprint": text.fingerprint}
+            "unused": text.source.get("file", {}).get("unused", 0), "fingerprint": text.fingerprint}

@@ -6,7 +6,7 @@ import csv
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onceclip.adapters.errors import unknown
+from onceclip.pipeline.encoders.spec import open_clip_folder
 from onceclip.pipeline.errors import PromptError
 from onceclip.pipeline.files import no_key_twice, read_json
 from onceclip.pipeline.prompts.descriptions import Descriptions
@@ -58,10 +59,6 @@ class Prompts:
     template_id: np.ndarray
     source: dict[str, Any]
 
-    def of_class(self, name: str) -> tuple[str, ...]:
-        """The sentences of one class."""
-        return self.by_class()[name]
-
     def by_class(self) -> dict[str, tuple[str, ...]]:
         """The sentences of every class."""
         return {name: self.sentences[start:stop] for name, (start, stop) in zip(
@@ -93,6 +90,9 @@ def build_prompts(phrases: Mapping[str, str], templates: Sequence[str], descript
     if descriptions:
         source["file"] = {"name": descriptions.name, "digest": descriptions.digest,
                           "form": descriptions.form or "sentences", "repeated": repeated}
+        if descriptions.plain:
+            used = {line for lines in told.values() for line in lines}
+            source["file"]["unused"] = sum(line not in used for line in descriptions.plain)
     return Prompts(tuple(phrases), tuple(sentences), np.array(pointer, np.int64), np.array(template_id, np.int32),
                    source)
 
@@ -172,8 +172,7 @@ def load_templates(choice: str) -> tuple[str, ...]:
 
 def _open_clip_texts() -> ModuleType:
     """The file of open_clip that has its templates, without open_clip, which takes seconds to import."""
-    folder, = find_spec("open_clip").submodule_search_locations  # type: ignore[union-attr, misc]
-    spec = spec_from_file_location("_open_clip_texts", Path(folder) / "zero_shot_metadata.py")
+    spec = spec_from_file_location("_open_clip_texts", open_clip_folder() / "zero_shot_metadata.py")
     module = module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
     return module

@@ -15,7 +15,7 @@ from onceclip.adapters.saving import CONFIG, classes_outside, read_configuration
 from onceclip.pipeline.files import is_url
 from onceclip.pipeline.words import counts, version
 from onceclip.stores import NotAStore, Store, open_store
-from onceclip.stores.copy import local_copy
+from onceclip.stores.location import local_copy
 from onceclip.stores.schema import BAD, REMOVED, SCHEMA, SPLITS, STORED, TODO
 
 _PIECE = 1 << 20  # rows that are counted at once
@@ -74,7 +74,7 @@ def _store(store: Store) -> dict[str, Any]:
         "classes": {name: {split: number for split, number in zip((*SPLITS, "none"), here, strict=True) if number}
                     for name, here in zip(store.classes, counts.tolist(), strict=False)},
         "embedding": {"dim": store.dim, "dtype": str(dtype), "unit_rows": store.attributes["unit_rows"],
-                      "bytes": int(height * store.dim * dtype.itemsize), "views": store.has_views,
+                      "bytes": int(height * store.dim * dtype.itemsize), "views": store.has("view"),
                       "chunk_rows": store.attributes.get("chunk_rows"),
                       "outputs": {name: list(output.shape) for name, output in store.outputs.items()},
                       "norm": _norms(store)},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from onceclip.adapters.selection.conformal import KINDS
+from onceclip.adapters.selection.calibration import KINDS
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.evaluate import harmonic_mean
 from onceclip.pipeline.evaluation.statistics import Mean, mean_interval

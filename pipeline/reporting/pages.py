@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from onceclip.adapters import load_classifier
 from onceclip.pipeline.evaluation.evaluate import evaluate, temperature_of
 from onceclip.pipeline.evaluation.statistics import Mean
-from onceclip.pipeline.files import whole_file
 from onceclip.pipeline.reporting.ablations import ablations_of
 from onceclip.pipeline.reporting.class_changes import class_view
 from onceclip.pipeline.reporting.curves import (
@@ -46,6 +45,7 @@ from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
 from onceclip.pipeline.tasks.encoders import joined_store
 from onceclip.pipeline.words import counted, few_words, shots_of, version
 from onceclip.stores import open_store
+from onceclip.stores.location import whole_file
 
 WHOLE_MATRIX = 30  # classes up to which the confusion matrix is drawn whole
 WORST = 20  # classes shown at once

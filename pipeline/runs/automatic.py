@@ -12,8 +12,7 @@ from torch import Tensor
 
 from onceclip.adapters import METHODS, Classifier, Method, MethodError, Task, ensemble, method_class
 from onceclip.adapters.classifier import to_device
-from onceclip.adapters.ensembles import RULES, labels
-from onceclip.adapters.merging import best_merge, merge
+from onceclip.adapters.ensembles import RULES, best_merge, labels, merge
 from onceclip.adapters.selection.automatic import AUTOMATIC, MERGE, Reached, fit_automatically
 from onceclip.adapters.selection.calibration import VALIDATION, on_rows
 from onceclip.adapters.selection.rule import best_temperature, calibrated_loss, some_rows

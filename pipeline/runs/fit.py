@@ -12,8 +12,7 @@ from onceclip.adapters.classifier import to_device
 from onceclip.adapters.cpu import fast_products
 from onceclip.adapters.inference.base import INFERENCE
 from onceclip.adapters.selection.automatic import AUTOMATIC, fit_again
-from onceclip.adapters.selection.calibration import calibrated
-from onceclip.adapters.selection.conformal import KINDS
+from onceclip.adapters.selection.calibration import KINDS, calibrated
 from onceclip.adapters.selection.rule import RULE
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.selection.selection import choices, default_policy, fit_all, fit_selected, remarks_on
@@ -254,8 +253,7 @@ def _row_of_refit(row: dict[str, Any], spec: RunSpec, draw: Draw) -> dict[str, A
 def _curve(recorder: Recorder, method: Method, selection: Selection) -> dict[str, Any] | None:
     """The history of the training that was chosen; None for a method without epochs."""
     values = selection.classifier.hyperparameters
-    history = recorder.history(method, values) if set(method.values) <= values.keys() else None
-    return None if history is None else history.as_values()
+    return recorder.history(method, values) if set(method.values) <= values.keys() else None
 
 
 def _scores(classifiers: Sequence[Classifier], store: Store, spec: RunSpec,

@@ -13,11 +13,11 @@ from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.evaluation.evaluate import Evaluation
 from onceclip.pipeline.runs.results import CURVES, append_rows, file_name, lines_of
 from onceclip.pipeline.words import shots_of
-from onceclip.pipeline.workers.work import Part
+from onceclip.pipeline.workers import Part
 from onceclip.stores import StoreError
 from onceclip.stores.identity import fingerprint
-from onceclip.stores.location import damage, open_group
 from onceclip.stores.schema import create_array, get_array, read_whole
+from onceclip.stores.storage import damage, open_group
 
 PREDICTIONS = "predictions.zarr"
 _LABELS = "label"  # group with the classes of each set of test rows

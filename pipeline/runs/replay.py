@@ -20,7 +20,7 @@ from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.devices import CPU, device_like
 from onceclip.stores import Store
-from onceclip.stores.copy import local_copy
+from onceclip.stores.location import local_copy
 
 TOLERANCE = 0.005  # of the accuracy, on another machine or device, or with other products
 

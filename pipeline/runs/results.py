@@ -15,11 +15,12 @@ import numpy as np
 
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.metrics import BINS
-from onceclip.pipeline.files import RESULTS, whole_file
+from onceclip.pipeline.files import RESULTS
 from onceclip.pipeline.tasks.draw_spec import stored_types
 from onceclip.pipeline.words import counted
-from onceclip.pipeline.workers.work import Part
+from onceclip.pipeline.workers import Part
 from onceclip.stores import Store
+from onceclip.stores.location import whole_file
 from onceclip.stores.schema import BAD, SPLITS, STORED
 
 NAME = RESULTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 from collections import Counter, defaultdict
@@ -10,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -31,10 +32,13 @@ from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.support import require_bank
 from onceclip.pipeline.tasks.tasks import names_for
 from onceclip.pipeline.words import counted, shots_of
+from onceclip.pipeline.workers import Part
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
-from onceclip.pipeline.workers.work import Part, Workers
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
 from onceclip.stores.location import everywhere
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.workers.cluster import Workers
 
 MANY = 100  # runs from which starting further processes pays
 OWN = "own"  # the grid of every method's own search values
@@ -190,8 +194,15 @@ def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
             with local(number, gpus) as processes:
                 yield from rows_of_plan(plan, products, workers=processes)
             return
-    groups = (replace(group, products=products) for group in plan.groups)
+    # The longest first, so that all workers end at about the same time.
+    groups = [replace(group, products=products)
+              for group in (sorted(plan.groups, key=_shots, reverse=True) if workers else plan.groups)]
     yield from workers.work(run_group, groups) if workers else map(run_group, groups)
+
+
+def _shots(group: Group) -> float:
+    shots = group.specs[0].shots
+    return math.inf if shots is None else shots
 
 
 def run_group(group: Group) -> list[dict[str, Any]]:

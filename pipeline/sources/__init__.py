@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile
+from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile, import_name
 from onceclip.pipeline.sources.archives import Archives
 from onceclip.pipeline.sources.coop import CoopSplit
 from onceclip.pipeline.sources.folder import Folder
 from onceclip.pipeline.sources.image_tables import ImageTable
 from onceclip.pipeline.sources.manifest import FileList, Manifest
-from onceclip.pipeline.sources.plugin import OwnFunction
 from onceclip.pipeline.sources.record import (
     Content,
     Listing,
@@ -41,6 +41,36 @@ __all__ = [
     "open_source",
     "source_of",
 ]
+
+
+class OwnFunction(Source):
+    """A function that gives records."""
+
+    name = "function of your own"
+    takes = frozenset({"root", "every", "frames"})
+
+    @staticmethod
+    def recognises(text: str) -> bool:
+        return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", text) is not None
+
+    @staticmethod
+    def list(text: str, options: SourceOptions) -> Listing:
+        """List the records that a function gives for the root.
+
+        Raises SourceError if there is no such function, or it gives something else.
+        """
+        try:
+            function = import_name(text)
+        except (ImportError, AttributeError) as error:
+            raise SourceError(f"{text}: {error}: give a function as module:function, with the module in this folder or "
+                              "installed") from error
+        records = list(function(options.root))
+        other = next((each for each in records if not isinstance(each, Record)), None)
+        if other is not None or not records:
+            what = "no record" if other is None else f"a {type(other).__name__}"
+            raise SourceError(f"{text} gave {what}: it must give onceclip.pipeline.sources.Record, one per image")
+        return Listing(records)
+
 
 # The first that recognises a text lists it.
 SOURCES: tuple[type[Source], ...] = (FileList, TorchvisionSet, ImageTable, Folder, Archives, Manifest, CoopSplit,

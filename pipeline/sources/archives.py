@@ -17,18 +17,17 @@ from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.files import (
     IMAGES,
     VIDEOS,
-    LocalFile,
-    RemoteFile,
+    as_source_error,
+    file_by_path,
     is_url,
     key_of,
-    local_place,
+    local_path,
     read_json,
     remote_folder,
     suffix,
     text_of,
-    unreachable,
 )
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, by_folders, hidden, is_system, left_out
+from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, by_folders, hidden, is_system, left_out, split_of
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions, natural_order
 from onceclip.pipeline.words import counted
 from onceclip.stores.identity import encode_key
@@ -101,16 +100,16 @@ _CLASS_NAMES = ("class_name", "label", "class", "cls")
 
 @dataclass(frozen=True)
 class Shard:
-    """One archive: its place, its name in keys, its members, and the class, split and group that samples name.
+    """One archive: its place, its name in keys, its images, and the class, split and group that samples name.
 
-    system: folders of members that were passed over, because a system makes them.
+    videos: members that are left out. system: folders of members that were passed over, because a system makes them.
     """
 
     place: str
     name: str
     images: list[Member] = field(default_factory=list)
     notes: dict[str, dict[str, str]] = field(default_factory=dict)
-    videos: int = 0
+    videos: list[str] = field(default_factory=list)
     system: list[str] = field(default_factory=list)
 
 
@@ -121,7 +120,6 @@ class Archives(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is one or more archives."""
         return bool(re.search(r"\.(tar(\.\w+)?|tgz)(\}|\]|$)", text.lower()))
 
     @staticmethod
@@ -130,7 +128,7 @@ class Archives(Source):
 
         Raises SourceError if there is no such archive, one is damaged, or there are no images.
         """
-        patterns = [text] if os.path.exists(local_place(text)) else expand_braces(text)
+        patterns = [text] if os.path.exists(local_path(text)) else expand_braces(text)
         places = list(dict.fromkeys(place for pattern in patterns for place in _matching(pattern)))
         if not places:
             raise SourceError(f"{text}: no such archive: give a .tar file, or several as 'data-{{000..009}}.tar' or "
@@ -138,13 +136,12 @@ class Archives(Source):
         parts = [place.split("/") for place in places]
         base = next((depth for depth, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1), -1)
         with ThreadPoolExecutor(_AT_ONCE if is_url(places[0]) else 1) as pool:
-            shards = list(pool.map(_indexed, [Shard(place, "/".join(names[base:])) for place, names
-                                              in zip(places, parts, strict=True)]))
+            shards = list(pool.map(_indexed, places, ["/".join(names[base:]) for names in parts]))
         records = _records(shards)
         if not records:
             raise SourceError(f"{text} has no images ({len(places)} archives; images end in "
                               f"{', '.join(sorted(IMAGES))}): give archives of image files")
-        videos = sum(shard.videos for shard in shards)
+        videos = sum(len(shard.videos) for shard in shards)
         remark = f"{counted(videos, 'video')} in {text} left out: unpack the archive into a folder"
         return Listing(records, [*([remark] if videos else []), *left_out(name for each in shards
                                                                          for name in each.system)])
@@ -170,52 +167,40 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _matching(pattern: str) -> list[str]:
     """Archives of a pattern with `*`, `?` or `[...]`, in natural order; one without must be there."""
-    try:
-        if is_url(pattern):
-            if not glob.has_magic(pattern):
-                return [pattern]
-            files, path = remote_folder(pattern)
-            return sorted(map(files.unstrip_protocol, files.glob(path)), key=natural_order)
-    except Exception as error:  # every client has types of its own, most of them without a common base
-        raise unreachable(pattern, error) from error
-    pattern = local_place(pattern)
-    return [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern), key=natural_order) or _missing(pattern)
+    if not is_url(pattern):
+        pattern = local_path(pattern)
+        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern), key=natural_order)
+        if not found and not glob.has_magic(pattern):
+            raise SourceError(f"{pattern} does not exist: correct the name or the range of the archives")
+        return found
+    if not glob.has_magic(pattern):
+        return [pattern]
+    with as_source_error(pattern):
+        files, path = remote_folder(pattern)
+        return sorted(map(files.unstrip_protocol, files.glob(path)), key=natural_order)
 
 
-def _missing(pattern: str) -> list[str]:
-    if glob.has_magic(pattern):
-        return []
-    raise SourceError(f"{pattern} does not exist: correct the name or the range of the archives")
-
-
-def _indexed(shard: Shard) -> Shard:
-    source = _file(shard.place)
-    videos = 0
-    try:
-        with source.stream() as file:
-            for member in index(shard.place, file):
-                name = posixpath.normpath(member.name)
-                system = [part for part in name.split("/") if is_system(part)]
-                if system or any(map(hidden, name.split("/"))):
-                    shard.system.extend(system)
-                    continue
-                ending = suffix(name)
-                if ending in IMAGES:
-                    shard.images.append(replace(member, name=name))
-                elif ending in (".cls", ".json"):
-                    file.seek(member.start)
-                    values = _note(shard.place, member, file.read(member.size))
-                    shard.notes.setdefault(_sample(name), {}).update(values)
-                videos += ending in VIDEOS
-    except FileNotFoundError:
-        raise SourceError(f"{shard.place} does not exist: correct the name or the range of the archives") from None
-    except SourceError:
-        raise
-    except OSError as error:
-        raise SourceError(f"{shard.place} cannot be read ({error.strerror or error}): give a file that can") from error
-    except Exception as error:
-        raise unreachable(shard.place, error) from error
-    return replace(shard, videos=videos)
+def _indexed(place: str, name: str) -> Shard:
+    """What an archive holds. name: its name in keys."""
+    shard = Shard(place, name)
+    with as_source_error(place), file_by_path(place).stream() as file:
+        for member in index(place, file):
+            path = posixpath.normpath(member.name)
+            parts = path.split("/")
+            system = [part for part in parts if is_system(part)]
+            shard.system.extend(system)
+            if system or any(map(hidden, parts)):
+                continue
+            ending = suffix(path)
+            if ending in IMAGES:
+                shard.images.append(replace(member, name=path))
+            elif ending in VIDEOS:
+                shard.videos.append(path)
+            elif ending in (".cls", ".json"):
+                file.seek(member.start)
+                values = _note(place, member, file.read(member.size))
+                shard.notes.setdefault(_sample(path), {}).update(values)
+    return shard
 
 
 def _note(place: str, member: Member, content: bytes) -> dict[str, str]:
@@ -242,20 +227,17 @@ def _records(shards: list[Shard]) -> list[Record]:
     tops = {name.partition("/")[0] for name in names}
     # An archive of one folder, as `tar cf pets.tar pets` makes it: the classes are the folders in that.
     inner = len(tops) == 1 and all(name.count("/") > 1 for name in names) and not tops & set(SPLIT_FOLDERS)
-    found = iter(by_folders([name.partition("/")[2] if inner else name for name in names], _nowhere, key_of))
-    splits = _splits_of_shards(shards)
+    found = iter(by_folders([name.partition("/")[2] if inner else name for name in names], key_of))
     records = []
-    for shard, split in zip(shards, splits, strict=True):
-        key, source = (key_of if is_url(shard.place) else encode_key)(shard.name), _file(shard.place)
+    for shard, split in zip(shards, _splits_of_shards(shards), strict=True):
+        key, source = (key_of if is_url(shard.place) else encode_key)(shard.name), file_by_path(shard.place)
         for member in shard.images:
-            record, note = next(found), shard.notes.get(_sample(member.name), {})
-            own, label = note.get("split", "").strip().lower(), note.get("cls") or note.get("label")
-            if own and own not in SPLIT_FOLDERS:
-                raise SourceError(f"{shard.place}: {member.name} has split {own!r}: there are train, val and test")
+            (folder, split_folder), note = next(found), shard.notes.get(_sample(member.name), {})
+            label = note.get("cls") or note.get("label")
+            own = split_of(note.get("split", ""), f"{shard.place}: {member.name}")
             records.append(Record(
                 f"{key}/{key_of(member.name)}", replace(source, start=member.start, size=member.size),
-                key_of(label) if label else record.label,
-                SPLIT_FOLDERS[own] if own else record.split or split, key_of(note.get("group", ""))))
+                key_of(label) if label else folder, own or split_folder or split, key_of(note.get("group", ""))))
     return records
 
 
@@ -268,18 +250,7 @@ def _splits_of_shards(shards: list[Shard]) -> list[str | None]:
     return found if all(found) else [None] * len(shards)
 
 
-def _file(place: str) -> LocalFile | RemoteFile:
-    if not is_url(place):
-        return LocalFile(place)
-    folder, _, name = place.rpartition("/")
-    return RemoteFile(folder, name)
-
-
 def _sample(name: str) -> str:
     """What the files of one sample share: the path up to the first dot of the file's name."""
     folder, _, file = name.rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
-
-
-def _nowhere(name: str) -> LocalFile:
-    return LocalFile(name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import is_url, local_place, read_json, remote_folder, suffix, unreachable
+from onceclip.pipeline.files import as_source_error, is_url, local_path, read_json, remote_folder, suffix
 from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.sources.table_file import ARROW, LANCE, PARQUET, TableFile
@@ -129,7 +129,7 @@ def is_table(text: str) -> bool:
     """Whether a place is a table of one of the kinds, by its name and the files in it."""
     if suffix(text) in (PARQUET, LANCE) or (is_url(text) and not suffix(text)):
         return True
-    place = local_place(text)
+    place = local_path(text)
     return not is_url(text) and os.path.isdir(place) and bool(
         os.path.isdir(os.path.join(place, "_versions")) or glob.glob(glob.escape(place) + "/**/*" + PARQUET,
                                                                      recursive=True)
@@ -146,7 +146,7 @@ def table_at(text: str) -> ArrowTable:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise SourceError(f"{text} cannot be read without pyarrow: pip install onceclip[parquet]") from error
-    place = text if is_url(text) else local_place(text)
+    place = text if is_url(text) else local_path(text)
     if suffix(place) == LANCE or os.path.isdir(os.path.join(place, "_versions")):
         return ArrowTable(text, (TableFile(place, LANCE),))
     for name, read in ((_SPLITS_OF, _of_splits), (_DATASET, _of_dataset)):
@@ -176,13 +176,9 @@ def _parquet_files(text: str, place: str) -> list[str]:
     if not is_url(text):
         pattern = place if not os.path.isdir(place) else f"{glob.escape(place)}/**/*{PARQUET}"
         return [place] if os.path.isfile(place) else sorted(glob.glob(pattern, recursive=True), key=natural_order)
-    try:
+    with as_source_error(text):
         files, path = remote_folder(text)
         found = files.glob(path) if glob.has_magic(path) else [path] if suffix(path) == PARQUET else files.find(path)
-    except FileNotFoundError as error:
-        raise SourceError(f"{text} does not exist: correct the name") from error
-    except Exception as error:  # every client has types of its own, most of them without a common base
-        raise unreachable(text, error) from error
     return [text if each == path else str(files.unstrip_protocol(each))
             for each in sorted(found, key=natural_order) if suffix(each) == PARQUET]
 

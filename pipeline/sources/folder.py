@@ -11,16 +11,17 @@ from onceclip.pipeline.errors import NoImages, SourceError
 from onceclip.pipeline.files import (
     IMAGES,
     VIDEOS,
+    File,
     LocalFile,
     RemoteFile,
+    as_source_error,
     is_url,
     key_of,
-    local_place,
+    local_path,
     remote_folder,
     suffix,
-    unreachable,
 )
-from onceclip.pipeline.sources.record import Content, Listing, Record, Source, SourceOptions, natural_order
+from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions, natural_order
 from onceclip.pipeline.words import listing
 from onceclip.stores.identity import encode_key
 
@@ -37,8 +38,7 @@ class Folder(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is a folder that is there."""
-        return not is_url(text) and os.path.isdir(local_place(text))
+        return not is_url(text) and os.path.isdir(local_path(text))
 
     @staticmethod
     def list(text: str, options: SourceOptions) -> Listing:
@@ -46,7 +46,7 @@ class Folder(Source):
 
         Raises SourceError if the folder does not exist, is empty or has no images.
         """
-        return _remote(text) if is_url(text) else _local(Path(local_place(text)), IMAGES | VIDEOS)
+        return _remote(text) if is_url(text) else _local(Path(local_path(text)), IMAGES | VIDEOS)
 
 
 def list_images(root: Path) -> list[Record]:
@@ -54,21 +54,33 @@ def list_images(root: Path) -> list[Record]:
     return _local(root, IMAGES).records
 
 
-def by_folders(names: Sequence[str], content: Callable[[str], Content], key: Callable[[str], str]) -> list[Record]:
-    """Records of files whose class and split are their folders.
+def split_of(word: str, where: str) -> str | None:
+    """The split that a word of a user's stands for; None for no word.
 
-    names: paths relative to the root, with slashes. content, key: of a name.
+    where: what has the word, for messages.
+    Raises SourceError for any other word.
+    """
+    name = word.strip().lower()
+    if name and name not in SPLIT_FOLDERS:
+        raise SourceError(f"{where} has split {word!r}: there are train, val and test")
+    return SPLIT_FOLDERS.get(name)
+
+
+def by_folders(names: Sequence[str], key: Callable[[str], str]) -> list[tuple[str | None, str | None]]:
+    """The class and the split of files, which are their folders.
+
+    names: paths relative to the root, with slashes. key: of a name.
     """
     parts = [name.split("/") for name in names]
     tops = {path[0].lower() for path in parts if len(path) > 1}
     split_folders = bool(tops) and tops <= set(SPLIT_FOLDERS)
-    records = []
-    for name, path in zip(names, parts, strict=True):
+    found = []
+    for path in parts:
         split = SPLIT_FOLDERS[path[0].lower()] if split_folders and len(path) > 1 else None
         folders = path[1:-1] if split_folders else path[:-1]
         label = key(folders[0]) if folders and folders[0] else None  # S3 has names with two slashes in a row
-        records.append(Record(key(name), content(name), label, split))
-    return records
+        found.append((label, split))
+    return found
 
 
 # Made by Synology, QNAP, Windows, Linux and macOS: thumbnails, deleted files, snapshots.
@@ -98,13 +110,10 @@ def _local(root: Path, suffixes: frozenset[str]) -> Listing:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise SourceError(f"{root} {what}: {_MEND}, or another source (onceclip extract --help lists them)")
     system: list[str] = []
-    names = list(_walk(os.fspath(root), system))
-    found = sorted((name for name in names if suffix(name) in suffixes), key=natural_order)
-    if not found:
-        _refuse_empty(str(root), names)
     place = os.fspath(root)
-    return Listing(by_folders([name.replace(os.sep, "/") for name in found],
-                              lambda name: LocalFile(os.path.join(place, name)), encode_key), left_out(system))
+    names = [name.replace(os.sep, "/") for name in _walk(place, system)]
+    return _listing(place, names, [name for name in names if suffix(name) in suffixes], system, encode_key,
+                    lambda name: LocalFile(os.path.join(place, name)))
 
 
 def _walk(root: str, system: list[str]) -> Iterator[str]:
@@ -151,30 +160,30 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _remote(url: str) -> Listing:
-    try:
-        files, base = remote_folder(url.rstrip("/"))
+    root = url.rstrip("/")
+    with as_source_error(url):
+        files, base = remote_folder(root)
         base = base.rstrip("/")
         everything = files.find(base)
         if not everything:
             files.ls(base)  # says so if it is the bucket that is missing
-    except FileNotFoundError as error:
-        raise SourceError(f"{url} does not exist: {_MEND}") from error
-    except Exception as error:  # every client has types of its own, most of them without a common base
-        raise unreachable(url, error) from error
     if everything == [base]:
         raise SourceError(f"{url} is a file, not a folder: {_MEND}, or another source (onceclip extract --help lists "
                           "them)")
     names = [name[len(base) + 1:] for name in everything]
     system = [part for name in names for part in name.split("/")[:-1] if is_system(part)]
-    found = sorted((name for name in names if suffix(name) in IMAGES | VIDEOS
-                    and not any(hidden(part) or is_system(part) for part in name.split("/"))), key=natural_order)
-    if not found:
-        _refuse_empty(url, names)
-    root = url.rstrip("/")
-    return Listing(by_folders(found, lambda name: RemoteFile(root, name), key_of), left_out(system))
+    chosen = [name for name in names if suffix(name) in IMAGES | VIDEOS
+              and not any(hidden(part) or is_system(part) for part in name.split("/"))]
+    return _listing(url, names, chosen, system, key_of, lambda name: RemoteFile(root, name))
 
 
-def _refuse_empty(place: str, names: list[str]) -> None:
+def _listing(place: str, names: list[str], chosen: list[str], system: list[str], key: Callable[[str], str],
+             file: Callable[[str], File]) -> Listing:
+    """The records of the chosen files among all. system: folders that were passed over. key, file: of a name."""
+    if chosen:
+        chosen = sorted(chosen, key=natural_order)
+        return Listing([Record(key(name), file(name), label, split) for name, (label, split)
+                        in zip(chosen, by_folders(chosen, key), strict=True)], left_out(system))
     if not names:
         raise NoImages(f"{place} is empty: {_MEND}")
     what = f"has no images ({len(names)} other files; images end in {', '.join(sorted(IMAGES))})"

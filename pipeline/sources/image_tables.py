@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from typing import Any, ClassVar
 
 from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.files import key_of, local_place, suffix
+from onceclip.pipeline.files import key_of, local_path, suffix
 from onceclip.pipeline.sources.arrow_files import ArrowTable, table_at
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
+from onceclip.pipeline.sources.folder import split_of
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions
 from onceclip.pipeline.sources.table_file import PARQUET, TableFile
 from onceclip.pipeline.words import listing
@@ -58,7 +60,6 @@ class ImageTable(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is named as a table, or is a Parquet file."""
         return text.startswith(_PREFIXES) or suffix(text) == PARQUET
 
     @staticmethod
@@ -72,7 +73,7 @@ class ImageTable(Source):
         place = text.partition(":")[2] if text.startswith(_PREFIXES) else text
         if not place:
             raise SourceError(f"{text} names no table: give hf-dataset:FOLDER, hf-dataset:ORG/NAME or parquet:FILE")
-        if text.startswith(_PREFIXES[0]) and "://" not in place and not os.path.exists(local_place(place)):
+        if text.startswith(_PREFIXES[0]) and "://" not in place and not os.path.exists(local_path(place)):
             if place.count("/") not in (1, 2):
                 raise SourceError(f"{text}: there is no folder {place}, and data sets of the hub are ORG/NAME: correct "
                                   "the name")
@@ -80,29 +81,15 @@ class ImageTable(Source):
         table = table_at(place)
         chosen = _columns(table, options)
         rows = [row for file in table.files for row in _rows(table, file, chosen)]
-        names = Counter((row.folder, row.name) for row in rows)
-        named = {folder: all(row.name and names[folder, row.name] == 1 for row in rows if row.folder == folder)
-                 for folder in {row.folder for row in rows}}
-        numbers: Counter[str] = Counter()
+        named = Counter((folder, name) for folder, name, _ in rows)
+        numbered = {folder for folder, name in named if not name or named[folder, name] > 1}
+        numbers: dict[str, Iterator[int]] = defaultdict(count)
         records = []
-        for row in rows:
-            name = row.name if named[row.folder] else f"{numbers[row.folder]:06d}"
-            numbers[row.folder] += 1
-            records.append(Record(row.key or f"{row.folder}/{name}", row.content, row.label, row.split, row.group))
+        for folder, name, record in rows:
+            number = next(numbers[folder])
+            key = record.key or f"{folder}/{f'{number:06d}' if folder in numbered else name}"
+            records.append(replace(record, key=key))
         return Listing(records)
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What a table says of an image. folder: what its key begins with. name: of its file, empty if not known."""
-
-    content: Cell
-    folder: str
-    name: str
-    key: str
-    label: str | None
-    split: str | None
-    group: str
 
 
 def _columns(table: ArrowTable, options: SourceOptions) -> dict[str, str]:
@@ -137,26 +124,25 @@ def _has_images(table: ArrowTable, name: str) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _rows(table: ArrowTable, file: TableFile, chosen: dict[str, str]) -> list[_Row]:
+def _rows(table: ArrowTable, file: TableFile, chosen: dict[str, str]) -> Iterator[tuple[str, str, Record]]:
+    """What a file of a table says of its images: the folder and the file name for keys, and the records.
+
+    The name is empty if it is not known; the key of a record is empty where no column has it.
+    """
     image, split = chosen["image"], table.split_of(file)
     kind = table.schema.field(image).type
     wanted = {role: name for role, name in chosen.items() if role != "image"}
     path = [f"{image}.path"] if getattr(kind, "get_field_index", lambda name: -1)("path") >= 0 else []
-    words: dict[str, list[str]] = {role: [] for role in (*wanted, "path")}
-    for batch in file.batches([*wanted.values(), *path]) if wanted or path else ():
+    words: dict[str, list[str]] = {role: [] for role in (*wanted, *(["path"] if path else []))}
+    for batch in file.batches([*wanted.values(), *path]) if words else ():
         for role, name in wanted.items():
             words[role] += table.words(name, batch.column(name))
         if path:
             words["path"] += table.words(f"{image}.path", batch.column(image).field("path"))
-    found = []
     stem = os.path.splitext(posixpath.basename(file.place))[0]
-    places = [(group, row) for group, size in enumerate(file.groups(image)) for row in range(size)]
+    places = ((group, row) for group, size in enumerate(file.groups(image)) for row in range(size))
     for number, (group, row) in enumerate(places):
-        said = {role: values[number] for role, values in words.items() if values}
-        own = said.get("split", "").strip().lower()
-        if own and own not in SPLIT_FOLDERS:
-            raise SourceError(f"{file.place}: row {number} has split {own!r}: there are train, val and test")
-        part = SPLIT_FOLDERS[own] if own else split
-        found.append(_Row(Cell(file, image, group, row), part or key_of(stem), posixpath.basename(said.get("path", "")),
-                          said.get("key", ""), said.get("label") or None, part, said.get("group", "")))
-    return found
+        said = {role: values[number] for role, values in words.items()}
+        part = split_of(said.get("split", ""), f"{file.place}: row {number}") or split
+        yield part or key_of(stem), posixpath.basename(said.get("path", "")), Record(
+            said.get("key", ""), Cell(file, image, group, row), said.get("label") or None, part, said.get("group", ""))

@@ -10,7 +10,7 @@ import os
 import posixpath
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -30,7 +30,7 @@ from onceclip.pipeline.files import (
     suffix,
     text_of,
 )
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
+from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, split_of
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions
 
 COLUMNS = ("path", "label", "split", "group")
@@ -61,7 +61,6 @@ class Manifest(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is a file of a table."""
         return suffix(text) in {".csv", ".tsv", *_LINES}
 
     @staticmethod
@@ -90,28 +89,27 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
     records = []
     with_split = any(row.split for row in rows)
     for row in rows:
+        where = f"{place} {row.where}"
         try:
             key, label, group = key_of(_relative(row.path, root)), key_of(row.label or "") or None, key_of(row.group)
         except UnicodeEncodeError as error:
-            raise SourceError(f"{place} {row.where}: {error.object!r} is not text: correct it") from None
+            raise SourceError(f"{where}: {error.object!r} is not text: correct it") from None
         before = seen.setdefault(key, row)
         boxes.setdefault(key, []).extend([row.box] if row.box else [])
         if before is not row:
             if row.box is None or before.box is None:
-                raise SourceError(f"{place} {row.where}: {key} was in {before.where} already: leave one of them out")
+                raise SourceError(f"{where}: {key} was in {before.where} already: leave one of them out")
             if (row.label, row.split, row.group, row.mask) != (before.label, before.split, before.group, before.mask):
-                raise SourceError(f"{place} {row.where}: {key} has another label, split, group or mask than in "
-                                  f"{before.where}: give all boxes of an image the same")
+                raise SourceError(f"{where}: {key} has another label, split, group or mask than in {before.where}: "
+                                  "give all boxes of an image the same")
             continue
-        if row.split and row.split.strip().lower() not in SPLIT_FOLDERS:
-            raise SourceError(f"{place} {row.where}: no split {row.split!r}: there are train, val and test")
+        split = split_of(row.split or "", where)
         if with_split and label and not row.split:
-            raise SourceError(f"{place} {row.where}: {key} has no split, though others have: give all images one, or "
-                              "none")
-        split = SPLIT_FOLDERS[row.split.strip().lower()] if row.split else None
+            raise SourceError(f"{where}: {key} has no split, though others have: give all images one, or none")
         file = file_at(root, row.path)
-        records.append(Record(key, replace(file, mask=file_at(root, row.mask)) if row.mask else file, label, split,
-                              group))
+        if row.mask:
+            file = replace(file, mask=file_at(root, row.mask))
+        records.append(Record(key, file, label, split, group))
     _probe(place, rows, records, root)
     return [replace(record, content=replace(record.content, boxes=tuple(boxes[record.key])))  # type: ignore[type-var]
             if boxes[record.key] else record for record in records]
@@ -144,32 +142,33 @@ def _probe(place: str, rows: list[Row], records: list[Record], root: str) -> Non
 
 
 def _of_table(place: str, content: str, remarks: list[str], labelled: bool) -> Iterator[Row]:
-    comma = suffix(place) == ".csv"
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter="," if comma else "\t", skipinitialspace=comma,
-                        strict=True)
-    lines = _numbered(place, reader)
+    mark = "," if suffix(place) == ".csv" else "\t"
+    lines = _numbered(place, csv.reader(io.StringIO(content, newline=""), delimiter=mark, skipinitialspace=mark == ",",
+                                        strict=True))
     first = next(lines, None)
     if first is None:
         return
-    names = list(COLUMNS[:len(first[1])])
-    other = next((mark for mark in ";\t," if mark in first[1][0] and mark != ("," if comma else "\t")), None)
-    if len(first[1]) == 1 and other and suffix(first[1][0]) not in IMAGES:
-        raise SourceError(f"{place} {first[0]}: its cells stand between {_MARKS[other]}, but those of a "
-                          f"{suffix(place)} file between {_MARKS[',' if comma else chr(9)]}: save it so")
-    if "path" in (heads := [cell.strip().lower() for cell in first[1]]) and suffix(first[1][0]) not in IMAGES:
-        names = heads
+    line, cells = first
+    names = [cell.strip().lower() for cell in cells]
+    is_image = suffix(cells[0]) in IMAGES
+    other = next((each for each in ";\t," if each in cells[0] and each != mark), None)
+    if len(cells) == 1 and other and not is_image:
+        raise SourceError(f"{place} {line}: its cells stand between {_MARKS[other]}, but those of a {suffix(place)} "
+                          f"file between {_MARKS[mark]}: save it so")
+    if "path" in names and not is_image:
         _check_columns(place, names, remarks, labelled)
-    elif suffix(first[1][0]) in IMAGES | VIDEOS and len(first[1]) <= len(COLUMNS):
-        yield _row(place, first[0], dict(zip(names, first[1], strict=True)))
+    elif suffix(cells[0]) in IMAGES | VIDEOS and len(cells) <= len(COLUMNS):
+        names = list(COLUMNS[:len(cells)])
+        yield _row(place, line, dict(zip(names, cells, strict=True)))
     else:
-        raise SourceError(f"{place} {first[0]}: {','.join(first[1])[:80]!r} is neither a header with a column path nor "
-                          "an image, its label, split and group: begin with the line path,label (and split, group if "
+        raise SourceError(f"{place} {line}: {','.join(cells)[:80]!r} is neither a header with a column path nor an "
+                          "image, its label, split and group: begin with the line path,label (and split, group if "
                           "there are)")
-    for where, cells in lines:
+    for line, cells in lines:
         if len(cells) != len(names):
-            raise SourceError(f"{place} {where}: {len(cells)} cells, though the first line has {len(names)}: put names "
+            raise SourceError(f"{place} {line}: {len(cells)} cells, though the first line has {len(names)}: put names "
                               "with separators in double quotes")
-        yield _row(place, where, dict(zip(names, cells, strict=True)))
+        yield _row(place, line, dict(zip(names, cells, strict=True)))
 
 
 def _numbered(place: str, reader: Iterator[list[str]]) -> Iterator[tuple[str, list[str]]]:
@@ -223,29 +222,26 @@ def _check_columns(place: str, names: list[str], remarks: list[str], labelled: b
         remarks.append(f"columns of {place} that are not used: {', '.join(unknown)} (used are {', '.join(COLUMNS)})")
 
 
-def _row(place: str, where: str, values: dict[str, object]) -> Row:
+def _row(place: str, line: str, values: dict[str, object]) -> Row:
+    where = f"{place} {line}"
     cells: dict[str, str] = {}
     for name in (*COLUMNS, MASK):
         value = values.get(name, "")
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise SourceError(f"{place} {where}: {name} is {json.dumps(value)[:40]}: give text")
+            raise SourceError(f"{where}: {name} is {json.dumps(value)[:40]}: give text")
         cells[name] = str(value)
-    check_utf8(place, where, cells["path"], cells["label"])
-    if not cells["path"] or "\0" in cells["path"]:
-        raise SourceError(f"{place} {where}: there is no path: give the file name of an image")
-    return Row(where, cells["path"], cells["label"].strip() or None, cells["split"].strip() or None, cells["group"],
-               _box(place, where, cells["path"], [values.get(name, "") for name in BOX]),
-               _mask(place, where, cells["path"], cells[MASK]))
-
-
-def _mask(place: str, where: str, path: str, mask: str) -> str:
+    path, mask = cells["path"], cells[MASK]
+    check_utf8(where, path, cells["label"])
+    if not path or "\0" in path:
+        raise SourceError(f"{where}: there is no path: give the file name of an image")
     if mask and (suffix(path) in VIDEOS or "\0" in mask):
-        raise SourceError(f"{place} {where}: {path} has a mask that is none, or is a video: give the file name of a "
-                          "mask to an image, or leave the cell empty")
-    return mask
+        raise SourceError(f"{where}: {path} has a mask that is none, or is a video: give the file name of a mask to an "
+                          "image, or leave the cell empty")
+    return Row(line, path, cells["label"].strip() or None, cells["split"].strip() or None, cells["group"],
+               _box(where, path, [values.get(name, "") for name in BOX]), mask)
 
 
-def _box(place: str, where: str, path: str, corners: list[object]) -> Box | None:
+def _box(where: str, path: str, corners: list[object]) -> Box | None:
     """The box of a row; None where its cells are empty."""
     if all(str(value).strip() == "" for value in corners):
         return None
@@ -254,40 +250,21 @@ def _box(place: str, where: str, path: str, corners: list[object]) -> Box | None
     except ValueError:
         x0 = y0 = x1 = y1 = math.nan
     if not (0 <= x0 < x1 < math.inf and 0 <= y0 < y1 < math.inf):
-        raise SourceError(f"{place} {where}: the box {', '.join(map(str, corners))} is none: give 0 <= x0 < x1 and "
-                          "0 <= y0 < y1 in pixels, or leave all four cells empty")
+        raise SourceError(f"{where}: the box {', '.join(map(str, corners))} is none: give 0 <= x0 < x1 and 0 <= y0 < "
+                          "y1 in pixels, or leave all four cells empty")
     if suffix(path) in VIDEOS:
-        raise SourceError(f"{place} {where}: {path} is a video, and boxes are for images: leave the box away")
+        raise SourceError(f"{where}: {path} is a video, and boxes are for images: leave the box away")
     return x0, y0, x1, y1
 
 
-def check_utf8(place: str, where: str, path: str, label: str) -> None:
+def check_utf8(where: str, path: str, label: str) -> None:
     """Raise SourceError if a label has bytes that are not UTF-8, so that no prompt can say it.
 
     Names of files may have some, and so may a label that is a folder of its path.
     """
     if not is_utf8(label) and label not in path.split("/"):
-        raise SourceError(f"{place} {where}: the label {label.encode('utf-8', 'replace').decode()!r} is not text in "
-                          "UTF-8: save the file in that encoding (it may be in Windows-1252, as Excel writes CSV)")
-
-
-def check_numbers(place: str, names: Iterable[tuple[str, int, str]]) -> None:
-    """Check that class numbers and class names say the same.
-
-    names: (where, number, name).
-    Raises SourceError with the first place where a number has another name than before, or a name another number.
-    """
-    by_number: dict[int, tuple[str, str]] = {}
-    by_name: dict[str, tuple[int, str]] = {}
-    for where, number, name in names:
-        other, before = by_number.setdefault(number, (name, where))
-        if other != name:
-            raise SourceError(f"{place}: class {number} is {other!r} in {before} and {name!r} in {where}: correct the "
-                              "file")
-        same, before = by_name.setdefault(name, (number, where))
-        if same != number:
-            raise SourceError(f"{place}: class {name!r} has number {same} in {before} and {number} in {where}: correct "
-                              "the file")
+        raise SourceError(f"{where}: the label {label.encode('utf-8', 'replace').decode()!r} is not text in UTF-8: "
+                          "save the file in that encoding (it may be in Windows-1252, as Excel writes CSV)")
 
 
 class FileList(Source):
@@ -298,7 +275,6 @@ class FileList(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is standard input."""
         return text == "-"
 
     @staticmethod

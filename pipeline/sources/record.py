@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.errors import BadImage, SourceError
+from onceclip.pipeline.files import packed, unpacked
+
+MASK = "mask"
+_MARK = b"onceclip: an image and its mask\0"
+_NO_MASK = "it has no mask, which the encoder looks at: give a manifest with a column mask"
 
 
 class Content(Protocol):
@@ -55,7 +60,8 @@ class SourceOptions:
 
     root: folder or URL that the paths of a manifest or list are relative to; that of a torchvision data set.
     every, frames: every n-th frame of a video, or n frames of it. download: whether torchvision may fetch a data set.
-    unlabelled: whether classes are left out. columns: those of a table of images by role, such as ("label", "species").
+    clip: frames of a video that an encoder takes as one row; 0 for rows of images. unlabelled: whether classes are left
+    out. columns: those of a table of images by role, such as ("label", "species").
     """
 
     root: str | None = None
@@ -64,6 +70,7 @@ class SourceOptions:
     download: bool = False
     unlabelled: bool = False
     columns: tuple[tuple[str, str], ...] = ()
+    clip: int = 0
 
     def __post_init__(self) -> None:
         if self.every and self.frames:
@@ -106,3 +113,48 @@ def _number(found: re.Match[str]) -> str:
 def class_names(records: Iterable[Record]) -> list[str]:
     """Names of all classes, in natural order: folder 2 comes before folder 10."""
     return sorted({record.label for record in records if record.label is not None}, key=natural_order)
+
+
+@dataclass(frozen=True)
+class WithMask:
+    """The content of an image whose source names a mask; its bytes, and so its digest, are those of both files."""
+
+    content: Any
+
+    @property
+    def _mask(self) -> Any:
+        return getattr(self.content, "mask", None)
+
+    @property
+    def reading(self) -> str:
+        """As of `Content`; what only this process can read is read by it, mask and all."""
+        kinds = [getattr(each, "reading", "disk") for each in (self.content, self._mask)]
+        return next((kind for kind in ("process", "network") if kind in kinds), "disk")
+
+    def read(self) -> bytes:
+        """The bytes of both files, which `parted` takes apart.
+
+        Raises BadImage if one of them cannot be read, or the source names no mask.
+        """
+        if self._mask is None:
+            raise BadImage(_NO_MASK)
+        image = self.content.read()
+        try:
+            mask = self._mask.read()
+        except BadImage as error:
+            raise BadImage(f"its mask: {error}") from error.__cause__
+        return packed(_MARK, [image, mask])
+
+
+def as_seen(content: Content, second: str) -> Content:
+    """What an encoder reads of an image. second: its second input, MASK, or empty for none."""
+    return WithMask(content) if second else content
+
+
+def parted(content: bytes) -> tuple[bytes, bytes]:
+    """The bytes of an image and of its mask. Raises BadImage where they are of one file."""
+    try:
+        image, mask = unpacked(_MARK, content, 2)
+    except ValueError:
+        raise BadImage(_NO_MASK) from None
+    return image, mask

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from onceclip.errors import one_line
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import is_url, remote_folder, unreachable
+from onceclip.pipeline.files import as_source_error, is_url, remote_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -108,19 +109,14 @@ def _reading(place: str) -> Iterator[None]:
     """Turn what pyarrow and storage raise into a SourceError."""
     import pyarrow
 
-    try:
-        yield
-    except (SourceError, GeneratorExit):
-        raise
-    except (pyarrow.ArrowException, OSError, MemoryError, KeyError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        said = " ".join(str(error).split())[:200]
-        raise SourceError(f"{place} {'does not exist' if missing else f'cannot be read ({said})'}: correct its name, "
-                          "or write it anew") from error
-    except Exception as error:
-        if not is_url(place):
+    with as_source_error(place):
+        try:
+            yield
+        except FileNotFoundError:
             raise
-        raise unreachable(place, error) from error
+        except (pyarrow.ArrowException, OSError, MemoryError, KeyError, ValueError) as error:
+            raise SourceError(f"{place} cannot be read ({one_line(error)}): correct its name, or write it anew"
+                              ) from error
 
 
 def _records(place: str) -> Any:

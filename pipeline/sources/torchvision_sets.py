@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.files import LocalFile, Pixels, key_of, pnm
 from onceclip.pipeline.sources.record import Content, Listing, Record, Source, SourceOptions
@@ -48,7 +49,7 @@ class Item:
         try:
             return pnm(_pixels(_opened(self.name, self.arguments)[self.number][0]))
         except Exception as error:  # whatever a data set's own code raises
-            raise BadImage(f"cannot be read ({str(error) or type(error).__name__})") from error
+            raise BadImage(f"cannot be read ({one_line(error)})") from error
 
 
 class TorchvisionSet(Source):
@@ -59,7 +60,6 @@ class TorchvisionSet(Source):
 
     @staticmethod
     def recognises(text: str) -> bool:
-        """Whether a source is the name of a data set."""
         return text.startswith(PREFIX)
 
     @staticmethod
@@ -81,7 +81,7 @@ class TorchvisionSet(Source):
             dataset = _opened(name, arguments)
             labels = _label_names(dataset)
             numbers = _numbers(dataset, text)
-            contents = _files(dataset) or _arrays(dataset)
+            contents = _contents(dataset)
             for number, label in enumerate(numbers):
                 content = contents[number] if contents else Item(name, arguments, number)
                 key = f"{folder}/{number:06d}"
@@ -108,28 +108,38 @@ def _parts(name: str, root: str, download: bool) -> list[tuple[str | None, str, 
     found: list[tuple[str | None, str, Arguments]] = []
     refusal = ""
     for there, own in choices.items():
-        split, arguments = _SPLITS.get(there), tuple({**plain, **own}.items())
-        if there == "trainval" and any(each == "train" for each, _, _ in found):
+        arguments = tuple({**plain, **own}.items())
+        if there == "trainval" and any(split == "train" for split, _, _ in found):
             continue
-        try:
-            _opened(name, arguments)
-        except ValueError as error:
-            refusal = str(error)
-            if "split" in own and "split" in refusal:
-                continue  # it has no split of this name
-            raise SourceError(f"{PREFIX}{name}: {_line(error)}: correct --root, {root!r} now") from error
-        except (RuntimeError, OSError, ImportError) as error:
-            mend = "" if download else ", or let torchvision fetch it with --download"
-            raise SourceError(f"{PREFIX}{name} cannot be opened in {root!r} ({_line(error)}): name its folder with "
-                              f"--root{mend}") from error
-        except TypeError as error:
-            raise SourceError(f"{PREFIX}{name} needs more than a folder ({_line(error)}): write its images as a "
-                              "manifest") from error
-        found.append((split, there, arguments))
+        if refused := _refused_split(name, arguments, root, download):
+            refusal = refused
+        else:
+            found.append((_SPLITS.get(there), there, arguments))
     if not found:
         raise SourceError(f"{PREFIX}{name} has none of the splits {', '.join(_SPLITS)} ({refusal}): write its images "
                           "as a manifest")
     return found
+
+
+def _refused_split(name: str, arguments: Arguments, root: str, download: bool) -> str:
+    """What a data set says to a split that it does not have; empty if it can be opened.
+
+    Raises SourceError if it cannot be opened for another reason.
+    """
+    try:
+        _opened(name, arguments)
+    except ValueError as error:
+        if "split" in dict(arguments) and "split" in str(error):
+            return str(error)
+        raise SourceError(f"{PREFIX}{name}: {one_line(error)}: correct --root, {root!r} now") from error
+    except (RuntimeError, OSError, ImportError) as error:
+        mend = "" if download else ", or let torchvision fetch it with --download"
+        raise SourceError(f"{PREFIX}{name} cannot be opened in {root!r} ({one_line(error)}): name its folder with "
+                          f"--root{mend}") from error
+    except TypeError as error:
+        raise SourceError(f"{PREFIX}{name} needs more than a folder ({one_line(error)}): write its images as a "
+                          "manifest") from error
+    return ""
 
 
 @lru_cache(maxsize=4)
@@ -137,10 +147,6 @@ def _opened(name: str, arguments: Arguments) -> Any:
     from torchvision import datasets
 
     return getattr(datasets, name)(**dict(arguments))
-
-
-def _line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 def _label_names(dataset: Any) -> dict[int, str]:
@@ -162,24 +168,22 @@ def _numbers(dataset: Any, text: str) -> list[int]:
                 return [int(each) for each in np.reshape(numbers, (len(dataset), -1))[:, 0]]
         return [int(dataset[each][1]) for each in range(len(dataset))]
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise SourceError(f"{text}: its items are not an image and a class number ({_line(error)}): write its images "
-                          "as a manifest") from error
+        raise SourceError(f"{text}: its items are not an image and a class number ({one_line(error)}): write its "
+                          "images as a manifest") from error
 
 
-def _files(dataset: Any) -> Sequence[Content] | None:
-    """The files of its images, if it keeps a list of them."""
+def _contents(dataset: Any) -> Sequence[Content]:
+    """The files of its images, or the images where they lie in one array; empty if it keeps neither.
+
+    An array is (n, height, width), (n, height, width, 3) or (n, 3, height, width).
+    """
     for name in _FILES:
         paths = _column(dataset, name, 0)
         if paths is not None and isinstance(paths[0], str | Path):
             return [LocalFile(os.fspath(path)) for path in paths]
-    return None
-
-
-def _arrays(dataset: Any) -> Sequence[Content] | None:
-    """Its images, if they lie in one array: (n, height, width), (n, height, width, 3) or (n, 3, height, width)."""
     data = getattr(dataset, "data", None)
     if getattr(data, "ndim", 0) not in (3, 4):
-        return None
+        return []
     values = np.asarray(data)
     if values.ndim == 4 and values.shape[-1] != 3:
         values = np.moveaxis(values, 1, -1)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.files import VIDEOS, File, pnm, suffix
+from onceclip.pipeline.files import VIDEOS, File, packed, pnm, suffix, unpacked
 from onceclip.pipeline.sources.record import Listing, Record, SourceOptions
-from onceclip.pipeline.words import counted
+from onceclip.pipeline.words import counted, listing
 
+_MARK = b"onceclip: frames of a video\0"
 _NAMED = 4
 _AT_ONCE = 4
 _last = threading.local()
@@ -69,6 +70,29 @@ class Frame:
         return self.number if self.time is None else self.time
 
 
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Frames of a video that an encoder takes as one input, in the order of showing; of a short video some twice."""
+
+    frames: tuple[Frame, ...]
+
+    def read(self) -> bytes:
+        """All frames as one content, which `frames_in` takes apart.
+
+        Raises BadImage if one cannot be decoded.
+        """
+        found = {frame: frame.read() for frame in dict.fromkeys(self.frames)}
+        return packed(_MARK, [found[frame] for frame in self.frames])
+
+
+def frames_in(content: bytes, number: int) -> list[bytes]:
+    """The frames of a clip of so many, as PNM files. Raises BadImage for any other content."""
+    try:
+        return unpacked(_MARK, content, number)
+    except ValueError:
+        raise BadImage(f"it is no video of which the encoder could look at {number} frames") from None
+
+
 class _Reading:
     """A video that is being decoded. position: number or time of the last frame; frames: those that follow."""
 
@@ -100,35 +124,41 @@ def close_video() -> None:
         _last.reading = None
 
 
-def with_frames(listing: Listing, options: SourceOptions) -> Listing:
-    """A listing in which every video's record is replaced by those of its frames.
+def with_frames(found: Listing, options: SourceOptions) -> Listing:
+    """A listing in which every video's record is replaced by those of its frames, or by one of a clip of them.
 
     Without a choice of frames, or the decoder for it, videos are left out with a remark that names them.
     Raises SourceError if frames are asked for and no decoder is installed.
     """
-    videos = [record for record in listing.records if suffix(record.key) in VIDEOS]
+    videos = [record for record in found.records if suffix(record.key) in VIDEOS]
+    if options.clip and (options.every or options.frames):
+        raise SourceError(f"the encoder takes {options.clip} frames of every video as one input: leave --every and "
+                          "--frames out")
     if not videos:
         if options.every or options.frames:
             raise SourceError("there are no videos: leave --every and --frames out")
-        return listing
-    if not (options.every or options.frames):
-        names = ", ".join(record.key for record in videos[:_NAMED]) + (" ..." if len(videos) > _NAMED else "")
+        if options.clip:
+            raise SourceError(f"there are no videos, of which the encoder takes {options.clip} frames each: give some, "
+                              "or another encoder")
+        return found
+    if not (options.every or options.frames or options.clip):
+        names = listing([record.key for record in videos], _NAMED)
         remark = f"{counted(len(videos), 'video')} left out ({names}): take frames with --every N or --frames N"
-        left = set(map(id, videos))
-        return Listing([record for record in listing.records if id(record) not in left], [*listing.remarks, remark])
+        return Listing([record for record in found.records if suffix(record.key) not in VIDEOS],
+                       [*found.remarks, remark])
     try:
         import av  # noqa: F401 - whether it is there
     except ImportError:
         raise SourceError("frames of videos need PyAV: pip install onceclip[video]") from None
     records: list[Record] = []
-    remarks = list(listing.remarks)
+    remarks = list(found.remarks)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = pool.map(lambda record: _frames(record, options), videos)
-        for record in listing.records:
+        decoded = pool.map(lambda record: _frames(record, options), videos)
+        for record in found.records:
             if suffix(record.key) not in VIDEOS:
                 records.append(record)
                 continue
-            frames, trouble = next(found)
+            frames, trouble = next(decoded)
             records += frames
             if trouble:
                 remarks.append(f"{record.key}: {trouble}")
@@ -136,7 +166,7 @@ def with_frames(listing: Listing, options: SourceOptions) -> Listing:
 
 
 def _frames(record: Record, options: SourceOptions) -> tuple[list[Record], str]:
-    """The records of a video's chosen frames, and what is wrong with it.
+    """The records of a video's chosen frames, or the one of its clip, and what is wrong with it.
 
     A video that cannot be read stays one record, whose content then is a bad image.
     """
@@ -156,16 +186,16 @@ def _frames(record: Record, options: SourceOptions) -> tuple[list[Record], str]:
     times = sorted(time for time, _ in packets if time is not None)
     keys = {time for time, alone in packets if alone}
     timed = len(set(times)) == len(packets) and times[0] in keys
-    chosen = (range(0, len(packets), options.every) if options.every
-              else sorted({(2 * part + 1) * len(packets) // (2 * (options.frames or 1))
-                           for part in range(options.frames or 1)}))
-    keyframe, last, frames = 0, 0, []
+    number_of = options.frames or options.clip
+    spread = [(2 * part + 1) * len(packets) // (2 * number_of) for part in range(number_of)]
+    chosen = range(0, len(packets), options.every) if options.every else spread
+    keyframe, last, frames = 0, 0, list[Frame]()
     for number in chosen:
         if timed:
             keyframe = next((times[each] for each in range(number, last - 1, -1) if times[each] in keys), keyframe)
             last = number
-        content = Frame(file, number, times[number], keyframe) if timed else Frame(file, number)
-        frames.append(Record(f"{record.key}#frame={number:06d}", content, record.label, record.split,
-                             record.group or record.key))
-    return frames, ""
-
+        frames.append(Frame(file, number, times[number], keyframe) if timed else Frame(file, number))
+    if options.clip:
+        return [replace(record, content=Clip(tuple(frames)))], ""
+    return [Record(f"{record.key}#frame={frame.number:06d}", frame, record.label, record.split,
+                   record.group or record.key) for frame in dict.fromkeys(frames)], ""

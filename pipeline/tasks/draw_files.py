@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from onceclip.pipeline.errors import SourceError, TaskError
-from onceclip.pipeline.files import read_json, read_place, suffix, text_of, whole_file
+from onceclip.pipeline.files import read_json, read_place, suffix, text_of
 from onceclip.pipeline.tasks.coop_pickles import read_datums, write_datums
 from onceclip.pipeline.words import counted, listing, shots_of
 from onceclip.stores import Store
 from onceclip.stores.identity import digest, encode_key
+from onceclip.stores.location import whole_file
 
 ENDINGS = (".pkl", ".json", ".csv")
 FORMATS = {"json": ".json", "csv": ".csv", "coop": ".pkl", "tip-adapter": ".json"}  # and what their files end with

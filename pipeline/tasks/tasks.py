@@ -26,10 +26,10 @@ from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.draws import ALL, NO_ROWS, Draw, draw, names_of, tied, without_ties
 from onceclip.pipeline.words import counted, listing
 from onceclip.stores import Store, StoreMismatch, TextSet
-from onceclip.stores.location import damage
 from onceclip.stores.schema import SPLITS
+from onceclip.stores.storage import damage
 from onceclip.stores.store import JoinedStore
-from onceclip.stores.text_tower import TOWER
+from onceclip.stores.text import TOWER
 
 VAL_SHOTS = 4
 UNLABELLED_PER_CLASS = 64
@@ -260,7 +260,7 @@ def _have_views(store: Store, rows: np.ndarray) -> bool:
 
     Raises TaskError where some of them have and others do not.
     """
-    if not store.has_views:
+    if not store.has("view"):
         return False
     splits = store.outputs["view"].spec.get("splits", SPLITS)
     found = {SPLITS[number] for number in np.unique(store.column("split")[rows]).tolist()}

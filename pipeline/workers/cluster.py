@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -27,7 +28,6 @@ from tqdm import tqdm
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.words import version as own_version
-from onceclip.pipeline.workers.work import load, refuse
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -51,8 +51,8 @@ _LOCAL: dict[str, Any] = {
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class Cluster:
-    """The workers of one scheduler; make it with `connected` or `local`."""
+class Workers:
+    """Processes that carry out tasks, here or on other machines; make it with `connected` or `local`."""
 
     def __init__(self, client: Client, local: bool = False) -> None:
         self.client, self.address, self.local = client, client.scheduler.address, local
@@ -67,11 +67,20 @@ class Cluster:
         return max(hosts.values(), default=1)
 
     def begin(self, function: Callable[[Task], Any], task: Task) -> None:
-        """See `workers.Workers`; workers that join later are left out."""
+        """Have every worker carry out a task before those that follow, such as imports and opening an encoder.
+
+        Nobody waits for it; its result and its errors are dropped. Workers that join later are left out.
+        """
         self._first = [self._submit(function, task, [address]) for address in self.client.nthreads()]
 
     def work(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
-        """See `workers.Workers`. Also raises WorkerError if the scheduler or all local workers are lost for good."""
+        """Carry out tasks and yield their results in any order. The number of tasks under way is bounded.
+
+        function, tasks: must be picklable; `str` of a task names it in error messages.
+        A task whose worker dies is carried out again by another one. A task that kills several workers is set aside.
+        Raises what a task raises; WorkerError for tasks that were set aside, once all others are done, and if the
+        scheduler or all local workers are lost for good.
+        """
         suspects: list[tuple[Task, str]] = []
         yield from self._round(function, tasks, lambda: _AHEAD * self._number(), suspects)
         # A task that merely waited at a worker that died is a suspect too: each gets another chance, alone.
@@ -105,7 +114,9 @@ class Cluster:
                     continue
                 yield result
         finally:
-            self._cancel(list(running))
+            if running and self.client.status == "running":
+                with suppress(OSError):
+                    self.client.cancel(list(running), force=True)
 
     def _wait(self, ended: SimpleQueue[Future]) -> Future:
         """The next future that has ended."""
@@ -119,11 +130,6 @@ class Cluster:
                 elif time.monotonic() - begun > _PATIENCE:
                     raise WorkerError("no worker can be started any more: see whether this machine has room for more "
                                       "processes, then run the same command again") from None
-
-    def _cancel(self, futures: list[Future]) -> None:
-        if futures and self.client.status == "running":
-            with suppress(OSError):
-                self.client.cancel(futures, force=True)
 
     def _submit(self, function: Callable[[Task], Result], task: Task, workers: Sequence[str] = ()) -> Future:
         """workers: addresses of those that may have it, all by default.
@@ -161,7 +167,7 @@ class Cluster:
 
 
 @contextmanager
-def connected(choice: str, modules: Sequence[str] = ()) -> Iterator[Cluster]:
+def connected(choice: str, modules: Sequence[str] = ()) -> Iterator[Workers]:
     """The workers of a scheduler.
 
     choice: its address, the file that it wrote, or "dask" for dask's configuration. modules: what the workers import
@@ -186,7 +192,7 @@ def connected(choice: str, modules: Sequence[str] = ()) -> Iterator[Cluster]:
         raise WorkerError(f"no scheduler answers at {place.get('address', choice)} ({_short(error)}): start one with "
                           "`dask scheduler`, or correct the address") from error
     try:
-        cluster = Cluster(client)
+        cluster = Workers(client)
         workers = len(client.nthreads())
         tqdm.write(f"{workers} workers at {cluster.address}; dashboard: {client.dashboard_link}"
                    + ("" if workers else "; waiting for workers"), file=sys.stderr)
@@ -198,7 +204,7 @@ def connected(choice: str, modules: Sequence[str] = ()) -> Iterator[Cluster]:
 
 
 @contextmanager
-def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) -> Iterator[Cluster]:
+def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) -> Iterator[Workers]:
     """Processes of this machine with one thread each, until the end of the `with` block.
 
     gpus: names for CUDA_VISIBLE_DEVICES; each process sees one of them, in turn. modules: what they import at once.
@@ -221,10 +227,25 @@ def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) ->
         except (OSError, RuntimeError) as error:
             raise WorkerError(f"{counted(number, 'worker')} cannot be started ({_short(error)}): see whether this "
                               "machine has room for more processes, or do without workers") from error
-        cluster = Cluster(opened.enter_context(Client(processes, set_as_default=False)), local=True)
+        cluster = Workers(opened.enter_context(Client(processes, set_as_default=False)), local=True)
         if modules:
             cluster.begin(load, modules)
         yield cluster
+
+
+def load(modules: Sequence[str]) -> None:
+    """Import modules by name, so that the tasks that need them find them loaded."""
+    for name in modules:
+        importlib.import_module(name)
+
+
+def refuse(aside: Sequence[tuple[str, str]]) -> None:
+    """Raise WorkerError if tasks were set aside. aside: the name of each, and why."""
+    if aside:
+        named = "; ".join(f"{task}: {reason}" for task, reason in aside[:8]) + (" ..." if len(aside) > 8 else "")
+        raise WorkerError(f"{counted(len(aside), 'task was', 'tasks were')} set aside, all others are done: {named}: "
+                          "see whether there is enough memory and whether what they read is sound, then run the same "
+                          "command again")
 
 
 def _kill(processes: SpecCluster) -> None:

@@ -29,8 +29,6 @@ from onceclip.adapters.heads import pack
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.selection.search import Search
 from onceclip.adapters.task import Stream
-from onceclip.adapters.training.engine import train
-from onceclip.adapters.training.loop import Run
 
 CUDA = torch.device("cuda")
 ATTRIBUTES = {torch.Tensor.device: lambda there: CUDA if there else torch.device("cpu"),
@@ -272,26 +270,6 @@ def test_a_classifier_serves_other_classes_on_the_device(name, make_method, make
         found, = to_device([transfer(classifier, others.to("cuda"))], "cpu")
     expected = transfer(classifier, others)
     torch.testing.assert_close(found.logits(queries), expected.logits(queries), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["zs-lp", "clap", "tip-adapter-f", "linear-probe"])
-def test_runs_on_several_draws_are_on_the_device_what_they_are_alone(name, make_method, make_task):
-    """On a GPU the engine may train them side by side."""
-    quick = {"epochs": 3, "batch_size": 5} if METHODS[name].solver == "gradient" else {}
-    method = make_method((name, {}), **quick)
-    tasks = [make_task((4, 4, 4), val=2, seed=seed) for seed in (1, 2, 3)]
-
-    def runs(tasks):
-        return [Run(method, task, method.prepare(task), seed) for seed, task in enumerate(tasks)]
-
-    expected = [train([run])[0] for run in runs(tasks)]
-    with SecondDevice():
-        found = [{key: value.cpu() for key, value in each.items()}
-                 for each in train(runs([task.to("cuda") for task in tasks]))]
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        for key, value in other.items():
-            torch.testing.assert_close(one[key], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", [ClipAdapter(epochs=2), ZeroShotLinearProbe(epochs=2, batch_size=4)])

@@ -17,9 +17,9 @@ from onceclip.adapters import (
     load_classifier,
     merge,
 )
+from onceclip.adapters.ensembles import aligned, average
 from onceclip.adapters.heads import Bottleneck, Columns, Linear
 from onceclip.adapters.heads.answers import Answers
-from onceclip.adapters.merging import aligned, average
 from onceclip.adapters.ops import unit
 
 

@@ -15,12 +15,13 @@ import pytest
 
 from onceclip.pipeline import files
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.files import LARGEST_IMAGE, LocalFile, RemoteFile, whole_file
+from onceclip.pipeline.files import LARGEST_IMAGE, LocalFile, RemoteFile
+from onceclip.stores.location import whole_file
 
 WRITE = """
 import sys
 from pathlib import Path
-from onceclip.pipeline.files import whole_file
+from onceclip.stores.location import whole_file
 with whole_file(Path("labels.csv")) as file:
     for _ in range(20):
         file.write(sys.argv[1].encode() * 1000)
@@ -51,7 +52,7 @@ def test_of_two_processes_that_write_one_file_the_last_one_is_whole(tmp_path: Pa
 def test_links_are_not_followed_and_modes_are_those_of_the_umask(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    for name in ("labels.csv", "labels.csv.part"):
+    for name in ("labels.csv", "labels.csv.partial"):
         (tmp_path / name).symlink_to(victim)
     before = os.umask(0o027)
     try:

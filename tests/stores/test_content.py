@@ -15,7 +15,7 @@ import pytest
 from onceclip.stores import StoreDamaged, StoreWriter, Table, open_store
 from onceclip.stores import table as content_module
 from onceclip.stores.schema import BAD, REMOVED, STORED, TODO
-from onceclip.stores.table import content_of
+from onceclip.stores.table import Content, content_of
 from onceclip.stores.verification import verify
 
 ENCODER = {"name": "any", "fingerprint": "0" * 32}
@@ -42,6 +42,14 @@ def in_pieces(table: Table, size: int) -> Iterator[Table]:
         yield Table(**{each.name: getattr(table, each.name)[start:start + size] for each in fields(Table)})
 
 
+def content_in(table: Table) -> Content:
+    def parts(*names: str, size: int) -> Iterator[tuple[np.ndarray, ...]]:
+        return (tuple(getattr(table, name)[start:start + size] for name in names)
+                for start in range(0, len(table), size))
+
+    return content_of(parts, len(table), "0" * 32, CLASSES)
+
+
 @pytest.mark.parametrize("in_memory", [1 << 20, 1000, 7])
 @pytest.mark.parametrize(("rows", "grouped", "expected"), [
     (3000, False, "ca30215ffd1b080f5ec7b273b6fbc66e"), (3000, True, "6ba4c27cdd910e03f9af66564ecc279b")])
@@ -51,11 +59,11 @@ def test_the_fingerprint_of_a_table_never_changes(rows: int, grouped: bool, expe
     monkeypatch.setattr(content_module, "RUN_ROWS", in_memory)
     monkeypatch.setattr(content_module, "_PIECE", 300)
     monkeypatch.setattr(content_module, "_BLOCK", 500)
-    assert mixed(rows, grouped).fingerprint("0" * 32, CLASSES) == expected
+    assert content_in(mixed(rows, grouped)).fingerprint == expected
 
 
 def test_the_fingerprint_spans_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert mixed(70000).fingerprint("0" * 32, CLASSES) == "086bc2bef89db8d0259c5319da6ddb03"
+    assert content_in(mixed(70000)).fingerprint == "086bc2bef89db8d0259c5319da6ddb03"
 
 
 @pytest.mark.parametrize("in_memory", [1 << 20, 10])
@@ -70,7 +78,7 @@ def test_rows_with_the_key_of_another_are_counted(rising: bool, in_memory: int,
     table.key[[50, 51, 52]] = "050"
     if not rising:
         table = replace(table, key=table.key[::-1].copy())
-    assert content_of(table.parts, 200, "0" * 32, CLASSES).repeated == 3
+    assert content_in(table).repeated == 3
 
 
 def planned(path: Path, table: Table, size: int | None = None, unit_rows: int = 4096) -> StoreWriter:
@@ -120,7 +128,7 @@ def test_parts_of_columns_are_the_columns(tmp_path: Path) -> None:
         assert max(map(len, parts)) == 7
         assert (np.concatenate(parts) == whole.column(name)).all()
     assert store.part("label", slice(95, 200)).tolist() == whole.column("label")[95:].tolist()
-    assert open_store(path).content_fingerprint() == whole.fingerprint
+    assert open_store(path).content().fingerprint == whole.fingerprint
 
 
 @pytest.mark.parametrize("name", ["key", "digest", "state"])

@@ -52,14 +52,6 @@ def test_a_deleted_chunk_is_an_error_and_never_a_fill_value(store_copy: Path, ar
         use_everything(store_copy)
 
 
-def test_a_chunk_cut_short_is_an_error(store_copy: Path) -> None:
-    """SciStudio#167: a crash leaves half a chunk."""
-    path = chunk_files(store_copy, "image/embedding")[1]
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(StoreDamaged, match="chunk 1"):
-        use_everything(store_copy)
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", "{\"zarr_format\": 3}"])
 def test_metadata_cut_short_is_a_named_error(store_copy: Path, text: str) -> None:
     """SciStudio#167: a crash leaves half a file."""

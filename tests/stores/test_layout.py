@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +103,3 @@ def test_a_store_can_be_copied_elsewhere_and_is_the_same_store(store_path: Path,
     original = open_store(str(store_path))
     assert moved.fingerprint == original.fingerprint
     np.testing.assert_array_equal(moved.embeddings(), original.embeddings())
-
-
-def test_a_store_in_memory_works_through_its_url(tmp_path: Path) -> None:
-    from onceclip.pipeline.extraction.import_arrays import import_arrays
-
-    vectors = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
-    np.savez(tmp_path / "a.npz", embedding=vectors, label=np.arange(30) % 3)
-    url = "memory://onceclip-tests/store.zarr"
-    import_arrays(tmp_path / "a.npz", url, unit_rows=7)
-    np.testing.assert_array_equal(open_store(url).embeddings(), vectors)
-
-
-def test_images_in_class_folders_can_be_extracted_into_a_url(image_folder: Path,
-                                                             extract_demo: Callable[..., Any]) -> None:
-    done = extract_demo(image_folder, "memory://onceclip-tests/images.zarr")
-    again = extract_demo(image_folder, "memory://onceclip-tests/images.zarr")
-    assert (done.encoded, again.encoded, again.reused) == (60, 0, 60)

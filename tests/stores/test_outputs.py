@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from zarr.storage import LocalStore
 
 from onceclip import OnceclipError
 from onceclip.stores import Output, StoreDamaged, StoreError, StoreIncomplete, StoreWriter, Table, open_store
 from onceclip.stores.compact import compact
 from onceclip.stores.identity import fingerprint
-from onceclip.stores.location import occupied
 from onceclip.stores.schema import ATTRIBUTE, CHUNK_BYTES, STORED, TODO, Column, heights, seal
+from onceclip.stores.storage import occupied
 from onceclip.stores.verification import repair, verify
 
 ROWS, UNIT, DIM = 40, 16, 4
@@ -84,6 +86,22 @@ def test_outputs_are_read_back_with_their_description(path: str) -> None:
     np.testing.assert_array_equal(store.encoder_array("projection"), np.eye(6, DIM))
     assert store.array("view").attrs["spec"] == {"seed": 1, "scale": [0.5, 1.0]}
     assert verify(path).faults == []
+
+
+def test_a_writer_opens_no_array_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a URL every opening is a question to a server."""
+    opened: Counter[str] = Counter()
+    get = LocalStore.get
+
+    async def counting(self: LocalStore, key: str, *arguments: Any, **options: Any) -> Any:
+        found = await get(self, key, *arguments, **options)
+        if found is not None and not self.read_only:
+            opened[key] += key.startswith("image/") and key.endswith("/zarr.json") and key.count("/") == 2
+        return found
+
+    monkeypatch.setattr(LocalStore, "get", counting)
+    written(str(tmp_path / "s.zarr"))
+    assert {name: number for name, number in opened.items() if number > 1} == {}
 
 
 def test_a_row_without_values_is_an_error_and_never_a_number(path: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from onceclip.stores import StoreError, open_store
-from onceclip.stores.location import RemoteStore
+from onceclip.stores.storage import RemoteStore
 
 COMMAND = "from onceclip.cli import main; import sys; main(sys.argv[1:], prog_name='onceclip')"
 
@@ -62,7 +62,7 @@ def test_a_missing_bucket_is_told_before_anything_is_done(s3: Any, image_folder:
     ({"AWS_ACCESS_KEY_ID": None}, "", "access was refused .*: set the credentials of the storage"),
     ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, "", "cannot be used .*127.0.0.1:9.*network"),
     ({"AWS_ENDPOINT_URL": "nonsense"}, "", "cannot be used .Invalid endpoint: nonsense.: check the network"),
-    ({"AWS_ENDPOINT_URL": "SILENT"}, "from onceclip.stores import location as remote; remote.FIRST_ANSWER = 1.0;",
+    ({"AWS_ENDPOINT_URL": "SILENT"}, "from onceclip.stores import storage as remote; remote.FIRST_ANSWER = 1.0;",
      r"cannot be used \(no answer within 1 s\)"),
     ({}, "import sys; sys.modules['s3fs'] = None;", r"for s3:// is not installed: pip install onceclip\[s3\]"),
 ], ids=["no credentials", "nobody there", "no address", "no answer", "no s3fs"])
@@ -81,7 +81,7 @@ def test_a_client_that_cannot_work_is_one_line(
 
 
 def test_s3fs_is_imported_for_s3_alone(process: Callable[..., Any], store_path: Path) -> None:
-    code = ("import sys; from onceclip import open_store; from onceclip.stores.location import occupied\n"
+    code = ("import sys; from onceclip import open_store; from onceclip.stores.storage import occupied\n"
             "open_store(sys.argv[1]).embeddings(); open_store('file://' + sys.argv[1]).embeddings()\n"
             "assert not occupied('memory://x.zarr'); print('s3fs' in sys.modules)")
     done = process("-c", code, store_path)

@@ -106,6 +106,20 @@ def test_a_compacted_store_is_the_same_store_in_fewer_files(compacted: Path, sto
     assert (after["accuracy"], after["nll"]) == (before["accuracy"], before["nll"])
 
 
+def test_a_small_store_is_compacted_into_small_files(store_path: Path, tmp_path: Path) -> None:
+    """Zarr writes whole chunks: one of as many rows as a large shard has would be four megabytes of digests."""
+    compact(str(store_path), str(tmp_path / "c.zarr"))
+    assert open_store(str(tmp_path / "c.zarr")).array("digest").chunks == (64, 16)
+    assert contents(tmp_path / "c.zarr") == contents(store_path)
+
+
+def test_a_foreign_file_beside_the_arrays_of_the_encoder_is_passed_over(store_copy: Path, tmp_path: Path) -> None:
+    (store_copy / "encoder" / "notes.txt").write_text("by hand")
+    compact(str(store_copy), str(tmp_path / "c.zarr"))  # a warning would be an error here
+    assert contents(tmp_path / "c.zarr") == contents(store_copy)
+    assert not (tmp_path / "c.zarr" / "encoder" / "notes.txt").exists()
+
+
 def test_xarray_and_plain_zarr_read_shards(compacted: Path, store_path: Path) -> None:
     whole = open_store(str(store_path)).embeddings()
     with xarray.open_zarr(compacted, group="image", consolidated=False) as data:

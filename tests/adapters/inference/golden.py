@@ -1,28 +1,31 @@
-"""The inputs of all golden values of inference strategies: formulas, no data (float64)."""
+"""The classifiers and queries of golden values of inference strategies."""
 
 import torch
 
-from onceclip.adapters import Rows, Task, Text, ZeroShot
-from onceclip.adapters.inference import queries_of
+from onceclip.adapters import Classifier, Rows, Task, Text, ZeroShot
+from onceclip.adapters.heads import Linear
+from onceclip.adapters.inference import Queries, queries_of
 from onceclip.adapters.ops import unit
 
+from ..golden import COMMON, LABEL, SUPPORT, TEXT, VIEWS, WEIGHTS, grid
+from ..golden import QUERIES as IMAGES
 
-def grid(shape, shift):
-    number = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number**2).reshape(shape)
-
-
-CENTRE = unit(grid((8,), 8.0))
-_TEXT = unit(unit(grid((3, 5, 8), 1.1)).mean(dim=1))
-W = unit(CENTRE + 0.12 * _TEXT)  # class vectors
-Y = torch.arange(12) % 3
-U = unit(CENTRE + 0.15 * _TEXT[Y] + 0.20 * unit(grid((12, 8), 5.1)))  # queries
-L = torch.tensor([0, 0, 1, 1, 2, 2])
-S = unit(CENTRE + 0.15 * _TEXT[L] + 0.20 * unit(grid((6, 8), 0.3)))  # support rows
-V = unit(U[:4, None] + 0.15 * unit(grid((4, 8, 8), 6.2)))
-V[:, 0] = U[:4]  # views of four images
-P = unit(CENTRE + 0.15 * _TEXT[(torch.arange(2)[:, None] + torch.arange(9)) % 3] + 0.20 * unit(grid((2, 9, 8), 4.4)))
-
-TASK = Task(Text(W, torch.arange(3), ("a", "b", "c")), Rows(S, L))
+SCALE = 100.0
+TASK = Task(TEXT, Rows(SUPPORT, LABEL))
 CLASSIFIER = ZeroShot().fit(TASK)
-QUERIES = queries_of(CLASSIFIER, U)
+QUERIES = queries_of(CLASSIFIER, IMAGES)
+_PROMPTS = unit(grid((3, 5, 8), 1.1))
+STATES = torch.stack([unit(COMMON + 0.12 * unit(_PROMPTS[number, :3].mean(dim=0))) for number in (0, 1)])
+
+
+def linear(weights=WEIGHTS, names=("a", "b", "c")):
+    """A classifier of class vectors, as zero-shot makes one, and its task."""
+    text = Text(weights, torch.arange(len(names)), tuple(names))
+    task = Task(text, Rows(weights[:0], torch.zeros(0, dtype=torch.int64)), logit_scale=SCALE)
+    return Classifier(Linear(SCALE * weights), tuple(names), weights.shape[1], "zero-shot"), task
+
+
+def of_views(*images):
+    """Queries of some of the four images with views."""
+    rows = list(images)
+    return Queries(IMAGES[:4][rows], views=VIEWS[rows])

@@ -11,14 +11,11 @@ from onceclip.adapters.inference.anovl import patch_odds
 from onceclip.adapters.inference.patch_knn import bank_of, distances
 from onceclip.adapters.ops import unit
 
-from .golden_inputs import IMAGES, PATCHES, SCALE, STATES, WEIGHTS, linear
+from ..golden import PATCHES, WEIGHTS, near
+from .golden import IMAGES, SCALE, STATES, linear
 
 NAMES = ("normal", "damaged")
 QUERIES = Queries(IMAGES[:2], patches=PATCHES)
-
-
-def near(found, expected):
-    assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 def share(name="anovl", queries=QUERIES, normal=None, **values):

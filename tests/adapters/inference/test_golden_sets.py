@@ -6,7 +6,8 @@ from torch.testing import assert_close
 from onceclip.adapters.inference import INFERENCES, queries_of
 from onceclip.adapters.inference.inmap import balanced
 
-from .golden import CLASSIFIER, QUERIES, TASK, S, U, W
+from ..golden import SUPPORT, WEIGHTS
+from .golden import CLASSIFIER, IMAGES, QUERIES, TASK
 
 
 def run(name, **values):
@@ -18,7 +19,7 @@ def near(found, *expected):
 
 
 def test_zero_shot_is_where_they_begin():
-    near(CLASSIFIER.head(U)[0], 99.555454, 97.369353, 97.842056)
+    near(CLASSIFIER.head(IMAGES)[0], 99.555454, 97.369353, 97.842056)
 
 
 def test_transclip():
@@ -26,7 +27,7 @@ def test_transclip():
     z = found.logits.softmax(dim=1)
     near(z[0], 0.889461, 0.037927, 0.072612)
     near(z[2], 0.177214, 0.114909, 0.707878)
-    near(INFERENCES["transclip"]().solve(CLASSIFIER, QUERIES).variance[:3], 0.00490954, 0.00375801, 0.00489728)
+    near(INFERENCES["transclip"]().fitted(CLASSIFIER, QUERIES)[2][:3], 0.00490954, 0.00375801, 0.00489728)
 
 
 def test_stata():
@@ -50,9 +51,9 @@ def test_zlap():
 
 
 def test_zlap_of_a_graph_of_other_images():
-    rows = queries_of(CLASSIFIER, S)
+    rows = queries_of(CLASSIFIER, SUPPORT)
     left = INFERENCES["zlap"](fit_on="train", neighbors=3).run(CLASSIFIER, QUERIES, TASK, rows).classifier
-    near(left.head(U[:1]).exp(), 1.197918, 1.081474, 1.108136)
+    near(left.head(IMAGES[:1]).exp(), 1.197918, 1.081474, 1.108136)
 
 
 def test_reclip():
@@ -74,11 +75,11 @@ def test_prior_bias():
 
 
 def test_inmap():
-    target = balanced((100 * U @ W.T).softmax(dim=1), 20)
+    target = balanced((100 * IMAGES @ WEIGHTS.T).softmax(dim=1), 20)
     near(target[0], 0.797145, 0.085638, 0.117217)
     left = run("inmap", fit_on="query", iterations=200).classifier.head
     near(left.weight[0] * 0.04, 0.494156, 0.304612, -0.378862, -0.125119, 0.194276, -0.666643, -0.022281, -0.145525)
-    near(left(U[:1]) * 0.04, 0.170202, -0.078222, -0.082300)
+    near(left(IMAGES[:1]) * 0.04, 0.170202, -0.078222, -0.082300)
 
 
 def test_conf_ot():

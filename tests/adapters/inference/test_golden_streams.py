@@ -8,17 +8,13 @@ from torch.testing import assert_close
 
 from onceclip.adapters import MethodError, Rows
 from onceclip.adapters.inference import INFERENCES, Queries
-from onceclip.adapters.inference.memory import Memory
+from onceclip.adapters.inference.stream import Memory
 from onceclip.adapters.ops import unit
 
-from .golden import L, S
-from .golden_inputs import IMAGES, linear
+from ..golden import LABEL, SUPPORT, near
+from .golden import IMAGES, linear
 
 STREAMS = [name for name, each in INFERENCES.items() if each.sees == "stream"]
-
-
-def near(found, expected):
-    assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 def inferred(name, rows=IMAGES, **values):
@@ -41,11 +37,11 @@ def test_dmn_reads_its_memory_as_the_published_code_does():
 
 def test_dmn_adds_what_the_support_says_as_a_memory_that_never_changes():
     classifier, task = linear()
-    support = Rows(S, L)
+    support = Rows(SUPPORT, LABEL)
     found = INFERENCES["dmn"](weight=0, static=1, sharpness=5.5).run(classifier, Queries(IMAGES),
                                                                     replace(task, support=support))
     weights = task.text.class_weights
-    keys, label = torch.cat([weights, S]), torch.cat([torch.arange(3), L])
+    keys, label = torch.cat([weights, SUPPORT]), torch.cat([torch.arange(3), LABEL])
     near_to = (5.5 * (IMAGES @ keys.T - 1)).exp()
     read = unit(torch.stack([near_to[:, label == each] @ keys[label == each] for each in range(3)], dim=1))
     static = (100 * (read @ IMAGES[:, :, None]).squeeze(2)).softmax(dim=1)

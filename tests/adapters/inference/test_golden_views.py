@@ -11,11 +11,8 @@ from onceclip.adapters.inference.tps import gradient
 from onceclip.adapters.inference.views import chosen, entropy, most_confident, scores_of
 from onceclip.adapters.inference.zero import ballot
 
-from .golden_inputs import IMAGES, SCALE, VIEWS, WEIGHTS, linear, of_views
-
-
-def near(found, expected, tolerance=1e-6):
-    assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=tolerance)
+from ..golden import VIEWS, WEIGHTS, near
+from .golden import IMAGES, SCALE, linear, of_views
 
 
 def inferred(name, queries, **values):

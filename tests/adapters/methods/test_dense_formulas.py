@@ -9,23 +9,14 @@ from sklearn.linear_model import LogisticRegression
 
 from onceclip.adapters import GDA, LinearProbe, Rows, TipAdapter
 
+from ..golden import keys_of, numpy_unit, stacked, text_of, without
+
 SHAPES = pytest.mark.parametrize(("shots", "dim"), [((4, 4, 4), 20), ((9, 8, 7), 6), ((2, 5, 3), 12)],
                                  ids=["wide", "narrow", "ragged"])
 
 
-def unit(rows):
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def text_weights(task):
-    prompts = unit(task.text.embedding)
-    index = task.text.class_index.numpy()
-    return np.stack([unit(prompts[index == number].mean(axis=0)) for number in range(task.classes)])
-
-
 def zero_shot(task, queries):
-    return task.logit_scale * unit(queries) @ text_weights(task).T
+    return task.logit_scale * numpy_unit(queries) @ text_of(task).T
 
 
 def dense_gda(mean, centred, queries, published=False):
@@ -35,13 +26,7 @@ def dense_gda(mean, centred, queries, published=False):
     shrunk = scatter + np.trace(scatter) / (count - 1) * np.eye(dim)
     precision = dim * np.linalg.pinv(shrunk) if published else count * np.linalg.inv(shrunk)
     bias = [-each @ precision @ each / 2 for each in mean]
-    return unit(queries) @ precision @ mean.T + bias
-
-
-def without(task, row):
-    keep = torch.arange(len(task.support)) != row
-    views = None if task.support.views is None else task.support.views[keep]
-    return replace(task, support=Rows(task.support.embedding[keep], task.support.label[keep], views))
+    return numpy_unit(queries) @ precision @ mean.T + bias
 
 
 @SHAPES
@@ -50,8 +35,7 @@ def without(task, row):
 def test_gda_equals_the_dense_formula(make_task, make_rows, shots, dim, views, published):
     """Every view counts as a row; the published form has precision D / S and weight alpha N / D."""
     task, queries = make_task(shots, dim, views, dtype=torch.float64), make_rows(shots, dim, seed=9).embedding
-    source = task.support.views.flatten(0, 1) if views else task.support.embedding
-    rows, label = unit(source), np.repeat(task.support.label.numpy(), max(views, 1))
+    rows, label = stacked(task)
     alpha = 0.3 * (len(rows) / dim if published else 1)
     mean = np.stack([rows[label == number].mean(axis=0) for number in range(task.classes)])
     expected = zero_shot(task, queries) + alpha * dense_gda(mean, rows - mean[label], queries, published)
@@ -61,7 +45,7 @@ def test_gda_equals_the_dense_formula(make_task, make_rows, shots, dim, views, p
 
 def test_gda_of_one_shot_takes_the_scatter_around_the_common_mean(make_task, make_rows):
     task, queries = make_task((1, 1, 1), 12, dtype=torch.float64), make_rows((2, 2, 2), 12, seed=9).embedding
-    rows = unit(task.support.embedding)
+    rows = numpy_unit(task.support.embedding)
     expected = zero_shot(task, queries) + 0.3 * dense_gda(rows, rows - rows.mean(axis=0), queries)
     actual = GDA(alpha=0.3).fit(task).logits(queries.double())
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
@@ -69,7 +53,7 @@ def test_gda_of_one_shot_takes_the_scatter_around_the_common_mean(make_task, mak
 
 def test_gda_puts_a_class_without_images_where_its_text_is(make_task, make_rows):
     task, queries = make_task((3, 0, 4), 12, dtype=torch.float64), make_rows((2, 2, 2), 12, seed=9).embedding
-    rows, label, mean = unit(task.support.embedding), task.support.label.numpy(), text_weights(task)
+    rows, label, mean = numpy_unit(task.support.embedding), task.support.label.numpy(), text_of(task)
     for number in (0, 2):
         mean[number] = rows[label == number].mean(axis=0)
     expected = zero_shot(task, queries) + 0.3 * dense_gda(mean, rows - mean[label], queries)
@@ -125,8 +109,7 @@ def test_leave_one_out_of_tip_adapter_equals_refitting_without_each_image(make_t
 def test_tip_adapter_equals_the_one_hot_formula(make_task, make_rows, shots, dim, views):
     """A key is the unit mean of the raw views, and of nothing else where views exist."""
     task, queries = make_task(shots, dim, views, dtype=torch.float64), make_rows(shots, dim, seed=9).embedding
-    keys = unit(task.support.views.mean(dim=1) if views else task.support.embedding)
-    affinity = np.exp(-5.5 * (1 - unit(queries) @ keys.T))
+    affinity = np.exp(-5.5 * (1 - numpy_unit(queries) @ keys_of(task).T))
     expected = zero_shot(task, queries) + 1.7 * affinity @ np.eye(task.classes)[task.support.label]
     actual = TipAdapter(alpha=1.7, beta=5.5).fit(task).logits(queries.double())
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
@@ -137,8 +120,7 @@ def test_tip_adapter_equals_the_one_hot_formula(make_task, make_rows, shots, dim
 @pytest.mark.parametrize("l2", [1e-1, 1e-3, 1e-5])
 def test_linear_probe_equals_logistic_regression_of_scikit_learn(make_task, make_rows, shots, dim, views, l2):
     task, queries = make_task(shots, dim, views, noise=0.4), make_rows(shots, dim, noise=0.4, seed=9).embedding
-    rows = unit(task.support.views.flatten(0, 1) if views else task.support.embedding)
-    label = np.repeat(task.support.label.numpy(), max(views, 1))
+    rows, label = stacked(task)
     theirs = LogisticRegression(C=1 / (l2 * len(rows)), tol=1e-12, max_iter=100_000).fit(rows, label)
     ours = LinearProbe(l2=l2).fit(task)
 
@@ -150,4 +132,4 @@ def test_linear_probe_equals_logistic_regression_of_scikit_learn(make_task, make
     mine = ours.logits(torch.from_numpy(rows).float()).double().numpy()
     assert objective(ours.head.weight.double().numpy(), mine) == pytest.approx(
         objective(theirs.coef_, theirs.decision_function(rows)), abs=1e-5)
-    np.testing.assert_array_equal(ours.logits(queries).argmax(dim=1), theirs.predict(unit(queries)))
+    np.testing.assert_array_equal(ours.logits(queries).argmax(dim=1), theirs.predict(numpy_unit(queries)))

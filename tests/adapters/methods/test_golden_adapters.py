@@ -1,4 +1,4 @@
-"""Adapters on printed values (methods/trained.md, section 9), or on their formula written out with every big tensor."""
+"""Adapters on their formula written out with every big tensor."""
 
 import math
 from dataclasses import replace
@@ -10,112 +10,21 @@ import torch
 from torch.nn.functional import cross_entropy, gelu, multi_head_attention_forward, normalize
 from torch.testing import assert_close
 
-from onceclip.adapters import (
-    APE,
-    APET,
-    ClipAdapter,
-    ClipASelf,
-    MetaAdapter,
-    MultiModalAdapter,
-    Rows,
-    SgVA,
-    Task,
-    Text,
-    VtClip,
-)
+from onceclip.adapters import ClipAdapter, ClipASelf, MetaAdapter, MultiModalAdapter, Rows, SgVA, Text, VtClip
 from onceclip.adapters.methods.ape import Channels
 
-
-def grid(shape, shift):
-    number = torch.arange(math.prod(shape), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number**2).reshape(shape)
-
-
-def golden_task(dtype):
-    images = grid((6, 8), 0.3)
-    views = torch.stack([images, grid((6, 8), 0.9), grid((6, 8), 4.0)], dim=1)
-    text = Text(grid((3, 5, 8), 1.1).flatten(0, 1), torch.arange(3).repeat_interleave(5), ("a", "b", "c"))
-    return Task(text, Rows(images, torch.tensor([0, 0, 1, 1, 2, 2]), views)).to(dtype)
-
-
-def queries(dtype):
-    return grid((4, 8), 2.2).to(dtype)
-
-
-@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def dtype(request):
-    return request.param
-
-
-@pytest.fixture
-def agree(dtype):
-    """Function that compares logits of the golden queries with a printed row: all its digits in float64."""
-
-    def check(method, parameters, printed):
-        task = golden_task(dtype)
-        parameters = {name: value.to(dtype) for name, value in parameters.items()}
-        rows = normalize(queries(dtype), dim=1)
-        actual = method.head(method.prepare(task), parameters)(rows)[0]
-        rtol, atol = (1e-9, 6e-7) if dtype == torch.float64 else (1e-4, 1e-4)
-        assert_close(actual.double(), torch.tensor(printed, dtype=torch.float64), rtol=rtol, atol=atol)
-
-    return check
-
-
-def test_ape_channels_of_both_criteria(dtype):
-    channels = Channels(golden_task(dtype))
-    assert channels.best("text", 0.7, 640).tolist() == [2, 3, 0, 6, 5]
-    assert channels.best("full", 0.7, 640).tolist() == [2, 3, 1, 0, 4]
-
-
-def test_ape_logits(agree):
-    method = APE(alpha=1, beta=2, gamma=0.3, similarity=0.7, channels=640)
-    agree(method, {}, (8.027290, 24.078735, 22.945205))
-
-
-def test_ape_t_logits(agree):
-    chosen = Channels(golden_task(torch.float64)).best("text", 0.2, 640)
-    residual = torch.zeros(3, 8, dtype=torch.float64)
-    residual[:, chosen] = 0.1 * grid((3, 5), 3.3)
-    weight = 1 + 0.1 * grid((6,), 3.7)
-    method = APET(alpha=1, beta=1, similarity=0.2, channels=640)
-    agree(method, {"residual": residual, "weight": weight}, (10.621885, 23.885129, 29.158469))
-
-
-def test_clip_a_self_logits(agree):
-    parameters = {"query": grid((2, 8), 0.1), "key": grid((2, 8), 0.2), "value": grid((2, 8), 0.3),
-                  "out": grid((8, 2), 0.4), "out_bias": 0.1 * grid((8,), 0.5), "norm": torch.ones(8),
-                  "norm_bias": torch.zeros(8)}
-    agree(ClipASelf(ratio=0.2), parameters, (-2.586836, 3.710649, -12.974251))
-
-
-def test_meta_adapter_logits(agree):
-    parameters = {"query": grid((8, 8), 0.2), "key": grid((8, 8), 0.4), "gate": grid((1, 8), 0.6),
-                  "gate_bias": torch.ones(1)}
-    agree(MetaAdapter(), parameters, (-1.963397, 22.466911, 29.085317))
-
-
-def multi_modal_parameters(method, task):
-    """The printed ones: parameter number i of the authors' module is 0.3 G(shape, 0.1 (i + 1))."""
-    start = method.initial(task, torch.Generator().manual_seed(0))
-    return {name: 0.3 * grid(tuple(value.shape), 0.1 * (number + 1))
-            for number, (name, value) in enumerate(start.items())}
-
-
-def test_multi_modal_adapter_logits_with_the_mask_as_shipped(agree):
-    method = MultiModalAdapter(mask="shipped", ratio=0.2, head_width=2)
-    agree(method, multi_modal_parameters(method, golden_task(torch.float64)), (27.741966, 28.242412, 33.889475))
+from ..golden import golden_queries, golden_task, grid
 
 
 @pytest.mark.parametrize("mask", ["blocking", "shipped", "none"])
 @pytest.mark.parametrize("ratio", [0.2, 0.9])
 def test_multi_modal_adapter_equals_attention_of_torch_over_the_whole_sequence(mask, ratio):
     """Every image with all class vectors through torch's own attention, with (rows, classes, dim) tensors."""
-    task = golden_task(torch.float64)
-    task = replace(task, logit_scale=30.0, logit_bias=-4.0)
+    task = replace(golden_task(views=True), logit_scale=30.0, logit_bias=-4.0)
     method = MultiModalAdapter(mask=mask, ratio=ratio, head_width=2)
-    given = multi_modal_parameters(method, task)
-    rows, text = normalize(queries(torch.float64), dim=1), task.text.class_weights
+    start = method.initial(task, torch.Generator().manual_seed(0))
+    given = {name: 0.3 * grid(value.shape, number) for number, (name, value) in enumerate(start.items())}
+    rows, text = normalize(golden_queries(), dim=1), task.text.class_weights
     sequence = torch.cat([text.unsqueeze(1).expand(-1, 4, -1), rows.unsqueeze(0)])
     low = (sequence @ given["down"].T + given["down_bias"]) @ given["widen"].T + given["widen_bias"]
     other = torch.ones(4, 4, dtype=torch.float64)
@@ -248,9 +157,9 @@ def test_clip_a_self_attends_within_each_class_however_many_sentences_it_has(mak
 
 
 def test_clip_adapter_without_renormalization_is_the_plain_blend(dtype):
-    task = golden_task(dtype)
+    task = golden_task(dtype, views=True)
     parameters = {"image_down": grid((2, 8), 0.5).to(dtype), "image_up": grid((8, 2), 0.7).to(dtype)}
-    rows = normalize(queries(dtype), dim=1)
+    rows = normalize(golden_queries(dtype), dim=1)
     adapted = torch.relu(torch.relu(rows @ parameters["image_down"].T) @ parameters["image_up"].T)
     expected = 100 * (0.2 * adapted + 0.8 * rows) @ task.text.class_weights.T
     assert_close(ClipAdapter(renormalize=False, share=1).head(task, parameters)(rows), expected)

@@ -8,52 +8,21 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from onceclip.adapters import GDA, GDAEM, MethodError, ProKeR, Rows, Task, Text, TipX
+from onceclip.adapters import GDA, GDAEM, MethodError, ProKeR, TipX
 from onceclip.adapters.heads import FourierFeatures, KernelMachine
 from onceclip.adapters.methods import gda, proker
 from onceclip.adapters.methods.gda import new_classes
-from onceclip.adapters.training import ridge as ridge_module
+from onceclip.adapters.training import convex as ridge_module
+
+from ..golden import golden_queries, golden_task, grid, keys_of, numpy_unit, stacked, text_of, without
 
 SHAPES = pytest.mark.parametrize(("shots", "views"), [((4, 4, 4), 0), ((2, 5, 3), 3), ((3, 0, 4), 2), ((1, 1, 1), 2)],
                                  ids=["equal", "ragged", "without images", "one shot"])
 
 
-def grid(shape, shift):
-    number = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number**2).reshape(shape)
-
-
-def unit(rows):
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def text_of(task):
-    prompts, index = unit(task.text.embedding), task.text.class_index.numpy()
-    return unit(np.stack([prompts[index == number].mean(axis=0) for number in range(task.classes)]))
-
-
-def stacked(task):
-    support = task.support
-    views = 1 if support.views is None else support.views.shape[1]
-    return (unit(support.embedding if support.views is None else support.views.flatten(0, 1)),
-            np.repeat(support.label.numpy(), views))
-
-
-def keys_of(task):
-    support = task.support
-    return unit(support.embedding if support.views is None else np.asarray(support.views).mean(axis=1))
-
-
 def exact(classifier, rows):
     """Logits in the precision of the head."""
-    return classifier.head(torch.from_numpy(unit(rows)).to(classifier.head.dtype)).double().numpy()
-
-
-def without(task, row):
-    keep = torch.arange(len(task.support)) != row
-    views = None if task.support.views is None else task.support.views[keep]
-    return replace(task, support=Rows(task.support.embedding[keep], task.support.label[keep], views))
+    return classifier.head(torch.from_numpy(numpy_unit(rows)).to(classifier.head.dtype)).double().numpy()
 
 
 def softmax(logits):
@@ -77,9 +46,8 @@ def drawn(make_task, make_rows):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_proker_logits(dtype):
     """Printed for logits without a scale and the plain images as support."""
-    text = Text(grid((3, 5, 8), 1.1).flatten(0, 1), torch.arange(3).repeat_interleave(5), ("a", "b", "c"))
-    task = Task(text, Rows(grid((6, 8), 0.3), torch.tensor([0, 0, 1, 1, 2, 2])), logit_scale=1.0).to(dtype)
-    logits = ProKeR(beta=2.0, ridge=10.0).fit(task).logits(grid((4, 8), 2.2).to(dtype))
+    task = replace(golden_task(dtype), logit_scale=1.0)
+    logits = ProKeR(beta=2.0, ridge=10.0).fit(task).logits(golden_queries(dtype))
     expected = torch.tensor([0.008084, 0.470154, 0.554107])
     assert_close(logits[0], expected, rtol=0, atol=6e-7 if dtype == torch.float64 else 1e-4)
 
@@ -94,7 +62,7 @@ def test_proker_equals_the_dense_formula(drawn, shots, views, gain):
     kernel = np.exp(-2 * (1 - rows @ rows.T))
     shifted = kernel / ridge + np.eye(len(rows)) if gain == "ridge" else kernel + ridge * np.eye(len(rows))
     solved = np.linalg.solve(shifted, np.eye(task.classes)[label] - rows @ text.T)
-    expected = unit(queries) @ text.T + np.exp(-2 * (1 - unit(queries) @ rows.T)) @ solved
+    expected = numpy_unit(queries) @ text.T + np.exp(-2 * (1 - numpy_unit(queries) @ rows.T)) @ solved
     actual = exact(ProKeR(beta=2.0, ridge=ridge, gain=gain).fit(task), queries)
     np.testing.assert_allclose(actual / task.logit_scale, expected, rtol=1e-9, atol=1e-9)
 
@@ -180,7 +148,7 @@ def centred(logits):
 def test_tip_x_equals_the_formula_with_every_pair_of_row_and_key(drawn, shots, views, sums):
     """The package never builds the (rows, keys) matrix of divergences; the two differ by a constant per row."""
     task, queries = drawn(shots, views)
-    text, keys, label, rows = text_of(task), keys_of(task), task.support.label.numpy(), unit(queries)
+    text, keys, label, rows = text_of(task), keys_of(task), task.support.label.numpy(), numpy_unit(queries)
     one_hot = np.eye(task.classes)[label]
     far = divergences(rows, keys, text, 0.5)
     if sums:
@@ -204,7 +172,7 @@ def test_equal_shots_make_sums_and_means_of_tip_x_the_same_but_for_their_scale(d
     task, queries = drawn((4, 4, 4))
     prepared = TipX().prepare(task)
     mean, total = (TipX(gamma=1.0, sums=sums).terms(prepared, {})[0].heads[1] for sums in (False, True))
-    rows = torch.from_numpy(unit(queries))
+    rows = torch.from_numpy(numpy_unit(queries))
     means, sums = centred(mean(rows).numpy()), centred(total(rows).numpy())
     factor = (sums * means).sum() / (means * means).sum()
     np.testing.assert_allclose(sums, factor * means, rtol=1e-6, atol=1e-9)
@@ -249,9 +217,9 @@ def test_gda_em_equals_the_mixture_written_out_row_by_row(drawn, make_rows, give
     task, queries = drawn((3, 4, 2), views=2)
     if given:
         task = replace(task, unlabelled=make_rows((9, 6, 3), 12, seed=31).embedding.double())
-    rows = unit(task.unlabelled) if given else stacked(task)[0]
+    rows = numpy_unit(task.unlabelled) if given else stacked(task)[0]
     weight, bias = dense_em(task, rows, 0.3, 4)
-    expected = task.logit_scale * unit(queries) @ text_of(task).T + 0.2 * (unit(queries) @ weight + bias)
+    expected = task.logit_scale * numpy_unit(queries) @ text_of(task).T + 0.2 * (numpy_unit(queries) @ weight + bias)
     actual = exact(GDAEM(alpha=0.2, weight=0.3, steps=4).fit(task), queries)
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
@@ -274,7 +242,7 @@ def test_gda_treats_all_classes_alike_however_many_images_they_have(drawn):
     task, queries = drawn((4, 4, 4))
     prepared = GDA().prepare(task)
     fewer = replace(prepared, count=torch.tensor([400.0, 4.0, 1.0], dtype=torch.float64))
-    rows = torch.from_numpy(unit(queries))
+    rows = torch.from_numpy(numpy_unit(queries))
     assert torch.equal(GDA().terms(prepared, {})[1](rows), GDA().terms(fewer, {})[1](rows))
 
 
@@ -283,7 +251,7 @@ def test_gda_by_the_mean_of_the_classes_covariances_equals_the_dense_formula(mak
     """What the authors' code takes for base classes: no shrinkage, a pseudo-inverse, classes counted alike."""
     task = make_task(shots, 4, dtype=torch.float64)
     rows, label = stacked(task)
-    queries = unit(make_rows((3, 3, 3), 4, seed=9).embedding)
+    queries = numpy_unit(make_rows((3, 3, 3), 4, seed=9).embedding)
     means = np.stack([rows[label == number].mean(axis=0) for number in range(3)])
     own = [np.cov(rows[label == number].T) for number in range(3) if shots[number] > 1]
     precision = np.linalg.pinv(np.mean(own, axis=0))
@@ -301,8 +269,8 @@ def test_gda_of_new_classes_equals_the_dense_formula(make_task, make_rows, monke
     """Neighbours of each text, scatter around it, the mean of the classes' inverses; base rows with all their views."""
     monkeypatch.setattr(gda, "_CLASSES", piece)
     task = make_task((4, 5, 3), dim, views=2, dtype=torch.float64)
-    text = torch.from_numpy(unit(grid((5, dim), 0.4)))
-    rows, queries = stacked(task)[0], unit(make_rows((3, 3, 3), dim, seed=9).embedding)
+    text = torch.from_numpy(numpy_unit(grid((5, dim), 0.4)))
+    rows, queries = stacked(task)[0], numpy_unit(make_rows((3, 3, 3), dim, seed=9).embedding)
     means, precisions = [], []
     for each in text.numpy():
         near = rows[np.argsort(-rows @ each)[:6]]

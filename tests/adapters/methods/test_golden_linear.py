@@ -16,33 +16,14 @@ from onceclip.adapters import (
     LPPlusPlus,
     ProLIP,
     Rows,
-    Task,
     TaskRes,
-    Text,
     WiseFT,
     ZeroShotLinearProbe,
 )
 
+from ..golden import golden_queries, golden_task, grid, numpy_unit
+
 QUERY_LABEL = torch.tensor([0, 1, 2, 0])
-
-
-def grid(shape, shift):
-    number = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number**2).reshape(shape)
-
-
-def golden_task(dtype=torch.float64):
-    text = Text(grid((3, 5, 8), 1.1).flatten(0, 1), torch.arange(3).repeat_interleave(5), ("a", "b", "c"))
-    return Task(text, Rows(grid((6, 8), 0.3), torch.tensor([0, 0, 1, 1, 2, 2]))).to(dtype)
-
-
-def queries(dtype=torch.float64):
-    return grid((4, 8), 2.2).to(dtype)
-
-
-def unit(rows):
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def raw_mean():
@@ -50,30 +31,13 @@ def raw_mean():
 
 
 def unit_mean():
-    return unit(unit(grid((3, 5, 8), 1.1)).mean(axis=1))
-
-
-@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def dtype(request):
-    return request.param
-
-
-@pytest.fixture
-def agree(dtype):
-    """Function that compares with printed values: six decimals in float64, 1e-4 of the largest in float32."""
-
-    def check(actual, printed):
-        expected = torch.tensor(printed, dtype=torch.float64)
-        rtol, atol = (1e-6, 6e-7) if dtype == torch.float64 else (1e-4, 1e-4 * max(1.0, float(expected.abs().max())))
-        torch.testing.assert_close(torch.as_tensor(actual).double(), expected, rtol=rtol, atol=atol)
-
-    return check
+    return numpy_unit(numpy_unit(grid((3, 5, 8), 1.1)).mean(axis=1))
 
 
 def logits_of(method, parameters, task=None, rows=None):
     """Logits in the precision of the parameters, before a classifier makes float32 of them."""
     task = golden_task(next(iter(parameters.values())).dtype) if task is None else task
-    rows = queries(task.text.embedding.dtype) if rows is None else rows
+    rows = golden_queries(task.text.embedding.dtype) if rows is None else rows
     classifier = method.classifier(task, method.prepare(task), parameters)
     return classifier.head(classifier.prepared(rows))
 
@@ -83,7 +47,7 @@ def test_taskres_logits(dtype, agree):
     logits = logits_of(TaskRes(preset="reference"), {"residual": residual})
     agree(logits[0], (-7.070153, 24.306667, 23.291642))
     if dtype == torch.float64:
-        expected = 100 * unit(queries()) @ unit(raw_mean() + 0.5 * residual.numpy()).T
+        expected = 100 * numpy_unit(golden_queries()) @ numpy_unit(raw_mean() + 0.5 * residual.numpy()).T
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
 
 
@@ -92,7 +56,8 @@ def test_zs_lp_logits(dtype, agree):
     logits = logits_of(ZeroShotLinearProbe(preset="reference"), {"prototype": prototype})
     agree(logits[0], (-5.109131, 32.109459, 23.079831))
     if dtype == torch.float64:
-        np.testing.assert_allclose(logits, 100 * unit(queries()) @ unit(prototype).T, rtol=0, atol=1e-9)
+        expected = 100 * numpy_unit(golden_queries()) @ numpy_unit(prototype).T
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
 
 
 def test_clap_constraint_weights_and_penalty(dtype, agree):
@@ -103,7 +68,7 @@ def test_clap_constraint_weights_and_penalty(dtype, agree):
     penalty = method.penalty(prepared, {"prototype": task.text.raw_mean + moved})
     agree(penalty, 0.005543)
     if dtype == torch.float64:
-        logits = 100 * unit(grid((6, 8), 0.3)) @ unit(raw_mean()).T
+        logits = 100 * numpy_unit(grid((6, 8), 0.3)) @ numpy_unit(raw_mean()).T
         likely = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         weight = likely[np.arange(6), [0, 0, 1, 1, 2, 2]].reshape(3, 2).mean(axis=1)
         np.testing.assert_allclose(prepared.weight, weight, rtol=0, atol=1e-9)
@@ -121,10 +86,10 @@ def test_lp_plus_plus_start_and_step_sizes(dtype, agree):
     logits = logits_of(method, start)
     agree(logits[0], (1.378867, 7.486204, 7.498910))
     if dtype == torch.float64:
-        rows, text = unit(grid((6, 8), 0.3)), unit_mean()
+        rows, text = numpy_unit(grid((6, 8), 0.3)), unit_mean()
         own = (rows * text[[0, 0, 1, 1, 2, 2]]).sum(axis=1)
         summed = rows.reshape(3, 2, 8).sum(axis=1)
-        expected = unit(queries()) @ (summed + 250 * own.mean() * text).T
+        expected = numpy_unit(golden_queries()) @ (summed + 250 * own.mean() * text).T
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
         largest = np.linalg.eigvalsh(rows.T @ rows)[-1]
         assert prepared.weight_step == pytest.approx(4 * 6 / largest, rel=1e-9)
@@ -139,7 +104,7 @@ def test_lp_plus_plus_trains_like_a_loop_of_torch(gradient):
     start = method.initial(prepared, torch.Generator())
     found = method.solve(prepared, start, lambda part: None)
     weight, bias, alpha = (start[name].clone().requires_grad_() for name in ("weight", "bias", "alpha"))
-    rows, text = torch.from_numpy(unit(grid((6, 8), 0.3))), torch.from_numpy(unit_mean())
+    rows, text = torch.from_numpy(numpy_unit(grid((6, 8), 0.3))), torch.from_numpy(unit_mean())
     optimizer = torch.optim.SGD([weight, bias], lr=prepared.weight_step, momentum=0.9)
     gradients = []
     for epoch in range(25):
@@ -160,7 +125,7 @@ def test_lp_plus_plus_trains_like_a_loop_of_torch(gradient):
 
 def prolip_task(dtype):
     task = golden_task(dtype)
-    support = Rows(queries(dtype), QUERY_LABEL, others={"preproj": grid((4, 10), 1.4).to(dtype)})
+    support = Rows(golden_queries(dtype), QUERY_LABEL, others={"preproj": grid((4, 10), 1.4).to(dtype)})
     return replace(task, support=support, projection=grid((10, 8), 0.8).to(dtype),
                    projection_bias=(0.1 * grid((8,), 0.9)).to(dtype))
 
@@ -176,7 +141,7 @@ def test_prolip_logits_and_loss(dtype, agree):
     agree(loss, 12.317830)
     if dtype == torch.float64:
         projected = rows.numpy() @ (np.asarray(grid((10, 8), 0.8)) + moved.numpy()) + 0.1 * np.asarray(grid((8,), 0.9))
-        np.testing.assert_allclose(logits, 100 * unit(projected) @ unit_mean().T, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(logits, 100 * numpy_unit(projected) @ unit_mean().T, rtol=0, atol=1e-9)
 
 
 def test_cross_modal_adapter_logits(dtype, agree):
@@ -185,16 +150,16 @@ def test_cross_modal_adapter_logits(dtype, agree):
     logits = logits_of(CrossModalAdapter(ratio=0.2, share=1), parameters)
     agree(logits[0], (5.725361, 22.533050, 19.130794))
     if dtype == torch.float64:
-        rows = unit(queries())
+        rows = numpy_unit(golden_queries())
         hidden = np.maximum(rows @ np.asarray(grid((2, 8), 0.5)).T, 0)
         mixed = 0.2 * np.maximum(hidden @ np.asarray(grid((8, 2), 0.7)).T, 0) + 0.8 * rows
-        np.testing.assert_allclose(logits, 100 * mixed @ unit(raw_mean()).T, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(logits, 100 * mixed @ numpy_unit(raw_mean()).T, rtol=0, atol=1e-9)
 
 
 def test_cross_modal_probe_starts_as_zero_shot_of_raw_mean_prompts():
     method = CrossModalLinearProbe(share=1)
     logits = logits_of(method, method.initial(golden_task(), torch.Generator()))
-    np.testing.assert_allclose(logits, 100 * unit(queries()) @ unit(raw_mean()).T, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(logits, 100 * numpy_unit(golden_queries()) @ numpy_unit(raw_mean()).T, rtol=0, atol=1e-9)
 
 
 def test_cross_modal_loss_is_that_of_images_plus_that_of_prompts():
@@ -203,8 +168,8 @@ def test_cross_modal_loss_is_that_of_images_plus_that_of_prompts():
     weight = grid((3, 8), 7)
     loss = method.loss(task, {"weight": weight}, task.support.unit, task.support.label, torch.Generator())
     total = 0.0
-    for rows, label in ((unit(grid((6, 8), 0.3)), np.repeat(range(3), 2)),
-                        (unit(grid((15, 8), 1.1)), np.repeat(range(3), 5))):
+    for rows, label in ((numpy_unit(grid((6, 8), 0.3)), np.repeat(range(3), 2)),
+                        (numpy_unit(grid((15, 8), 1.1)), np.repeat(range(3), 5))):
         logits = 100 * rows @ weight.numpy().T
         total += (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(label)), label]).mean()
     np.testing.assert_allclose(loss, total, rtol=1e-12)
@@ -216,14 +181,14 @@ def test_wise_ft_logits(dtype, agree):
     logits = logits_of(WiseFT(alpha=0.5), fitted)
     agree(logits[0], (7.656966, 22.792829, 22.114321))
     if dtype == torch.float64:
-        expected = unit(queries()) @ (100 * unit_mean() + 0.5 * np.asarray(grid((3, 8), 7))).T
+        expected = numpy_unit(golden_queries()) @ (100 * unit_mean() + 0.5 * np.asarray(grid((3, 8), 7))).T
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
 
 
 def test_rla_logits_and_penalty():
     """The printed values have none of RLA: the formula in numpy."""
     matrix = torch.eye(8, dtype=torch.float64) + 0.05 * grid((8, 8), 2.7)
-    expected = 100 * unit(unit(queries()) @ matrix.numpy().T) @ unit_mean().T
+    expected = 100 * numpy_unit(numpy_unit(golden_queries()) @ matrix.numpy().T) @ unit_mean().T
     np.testing.assert_allclose(logits_of(RLA(), {"matrix": matrix}), expected, rtol=0, atol=1e-9)
     squared = (0.05 * np.asarray(grid((8, 8), 2.7))) ** 2
     for power in (0, 1, 2):

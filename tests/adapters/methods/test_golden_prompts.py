@@ -27,37 +27,26 @@ from onceclip.adapters import (
     TextTower,
     ZeroShot,
 )
-from onceclip.adapters.heads.conditional_prompts import conditional
-from onceclip.adapters.heads.routed_prompts import gates
+from onceclip.adapters.heads.prompts import conditional, gates
 from onceclip.adapters.inference import Queries
 from onceclip.adapters.inference.tpt import TPT, DiffTPT
-from onceclip.adapters.methods.coop import prompt_head
+from onceclip.adapters.method import class_head
 from onceclip.adapters.methods.cpl import counterfactual, nearest, smallest_mask
 from onceclip.adapters.methods.gopro import nt_xent
 from onceclip.adapters.methods.prograd import aligned
 from onceclip.adapters.methods.tai_dpt import ranking_loss
-from onceclip.adapters.methods.upl import surest
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import best_of_classes, unit
 from onceclip.adapters.training.history import recording
 from onceclip.pipeline.encoders.backend import statistics_of
+
+from ..golden import CAPTIONS, COMMON, LABEL, PATCHES, QUERIES, SUPPORT, VIEWS, WEIGHTS, grid
 
 NAMES = ("ant", "bee", "cow")
 
 
-def waves(shape, phase):
-    """`sin(phase + 1.7 n + 0.37 n^2)` over the positions n of a tensor, in C order."""
-    number = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.float64)
-    return torch.sin(phase + 1.7 * number + 0.37 * number**2).view(shape)
-
-
-COMMON = unit(waves((8,), 8.0))
-CLASSES = unit(unit(waves((3, 5, 8), 1.1)).mean(dim=1))
-WEIGHTS = unit(COMMON + 0.12 * CLASSES)
-LABEL = torch.tensor([0, 0, 1, 1, 2, 2])
-SUPPORT = unit(COMMON + 0.15 * CLASSES[LABEL] + 0.20 * unit(waves((6, 8), 0.3)))
-CONTEXT = 0.02 * waves((4, 6), 5.0)
-NETWORK = {"context": CONTEXT, "down": 0.3 * waves((2, 8), 0.5), "down_bias": 0.1 * waves((2,), 0.6),
-           "up": 0.3 * waves((6, 2), 0.7), "up_bias": 0.1 * waves((6,), 0.8)}
+CONTEXT = 0.02 * grid((4, 6), 5.0)
+NETWORK = {"context": CONTEXT, "down": 0.3 * grid((2, 8), 0.5), "down_bias": 0.1 * grid((2,), 0.6),
+           "up": 0.3 * grid((6, 2), 0.7), "up_bias": 0.1 * grid((6,), 0.8)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +64,15 @@ class ToyTower(TextTower):
     def raw(self, contexts, position):
         chosen = [NAMES.index(name) for name in self.classes]
         contexts = contexts.expand(-1, len(chosen), -1, -1)
-        ends = [0.5 * waves((6,), phase).expand(*contexts.shape[:2], 1, 6) for phase in (1.0, 3.0)]
-        names = 0.5 * waves((3, 2, 6), 2.0)[chosen].expand(len(contexts), -1, -1, -1)
+        ends = [0.5 * grid((6,), phase).expand(*contexts.shape[:2], 1, 6) for phase in (1.0, 3.0)]
+        names = 0.5 * grid((3, 2, 6), 2.0)[chosen].expand(len(contexts), -1, -1, -1)
         tokens = torch.cat([ends[0], contexts, names, ends[1]], dim=2)
         length = tokens.shape[2]
-        tokens = tokens + 0.1 * waves((length, 6), 4.0)
+        tokens = tokens + 0.1 * grid((length, 6), 4.0)
         scores = tokens @ tokens.transpose(-1, -2) / 6**0.5
         ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
         last = (tokens + scores.masked_fill(ahead, -torch.inf).softmax(dim=-1) @ tokens)[:, :, -1]
-        return 2 * COMMON + torch.tanh(last) @ (0.5 * waves((6, 8), 0.7))
+        return 2 * COMMON + torch.tanh(last) @ (0.5 * grid((6, 8), 0.7))
 
 
 @pytest.fixture
@@ -139,7 +128,7 @@ def test_kgcoop_adds_its_weight_times_the_distance_from_the_written_prompts(task
 
 def test_prograd_keeps_a_gradient_that_agrees_and_projects_one_that_opposes(task):
     context = CONTEXT.clone().requires_grad_()
-    logits = prompt_head(task, CoOp().vectors(task, {"context": context}))(SUPPORT)
+    logits = class_head(task, CoOp().vectors(task, {"context": context}))(SUPPORT)
     taught = (100 * SUPPORT @ WEIGHTS.T).softmax(dim=1)
     own = torch.autograd.grad(cross_entropy(logits, LABEL), context, retain_graph=True)[0]
     general, rolled = (torch.autograd.grad(cross_entropy(logits, each), context, retain_graph=True)[0]
@@ -166,24 +155,24 @@ def test_cocoop_moves_every_token_by_what_its_network_makes_of_the_image(task):
 
 
 def test_eco_averages_class_vectors_and_upl_logits(task):
-    both = {"context": torch.stack([CONTEXT, 0.02 * waves((4, 6), 6.0)])}
+    both = {"context": torch.stack([CONTEXT, 0.02 * grid((4, 6), 6.0)])}
     near(ECO().head(task, both)(SUPPORT)[0], [92.180712, 92.245557, 92.621866])
     near(UPL().head(task, both)(SUPPORT)[0], [92.180694, 92.245539, 92.621845])
 
 
-def test_upl_takes_the_surest_images_of_every_predicted_class():
-    label = torch.arange(12) % 3
-    rows = unit(COMMON + 0.15 * CLASSES[label] + 0.20 * unit(waves((12, 8), 5.1)))
-    chosen, labels = surest(100 * rows @ WEIGHTS.T, 2)
-    assert chosen.tolist() == [0, 6, 7, 1, 5, 11]
-    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert surest(torch.tensor([[1.0, 0.0], [1.0, 0.0], [3.0, 0.0]]), 2)[0].tolist() == [2, 0]
+def test_upl_takes_the_surest_images_of_every_predicted_class(task):
+    unknown = replace(task, support=Rows(SUPPORT[:0], LABEL[:0]), unlabelled=QUERIES)
+    trained_on = UPL(top=2).prepare(unknown).support
+    assert torch.equal(trained_on.embedding, QUERIES[[0, 6, 7, 1, 5, 11]])
+    assert trained_on.label.tolist() == [0, 0, 1, 1, 2, 2]
+    equal = torch.tensor([1.0, 1.0, 3.0])
+    assert best_of_classes(torch.zeros(3, dtype=torch.int64), equal, 2, 2).tolist() == [2, 0]
 
 
 def test_pre_encodes_the_context_and_what_its_network_adds(task):
     shapes = [("weight_ih", (12, 6)), ("weight_hh", (12, 3)), ("bias_ih", (12,)), ("bias_hh", (12,))]
     names = [(f"{name}{direction}", shape) for direction in ("", "_reverse") for name, shape in shapes]
-    network = {name: 0.3 * waves(shape, 0.1 * (place + 1)) for place, (name, shape) in enumerate(names)}
+    network = {name: 0.3 * grid(shape, 0.1 * (place + 1)) for place, (name, shape) in enumerate(names)}
     context = PRE().context({"context": CONTEXT, **network})
     near(context[0], [-0.200946, -0.090612, -0.017784, -0.274881, -0.128609, 0.083146])
     near(PRE().head(task, {"context": CONTEXT, **network})(SUPPORT)[0], [90.830006, 90.721729, 90.973071])
@@ -199,8 +188,8 @@ def test_pre_encodes_the_context_and_what_its_network_adds(task):
 def test_ship_rebuilds_images_by_moved_prompts(task):
     shapes = {"encode": ((10, 8), 0.2), "mean": ((8, 10), 0.4), "logvar": ((8, 10), 0.6), "decode": ((10, 8), 0.8),
               "offset": ((6, 10), 1.2)}
-    parameters = {"context": CONTEXT, **{name: 0.3 * waves(*each) for name, each in shapes.items()}}
-    noise = 0.5 * waves((6, 8), 3.1)
+    parameters = {"context": CONTEXT, **{name: 0.3 * grid(*each) for name, each in shapes.items()}}
+    noise = 0.5 * grid((6, 8), 3.1)
     rebuilt, divergence = SHIP().parts(task, parameters, SUPPORT, LABEL, noise)
     near(rebuilt, [0.214879])
     near(divergence, [0.006200])
@@ -210,15 +199,15 @@ def test_ship_rebuilds_images_by_moved_prompts(task):
 
 
 def test_mocoop_mixes_the_logits_of_the_contexts_that_its_router_chooses(task):
-    router = 0.5 * waves((2, 8), 2.2)
-    both = {"context": torch.stack([CONTEXT, 0.02 * waves((4, 6), 6.0)]), "router": router}
+    router = 0.5 * grid((2, 8), 2.2)
+    both = {"context": torch.stack([CONTEXT, 0.02 * grid((4, 6), 6.0)]), "router": router}
     near(gates(SUPPORT @ router.T, 2)[0], [0.626837, 0.373163])
     near(MoCoOp().head(task, both)(SUPPORT)[0], [92.181444, 92.247375, 92.623499])
     assert gates(torch.tensor([[3.0, 1.0, 2.0]]), 1).tolist() == [[1.0, 0.0, 0.0]]
 
 
 def test_cpl_changes_an_image_as_little_as_makes_it_another_class(task):
-    mask = torch.sigmoid(waves((8,), 1.9)).expand(1, -1)
+    mask = torch.sigmoid(grid((8,), 1.9)).expand(1, -1)
     near(counterfactual(SUPPORT[:1], SUPPORT[2:3], mask),
          [0.567386, -0.374363, 0.095772, -0.326042, 0.575786, 0.162664, 0.031779, 0.251892])
     own, other = WEIGHTS[0], WEIGHTS[1]
@@ -267,16 +256,14 @@ def test_gopro_contrasts_images_by_two_views_and_holds_their_class_vectors_toget
 
 
 def test_stylip_moves_each_token_by_mean_and_deviation_of_every_block(task):
-    patches = unit(COMMON + 0.15 * CLASSES[(torch.arange(2)[:, None] + torch.arange(9)) % 3]
-                   + 0.20 * unit(waves((2, 9, 8), 4.4)))
-    statistics = statistics_of(torch.cat([torch.full((2, 1, 8), 7.0), patches], dim=1))
+    statistics = statistics_of(torch.cat([torch.full((2, 1, 8), 7.0), PATCHES], dim=1))
     near(statistics[0, 0], [0.521441, -0.365240, 0.172114])
     near(statistics[0, 1], [0.088133, 0.096716, 0.050493])
     both = torch.stack([statistics, 3 * statistics.flip(2)], dim=1)
     styled = replace(task, support=Rows(SUPPORT[:2], LABEL[:2], others={"statistics": both}))
     method = StyLIP()
-    parameters = {"context": CONTEXT, "down": 0.3 * waves((2, 32), 0.5), "down_bias": 0.1 * waves((2,), 0.6),
-                  "up": 0.3 * waves((24, 2), 0.7), "up_bias": 0.1 * waves((24,), 0.8)}
+    parameters = {"context": CONTEXT, "down": 0.3 * grid((2, 32), 0.5), "down_bias": 0.1 * grid((2,), 0.6),
+                  "up": 0.3 * grid((24, 2), 0.7), "up_bias": 0.1 * grid((24,), 0.8)}
     rows, label = method.training_rows(styled, styled, 0)
     features = torch.cat([unit(each.flatten(1)) for each in both.unbind(1)], dim=1)
     hidden = (features @ parameters["down"].T + parameters["down_bias"]).relu()
@@ -286,7 +273,7 @@ def test_stylip_moves_each_token_by_mean_and_deviation_of_every_block(task):
 
 
 def test_tai_dpt_ranks_named_classes_above_others(task):
-    captions = unit(COMMON + 0.15 * CLASSES[torch.arange(10) % 3] + 0.20 * unit(waves((10, 8), 7.7)))[:4]
+    captions = CAPTIONS[:4]
     scores = 4 * captions @ CoOp().vectors(task, {"context": CONTEXT}).T
     near(scores[0], [3.722862, 3.733693, 3.767080])
     before = scores.clone()
@@ -302,13 +289,8 @@ def test_tai_dpt_ranks_named_classes_above_others(task):
     near(method.loss(method.prepare(several), {"context": CONTEXT}, rows, label, torch.Generator()), [2.019539])
     with recording() as recorder:
         fitted = TaIDPT(words="", length=4, epochs=2).fit(several)
-    assert len(recorder.history(TaIDPT(words="", length=4, epochs=2)).train_loss) == 2
+    assert len(recorder.history(TaIDPT(words="", length=4, epochs=2))["train_loss"]) == 2
     assert fitted.logits(SUPPORT).shape == (6, 3)
-
-
-QUERIES = unit(COMMON + 0.15 * CLASSES[torch.arange(12) % 3] + 0.20 * unit(waves((12, 8), 5.1)))
-VIEWS = unit(QUERIES[:4, None] + 0.15 * unit(waves((4, 8, 8), 6.2)))
-VIEWS[:, 0] = QUERIES[:4]
 
 
 def test_tpt_moves_the_context_as_the_published_code_does(task, monkeypatch):

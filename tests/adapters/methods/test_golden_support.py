@@ -16,35 +16,22 @@ from onceclip.adapters import (
     Rows,
     SSText,
     Task,
-    Text,
     TipAdapter,
     XMoRe,
     ZeroShot,
     support_source,
 )
-from onceclip.adapters.heads.perceptron import Perceptron
-from onceclip.adapters.heads.retrieval import certainty, nearest_rows, refined
+from onceclip.adapters.heads.layers import Perceptron
+from onceclip.adapters.heads.neighbors import certainty, nearest_rows, refined
 from onceclip.adapters.methods.reco import contrastive
 from onceclip.adapters.ops import unit
 from onceclip.adapters.support.dual_prototypes import aligned
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
 
+from ..golden import BANK, CAPTIONS, LABEL, QUERIES, SUPPORT, TEXT, WEIGHTS, grid, near
 
-def waves(shape, shift):
-    number = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number * number).reshape(shape)
-
-
-PLAIN, COMMON = unit(unit(waves((3, 5, 8), 1.1)).mean(dim=1)), unit(waves((8,), 8.0))
-WEIGHTS = unit(COMMON + 0.12 * PLAIN)
-TEXT = Text(WEIGHTS, torch.arange(3), ("a", "b", "c"))
-LABEL = torch.tensor([0, 0, 1, 1, 2, 2])
-SUPPORT = unit(COMMON + 0.15 * PLAIN[LABEL] + 0.20 * unit(waves((6, 8), 0.3)))
-QUERIES = unit(COMMON + 0.15 * PLAIN[torch.arange(12) % 3] + 0.20 * unit(waves((12, 8), 5.1)))
-IMAGES, CAPTIONS = (unit(COMMON + 0.15 * PLAIN[torch.arange(10) % 3] + 0.20 * unit(waves((10, 8), shift)))
-                    for shift in (9.1, 7.7))
-TASK = Task(TEXT, Rows(SUPPORT, LABEL), bank=Pool(IMAGES, CAPTIONS))
+TASK = Task(TEXT, Rows(SUPPORT, LABEL), bank=Pool(BANK, CAPTIONS))
 RETRIEVED = support_source("retrieve:2").support(TEXT, TASK.bank)
 
 
@@ -53,30 +40,26 @@ def first_logits(method, task):
     return method.head(prepared, method.initial(prepared, torch.Generator()))(QUERIES[:1])[0]
 
 
-def close(actual, expected):
-    assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
-
-
 def test_tip_adapter_on_a_retrieved_support():
-    close(first_logits(TipAdapter(), replace(TASK, support=RETRIEVED)), [101.414411, 99.165509, 99.603898])
+    near(first_logits(TipAdapter(), replace(TASK, support=RETRIEVED)), [101.414411, 99.165509, 99.603898])
 
 
 def test_caps_adapter_compares_with_images_and_captions():
     task = replace(TASK, support=RETRIEVED)
-    close(first_logits(CapsAdapter(gamma=0.0), task), [101.421351, 99.223618, 99.598825])
+    near(first_logits(CapsAdapter(gamma=0.0), task), [101.421351, 99.223618, 99.598825])
     logits = first_logits(CapsAdapter(gamma=500.0), task)
     expected = torch.tensor([101.376052, 99.139459, 99.492228], dtype=torch.float64)
-    close(logits - logits.mean(), (expected - expected.mean()).tolist())  # what all classes share is left out
+    near(logits - logits.mean(), (expected - expected.mean()).tolist())  # what all classes share is left out
 
 
 def test_x_more_reads_the_captions_of_the_nearest_images():
     method = XMoRe(neighbours=4)
     head = method.head(method.prepare(TASK), {})
     own, read = head.probabilities(QUERIES[:1])
-    close(read[0], [0.450093, 0.347201, 0.202706])
-    close(torch.cat([certainty(own), certainty(read)]).flatten(), [0.375932, 0.044144])
-    close(torch.tensor([head.sure, head.caption_sure], dtype=torch.float64), [0.327507, 0.039495])
-    close(head(QUERIES[:1])[0].exp(), [1.391084, 0.487836, 0.386631])
+    near(read[0], [0.450093, 0.347201, 0.202706])
+    near(torch.cat([certainty(own), certainty(read)]).flatten(), [0.375932, 0.044144])
+    near(torch.tensor([head.sure, head.caption_sure], dtype=torch.float64), [0.327507, 0.039495])
+    near(head(QUERIES[:1])[0].exp(), [1.391084, 0.487836, 0.386631])
 
 
 def test_x_more_reads_no_label_and_does_without_support():
@@ -89,19 +72,19 @@ def test_x_more_reads_no_label_and_does_without_support():
 
 
 def test_reco_refines_a_query_by_the_captions_of_its_neighbours():
-    near = nearest_rows(QUERIES[:1], IMAGES, 2)
-    assert near.tolist() == [[9, 5]]
+    found = nearest_rows(QUERIES[:1], BANK, 2)
+    assert found.tolist() == [[9, 5]]
     one, nothing = torch.eye(8, dtype=torch.float64), torch.zeros(8, 8, dtype=torch.float64)
     # Attention to all alike, of which three times the mean is added: unit(2 q + 2 mean caption).
     layer = (nothing, one, one, 3 / 8**0.5 * one, one, nothing[0], nothing, nothing[0])
-    close(refined(QUERIES[:1], CAPTIONS[near], layer, 1)[0],
+    near(refined(QUERIES[:1], CAPTIONS[found], layer, 1)[0],
           [0.577587, -0.334781, 0.138013, -0.347293, 0.572568, 0.201938, 0.037783, 0.211222])
 
 
 def test_reco_attends_as_a_layer_that_projects_every_key_and_value():
-    found = CAPTIONS[nearest_rows(QUERIES, IMAGES, 3)]
+    found = CAPTIONS[nearest_rows(QUERIES, BANK, 3)]
     shapes = [(6, 8)] * 3 + [(8, 6), (5, 8), (5,), (8, 5), (8,)]
-    layer = tuple(waves(shape, 0.3 * number) for number, shape in enumerate(shapes))
+    layer = tuple(grid(shape, 0.3 * number) for number, shape in enumerate(shapes))
     query, key, value, out, wide, wide_bias, narrow, narrow_bias = layer
     tokens = 8**0.5 * torch.cat([QUERIES.unsqueeze(1), found], dim=1)
     split = [(tokens @ each.T).unflatten(-1, (2, 3)).transpose(1, 2) for each in (query, key, value)]
@@ -125,29 +108,29 @@ def test_reco_learns_from_the_pairs_of_the_bank_alone_and_never_from_a_pair_itse
               for parameters in (method.initial(prepared, torch.Generator()),
                                  train([Run(method, TASK, prepared, 1)])[0])]
     assert losses[1] < 0.9 * losses[0]
-    same = 3 * contrastive(100 * IMAGES @ CAPTIONS.T)  # at the start nothing is refined
-    close(torch.tensor(losses[:1], dtype=torch.float64), [float(same)])
+    same = 3 * contrastive(100 * BANK @ CAPTIONS.T)  # at the start nothing is refined
+    near(torch.tensor(losses[:1], dtype=torch.float64), [float(same)])
 
 
 def test_reco_on_a_bank_of_one_pair_has_no_neighbour_to_learn_from():
-    one = replace(TASK, bank=Pool(IMAGES[:1], CAPTIONS[:1]))
+    one = replace(TASK, bank=Pool(BANK[:1], CAPTIONS[:1]))
     assert torch.isfinite(RECO(epochs=2).fit(one).logits(QUERIES)).all()
 
 
 def test_ss_text_and_its_second_form():
-    close(first_logits(SSText(), TASK), [99.638912, 95.558531, 96.735235])
-    close(first_logits(SSText(form="plus"), TASK), [99.655481, 95.660803, 96.808682])
+    near(first_logits(SSText(), TASK), [99.638912, 95.558531, 96.735235])
+    near(first_logits(SSText(form="plus"), TASK), [99.655481, 95.660803, 96.808682])
     ragged = replace(TASK, support=Rows(SUPPORT[:5], LABEL[:5]))
-    close(first_logits(SSText(form="plus"), ragged), [99.647992, 95.615069, 97.698536])
+    near(first_logits(SSText(form="plus"), ragged), [99.647992, 95.615069, 97.698536])
     without = replace(TASK, support=Rows(SUPPORT[:4], LABEL[:4]))
-    close(first_logits(SSText(), without)[2:], first_logits(ZeroShot(), TASK)[2:].tolist())
+    near(first_logits(SSText(), without)[2:], first_logits(ZeroShot(), TASK)[2:].tolist())
 
 
 def test_lafter_lowers_the_smoothed_cross_entropy_of_noisy_prompts():
     method, parameters = LaFTerText(noise=0.0), {"weight": WEIGHTS}
-    close(method.loss(TASK, parameters, WEIGHTS, TEXT.class_index, torch.Generator()), 0.575738)
-    shifted = unit(WEIGHTS + 0.1 * waves((3, 8), 4.7))
-    close(method.loss(TASK, parameters, shifted, TEXT.class_index, torch.Generator()), 0.570504)
+    near(method.loss(TASK, parameters, WEIGHTS, TEXT.class_index, torch.Generator()), 0.575738)
+    shifted = unit(WEIGHTS + 0.1 * grid((3, 8), 4.7))
+    near(method.loss(TASK, parameters, shifted, TEXT.class_index, torch.Generator()), 0.570504)
     noisy = [LaFTerText(noise=noise, spread=spread) for noise, spread in ((0.1 * 8**0.5, "norm"), (0.1, "coordinate"))]
     losses = [each.loss(TASK, parameters, WEIGHTS, TEXT.class_index, torch.Generator().manual_seed(3))
               for each in noisy]
@@ -161,24 +144,24 @@ def test_lafter_looks_at_no_image():
 
 
 def test_the_labelling_network_is_two_layers_and_a_relu():
-    head = Perceptron(waves((4, 8), 0.5), torch.zeros(4, dtype=torch.float64), waves((3, 4), 0.7),
+    head = Perceptron(grid((4, 8), 0.5), torch.zeros(4, dtype=torch.float64), grid((3, 4), 0.7),
                       torch.zeros(3, dtype=torch.float64))
-    close(head(QUERIES)[0], [-0.263895, -0.322878, -0.392441])
+    near(head(QUERIES)[0], [-0.263895, -0.322878, -0.392441])
     assert LabellingNetwork().fit(TASK).logits(QUERIES).argmax(dim=1).eq(torch.arange(12) % 3).float().mean() > 0.5
 
 
 def test_dual_prototypes_agree_on_labels_and_weights():
     label, weight, probability = aligned(TEXT, Pool(QUERIES), 2, 0.3, keep=12)
-    close(probability[0], [0.843159, 0.061058, 0.095783])
-    close(weight[0], 1.0)
+    near(probability[0], [0.843159, 0.061058, 0.095783])
+    near(weight[0], 1.0)
     assert label.tolist() == probability.argmax(dim=1).tolist()
     assert ((weight > 0) & (weight <= 1)).all()
 
 
 @pytest.mark.parametrize(("method", "change", "text"), [
-    (RECO, {"bank": Pool(IMAGES)}, "reco needs a caption of every image of the bank"),
+    (RECO, {"bank": Pool(BANK)}, "reco needs a caption of every image of the bank"),
     (XMoRe, {"bank": None}, "x-more looks things up in a bank"),
-    (XMoRe, {"bank": Pool(IMAGES)}, "x-more needs a caption of every image of the bank"),
+    (XMoRe, {"bank": Pool(BANK)}, "x-more needs a caption of every image of the bank"),
     (CapsAdapter, {}, "caps-adapter needs a caption of every support row"),
 ])
 def test_what_is_missing_is_one_line(method, change, text):

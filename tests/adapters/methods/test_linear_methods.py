@@ -105,11 +105,6 @@ def test_clap_holds_a_class_more_the_better_zero_shot_knows_it(make_task):
     assert mixed.weight[2] == pytest.approx(0.5, abs=0.01)
 
 
-def test_taskres_without_weight_is_zero_shot_whatever_was_trained(make_task, queries):
-    task = make_task((3, 3, 3))
-    assert_close(TaskRes(alpha=0, epochs=15).fit(task).logits(queries), ZeroShot().fit(task).logits(queries))
-
-
 def test_lp_plus_plus_takes_the_mean_over_classes_not_over_rows(make_task):
     """Reference code reshapes by position and needs equal shots; here a class counts once whatever its shots."""
     task = make_task((1, 9, 0))

@@ -18,7 +18,7 @@ from onceclip.adapters import (
     transfer,
 )
 from onceclip.adapters.heads import Linear
-from onceclip.adapters.method import Shared
+from onceclip.adapters.method import Shared, class_head, share_setting
 from onceclip.adapters.training import engine
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
@@ -45,6 +45,25 @@ def test_share_goes_from_zero_shot_to_the_trained_head(make_task, make_method, q
     prepared = method.prepare(task)
     parameters, = train([Run(method, task, prepared, 0)])
     assert_close(part[1.0], method.training_head(prepared, parameters)(torch.nn.functional.normalize(queries, dim=1)))
+
+
+class Flipped(Shared):
+    """Without training, and with more than the task prepared."""
+
+    hyperparameters = share_setting(0.25)
+
+    def prepare(self, task):
+        return task, task.text.class_weights.flip(1)
+
+    def training_head(self, prepared, parameters):
+        return class_head(*prepared)
+
+
+def test_a_method_without_training_is_mixed_with_zero_shot_too(make_task, queries):
+    task = make_task((3, 3, 3))
+    zero_shot, own = (Flipped(share=share).fit(task).logits(queries) for share in (0.0, 1.0))
+    assert torch.equal(zero_shot, ZeroShot().fit(task).logits(queries))
+    assert_close(Flipped().fit(task).logits(queries), 0.75 * zero_shot + 0.25 * own, rtol=1e-5, atol=1e-4)
 
 
 def test_taskres_with_an_enhanced_base_shares_with_zero_shot_itself(make_task, make_method, queries):

@@ -11,17 +11,9 @@ from onceclip.adapters.text import RULES
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
 
+from ..golden import golden_queries, golden_task
+
 TEMPLATES = torch.tensor([0, 1, 2, -1, -1] * 3)
-
-
-def grid(shape, shift):
-    number = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number**2).reshape(shape)
-
-
-@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def dtype(request):
-    return request.param
 
 
 @pytest.fixture
@@ -34,33 +26,17 @@ def close(dtype):
 
 @pytest.fixture
 def text(dtype):
-    return Text(grid((3, 5, 8), 1.1).flatten(0, 1).to(dtype), torch.arange(3).repeat_interleave(5), ("a", "b", "c"))
+    return golden_task(dtype).text
 
 
 @pytest.fixture
 def queries(dtype):
-    return normalize(grid((4, 8), 2.2), dim=1).to(dtype)
+    return normalize(golden_queries(), dim=1).to(dtype)
 
 
 def of(text, number):
     """Raw prompt vectors of one class."""
     return [vector.double() for vector, index in zip(text.embedding, text.class_index, strict=True) if index == number]
-
-
-def test_unit_mean_is_the_unit_mean_of_unit_prompts(text, queries):
-    """E1, golden value G1."""
-    logits = 100 * queries @ text.class_weights.T
-    torch.testing.assert_close(logits[0].double(), torch.tensor([7.918197, 23.396506, 22.015866]).double(), rtol=1e-5,
-                               atol=1e-5)
-
-
-def test_raw_mean_is_the_mean_of_raw_prompts(text, queries, dtype):
-    """E2, golden values G6 and G7: the residual is added to the mean of raw length before the cosine is taken."""
-    for share, residual, printed in ((0.05, 5.0, (-5.109131, 32.109459, 23.079831)),
-                                     (0.05, 6.0, (-7.070153, 24.306667, 23.291642))):
-        weights = normalize(text.raw_mean + share * grid((3, 8), residual).to(dtype), dim=1)
-        torch.testing.assert_close((100 * queries @ weights.T)[0].double(), torch.tensor(printed).double(), rtol=1e-5,
-                                   atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -142,8 +118,9 @@ def accuracy(classifier, rows):
 def test_template_selection_leaves_out_the_template_that_says_nothing(ensemble, make_rows):
     shown = make_rows((30, 30, 30), 10, noise=0.2, seed=70)
     method = method_class("template-selection")(keep=2)
-    assert method.prepare(ensemble).place[2] == 3
-    kept = torch.argsort(method.prepare(ensemble).place)[:2]
+    _, rank = method.prepare(ensemble)
+    assert rank[2] == 3
+    kept = torch.argsort(rank)[:2]
     chosen = torch.isin(ensemble.text.template_id, kept)
     by_hand = Text(ensemble.text.embedding[chosen], ensemble.text.class_index[chosen], ensemble.text.class_names)
     fitted = method.fit(ensemble)

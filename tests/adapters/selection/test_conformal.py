@@ -13,7 +13,7 @@ import torch
 
 from onceclip.adapters import AdapterFileError, Classifier, MethodError, load_classifier, set_rule
 from onceclip.adapters.heads import Linear
-from onceclip.adapters.selection.conformal import KINDS, conformity, random_shares
+from onceclip.adapters.selection.calibration import KINDS, conformity, random_shares
 
 
 def classifier_of(scores: dict[str, list[float]], temperature: float = 1.0, classes: int = 3) -> Classifier:

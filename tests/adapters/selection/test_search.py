@@ -47,6 +47,7 @@ def test_rungs_of_halving_end_with_whole_trainings():
     assert Search("halving").rungs(27, 81) == [3, 9, 27, 81]
     assert Search("halving").rungs(27, 4) == [1, 4]
     assert Search("halving").rungs(2, 100) == [100]
+    assert Search("halving").rungs(30, 20) == [1, 2, 7, 20]
     assert Search().rungs(27, 81) == [81]
 
 
@@ -192,6 +193,24 @@ def test_a_narrow_search_ends_with_a_training_in_full_precision(make_task, monke
     full = train([Run(method, task, task, 0)])[0]
     assert not torch.equal(narrow["image_up"], full["image_up"])
     torch.testing.assert_close(narrow["image_up"], full["image_up"], rtol=0.2, atol=0.02)
+
+
+def test_a_narrow_halving_trains_its_last_settings_as_usual_and_none_of_them_twice(make_task, monkeypatch):
+    """The winner's parameters are those of its own training, to the bit."""
+    monkeypatch.setattr(engine, "narrow_dtype", lambda _: torch.bfloat16)  # also where that is slow
+    trainings = []
+
+    def recorded(runs, progress, narrow):
+        trainings.append((narrow, runs[0].method.epochs, len(runs)))
+        return train(runs, progress, narrow)
+
+    monkeypatch.setattr("onceclip.adapters.selection.selection.train", recorded)
+    monkeypatch.setitem(ClipAdapter.hyperparameters, "ratio", with_search(ClipAdapter, "ratio", (0.2, 0.4, 0.6)))
+    task, method = make_task((6, 6, 6), val=4, noise=0.6), ClipAdapter(epochs=9, batch_size=5)
+    chosen = fit_selected(method, task, "val", search=Search("halving", narrow=True)).classifier
+    assert trainings == [(True, 1, 9), (True, 3, 3), (False, 9, 1)]
+    again = method.with_values(**chosen.hyperparameters).fit(task)
+    assert torch.equal(chosen.logits(task.val.embedding), again.logits(task.val.embedding))
 
 
 @pytest.mark.parametrize("heads", ["one product for all betas", "other keys", "other structures"])

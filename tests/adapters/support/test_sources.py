@@ -5,24 +5,11 @@ import re
 import pytest
 import torch
 
-from onceclip.adapters import SUPPORTS, MethodError, Pool, Text, UnknownName, support_source
-from onceclip.adapters.ops import unit
+from onceclip.adapters import SUPPORTS, MethodError, Pool, UnknownName, support_source
 from onceclip.adapters.support import Choice, SupportSource
 from onceclip.adapters.support.pseudo_labels import grip_counts, nola_count
 
-
-def waves(shape, shift):
-    number = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(shift + 1.7 * number + 0.37 * number * number).reshape(shape)
-
-
-PLAIN = unit(unit(waves((3, 5, 8), 1.1)).mean(dim=1))
-COMMON = unit(waves((8,), 8.0))
-WEIGHTS = unit(COMMON + 0.12 * PLAIN)
-TEXT = Text(WEIGHTS, torch.arange(3), ("a", "b", "c"))
-QUERIES = unit(COMMON + 0.15 * PLAIN[torch.arange(12) % 3] + 0.20 * unit(waves((12, 8), 5.1)))
-IMAGES, CAPTIONS = (unit(COMMON + 0.15 * PLAIN[torch.arange(10) % 3] + 0.20 * unit(waves((10, 8), shift)))
-                    for shift in (9.1, 7.7))
+from ..golden import BANK, CAPTIONS, QUERIES, TEXT, WEIGHTS
 
 
 def by_class(choice):
@@ -53,18 +40,18 @@ def test_the_rounds_of_grip_and_the_number_of_nola_are_those_of_the_papers():
     ("retrieve:3", {0: [0, 9, 5], 1: [0, 1, 8], 2: [0, 8, 5]}),
     ("retrieve:5,exclusive=true", {0: [9, 5, 6, 3], 1: [0, 1, 7, 4], 2: [8, 2]})])
 def test_retrieval_takes_the_nearest_images_of_the_bank(name, expected):
-    assert by_class(support_source(name).choose(TEXT, Pool(IMAGES))) == expected
+    assert by_class(support_source(name).choose(TEXT, Pool(BANK))) == expected
 
 
 def test_retrieval_by_captions_looks_at_captions_and_brings_images_with_them():
-    rows = support_source("captions:2").support(TEXT, Pool(IMAGES, CAPTIONS))
+    rows = support_source("captions:2").support(TEXT, Pool(BANK, CAPTIONS))
     expected = (WEIGHTS @ CAPTIONS.T).topk(2, dim=1).indices.flatten()
-    assert torch.equal(rows.embedding, IMAGES[expected])
+    assert torch.equal(rows.embedding, BANK[expected])
     assert torch.equal(rows.others["caption"], CAPTIONS[expected])
 
 
 def test_near_copies_of_a_taken_image_are_not_taken_again():
-    pool = Pool(torch.cat([IMAGES, IMAGES + 1e-4, IMAGES - 1e-4]))
+    pool = Pool(torch.cat([BANK, BANK + 1e-4, BANK - 1e-4]))
     assert by_class(support_source("retrieve:3").choose(TEXT, pool))[0] != [0, 9, 5]
     apart = by_class(support_source("retrieve:3,apart=0.9999").choose(TEXT, pool))
     assert {number: [each % 10 for each in rows] for number, rows in apart.items()} == {
@@ -89,36 +76,36 @@ def test_nola_takes_second_guesses_for_a_class_that_nothing_is_predicted():
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_every_source_gives_rows_of_the_pool_in_whatever_order_it_lies(name):
     source, order = support_source(name), torch.randperm(10, generator=torch.Generator().manual_seed(1))
-    choice = source.chosen(TEXT, Pool(IMAGES, CAPTIONS))
-    other = source.chosen(TEXT, Pool(IMAGES[order], CAPTIONS[order]))
+    choice = source.chosen(TEXT, Pool(BANK, CAPTIONS))
+    other = source.chosen(TEXT, Pool(BANK[order], CAPTIONS[order]))
     pairs = sorted(zip(choice.index.tolist(), choice.label.tolist(), strict=True))
     assert pairs == sorted(zip(order[other.index].tolist(), other.label.tolist(), strict=True))
-    rows = source.support(TEXT, Pool(IMAGES, CAPTIONS))
-    assert torch.equal(rows.embedding, IMAGES[choice.index])
+    rows = source.support(TEXT, Pool(BANK, CAPTIONS))
+    assert torch.equal(rows.embedding, BANK[choice.index])
     assert "Source:" in type(source).__doc__
     assert len(type(source).summary) * len(type(source).source) > 0
 
 
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_pieces_of_a_pool_change_nothing(name, monkeypatch):
-    whole = support_source(name).chosen(TEXT, Pool(IMAGES, CAPTIONS))
+    whole = support_source(name).chosen(TEXT, Pool(BANK, CAPTIONS))
     monkeypatch.setattr("onceclip.adapters.task._PAIRS", 9)
-    pieces = support_source(name).chosen(TEXT, Pool(IMAGES, CAPTIONS))
+    pieces = support_source(name).chosen(TEXT, Pool(BANK, CAPTIONS))
     assert (whole.index.tolist(), whole.label.tolist()) == (pieces.index.tolist(), pieces.label.tolist())
 
 
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_a_pool_of_one_image_and_one_of_none(name):
-    assert len(support_source(name).support(TEXT, Pool(IMAGES[:1], CAPTIONS[:1]))) >= 1
+    assert len(support_source(name).support(TEXT, Pool(BANK[:1], CAPTIONS[:1]))) >= 1
     with pytest.raises(MethodError, match="has no image to choose from"):
-        support_source(name).support(TEXT, Pool(IMAGES[:0], CAPTIONS[:0]))
+        support_source(name).support(TEXT, Pool(BANK[:0], CAPTIONS[:0]))
 
 
 def test_a_source_that_needs_captions_says_so_and_widths_must_agree():
     with pytest.raises(MethodError, match="needs a caption of every image"):
-        support_source("captions:2").support(TEXT, Pool(IMAGES))
+        support_source("captions:2").support(TEXT, Pool(BANK))
     with pytest.raises(MethodError, match="the pool has 4 dimensions and the text has 8"):
-        support_source("upl").support(TEXT, Pool(IMAGES[:, :4]))
+        support_source("upl").support(TEXT, Pool(BANK[:, :4]))
 
 
 class Mine(SupportSource):
@@ -143,4 +130,4 @@ def test_a_source_from_outside_is_named_and_what_it_gives_is_checked():
     source = support_source(f"{__name__}:Mine")
     assert str(source) == f"{__name__}:Mine"
     with pytest.raises(MethodError, match="chose rows that the pool does not have"):
-        source.support(TEXT, Pool(IMAGES))
+        source.support(TEXT, Pool(BANK))

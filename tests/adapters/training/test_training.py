@@ -159,6 +159,17 @@ def test_equal_runs_are_trained_once(make_task, monkeypatch):
     assert not torch.equal(first["image_up"], other["image_up"])
 
 
+def test_start_values_are_drawn_once_for_runs_that_the_optimizer_alone_tells_apart(make_task, monkeypatch):
+    task, calls, initial = make_task(), [], ClipAdapter.initial
+    monkeypatch.setattr(ClipAdapter, "initial", lambda *given: calls.append(1) or initial(*given))
+    methods = [ClipAdapter(epochs=0, learn_ratio=True, ratio=ratio, learning_rate=rate)
+               for ratio in (0.3, 0.4) for rate in (0.1, 0.2, 0.3)]
+    trained = train([Run(method, task, task, 0) for method in methods])
+    assert len(calls) == 2
+    for method, parameters in zip(methods, trained, strict=True):
+        assert float(parameters["image_theta"].sigmoid()) == pytest.approx(method.ratio)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_step_sizes_of_every_schedule(name):
     """Ten steps in five epochs from a rate of 0.2, three of warm-up: the values of the formulas."""

@@ -212,12 +212,15 @@ def test_what_cannot_be_loaded_is_one_line_that_names_it(spec: EncoderSpec, text
     assert "\n" not in str(caught.value)
 
 
-def test_a_configuration_without_weights_is_an_error(model_copy: Callable[[str], Path]) -> None:
-    """open_clip#168, for a folder whose weights were not copied along."""
-    folder = model_copy("bare")
-    (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(EncoderError):
-        info(folder)
+def test_a_wrong_model_is_refused_before_torch_and_open_clip_are_imported(process: Callable[..., Any]) -> None:
+    code = ("import sys; from onceclip.pipeline.encoders import EncoderSpec\n"
+            "from onceclip.pipeline.extraction.extract import extract\n"
+            "try: extract('.', 's.zarr', EncoderSpec('ViT-B-23', 'openai'))\n"
+            "except Exception as error: print(error)\n"
+            "print(sorted({'torch', 'open_clip'} & {*sys.modules}))")
+    done = process("-c", code)
+    assert "did you mean 'ViT-B-32'" in done.stdout, done.stderr
+    assert done.stdout.endswith("[]\n")
 
 
 def test_embeddings_do_not_depend_on_the_batch(encoder: Any) -> None:
@@ -248,7 +251,7 @@ def test_an_overflow_in_half_precision_is_encoded_again_in_full(monkeypatch: pyt
 
 
 def test_a_folder_with_a_configuration_and_no_weights_is_an_error(model_copy: Callable[[str], Path]) -> None:
-    """open_clip#204: without weights the code happily chugs away on an empty model; hub names go the same way."""
+    """open_clip#204, #168: without weights the code happily chugs away on an empty model; hub names go the same way."""
     folder = model_copy("empty")
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(EncoderError, match="cannot load"):

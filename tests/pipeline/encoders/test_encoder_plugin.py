@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
+from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores import open_store
 
@@ -72,26 +72,6 @@ def load():
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
-    """Write a module of the user's into their working directory: module("name", text)."""
-    import sys
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    written = []
-
-    def write(name: str, text: str) -> str:
-        (tmp_path / f"{name}.py").write_text(text)
-        importlib.invalidate_caches()
-        written.append(name)
-        return name
-
-    yield write
-    for name in written:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
 def colours(tmp_path: Path) -> Path:
     """An image folder of three colours."""
     random = np.random.default_rng(0)
@@ -142,7 +122,7 @@ def test_an_encoder_without_text_makes_a_store_without_prompts_and_says_so(
     assert "no text set 'default'" in failed.stderr
     assert "linear-probe and onceclip.FewShotClassifier do without" in failed.stderr
     with pytest.raises(EncoderError, match="embeds images only"):
-        open_encoder(EncoderSpec("silent:images_only")).encode_text(["a photo"])
+        encode_sentences(open_encoder(EncoderSpec("silent:images_only")), ["a photo"])
 
 
 def test_a_torch_network_is_known_by_its_weights_and_runs_in_the_precision_asked_for(
@@ -291,7 +271,7 @@ def test_an_encoder_that_looks_at_a_mask_beside_each_image(
         "its mask has 5 x 4 pixels, and the image 16 x 16", "its mask: cannot be read (No such file or directory)",
         "its mask: not an image, or too damaged to tell which kind"]
     views = run(*extract[:2], tmp_path / "v.zarr", *extract[3:], "--views", "2")
-    assert "leave --views and --crops out" in views.stderr
+    assert "of which there are no views" in views.stderr
     # Another encoder passes over the masks: the store is that of the pictures alone.
     module("plain", HISTOGRAMS)
     run_json("extract", manifest, tmp_path / "plain.zarr", "--model", "plain:load", "--workers", "1")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
+from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores import open_store
 
@@ -104,7 +105,7 @@ def test_embeddings_are_those_of_the_librarys_own_way(folders: dict[str, Path], 
         text = model.get_text_features(input_ids=tokens.input_ids, **mask).pooler_output
     found = encoder.encode_images(encoder.preparation.pixels(file.getvalue())[None])["embedding"]
     np.testing.assert_allclose(found, image.numpy(), atol=2e-5)
-    np.testing.assert_allclose(encoder.encode_text(sentences), text.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encode_sentences(encoder, sentences).embedding, text.numpy(), atol=1e-5)
     assert encoder.dim == image.shape[1]
     assert encoder.info["logit_scale"] == pytest.approx(model.logit_scale.exp().item())
 
@@ -116,7 +117,7 @@ def test_what_fills_the_context_has_no_part_in_a_sentence(folders: dict[str, Pat
     model = transformers.AutoModel.from_pretrained(folders[kind]).eval()
     with torch.inference_mode():
         alone = model.get_text_features(input_ids=tokens[:, :3], attention_mask=torch.ones(1, 3)).pooler_output
-    np.testing.assert_allclose(encoder.encode_text(["ring"]), alone.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encode_sentences(encoder, ["ring"]).embedding, alone.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MAKE)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
+from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import EncoderError
 from onceclip.stores import open_store
 
@@ -102,7 +103,7 @@ def test_embeddings_are_those_of_the_librarys_own_way_from_picture_to_vector(fol
         expected = model(**processor(image, return_tensors="pt"),
                          **tokenizer(sentences, padding="max_length", max_length=10, return_tensors="pt"))
     found = encoder.encode_images(encoder.preparation.pixels(file.getvalue())[None])["embedding"]
-    text = encoder.encode_text(sentences)
+    text = encode_sentences(encoder, sentences).embedding
     unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (found, text)]
     np.testing.assert_allclose(unit[0], expected.image_embeds.numpy(), atol=2e-6)
     if kind == "clip":  # SigLIP attends to what fills the context; the library's own call masks that out here
@@ -175,8 +176,8 @@ def test_a_prompt_longer_than_the_context_is_an_error(folders: dict[str, Path]) 
     for kind in folders:
         encoder = open_encoder(EncoderSpec(f"transformers:{folders[kind]}"))
         with pytest.raises(EncoderError, match="disc disc"):
-            encoder.encode_text([" ".join(["disc"] * 11)])
-        assert encoder.encode_text([" ".join(["disc"] * 8)]).shape == (1, encoder.dim)
+            encode_sentences(encoder, [" ".join(["disc"] * 11)])
+        assert encode_sentences(encoder, [" ".join(["disc"] * 8)]).embedding.shape == (1, encoder.dim)
 
 
 def test_the_fingerprint_knows_weights_preparation_and_words_and_not_the_place(
@@ -279,6 +280,6 @@ def test_a_model_of_open_clip_with_a_tokenizer_and_a_context_of_its_own_works(fo
               folder / "open_clip_model.safetensors")
     encoder = open_encoder(EncoderSpec(f"local-dir:{folder}"))
     assert encoder.tokenizer.context_length == 9
-    vectors = encoder.encode_text(["a photo of a disc", "a photo of a ring"])
+    vectors = encode_sentences(encoder, ["a photo of a disc", "a photo of a ring"]).embedding
     assert np.isfinite(vectors).all()
     assert not np.allclose(vectors[0], vectors[1])

@@ -18,6 +18,7 @@ import zarr
 from onceclip.adapters import load_classifier
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.opening import recorded_encoder
+from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import EncoderError, SourceError
 from onceclip.pipeline.prediction.predict import encoder_of
 from onceclip.stores import open_store
@@ -139,5 +140,5 @@ def test_a_tokenizer_of_code_is_no_hindrance_where_no_text_is_wanted(evil: Calla
     encoder = open_encoder(EncoderSpec(evil({"hf_tokenizer_name": "x"}, {})))
     assert encoder.dim == 64
     with pytest.raises(EncoderError, match="cannot load the tokenizer of local-dir:"):
-        encoder.encode_text(["a photo"])
+        encode_sentences(encoder, ["a photo"])
     assert not (clone / "ran").exists()

@@ -78,8 +78,14 @@ def test_masks_of_a_folder_or_a_table_score_the_patches(parts: Path, run: Callab
     table.write_text("path,mask\n" + "\n".join([*lines, "test/good/0.png,"]))
     again = run_json(*asked, table)
     assert (again["pro"], again["masks"]) == (found["pro"], found["masks"])
+    Image.new("L", (64, 32)).save(tmp_path / "black.png")  # of a normal image it says just what is so
+    table.write_text("path,mask\n" + "\n".join([*lines, f"test/good/0.png,{tmp_path / 'black.png'}"]))
+    again = run_json(*asked, table)
+    assert (again["pro"], again["masks"]["sizes"]) == (found["pro"], {"64 x 64": 3, "64 x 32": 1})
+    assert (again["masks"]["n"], again["masks"]["outside_of_the_crop"]) == (4, 0)
     for text, message in (("path,mask\n" + lines[0], f"has no mask of {keys[1]} (and 1 more)"), ("a,b\n", "no columns"),
                           ("\n".join(["path,mask", *lines, lines[0]]), "has a mask already"),
+                          ("\n".join(["path,mask", *lines[1:], f"{keys[0]},{tmp_path / 'black.png'}"]), "is black,"),
                           ("\n".join(["path,mask", *lines[1:], f"{keys[0]},{table}"]), f"the mask of {keys[0]}")):
         table.write_text(text)
         result = run(*asked, table)

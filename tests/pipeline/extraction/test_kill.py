@@ -134,7 +134,7 @@ def main(root: Path, work: Path) -> None:
     import torch
 
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
-    from onceclip.pipeline.extraction import equipment, units
+    from onceclip.pipeline.extraction import processes, units
     from onceclip.pipeline.extraction.extract import extract as run
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.stores.verification import verify
@@ -143,7 +143,7 @@ def main(root: Path, work: Path) -> None:
     spec = EncoderSpec("demo")
     encoder = open_encoder(spec)
     assert encoder.tokenizer  # made here, and not by every child
-    equipment.open_encoder = lambda spec: encoder
+    processes.open_encoder = lambda spec: encoder
     units.FLUSH_SECONDS = 0.0  # so that there are as many writes as there can be
     warnings.simplefilter("error")
     start, note = work / "start.zarr", work / "note"

@@ -21,7 +21,7 @@ import pytest
 
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.sweep import make_specs, sweep
-from onceclip.pipeline.workers.work import Part
+from onceclip.pipeline.workers import Part
 from onceclip.stores import Store
 
 SPECS = make_specs(["zero-shot", "tip-adapter"], [1, 2], [1, 2], select="fixed")
@@ -122,7 +122,7 @@ def test_a_part_of_a_sweep_without_a_run_is_no_failure(imported: Store, tmp_path
 
 def main(how: str, work: Path, *roots: Path) -> None:
     """Print a JSON object per part."""
-    import onceclip.pipeline.extraction.equipment as module
+    import onceclip.pipeline.extraction.processes as module
     from onceclip.pipeline.decoding.views import Views
     from onceclip.pipeline.encoders import EncoderSpec, open_encoder
     from onceclip.pipeline.extraction.extract import extract, extract_part

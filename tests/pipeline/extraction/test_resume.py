@@ -17,8 +17,8 @@ from onceclip.pipeline.extraction.inventory import Inventory, take_inventory
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.stores import Store, StoreIncomplete, StoreWriter, open_store
-from onceclip.stores.location import DiskStore
 from onceclip.stores.schema import TODO
+from onceclip.stores.storage import DiskStore
 
 Extract = Callable[..., Any]
 Consistent = Callable[[Path, Path], Store]
@@ -134,7 +134,7 @@ def test_a_power_cut_between_any_two_writes_costs_no_row(
     Everything after the n-th write is lost, for every n; every fourth of these stores is gone on with. The store that
     grows has new, changed and removed images.
     """
-    monkeypatch.setattr("onceclip.pipeline.extraction.equipment.open_encoder", lambda spec: encoder)
+    monkeypatch.setattr("onceclip.pipeline.extraction.processes.open_encoder", lambda spec: encoder)
     root, path = folder_of({"disc": 3, "ring": 3}), tmp_path / "s.zarr"
     if start != "nothing":
         extract_demo(root, path, unit_rows=4)

@@ -14,7 +14,6 @@ from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.extraction import processes
 from onceclip.pipeline.extraction.outputs import OutputOptions
-from onceclip.pipeline.extraction.unchanged import request_of
 from onceclip.stores import StoreMismatch, open_store
 
 Extract = Callable[..., Any]
@@ -24,13 +23,13 @@ Extract = Callable[..., Any]
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the encoders that are loaded."""
     found: list[str] = []
-    open_equipment = processes.open_equipment
+    open_encoder = processes.open_encoder
 
-    def counting(spec: Any, *rest: Any) -> Any:
-        found.append(spec.encoder.model)
-        return open_equipment(spec, *rest)
+    def counting(spec: EncoderSpec) -> Any:
+        found.append(spec.model)
+        return open_encoder(spec)
 
-    monkeypatch.setattr(processes, "open_equipment", counting)
+    monkeypatch.setattr(processes, "open_encoder", counting)
     return found
 
 
@@ -102,9 +101,9 @@ def test_words_that_may_mean_another_encoder_are_another_request(tmp_path: Path)
               EncoderSpec("ViT-B-32", "openai", device="cuda"),
               EncoderSpec("ViT-B-32", "openai", device="cpu", exif=True),
               EncoderSpec("ViT-B-32", "openai", device="cpu", decode="fast")]
-    assert len({request_of(each) for each in (spec, *others)}) == 1 + len(others)
-    assert request_of(spec) == request_of(EncoderSpec("ViT-B-32", "openai", device="cpu", cache_dir=str(tmp_path)))
-    assert request_of(EncoderSpec("module:function")) is None
+    assert len({each.request for each in (spec, *others)}) == 1 + len(others)
+    assert spec.request == EncoderSpec("ViT-B-32", "openai", device="cpu", cache_dir=str(tmp_path)).request
+    assert EncoderSpec("module:function").request is None
 
 
 def test_a_store_of_before_is_loaded_once_and_then_known(root: Path, path: Path, extract_demo: Extract,

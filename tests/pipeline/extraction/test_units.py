@@ -15,10 +15,19 @@ import torch
 
 from onceclip.pipeline.encoders import Encoder, EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.images import EncoderThreads
-from onceclip.pipeline.extraction.equipment import CACHE, EquipmentCache, EquipmentSpec, TextTask, embed_text, get_ready
 from onceclip.pipeline.extraction.extract import extract
+from onceclip.pipeline.extraction.processes import (
+    CACHE,
+    EquipmentCache,
+    EquipmentSpec,
+    TextTask,
+    UnitTask,
+    embed_text,
+    encode_unit,
+    plan_store,
+)
 from onceclip.pipeline.extraction.survey import ExtractOptions
-from onceclip.pipeline.extraction.units import UnitTask, encode_unit
+from onceclip.pipeline.extraction.units import Unit
 from onceclip.pipeline.sources import LocalFile
 from onceclip.stores import StoreWriter, open_store
 from onceclip.stores.schema import STORED, TODO
@@ -30,7 +39,7 @@ OPTIONS = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
 def units_of(store: Path, pictures: Path, spec: EquipmentSpec) -> list[UnitTask]:
     """All units of a store of 48 pictures, to be encoded again."""
     files = [(row, LocalFile(pictures / str(key))) for row, key in enumerate(open_store(str(store)).table.key)]
-    return [UnitTask(str(store), number, tuple(files[8 * number:8 * number + 8]), spec) for number in range(6)]
+    return [UnitTask(str(store), Unit(number, tuple(files[8 * number:8 * number + 8])), spec) for number in range(6)]
 
 
 def test_units_that_two_workers_write_at_once_are_as_if_one_had(
@@ -44,14 +53,14 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
     array = writer.store.array("state")
     array[...] = TODO
     monkeypatch.setattr("onceclip.pipeline.extraction.units.FLUSH_SECONDS", 0.0)
-    spec = EquipmentSpec(EncoderSpec(means), batch_size=4, decoders=1)
+    spec = EquipmentSpec(EncoderSpec(means), OPTIONS)
     tasks = units_of(store, pictures, spec)
 
     def work(opened: EquipmentCache) -> None:
         for task in tasks:
             barrier.wait()
             assert encode_unit(task, opened.get(spec)).rows == 8
-            rows = slice(8 * task.number, 8 * task.number + 8)
+            rows = slice(8 * task.unit.number, 8 * task.unit.number + 8)
             assert (np.asarray(array[rows]) == STORED).all()  # whatever the other one is at
 
     barrier, before = threading.Barrier(2, timeout=60), torch.get_num_threads()
@@ -69,7 +78,7 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
 def test_a_unit_that_another_worker_has_done_meanwhile_is_not_encoded_again(
         pictures: Path, means: str, tmp_path: Path, passed: list[int]) -> None:
     extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), OPTIONS)
-    spec, opened = EquipmentSpec(EncoderSpec(means), decoders=1), EquipmentCache()
+    spec, opened = EquipmentSpec(EncoderSpec(means), OPTIONS), EquipmentCache()
     passed.clear()
     assert encode_unit(units_of(tmp_path / "store.zarr", pictures, spec)[1], opened.get(spec)).rows == 8
     opened.close()
@@ -85,12 +94,11 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
         numbers.append(cores)
         return EncoderThreads(encoder, cores)
 
-    for name in ("equipment", "units"):
-        monkeypatch.setattr(f"onceclip.pipeline.extraction.{name}.CACHE", opened)
+    monkeypatch.setattr("onceclip.pipeline.extraction.processes.CACHE", opened)
     monkeypatch.setattr("onceclip.pipeline.extraction.units.EncoderThreads", noting)
-    spec = EquipmentSpec(EncoderSpec(means), decoders=1)
+    spec = EquipmentSpec(EncoderSpec(means), OPTIONS)
     try:
-        get_ready(spec)
+        plan_store(spec)
         equipment = opened.get(spec)
         for threads in (2, 1):
             torch.set_num_threads(threads)
@@ -99,7 +107,7 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
                 assert torch.get_num_threads() == threads
         assert numbers == [2, 2, 1, 1]
         assert opened.get(spec) is equipment
-        larger = opened.get(replace(spec, batch_size=8))
+        larger = opened.get(replace(spec, options=replace(OPTIONS, batch_size=8)))
         assert larger is not equipment
         assert larger.encoder is equipment.encoder
     finally:
@@ -110,10 +118,10 @@ def test_a_worker_keeps_what_it_has_opened_and_encodes_in_as_many_threads_as_it_
 def test_a_worker_embeds_text_with_as_many_threads_as_the_command_would(
         store_path: Path, means: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last bits of a sum depend on their number, and stores are to be equal byte for byte."""
-    monkeypatch.setattr("onceclip.pipeline.extraction.equipment.open_writer", lambda store, encoder: None)
-    monkeypatch.setattr("onceclip.pipeline.extraction.equipment.embed_prompts", lambda *_: torch.get_num_threads())
+    monkeypatch.setattr("onceclip.pipeline.extraction.processes.open_writer", lambda store, encoder: None)
+    monkeypatch.setattr("onceclip.pipeline.extraction.processes.embed_prompts", lambda *_: torch.get_num_threads())
     before = torch.get_num_threads()
-    task = TextTask(str(store_path), EquipmentSpec(EncoderSpec(means), decoders=1), (), None, None, before + 1)
+    task = TextTask(str(store_path), EquipmentSpec(EncoderSpec(means), OPTIONS), (), before + 1)
     try:
         assert embed_text(task) == before + 1
         assert torch.get_num_threads() == before

@@ -64,7 +64,7 @@ def test_all_formats_say_the_same_in_the_order_of_the_images(photos: Path, run: 
                     row["probability_3"]]
             assert flat == [value for each in line["top"] for value in each.values()]
             assert flat[:2] == [line["class"], line["probability"]]
-    assert list(photos.glob("*.part")) == []
+    assert list(photos.glob("*.partial")) == []
     assert run(*asked, "--out", "a.csv").stdout == "a.csv: 5 images, 0 unsure, 1 bad\n"
 
 
@@ -114,7 +114,7 @@ def test_a_file_has_its_name_only_at_the_end(tmp_path: Path) -> None:
     with prediction_file(tmp_path / "a.csv", 1) as add:
         add(Prediction("1.png", [("cat", 0.5)]))
         assert (tmp_path / "a.csv").read_text() == "of yesterday"
-        assert len(list(tmp_path.glob("a.csv.*.part"))) == 1
+        assert len(list(tmp_path.glob("a.csv.*.partial"))) == 1
     assert (tmp_path / "a.csv").read_text().splitlines() == ["image,state,reason,class,probability",
                                                              "1.png,ok,,cat,0.5"]
     with pytest.raises(ValueError, match="stop"), prediction_file(tmp_path / "a.csv", 1):

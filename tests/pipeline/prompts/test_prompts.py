@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from onceclip import OnceclipError
+from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import EncoderError, PromptError
 from onceclip.pipeline.prompts import load_phrases, load_templates
 from onceclip.stores import open_store
@@ -92,7 +93,8 @@ def test_prompt_embeddings_are_the_encoders_own_raw_ones(root: Path, tmp_path: P
 
     extract_demo(root, tmp_path / "s.zarr", templates=("a map of {}.", "{}"))
     text = open_store(str(tmp_path / "s.zarr")).text()
-    np.testing.assert_allclose(text.embedding, np.concatenate([encoder.encode_text([each]) for each in text.prompts]),
+    alone = [encode_sentences(encoder, [each]).embedding for each in text.prompts]
+    np.testing.assert_allclose(text.embedding, np.concatenate(alone),
                                atol=1e-4)
     assert text.encoder == encoder.info["fingerprint"]
 

@@ -49,6 +49,14 @@ def test_a_set_is_added_without_touching_images_or_other_sets(store_copy: Path, 
     assert (row["text"], row["fingerprints"]["text"]) == ("gpt", done["fingerprint"])
 
 
+def test_lines_of_a_text_file_that_name_no_class_are_counted(store_copy: Path, run: Callable[..., Any],
+                                                             tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("a ring\na disc on a bar\na cross\na square\na triangle\n")
+    result = run("text", store_copy, "--name", "lines", "--prompts", tmp_path / "lines.txt", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["unused"]) == (0, 2), result.stderr
+    assert "2 lines of lines.txt left out" in result.stderr
+
+
 def test_the_same_set_made_in_two_runs_is_equal(store_path: Path, tmp_path: Path, run_json: Json, lines: Path) -> None:
     import shutil
 

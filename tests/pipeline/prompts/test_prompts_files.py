@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Callable[..., Path]:
 
 def sentences(path: Path, form: str | None = None, **options: Any) -> dict[str, tuple[str, ...]]:
     prompts = build_prompts(PHRASES, options.get("templates", ()), load_descriptions(path, form))
-    return {name: prompts.of_class(name) for name in prompts.classes}
+    return prompts.by_class()
 
 
 def test_prompts_are_joined_to_classes_by_name_whatever_the_order_of_the_file(file: Callable[..., Path]) -> None:
@@ -45,9 +45,10 @@ def test_sentences_of_a_text_file_are_of_every_class_that_they_name(file: Callab
     phrases = {"dog": "dog", "frank": "hot dog", "bus": "bus", "coach": "Bus"}
     lines = "A dog eats a hot dog.\n\ntwo Dogs in  buses\nHot dogs!\na dogma about business\na dog, and a dog\n"
     made = build_prompts(phrases, (), load_descriptions(file(lines, "captions.txt")))
-    assert [made.of_class(name) for name in phrases] == [
+    assert [*made.by_class().values()] == [
         ("A dog eats a hot dog.", "two Dogs in buses", "a dog, and a dog"), ("A dog eats a hot dog.", "Hot dogs!"),
         ("two Dogs in buses",), ("two Dogs in buses",)]
+    assert made.source["file"]["unused"] == 1
     with pytest.raises(PromptError, match=r"no line names 'cat', 'emu': add sentences"):
         build_prompts({"dog": "dog", "cat": "cat", "emu": "emu"}, (), load_descriptions(file("a dog", "captions.txt")))
     for content, name, form, words in ((" \n", "empty.txt", None, "no line.: write sentences, one a line"),
@@ -124,7 +125,7 @@ def test_a_sentence_counts_once_in_its_class_and_templates_come_first(file: Call
     """Duplicates in an ensemble would weigh twice in every mean."""
     path = file({"Annual_Crop": ["rows", "rows", "a Annual Crop", "field"], "Sea-Lake": ["rows"]})
     prompts = build_prompts(PHRASES, ("a {}",), load_descriptions(path, "sentences"))
-    assert prompts.of_class("Annual_Crop") == ("a Annual Crop", "rows", "field")
+    assert prompts.by_class()["Annual_Crop"] == ("a Annual Crop", "rows", "field")
     assert prompts.template_id.tolist() == [0, -1, -1, 0, -1]
     assert prompts.class_ptr.tolist() == [0, 3, 5]
     assert (prompts.source["file"]["repeated"], prompts.source["file"]["name"]) == (2, "prompts.json")

@@ -13,8 +13,9 @@ import torch
 from onceclip.adapters import ZeroShot
 from onceclip.adapters.ops import unit
 from onceclip.pipeline.api.runs import make_task
+from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import PromptError
-from onceclip.pipeline.prompts.states import ABNORMAL, NORMAL, state_descriptions
+from onceclip.pipeline.prompts.descriptions import ABNORMAL, NORMAL, state_descriptions
 from onceclip.stores import open_store
 
 
@@ -33,7 +34,7 @@ def test_a_store_gets_them_and_class_vectors_are_means_of_raw_sentences(
     store = open_store(str(store_copy))
     task = make_task(store, 1, text="states", class_weights="raw-mean")
     sentences = [f"a photo of a {state.replace('{}', 'shape')}." for state in NORMAL]
-    expected = unit(torch.from_numpy(encoder.encode_text(sentences)).mean(dim=0))
+    expected = unit(torch.from_numpy(encode_sentences(encoder, sentences).embedding).mean(dim=0))
     weights = ZeroShot().fit(task).head.weight / task.logit_scale
     np.testing.assert_allclose(weights[store.classes.index("disc")], expected, atol=1e-5)
     shown = run("text", store_copy, "--name", "more", "--states", "shape", "--normal", "ring", "--dry-run")

@@ -17,7 +17,7 @@ from onceclip.pipeline.runs.fit import fit, fit_group
 from onceclip.pipeline.runs.keep import Keep, read_curves, read_predictions
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.run import RunSpec
-from onceclip.pipeline.workers.work import Part
+from onceclip.pipeline.workers import Part
 from onceclip.stores import Store
 
 ALL = Keep(curves=True, predictions=True)

@@ -70,7 +70,7 @@ def test_stores_are_added_to_those_that_are_there(imported: Store, store_path: P
     record_stores(tmp_path, [open_store(str(moved))])
     assert read_stores(tmp_path)[imported.fingerprint]["path"] == str(moved)
     assert len(read_stores(tmp_path)) == 2
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".partial"] == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff"])

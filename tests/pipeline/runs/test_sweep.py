@@ -45,6 +45,23 @@ def test_a_sweep_gives_a_row_per_run_in_order(imported: Store, tmp_path: Path) -
     assert sorted(read_rows(tmp_path), key=str) == sorted(rows, key=str)
 
 
+def test_workers_get_the_runs_with_the_most_shots_first(imported: Store, tmp_path: Path) -> None:
+    shots = []
+
+    class InThisProcess:
+        per_machine = 1
+
+        def work(self, function: Callable[[Any], Any], tasks: Any) -> Any:
+            for task in tasks:
+                shots.append(task.group.specs[0].shots)
+                yield function(task)
+
+    specs = make_specs(["zero-shot"], [2, 1, None, 4], [1], select="fixed")
+    rows = sweep([imported], specs, tmp_path, workers=InThisProcess())  # type: ignore[arg-type]
+    assert shots == [None, 4, 2, 1]
+    assert [row["shots"] for row in rows] == [spec.shots_word for spec in specs]
+
+
 @pytest.mark.parametrize("method", [
     name for name, method in METHODS.items()
     if method.inputs == ("embedding",) and not (method.wants_tower or method.from_bank)])

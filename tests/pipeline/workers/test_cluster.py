@@ -52,7 +52,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory, means_folder: Path) -> I
 
 
 @pytest.fixture
-def cluster(scheduler: str) -> Iterator[module.Cluster]:
+def cluster(scheduler: str) -> Iterator[module.Workers]:
     """Its workers, once they are there."""
     limit = time.monotonic() + 600
     while not Path(scheduler).exists() and time.monotonic() < limit:
@@ -64,7 +64,7 @@ def cluster(scheduler: str) -> Iterator[module.Cluster]:
 
 @pytest.mark.slow
 def test_workers_make_the_store_of_one_process(
-        cluster: module.Cluster, scheduler: str, image_folder: Path, extract_demo: Callable[..., Any], tmp_path: Path,
+        cluster: module.Workers, scheduler: str, image_folder: Path, extract_demo: Callable[..., Any], tmp_path: Path,
         run: Callable[..., Any], contents: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths are the client's own; the workers live in another folder. The client never loads the encoder.
 
@@ -78,7 +78,7 @@ def test_workers_make_the_store_of_one_process(
 
     extract_demo(image_folder, tmp_path / "one.zarr", unit_rows=16, batch_size=8)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("onceclip.pipeline.extraction.equipment.open_encoder", None)
+    monkeypatch.setattr("onceclip.pipeline.extraction.processes.open_encoder", None)
     result = run("extract", os.path.relpath(image_folder), "two.zarr", "--model", "demo", "--unit-rows", 16,
                  "--batch-size", 8, "--scheduler", scheduler)
     assert result.exit_code == 0, result.stderr
@@ -90,7 +90,7 @@ def test_workers_make_the_store_of_one_process(
 
 @pytest.mark.slow
 def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl_c(
-        cluster: module.Cluster, imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cluster: module.Workers, imported: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = make_specs(["zero-shot", "tip-adapter"], [1, 2], [1, 2, 3], select="fixed")
     monkeypatch.setattr("onceclip.adapters.cpu._fastest", lambda: "default")  # whatever the workers would choose
     alone = sweep([imported], specs, tmp_path / "one")
@@ -113,7 +113,7 @@ def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl
 
 @pytest.mark.slow
 def test_a_scheduler_that_is_lost_ends_the_command_with_one_line_and_the_next_one_goes_on(
-        cluster: module.Cluster, pictures: Path, means: str, tmp_path: Path,
+        cluster: module.Workers, pictures: Path, means: str, tmp_path: Path,
         contents: Callable[[Path], dict[str, bytes]]) -> None:
     extract(pictures, tmp_path / "one.zarr", EncoderSpec(means), OPTIONS)
     scheduler, store = cluster.client.run_on_scheduler(os.getpid), tmp_path / "two.zarr"

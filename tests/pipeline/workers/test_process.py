@@ -23,7 +23,7 @@ from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.sweep import known, make_specs, sweep
 from onceclip.pipeline.workers import cluster as scheduler
-from onceclip.pipeline.workers.cluster import Cluster, connected, local
+from onceclip.pipeline.workers.cluster import Workers, connected, local
 from onceclip.stores import Store
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def importable() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def workers(importable: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def workers(importable: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """Two of them, started in a folder and an environment that can be told from others.
 
     What they are to do first waits for nobody; at the end they are ended in the middle of it.
@@ -117,7 +117,7 @@ def wait_until(true: Callable[[], object]) -> None:
 
 
 def test_a_task_that_ends_its_workers_is_set_aside_and_all_others_are_done(
-        workers: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        workers: Workers, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     note, names = tmp_path / "note", ["a", "deadly", *"bcdefg"]
     work = workers.work(work_of, [(name, str(note)) for name in names])
     done = [next(work) for _ in "abcdefg"]
@@ -128,13 +128,13 @@ def test_a_task_that_ends_its_workers_is_set_aside_and_all_others_are_done(
     assert capfd.readouterr().err == ""  # dask would tell of each worker
 
 
-def test_what_a_task_raises_ends_the_work(workers: Cluster, tmp_path: Path) -> None:
+def test_what_a_task_raises_ends_the_work(workers: Workers, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"^as it should$"):
         list(workers.work(work_of, [(name, str(tmp_path / "note")) for name in ("a", "failing", "b")]))
     assert list(workers.work(work_of, [("a", str(tmp_path / "note"))])) == ["a"]
 
 
-def test_tasks_are_taken_as_they_are_needed(workers: Cluster, tmp_path: Path) -> None:
+def test_tasks_are_taken_as_they_are_needed(workers: Workers, tmp_path: Path) -> None:
     """A billion images must not become a billion tasks in memory."""
     taken = 0
 
@@ -150,7 +150,7 @@ def test_tasks_are_taken_as_they_are_needed(workers: Cluster, tmp_path: Path) ->
     work.close()
 
 
-def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_command(workers: Cluster) -> None:
+def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_command(workers: Workers) -> None:
     assert workers.per_machine == 2
     found = list(workers.work(look, ["ONCECLIP_TEST"] * 8))
     devices = {each["set"] for each in workers.work(look, ["CUDA_VISIBLE_DEVICES"] * 8)}
@@ -161,10 +161,10 @@ def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_comma
 
 def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_RECOUNT", 0.1)
-    monkeypatch.setattr(scheduler, "_PATIENCE", 1.0)
     with local(1) as workers:
         work = workers.work(work_of, [(name, str(tmp_path / "note")) for name in ("a", "deadly", "b")])
         assert next(work) == "a"
+        monkeypatch.setattr(scheduler, "_PATIENCE", 1.0)
         monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python starts with it
         with pytest.raises(WorkerError, match=r"^no worker can be started any more: see whether this machine has room"):
             list(work)
@@ -225,7 +225,7 @@ def test_ctrl_c_says_what_it_always_says_and_leaves_no_process(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of dask's end of a refused connection
-def test_nobody_without_the_commands_own_key_reaches_its_workers(workers: Cluster) -> None:
+def test_nobody_without_the_commands_own_key_reaches_its_workers(workers: Workers) -> None:
     """What a scheduler is sent runs as its user, and every user of a machine reaches its loopback."""
     host, port = workers.address.removeprefix("tls://").split(":")
     stranger = ssl.create_default_context()
@@ -236,7 +236,7 @@ def test_nobody_without_the_commands_own_key_reaches_its_workers(workers: Cluste
 
 
 def test_a_scheduler_with_certificates_is_reached_by_those_that_dask_is_configured_with(
-        workers: Cluster, tmp_path: Path) -> None:
+        workers: Workers, tmp_path: Path) -> None:
     security, files = workers.client.security, {}
     for name in ("tls_ca_file", "tls_client_cert", "tls_client_key"):
         (tmp_path / name).write_text(getattr(security, name))

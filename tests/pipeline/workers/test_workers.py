@@ -15,10 +15,9 @@ import pytest
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extraction.extract import extract
+from onceclip.pipeline.extraction.processes import UnitTask
 from onceclip.pipeline.extraction.survey import ExtractOptions
-from onceclip.pipeline.extraction.units import UnitTask
-from onceclip.pipeline.workers.cluster import local
-from onceclip.pipeline.workers.work import refuse
+from onceclip.pipeline.workers.cluster import local, refuse
 from onceclip.stores import open_store
 from onceclip.stores.schema import STORED, TODO
 
@@ -60,7 +59,7 @@ class Losing:
         """Carry out tasks here."""
         lost = []
         for task in tasks:
-            if isinstance(task, UnitTask) and task.number == 3:
+            if isinstance(task, UnitTask) and task.unit.number == 3:
                 lost.append((str(task), "it ended every worker that took it"))
             else:
                 yield function(task)

@@ -1,11 +1,27 @@
-"""What a stream remembers of the images before: a few unit vectors per predicted class, those it was surest of."""
+"""What strategies share that read a stream: its rows in their order, and a memory of the surest of them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from onceclip.adapters.training.loop import Progress
+from onceclip.adapters.training.trainable import Hyperparameter
+
+ORDERS = {"enters": Hyperparameter("before", "whether an image enters the memory before it is predicted, as in the "
+                                   "published code, or after", choices=("before", "after"))}
 _FIRST = 64  # rows that there is memory for at first
+_TOLD = 64  # rows between two reports of progress
+
+
+def in_order(rows: Tensor, logits: Tensor, progress: Progress) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Number, row (dim,) and logits (classes,) of every row of a stream; progress is told now and then."""
+    for number, (row, scores) in enumerate(zip(rows, logits, strict=True)):
+        yield number, row, scores
+        if number % _TOLD == 0:
+            progress(number / len(rows))
 
 
 class Memory:

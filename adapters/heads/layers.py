@@ -1,4 +1,4 @@
-"""Residual two-layer maps in front of another head."""
+"""Heads behind one or two layers with a ReLU: residual, trained, or random."""
 
 from __future__ import annotations
 
@@ -68,3 +68,46 @@ class Rectified(Head):
 def rectify(rows: Tensor, down: Tensor, up: Tensor, ratio: float | Tensor) -> Tensor:
     """Mix rows (n, width) with their two-layer map, cut off what is negative, and scale to unit length."""
     return unit(relu(torch.lerp(rows, product(relu(product(rows, down)), up), per_run(ratio))))
+
+
+@dataclass(frozen=True)
+class Perceptron(Head):
+    """Logits `relu(x D^T + d) U^T + u`.
+
+    down: D, (hidden, width), with down_bias d. up: U, (classes, hidden), with up_bias u.
+    """
+
+    name = "perceptron"
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        hidden = relu(product(rows, self.down) + self.down_bias.unsqueeze(-2))
+        return product(hidden, self.up) + self.up_bias.unsqueeze(-2)
+
+    @property
+    def width(self) -> int:
+        return max(self.down.shape[-2], self.up.shape[-2])
+
+
+@dataclass(frozen=True)
+class RandomFeatures(Head):
+    """Another head on `relu(x R^T)`.
+
+    projection: R, (features, dim). head: takes rows (n, features).
+    """
+
+    name = "random-features"
+
+    projection: Tensor
+    head: Head
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.head(relu(product(rows, self.projection)))
+
+    @property
+    def width(self) -> int:
+        return max(self.head.width, self.projection.shape[-2])

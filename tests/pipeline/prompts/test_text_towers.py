@@ -10,8 +10,8 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
 
 from onceclip.adapters import TextTower
-from onceclip.pipeline.encoders.text_towers import written_tower
 from onceclip.pipeline.errors import EncoderError
+from onceclip.pipeline.prompts.tower import written_tower
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1}
 TEXT = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 2, "eos_id": 19}
