@@ -53,7 +53,7 @@ def test_workers_get_the_runs_with_the_most_shots_first(imported: Store, tmp_pat
 
         def work(self, function: Callable[[Any], Any], tasks: Any) -> Any:
             for task in tasks:
-                shots.append(task.group.specs[0].shots)
+                shots.append(task.specs[0].shots)
                 yield function(task)
 
     specs = make_specs(["zero-shot"], [2, 1, None, 4], [1], select="fixed")
