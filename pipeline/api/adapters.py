@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from onceclip.pipeline.api.arguments import (
     whole,
 )
 from onceclip.pipeline.errors import ArgumentError
-from onceclip.pipeline.tasks.classes import CHOICES
+from onceclip.pipeline.tasks.draws import CHOICES
 from onceclip.stores import Store
 from onceclip.stores.schema import SPLITS
 
@@ -74,17 +73,16 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         >>> found["inference"]["transductive"], 0 <= found["inference"]["alone"]["accuracy"] <= 1
         (True, True)
     """
-    from onceclip.pipeline.evaluation.batches import Batches
+    from onceclip.pipeline.evaluation.batches import Batches, orders_for
+    from onceclip.pipeline.evaluation.evaluate import score, shift
     from onceclip.pipeline.evaluation.inference import read
-    from onceclip.pipeline.evaluation.intervals import compare
     from onceclip.pipeline.evaluation.metrics import write_matrix
-    from onceclip.pipeline.evaluation.orders import orders_for, read_orders
-    from onceclip.pipeline.evaluation.protocols import Protocol, shift
+    from onceclip.pipeline.evaluation.statistics import compare
     from onceclip.pipeline.prediction.masks import masks_of
     from onceclip.pipeline.tasks.encoders import joined_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
-    protocol = Protocol(one_of(split, "split", SPLITS), chosen, text, only_its_classes, coverage)
+    split = one_of(split, "split", SPLITS)
     classifier = loaded(adapter, modules)
     other = None if against is None else loaded(against, modules)
     several, found = opened_all(stores), []
@@ -100,7 +98,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
 
         labels = scoring.read_labels(str(path_of(multi_label, "multi_label: a CSV file")))
         with progress(several[0].path) as told:
-            return scoring.evaluate(classifier, several[0], labels, protocol.split, told)
+            return scoring.evaluate(classifier, several[0], labels, split, told)
     if coverage is not None:
         require_alone(strategy)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
@@ -125,21 +123,21 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         raise ArgumentError("the confusion matrix is that of one store: give one")
     for store in several:
         with progress(store.path) as told:
-            done = protocol.score(classifier, store, no_progress if strategy else told)
+            done = score(classifier, store, split, chosen, text, only_its_classes, coverage,
+                         no_progress if strategy else told)
             values = done.as_values()
             if strategy:
                 marks = None if masks is None else masks_of(place_of(masks, "masks: a folder, or a .csv file"), done,
                                                             strategy)
-                reading = (read_orders(done, strategy, seeds, told) if seeds else
-                           read(done, strategy, dealt, told, marks))
-                done, values = reading.evaluation, reading.as_values()
+                reading = read(done, strategy, dealt, seeds or None, told, marks)
+                done, values = reading.evaluation, reading.values
                 if folder and reading.classifier:
                     reading.classifier.save(folder)
         found.append(values)
         if other:
             found[-1]["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
-                                    **compare(done.right, replace(protocol, coverage=None).score(other, store).right,
-                                                done.unit)}
+                                    **compare(done.right, score(other, store, split, chosen, text,
+                                                                only_its_classes).right, done.unit)}
     if confusion is not None:
         write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
                      done.tally.wrong.counted())

@@ -12,14 +12,14 @@ from onceclip.pipeline.commands.options import LocalPath, names_in
 
 
 class Missing(click.ParamType):
-    """A number of classes, or their names."""
+    """A number of classes, or their names; a comma makes names of numbers, as in `3,` for the class 3."""
 
     name = "N|A,B,..."
 
     def convert(self, value: Any, param: Any, context: Any) -> int | tuple[str, ...]:
         if isinstance(value, int | tuple):
             return value
-        names = tuple(names_in(value))
+        names = tuple(name for name in names_in(value) if name)
         if not names:
             self.fail("it is empty: give a number of classes, or their names", param, context)
         return int(value) if value.removeprefix("-").isdecimal() else names
@@ -35,7 +35,8 @@ OPTIONS = (
     click.option("--label-noise", type=click.FloatRange(0, 1, max_open=True), default=0, metavar="P",
                  help="Replace each training label by another class with this probability."),
     click.option("--missing", type=Missing(), default=0, metavar="N|A,B,...",
-                 help="Classes without any labelled image: so many, by the seed, or by name."),
+                 help="Classes without any labelled image: so many, by the seed, or by name (of a class called 3: "
+                 "'3,')."),
 )
 
 

@@ -83,7 +83,7 @@ def evaluate(adapter: str, stores: tuple[str, ...], split: str, text: str | None
         raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
 
     from onceclip.pipeline.api.adapters import evaluate as score
-    from onceclip.pipeline.tasks.classes import CHOICES
+    from onceclip.pipeline.tasks.draws import CHOICES
 
     found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
                   only_its_classes=only_its_classes, coverage=coverage, against=against, confusion=confusion,

@@ -213,7 +213,7 @@ def _alone(row: Mapping[str, Any]) -> list[str]:
 
 def _interval(row: Mapping[str, Any], grouped: bool) -> str:
     """The interval of the accuracy, where images are independent."""
-    from onceclip.pipeline.evaluation.intervals import count_interval
+    from onceclip.pipeline.evaluation.statistics import count_interval
 
     found = row.get("inference") or {}
     if row["accuracy"] is None or grouped or "batches" in found or "orders" in found:  # which are means

@@ -21,8 +21,8 @@ from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.encoders.images import Encoded
 from onceclip.pipeline.encoders.opening import require_encoder
 from onceclip.pipeline.errors import PredictionError
-from onceclip.pipeline.evaluation.inference import Session, names_alone
-from onceclip.pipeline.evaluation.several import OUTPUTS, require_several
+from onceclip.pipeline.evaluation.inference import Session
+from onceclip.pipeline.evaluation.queries import OUTPUTS, names_alone, require_several
 from onceclip.pipeline.extraction.outputs import TOKEN, VIEW
 from onceclip.pipeline.prediction.encoding import WITHOUT_TOKENS, encode_records
 from onceclip.pipeline.sources import Record

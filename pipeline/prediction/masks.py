@@ -16,8 +16,9 @@ from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.opening import recorded_encoder
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.evaluation.evaluate import Evaluation
-from onceclip.pipeline.evaluation.localization import Marks
-from onceclip.pipeline.evaluation.several import normal_rows, require_several
+from onceclip.pipeline.evaluation.inference import normal_rows
+from onceclip.pipeline.evaluation.metrics import Marks
+from onceclip.pipeline.evaluation.queries import require_several
 from onceclip.pipeline.files import IMAGES, File, file_at, is_url, key_of, parent, read_text, suffix
 from onceclip.stores.identity import decode_key, digest
 

@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 
 from onceclip.pipeline.errors import ResultError
-from onceclip.pipeline.evaluation.intervals import compare as compare_answers
-from onceclip.pipeline.evaluation.statistics import friedman, holm, paired_t, two_way_interval, wilcoxon
+from onceclip.pipeline.evaluation.statistics import compare as compare_answers
+from onceclip.pipeline.evaluation.statistics import friedman, holm, mean_interval, paired_t, two_way_interval, wilcoxon
 from onceclip.pipeline.reporting.settings import in_order
 from onceclip.pipeline.reporting.tables import LOWER, results_frame
 from onceclip.pipeline.runs.keep import Predictions, read_predictions
-from onceclip.pipeline.runs.results import mean_interval
 from onceclip.pipeline.runs.summary import BASELINE
 from onceclip.pipeline.words import counted, listing
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from onceclip.pipeline.evaluation.statistics import mean_interval
 from onceclip.pipeline.reporting.drawing import (
     SERIES,
     Plot,
@@ -25,7 +26,6 @@ from onceclip.pipeline.reporting.drawing import (
     text,
 )
 from onceclip.pipeline.reporting.settings import Row, Setting
-from onceclip.pipeline.runs.results import mean_interval
 from onceclip.pipeline.runs.summary import BASELINE, Table
 from onceclip.pipeline.words import counted, shots_of
 

@@ -12,9 +12,9 @@ from typing import Any
 from markupsafe import Markup
 
 from onceclip.adapters import METHODS
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.reporting.drawing import SERIES, Scale, element, figure, grid, marker, path, text
 from onceclip.pipeline.reporting.settings import Row, Setting, in_order
-from onceclip.pipeline.runs.results import Mean, mean_interval
 from onceclip.pipeline.words import shots_of
 
 _FEW = 3  # of two values one always is an end

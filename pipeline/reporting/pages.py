@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from onceclip.adapters import load_classifier
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.evaluate import evaluate, temperature_of
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.reporting.class_changes import class_view
 from onceclip.pipeline.reporting.curves import (
     SCORES,
@@ -42,7 +43,7 @@ from onceclip.pipeline.reporting.settings import (
     titles,
 )
 from onceclip.pipeline.runs.incremental import NAME, PAGE
-from onceclip.pipeline.runs.results import Mean, mean_interval, read_lines
+from onceclip.pipeline.runs.results import read_lines
 from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
 from onceclip.pipeline.tasks.encoders import joined_store
 from onceclip.pipeline.words import counted, few_words, shots_of, version

@@ -9,10 +9,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.evaluation.statistics import Mean
 from onceclip.pipeline.runs.incremental import NAME as INCREMENTAL
 from onceclip.pipeline.runs.incremental import PAGE
 from onceclip.pipeline.runs.keep import read_curves
-from onceclip.pipeline.runs.results import NAME, Mean, read_rows, read_stores
+from onceclip.pipeline.runs.results import NAME, read_rows, read_stores
 from onceclip.pipeline.runs.summary import (
     Experiment,
     Key,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onceclip.pipeline.errors import RetrievalError
-from onceclip.pipeline.evaluation.intervals import row_interval
+from onceclip.pipeline.evaluation.statistics import row_interval
 from onceclip.pipeline.files import key_of, read_json
 from onceclip.pipeline.retrieval.heads import Maps, TemporalHead
 from onceclip.pipeline.retrieval.items import GROUP, KEY, Frames, Items, items_of, read_frames, some_frames, unit_text

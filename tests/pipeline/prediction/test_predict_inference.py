@@ -16,7 +16,7 @@ from onceclip.adapters import Classifier, MethodError, load_classifier
 from onceclip.adapters.inference import INFERENCES, Queries
 from onceclip.pipeline.decoding.views import TEN_CROP, Views
 from onceclip.pipeline.errors import ArgumentError, PredictionError
-from onceclip.pipeline.evaluation import several
+from onceclip.pipeline.evaluation import queries
 from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.prediction.inference import DEFAULT_VIEWS, views_for
 from onceclip.pipeline.prediction.predict import answers, predict_images
@@ -157,7 +157,7 @@ def test_a_stream_of_views_is_not_all_in_memory_at_once(store: Store, classifier
     sizes: list[int] = []
     kind = INFERENCES["zero"]
     infer = kind.infer
-    monkeypatch.setattr(several, "_ELEMENTS", 6 * 64 * 5)
+    monkeypatch.setattr(queries, "_ELEMENTS", 6 * 64 * 5)
     monkeypatch.setattr(kind, "infer", lambda self, classifier, queries, prepared: (
         sizes.append(len(queries)), infer(self, classifier, queries, prepared))[1])
     assert len(labels(answers(classifier, store, strategy=kind()))) == 60
