@@ -9,7 +9,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onceclip.pipeline.evaluation.statistics import Mean
 from onceclip.pipeline.runs.summary import BASELINE, Table
 from onceclip.pipeline.words import shots_of
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from onceclip.adapters.selection.calibration import KINDS
 from onceclip.pipeline.errors import ResultError
-from onceclip.pipeline.evaluation.protocols import harmonic_mean
+from onceclip.pipeline.evaluation.evaluate import harmonic_mean
 from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.reporting.settings import Setting, differences, in_order, read_results, settings_of
 from onceclip.pipeline.words import csv_cell, listing, shots_of
