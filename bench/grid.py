@@ -36,7 +36,7 @@ from onceclip.adapters.training.compile import ON, Compiling, compiling
 from onceclip.adapters.training.engine import train
 from onceclip.adapters.training.loop import Run
 from onceclip.pipeline.api.runs import make_task
-from onceclip.pipeline.evaluation.evaluate import evaluate_together
+from onceclip.pipeline.evaluation.evaluate import score_together
 from onceclip.stores import Store, open_store
 
 WHOLE = 1000
@@ -89,8 +89,8 @@ def narrow(part: Part) -> list[float]:
     with compiling(Compiling(alike=part.runs)):
         trained = train([Run(method, task, task, part.seed) for method in methods], narrow=True)
     classifiers = [method.classifier(task, task, each) for method, each in zip(methods, trained, strict=True)]
-    scores = [evaluate_together(classifiers, _opened(part.store), split) for split in ("val", "test")]
-    return [score["accuracy"] for score in scores[1]]
+    scores = [score_together(classifiers, _opened(part.store), split) for split in ("val", "test")]
+    return [each.scores()["accuracy"] for each in scores[1]]
 
 
 def first_compiling(part: Part) -> float:
@@ -111,8 +111,8 @@ def best(part: Part) -> tuple[float, float]:
     with compiling(Compiling(alike=part.runs // len(RATES) // len(RATIOS))):
         found = fit_selected(Searched(**part.recipe), part.task(), "val", frozenset(part.recipe), part.seed,
                              search=Search("halving", narrow=this_machine()["bfloat16"]))
-    score, = evaluate_together([found.classifier], _opened(part.store))
-    return found.accuracy or 0.0, score["accuracy"]
+    score, = score_together([found.classifier], _opened(part.store))
+    return found.accuracy or 0.0, score.scores()["accuracy"]
 
 
 class Grid:

@@ -13,8 +13,7 @@ import click
 import numpy as np
 
 from onceclip.adapters.inference import INFERENCES
-from onceclip.pipeline.runs.inferred import NO_INFERENCE
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.runs.sweep import sweep
 from onceclip.stores import Store, open_store
 

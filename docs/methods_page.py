@@ -16,7 +16,7 @@ import numpy as np
 
 from onceclip.adapters import METHODS, Method
 from onceclip.pipeline.api.catalogue import cost, trainings
-from onceclip.pipeline.runs.results import mean_interval
+from onceclip.pipeline.evaluation.statistics import mean_interval
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.sweep import known, sweep
 from onceclip.stores import Store, open_store

@@ -233,8 +233,7 @@ class GDA(Method):
         for row in torch.nonzero(_left_scatter(prepared) < _NOTHING * len(support))[:, 0].tolist():
             # This image was all the scatter there was: what a fit without it falls back to has no short form.
             others = torch.arange(len(support), device=support.label.device) != row
-            rest = replace(support, embedding=support.embedding[others], label=support.label[others])
-            without = self.prepare(replace(prepared.task, support=rest))
+            without = self.prepare(replace(prepared.task, support=support.at(others)))
             second[row] = self.terms(without, {})[1](support.unit[row:row + 1])[0]
         return prepared.zero_shot(support.unit), second.to(support.unit)
 

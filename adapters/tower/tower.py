@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import unit
+from onceclip.adapters.ops import mover, unit
 from onceclip.adapters.tower.layout import Layout, lay_out
 from onceclip.adapters.tower.transformer import ACTIVATIONS, Past, Transformer
 
@@ -102,9 +102,8 @@ class TextTower:
 
     def to(self, where: torch.device | torch.dtype | str) -> TextTower:
         """Copy with all floating tensors on another device or in another precision."""
-        moved = {name: value if isinstance(where, torch.dtype) and not value.is_floating_point() else value.to(where)
-                 for name, value in self.tensors.items()}
-        return replace(self, tensors=moved, _layouts={})
+        move = mover(where)
+        return replace(self, tensors={name: move(value) for name, value in self.tensors.items()}, _layouts={})
 
     def phrase(self, words: str) -> Tensor:
         """Tokens (n, width) of some words, as the encoder embeds them.

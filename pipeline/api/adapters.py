@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from onceclip.pipeline.api.arguments import (
     split_of,
 )
 from onceclip.pipeline.errors import ArgumentError
-from onceclip.pipeline.tasks.classes import CHOICES
+from onceclip.pipeline.tasks.draws import CHOICES
 from onceclip.stores import Store
 
 if TYPE_CHECKING:
@@ -75,18 +74,17 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
         >>> found["inference"]["transductive"], 0 <= found["inference"]["alone"]["accuracy"] <= 1
         (True, True)
     """
-    from onceclip.pipeline.evaluation.batches import Batches
+    from onceclip.pipeline.evaluation.batches import Batches, orders_for
+    from onceclip.pipeline.evaluation.evaluate import score, shift
     from onceclip.pipeline.evaluation.inference import read
-    from onceclip.pipeline.evaluation.intervals import compare
     from onceclip.pipeline.evaluation.metrics import write_matrix
-    from onceclip.pipeline.evaluation.orders import orders_for, read_orders
-    from onceclip.pipeline.evaluation.protocols import Protocol, shift
+    from onceclip.pipeline.evaluation.statistics import compare
     from onceclip.pipeline.prediction.masks import masks_of
     from onceclip.pipeline.retrieval import multi_label as scoring
     from onceclip.pipeline.tasks.encoders import joined_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
-    protocol = Protocol(split_of(split), chosen, text, only_its_classes, coverage)
+    split = split_of(split)
     classifier, other = loaded(adapter, modules), optional(loaded, against, modules)
     several = [joined_store(store, join, *(each for each in (classifier, other) if each))
                for store in opened_all(stores)]
@@ -99,7 +97,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
                 "strategy: give no other options with it but the split"))
         labels = scoring.read_labels(str(path_of(multi_label, "multi_label: a CSV file")))
         with progress(several[0].path) as told:
-            return scoring.evaluate(classifier, several[0], labels, protocol.split, told)
+            return scoring.evaluate(classifier, several[0], labels, split, told)
     if coverage is not None:
         require_alone(strategy)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
@@ -123,20 +121,20 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     found = []
     for store in several:
         with progress(store.path) as told:
-            done = protocol.score(classifier, store, no_progress if strategy else told)
+            done = score(classifier, store, split, chosen, text, only_its_classes, coverage,
+                         no_progress if strategy else told)
             values = done.as_values()
             if strategy:
                 marks = None if masks is None else masks_of(place_of(masks, "masks: a folder, or a .csv file"), done,
                                                             strategy)
-                reading = (read_orders(done, strategy, seeds, told) if seeds else
-                           read(done, strategy, dealt, told, marks))
-                done, values = reading.evaluation, reading.as_values()
+                reading = read(done, strategy, dealt, seeds or None, told, marks)
+                done, values = reading.evaluation, reading.values
                 if folder and reading.classifier:
                     reading.classifier.save(folder)
         if other:
             values["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
-                                 **compare(done.right, replace(protocol, coverage=None).score(other, store).right,
-                                           done.unit)}
+                                 **compare(done.right, score(other, store, split, chosen, text,
+                                                             only_its_classes).right, done.unit)}
         found.append(values)
     if confusion is not None:
         write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
@@ -161,7 +159,7 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
     """
     from onceclip.adapters.saving import CONFIG, file_of
     from onceclip.pipeline.api.tables import local_folders
-    from onceclip.pipeline.reporting import write_adapter_report, write_results_report
+    from onceclip.pipeline.reporting.pages import write_adapter_report, write_results_report
 
     page = path_of(out, "out: an .html file")
     with local_folders(results) as folders:

@@ -30,9 +30,8 @@ from onceclip.stores import Store
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import Encoder, EncoderSpec
-    from onceclip.pipeline.prediction.answers import Answers
-    from onceclip.pipeline.prediction.label_next import Suggestion
-    from onceclip.pipeline.prediction.predict import Prediction
+    from onceclip.pipeline.prediction.predict import Answers, Prediction
+    from onceclip.pipeline.prediction.suggestions import Suggestion
     from onceclip.pipeline.sources import SourceOptions
 
 
@@ -137,8 +136,7 @@ def stream(classifier: Classifier, inputs: Any, options: SourceOptions, encoder:
 
     Raises ArgumentError for what goes with a strategy of inference, or without one, alone.
     """
-    from onceclip.pipeline.prediction.answers import answers
-    from onceclip.pipeline.prediction.predict import with_sets
+    from onceclip.pipeline.prediction.predict import answers, with_sets
 
     strategy = optional(inference_of, inference, inference_values)
     refuse((strategy is None and inference_values,
@@ -173,10 +171,9 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
         True
     """
     from onceclip.pipeline.encoders.spec import clip_of
-    from onceclip.pipeline.prediction import label_errors as errors
-    from onceclip.pipeline.prediction import label_next as active
+    from onceclip.pipeline.prediction import suggestions
+    from onceclip.pipeline.prediction.encoding import encoder_of
     from onceclip.pipeline.prediction.inputs import list_inputs, store_among
-    from onceclip.pipeline.prediction.predict import encoder_of
     from onceclip.pipeline.sources import SourceOptions
     from onceclip.pipeline.tasks.encoders import joined_store, require_store
 
@@ -194,14 +191,14 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
     store = store and joined_store(store, join, classifier)
     records = [] if store else list_inputs(paths, SourceOptions(clip=clip_of(classifier.encoder))).records
     if store and label_errors:
-        found = errors.label_errors(classifier, store, whole(most, "most", 1), progress)
+        found = suggestions.label_errors(classifier, store, whole(most, "most", 1), progress)
     elif store:
-        found = active.label_next(classifier, active.pieces_of_store(classifier, store), number)
+        found = suggestions.label_next(classifier, suggestions.pieces_of_store(classifier, store), number)
     elif label_errors:
         raise ArgumentError("label_errors compares labels, which are in a STORE: extract the folder first")
     else:
         opened = encoder_of(classifier, optional(spec_of, encoder, device=device), device)
-        found = active.label_next(classifier, active.pieces_of_images(classifier, records, opened), number)
+        found = suggestions.label_next(classifier, suggestions.pieces_of_images(classifier, records, opened), number)
     if page is not None:
         from onceclip.pipeline.reporting.mistakes import with_thumbnails
         from onceclip.pipeline.reporting.pages import write_suggestions_page
@@ -211,7 +208,8 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
     values = [_values(each) for each in found]
     if out is not None:
         with csv_file(path_of(out, "out")) as writer:
-            writer.writerow(_values(active.Suggestion("", 0, "", 0, "", 0, "x" * label_errors)))  # names of the columns
+            none = suggestions.Suggestion("", 0, "", 0, "", 0, "x" * label_errors)
+            writer.writerow(_values(none))  # names of the columns
             writer.writerows([csv_cell(value) for value in row.values()] for row in values)
     return values
 

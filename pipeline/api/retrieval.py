@@ -105,7 +105,7 @@ def _phrases(store: Store, path: Path, encoder: EncoderSpec | None, device: str)
     from torch import from_numpy
 
     from onceclip.pipeline.encoders.sentences import encode_sentences
-    from onceclip.pipeline.prediction.queries import encoder_for
+    from onceclip.pipeline.prediction.encoding import encoder_for
     from onceclip.pipeline.retrieval.comclip import Phrases, load_phrases
 
     lines, record = load_phrases(path)
@@ -133,7 +133,7 @@ def search(store: str | Path | Store, query: str | None = None, *, image: str | 
         >>> len(hits), hits[0].score >= hits[1].score
         (3, True)
     """
-    from onceclip.pipeline.prediction.queries import query_embedding
+    from onceclip.pipeline.prediction.encoding import query_embedding
     from onceclip.pipeline.reporting.retrieval_pages import write_search_page
     from onceclip.pipeline.retrieval.items import BY
     from onceclip.pipeline.retrieval.search import search as run
@@ -170,7 +170,7 @@ def answers(store: str | Path | Store, questions: str | Path, *, split: str | No
     from torch import from_numpy
 
     from onceclip.pipeline.encoders.sentences import encode_sentences
-    from onceclip.pipeline.prediction.queries import encoder_for
+    from onceclip.pipeline.prediction.encoding import encoder_for
     from onceclip.pipeline.retrieval.answers import answer, load_questions
 
     target = opened(store)

@@ -31,21 +31,20 @@ from onceclip.pipeline.api.arguments import (
     whole,
 )
 from onceclip.pipeline.errors import ArgumentError
-from onceclip.pipeline.evaluation.intervals import count_interval, units_of
+from onceclip.pipeline.evaluation.statistics import count_interval, units_of
 from onceclip.pipeline.runs import sweep as runs
 from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.incremental import Sessions
 from onceclip.pipeline.runs.incremental import incremental as arrive
-from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import append_row, record_stores
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.runs.trackers import Log
-from onceclip.pipeline.tasks.classes import ALL, BASE
 from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.draws import ALL, BASE
 from onceclip.pipeline.tasks.encoders import named_store, require_read
 from onceclip.pipeline.tasks.tasks import Inputs, draw_task
 from onceclip.pipeline.words import counted, percent
@@ -110,7 +109,7 @@ def fit(store: str | Path | Store, method: str | type[Method] | Method | RunSpec
         if further or (shots, seed, values) != (None, None, None):
             raise ArgumentError("a RunSpec says by itself what is run: leave shots, seed and the like out, or change "
                                 "it with dataclasses.replace")
-        spec = method if method.shots == 0 else replace(method, shots=shots_of(method.shots))
+        spec = method
     else:
         spec = spec_for(method, shots, seed, values, **further)
     if overwrite and out is None:
@@ -208,11 +207,6 @@ def _checked(methods: Sequence[str], further: dict[str, Any]) -> dict[str, Any]:
     for name in further:
         if name not in known:
             raise ArgumentError(unknown("argument", name, known))
-    if further.get("select") is not None:
-        one_of(further["select"], "select", POLICIES)
-    text_of(further.get("text", ""))
-    one_of(further.get("class_weights", RULES[0]), "class_weights", RULES)
-    one_of(further.get("classes", ALL), "classes", (ALL, BASE))
     search, narrow = Search.parse(str(further.get("search", GRID.kind))), further.get("narrow", False)
     if search != GRID or narrow:
         given = " and ".join(["--search"] * (search != GRID) + ["--narrow"] * bool(narrow))

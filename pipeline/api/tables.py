@@ -31,7 +31,7 @@ def results(folders: Folders) -> DataFrame:
         >>> frame.groupby("method")["accuracy"].count().to_dict()
         {'gda': 2, 'zero-shot': 2}
     """
-    from onceclip.pipeline.reporting.frames import results_frame
+    from onceclip.pipeline.reporting.tables import results_frame
 
     with local_folders(folders) as paths:
         return results_frame(paths)
@@ -53,8 +53,7 @@ def table(folders: Folders, form: str = "markdown", *, score: str | Sequence[str
         >>> print(onceclip.table("for-a-table").splitlines()[0])
         | method | 4 shots |
     """
-    from onceclip.pipeline.reporting.frames import COLUMNS, SCORES, cells_of
-    from onceclip.pipeline.reporting.table_formats import FORMATS
+    from onceclip.pipeline.reporting.tables import COLUMNS, FORMATS, SCORES, cells_of
 
     write = FORMATS[one_of(form, "format", list(FORMATS))]
     scores = [one_of(each, "score", SCORES) for each in listed(score, "score")]
@@ -98,7 +97,7 @@ def compare(folders: Folders, test: str = "draws", *, baseline: str | None = Non
         ('gda', 3)
     """
     from onceclip.pipeline.reporting.comparison import TESTS, compare_results
-    from onceclip.pipeline.reporting.frames import SCORES
+    from onceclip.pipeline.reporting.tables import SCORES
 
     with local_folders(folders) as paths:
         return compare_results(paths, one_of(test, "test", TESTS), baseline, one_of(score, "score", SCORES),

@@ -78,7 +78,7 @@ def evaluate(adapter: str, stores: tuple[str, ...], classes: str, per_class: boo
     require_there([adapter, asked["against"]], stores)
 
     from onceclip.pipeline.api.adapters import evaluate as score
-    from onceclip.pipeline.tasks.classes import CHOICES
+    from onceclip.pipeline.tasks.draws import CHOICES
 
     found = score(adapter, stores, classes=classes if classes in CHOICES else names_in(classes),
                   progress=lambda path: percentage(f"evaluate {path}"), **asked)

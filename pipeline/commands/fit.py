@@ -176,7 +176,7 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
 
 def _accuracies(row: Mapping[str, Any], grouped: bool) -> Iterator[str]:
     """What a run reached on test images, by the adapter alone too, and on the classes that it was not fitted on."""
-    from onceclip.pipeline.evaluation.intervals import count_interval
+    from onceclip.pipeline.evaluation.statistics import count_interval
 
     found = row.get("inference") or {}
     if row.get("accuracy_before_refit") is not None:

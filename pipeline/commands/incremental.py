@@ -58,7 +58,7 @@ def incremental(store: str, methods: list[str], shots: int, out: Path | None, mo
             rows += run(store, name, shots=shots or None, out=out, progress=progress, shared=len(methods) > 1, **asked)
     page = None
     if out:
-        from onceclip.pipeline.reporting.incremental import write_incremental_report
+        from onceclip.pipeline.reporting.pages import write_incremental_report
 
         page = write_incremental_report(out)
     show(as_json, {"rows": rows, "report": None if page is None else str(page)}, lambda: incremental_lines(rows, page))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -58,15 +58,33 @@ def shares_in(place: str) -> str:
     Raises BadParameter for a file that is something else.
     """
     from onceclip.pipeline.errors import SourceError
-    from onceclip.pipeline.files import no_key_twice, read_text
+    from onceclip.pipeline.files import read_text
 
+    values: dict[str, float] = {}
     try:
-        lines = [[cell.strip() for cell in line] for line in csv.reader(read_text(place).splitlines()) if line]
-        if lines and [cell.lower() for cell in lines[0]] == ["class", "share"]:
-            del lines[0]
-        return json.dumps(no_key_twice([(name, float(share)) for name, share in lines]))
-    except (SourceError, ValueError, csv.Error) as error:
-        raise click.BadParameter(f"{place} is no file of lines CLASS,SHARE: {error}") from error
+        lines = csv.reader(read_text(place).splitlines())
+        for line in lines:
+            cells = [cell.strip() for cell in line]
+            if cells and (values or [cell.lower() for cell in cells] != ["class", "share"]):
+                values[cells[0]] = _share_in(cells, values)
+    except SourceError as error:
+        raise click.BadParameter(str(error)) from error
+    except (ValueError, csv.Error) as error:
+        what = error if isinstance(error, ValueError) else "is no CSV"
+        raise click.BadParameter(f"{place}: line {lines.line_num} {what}: give lines CLASS,SHARE") from error
+    return json.dumps(values)
+
+
+def _share_in(cells: Sequence[str], known: Mapping[str, float]) -> float:
+    """The share in a line of a file. Raises ValueError with what is wrong with the line."""
+    if len(cells) != 2:
+        raise ValueError(f"has {counted(len(cells), 'cell')}, not a class and its share")
+    if cells[0] in known:
+        raise ValueError(f"has {cells[0]!r}, which is named twice")
+    try:
+        return float(cells[1])
+    except ValueError:
+        raise ValueError(f"has {cells[1]!r}, which is no number") from None
 
 
 def batches_of(batches: int | None, batch_size: int | None, effective_classes: tuple[int, int] | None,

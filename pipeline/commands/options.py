@@ -121,7 +121,8 @@ draw_options = together(
     click.option("--label-noise", type=click.FloatRange(0, 1, max_open=True), default=0, metavar="P",
                  help="Replace each training label by another class with this probability."),
     click.option("--missing", type=Missing(), default=0, metavar="N|A,B,...",
-                 help="Classes without any labelled image: so many, by the seed, or by name."))
+                 help="Classes without any labelled image: so many, by the seed, or by name (of a class called 3: "
+                 "'3,')."))
 
 
 def encoder_options(required: bool) -> Decorator:

@@ -97,14 +97,14 @@ class PartOf(click.ParamType):
 
 
 class Missing(click.ParamType):
-    """A number of classes, or their names."""
+    """A number of classes, or their names; a comma makes names of numbers, as in `3,` for the class 3."""
 
     name = "N|A,B,..."
 
     def convert(self, value: Any, param: Any, context: Any) -> int | tuple[str, ...]:
         if isinstance(value, int | tuple):
             return value
-        names = tuple(names_in(value))
+        names = tuple(name for name in names_in(value) if name)
         if not names:
             self.fail("it is empty: give a number of classes, or their names", param, context)
         return int(value) if value.removeprefix("-").isdecimal() else names

@@ -120,7 +120,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
         if out:
             deque(passing, maxlen=0)
         elif as_json:
-            for part in json_text(made_by, passing, passing.counts):
+            for part in json_text(made_by, passing):
                 click.echo(part, nl=False)
             click.echo()
         else:

@@ -31,7 +31,7 @@ from onceclip.pipeline.commands.parameter_types import LocalPath, Names, Numbers
 from onceclip.pipeline.words import counted
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.runs.results import Mean
+    from onceclip.pipeline.evaluation.statistics import Mean
     from onceclip.pipeline.runs.summary import Key, Table
     from onceclip.pipeline.runs.sweep import Plan
     from onceclip.pipeline.workers import Part
@@ -113,7 +113,7 @@ def sweep(stores: tuple[str, ...], methods: list[str] | None, shots: list[int | 
     from onceclip.pipeline.api.runs import sweep as run
     from onceclip.pipeline.runs.keep import Keep
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import OWN, kept_alone, known, make_plan, require_result, settled
+    from onceclip.pipeline.runs.sweep import OWN, done_of, known, make_plan, require_result
     from onceclip.pipeline.workers.devices import training_device
     from onceclip.stores import open_store
 
@@ -128,7 +128,7 @@ def sweep(stores: tuple[str, ...], methods: list[str] | None, shots: list[int | 
                      inference=names_in(inference or "none"), **of_a_run)
     opened = [open_store(store) for store in stores]
     if dry_run:
-        done = kept_alone(out, settled(known(out), retry_failed), Keep(curves, keep_predictions, coverage))
+        done = done_of(out, known(out), retry_failed, Keep(curves, keep_predictions, coverage))
         plan = make_plan(opened, specs, done, device=device)
         values = {"runs": len(plan.runs), "todo": plan.todo, "groups": len(plan.groups)}
         show(as_json, values, lambda: [

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from onceclip.adapters.cpu import DEFAULT, fast_bfloat16, fast_products
-from onceclip.pipeline.encoders.backend import PRECISIONS, Backend, check_finite
+from onceclip.pipeline.encoders.backend import EMBEDDING, LAST, PRECISIONS, TOKEN, Backend, check_finite
 from onceclip.pipeline.encoders.encoder import Encoder
 from onceclip.pipeline.encoders.spec import LOCAL, TRANSFORMERS, EncoderSpec, check_model, is_open_clip, is_plugin
 from onceclip.pipeline.errors import EncoderError, SourceError
 from onceclip.pipeline.workers.devices import device_named
+from onceclip.stores import StoreMismatch
 from onceclip.stores.identity import fingerprint
+
+if TYPE_CHECKING:
+    from onceclip.adapters import Classifier
 
 _SMALL = 10_000_000  # weights: below, attention is many tiny products, each of which oneDNN takes longer to begin
 
@@ -104,6 +109,27 @@ def recorded_encoder(info: Mapping[str, Any], owner: str, given: EncoderSpec | N
         given = EncoderSpec(name, weights, device=device)
     return open_encoder(replace(given, precision=info.get("precision", given.precision),
                                 decode=info.get("decode", given.decode), exif=info.get("exif", given.exif)))
+
+
+def require_encoder(classifier: Classifier, encoder: Encoder, otherwise: str) -> str:
+    """Raise unless an encoder is that of an adapter, and say which patch tokens the adapter takes.
+
+    otherwise: what a user can do whose adapter does not say which patch tokens it takes.
+    Raises StoreMismatch for another encoder, EncoderError for an adapter that does not say which patch tokens it takes.
+    """
+    made, mine, name = classifier.encoder, encoder.info["fingerprint"], encoder.info["name"]
+    tokens = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "")
+    if TOKEN in classifier.inputs and not tokens:
+        raise EncoderError(f"the adapter ({classifier.method}) takes patch tokens and does not say which: {otherwise}")
+    if not made.get("imported") and made.get("fingerprint") not in (None, mine):
+        raise StoreMismatch(f"the adapter was fitted on embeddings of {made['name']} ({made['fingerprint']}), this "
+                            f"encoder is {name} ({mine}): name the right one with --model and --pretrained")
+    if made.get("imported") or classifier.inputs == (EMBEDDING,):
+        width = sum(math.prod(shape) for shape in encoder.output_shapes(classifier.inputs, tokens or LAST).values())
+        if width != classifier.dim:
+            raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {name} gives {width}: name the "
+                                "encoder that made the features")
+    return tokens or LAST
 
 
 def _options(info: Mapping[str, Any]) -> str:

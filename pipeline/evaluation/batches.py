@@ -1,15 +1,22 @@
-"""Batches of query rows as they come in practice: few classes at a time, or a stream whose classes drift."""
+"""How rows are dealt out to a strategy: in batches as they come in practice, or as a stream in several orders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from onceclip.adapters import MethodError
+from onceclip.adapters.inference import Inference
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.words import numbers_in
+
+CLASSES = (1, 4)  # of a drawn batch, unless others are asked for
+ORDERS = (1, 2, 3)  # seeds of the orders of a stream, likewise
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Batches:
 
     size: int = 64
     number: int = 0
-    classes: tuple[int, int] = (1, 4)
+    classes: tuple[int, int] = CLASSES
     dirichlet: float = 0.0
     seed: int = 1
     balanced: bool = False
@@ -61,11 +68,12 @@ class Batches:
     def deal(self, label: np.ndarray) -> list[np.ndarray]:
         """Positions of the rows of each batch: arrays of int64, the same for the same labels in the same order.
 
-        label: (n,) class of every row. Raises MethodError where it has fewer classes than a drawn batch is to have.
+        label: (n,) class of every row. Raises MethodError where it has fewer classes than a drawn batch is asked to
+        have.
         """
         if self.number:
             there = len(np.unique(label))
-            if self.classes[0] > there:
+            if self.classes[0] > there or (self.classes[1] > there and self.classes != CLASSES):
                 raise MethodError(f"no batch has {'-'.join(map(str, self.classes))} classes, for the images are of "
                                   f"{there}: give --effective-classes such as 1-{there}")
             return [self._few_classes(label, np.random.default_rng([self.seed, each])) for each in range(self.number)]
@@ -96,3 +104,42 @@ class Batches:
             for slot, part in zip(slots, np.split(members, ends), strict=True):
                 slot.append(part)
         return np.concatenate([random.permutation(np.concatenate(slot)) for slot in slots])
+
+
+def parse_orders(text: str) -> tuple[int, ...]:
+    """The seeds that a list such as "1-5" or "1,4,9" names.
+
+    Raises TaskError for what is none, or names a seed twice.
+    """
+    seeds = numbers_in(text)
+    if not seeds:
+        raise TaskError(f"no orders {text!r}: give seeds of permutations, such as 1-5 or 1,4,9")
+    if len({*seeds}) < len(seeds):
+        raise TaskError(f"the orders {text!r} name a seed twice: give each once")
+    return tuple(seeds)
+
+
+def orders_for(strategy: Inference | None, orders: Sequence[int] | str | None, batches: bool) -> tuple[int, ...]:
+    """Seeds of the orders in which a strategy reads the rows; none but for a stream that is not dealt in batches.
+
+    orders: that are asked for, None for ORDERS. batches: whether batches are.
+    Raises TaskError for orders of what is no stream, or that are none.
+    """
+    stream = strategy is not None and strategy.sees == "stream"
+    if orders is None:
+        return ORDERS if stream and not batches else ()
+    if strategy is not None and not stream:
+        raise TaskError(f"--orders is for strategies that read a stream, and {strategy.name} does not: leave it out")
+    if batches:
+        raise TaskError("--orders and batches are two ways to deal out a stream: give one of them")
+    return parse_orders(orders if isinstance(orders, str) else ",".join(map(str, orders)))
+
+
+def permutation(seed: int, rows: int) -> np.ndarray:
+    """The order of a seed, by torch's generator on a CPU: (rows,) int64."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def order_hash(order: np.ndarray) -> str:
+    """SHA-256 of a permutation, as little-endian int64."""
+    return hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()

@@ -1,31 +1,35 @@
-"""Scoring fitted classifiers on a split of a store."""
+"""Scoring fitted classifiers on a split of a store, on base and new classes, and on several stores."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Classifier, SetRule, set_rule
+from onceclip.adapters import Classifier, SetRule, method_class, set_rule
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.inference.base import INFERENCE
+from onceclip.adapters.selection.automatic import AVERAGES
 from onceclip.adapters.selection.calibration import KINDS
 from onceclip.adapters.training.loop import no_progress
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.evaluation.intervals import row_interval, units_of
-from onceclip.pipeline.evaluation.metrics import SetTally, Tally
-from onceclip.pipeline.tasks.classes import names_of
-from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
-from onceclip.pipeline.words import listing
+from onceclip.pipeline.evaluation.metrics import SCORES, SetTally, Tally
+from onceclip.pipeline.evaluation.statistics import row_interval, units_of
+from onceclip.pipeline.tasks.draws import ALL, BASE, NEW, names_of
+from onceclip.pipeline.tasks.tasks import check_encoder, for_text, inputs_of
+from onceclip.pipeline.words import counts, listing
 from onceclip.stores import Store, StoreMismatch
+from onceclip.stores.schema import SPLITS
 
 LEFT_BY = "left_by"  # among the scores of a classifier that a strategy left behind: the record of that
+NEW_SCORES = ("class_set", "accuracy_new", "harmonic_mean", "n_test_new", "classes_new")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Evaluation:
     """One classifier on the labelled rows of one split.
 
     rows: (n,) positions in the store. label, predicted: (n,) positions in `candidates`, the names of the classes that
-    were scored among. seconds: how long it took. sets: what was counted of prediction sets.
+    were scored among; predicted is empty where it was not kept. seconds: how long it took. sets: what was counted of
+    prediction sets.
     """
 
     classifier: Classifier
@@ -57,23 +62,45 @@ class Evaluation:
         """The group of each row as a number: (n,) int64, or None where rows have no groups."""
         return units_of(self.store.column("group")[self.rows])
 
+    def scores(self) -> dict[str, Any]:
+        """The scores, and of what, as JSON values; of a classifier that a strategy left behind, of which."""
+        left, tally, store = left_by(self.classifier), self.tally, self.store
+        return {**tally.scores(), **tally.calibrated_scores(), "split": self.split, "n": tally.rows,
+                "classes": int((tally.count > 0).sum()), "among": tally.classes, "method": self.classifier.method,
+                "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],
+                "details": tally.details(), "seconds": self.seconds, **({LEFT_BY: left} if left else {})}
+
+    def counted_sets(self) -> dict[str, Any]:
+        """What was counted of prediction sets, as JSON values."""
+        return {"sets": [each.as_values() for each in self.sets], "calibrated_on": self.classifier.calibrated_on}
+
     def as_values(self) -> dict[str, Any]:
-        """All scores as JSON values; what each is, docs/evaluation.md says."""
+        """The scores with intervals, classes and confusions, as JSON values; what each is, docs/evaluation.md says."""
         unit, names = self.unit, self.candidates
         wrong = self.tally.wrong.counted()
         return {
-            **scores_of(self.classifier, self.store, self.split, self.tally, self.seconds),
+            **self.scores(),
             "interval": list(row_interval(self.right, unit)),
             "n_groups": None if unit is None else int(unit.max()) + 1,
-            "per_class": per_class(names, self.tally.count.numpy(), self.tally.right.numpy(), wrong),
-            **({"sets": [each.as_values() for each in self.sets], "calibrated_on": self.classifier.calibrated_on}
-               if self.sets else {}),
+            "per_class": self._per_class(wrong),
+            **(self.counted_sets() if self.sets else {}),
             "confusions": [[names[true], names[predicted], number] for true, predicted, number in wrong.tolist()],
         }
 
+    def _per_class(self, wrong: np.ndarray) -> list[dict[str, Any]]:
+        """Rows, recognised rows, recall and precision of every class. wrong: (pairs, 3), as of `WrongPairs.counted`.
 
-def evaluate(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
-             among: Sequence[str] | None = None) -> dict[str, Any]:
+        Recall is None for a class without rows, precision for one never predicted.
+        """
+        count, right = self.tally.count.tolist(), self.tally.right.tolist()
+        mistaken = np.bincount(wrong[:, 1], wrong[:, 2], len(self.candidates)).astype(np.int64).tolist()
+        return [{"class": name, "n": rows, "right": good, "recall": good / rows if rows else None,
+                 "precision": good / (good + bad) if good + bad else None}
+                for name, rows, good, bad in zip(self.candidates, count, right, mistaken, strict=True)]
+
+
+def evaluate(classifier: Classifier, store: Store, split: str = "test",
+             classes: str | Sequence[str] = ALL) -> dict[str, Any]:
     """Score a classifier on the labelled rows of one split: accuracy with its interval, NLL, ECE, counts and more.
 
     Arguments and failures as for `score`.
@@ -83,45 +110,78 @@ def evaluate(classifier: Classifier, store: Store, split: str = "test", classes:
         >>> scores["n"], 0 <= scores["accuracy"] <= 1
         (48, True)
     """
-    return score(classifier, store, split, classes, among).as_values()
+    return score(classifier, store, split, classes).as_values()
 
 
-def score(classifier: Classifier, store: Store, split: str = "test", classes: Sequence[str] | None = None,
-          among: Sequence[str] | None = None, progress: Callable[[float], None] = no_progress,
-          rules: Sequence[SetRule] = ()) -> Evaluation:
+def score(classifier: Classifier, store: Store, split: str = "test", classes: str | Sequence[str] = ALL,
+          text: str | None = None, only_its_classes: bool = False, coverage: float | None = None,
+          progress: Callable[[float], None] = no_progress) -> Evaluation:
     """Score a classifier on the labelled rows of one split of a store, in one pass.
 
-    classes: names of classes of the store; rows of others are left out. among: names of classes of the classifier
-        that compete for a row, all of them by default. progress: is told the fraction of the rows that is done.
-        rules: of prediction sets that are counted, which are of all classes.
+    classes: "all", "base", "new", or names of classes whose rows are scored; a classifier that lacks some of them is
+        carried over to them. text: name of a text set whose classes compete, for a method that transfers to them.
+        only_its_classes: the scored classes alone compete, and not all that the classifier knows. coverage: of
+        prediction sets that are counted; None for none. progress: is told the fraction of the rows that is done.
     Classes are joined by name; the store may have fewer.
-    Raises StoreMismatch if another encoder made the store, or it has classes that are not among them; TaskError if
-    there is no labelled row, or the classifier was fitted on the store's test rows, which are to be scored.
+    Raises StoreMismatch if another encoder made the store, or it has classes that are not among them; MethodError if
+    the method does not transfer; TaskError if there is no labelled row, or the classifier was fitted on the store's
+    test rows, which are to be scored.
     """
-    begun = time.perf_counter()
+    names = None if classes == ALL else names_of(store, classes)
+    if text or set(names or ()) - set(classifier.class_names):
+        classifier = for_text(classifier, store, text or "default", names)
+    among = (names or store.classes) if only_its_classes else None
+    if coverage is not None and among is not None:
+        raise TaskError("prediction sets are of all classes that the adapter knows: leave --only-its-classes or "
+                        "--coverage out")
+    rules = () if coverage is None else [[set_rule(classifier, coverage, kind) for kind in KINDS]]
     require_unseen(classifier, store, split)
-    candidates = classifier.class_names if among is None else tuple(among)
-    rows, label = _labelled(classifier, store, split, classes, candidates)
-    if not len(rows):
-        there = ", ".join(f"{name} {len(store.rows(name)):,}" for name in ("train", "val", "test"))
-        of = "" if classes is None else f" of {listing(classes)}"
+    found, = score_together([classifier], store, split, names, among, True, rules, progress)
+    if not len(found.rows):
+        there = counts({name: len(store.rows(name)) for name in SPLITS})
+        of = "" if names is None else f" of {listing(names)}"
         raise TaskError(f"{store.path} has no labelled {split} image{of} (labelled images: {there}): evaluate on "
                         "another --split or store")
-    _require_known(store, candidates, classifier.class_names)
-    columns = columns_of(classifier, candidates)
-    tally, predicted, done = Tally(len(candidates), temperature_of(classifier)), [], 0
-    sets = tuple(map(SetTally, rules))
-    keys = store.column("key")[rows] if sets else rows
-    for (logits,) in logits_of([classifier], store, rows):
-        behind = done + len(logits)
-        chosen = logits if columns is None else logits[:, columns]
-        for each in sets:
-            each.add(logits, label[done:behind], keys[done:behind])
-        predicted.append(tally.add(chosen, label[done:behind]).numpy().astype(np.int32))
-        done = behind
+    return found
+
+
+def score_together(classifiers: Sequence[Classifier], store: Store, split: str = "test",
+                   classes: Sequence[str] | None = None, among: Sequence[str] | None = None, keep: bool = False,
+                   rules: Sequence[Sequence[SetRule]] = (),
+                   progress: Callable[[float], None] = no_progress) -> list[Evaluation]:
+    """Score classifiers of the same classes and inputs in one pass over the rows; what they share is computed once.
+
+    classes: names of classes of the store; rows of others are left out. among: names of classes of the classifiers
+        that compete for a row, all of them by default. keep: what each takes every row for. rules: of prediction sets
+        that are counted, for each classifier; they are of all classes. progress: as for `score`.
+    The scores are None where there is no labelled row.
+    Raises StoreMismatch if another encoder made the store, or rows are of classes that do not compete.
+    """
+    begun, first = time.perf_counter(), classifiers[0]
+    for classifier in classifiers:
+        check_encoder(classifier, store)
+    candidates = first.class_names if among is None else tuple(among)
+    rows, label = _labelled(store, split, classes, candidates)
+    _require_known(store, candidates, first.class_names)
+    columns = columns_of(first, candidates)
+    tallies = [Tally(len(candidates), temperature_of(each)) for each in classifiers]
+    sets = [tuple(map(SetTally, own)) for own in rules or [()] * len(classifiers)]
+    keys = store.column("key")[rows] if any(sets) else rows
+    predicted = [np.empty(len(rows) if keep else 0, np.min_scalar_type(len(candidates))) for _ in classifiers]
+    done = 0
+    for pieces in logits_of(classifiers, store, rows):
+        for tally, counted, answers, logits in zip(tallies, sets, predicted, pieces, strict=True):
+            own = slice(done, done + len(logits))
+            for each in counted:
+                each.add(logits, label[own], keys[own])
+            best = tally.add(logits if columns is None else logits[:, columns], label[own])
+            if keep:
+                answers[own] = best.numpy()
+        done = own.stop
         progress(done / len(rows))
-    return Evaluation(classifier, store, split, rows, label.numpy(), np.concatenate(predicted), candidates, tally,
-                      time.perf_counter() - begun, sets)
+    seconds = (time.perf_counter() - begun) / len(classifiers)
+    return [Evaluation(classifier, store, split, rows, label.numpy(), answers, candidates, tally, seconds, counted)
+            for classifier, answers, tally, counted in zip(classifiers, predicted, tallies, sets, strict=True)]
 
 
 def require_unseen(classifier: Classifier, store: Store, split: str) -> None:
@@ -140,41 +200,6 @@ def columns_of(classifier: Classifier, candidates: Sequence[str]) -> Tensor | No
     return torch.tensor([place[name] for name in candidates])
 
 
-def evaluate_together(classifiers: Sequence[Classifier], store: Store, split: str = "test",
-                      classes: Sequence[str] | None = None, keep: bool = False,
-                      coverage: float | None = None) -> list[dict[str, Any]]:
-    """Score classifiers of the same classes and inputs in one pass over the rows; what they share is computed once.
-
-    classes: as for `score`. keep: add `predicted`, what each takes every row for: (n,) positions of its classes.
-    coverage: add `sets`, what is counted of prediction sets, and `calibrated_on`; none of a classifier without scores.
-    The scores are None where there is no labelled row.
-    """
-    begun, first = time.perf_counter(), classifiers[0]
-    rows, label = _labelled(first, store, split, classes, first.class_names)
-    for classifier in classifiers[1:]:
-        check_encoder(classifier, store)
-    tallies, done = [Tally(len(first.class_names), temperature_of(each)) for each in classifiers], 0
-    predicted: list[list[np.ndarray]] = [[] for _ in classifiers]
-    sets = [[] if coverage is None or not each.conformity else
-            [SetTally(set_rule(each, coverage, kind)) for kind in KINDS] for each in classifiers]
-    keys = store.column("key")[rows] if any(sets) else rows
-    for pieces in logits_of(classifiers, store, rows):
-        for tally, kept, counted, logits in zip(tallies, predicted, sets, pieces, strict=True):
-            for each in counted:
-                each.add(logits, label[done:done + len(logits)], keys[done:done + len(logits)])
-            answers = tally.add(logits, label[done:done + len(logits)])
-            if keep:
-                kept.append(answers.numpy().astype(np.min_scalar_type(len(first.class_names))))
-        done += len(logits)
-    seconds = (time.perf_counter() - begun) / len(classifiers)
-    found = [{**scores_of(classifier, store, split, tally, seconds),
-              **({} if coverage is None else {"sets": [each.as_values() for each in counted],
-                                              "calibrated_on": classifier.calibrated_on})}
-             for classifier, tally, counted in zip(classifiers, tallies, sets, strict=True)]
-    return [{**scores, "predicted": np.concatenate(kept) if kept else np.zeros(0, np.uint8)} if keep else scores
-            for scores, kept in zip(found, predicted, strict=True)]
-
-
 def logits_of(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray) -> Iterator[Iterator[Tensor]]:
     """Piece by piece of the rows, the logits of every classifier."""
     first, heads = classifiers[0], [classifier.head for classifier in classifiers]
@@ -184,10 +209,9 @@ def logits_of(classifiers: Sequence[Classifier], store: Store, rows: np.ndarray)
             yield batched_logits(heads, queries)
 
 
-def _labelled(classifier: Classifier, store: Store, split: str, classes: Sequence[str] | None,
+def _labelled(store: Store, split: str, classes: Sequence[str] | None,
               candidates: Sequence[str]) -> tuple[np.ndarray, Tensor]:
     """Labelled rows of a split, and the position of the class of each among the candidates, joined by name."""
-    check_encoder(classifier, store)
     rows = store.rows(split)
     labels = store.column("label")[rows]
     if classes is not None:
@@ -199,24 +223,12 @@ def _labelled(classifier: Classifier, store: Store, split: str, classes: Sequenc
     return rows, torch.from_numpy(join[labels])
 
 
-def _require_known(store: Store, names: Sequence[str], place: Collection[str]) -> None:
-    unknown = [name for name in names if name not in place]
+def _require_known(store: Store, names: Sequence[str], known: Collection[str]) -> None:
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {listing(unknown)}; it "
-                            f"knows {listing(list(place))}: evaluate on a store with the adapter's class names, or on "
+                            f"knows {listing(list(known))}: evaluate on a store with the adapter's class names, or on "
                             "some of its classes (--classes)")
-
-
-def per_class(names: Sequence[str], count: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> list[dict[str, Any]]:
-    """Rows, recognised rows, recall and precision of every class.
-
-    count, right: (classes,) rows of each class, and those of them that were recognised. wrong: (pairs, 3) of true
-    class, predicted class and number. Recall is None for a class without rows, precision for one never predicted.
-    """
-    predicted = right + np.bincount(wrong[:, 1], wrong[:, 2], len(names)).astype(np.int64)
-    return [{"class": name, "n": rows, "right": good, "recall": good / rows if rows else None,
-             "precision": good / given if given else None}
-            for name, rows, good, given in zip(names, count.tolist(), right.tolist(), predicted.tolist(), strict=True)]
 
 
 def temperature_of(classifier: Classifier) -> float | None:
@@ -235,10 +247,48 @@ def _is_record(value: Any) -> bool:
             and isinstance(value.get("query", {}), dict) and ("on" not in value or _is_record(value["on"])))
 
 
-def scores_of(classifier: Classifier, store: Store, split: str, tally: Tally, seconds: float) -> dict[str, Any]:
-    """What a tally says, and of what, as JSON values; of a classifier that a strategy left behind, of which."""
-    left = left_by(classifier)
-    return {**tally.scores(), **tally.calibrated_scores(), "split": split, "n": tally.rows,
-            "classes": int((tally.count > 0).sum()), "among": tally.classes, "method": classifier.method,
-            "store": store.path, "store_fingerprint": store.fingerprint, "encoder": store.encoder["name"],
-            "details": tally.details(), "seconds": seconds, **({LEFT_BY: left} if left else {})}
+def base_to_new(classifiers: Sequence[Classifier], store: Store, text: str = "default", keep: bool = False,
+                rules: Sequence[Sequence[SetRule]] = ()) -> list[tuple[Evaluation, dict[str, Any]]]:
+    """Score classifiers of one method, fitted on the base classes of a store, on its test split.
+
+    Rows of base classes are scored among the base classes, those of new ones among the new ones. Beside the evaluation
+    on the base stand NEW_SCORES, which are None for a method that does not serve other classes.
+    keep, rules: as of `score_together`, of rows of base classes.
+
+    Source: CoCoOp (Zhou et al., CVPR 2022), section 4.1.
+    """
+    known, new = names_of(store, BASE), names_of(store, NEW)
+    found = score_together(classifiers, store, classes=known, keep=keep, rules=rules)
+    nothing: dict[str, Any] = {**dict.fromkeys(NEW_SCORES), "class_set": BASE, "classes_new": len(new)}
+    kind = None if classifiers[0].method in AVERAGES else method_class(classifiers[0].method)
+    # Of a method that trains something, what it needs for other classes are the parameters that a classifier keeps.
+    if kind is None or not kind.transfers or (kind.trained and not all(each.parameters for each in classifiers)):
+        return [(each, nothing) for each in found]
+    others = score_together([for_text(each, store, text, new) for each in classifiers], store, classes=new)
+    accuracies = [(each.tally.scores()["accuracy"], other.tally.scores()["accuracy"])
+                  for each, other in zip(found, others, strict=True)]
+    return [(each, {**nothing, "accuracy_new": pair[1], "n_test_new": other.tally.rows,
+                    "harmonic_mean": harmonic_mean(*pair)})
+            for each, other, pair in zip(found, others, accuracies, strict=True)]
+
+
+def harmonic_mean(first: float | None, second: float | None) -> float | None:
+    """`2ab / (a + b)`, 0 where both are; None where one is missing."""
+    if first is None or second is None:
+        return None
+    return 2 * first * second / (first + second) if first + second else 0.0
+
+
+def shift(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare the scores of one classifier on several stores, as JSON values.
+
+    scores: as `evaluate` gives them, the first of the store that the others are compared with.
+    Gives `stores`, each but the first with the `difference` of its accuracy to the first's, and `mean_of_others`: the
+    mean of each score over them, every store counted once; None where a store lacks the score.
+    """
+    first, *others = [dict(each) for each in scores]
+    for each in others:
+        each["difference"] = each["accuracy"] - first["accuracy"]
+    return {"stores": [first, *others],
+            "mean_of_others": {name: None if any(each[name] is None for each in others) else
+                               fmean(each[name] for each in others) for name in (*SCORES, "difference")}}

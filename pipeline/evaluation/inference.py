@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Classifier, MethodError, Rows, Task, Text
+from onceclip.adapters import Classifier, MethodError
 from onceclip.adapters.cpu import threads_for
-from onceclip.adapters.inference import Inference, Inferred, Queries
+from onceclip.adapters.inference import Inference, Inferred
+from onceclip.adapters.inference.anomaly import anomaly_score, normal_class
 from onceclip.adapters.inference.base import INFERENCE, TRAIN
-from onceclip.adapters.ops import unit
 from onceclip.adapters.plugin import full_name
-from onceclip.adapters.task import EMBEDDING
-from onceclip.adapters.text import RULES
 from onceclip.adapters.training.loop import no_progress
-from onceclip.pipeline.evaluation.batches import Batches
-from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of, left_by
-from onceclip.pipeline.evaluation.intervals import compare, mean_and_spread
-from onceclip.pipeline.evaluation.localization import Marks
-from onceclip.pipeline.evaluation.metrics import Tally
-from onceclip.pipeline.evaluation.several import (
+from onceclip.pipeline.evaluation.batches import Batches, order_hash, orders_for, permutation
+from onceclip.pipeline.evaluation.evaluate import Evaluation, columns_of, left_by, logits_of
+from onceclip.pipeline.evaluation.metrics import DETECTION, SCORES, Marks, Tally, auroc, average_precision
+from onceclip.pipeline.evaluation.queries import (
     OUTPUTS,
-    detection_of,
+    keys_hash,
     normal_name,
     normal_queries,
-    output_spec,
+    queries_from,
     require_several,
     several_queries,
+    support_of,
+    task_for,
 )
-from onceclip.pipeline.tasks.draws import Draw
-from onceclip.pipeline.tasks.tasks import draw_unlabelled, inputs_of, logit_numbers, task_of
-from onceclip.pipeline.tasks.ties import tied, ties_of
+from onceclip.pipeline.evaluation.statistics import compare, mean_and_spread, row_interval
+from onceclip.pipeline.tasks.draws import NO_ROWS, tied
+from onceclip.pipeline.tasks.tasks import draw_unlabelled
 from onceclip.stores import Store
-from onceclip.stores.identity import digest
 
 _AT_ONCE = 4096  # rows that are scored at a time
-NOTHING = Draw(np.zeros(0, dtype=np.int64), ())
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Session:
             if strategy.wants_normal:
                 unlabelled, rows = normal_queries(strategy, classifier, store)
             else:
-                rows = draw_unlabelled(store, NOTHING, 1).rows
+                rows = draw_unlabelled(store, NO_ROWS, 1, tied(store, "val", "test")).rows
                 unlabelled = queries_from(classifier, store, rows) if len(rows) else None
             fitted = {"store": store.fingerprint, "split": "train", "n": len(rows),
                       "keys": keys_hash(store.column("key")[rows])}
@@ -78,7 +76,7 @@ class Session:
                 fitted["class"] = normal_name(strategy, classifier)
         with torch.no_grad(), threads_for(_work(classifier, len(unlabelled or ()))):
             task, text = task_for(classifier, store, strategy.wants_tower,
-                                  support_of(classifier, store) if strategy.wants_support else NOTHING)
+                                  support_of(classifier, store) if strategy.wants_support else NO_ROWS)
             prepared = strategy.prepare(classifier, task, unlabelled)
         return cls(strategy, classifier, store, prepared, fitted, text)
 
@@ -108,191 +106,184 @@ class Session:
         `on` is the record of the strategy that left the classifier behind, if one did.
         """
         before = left_by(self.classifier)
-        strategy, keys = self.strategy, self.store.column("key")[rows]
-        output = {"output": output_spec(self.store, strategy.sees)} if strategy.sees in OUTPUTS else {}
+        strategy, keys, further = self.strategy, self.store.column("key")[rows], {}
+        if strategy.sees in OUTPUTS:
+            output = self.store.outputs[OUTPUTS[strategy.sees]]
+            further["output"] = {"number": output.shape[0], **output.spec}
         support = {"support": self.classifier.provenance["support"]["fingerprint"]} if strategy.wants_support else {}
         return {"name": full_name(type(strategy)), "hyperparameters": dict(strategy.values), "sees": strategy.sees,
                 "transductive": strategy.transductive, "prior": strategy.prior, "fitted_on": strategy.fitted_on,
                 "fit": self.fitted, **support, "text": self.text, "diagnostics": dict(diagnostics),
                 "query": {"store": self.store.fingerprint, "split": split, "n": len(rows), "keys": keys_hash(keys),
-                          **output}, **({"on": before} if before else {})}
+                          **further}, **({"on": before} if before else {})}
 
 
 @dataclass(frozen=True)
 class Read:
-    """A classifier that read a split of a store by a strategy, and alone.
+    """A classifier that read a split of a store by a strategy.
 
-    evaluation: with the strategy; of batches, all their rows one after the other. alone: the classifier by itself, on
-    the rows of the split. record: what was done, as JSON values. classifier: what the strategy left behind, or None.
-    accuracies: of each batch, with the strategy and alone: two of (batches,), or None where the split was one set.
-    detection: how well images of the normal class are told from others, with the strategy and alone, or None.
+    evaluation: with the strategy; of batches, all their rows one after the other; of orders, the first. values: scores
+    as JSON values, with `inference`, which says what was done and what the classifier reaches alone. classifier: what
+    the strategy left behind, or None.
     """
 
     evaluation: Evaluation
-    alone: Evaluation
-    record: dict[str, Any]
+    values: dict[str, Any]
     classifier: Classifier | None = None
-    accuracies: tuple[np.ndarray, np.ndarray] | None = None
-    detection: tuple[dict[str, Any], dict[str, Any]] | None = None
-
-    def as_values(self) -> dict[str, Any]:
-        """The scores of the evaluation, with `inference`, which has those of the classifier alone beside them.
-
-        Of batches, `accuracy` is the mean over the batches, and its interval Student's over them.
-        """
-        values, alone = self.evaluation.as_values(), self.alone.as_values()
-        beside: dict[str, Any] = {name: alone[name] for name in ("accuracy", "interval", "macro_recall", "nll", "ece")}
-        if self.detection:
-            values, beside = {**values, **self.detection[0]}, {**beside, **self.detection[1]}
-        if self.accuracies is None:
-            return {**values, INFERENCE: {**self.record, "alone": beside, "difference": compare(
-                self.evaluation.right, self.alone.right, self.alone.unit)}}
-        own, others = (mean_and_spread(each) for each in self.accuracies)
-        record = {**self.record, "spread": own["spread"], "alone": {**others, "accuracy": others["mean"]},
-                  "difference": mean_and_spread(self.accuracies[0] - self.accuracies[1], -1.0)}
-        return {**values, "accuracy": own["mean"], "interval": own["interval"], INFERENCE: record}
 
 
-def read(alone: Evaluation, strategy: Inference, batches: Batches | None = None,
+def read(alone: Evaluation, strategy: Inference, batches: Batches | None = None, orders: Sequence[int] | None = None,
          progress: Callable[[float], None] = no_progress, marks: Marks | None = None) -> Read:
-    """Read the rows that a classifier was scored on by a strategy, all together or in batches.
+    """Read the rows that a classifier was scored on by a strategy: all together, in batches, or as a stream in orders.
 
-    alone: of the classifier by itself. progress: is told the fraction that is done. marks: which pixels of the rows
-        are abnormal, for a strategy that says where in an image; of rows that are read all together.
+    alone: of the classifier by itself. orders: seeds of the orders of a stream, as of `orders_for`. progress: is told
+        the fraction that is done. marks: which pixels of the rows are abnormal, for a strategy that says where in an
+        image; of rows that are read all together.
     Raises MethodError if the strategy cannot work with the classifier or the store.
     """
-    begun, classifier, store = time.perf_counter(), alone.classifier, alone.store
     if strategy.sees in OUTPUTS:
-        require_several(store, strategy.sees, alone.split, strategy.name)
-    if batches is None:
-        strategy = told(strategy, progress)
-    session = Session.begin(strategy, classifier, store)
-    columns = columns_of(classifier, alone.candidates)
-    dealt = [np.arange(len(alone.rows))] if batches is None else batches.deal(alone.label)
-    tally, predicted, accuracies = Tally(len(alone.candidates)), [], []
-    for number, places in enumerate(dealt):
-        inferred = session.infer(alone.rows[places])
-        label = torch.from_numpy(alone.label[places])
-        found = score_logits(tally, inferred.logits, label, columns)
-        predicted.append(found)
-        accuracies.append((float((found == alone.label[places]).mean()), float(alone.right[places].mean())))
-        if batches is not None:
-            progress((number + 1) / len(dealt))
-    places = np.concatenate(dealt)
-    rows = alone.rows[places]
-    diagnostics = inferred.diagnostics if batches is None else {}
-    record = session.record(alone.split, rows, diagnostics)
-    evaluation = replace(alone, rows=rows, label=alone.label[places], predicted=np.concatenate(predicted), tally=tally,
-                         seconds=time.perf_counter() - begun)
+        require_several(alone.store, strategy.sees, alone.split, strategy.name)
     if batches is not None:
-        record["batches"] = {**batches.as_values(), "dealt": len(dealt)}
-        own, others = np.array(accuracies).T
-        return Read(evaluation, alone, record, accuracies=(own, others))
-    left = inferred.classifier
+        return _read_batches(alone, strategy, batches, progress)
+    if seeds := orders_for(strategy, orders, batches=False):
+        return _read_orders(alone, strategy, seeds, progress)
+    begun = time.perf_counter()
+    session = Session.begin(_with_progress(strategy, progress), alone.classifier, alone.store)
+    inferred = session.infer(alone.rows)
+    evaluation = _scored(alone, [inferred.logits], [np.arange(len(alone.rows))], begun)
+    record, left = session.record(alone.split, alone.rows, inferred.diagnostics), inferred.classifier
     if left is not None:
         left = replace(left, provenance={**left.provenance, INFERENCE: record})
-    detection = detection_of(alone, strategy, inferred.logits)
+    values, beside = evaluation.as_values(), _beside(alone)
+    detection = _detection(alone, strategy, inferred.logits)
+    if detection:
+        values, beside = {**values, **detection[0]}, {**beside, **detection[1]}
     if marks is not None:
         if detection is None or inferred.abnormal is None:
             raise MethodError(f"{strategy.name} with these hyperparameters does not say which patches are abnormal: "
                               "change them, or leave --masks out")
-        detection = {**detection[0], **marks.scores(inferred.abnormal.numpy())}, detection[1]
-    return Read(evaluation, alone, record, left, detection=detection)
+        values |= marks.scores(inferred.abnormal.numpy())
+    values[INFERENCE] = {**record, "alone": beside, "difference": compare(evaluation.right, alone.right, alone.unit)}
+    return Read(evaluation, values, left)
 
 
-def score_logits(tally: Tally, logits: Tensor, label: Tensor, columns: Tensor | None) -> np.ndarray:
-    """Count logits (n, classes) in, piece by piece, and give the predicted classes (n,).
+def _read_batches(alone: Evaluation, strategy: Inference, batches: Batches,
+                  progress: Callable[[float], None]) -> Read:
+    """The same, one batch at a time: accuracies are means over the batches, with Student's intervals over them."""
+    begun, session = time.perf_counter(), Session.begin(strategy, alone.classifier, alone.store)
+    dealt = batches.deal(alone.label)
 
-    columns: of the classes that compete, or None for all.
+    def logits() -> Iterator[Tensor]:
+        for number, places in enumerate(dealt, 1):
+            yield session.infer(alone.rows[places]).logits
+            progress(number / len(dealt))
+
+    evaluation = _scored(alone, logits(), dealt, begun)
+    ends = np.cumsum([len(places) for places in dealt])[:-1]
+    accuracies = np.array([right.mean() for right in np.split(evaluation.right, ends)])
+    others = np.array([alone.right[places].mean() for places in dealt])
+    own, beside = mean_and_spread(accuracies), mean_and_spread(others)
+    record = {**session.record(alone.split, evaluation.rows, {}),
+              "batches": {**batches.as_values(), "dealt": len(dealt)}, "spread": own["spread"],
+              "alone": {**beside, "accuracy": beside["mean"]},
+              "difference": mean_and_spread(accuracies - others, -1.0)}
+    return Read(evaluation, {**evaluation.as_values(), "accuracy": own["mean"], "interval": own["interval"],
+                             INFERENCE: record})
+
+
+def _read_orders(alone: Evaluation, strategy: Inference, seeds: Sequence[int],
+                 progress: Callable[[float], None]) -> Read:
+    """The same as a stream, anew in each order, without memory of another; scores are means over the orders.
+
+    What is said of single classes and pairs is the first order's. The ends of intervals are means over the orders, too;
+    `spread` is the standard deviation of the accuracies, p the largest of the orders'.
     """
-    found = []
-    for piece, own in zip(logits.split(_AT_ONCE), label.split(_AT_ONCE), strict=True):
-        chosen = piece if columns is None else piece[:, columns]
-        found.append(tally.add(chosen.float(), own).numpy().astype(np.int32))
-    return np.concatenate(found)
+    record: dict[str, Any] = {}
+    found: list[Evaluation] = []
+    orders: list[dict[str, Any]] = []
+
+    def tell(number: int, done: float) -> None:
+        progress((number + done) / len(seeds))
+
+    for number, seed in enumerate(seeds):
+        begun, order = time.perf_counter(), permutation(seed, len(alone.rows))
+        session = Session.begin(_with_progress(strategy, partial(tell, number)), alone.classifier, alone.store)
+        inferred = session.infer(alone.rows[order])
+        scored = _scored(alone, [inferred.logits], [order], begun)
+        found.append(replace(scored, rows=alone.rows, label=alone.label, predicted=scored.predicted[np.argsort(order)]))
+        record = record or session.record(alone.split, alone.rows, inferred.diagnostics)
+        orders.append({"seed": seed, "permutation": order_hash(order), "accuracy": float(found[-1].right.mean())})
+    progress(1.0)
+    tallies = [each.tally.scores() for each in found]
+    compared = [compare(each.right, alone.right, alone.unit) for each in found]
+    accuracies = [each["accuracy"] for each in orders]
+    difference = {**compared[0], "difference": fmean(each["difference"] for each in compared),
+                  "difference_interval": _mean_ends([each["difference_interval"] for each in compared]),
+                  "p": max(each["p"] for each in compared)}
+    values = {**found[0].as_values(),
+              **{name: None if tallies[0][name] is None else fmean(each[name] or 0.0 for each in tallies)
+                 for name in SCORES},
+              "interval": _mean_ends([row_interval(each.right, each.unit) for each in found]),
+              INFERENCE: {**record, "alone": _beside(alone), "orders": orders, "difference": difference,
+                          "spread": stdev(accuracies) if len(accuracies) > 1 else None}}
+    return Read(found[0], values)
 
 
-def told(strategy: Inference, progress: Callable[[float], None]) -> Inference:
+def _scored(alone: Evaluation, logits: Iterable[Tensor], places: Sequence[np.ndarray], begun: float) -> Evaluation:
+    """The evaluation of logits (n, classes) of rows at places (n,) among those of another one, piece by piece."""
+    columns, tally, predicted = columns_of(alone.classifier, alone.candidates), Tally(len(alone.candidates)), []
+    for place, answers in zip(places, logits, strict=True):
+        label = torch.from_numpy(alone.label[place])
+        for own, piece in zip(label.split(_AT_ONCE), answers.split(_AT_ONCE), strict=True):
+            chosen = piece if columns is None else piece[:, columns]
+            predicted.append(tally.add(chosen.float(), own).numpy().astype(np.int32))
+    order = np.concatenate(places)
+    return replace(alone, rows=alone.rows[order], label=alone.label[order], predicted=np.concatenate(predicted),
+                   tally=tally, seconds=time.perf_counter() - begun)
+
+
+def _beside(alone: Evaluation) -> dict[str, Any]:
+    """What the classifier reaches by itself, as it stands beside what it reaches with a strategy."""
+    values = alone.as_values()
+    return {name: values[name] for name in ("accuracy", "interval", "macro_recall", "nll", "ece")}
+
+
+def _mean_ends(intervals: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(each[0] for each in intervals), fmean(each[1] for each in intervals)]
+
+
+def _with_progress(strategy: Inference, progress: Callable[[float], None]) -> Inference:
     """A copy of a strategy that tells the fraction done."""
     copy = strategy.with_values()
     copy.progress = progress
     return copy
 
 
-def support_of(classifier: Classifier, store: Store) -> Draw:
-    """The labelled rows that a classifier was fitted on, as its record has them; none where it was fitted without any.
+def _detection(alone: Evaluation, strategy: Inference,
+               logits: Tensor) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Area under the ROC curve and average precision of abnormal images, with a strategy and alone, as JSON values.
 
-    Raises MethodError if the store is not that which it was fitted on, with all its labels.
+    logits: (n, classes) of the classifier, of the rows of the evaluation. None for a strategy that knows of no normal
+    class, or where that does not compete.
     """
-    made, label = classifier.provenance, store.column("label")
-    support = made.get("support") or {}
-    rows, listed = store.rows("train"), support.get("keys")
-    rows = rows[label[rows] < len(classifier.class_names)]
-    if not listed or not len(rows):
-        return NOTHING
-    keys = store.column("key")[rows]
-    kept = np.isin(keys, listed) if listed != "all" else ~np.logical_or(
-        *ties_of(store, rows, tied(store, store.rows("test")) | tied(store, store.rows("val"))))
-    found = Draw(rows[kept], tuple(keys[kept].tolist()))
-    if (support.get("fingerprint"), made.get("store")) == (found.fingerprint, store.fingerprint):
-        return found
-    raise MethodError("the labelled images that the adapter was fitted on, and all their labels, are read from the "
-                      f"store that it was fitted on, and those of {store.path} are others: name that store")
+    rows = normal_rows(alone, strategy)
+    if rows is None:
+        return None
+    normal = normal_class(alone.classifier.class_names, strategy.values["normal"])
+
+    def areas(pieces: Iterable[Tensor]) -> dict[str, Any]:
+        score = torch.cat([anomaly_score(piece, normal) for piece in pieces]).double().numpy()
+        return dict(zip(DETECTION, (auroc(score, ~rows), average_precision(score, ~rows)), strict=True))
+
+    return areas(logits.split(_AT_ONCE)), areas(piece for (piece,) in logits_of(
+        [alone.classifier], alone.store, alone.rows))
 
 
-def task_for(classifier: Classifier, store: Store, tower: bool = False, support: Draw = NOTHING
-             ) -> tuple[Task, str | None]:
-    """A task without labelled rows but those given, and the fingerprint of its text set or None.
-
-    It has the text of a classifier's classes, and the encoder's numbers, as far as the store has them.
-    The text set is that which the classifier was fitted with, else the default one. Where the store has none for all
-    of its classes, the text is names alone. tower: add the encoder's text tower.
-    """
-    made = classifier.provenance.get("text") or {}
-    name = made["name"] if made.get("name") in store.texts else "default"
-    if name in store.texts:
-        words = store.text(name)
-        if set(classifier.class_names) <= set(words.classes):
-            return task_of(store, words.of_classes(classifier.class_names), made.get("class_weights", RULES[0]),
-                           support, tower=tower), words.fingerprint
-    return names_alone(classifier, store.dim, **logit_numbers(store.encoder)), None
-
-
-def names_alone(classifier: Classifier, dim: int, **numbers: Any) -> Task:
-    """A task of class names without any prompt. numbers: of the encoder's logits."""
-    nothing = torch.zeros(0, dim)
-    index = torch.zeros(0, dtype=torch.int64)
-    return Task(Text(nothing, index, classifier.class_names), Rows(nothing, index), **numbers)
-
-
-def queries_from(classifier: Classifier, store: Store, rows: np.ndarray) -> Queries:
-    """What a strategy sees of some rows of a store, read in pieces: never their labels.
-
-    Raises MethodError for rows with NaN or infinity.
-    """
-    dtype = classifier.head.dtype
-    embedding = torch.empty(len(rows), store.dim, dtype=dtype)
-    own = classifier.inputs == (EMBEDDING,)
-    inputs = None if own else torch.empty(len(rows), classifier.dim, dtype=dtype)
-    done = 0
-    if inputs is None:
-        for values in inputs_of(classifier, store, rows):
-            embedding[done:done + len(values)] = classifier.prepared(values)
-            done += len(values)
-        return Queries(embedding)
-    for piece, values in store.pieces(rows):
-        embedding[done:done + len(piece)] = unit(torch.from_numpy(values.astype(np.float32)).to(dtype))
-        done += len(piece)
-    done = 0
-    for values in inputs_of(classifier, store, rows):
-        inputs[done:done + len(values)] = classifier.prepared(values)
-        done += len(values)
-    return Queries(embedding, inputs)
-
-
-def keys_hash(keys: Sequence[str] | np.ndarray) -> str:
-    """Identity of keys in their order: 32 hexadecimal digits."""
-    return digest("\n".join(map(str, keys)).encode()).hex()
+def normal_rows(alone: Evaluation, strategy: Inference) -> np.ndarray | None:
+    """Which rows of an evaluation are of the normal class, (n,) bool; None as of `_detection`."""
+    if "normal" not in strategy.values or (name := normal_name(strategy, alone.classifier)) not in alone.candidates:
+        return None
+    return alone.label == alone.candidates.index(name)
 
 
 def _work(classifier: Classifier, rows: int) -> int:

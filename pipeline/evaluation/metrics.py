@@ -1,10 +1,12 @@
-"""How good logits, scores of abnormality and prediction sets are; logits are added up block by block."""
+"""How good logits, prediction sets and scores of abnormality are; logits are added up block by block."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ LISTED = 20  # wrong pairs in the details of a result row
 SCORES = ("accuracy", "top5", "macro_recall", "nll", "brier", "ece")
 CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
 DETECTION = ("auroc", "average_precision")
-_WAITING = 1 << 14  # pairs that are kept uncounted
+MOST = 0.3  # rate of false pixels up to which regions are counted
 
 
 class WrongPairs:
@@ -30,31 +32,17 @@ class WrongPairs:
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self._code, self._number = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._waiting: list[np.ndarray] = []
+        self._number: Counter[int] = Counter()
 
     def add(self, true: np.ndarray, predicted: np.ndarray) -> None:
         """Count pairs in. true, predicted: (pairs,) int64 positions of classes that differ."""
-        self._waiting.append(true * self.classes + predicted)
-        if sum(map(len, self._waiting)) > max(_WAITING, len(self._code)):
-            self._count()
-
-    def _count(self) -> None:
-        waiting = np.concatenate(self._waiting or [np.empty(0, np.int64)])
-        code = np.concatenate([self._code, waiting])
-        number = np.concatenate([self._number, np.ones(len(waiting), np.int64)])
-        self._waiting = []
-        self._code, place = np.unique(code, return_inverse=True)
-        self._number = np.zeros(len(self._code), np.int64)
-        np.add.at(self._number, place, number)
+        self._number.update((true * self.classes + predicted).tolist())
 
     def counted(self) -> np.ndarray:
         """All pairs: (pairs, 3) int64 of true class, predicted class and number, most frequent first."""
-        if self._waiting:
-            self._count()
-        order = np.argsort(-self._number, kind="stable")
-        code = self._code[order]
-        return np.stack([code // self.classes, code % self.classes, self._number[order]], axis=1)
+        code, number = np.array(sorted(self._number.items()), np.int64).reshape(-1, 2).T
+        order = np.argsort(-number, kind="stable")
+        return np.stack([code // self.classes, code % self.classes, number], axis=1)[order]
 
 
 class Tally:
@@ -208,6 +196,43 @@ def average_precision(score: np.ndarray, positive: np.ndarray) -> float | None:
     ends = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
     right = np.cumsum(positive[order])[ends]
     return float((np.diff(right, prepend=0) * right / (ends + 1)).sum() / positive.sum())
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the masks of images mark, by patch. A pixel has the score of the patch that it is in.
+
+    abnormal, normal: (n, patches) numbers of pixels that are marked, and that are not. region: (n, patches) sum over
+    the connected regions of the share of the region that is in the patch. record: JSON values on the masks.
+    """
+
+    abnormal: np.ndarray
+    normal: np.ndarray
+    region: np.ndarray
+    record: dict[str, Any]
+
+    def scores(self, score: np.ndarray) -> dict[str, Any]:
+        """Area under the ROC curve of all pixels, and PRO, of scores of patches (n, patches), as JSON values."""
+        flat = score.ravel(), self.abnormal.ravel(), self.normal.ravel()
+        return {"pixel_auroc": weighted_auroc(*flat),
+                "pro": per_region_overlap(flat[0], self.region.ravel(), flat[2]), "masks": self.record}
+
+
+def per_region_overlap(score: np.ndarray, region: np.ndarray, normal: np.ndarray) -> float | None:
+    """Area under the mean share of the regions that is found, over the rate of false pixels up to MOST, over MOST.
+
+    score: (n,), the higher the more abnormal. region, normal: (n,), as of `Marks`. None without pixels of both kinds.
+    Source: PRO, of The MVTec Anomaly Detection Dataset (Bergmann et al., IJCV 2021), section 4.3.
+    """
+    regions, pixels = region.sum(), normal.sum()
+    if not regions or not pixels:
+        return None
+    levels, place = np.unique(-score, return_inverse=True)
+    found, false = (np.concatenate([[0.0], np.cumsum(np.bincount(place, each, len(levels))) / each.sum()])
+                    for each in (region, normal))
+    kept = false < MOST
+    x, y = np.append(false[kept], MOST), np.append(found[kept], np.interp(MOST, false, found))
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / MOST)
 
 
 def write_matrix(path: Path, names: Sequence[str], right: np.ndarray, wrong: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from onceclip.adapters import Classifier
 from onceclip.adapters.classifier import ClassifierModule
 from onceclip.pipeline.encoders import Encoder
-from onceclip.pipeline.encoders.backend import LAST
+from onceclip.pipeline.encoders.opening import require_encoder
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.words import version
 
@@ -27,11 +27,6 @@ class Subject:
 
     classifier: Classifier
     encoder: Encoder | None = None
-
-    @property
-    def input(self) -> str:
-        """Name of what goes in."""
-        return "embeddings" if self.encoder is None else "pixels"
 
     @cached_property
     def module(self) -> nn.Module:
@@ -99,7 +94,7 @@ class ImageClassifier(nn.Module):
 
     Pixels are RGB from 0 to 1, prepared but not normalised; those of an encoder with a preprocessing of its own are
     what that gives.
-    Raises ExportError if the encoder is no torch module, or not the one that the adapter was fitted with.
+    Raises ExportError if the encoder is no torch module, StoreMismatch if it is not the adapter's.
     """
 
     mean: Tensor
@@ -107,11 +102,10 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, encoder: Encoder, adapter: ClassifierModule, classifier: Classifier) -> None:
         super().__init__()
-        _require_one_encoder(encoder, classifier)
+        self._tokens = require_encoder(classifier, encoder, "export it alone, without --with-encoder")
         if encoder.preparation.together:
             raise ExportError(f"{encoder.info['name']} looks at {encoder.preparation.together}: export the adapter "
                               "alone, without --with-encoder")
-        self._tokens = _tokens_of(classifier)
         # As an encoder does for images that overflow in half precision: other programs compute in float32.
         backend = encoder._backend if encoder._backend.precision == "fp32" else encoder._full_precision
         if backend.model is None:
@@ -130,27 +124,5 @@ class ImageClassifier(nn.Module):
     def rows(self, pixels: Tensor) -> Tensor:
         """What the adapter takes of prepared pixels: (batch, dim)."""
         images = pixels if self._custom else (pixels - self.mean) / self.std
-        given = self._backend.images(images, self._inputs, self._tokens or LAST)
+        given = self._backend.images(images, self._inputs, self._tokens)
         return torch.cat([given[name].flatten(1) for name in self._inputs], dim=1)
-
-
-def _require_one_encoder(encoder: Encoder, classifier: Classifier) -> None:
-    made, mine = classifier.encoder, encoder.info["fingerprint"]
-    if not made.get("imported") and made.get("fingerprint") not in (None, mine):
-        raise ExportError(f"the adapter was fitted on embeddings of {made['name']} ({made['fingerprint']}), this "
-                          f"encoder is {encoder.info['name']} ({mine}): name the right one with --model and "
-                          "--pretrained")
-    if classifier.inputs == ("embedding",) and encoder.dim != classifier.dim:
-        raise ExportError(f"the adapter takes {classifier.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: "
-                          "name the encoder that made the features")
-
-
-def _tokens_of(classifier: Classifier) -> str:
-    """Which patch tokens the adapter takes; empty if it takes none."""
-    if "token" not in classifier.inputs:
-        return ""
-    kind = classifier.provenance.get("outputs", {}).get("token", {}).get("tokens", "")
-    if not kind:
-        raise ExportError(f"the adapter ({classifier.method}) takes patch tokens and does not say which: export it "
-                          "alone, without --with-encoder")
-    return str(kind)

@@ -32,8 +32,8 @@ class OnnxFile(Format):
             raise ExportError(f"the file would have {size / 2**30:.1f} GiB, and one ONNX file holds 2 GiB at most: "
                               "export the adapter alone, without --with-encoder, or --to torch")
         with quiet():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[subject.input],
-                                     output_names=list(OUTPUTS))
+            made = torch.onnx.export(program, dynamo=True, verbose=False, output_names=list(OUTPUTS),
+                                     input_names=["embeddings" if subject.encoder is None else "pixels"])
         assert made is not None
         model = made.model_proto
         _clean(model)

@@ -99,8 +99,8 @@ class _Repository:
             raise ExportError(reason_of(url, error)) from error
         self.client = HfApi()
 
-    def present(self) -> set[str]:
-        """Names of the files at the place, relative to it; none if there is no repository."""
+    def require_free(self) -> set[str]:
+        """Names of the files at the place, which may stay. Raises ExportError if there are others."""
         from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
         try:
@@ -110,11 +110,7 @@ class _Repository:
             return set()
         except Exception as error:  # many types of the client and of those below it
             raise ExportError(reason_of(self.url, error)) from error
-        return {os.path.relpath(each.path, self.path or ".") for each in tree if hasattr(each, "size")}
-
-    def require_free(self) -> set[str]:
-        """Names of the files at the place, which may stay. Raises ExportError if there are others."""
-        present = self.present()
+        present = {os.path.relpath(each.path, self.path or ".") for each in tree if hasattr(each, "size")}
         if present - {*_THEIRS}:
             raise ExportError(f"{self.url} holds {counted(len(present), 'file')} already, such as {min(present)}: give "
                               "another path in the repository or another repository, or delete them first")
@@ -144,13 +140,13 @@ def _bars_on_terminals() -> Iterator[None]:
     """Leave the client's progress bars out where nobody looks at them."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    shown = not are_progress_bars_disabled()
-    if shown and not sys.stderr.isatty():
+    hidden = not are_progress_bars_disabled() and not sys.stderr.isatty()
+    if hidden:
         disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if hidden:
             enable_progress_bars()
 
 

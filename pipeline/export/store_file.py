@@ -71,10 +71,6 @@ def _pieces(store: Store, total: int, progress: Callable[[float], None]) -> Piec
         progress(done / total)
 
 
-def _about(store: Store) -> dict[str, Any]:
-    return {"encoder": store.encoder, "class_names": list(store.classes)}
-
-
 def _write_parquet(store: Store, content: BinaryIO, total: int, progress: Callable[[float], None]) -> None:
     try:
         import pyarrow
@@ -83,10 +79,10 @@ def _write_parquet(store: Store, content: BinaryIO, total: int, progress: Callab
         raise ExportError("Parquet files need pyarrow: pip install onceclip[parquet]") from error
     embedding = pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(store.attributes["dtype"])), store.dim)
     text = pyarrow.string()
-    grouped = _grouped(store)
+    grouped, about = _grouped(store), {"encoder": store.encoder, "class_names": list(store.classes)}
     schema = pyarrow.schema(
         [("key", text), ("label", text), ("split", text), ("embedding", embedding), ("digest", text),
-         *([("group", text)] if grouped else [])], {OURS: json.dumps(_about(store)).encode()})
+         *([("group", text)] if grouped else [])], {OURS: json.dumps(about).encode()})
     names, splits = np.array([*store.classes, None], object), np.array([*SPLITS, None], object)
     # Embeddings hardly compress, and their dictionaries would only be thrown away.
     with parquet.ParquetWriter(content, schema, compression="zstd", use_dictionary=["label", "split"]) as writer:
@@ -108,22 +104,20 @@ def _write_npz(store: Store, content: BinaryIO, total: int, progress: Callable[[
     longest = {name: max((len(each) for part, in store.parts(name) for each in part), default=0)
                for name in ("key", *(["group"] if _grouped(store) else []))}
     splits = np.array([*SPLITS, ""])
-    found: dict[str, tuple[tuple[int, ...], Any, Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray]]] = {
-        **{name: ((), f"<U{max(size, 1)}", lambda rows, columns, name=name: columns[name])  # type: ignore[misc]
-           for name, size in longest.items()},
-        "label": ((), "<i8", lambda rows, columns: columns["label"]),
-        "split": ((), splits.dtype, lambda rows, columns: splits[columns["split"]]),
-        "digest": ((16,), "|u1", lambda rows, columns: columns["digest"]),
-        "embedding": ((store.dim,), store.attributes["dtype"], lambda rows, columns: store.embeddings(rows))}
+    arrays: dict[str, tuple[tuple[int, ...], Any]] = {
+        **{name: ((), f"<U{max(size, 1)}") for name, size in longest.items()}, "label": ((), "<i8"),
+        "split": ((), splits.dtype), "digest": ((16,), "|u1"), "embedding": ((store.dim,), store.attributes["dtype"])}
     with ZipFile(content, "w") as archive:  # as numpy.savez makes it, but a piece of an array at a time
-        for number, (name, (shape, dtype, values)) in enumerate(found.items()):
+        for number, (name, (shape, dtype)) in enumerate(arrays.items()):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_2_0(member, {
                     "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False,
                     "shape": (total, *shape)})
                 for rows, columns in _pieces(store, total, lambda part, number=number: progress(  # type: ignore[misc]
-                        (number + part) / len(found))):
-                    member.write(np.ascontiguousarray(values(rows, columns).astype(dtype, copy=False)).tobytes())
+                        (number + part) / len(arrays))):
+                    values = store.embeddings(rows) if name == "embedding" else columns[name]
+                    values = splits[values] if name == "split" else values
+                    member.write(np.ascontiguousarray(values.astype(dtype, copy=False)).tobytes())
         for name, value in {"class_names": np.array(store.classes, np.str_),
                             "encoder": np.array(json.dumps(store.encoder))}.items():
             with archive.open(f"{name}.npy", "w") as member:

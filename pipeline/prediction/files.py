@@ -18,7 +18,7 @@ from onceclip.pipeline.prediction.predict import BAD_IMAGE, INTERRUPTED, OK, UNS
 from onceclip.pipeline.words import csv_cell
 from onceclip.stores.location import whole_file
 
-Add = Callable[[Prediction], None]
+Add = Callable[[Prediction], object]
 _GROUP = 16384  # rows that a parquet file gets at once
 
 
@@ -60,12 +60,8 @@ def logits_file(path: Path, count: int, classes: int) -> Iterator[Add]:
     with whole_file(path) as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<f4", "fortran_order": False, "shape": (count, classes)})
-
-        def add(prediction: Prediction) -> None:
-            row = missing if prediction.logits is None else prediction.logits
-            file.write(row.astype("<f4").tobytes())
-
-        yield add
+        yield lambda prediction: file.write(
+            (missing if prediction.logits is None else prediction.logits).astype("<f4").tobytes())
 
 
 def as_values(prediction: Prediction) -> dict[str, Any]:
@@ -85,27 +81,28 @@ def columns(top_k: int, sets: bool = False) -> list[str]:
 def cells(prediction: Prediction, top_k: int) -> list[Any]:
     """A prediction as the cells of `columns`, with None where there is nothing; a set is a JSON list."""
     values = as_values(prediction)
-    first = [values[name] for name in columns(1)]
     further = [cell for pair in prediction.top[1:] for cell in pair]
-    chosen = [] if prediction.set is None else [json.dumps(prediction.set, ensure_ascii=False)]
-    return [*first, *further, *[None] * (2 * (top_k - 1) - len(further)), *chosen]
+    return [*(values[name] for name in columns(1)), *further, *[None] * (2 * (top_k - 1) - len(further)),
+            *_set_text(prediction)]
 
 
-def json_text(values: dict[str, Any], predictions: Iterable[Prediction],
-              counts: Callable[[], dict[str, int]]) -> Iterator[str]:
+def _set_text(prediction: Prediction) -> list[str]:
+    return [] if prediction.set is None else [json.dumps(prediction.set, ensure_ascii=False)]
+
+
+def json_text(values: dict[str, Any], passing: Passing) -> Iterator[str]:
     """One JSON object, piece by piece: some values, the predictions, and what was counted while they passed."""
     yield json.dumps(values)[:-1] + ', "predictions": ['
-    for number, prediction in enumerate(predictions):
+    for number, prediction in enumerate(passing):
         yield (", " if number else "") + json.dumps(as_values(prediction))
-    yield "], " + json.dumps(counts())[1:]
+    yield "], " + json.dumps(passing.counts())[1:]
 
 
 def as_line(prediction: Prediction) -> str:
     """A prediction for people: image and state, then classes with their probabilities, or the reason, by tabs."""
     answer = ([f"{name}\t{probability:.4f}" for name, probability in prediction.top] if prediction.state == OK
               else [prediction.reason])
-    return "\t".join([prediction.key, prediction.state, *answer, *([] if prediction.set is None else [
-        json.dumps(prediction.set, ensure_ascii=False)])])
+    return "\t".join([prediction.key, prediction.state, *answer, *_set_text(prediction)])
 
 
 @contextmanager
@@ -113,21 +110,13 @@ def _csv(path: Path, top_k: int, sets: bool) -> Iterator[Add]:
     with whole_file(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(columns(top_k, sets))
-
-        def add(prediction: Prediction) -> None:
-            writer.writerow(map(csv_cell, cells(prediction, top_k)))
-
-        yield add
+        yield lambda prediction: writer.writerow(map(csv_cell, cells(prediction, top_k)))
 
 
 @contextmanager
 def _json_lines(path: Path, top_k: int, sets: bool) -> Iterator[Add]:
     with whole_file(path) as file:
-
-        def add(prediction: Prediction) -> None:
-            file.write(json.dumps(as_values(prediction)).encode("ascii") + b"\n")
-
-        yield add
+        yield lambda prediction: file.write(json.dumps(as_values(prediction)).encode("ascii") + b"\n")
 
 
 @contextmanager

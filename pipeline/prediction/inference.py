@@ -1,8 +1,8 @@
-"""Labels by a strategy of inference: for rows of a store, or for images, of which it makes views or patches itself."""
+"""How a strategy of inference reads rows of a store, embeddings, or images, of which it makes views or patches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -16,24 +16,17 @@ from onceclip.adapters.inference import Inference, Queries, queries_of
 from onceclip.adapters.inference.base import TRAIN
 from onceclip.adapters.ops import unit
 from onceclip.adapters.task import EMBEDDING, Task
-from onceclip.pipeline.decoding.decoders import Decoders
 from onceclip.pipeline.decoding.views import Views, crops_of
 from onceclip.pipeline.encoders import Encoder
-from onceclip.pipeline.encoders.images import Encoded, EncoderThreads, encode
+from onceclip.pipeline.encoders.images import Encoded
+from onceclip.pipeline.encoders.opening import require_encoder
 from onceclip.pipeline.errors import PredictionError
-from onceclip.pipeline.evaluation.inference import Session, names_alone
-from onceclip.pipeline.evaluation.several import OUTPUTS, require_several
+from onceclip.pipeline.evaluation.inference import Session
+from onceclip.pipeline.evaluation.queries import OUTPUTS, names_alone, require_several
 from onceclip.pipeline.extraction.outputs import TOKEN, VIEW
-from onceclip.pipeline.prediction.predict import (
-    BAD_IMAGE,
-    Prediction,
-    answers_of,
-    require_encoder,
-    rows_to_label,
-    without_answer,
-)
+from onceclip.pipeline.prediction.encoding import WITHOUT_TOKENS, encode_records
 from onceclip.pipeline.sources import Record
-from onceclip.pipeline.tasks.tasks import check_encoder, logit_numbers
+from onceclip.pipeline.tasks.tasks import logit_numbers
 from onceclip.stores import Store
 from onceclip.stores.schema import SPLITS
 
@@ -41,52 +34,61 @@ DEFAULT_VIEWS = Views(number=64)
 _MOST = 1024  # views that an adapter's file may ask for
 
 
-def infer_store(classifier: Classifier, store: Store, strategy: Inference, split: str | None = None, top_k: int = 1,
-                min_probability: float = 0.0) -> Iterator[Prediction]:
-    """Label the rows of a split, or of all, by a strategy, in stored order, which is the order of a stream.
+def logits_of_store(classifier: Classifier, store: Store, rows: np.ndarray, strategy: Inference) -> Tensor:
+    """The logits (n, classes) that a strategy gives rows of a store; their order is that of a stream.
 
-    Raises StoreMismatch if another encoder made the store, MethodError if the strategy cannot work with it.
+    Raises StoreIncomplete if the store lacks what it reads, MethodError if it cannot work with the store.
     """
-    check_encoder(classifier, store)
-    stored, key, reason = store.rows(split, labelled=False), store.column("key"), store.column("reason")
     if strategy.sees in OUTPUTS:
-        for number in np.unique(store.column("split")[stored]).tolist():
+        for number in np.unique(store.column("split")[rows]).tolist():
             require_several(store, strategy.sees, SPLITS[number] if number >= 0 else "all", strategy.name)
-    answers: Iterator[Prediction] = iter(())
-    if len(stored):
-        logits = Session.begin(strategy, classifier, store).infer(stored).logits
-        answers = answers_of(classifier.class_names, logits.float(), top_k, min_probability)
-    good = np.zeros(len(key), dtype=bool)
-    good[stored] = True
-    for row in rows_to_label(store, split):
-        yield (replace(next(answers), key=str(key[row])) if good[row]
-               else Prediction(str(key[row]), reason=str(reason[row]), state=BAD_IMAGE))
+    return Session.begin(strategy, classifier, store).infer(rows).logits.float()
 
 
-def infer_rows(classifier: Classifier, rows: np.ndarray | Tensor, strategy: Inference, top_k: int = 1,
-               min_probability: float = 0.0) -> Iterator[Prediction]:
-    """Label raw embeddings (rows, dim) by a strategy that reads a set or a stream; the key of each is its number.
+def logits_of_rows(classifier: Classifier, rows: np.ndarray | Tensor, strategy: Inference) -> Tensor:
+    """The logits that a strategy which reads a set or a stream gives raw embeddings (rows, dim).
 
     Raises PredictionError for a strategy that reads something else of an image.
     """
     if strategy.sees in OUTPUTS:
         raise PredictionError(f"{strategy.name} reads {strategy.sees} of images, and these are embeddings: give "
                               "images, or a store that has them")
-    values = torch.as_tensor(rows) if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
-    logits = _infer(classifier, strategy, queries_of(classifier, values), _task(classifier, classifier.encoder))
-    answers = answers_of(classifier.class_names, logits, top_k, min_probability)
-    return (replace(answer, key=str(number)) for number, answer in enumerate(answers))
+    values = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+    return _infer(classifier, strategy, queries_of(classifier, values), _task(classifier, classifier.encoder))
 
 
-def infer_images(classifier: Classifier, images: Sequence[Record], encoder: Encoder, strategy: Inference,
-                 views: int | None = None, top_k: int = 1, min_probability: float = 0.0) -> Iterator[Prediction]:
-    """Label images by a strategy, in the order given, which is the order of a stream.
+def logits_of_images(classifier: Classifier, images: Sequence[Record], encoder: Encoder, strategy: Inference,
+                     views: int | None = None) -> Generator[tuple[Encoded, Tensor], None, None]:
+    """Encode images, and give every piece with the logits of its good ones; their order is that of a stream.
 
-    Of views and patches each image is answered as it comes; a set and a stream are read when all are encoded.
+    Views and patches are read as they come, a set and a stream when all images are encoded.
     views: how many are made of an image; None for the given crops, else those of the adapter's record, else 64.
     Raises StoreMismatch if the adapter belongs to another encoder, PredictionError for a strategy that needs a store.
     """
-    kind = require_encoder(classifier, encoder)
+    tokens = require_encoder(classifier, encoder, WITHOUT_TOKENS)
+    _require_images_suffice(classifier, strategy)
+    outputs: Sequence[str] = tuple(dict.fromkeys((EMBEDDING, *classifier.inputs)))
+    made: Views | None = None
+    if strategy.sees == "views":
+        made = replace(views_for(classifier, images, views), with_plain=True)
+    elif strategy.sees == "patches":
+        outputs, tokens = (EMBEDDING, TOKEN), str(_recorded(classifier, TOKEN).get("tokens", "value"))
+    task, nothing = _task(classifier, encoder.info), torch.empty(0, len(classifier.class_names))
+    waiting: list[Encoded] = []
+    found: list[Queries] = []  # of what waits
+    with closing(encode_records(images, encoder, outputs, tokens, made)) as pieces:
+        for piece in pieces:
+            queries = [_queries(classifier, strategy, piece)] if len(piece.good) else []
+            if strategy.sees in OUTPUTS:
+                yield piece, _infer(classifier, strategy, queries[0], task) if queries else nothing
+            else:
+                waiting.append(replace(piece, values={}))
+                found += queries
+    logits = _infer(classifier, strategy, _joined(found), task) if found else nothing
+    yield from zip(waiting, logits.split([len(piece.good) for piece in waiting]), strict=True)
+
+
+def _require_images_suffice(classifier: Classifier, strategy: Inference) -> None:
     if strategy.fitted_on == TRAIN:
         further = "" if "fit_on" not in strategy.hyperparameters else ", or say fit_on=query"
         raise PredictionError(f"{strategy.name} is fitted on train images, and images alone have none: predict on a "
@@ -100,31 +102,6 @@ def infer_images(classifier: Classifier, images: Sequence[Record], encoder: Enco
     if strategy.sees in OUTPUTS and classifier.inputs != (EMBEDDING,):
         raise PredictionError(f"{strategy.name} reads {strategy.sees}, which are embeddings, and the adapter takes "
                               f"{', '.join(classifier.inputs)}: use an adapter of embeddings alone")
-    made = views_for(classifier, images, views) if strategy.sees == "views" else None
-    outputs = (EMBEDDING, TOKEN) if strategy.sees == "patches" else (EMBEDDING,) if made else tuple(
-        dict.fromkeys((EMBEDDING, *classifier.inputs)))
-    if strategy.sees == "patches":
-        kind = str(_recorded(classifier, TOKEN).get("tokens", "value"))
-    contents = enumerate(image.content for image in images)
-    task = _task(classifier, encoder.info)
-    waiting: list[tuple[Encoded, Queries | None]] = []  # of a set or a stream
-    with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(encode(
-            decoders, threads, contents, len(images), outputs=outputs, tokens=kind,
-            views=None if made is None else replace(made, with_plain=True))) as pieces:
-        for piece in pieces:
-            queries = _queries(classifier, strategy, piece) if len(piece.good) else None
-            if strategy.sees not in OUTPUTS:
-                waiting.append((replace(piece, values={}), queries))
-                continue
-            logits = None if queries is None else _infer(classifier, strategy, queries, task)
-            yield from _named(classifier, images, piece, logits, top_k, min_probability)
-    found = [queries for _, queries in waiting if queries is not None]
-    logits = _infer(classifier, strategy, _joined(found), task) if found else None
-    done = 0
-    for piece, _ in waiting:
-        mine = None if logits is None else logits[done:done + len(piece.good)]
-        done += len(piece.good)
-        yield from _named(classifier, images, piece, mine, top_k, min_probability)
 
 
 def views_for(classifier: Classifier, images: Sequence[Record], number: int | None = None) -> Views:
@@ -179,12 +156,3 @@ def _queries(classifier: Classifier, strategy: Inference, piece: Encoded) -> Que
 def _joined(found: Sequence[Queries]) -> Queries:
     inputs = [each.inputs for each in found if each.inputs is not None]
     return Queries(torch.cat([each.embedding for each in found]), torch.cat(inputs) if inputs else None)
-
-
-def _named(classifier: Classifier, images: Sequence[Record], piece: Encoded, logits: Tensor | None, top_k: int,
-           min_probability: float) -> Iterator[Prediction]:
-    """The answers of a piece, bad images among them. logits: of the good ones."""
-    answers = iter(()) if logits is None else answers_of(classifier.class_names, logits, top_k, min_probability)
-    for place, (row, reason) in enumerate(zip(piece.rows, piece.reasons, strict=True)):
-        name = images[row].key
-        yield without_answer(name, piece, place) if reason else replace(next(answers), key=name)

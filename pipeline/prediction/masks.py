@@ -16,8 +16,9 @@ from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.opening import recorded_encoder
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.evaluation.evaluate import Evaluation
-from onceclip.pipeline.evaluation.localization import Marks
-from onceclip.pipeline.evaluation.several import normal_rows, require_several
+from onceclip.pipeline.evaluation.inference import normal_rows
+from onceclip.pipeline.evaluation.metrics import Marks
+from onceclip.pipeline.evaluation.queries import require_several
 from onceclip.pipeline.files import IMAGES, File, file_at, is_url, key_of, parent, read_text, suffix
 from onceclip.stores.identity import decode_key, digest
 
@@ -35,8 +36,6 @@ def masks_of(place: str, alone: Evaluation, strategy: Inference) -> Marks:
     Raises SourceError for a missing or unreadable mask, another black one, or patches that are no square,
     MethodError for another strategy, StoreIncomplete where there are no patches.
     """
-    from scipy.ndimage import label as regions_of  # takes a second
-
     store, rows, normal = alone.store, alone.rows, normal_rows(alone, strategy)
     if strategy.sees != "patches" or normal is None:
         raise MethodError(f"masks are for a strategy that says which patches are abnormal, and {strategy.name} does "
@@ -58,18 +57,12 @@ def masks_of(place: str, alone: Evaluation, strategy: Inference) -> Marks:
     abnormal, region = np.zeros((2, len(rows), patches), np.float32)
     outside, content, sizes = 0, [], Counter[str]()
     for number, key in enumerate(keys):
-        if key not in files:
-            continue
-        marked, size, own = _marked(files[key], preparation, f"the mask of {key}", bool(normal[number]))
-        content.append(f"{key} {own}")
-        sizes[size] += 1
-        if not marked.any():
-            outside += not normal[number]
-            continue
-        abnormal[number] = np.bincount(patch[marked], minlength=patches)
-        found, count = regions_of(marked, np.ones((3, 3)))
-        share = 1 / np.bincount(found.ravel(), minlength=count + 1)
-        region[number] = np.bincount(patch[marked], share[found[marked]], patches)
+        if key in files:
+            marked, size, own = _marked(files[key], preparation, f"the mask of {key}", bool(normal[number]))
+            content.append(f"{key} {own}")
+            sizes[size] += 1
+            outside += not (marked.any() or normal[number])
+            abnormal[number], region[number] = _by_patch(marked, patch, patches)
     pixels = np.bincount(patch.ravel(), minlength=patches).astype(np.float32)
     return Marks(abnormal, pixels - abnormal, region, {
         "n": len(content), "sizes": dict(sizes), "outside_of_the_crop": int(outside), "pixels": [height, width],
@@ -90,6 +83,15 @@ def _marked(file: File, preparation: Preparation, what: str, normal: bool) -> tu
         raise SourceError(f"{what} is black, and the image is not of the normal class: give an image of its size, in "
                           "which abnormal pixels are bright and all others black")
     return values > brightest / 2, " x ".join(map(str, opened.size)), digest(content).hex()
+
+
+def _by_patch(marked: np.ndarray, patch: np.ndarray, patches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Number of marked pixels of each patch, and the shares of connected regions that lie in it: two of (patches,)."""
+    from scipy.ndimage import label as regions_of  # takes a second
+
+    found, count = regions_of(marked, np.ones((3, 3)))
+    share = 1 / np.bincount(found.ravel(), minlength=count + 1)
+    return np.bincount(patch[marked], minlength=patches), np.bincount(patch[marked], share[found[marked]], patches)
 
 
 def _listed(place: str, keys: Sequence[str]) -> dict[str, File]:

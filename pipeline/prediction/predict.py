@@ -1,25 +1,33 @@
-"""Labels for images or for a store, from a saved adapter; in order, and with no more in memory than is at work."""
+"""Labels for images, a store or embeddings, from a classifier; in order, and with no more in memory than is at work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from onceclip.adapters import Classifier, SetRule
-from onceclip.pipeline.decoding.decoders import Decoders
+from onceclip.adapters.inference import Inference
 from onceclip.pipeline.encoders import Encoder, EncoderSpec
-from onceclip.pipeline.encoders.images import Encoded, EncoderThreads, encode
-from onceclip.pipeline.encoders.opening import recorded_encoder
-from onceclip.pipeline.errors import PredictionError
-from onceclip.pipeline.extraction.outputs import TOKEN
-from onceclip.pipeline.sources import Record
+from onceclip.pipeline.encoders.images import Encoded
+from onceclip.pipeline.encoders.spec import clip_of
+from onceclip.pipeline.errors import ArgumentError, PredictionError
+from onceclip.pipeline.files import Pixels
+from onceclip.pipeline.prediction.encoding import encoder_of, rows_of_images
+from onceclip.pipeline.prediction.inference import logits_of_images, logits_of_rows, logits_of_store
+from onceclip.pipeline.prediction.inputs import list_inputs, store_among
+from onceclip.pipeline.sources import DEFAULTS, Record, SourceOptions
+from onceclip.pipeline.tasks.encoders import joined_store, require_store
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of
-from onceclip.stores import Store, StoreMismatch
+from onceclip.stores import Store
 from onceclip.stores.schema import BAD, SPLITS
 from onceclip.stores.store import PIECE_ROWS
 
@@ -55,21 +63,88 @@ class Prediction:
         return self.top[0][1] if self.top else None
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Predictions on their way. count: of the images. remarks: what a user should know of the inputs."""
+
+    count: int
+    remarks: list[str]
+    predictions: Iterator[Prediction]
+
+
+def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
+            options: SourceOptions = DEFAULTS, encoder: EncoderSpec | Encoder | None = None, device: str = "auto",
+            strategy: Inference | None = None, views: int | None = None, join: Sequence[str] = ()) -> Answers:
+    """List what is to be labelled; the encoder is loaded, and images are read, as the predictions are asked for.
+
+    inputs: one or several of images, folders and other sources by their paths, Pillow images and arrays of pixels
+        (uint8, height x width x 3); or a store, open or by its path; or raw embeddings (rows, dim). encoder: where it
+        is, or a loaded one. strategy: of inference, by which the classifier reads them. views: that it has made of each
+        image, None for what `views_for` says. join: NAME=STORE of other encoders' stores of the store's images.
+    Raises PredictionError for what is none of these, SourceError if a source cannot be listed.
+    """
+    if views is not None and (strategy is None or strategy.sees != "views"):
+        raise ArgumentError("--views is for a strategy that reads views of images: add --inference mta, say")
+    if isinstance(inputs, Tensor) or (isinstance(inputs, np.ndarray) and inputs.dtype != np.uint8):
+        require_store(join, None)
+        return Answers(len(inputs), [], predict_rows(classifier, inputs, top_k, min_probability, strategy))
+    given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    if not given:
+        raise PredictionError("nothing to label: give images, a folder or a store")
+    paths = [os.fspath(each) for each in given if isinstance(each, str | Path) and os.fspath(each)]
+    store = given[0] if len(given) == 1 and isinstance(given[0], Store) else store_among(paths) if paths else None
+    require_store(join, store)
+    if store:
+        store = joined_store(store, join, classifier)
+        if views is not None:
+            raise ArgumentError("--views is for images: a store has its own, as extract --views made them")
+        return Answers(len(rows_to_label(store, split)), [],
+                       predict_store(classifier, store, split, top_k, min_probability, strategy))
+    if split is not None:
+        raise ArgumentError("--split is for a store: leave it out, or give a store")
+    options = replace(options, clip=clip_of(classifier.encoder))
+    if len(paths) == len(given):
+        listing = list_inputs(paths, options)
+        records, remarks = listing.records, listing.remarks
+    else:
+        records, remarks = [each for number, one in enumerate(given) for each in _records(one, number, options)], []
+
+    def when_asked() -> Iterator[Prediction]:
+        opened = encoder_of(classifier, encoder, device)
+        yield from predict_images(classifier, records, opened, top_k, min_probability, strategy, views)
+
+    return Answers(len(records), remarks, when_asked())
+
+
+def _records(given: Any, number: int, options: SourceOptions) -> Sequence[Record]:
+    if isinstance(given, str | Path):
+        return list_inputs([given], options).records
+    if isinstance(given, Image.Image):
+        given = np.asarray(given.convert("RGB"))
+    if (isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (2, 3)
+            and given.shape[2:] in ((), (3,))):
+        return [Record(str(number), Pixels(given))]
+    raise PredictionError(f"cannot label {type(given).__name__} (input {number}): give paths of images, a folder or a "
+                          "store, Pillow images, uint8 arrays (height, width, 3) or embeddings (rows, dim)")
+
+
 def predict_store(classifier: Classifier, store: Store, split: str | None = None, top_k: int = 1,
-                  min_probability: float = 0.0) -> Iterator[Prediction]:
+                  min_probability: float = 0.0, strategy: Inference | None = None) -> Iterator[Prediction]:
     """Label the rows of a split, or of all, in stored order; bad images are among them.
 
-    min_probability: of an answer that is sure enough.
-    Raises StoreMismatch if another encoder made the store.
+    min_probability: of an answer that is sure enough. strategy: of inference, by which the classifier reads them.
+    Raises StoreMismatch if another encoder made the store, MethodError if the strategy cannot work with it.
     """
     check_encoder(classifier, store)
     stored, key, reason = store.rows(split, labelled=False), store.column("key"), store.column("reason")
-    answers = (answer for values in inputs_of(classifier, store, stored)
-               for answer in _answers(classifier, values, top_k, min_probability))
+    pieces: Iterable[Tensor] = map(classifier.logits, inputs_of(classifier, store, stored))
+    if strategy:
+        pieces = [logits_of_store(classifier, store, stored, strategy)] if len(stored) else []
+    found = _predictions(classifier, pieces, top_k, min_probability, strategy)
     good = np.zeros(len(key), dtype=bool)
     good[stored] = True
     for row in rows_to_label(store, split):
-        yield (replace(next(answers), key=str(key[row])) if good[row]
+        yield (replace(next(found), key=str(key[row])) if good[row]
                else Prediction(str(key[row]), reason=str(reason[row]), state=BAD_IMAGE))
 
 
@@ -81,37 +156,61 @@ def rows_to_label(store: Store, split: str | None = None) -> np.ndarray:
     return np.union1d(store.rows(split, labelled=False), np.flatnonzero(bad))
 
 
-def predict_rows(classifier: Classifier, rows: np.ndarray | Tensor, top_k: int = 1,
-                 min_probability: float = 0.0) -> Iterator[Prediction]:
-    """Label raw embeddings (rows, dim); the key of each is its number."""
-    answers = (answer for start in range(0, len(rows), PIECE_ROWS)
-               for answer in _answers(classifier, rows[start:start + PIECE_ROWS], top_k, min_probability))
-    return (replace(answer, key=str(number)) for number, answer in enumerate(answers))
+def predict_rows(classifier: Classifier, rows: np.ndarray | Tensor, top_k: int = 1, min_probability: float = 0.0,
+                 strategy: Inference | None = None) -> Iterator[Prediction]:
+    """Label raw embeddings (rows, dim); the key of each is its number. strategy: one that reads a set or a stream."""
+    pieces: Iterable[Tensor] = (classifier.logits(rows[start:start + PIECE_ROWS])
+                                for start in range(0, len(rows), PIECE_ROWS))
+    if strategy:
+        pieces = [logits_of_rows(classifier, rows, strategy)]
+    found = _predictions(classifier, pieces, top_k, min_probability, strategy)
+    return (replace(answer, key=str(number)) for number, answer in enumerate(found))
 
 
 def predict_images(classifier: Classifier, images: Sequence[Record], encoder: Encoder, top_k: int = 1,
-                   min_probability: float = 0.0) -> Iterator[Prediction]:
+                   min_probability: float = 0.0, strategy: Inference | None = None,
+                   views: int | None = None) -> Iterator[Prediction]:
     """Label images in the order given; `list_inputs` lists those of files and folders.
 
-    min_probability: of an answer that is sure enough.
-    Raises StoreMismatch if the adapter belongs to another encoder, PredictionError or EncoderError if it takes what
-    cannot be had of images.
+    min_probability: of an answer that is sure enough. strategy, views: as of `answers`.
+    Raises StoreMismatch if the adapter belongs to another encoder, PredictionError or EncoderError if it or the
+    strategy takes what cannot be had of images.
     """
-    tokens = require_encoder(classifier, encoder)
-    contents = enumerate(image.content for image in images)
-    with Decoders(len(images)) as decoders, EncoderThreads(encoder) as threads, closing(
-            encode(decoders, threads, contents, len(images), outputs=classifier.inputs, tokens=tokens)) as pieces:
-        for piece in pieces:
-            answers = _answers(classifier, rows_of(classifier, piece), top_k, min_probability)
+    with closing(logits_of_images(classifier, images, encoder, strategy, views) if strategy
+                 else _logits_of_images(classifier, images, encoder)) as pieces:
+        for piece, logits in pieces:
+            found = _predictions(classifier, [logits], top_k, min_probability, strategy)
             for place, (row, reason) in enumerate(zip(piece.rows, piece.reasons, strict=True)):
-                name = images[row].key
-                yield without_answer(name, piece, place) if reason else replace(next(answers), key=name)
+                state = INTERRUPTED if place in piece.interrupted else BAD_IMAGE
+                yield (Prediction(images[row].key, reason=reason, state=state) if reason
+                       else replace(next(found), key=images[row].key))
 
 
-def without_answer(name: str, piece: Encoded, place: int) -> Prediction:
-    """What is said of an image without an embedding. place: within the piece."""
-    return Prediction(name, reason=piece.reasons[place],
-                      state=INTERRUPTED if place in piece.interrupted else BAD_IMAGE)
+def _logits_of_images(classifier: Classifier, images: Sequence[Record],
+                      encoder: Encoder) -> Generator[tuple[Encoded, Tensor], None, None]:
+    with closing(rows_of_images(classifier, images, encoder)) as pieces:
+        for piece, values in pieces:
+            yield piece, classifier.logits(values)
+
+
+def _predictions(classifier: Classifier, pieces: Iterable[Tensor], top_k: int, min_probability: float,
+             strategy: Inference | None) -> Iterator[Prediction]:
+    """Predictions of logits (rows, classes), still without a key; the first class is the one of `Classifier.predict`.
+
+    The temperature of a classifier is of its own logits, not of those that a strategy gives.
+    """
+    names, temperature = classifier.class_names, 1.0 if strategy else classifier.temperature
+    for logits in pieces:
+        probability = (logits / temperature).softmax(dim=1)
+        best = logits.argmax(dim=1, keepdim=True)
+        others = logits.scatter(1, best, -torch.inf).topk(min(top_k, logits.shape[1]) - 1, dim=1).indices
+        order = torch.cat([best, others], dim=1)
+        for place, shares, row in zip(order.tolist(), probability.gather(1, order).tolist(), logits.numpy(),
+                                      strict=True):
+            top = [(names[index], share) for index, share in zip(place, shares, strict=True)]
+            name, share = top[0]
+            yield (Prediction("", top, row) if share >= min_probability else
+                   Prediction("", top, row, f"most likely {name} ({share:.4f})", UNSURE))
 
 
 def with_sets(predictions: Iterable[Prediction], classifier: Classifier, rule: SetRule) -> Iterator[Prediction]:
@@ -124,67 +223,3 @@ def with_sets(predictions: Iterable[Prediction], classifier: Classifier, rule: S
         inside = rule.members(logits[None], [each.key])[0]
         order = logits.argsort(descending=True, stable=True)
         yield replace(each, set=tuple(classifier.class_names[place] for place in order[inside[order]].tolist()))
-
-
-def encoder_of(classifier: Classifier, given: EncoderSpec | Encoder | None = None, device: str = "auto") -> Encoder:
-    """Load the encoder of an adapter; `given` is a loaded one, or says which where the adapter cannot.
-
-    Raises SourceError if the adapter's embeddings were imported and nothing says which encoder made them,
-    PredictionError for an adapter of several encoders.
-    """
-    others = dict.fromkeys(each.partition("/")[0] for each in classifier.inputs if "/" in each)
-    if others:
-        raise PredictionError(f"the adapter reads embeddings of {len(others) + 1} encoders, and images are encoded by "
-                              "one: extract a store of the images with each, and give the store with "
-                              + " ".join(f"--join {name}=STORE" for name in others))
-    if isinstance(given, Encoder):
-        return given
-    return recorded_encoder(classifier.encoder, "the adapter", given, device,
-                            ", or predict on a store")
-
-
-def require_encoder(classifier: Classifier, encoder: Encoder) -> str:
-    """Raise unless the encoder is the adapter's; which patch tokens the adapter takes."""
-    mine, adapters = encoder.info["fingerprint"], classifier.encoder
-    kind = classifier.provenance.get("outputs", {}).get(TOKEN, {}).get("tokens", "")
-    if TOKEN in classifier.inputs and not kind:
-        raise PredictionError(f"the adapter ({classifier.method}) takes patch tokens and does not say which: predict "
-                              "on a store that has them, or fit it again on one that `onceclip extract` made")
-    if adapters.get("imported"):
-        width = sum(int(np.prod(shape)) for shape in
-                    encoder.output_shapes(classifier.inputs, kind or "last").values())
-        if width != classifier.dim:
-            raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {encoder.info['name']} gives "
-                                f"{width}: name the encoder that made the imported features")
-    elif adapters.get("fingerprint") not in (None, mine):
-        raise StoreMismatch(f"the adapter was fitted on embeddings of {adapters['name']} ({adapters['fingerprint']}), "
-                            f"this encoder is {encoder.info['name']} ({mine}): name the right one with --model and "
-                            "--pretrained")
-    return kind or "last"
-
-
-def rows_of(classifier: Classifier, piece: Encoded) -> np.ndarray:
-    """What a classifier takes of the good images of a piece, (good, width)."""
-    if not len(piece.good):
-        return np.empty((0, classifier.dim), np.float32)
-    return np.concatenate([piece.values[name].reshape(len(piece.good), -1) for name in classifier.inputs], axis=1)
-
-
-def _answers(classifier: Classifier, values: Tensor | np.ndarray, top_k: int,
-             min_probability: float) -> Iterator[Prediction]:
-    """Answers for raw rows, still without a name. The first class is the one that `Classifier.predict` names."""
-    return answers_of(classifier.class_names, classifier.logits(values), top_k, min_probability, classifier.temperature)
-
-
-def answers_of(names: Sequence[str], logits: Tensor, top_k: int, min_probability: float,
-               temperature: float = 1.0) -> Iterator[Prediction]:
-    """Answers of logits (rows, classes) for the names of the classes, still without a key."""
-    probability = (logits / temperature).softmax(dim=1)
-    best = logits.argmax(dim=1, keepdim=True)
-    others = logits.scatter(1, best, -torch.inf).topk(min(top_k, logits.shape[1]) - 1, dim=1).indices
-    order = torch.cat([best, others], dim=1)
-    for place, shares, row in zip(order.tolist(), probability.gather(1, order).tolist(), logits.numpy(), strict=True):
-        top = [(names[index], share) for index, share in zip(place, shares, strict=True)]
-        name, share = top[0]
-        yield (Prediction("", top, row) if share >= min_probability else
-               Prediction("", top, row, f"most likely {name} ({share:.4f})", UNSURE))

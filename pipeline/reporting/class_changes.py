@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -22,75 +21,31 @@ NO_NAMES = ("The results folder has no stores.json, so that the names of the cla
             "are unknown: sweep again into a new folder for them.")
 
 
-@dataclass(frozen=True)
-class ClassChange:
-    """Recall of a class with zero-shot and with a method: fractions, means over seeds. images: its test images."""
+def class_view(setting: Setting) -> dict[str, Any]:
+    """The classes as the best line sees them at the most shots: changes of recall and confusions, for the page.
 
-    name: str
-    images: int
-    before: float
-    after: float
-
-    @property
-    def change(self) -> float:
-        """The difference."""
-        return self.after - self.before
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Test images of one class taken for another: per run. share: of the class's images, None where unknown."""
-
-    true: str
-    predicted: str
-    images: float
-    share: float | None
-    before: float | None
-
-
-@dataclass(frozen=True)
-class ClassView:
-    """The classes as the best line sees them at the most shots. left_out: classes between the listed ones.
-
-    missing: one sentence where there is nothing to show.
+    `missing` is a sentence where there is nothing to show.
     """
-
-    line: str
-    shots: Any
-    changes: tuple[ClassChange, ...] = ()
-    left_out: int = 0
-    reach: float = 0.0
-    confusions: tuple[Confusion, ...] = ()
-    missing: str = ""
-
-    @property
-    def compared(self) -> bool:
-        """Whether anything is known of zero-shot's confusions."""
-        return any(each.before is not None for each in self.confusions)
-
-
-def class_view(setting: Setting) -> ClassView:
-    """Per-class changes and confusions of a setting."""
-    table = setting.table
-    names = setting.store.get("classes")
-    lines = [(number, name) for number in reversed(table.shots)
-             for name in sorted(ranked(table, [each for each in table.names if each != BASELINE]),
-                                key=lambda each, number=number: -_accuracy(setting, each, number))  # type: ignore[misc]
-             if setting.details(name, number)]
-    if not lines:
-        return ClassView("", None, missing=NO_METHOD if set(table.names) == {BASELINE} else NO_DETAILS)
-    shots, line = lines[0]
+    table, names, counts = setting.table, setting.store.get("classes"), setting.store.get("test_counts", [])
+    others = ranked(table, [name for name in table.names if name != BASELINE])
+    known = {number: lines for number in table.shots
+             if (lines := [name for name in others if setting.details(name, number)])}
+    if not known:
+        return {"line": "", "missing": NO_DETAILS if others else NO_METHOD}
+    shots = next(reversed(known))
+    line = max(known[shots], key=lambda name: table.accuracy[name, shots].value)
+    details = [each for name in (line, BASELINE) for each in setting.details(name, shots)]
+    shown = {"line": line, "shots": shots, "missing": ""}
     if not names:
-        return ClassView(line, shots, missing=NO_NAMES)
-    counts = setting.store.get("test_counts", [])
-    if not all(_fits(details, len(names)) for name in (line, BASELINE) for details in setting.details(name, shots)) \
-            or len(counts) != len(names):
-        return ClassView(line, shots, missing=OTHER_CLASSES)
-    changes = sorted(_changes(setting, line, shots, names, counts), key=lambda each: (-each.change, each.name))
-    left_out = max(len(changes) - 2 * LISTED, 0)
-    shown = changes if not left_out else [*changes[:LISTED], *changes[-LISTED:]]
-    return ClassView(line, shots, tuple(shown), left_out, max((abs(each.change) for each in shown), default=0.0),
-                     tuple(_confusions(setting, line, shots, names, counts)))
+        return {**shown, "missing": NO_NAMES}
+    if len(counts) != len(names) or not all(_fits(each, len(names)) for each in details):
+        return {**shown, "missing": OTHER_CLASSES}
+    changes = sorted(_changes(setting, line, shots, names, counts), key=lambda each: (-each["change"], each["name"]))
+    listed = changes if len(changes) <= 2 * LISTED else [*changes[:LISTED], *changes[-LISTED:]]
+    confusions = _confusions(setting, line, shots, names, counts)
+    return {**shown, "changes": listed, "left_out": len(changes) - len(listed),
+            "reach": max((abs(each["change"]) for each in listed), default=0.0), "confusions": confusions,
+            "compared": any(each["before"] is not None for each in confusions)}
 
 
 def _fits(details: Mapping[str, Any], classes: int) -> bool:
@@ -99,37 +54,34 @@ def _fits(details: Mapping[str, Any], classes: int) -> bool:
             and all(max(pair[:2]) < classes for pair in details.get("confusions", ())))
 
 
-def _accuracy(setting: Setting, name: str, shots: Any) -> float:
-    mean = setting.table.accuracy.get((name, shots))
-    return -1.0 if mean is None else mean.value
-
-
-def _changes(setting: Setting, line: str, shots: Any, names: list[str], counts: list[int]) -> list[ClassChange]:
+def _changes(setting: Setting, line: str, shots: Any, names: Sequence[str],
+             counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Recall of each class with zero-shot (`before`) and with a line (`after`): fractions, means over seeds."""
     mine, base = (setting.chosen.get((name, shots), {}) for name in (line, BASELINE))
-    seeds = [seed for seed in mine if mine[seed].get("details") and base.get(seed, {}).get("details")]
-    if not seeds:
-        return []
-    pairs = [(mine[seed]["details"]["right"], base[seed]["details"]["right"]) for seed in seeds]
-    return [ClassChange(names[index], counts[index], fmean(before[index] for _, before in pairs) / counts[index],
-                        fmean(after[index] for after, _ in pairs) / counts[index])
-            for index in range(len(pairs[0][0])) if counts[index]]
-
-
-def _confusions(setting: Setting, line: str, shots: Any, names: list[str], counts: list[int]) -> list[Confusion]:
-    after, before = _pairs(setting, line, shots), _pairs(setting, BASELINE, shots)
-    runs, base_runs = len(setting.details(line, shots)), len(setting.details(BASELINE, shots))
-    return [Confusion(names[true], names[predicted], number / runs,
-                      number / runs / counts[true] if counts[true] else None,
-                      before[true, predicted] / base_runs if (true, predicted) in before else None)
-            for (true, predicted), number in after.most_common(PAIRS)]
-
-
-def _pairs(setting: Setting, line: str, shots: Any) -> Counter[tuple[int, int]]:
-    found: Counter[tuple[int, int]] = Counter()
-    for details in setting.details(line, shots):
-        found.update(_of(details))
+    pairs = [(row["details"]["right"], base[seed]["details"]["right"]) for seed, row in mine.items()
+             if row.get("details") and base.get(seed, {}).get("details")]
+    found = []
+    for index, (name, images) in enumerate(zip(names, counts, strict=True)):
+        if images and pairs:
+            after, before = (fmean(right[index] for right in side) / images for side in zip(*pairs, strict=True))
+            found.append({"name": name, "images": images, "before": before, "after": after, "change": after - before})
     return found
 
 
-def _of(details: Mapping[str, Any]) -> dict[tuple[int, int], int]:
-    return {(true, predicted): number for true, predicted, number in details.get("confusions", ())}
+def _confusions(setting: Setting, line: str, shots: Any, names: Sequence[str],
+                counts: Sequence[int]) -> list[dict[str, Any]]:
+    """The most frequent pairs of classes: images per run, their share of the class, and images of zero-shot."""
+    runs, base_runs = (len(setting.details(name, shots)) for name in (line, BASELINE))
+    after, before = (_pairs(setting.details(name, shots)) for name in (line, BASELINE))
+    return [{"true": names[true], "predicted": names[predicted], "images": number / runs,
+             "share": number / runs / counts[true] if counts[true] else None,
+             "before": before[true, predicted] / base_runs if (true, predicted) in before else None}
+            for (true, predicted), number in after.most_common(PAIRS)]
+
+
+def _pairs(details: Iterable[Mapping[str, Any]]) -> Counter[tuple[int, int]]:
+    """Images of one class taken for another, of all runs."""
+    found: Counter[tuple[int, int]] = Counter()
+    for each in details:
+        found.update({(true, predicted): number for true, predicted, number in each.get("confusions", ())})
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 
 from onceclip.pipeline.errors import ResultError
-from onceclip.pipeline.evaluation.intervals import compare as compare_answers
-from onceclip.pipeline.evaluation.statistics import friedman, holm, paired_t, two_way_interval, wilcoxon
-from onceclip.pipeline.reporting.frames import LOWER, results_frame
+from onceclip.pipeline.evaluation.statistics import compare as compare_answers
+from onceclip.pipeline.evaluation.statistics import friedman, holm, mean_interval, paired_t, two_way_interval, wilcoxon
+from onceclip.pipeline.reporting.settings import in_order
+from onceclip.pipeline.reporting.tables import LOWER, results_frame
 from onceclip.pipeline.runs.keep import Predictions, read_predictions
-from onceclip.pipeline.runs.results import mean_interval
 from onceclip.pipeline.runs.summary import BASELINE
 from onceclip.pipeline.words import counted, listing
 
-TESTS = ("draws", "mcnemar", "bootstrap", "wilcoxon", "friedman")
+Block = dict[str, Any]
 _FEW_STORES = {"wilcoxon": 6, "friedman": 3}  # of fewer, no difference can be told from luck
 
 
@@ -49,9 +49,14 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
         lines = list(dict.fromkeys(frame["method"]))
     if len(lines) < 2:
         raise ResultError(f"the results have one line, {lines[0]}: a comparison takes two")
-    numbers = sorted(set(frame["shots"]), key=lambda each: (isinstance(each, str), each))
-    blocks = [{"shots": number, **block} for number in numbers
-              for block in _TESTS[test](frame[frame["shots"] == number], base, score)]
+    blocks = []
+    for number in in_order(frame["shots"]):
+        part = frame[frame["shots"] == number]
+        if test in _OVER_STORES:
+            blocks += [{"shots": number, **block} for block in _OVER_STORES[test](part, base, score)]
+        else:
+            blocks += [{"shots": number, "store": store, **block} for store, own in part.groupby("store", sort=False)
+                       for block in _IN_A_STORE[test](own, base, score)]
     if not blocks:
         raise ResultError(f"no line has runs on the same draws as {base}: sweep all methods with the same shots and "
                           "seeds")
@@ -74,8 +79,8 @@ def _by_encoder(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(part: pd.DataFrame, base: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Every other line, with its runs and those of the baseline on the same store, seed and draw side by side."""
-    keys = ["store", "seed", *["support"] * ("support" in part)]
+    """Every other line, with its runs and those of the baseline on the same seed and draw side by side."""
+    keys = ["seed", *["support"] * ("support" in part)]
     mine = part[part["method"] == base]
     for name in dict.fromkeys(part["method"]):
         if name != base:
@@ -84,30 +89,27 @@ def _pairs(part: pd.DataFrame, base: str) -> Iterator[tuple[str, pd.DataFrame]]:
                 yield name, both
 
 
-def _with_holm(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _block(found: list[Block]) -> Iterator[Block]:
+    """The block of some comparisons, if there are any, with p-values that are corrected for their number."""
     tested = [each for each in found if each["p"] is not None]
     for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
         each["p_holm"] = p
-    return found
+    if found:
+        yield {"comparisons": found}
 
 
-def _over_draws(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
-    for store in dict.fromkeys(part["store"]):
-        found = []
-        for name, both in _pairs(part[part["store"] == store], base):
-            differences = (both[score] - both[f"{score}_base"]).dropna().tolist()
-            if differences:
-                drawn = "support" not in both or both["support"].nunique() > 1
-                mean = mean_interval(differences, drawn)
-                found.append({"method": name, "n": len(differences), "difference": mean.value,
-                              "interval": _ends(mean.value, mean.half_width),
-                              "p": paired_t(differences) if drawn else None})
-        if found:
-            yield {"store": store, "comparisons": _with_holm(found)}
-
-
-def _ends(value: float, half: float | None) -> list[float] | None:
-    return None if half is None else [value - half, value + half]
+def _draws(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
+    found = []
+    for name, both in _pairs(part, base):
+        differences = (both[score] - both[f"{score}_base"]).dropna().tolist()
+        if differences:
+            drawn = "support" not in both or both["support"].nunique() > 1
+            mean = mean_interval(differences, drawn)
+            half = mean.half_width
+            found.append({"method": name, "n": len(differences), "difference": mean.value,
+                          "interval": None if half is None else [mean.value - half, mean.value + half],
+                          "p": paired_t(differences) if drawn else None})
+    yield from _block(found)
 
 
 def _answers(both: pd.DataFrame) -> Iterator[tuple[int, Predictions, Predictions]]:
@@ -122,63 +124,58 @@ def _answers(both: pd.DataFrame) -> Iterator[tuple[int, Predictions, Predictions
         yield int(row["seed"]), mine, other
 
 
-def _mcnemar(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
-    for store in dict.fromkeys(part["store"]):
-        by_seed: dict[int, list[dict[str, Any]]] = {}
-        for name, both in _pairs(part[part["store"] == store], base):
-            for seed, mine, other in _answers(both):
-                found = compare_answers(mine.right, other.right)
-                by_seed.setdefault(seed, []).append({
-                    "method": name, "n": len(mine.label), "difference": found["difference"],
-                    "interval": found["difference_interval"], "p": found["p"], "only_this": found["only_this"],
-                    "only_other": found["only_other"]})
-        for seed, several in sorted(by_seed.items()):
-            yield {"store": store, "seed": seed, "comparisons": _with_holm(several)}
+def _mcnemar(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
+    by_seed: dict[int, list[Block]] = {}
+    for name, both in _pairs(part, base):
+        for seed, mine, other in _answers(both):
+            found = compare_answers(mine.right, other.right)
+            by_seed.setdefault(seed, []).append({
+                "method": name, "n": len(mine.label), "difference": found["difference"],
+                "interval": found["difference_interval"], "p": found["p"], "only_this": found["only_this"],
+                "only_other": found["only_other"]})
+    for seed, several in sorted(by_seed.items()):
+        yield from ({"seed": seed, **block} for block in _block(several))
 
 
-def _bootstrap(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
-    for store in dict.fromkeys(part["store"]):
-        found = []
-        for name, both in _pairs(part[part["store"] == store], base):
-            pairs = [mine.right.astype(np.int8) - other.right for _, mine, other in _answers(both)]
-            if len({len(each) for each in pairs}) > 1:
-                raise ResultError(f"runs of {name} were scored on other test images in other seeds: sweep them again")
-            values = np.stack(pairs)
-            found.append({"method": name, "n": len(pairs), "difference": float(values.mean()),
-                          "interval": list(two_way_interval(values)), "p": None})
-        if found:
-            yield {"store": store, "comparisons": found}
+def _bootstrap(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
+    found = []
+    for name, both in _pairs(part, base):
+        pairs = [mine.right.astype(np.int8) - other.right for _, mine, other in _answers(both)]
+        if len({len(each) for each in pairs}) > 1:
+            raise ResultError(f"runs of {name} were scored on other test images in other seeds: sweep them again")
+        values = np.stack(pairs)
+        found.append({"method": name, "n": len(pairs), "difference": float(values.mean()),
+                      "interval": list(two_way_interval(values)), "p": None})
+    yield from _block(found)
 
 
-def _store_means(part: pd.DataFrame, names: Sequence[str], score: str) -> pd.DataFrame:
-    """Means over seeds, a line per store that has all of some methods, a column for each."""
-    some = part[part["method"].isin(list(names))]
-    return some.pivot_table(index="store", columns="method", values=score).reindex(columns=list(names)).dropna()
+def _store_means(part: pd.DataFrame, names: Sequence[str], score: str, test: str) -> pd.DataFrame:
+    """Means over seeds, a line per store that has all of some methods, a column for each.
+
+    Raises ResultError for fewer stores than a test takes.
+    """
+    some, least = part[part["method"].isin(list(names))], _FEW_STORES[test]
+    means = some.pivot_table(index="store", columns="method", values=score).reindex(columns=list(names)).dropna()
+    if len(means) < least:
+        raise ResultError(f"{test} compares over stores, and {counted(len(means), 'store')} of {least} that it takes "
+                          "to tell anything have all lines: sweep more stores, or compare by --test draws")
+    return means
 
 
-def _require_stores(test: str, number: int) -> None:
-    if number < _FEW_STORES[test]:
-        raise ResultError(f"{test} compares over stores, and {counted(number, 'store')} of {_FEW_STORES[test]} that it "
-                          "takes to tell anything have all lines: sweep more stores, or compare by --test draws")
-
-
-def _wilcoxon(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
+def _wilcoxon(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
     found = []
     for name in dict.fromkeys(part["method"]):
         if name != base:
-            means = _store_means(part, [name, base], score)
-            _require_stores("wilcoxon", len(means))
+            means = _store_means(part, [name, base], score, "wilcoxon")
             differences = (means[name] - means[base]).tolist()
             found.append({"method": name, "n": len(differences), "difference": fmean(differences), "interval": None,
                           "p": wilcoxon(differences)})
-    if found:
-        yield {"comparisons": _with_holm(found)}
+    yield from _block(found)
 
 
-def _friedman(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, Any]]:
+def _friedman(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
     names = list(dict.fromkeys(part["method"]))
-    means = _store_means(part, names, score)
-    _require_stores("friedman", len(means))
+    means = _store_means(part, names, score, "friedman")
     ranks = friedman(means.to_numpy(), score in LOWER)
     yield {"n": len(means), "ranks": dict(zip(names, ranks.mean.tolist(), strict=True)), "statistic": ranks.statistic,
            "p": ranks.p, "critical_difference": ranks.distance,
@@ -186,5 +183,7 @@ def _friedman(part: pd.DataFrame, base: str, score: str) -> Iterator[dict[str, A
                      for one in range(len(names)) for other in range(one)]}
 
 
-_TESTS: Mapping[str, Callable[[pd.DataFrame, str, str], Iterator[dict[str, Any]]]] = dict(zip(
-    TESTS, (_over_draws, _mcnemar, _bootstrap, _wilcoxon, _friedman), strict=True))
+Test = Callable[[pd.DataFrame, str, str], Iterator[Block]]
+_IN_A_STORE: dict[str, Test] = {"draws": _draws, "mcnemar": _mcnemar, "bootstrap": _bootstrap}
+_OVER_STORES: dict[str, Test] = {"wilcoxon": _wilcoxon, "friedman": _friedman}
+TESTS = (*_IN_A_STORE, *_OVER_STORES)

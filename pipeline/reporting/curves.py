@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import sqrt
 from statistics import fmean, median
 from typing import Any
 
 from markupsafe import Markup
 
-from onceclip.pipeline.reporting.drawing import SERIES, Plot, Scale, dot_plot, element, figure, line, path, text
+from onceclip.pipeline.evaluation.statistics import mean_interval
+from onceclip.pipeline.reporting.drawing import (
+    SERIES,
+    Plot,
+    Scale,
+    dot_plot,
+    element,
+    figure,
+    grid,
+    line,
+    path,
+    text,
+)
 from onceclip.pipeline.reporting.settings import Row, Setting
 from onceclip.pipeline.runs.summary import BASELINE, Table
 from onceclip.pipeline.words import counted, shots_of
@@ -42,19 +56,21 @@ class Curves:
         """All lines with their names beside them; of a single number of shots a row for each."""
         if not self.several:
             names = ranked(self.table, [name for name in self.table.names if name not in self.faint])
-            return dot_plot(self.table, names, self.table.shots[0], _WIDTH)
-        right = 66 + 7 * max(len(each) for each in (*self.strong, BASELINE))
-        plot = Plot(self.table, self.limits, 54, 12, _WIDTH - right, _HEIGHT - 44)
-        strong = list(enumerate(self.strong))
-        lines = plot.clipped([
-            *(plot.faint(name) for name in self.faint), *(plot.interval(number, name) for number, name in strong),
-            plot.baseline(), *(plot.strong(number, name) for number, name in strong)])
-        return figure(_WIDTH, _HEIGHT, "Learning curves", self.description(),
-                      [plot.grid("labelled images per class (shots)"), lines, *plot.labels(self.strong)], "curves")
+            return dot_plot(self.table, names, _WIDTH)
+        words = " ".join(map(self._words, self.strong))
+        return line_plot(self.table, self.limits, self.strong, self.faint, _HEIGHT, "Learning curves",
+                         f"Mean test accuracy in per cent against shots with 95 % intervals. {words} The table below "
+                         "has all numbers.", "labelled images per class (shots)")
 
     def one_by_one(self) -> list[tuple[str, Markup]]:
         """A small drawing for each strong line: its interval, and the other lines behind it."""
-        return [(name, self._single(number, name)) for number, name in enumerate(self.strong)]
+        plot, found = Plot(self.table, self.limits, 36, 8, 252, 150), []
+        for number, name in enumerate(self.strong):
+            others = [plot.faint(each) for each in (*self.strong, *self.faint) if each != name]
+            lines = plot.clipped([*others, plot.baseline(), plot.interval(number, name), plot.strong(number, name)])
+            found.append((name, figure(*_SMALL, f"Learning curve of {name}", self._words(name),
+                                       [plot.grid("", 4), lines], "single")))
+        return found
 
     @property
     def cut(self) -> float | None:
@@ -84,24 +100,42 @@ class Curves:
         room = 0.05 * (max(ends) - low) or 1.0
         return max(low - room, 0.0), min(max(ends) + room, 100.0)
 
-    def _single(self, number: int, name: str) -> Markup:
-        plot = Plot(self.table, self.limits, 36, 8, 252, 150)
-        others = [each for each in (*self.strong, *self.faint) if each != name]
-        return figure(*_SMALL, f"Learning curve of {name}", self.describe(name),
-                      [plot.grid("", 4), plot.clipped([*(plot.faint(each) for each in others), plot.baseline(),
-                                                       plot.interval(number, name), plot.strong(number, name)])],
-                      "single")
-
-    def description(self) -> str:
-        """The drawing in words."""
-        return (f"Mean test accuracy in per cent against shots with 95 % intervals. "
-                f"{' '.join(self.describe(name) for name in self.strong)} The table below has all numbers.")
-
-    def describe(self, name: str) -> str:
+    def _words(self, name: str) -> str:
         """A line in words."""
         cells = [(number, self.table.accuracy[name, number].value) for number in self.table.shots
                  if (name, number) in self.table.accuracy]
         return f"{name}: " + ", ".join(f"{100 * value:.1f} at {shots_of(number)}" for number, value in cells) + "."
+
+
+def line_plot(table: Table, limits: tuple[float, float], strong: Sequence[str], faint: Sequence[str], height: int,
+              title: str, words: str, caption: str) -> Markup:
+    """A drawing of lines with their names beside them. words: what it shows. caption: of the axis across."""
+    right = 66 + 7 * max(len(each) for each in (*strong, BASELINE))
+    plot = Plot(table, limits, 54, 12, _WIDTH - right, height - 44)
+    lines = plot.clipped([
+        *map(plot.faint, faint), *(plot.interval(number, name) for number, name in enumerate(strong)),
+        plot.baseline(), *(plot.strong(number, name) for number, name in enumerate(strong))])
+    return figure(_WIDTH, height, title, words, [plot.grid(caption), lines, *plot.labels(strong)], "curves")
+
+
+def incremental_curves(lines: Mapping[str, Sequence[Row]]) -> Markup:
+    """Accuracy on the classes seen, session by session, the mean over orders with its interval.
+
+    lines: rows of `onceclip incremental` by the name of the line.
+    """
+    found: dict[tuple[str, Any], list[float]] = defaultdict(list)
+    for name, rows in lines.items():
+        for row in rows:
+            for seen, accuracy in zip(row["classes_seen"], row["accuracies"], strict=True):
+                found[name, seen].append(accuracy)
+    means = {key: mean_interval(values) for key, values in found.items()}
+    seen = tuple(sorted({number for _, number in means}))
+    ends = [100 * (mean.value + sign * (mean.half_width or 0.0)) for mean in means.values() for sign in (-1, 1)]
+    words = "; ".join(f"{name} {100 * means[name, seen[-1]].value:.1f} % at the end" for name in lines
+                      if (name, seen[-1]) in means)
+    return line_plot(Table("", tuple(lines), seen, means, {}, {}), (max(min(ends) - 2, 0.0), min(max(ends) + 2, 100.0)),
+                     [name for name in lines if name != BASELINE][:SERIES], (), 440, "Accuracy on all classes seen",
+                     f"{words}.", "classes seen")
 
 
 def curves_of(table: Table) -> Curves:
@@ -125,29 +159,16 @@ def ranked(table: Table, names: Sequence[str]) -> list[str]:
     return sorted(names, key=place)
 
 
-@dataclass(frozen=True)
-class ScoreLine:
-    """Means over seeds of all scores of a line at the most shots that it has."""
-
-    name: str
-    shots: Any
-    scores: Mapping[str, float | None]
-    runs: int
-
-
-def score_lines(setting: Setting) -> list[ScoreLine]:
-    """The scores of every line, best first."""
+def score_lines(setting: Setting) -> list[dict[str, Any]]:
+    """Every line at the most shots that it has, best first: means over seeds of all scores, medians of seconds."""
     found = []
     for name in ranked(setting.table, setting.table.names):
-        shots = [number for number in setting.table.shots if (name, number) in setting.table.accuracy][-1]
-        rows = list(setting.chosen[name, shots].values())
-        found.append(ScoreLine(name, shots, {score: _mean(rows, score) for score in SCORES}, len(rows)))
+        shots, rows = setting.last(name)
+        seconds, total = ([row[key] for row in rows if row.get(key)] for key in ("seconds", "seconds_total"))
+        found.append({"name": name, "shots": shots, "scores": {score: _mean(rows, score) for score in SCORES},
+                      "runs": len(rows), "seconds": median(seconds) if seconds else None,
+                      "total": median(total) if total else None})
     return found
-
-
-def used_scores(lines: Sequence[ScoreLine]) -> dict[str, str]:
-    """The scores that any line has, with their headings."""
-    return {score: title for score, title in SCORES.items() if any(each.scores[score] is not None for each in lines)}
 
 
 def _mean(rows: Sequence[Row], score: str) -> float | None:
@@ -205,14 +226,12 @@ def training_panels(setting: Setting, curves: Mapping[str, Mapping[str, Any]]) -
 
 
 def _losses(name: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
-    series = {kind: mean for kind in _LOSSES if len(mean := _mean_by_epoch([run.get(kind, []) for run in runs])) > 0}
+    series = {kind: mean for kind in _LOSSES if (mean := _mean_by_epoch([run.get(kind, []) for run in runs]))}
     values = [value for mean in series.values() for value in mean] or [0.0]
     epochs, kept = max(map(len, series.values()), default=1), median(run["kept"] for run in runs)
     x, y = Scale(1, max(epochs, 2), 44, _SMALL[0] - 8), Scale(min(values), max(values), _SMALL[1] - 26, 24)
-    ticks = y.ticks(4)
     parts = [
-        element("g", [line(x.start, y(value), x.end, y(value)) for value in ticks], class_="grid"),
-        *(text(39, y(value) + 4, f"{value:.3g}", class_="tick", text_anchor="end") for value in ticks),
+        *grid(y, y.ticks(4), x.start, x.end, 39, "{:.3g}"),
         *(text(x(value), _SMALL[1] - 8, f"{value:g}", class_="tick", text_anchor="middle") for value in {1, epochs}),
         line(x(kept), y.start, x(kept), y.end, class_="baseline"),
         *(element("g", [path([(x(number), y(value)) for number, value in enumerate(mean, 1)], class_="curve")],
@@ -227,9 +246,5 @@ def _losses(name: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
 
 def _mean_by_epoch(series: Sequence[Sequence[float | None]]) -> list[float]:
     """Mean over runs, epoch by epoch, as far as any of them went; epochs without a finite number are left out."""
-    found = []
-    for epoch in range(max(map(len, series), default=0)):
-        numbers = [each[epoch] for each in series if epoch < len(each)]
-        finite = [number for number in numbers if number is not None]
-        found += [fmean(finite)] if finite else []
-    return found
+    epochs = ([number for number in epoch if number is not None] for epoch in zip_longest(*series))
+    return [fmean(epoch) for epoch in epochs if epoch]

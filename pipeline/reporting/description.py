@@ -84,16 +84,11 @@ def _store(store: Store) -> dict[str, Any]:
 
 def _norms(store: Store) -> dict[str, float] | None:
     """Lengths of the raw embeddings, from the first rows of the store: 1 means that they were normalised before."""
-    stored = _first(store.column("state") == STORED)
+    stored = np.fromiter(islice(compress(count(), store.column("state") == STORED), _SAMPLE), np.int64)
     if not len(stored):
         return None
     norm = np.linalg.norm(store.embeddings(stored).astype(np.float32), axis=1)
     return {"minimum": float(norm.min()), "median": float(np.median(norm)), "maximum": float(norm.max())}
-
-
-def _first(mask: np.ndarray) -> np.ndarray:
-    """Places of the first rows of a mask, `_SAMPLE` at most."""
-    return np.fromiter(islice(compress(count(), mask), _SAMPLE), np.int64)
 
 
 def _text(store: Store, name: str) -> dict[str, Any]:
@@ -110,6 +105,8 @@ def card(values: dict[str, Any]) -> str:
 
     The licence is left to the owner of the images. No path of the machine is in it.
     """
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
     encoder, images, source = values["encoder"], values["images"], values["split_source"] or {}
     name = os.path.basename(values["path"].rstrip("/")) or "store.zarr"
     place = values["path"] if is_url(values["path"]) else name
@@ -131,26 +128,9 @@ def card(values: dict[str, Any]) -> str:
                               f"{made['prompts']:,} prompts of {made['classes']:,} classes")
            + (f", such as \"{made['first']}\"" if made["first"] else "") for text, made in values["texts"].items()},
     }
-    classes = list(values["classes"].items())
-    lines = [
-        "---", "license: other", "license_name: to-be-chosen-by-the-owner-of-the-images",
-        "tags: [clip, image-embeddings, few-shot, zarr, onceclip]", "---", "",
-        f"# {name}", "", "Image embeddings by CLIP, for training few-shot classifiers without the images.", "",
-        "| | |", "| --- | --- |", *(f"| {key} | {_cell(value)} |" for key, value in facts.items()), "",
-        "## Use", "", "```console", "pip install onceclip",
-        f"onceclip verify {place}", f"onceclip fit {place} --out adapter", "```", "",
-        "```python", "import onceclip", "", f"store = onceclip.open_store({place!r})",
-        'print(store.embeddings(store.rows("train")).shape)', "```", "",
-        "It is a Zarr v3 group: `zarr.open_group` and `xarray.open_zarr` read it too.", "",
-        "## Licence", "", "To be filled in by the owner of the images.", "",
-        "## Images per class", "", f"| class | {' | '.join(SPLITS)} | none |",
-        "| --- |" + " ---: |" * (len(SPLITS) + 1),
-        *(f"| {_cell(each)} | {' | '.join(str(counts.get(split, 0)) for split in (*SPLITS, 'none'))} |"
-          for each, counts in classes[:_LISTED_CLASSES]),
-        *([f"| and {len(classes) - _LISTED_CLASSES:,} more | | | | |"] if len(classes) > _LISTED_CLASSES else []),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    templates = Environment(loader=PackageLoader("onceclip.pipeline.reporting"), trim_blocks=True,
+                            autoescape=select_autoescape(["html"]))
+    templates.filters["cell"] = lambda text: " ".join(text.replace("|", "\\|").split())
+    return templates.get_template("card.md").render(
+        name=name, place=place, in_python=repr(place), facts=facts, splits=SPLITS,
+        classes=list(values["classes"].items()), most=_LISTED_CLASSES)

@@ -9,7 +9,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onceclip.pipeline.runs.results import Mean
 from onceclip.pipeline.runs.summary import BASELINE, Table
 from onceclip.pipeline.words import shots_of
 
@@ -23,13 +22,11 @@ def element(name: str, content: str | Iterable[str] = "", **attributes: object) 
     content: text, which is escaped unless it is markup, or several pieces of markup.
     """
     inner = content if isinstance(content, str) else Markup("").join(content)
-    written = Markup("").join(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _short(value))
-                              for key, value in attributes.items() if value is not None)
+    written = Markup("")
+    for key, value in attributes.items():
+        short = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+        written += Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), short)
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inner)
-
-
-def _short(value: object) -> object:
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
 
 
 def figure(width: float, height: float, title: str, description: str, content: Iterable[Markup],
@@ -44,13 +41,11 @@ def path(points: Sequence[tuple[float, float]], **attributes: object) -> Markup:
     return element("path", "", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points), **attributes)
 
 
-def band(low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]], **attributes: object) -> Markup:
+def band(low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]]) -> Markup:
     """The area between two lines; of a single point a stroke from one to the other."""
-    points = [*low, *reversed(high)]
     if len(low) == 1:
-        (x, y), half = low[0], 3.0
-        points = [(x - half, y), (x + half, y), (x + half, high[0][1]), (x - half, high[0][1])]
-    return element("path", "", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points) + "Z", **attributes)
+        low, high = ([(points[0][0] + side, points[0][1]) for side in (-3.0, 3.0)] for points in (low, high))
+    return element("path", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in [*low, *reversed(high)]) + "Z")
 
 
 def text(x: float, y: float, words: object, **attributes: object) -> Markup:
@@ -103,6 +98,17 @@ class Scale:
         return [round(place * step, 10) for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
+def grid(y: Scale, values: Sequence[float], left: float, right: float, numbers: float, form: str) -> list[Markup]:
+    """Lines across at some values of a scale, and the values, which end at the place `numbers`."""
+    return [element("g", [line(left, y(value), right, y(value)) for value in values], class_="grid"),
+            *(text(numbers, y(value) + 4, form.format(value), class_="tick", text_anchor="end") for value in values)]
+
+
+def _form(values: Sequence[float]) -> str:
+    """How numbers along an axis are written: without decimals where none has any."""
+    return "{:.0f}" if all(value == round(value) for value in values) else "{:.1f}"
+
+
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places moved as little as it takes to lie a gap apart, between two ends."""
     order = sorted(range(len(places)), key=lambda index: places[index])
@@ -118,18 +124,21 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return result
 
 
-def dot_plot(table: Table, names: Sequence[str], shots: Any, width: int) -> Markup:
-    """Mean accuracies of lines, from the first down, with 95 % intervals; zero-shot as a dashed line through all."""
+def dot_plot(table: Table, names: Sequence[str], width: int) -> Markup:
+    """Mean accuracies of lines at the first number of shots, from the first down, with 95 % intervals.
+
+    Zero-shot is a dashed line through all.
+    """
+    shots = table.shots[0]
     left, bottom = 16 + 7.5 * max(map(len, names)), 10 + _ROW * len(names)
     means = {name: table.accuracy[name, shots] for name in names}
     ends = [100 * (mean.value + sign * (mean.half_width or 0.0)) for mean in means.values() for sign in (-1, 1)]
     room = 0.05 * (max(ends) - min(ends)) or 1.0
     x = Scale(max(min(ends) - room, 0), min(max(ends) + room, 100), left, width - 14)
     ticks = x.ticks(8)
-    digits = 0 if all(value == round(value) for value in ticks) else 1
+    form = _form(ticks)
     parts = [element("g", [line(x(value), 6, x(value), bottom) for value in ticks], class_="grid"),
-             *(text(x(value), bottom + 18, f"{value:.{digits}f}", class_="tick", text_anchor="middle")
-               for value in ticks),
+             *(text(x(value), bottom + 18, form.format(value), class_="tick", text_anchor="middle") for value in ticks),
              text((left + width) / 2, bottom + 38, f"test accuracy at {shots_of(shots)}, %", class_="axis",
                   text_anchor="middle")]
     if BASELINE in means:
@@ -162,8 +171,7 @@ class Plot:
         places = _places(table.shots)
         pad = 0.04 * (places[-1] - places[0]) or 1.0
         across = Scale(places[0] - pad, places[-1] + pad, left, right)
-        self.x: dict[Any, float] = {number: across(place)
-                                    for number, place in zip(table.shots, places, strict=True)}
+        self.x: dict[Any, float] = dict(zip(table.shots, map(across, places), strict=True))
         self.y = Scale(*limits, bottom, top)
 
     def clipped(self, parts: Sequence[Markup]) -> Markup:
@@ -175,11 +183,7 @@ class Plot:
     def grid(self, caption: str, ticks: int = 6) -> Markup:
         """Grid lines, numbers along the axes, and what the axes are."""
         values = self.y.ticks(ticks)
-        digits = 0 if all(value == round(value) for value in values) else 1
-        parts = [element("g", [line(self.left, self.y(value), self.right, self.y(value)) for value in values],
-                         class_="grid"),
-                 *(text(self.left - 7, self.y(value) + 4, f"{value:.{digits}f}", class_="tick", text_anchor="end")
-                   for value in values),
+        parts = [*grid(self.y, values, self.left, self.right, self.left - 7, _form(values)),
                  *(text(x, self.bottom + 18, number, class_="tick", text_anchor="middle")
                    for number, x in self.x.items())]
         if caption:
@@ -191,11 +195,8 @@ class Plot:
 
     def points(self, name: str) -> list[tuple[float, float]]:
         """The places of a line."""
-        return [self._point(number, self.table.accuracy[name, number].value) for number in self.table.shots
+        return [(x, self.y(100 * self.table.accuracy[name, number].value)) for number, x in self.x.items()
                 if (name, number) in self.table.accuracy]
-
-    def _point(self, number: Any, value: float) -> tuple[float, float]:
-        return self.x[number], self.y(100 * value)
 
     def baseline(self) -> Markup:
         """Zero-shot, dashed."""
@@ -211,15 +212,15 @@ class Plot:
 
     def interval(self, number: int, name: str) -> Markup:
         """The band of a line's intervals; where a single run has none there is a gap."""
-        parts: list[list[tuple[Any, Mean]]] = [[]]
-        for shots in self.table.shots:
+        parts: list[list[tuple[float, float, float]]] = [[]]  # place, and both ends
+        for shots, x in self.x.items():
             mean = self.table.accuracy.get((name, shots))
             if mean is not None and mean.half_width is not None:
-                parts[-1].append((shots, mean))
+                low, high = (self.y(100 * (mean.value + sign * mean.half_width)) for sign in (-1, 1))
+                parts[-1].append((x, low, high))
             elif mean is not None:
                 parts.append([])
-        return element("g", [band(*([self._point(shots, mean.value + sign * (mean.half_width or 0.0))
-                                     for shots, mean in part] for sign in (-1, 1)))
+        return element("g", [band([(x, low) for x, low, _ in part], [(x, high) for x, _, high in part])
                              for part in parts if part], class_=f"band s{number}")
 
     def strong(self, number: int, name: str) -> Markup:

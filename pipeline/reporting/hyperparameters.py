@@ -1,76 +1,70 @@
-"""Which hyperparameters the runs of a setting used, and how often a search ended at the end of its range."""
+"""The hyperparameters of the runs of a setting: which were chosen, and the accuracy against those that differ."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from math import log10
+from statistics import fmean, median
 from typing import Any
 
+from markupsafe import Markup
+
 from onceclip.adapters import METHODS
-from onceclip.pipeline.reporting.settings import Row, Setting
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
+from onceclip.pipeline.reporting.drawing import SERIES, Scale, element, figure, grid, marker, path, text
+from onceclip.pipeline.reporting.settings import Row, Setting, in_order
+from onceclip.pipeline.words import shots_of
 
 _FEW = 3  # of two values one always is an end
+_WIDTH, _HEIGHT = 420, 240
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A hyperparameter of a method. cells: by shots, its value and range or share. at_end: share of runs, or None."""
+def chosen_of(setting: Setting) -> list[dict[str, Any]]:
+    """The hyperparameters that a selection or a grid chose, or that differ between runs, of the rows that count.
 
-    method: str
-    name: str
-    cells: dict[Any, tuple[str, str]]
-    at_end: float | None
-    meaning: str
-
-
-def chosen_of(setting: Setting) -> list[Chosen]:
-    """The hyperparameters that a selection or a grid chose, or that differ between runs, of the rows that count."""
+    Each has cells by shots, with the value and its range or share, and the share of runs at an end of its search.
+    """
     found = []
-    for method, rows in _by_method(setting).items():
+    counted = [row for seeds in setting.chosen.values() for row in seeds.values()]
+    for method, rows in _by_method(counted).items():
         known = METHODS[method].hyperparameters if method in METHODS else {}
         mixing = METHODS[method].mixing if method in METHODS else None
-        names = dict.fromkeys(name for row in rows for name in row.get("hyperparameters", {}))
-        for name in names:
-            values = [row["hyperparameters"][name] for row in rows if name in row.get("hyperparameters", {})]
+        searched = any(row.get("settings_tried") for row in rows)
+        for name in dict.fromkeys(name for row in rows for name in row.get("hyperparameters", {})):
+            having = [row for row in rows if name in row.get("hyperparameters", {})]
+            values = [row["hyperparameters"][name] for row in having]
             tried = _tried(name, [row for row in setting.rows if row["method"] == method],
                            known[name].search if name in known else ())
-            searched = name == mixing or bool(tried)
-            if not (searched and any(row.get("settings_tried") for row in rows)) and len(set(map(str, values))) < 2:
-                continue
-            cells = {number: _words([row["hyperparameters"][name] for row in rows if row["shots"] == number
-                                     and name in row.get("hyperparameters", {})]) for number in setting.table.shots}
-            found.append(Chosen(method, name, cells, _at_end(values, tried),
-                                known[name].meaning if name in known else ""))
+            if (searched and (name == mixing or tried)) or len(set(map(str, values))) > 1:
+                cells = {number: _words([row["hyperparameters"][name] for row in having if row["shots"] == number])
+                         for number in setting.table.shots}
+                found.append({"method": method, "name": name, "cells": cells, "at_end": _at_end(values, tried),
+                              "meaning": known[name].meaning if name in known else ""})
     return found
 
 
-def _by_method(setting: Setting) -> dict[str, list[Row]]:
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for seeds in setting.chosen.values():
-        for row in seeds.values():
-            rows[row["method"]].append(row)
-    return rows
+def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row["method"]].append(row)
+    return found
 
 
-def _tried(name: str, rows: Sequence[Row], search: Sequence[Any]) -> tuple[Any, ...]:
+def _tried(name: str, rows: Sequence[Row], search: Sequence[Any]) -> Sequence[Any]:
     """The values among which a hyperparameter was chosen: of a grid, or those of the method's own search."""
-    grid = {row["asked"]["values"][name] for row in rows if name in row.get("asked", {}).get("values", {})}
+    grid = {_key(row["asked"]["values"][name]) for row in rows if name in row.get("asked", {}).get("values", {})}
     if grid:
         return tuple(grid) if len(grid) > 1 else ()
-    return tuple(search) if any(row.get("settings_tried") for row in rows) else ()
+    return search if any(row.get("settings_tried") for row in rows) else ()
 
 
 def _at_end(values: Sequence[Any], tried: Sequence[Any]) -> float | None:
+    """The share of values that are the smallest or the largest of those tried; None where few were, or texts."""
     if len(tried) < _FEW or not all(map(_is_number, tried)):
         return None
-    ends = (min(tried), max(tried))
-    return sum(value in ends for value in values) / len(values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return fmean(value in (min(tried), max(tried)) for value in values)
 
 
 def _words(values: Sequence[Any]) -> tuple[str, str]:
@@ -78,11 +72,86 @@ def _words(values: Sequence[Any]) -> tuple[str, str]:
     if not values:
         return "–", ""
     if all(map(_is_number, values)):
-        low, middle, high = min(values), median(values), max(values)
-        return _short(middle), "" if low == high else f"{_short(low)}…{_short(high)}"
+        low, middle, high = (f"{each:,.0f}" if 1000 <= abs(each) < 1e6 else f"{each:.3g}"
+                             for each in (min(values), median(values), max(values)))
+        return middle, "" if min(values) == max(values) else f"{low}…{high}"
     (value, count), *others = Counter(map(str, values)).most_common()
     return value, f"{count} of {len(values)}" if others else ""
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A hyperparameter that runs of a method differ in. values: in order. cells: mean over seeds by value and shots.
+
+    others: names of hyperparameters that differ too, over which each cell is a mean.
+    """
+
+    method: str
+    name: str
+    values: tuple[Any, ...]
+    shots: tuple[Any, ...]
+    cells: Mapping[tuple[Any, Any], Mean]
+    others: tuple[str, ...]
+
+    @property
+    def drawing(self) -> Markup:
+        """A line per number of shots; values that span more than a decade stand by their logarithm."""
+        ends = [100 * mean.value for mean in self.cells.values()]
+        room = 0.08 * (max(ends) - min(ends)) or 1.0
+        places = _places(self.values)
+        x = Scale(places[0], places[-1], 58, _WIDTH - 84)
+        y = Scale(max(min(ends) - room, 0), min(max(ends) + room, 100), _HEIGHT - 46, 14)
+        names = {value: value if isinstance(value, str) else f"{value:.3g}" for value in self.values}
+        parts = [
+            *grid(y, y.ticks(5), x.start, x.end, 52, "{:g}"),
+            *(text(x(place), _HEIGHT - 28, names[value], class_="tick", text_anchor="middle")
+              for value, place in zip(self.values, places, strict=True)),
+            text((x.start + x.end) / 2, _HEIGHT - 8, self.name, class_="axis", text_anchor="middle")]
+        for number, shots in enumerate(self.shots):
+            points = [(x(place), y(100 * self.cells[value, shots].value))
+                      for value, place in zip(self.values, places, strict=True) if (value, shots) in self.cells]
+            parts.append(element("g", [path(points, class_="curve"),
+                                       *(marker(number, *point) for point in points),
+                                       text(points[-1][0] + 9, points[-1][1] + 4, shots_of(shots), class_="label")],
+                                 class_=f"series s{number % SERIES}"))
+        words = "; ".join(f"{names[value]} at {shots_of(shots)}: {100 * mean.value:.1f} %"
+                          for (value, shots), mean in self.cells.items())
+        return figure(_WIDTH, _HEIGHT, f"{self.method} by {self.name}", f"{words}.", parts, "ablation")
+
+
+def ablations_of(setting: Setting) -> list[Ablation]:
+    """All hyperparameters in which runs of a method differ by what was asked for, of rows that have an accuracy."""
+    found = []
+    for method, rows in _by_method(row for row in setting.rows if row["accuracy"] is not None
+                                   and row.get("asked", {}).get("values")).items():
+        asked = [row["asked"]["values"] for row in rows]
+        names = [name for name in dict.fromkeys(name for each in asked for name in each)
+                 if len({_key(each[name]) for each in asked if name in each}) > 1]
+        for name in names:
+            seeds: dict[tuple[Any, Any], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+            for row, given in zip(rows, asked, strict=True):
+                if name in given:
+                    seeds[_key(given[name]), row["shots"]][row["seed"]].append(row["accuracy"])
+            cells = {key: mean_interval([sum(each) / len(each) for each in by_seed.values()], key[1] != "all")
+                     for key, by_seed in seeds.items()}
+            values, shots = (tuple(in_order(each)) for each in zip(*cells, strict=True))
+            found.append(Ablation(method, name, values, shots, cells, tuple(each for each in names if each != name)))
+    return found
+
+
+def _key(value: Any) -> Any:
+    """A value that can be a key of a dict and sorted: numbers stay, anything else is text."""
+    return value if _is_number(value) else str(value)
+
+
+def _places(values: tuple[Any, ...]) -> list[float]:
+    """Where values stand on an axis."""
+    if any(isinstance(value, str) for value in values):
+        return [float(number) for number in range(len(values))]
+    if min(values) > 0 and max(values) >= 10 * min(values):
+        return [log10(value) for value in values]
+    return [float(value) for value in values]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,60 +49,68 @@ class Mistake:
 
 def surest_mistakes(classifier: Classifier, store: Store, split: str, most: int = MOST) -> list[Mistake]:
     """The wrong predictions of a split with the highest probability, surest first; equal ones by key."""
-    rows = store.rows(split)
-    place = {name: number for number, name in enumerate(classifier.class_names)}
+    rows, names, keys = store.rows(split), classifier.class_names, store.column("key")
+    place = {name: number for number, name in enumerate(names)}
     true = np.array([place[store.classes[label]] for label in store.column("label")[rows]], dtype=np.int64)
-    found: list[tuple[float, int, int, int, float]] = []
+    found: list[Mistake] = []
     done = 0
     for values in inputs_of(classifier, store, rows):
         probabilities = classifier.probabilities(values).numpy()
-        predicted, here = probabilities.argmax(axis=1), np.arange(len(probabilities))
-        own, confidence = probabilities[here, true[done:done + len(here)]], probabilities[here, predicted]
-        wrong = here[predicted != true[done:done + len(here)]]
-        found += [(float(confidence[index]), int(rows[done + index]), int(true[done + index]), int(predicted[index]),
-                   float(own[index])) for index in wrong]
-        found = heapq.nsmallest(most, found, key=lambda each: (-each[0], str(store.column("key")[each[1]])))
+        here = np.arange(len(probabilities))
+        predicted, label = probabilities.argmax(axis=1), true[done:done + len(here)]
+        found += [Mistake(int(rows[done + index]), str(keys[rows[done + index]]), names[label[index]],
+                          names[predicted[index]], float(probabilities[index, predicted[index]]),
+                          float(probabilities[index, label[index]])) for index in here[predicted != label]]
+        found = heapq.nsmallest(most, found, key=lambda each: (-each.confidence, each.key))
         done += len(here)
-    return [Mistake(row, str(store.column("key")[row]), classifier.class_names[label], classifier.class_names[guess],
-                    confidence, own) for confidence, row, label, guess, own in found]
+    return found
 
 
-Each = TypeVar("Each")  # a dataclass with the fields row, key, picture and why of `Mistake`
-
-
-def with_pictures(shown: Sequence[Each], store: Store, images: str | None) -> tuple[list[Each], str]:
+def with_pictures(shown: Sequence[Any], store: Store, images: str | None) -> tuple[list[Any], str]:
     """Rows with pictures as far as there are any, and one sentence on where they come from.
 
-    images: the source of the store's images. Without it a folder that has the store's name without its suffix is looked
-        at. A picture whose content is not what the store was made of is never shown.
+    shown: dataclasses with the fields row, key, picture and why of `Mistake`. images: the source of the store's images.
+        Without it a folder that has the store's name without its suffix is looked at. A picture whose content is not
+        what the store was made of is never shown.
     Raises SourceError if `images` is given and cannot be read.
     """
-    given = images
-    if images is None:
-        guess = Path(store.path).with_suffix("") if store.path.endswith(".zarr") and "://" not in store.path else None
-        images = str(guess) if guess and guess.is_dir() else None
-    rows: Sequence[Any] = shown
-    if images is None or not shown:
-        return list(shown), "Give --images FOLDER for pictures." if shown else ""
-    try:
-        contents = {record.key: record.content for record in open_source(images).records}
-    except SourceError:
-        films = any(_FRAME in each.key for each in rows)
-        if given and not films:
-            raise
-        if not films:
-            return list(shown), "Give --images FOLDER for pictures."
-        contents = {}
-    found: list[Any] = []
-    for each in rows:
+    beside = Path(store.path).with_suffix("") if store.path.endswith(".zarr") and "://" not in store.path else None
+    place = images if images is not None else str(beside) if beside and beside.is_dir() else ""
+    contents: dict[str, Content] = {}
+    if place and shown:
         try:
-            content = contents.get(each.key) or _frame(images, each.key)
-            picture = _picture(content, bytes(store.column("digest")[each.row]), given is not None)
-            found.append(replace(each, picture=picture))
+            contents = {record.key: record.content for record in open_source(place).records}
+        except SourceError:
+            if not any(_FRAME in each.key for each in shown):
+                if images is not None:
+                    raise
+                place = ""
+    if not place or not shown:
+        return list(shown), "Give --images FOLDER for pictures." if shown else ""
+    digests, trusted = store.column("digest"), images is not None
+    found = _add_pictures(shown, lambda each: _picture(contents.get(each.key) or _frame(place, each.key),
+                                                       bytes(digests[each.row]), trusted))
+    close_video()
+    return found, f"Pictures from {place}."
+
+
+def with_thumbnails(found: Sequence[Any], store: Store | None, images: str | None,
+                    records: Sequence[Record]) -> list[Any]:
+    """Suggestions with pictures as far as there are any. records: the images, where they are not those of a store."""
+    if store is not None:
+        return with_pictures(found, store, images)[0]
+    return _add_pictures(found, lambda each: thumbnail(records[each.row].content.read()))
+
+
+def _add_pictures(shown: Sequence[Any], picture: Callable[[Any], str]) -> list[Any]:
+    """Rows with their pictures. picture: gives that of a row; raises BadImage with what is in the way."""
+    found = []
+    for each in shown:
+        try:
+            found.append(replace(each, picture=picture(each)))
         except BadImage as error:
             found.append(replace(each, why=str(error)))
-    close_video()
-    return found, f"Pictures from {images}."
+    return found
 
 
 def _frame(images: str, key: str) -> Content | None:
@@ -148,17 +156,3 @@ def thumbnail(data: bytes) -> str:
     out = BytesIO()
     small.save(out, "JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
-
-
-def with_thumbnails(found: Sequence[Any], store: Store | None, images: str | None,
-                    records: Sequence[Record]) -> list[Any]:
-    """Suggestions with pictures as far as there are any. records: the images, where they are not those of a store."""
-    if store is not None:
-        return with_pictures(found, store, images)[0]
-    shown = []
-    for each in found:
-        try:
-            shown.append(replace(each, picture=thumbnail(records[each.row].content.read())))
-        except BadImage as error:
-            shown.append(replace(each, why=str(error)))
-    return shown

@@ -1,7 +1,8 @@
-"""The two pages, of results folders and of one saved adapter: what a report says becomes one HTML file."""
+"""Pages of results folders, of classes that arrive, of one saved adapter and of suggestions, each one HTML file."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,44 +10,52 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onceclip.adapters import load_classifier
+from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.evaluation.evaluate import evaluate, temperature_of
-from onceclip.pipeline.reporting.ablations import ablations_of
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.reporting.class_changes import class_view
 from onceclip.pipeline.reporting.curves import (
+    SCORES,
     curves_of,
+    incremental_curves,
     ranked,
     reliability,
     reliability_panels,
     score_lines,
     training_panels,
-    used_scores,
 )
-from onceclip.pipeline.reporting.hyperparameters import chosen_of
+from onceclip.pipeline.reporting.hyperparameters import ablations_of, chosen_of
 from onceclip.pipeline.reporting.mistakes import MOST, surest_mistakes, with_pictures
 from onceclip.pipeline.reporting.provenance import draws_of, facts_of, facts_of_adapter, replays
 from onceclip.pipeline.reporting.settings import (
-    POLICIES,
     Results,
+    Row,
     Setting,
     best_of,
-    costs_of,
     failures,
+    in_order,
     is_tie,
     mean_over_stores,
-    measures,
     policies,
     read_results,
     settings_of,
     sign_of,
     titles,
 )
-from onceclip.pipeline.runs.results import Mean
+from onceclip.pipeline.runs.incremental import NAME, PAGE
+from onceclip.pipeline.runs.results import read_lines
 from onceclip.pipeline.runs.summary import BASELINE, Table, remarks_on
 from onceclip.pipeline.tasks.encoders import joined_store
 from onceclip.pipeline.words import counted, few_words, shots_of, version
 from onceclip.stores import open_store
 from onceclip.stores.location import whole_file
 
+POLICIES = {
+    "fixed": "at their defaults or as set",
+    "val": "chosen on min(shots, 4) validation images per class",
+    "val-full": "chosen on all validation images",
+    "loo": "chosen on the support, each image left out in turn",
+}
 WHOLE_MATRIX = 30  # classes up to which the confusion matrix is drawn whole
 WORST = 20  # classes shown at once
 PAIRS = 15
@@ -61,25 +70,20 @@ def write_results_report(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     settings = settings_of(results)
     names = titles(settings)
     overall = [_tables(title, table) for title, table in mean_over_stores(settings)]
-    write_page(out, "results.html", title="Results", overview=_overview(results, settings), overall=overall,
+    write_page(out, "results.html", title="Results", overview=_overview(results), overall=overall,
                failures=failures(results.rows), baseline=BASELINE,
                settings=[_setting(name, setting, results) for name, setting in zip(names, settings, strict=True)])
     return {"report": str(out), "rows": len(results.rows), "settings": names, "bytes": out.stat().st_size}
 
 
-def _overview(results: Results, settings: Sequence[Setting]) -> dict[str, Any]:
+def _overview(results: Results) -> dict[str, Any]:
     rows = results.rows
-    shots = sorted({row["shots"] for row in rows}, key=lambda number: (isinstance(number, str), number))
-    seeds = sorted({row["seed"] for row in rows})
-    return {
-        "folders": [str(folder) for folder in results.folders], "runs": len(rows),
-        "failed": sum(row["accuracy"] is None for row in rows),
-        "stores": list(dict.fromkeys(str(row["store"]) for row in rows)),
-        "encoders": list(dict.fromkeys(str(row["encoder"]) for row in rows if row.get("encoder"))),
-        "texts": list(dict.fromkeys(str(row["text"]) for row in rows if row.get("text"))),
-        "methods": list(dict.fromkeys(str(row["method"]) for row in rows)), "shots": shots, "seeds": _ranges(seeds),
-        "policies": [(name, POLICIES.get(name, ""), methods) for name, methods in policies(rows).items()],
-    }
+    named = {f"{name}s": list(dict.fromkeys(str(row[name]) for row in rows if row.get(name) is not None))
+             for name in ("store", "encoder", "text", "method")}
+    return {**named, "folders": [str(folder) for folder in results.folders], "runs": len(rows),
+            "failed": sum(row["accuracy"] is None for row in rows), "shots": in_order(row["shots"] for row in rows),
+            "seeds": _ranges(in_order(row["seed"] for row in rows)),
+            "policies": [(name, POLICIES.get(name, ""), methods) for name, methods in policies(rows).items()]}
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -104,16 +108,15 @@ def _tables(title: str, table: Table) -> dict[str, Any]:
 
 
 def _setting(title: str, setting: Setting, results: Results) -> dict[str, Any]:
-    made = [_tables(name, table) for name, table in measures(setting)]
-    lines = score_lines(setting)
+    base, lines = setting.experiment.base, score_lines(setting)
+    used = {score: title for score, title in SCORES.items() if any(line["scores"][score] is not None for line in lines)}
+    measures = [_tables(table.title.rpartition(", ")[2] if base else "", table) for table in setting.tables]
     return {
-        "title": title, "measures": made, "rows": len(setting.rows),
-        "hyperparameters": chosen_of(setting), "classes": class_view(setting),
-        "lines": lines, "scores": used_scores(lines), "panels": reliability_panels(setting),
-        "costs": costs_of(setting), "ablations": ablations_of(setting),
-        "training": training_panels(setting, results.curves),
-        "facts": facts_of(setting), "draws": draws_of(setting), "replays": replays(setting, made[0]["best"], results),
-    }
+        "title": title, "measures": measures, "hyperparameters": chosen_of(setting), "classes": class_view(setting),
+        "lines": lines, "scores": used, "panels": reliability_panels(setting),
+        "ablations": ablations_of(setting), "training": training_panels(setting, results.curves),
+        "facts": facts_of(setting), "draws": draws_of(setting),
+        "replays": replays(setting, measures[0]["best"], results)}
 
 
 def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "test",
@@ -157,6 +160,34 @@ def write_suggestions_page(path: Path, found: Sequence[Any], method: str, where:
     """Write one self-contained HTML file. errors: whether labels are to be checked, or else images to be labelled."""
     title = "Labels to check" if errors else "Images to label next"
     write_page(path, "suggestions.html", title=title, found=found, method=method, where=where, errors=errors)
+
+
+def write_incremental_report(folder: Path) -> Path:
+    """Draw the rows of a folder's `incremental.jsonl`, one drawing for every store and division into sessions.
+
+    Raises ResultError if it has none.
+    """
+    settings: dict[Any, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in read_lines(folder / NAME):
+        name = f"{row['method']}{' (joint)' if row['joint'] else ''}"
+        settings[str(row["store"]), len(row["sessions"]), row["shots"], row["text"]][name].append(row)
+    if not settings:
+        raise ResultError(f"{folder} has no {NAME}: `onceclip incremental STORE --out {folder}` writes it")
+    write_page(folder / PAGE, "incremental.html", title="Classes that arrive", settings=[
+        {"title": f"{store}, {sessions} sessions, {shots_of(shots)}, text {text}", "curves": incremental_curves(lines),
+         "lines": [_incremental_line(name, rows) for name, rows in lines.items()]}
+        for (store, sessions, shots, text), lines in settings.items()])
+    return folder / PAGE
+
+
+def _incremental_line(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """A method in the table: means over orders."""
+    lost = [row["forgetting"] for row in rows if row["forgetting"] is not None]
+    return {"name": name, "orders": len(rows), "bytes": max(row["bytes_kept"] for row in rows),
+            "old": rows[0]["reads_old_rows"],
+            "average": mean_interval([row["average_incremental_accuracy"] for row in rows]),
+            "last": mean_interval([row["accuracy"] for row in rows]),
+            "forgetting": mean_interval(lost) if lost else None}
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:

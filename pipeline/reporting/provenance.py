@@ -5,25 +5,15 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from onceclip.pipeline.reporting.settings import Best, Results, Row, Setting
+from onceclip.pipeline.reporting.settings import Best, Results, Setting
 from onceclip.pipeline.tasks.draws import GENERATOR
 from onceclip.pipeline.words import counts, shots_of, version
 from onceclip.stores import Store
 
 _TEMPLATES = 3
 Facts = list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The draws of a setting. prints: fingerprints by shots and seed. same: whether all methods shared each of them."""
-
-    generator: str
-    prints: Mapping[tuple[Any, int], str]
-    same: bool
 
 
 def facts_of(setting: Setting) -> Facts:
@@ -39,9 +29,9 @@ def facts_of(setting: Setting) -> Facts:
     text: Mapping[str, Any] = next((each for each in store.get("texts", {}).values()
                                     if each.get("fingerprint") == prints.get("text")), {})
     facts += [*text_facts(name, {"fingerprint": prints.get("text"), **text}),
-              *((title, _all(rows, key)) for title, key in
-                (("class weights", "class_weights"), ("device", "device"), ("products", "products"),
-                 ("onceclip", "version")))]
+              *((title, ", ".join(dict.fromkeys(str(row[key]) for row in rows if row.get(key))))
+               for title, key in (("class weights", "class_weights"), ("device", "device"), ("products", "products"),
+                                  ("onceclip", "version")))]
     return [(key, value) for key, value in facts if value]
 
 
@@ -63,10 +53,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def encoder_facts(encoder: Mapping[str, Any]) -> Facts:
     """An encoder, name by name."""
-    preprocess = encoder.get("preprocess")
-    picture = ""
-    if isinstance(preprocess, Mapping):
-        picture = ", ".join(f"{key} {_plain(value)}" for key, value in preprocess.items() if value is not None)
+    picture = ", ".join(f"{key} {_plain(value)}" for key, value in _mapping(encoder.get("preprocess")).items()
+                        if value is not None)
     return [("encoder", " / ".join(str(encoder[key]) for key in ("name", "pretrained") if encoder.get(key))
              + (" (features made elsewhere)" if encoder.get("imported") else "")),
             ("encoder fingerprint", str(encoder.get("fingerprint") or "")),
@@ -83,7 +71,7 @@ def text_facts(name: str, text: Mapping[str, Any]) -> Facts:
     file = _mapping(text.get("file"))
     return [("text set", name + (" (made elsewhere)" if text.get("imported") else "")),
             ("text fingerprint", str(text.get("fingerprint") or "")),
-            ("templates", ", ".join(f"“{each}”" for each in templates[:_TEMPLATES]) + more if templates else ""),
+            ("templates", ", ".join(f"“{each}”" for each in templates[:_TEMPLATES]) + more),
             ("text file", f"{file.get('name')}, digest {file.get('digest')}" if file else "")]
 
 
@@ -101,33 +89,28 @@ def _store_facts(store: Mapping[str, Any]) -> Facts:
             ("bad images", f"{made['bad']:,}{': ' if bad else ''}{', '.join(bad)}" if made.get("bad") else "")]
 
 
-def draws_of(setting: Setting) -> Draws:
-    """The support draws of a setting."""
+def draws_of(setting: Setting) -> dict[str, Any]:
+    """The support draws of a setting: fingerprints by shots and seed, and whether all methods shared each of them."""
     prints: dict[tuple[Any, int], set[str]] = defaultdict(set)
     for row in setting.rows:
-        found = (row.get("fingerprints") or {}).get("support")
-        if found:
+        if found := (row.get("fingerprints") or {}).get("support"):
             prints[row["shots"], row["seed"]].add(found)
-    known = {row.get("version") for row in setting.rows if row.get("version")} == {version()}
+    known = {row["version"] for row in setting.rows if row.get("version")} == {version()}
     ordered = sorted(prints, key=lambda key: (isinstance(key[0], str), key))
-    return Draws(GENERATOR if known else "", {key: ", ".join(sorted(prints[key])) for key in ordered},
-                 all(len(each) == 1 for each in prints.values()))
+    return {"generator": GENERATOR if known else "", "same": all(len(each) == 1 for each in prints.values()),
+            "prints": {key: ", ".join(sorted(prints[key])) for key in ordered}}
 
 
 def replays(setting: Setting, best: Iterable[Best], results: Results) -> list[tuple[str, str]]:
     """A run of the best line of every column, and the command that carries it out again."""
     found = []
     for each in best:
-        seed, row = next(iter(sorted(setting.chosen[each.name, each.shots].items())))
+        seed, row = min(setting.chosen[each.name, each.shots].items())
         place = results.places.get(str(row.get("run")))
         if place and "asked" in row:
             found.append((f"{each.name}, {shots_of(each.shots)}, seed {seed}",
                           f"onceclip fit --from-row {shlex.quote(place)}"))
     return found
-
-
-def _all(rows: Iterable[Row], name: str) -> str:
-    return ", ".join(dict.fromkeys(str(row[name]) for row in rows if row.get(name)))
 
 
 def _plain(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ TITLES = {TEXT_TO_ITEM: "text to item", ITEM_TO_TEXT: "item to text"}
 class Picture:
     """An item on a page. key, row: of the row that is shown. score: with the query; right: whether it belongs to it.
 
-    text: a sentence that stands in its place, or beside it. picture, why: as of `Mistake`.
+    text: a sentence that stands in its place (then its row is -1), or beside it. picture, why: as of `Mistake`.
     """
 
     key: str
@@ -38,42 +38,26 @@ class Picture:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Query:
-    """A query of an evaluation: its rank, itself, and the candidates that stand highest."""
-
-    rank: float
-    itself: Picture
-    found: Sequence[Picture]
-
-
-def write_search_page(out: Path, store: Store, query: str, hits: Sequence[Hit], images: str | None = None
-                      ) -> dict[str, Any]:
+def write_search_page(out: Path, store: Store, query: str, hits: Sequence[Hit], images: str | None = None) -> None:
     """Write one self-contained HTML file of what a query found. images: as of `with_pictures`."""
-    shown, remark = with_pictures([_picture(store, hit.row, hit.name, hit.score) for hit in hits], store, images)
+    keys = store.column("key")
+    shown, remark = with_pictures([Picture(str(keys[hit.row]), hit.row, hit.name, hit.score) for hit in hits], store,
+                                  images)
     write_page(out, "search.html", title=query, store=store, query=query, hits=shown, remark=remark)
-    return {"page": str(out), "pictures": sum(bool(each.picture) for each in shown)}
 
 
 def write_retrieval_page(out: Path, store: Store, ranking: Ranking, images: str | None = None) -> dict[str, Any]:
     """Write one self-contained HTML file of an evaluation: scores, and the best and worst queries of each direction."""
-    queries = {(direction, kind): [_query(store, ranking, direction, number) for number in numbers]
-               for direction in TITLES for kind, numbers in zip(("worst", "best"), _ends(ranking, direction),
-                                                                strict=True)}
-    flat = [each for several in queries.values() for query in several for each in (query.itself, *query.found)]
-    pictured, remark = with_pictures([each for each in flat if each.row >= 0], store, images)
-    of_row = {each.row: each for each in pictured}
-    sections = [{"direction": TITLES[direction], "id": f"{kind}-{direction.replace('_', '-')}", "kind": kind,
-                 "queries": [Query(each.rank, _with(each.itself, of_row), [_with(one, of_row) for one in each.found])
-                             for each in several]} for (direction, kind), several in queries.items()]
+    sections: list[dict[str, Any]] = [
+        {"direction": TITLES[direction], "id": f"{kind}-{direction.replace('_', '-')}", "kind": kind,
+         "queries": [_query(store, ranking, direction, number) for number in numbers]}
+        for direction in TITLES for kind, numbers in zip(("worst", "best"), _ends(ranking, direction), strict=True)]
+    shown = [each for section in sections for query in section["queries"] for each in (query["itself"], *query["found"])
+             if each.row >= 0]
+    pictured, remark = with_pictures(shown, store, images)
     write_page(out, "retrieval.html", title=f"Retrieval on {Path(store.path).name}", row=ranking.row, titles=TITLES,
-               sections=sections, remark=remark)
+               sections=sections, pictures={each.row: each for each in pictured}, remark=remark)
     return {"page": str(out), "pictures": sum(bool(each.picture) for each in pictured)}
-
-
-def _with(picture: Picture, of_row: dict[int, Picture]) -> Picture:
-    seen = of_row.get(picture.row)
-    return replace(picture, picture=seen.picture, why=seen.why) if seen else picture
 
 
 def _ends(ranking: Ranking, direction: str) -> tuple[Sequence[int], Sequence[int]]:
@@ -83,26 +67,23 @@ def _ends(ranking: Ranking, direction: str) -> tuple[Sequence[int], Sequence[int
     return worst, order[:min(SHOWN, len(order) - len(worst))]
 
 
-def _query(store: Store, ranking: Ranking, direction: str, number: int) -> Query:
-    captions, scores = ranking.captions, ranking.scores(direction, number)
+def _query(store: Store, ranking: Ranking, direction: str, number: int) -> dict[str, Any]:
+    """A query: its rank, itself, and the candidates that stand highest."""
+    captions, items, scores = ranking.captions, ranking.captions.items, ranking.scores(direction, number)
     order = scores.argsort(descending=True, stable=True)[:FOUND].tolist()
     own = int(captions.owner[number]) if direction == TEXT_TO_ITEM else number
-    rank = float(ranking.ranks[direction].rank[number])
+
+    def item(place: int, score: float | None, right: bool, text: str = "") -> Picture:
+        """An item by its middle row, such as the middle frame of a video."""
+        row = int(items.rows[(items.pointer[place] + items.pointer[place + 1]) // 2])
+        return Picture(str(store.column("key")[row]), row, str(items.names[place]), score, right, text)
+
     if direction == TEXT_TO_ITEM:
-        found = [_item(store, ranking, place, float(scores[place]), place == own) for place in order]
-        return Query(rank, _item(store, ranking, own, float(scores[own]), True, captions.sentences[number]), found)
-    found = [Picture("", -1, score=float(scores[place]), right=int(captions.owner[place]) == own,
-                     text=captions.sentences[place]) for place in order]
-    sentences = [captions.sentences[place] for place in np.flatnonzero(captions.owner == own)[:FOUND]]
-    return Query(rank, _item(store, ranking, own, None, True, " / ".join(sentences)), found)
-
-
-def _item(store: Store, ranking: Ranking, place: int, score: float | None, right: bool, text: str = "") -> Picture:
-    """An item by its middle row, such as the middle frame of a video."""
-    items = ranking.captions.items
-    row = int(items.rows[(items.pointer[place] + items.pointer[place + 1]) // 2])
-    return _picture(store, row, str(items.names[place]), score, right, text)
-
-
-def _picture(store: Store, row: int, name: str, score: float | None, right: bool = False, text: str = "") -> Picture:
-    return Picture(str(store.column("key")[row]), row, name, score, right, text)
+        itself = item(own, float(scores[own]), True, captions.sentences[number])
+        found = [item(place, float(scores[place]), place == own) for place in order]
+    else:
+        sentences = [captions.sentences[place] for place in np.flatnonzero(captions.owner == own)[:FOUND]]
+        itself = item(own, None, True, " / ".join(sentences))
+        found = [Picture("", -1, score=float(scores[place]), right=int(captions.owner[place]) == own,
+                         text=captions.sentences[place]) for place in order]
+    return {"rank": float(ranking.ranks[direction].rank[number]), "itself": itself, "found": found}

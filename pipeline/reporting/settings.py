@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from statistics import median
 from typing import Any
 
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.evaluation.statistics import Mean
 from onceclip.pipeline.runs.incremental import NAME as INCREMENTAL
 from onceclip.pipeline.runs.incremental import PAGE
 from onceclip.pipeline.runs.keep import read_curves
-from onceclip.pipeline.runs.results import NAME, Mean, read_rows, read_stores
+from onceclip.pipeline.runs.results import NAME, read_rows, read_stores
 from onceclip.pipeline.runs.summary import (
     Experiment,
     Key,
@@ -29,12 +29,8 @@ from onceclip.pipeline.words import shots_of
 
 Row = Mapping[str, Any]
 _NEEDED = ("method", "shots", "seed", "accuracy", "store")
-POLICIES = {
-    "fixed": "at their defaults or as set",
-    "val": "chosen on min(shots, 4) validation images per class",
-    "val-full": "chosen on all validation images",
-    "loo": "chosen on the support, each image left out in turn",
-}
+_TITLES = {"text": "text {}", "select": "selection {}", "class_weights": "class weights {}", "draw": "draw {}",
+           "batches": "batches of {}"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Results:
     rows: tuple[Row, ...]
     places: Mapping[str, str]
     stores: Mapping[str, Mapping[str, Any]]
-    curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,11 @@ class Setting:
     def details(self, name: str, shots: Any) -> list[Mapping[str, Any]]:
         """The details of the chosen rows of a line at a number of shots, as far as they have any."""
         return [row["details"] for row in self.chosen.get((name, shots), {}).values() if row.get("details")]
+
+    def last(self, name: str) -> tuple[Any, list[Row]]:
+        """The most shots at which a line has a result, and its chosen rows there."""
+        shots = [number for number in self.table.shots if (name, number) in self.table.accuracy][-1]
+        return shots, list(self.chosen[name, shots].values())
 
 
 def read_results(folders: Sequence[Path]) -> Results:
@@ -126,17 +127,10 @@ def settings_of(results: Results) -> list[Setting]:
         # Rows of failures may have no fingerprints: they stand with those of the last content.
         unknown = contents.pop(("", ""), [])
         contents[next(reversed(contents), ("", ""))].extend(unknown)
-    return [Setting(experiment, prints, tuple(tables(rows)), tuple(rows),
-                    chosen_rows(with_alone(rows)), _store(rows, results.stores))
+    return [Setting(experiment, prints, tuple(tables(rows)), tuple(rows), chosen_rows(with_alone(rows)),
+                    next((found for row in rows if (found := results.stores.get(
+                        row.get("fingerprints", {}).get("store", "")))), {}))
             for experiment, contents in groups.items() for prints, rows in contents.items() if rows]
-
-
-def _store(rows: Iterable[Row], stores: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    for row in rows:
-        found = stores.get(row.get("fingerprints", {}).get("store", ""))
-        if found:
-            return found
-    return {}
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ def best_of(table: Table) -> list[Best]:
     found = []
     for number in table.shots:
         names = [name for name in table.names if (name, number) in table.accuracy]
-        best = max(names, key=lambda name, number=number: table.accuracy[name, number].value)  # type: ignore[misc]
+        best = max(names, key=lambda name: table.accuracy[name, number].value)
         ties = tuple(name for name in names if name != best and is_tie(table.to_best.get((name, number))))
         found.append(Best(number, best, table.accuracy[best, number], table.to_baseline.get((best, number)), ties))
     return found
@@ -180,24 +174,22 @@ def titles(settings: Sequence[Setting]) -> list[str]:
     found = []
     for key, setting in zip(keys, settings, strict=True):
         name = PurePath(key.store).name
-        parts = [key.store if sum(PurePath(path).name == name for path in paths) > 1 else name,
-                 *_differing(key, keys, *_TITLES)]
         same = [each.prints for each in settings
                 if (each.experiment.store, each.experiment.text) == (key.store, key.text)]
-        parts += [f"{what} {own[:8]}" for what, own, *all_of_it in zip(("content", "prompts"), setting.prints, *same,
-                                                                       strict=True) if len(set(all_of_it)) > 1]
-        found.append(", ".join([*parts, *["base to new classes"] * key.base]))
+        found.append(", ".join([
+            key.store if sum(PurePath(path).name == name for path in paths) > 1 else name,
+            *differences(key, keys, _TITLES, "balanced"),
+            *(f"{what} {own[:8]}" for what, own, *all_of_it in zip(("content", "prompts"), setting.prints, *same,
+                                                                   strict=True) if len(set(all_of_it)) > 1),
+            *["base to new classes"] * key.base]))
     return found
 
 
-_TITLES = {"text": "text", "select": "selection", "class_weights": "class weights", "draw": "draw",
-           "batches": "batches of"}
-
-
-def _differing(key: Experiment, keys: Iterable[Experiment], *names: str) -> list[str]:
-    """What tells an experiment from others, in words."""
-    return [f"{_TITLES[name]} {getattr(key, name) or 'balanced'}" for name in names
-            if (getattr(key, name) or name == "draw") and len({getattr(each, name) for each in keys}) > 1]
+def differences(key: Experiment, keys: Collection[Experiment], words: Mapping[str, str], draw: str = "") -> list[str]:
+    """What tells an experiment from others. words: a form for each of the fields that count. draw: for a plain one."""
+    named = replace(key, draw=key.draw or draw)
+    return [form.format(getattr(named, name)) for name, form in words.items()
+            if getattr(named, name) and len({getattr(each, name) for each in keys}) > 1]
 
 
 def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:
@@ -210,7 +202,7 @@ def mean_over_stores(settings: Sequence[Setting]) -> list[tuple[str, Table]]:
     for setting in settings:
         alike[replace(setting.experiment, store="")][setting.experiment.store] = setting
     groups = {key: list(members.values()) for key, members in alike.items() if len(members) > 1}
-    return [(", ".join([f"mean over {len(members)} stores", *_differing(key, groups, *_TITLES),
+    return [(", ".join([f"mean over {len(members)} stores", *differences(key, groups, _TITLES, "balanced"),
                         *["base classes"] * key.base]), _mean(members)) for key, members in groups.items()]
 
 
@@ -224,11 +216,6 @@ def _mean(settings: Sequence[Setting]) -> Table:
              "store": "mean", "text": ""}
             for (name, shots, seed), values in where.items() if len(values) == len(settings)]
     return next(iter(tables(rows)), Table("", (), (), {}, {}, {}))
-
-
-def measures(setting: Setting) -> list[tuple[str, Table]]:
-    """The tables of a setting by what they measure; those of a base-to-new setting are three."""
-    return [(table.title.rpartition(", ")[2] if setting.experiment.base else "", table) for table in setting.tables]
 
 
 def failures(rows: Iterable[Row]) -> list[tuple[str, str, list[str]]]:
@@ -249,26 +236,6 @@ def policies(rows: Iterable[Row]) -> Mapping[str, list[str]]:
     return {policy: list(methods) for policy, methods in found.items()}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Median seconds of the runs of a line at the most shots: choosing and fitting, and everything with scoring."""
-
-    name: str
-    shots: Any
-    accuracy: float
-    seconds: float
-    total: float | None
-
-
-def costs_of(setting: Setting) -> list[Cost]:
-    """The costs of all lines whose rows have seconds, cheapest first."""
-    found = []
-    for name in setting.table.names:
-        shots = [number for number in setting.table.shots if (name, number) in setting.table.accuracy][-1]
-        rows = list(setting.chosen[name, shots].values())
-        seconds = [row["seconds"] for row in rows if row.get("seconds")]
-        totals = [row["seconds_total"] for row in rows if row.get("seconds_total")]
-        if seconds:
-            found.append(Cost(name, shots, setting.table.accuracy[name, shots].value, median(seconds),
-                              median(totals) if totals else None))
-    return sorted(found, key=lambda cost: cost.seconds)
+def in_order(values: Iterable[Any]) -> list[Any]:
+    """Each of some values once, numbers before texts: numbers of shots, then "all"."""
+    return sorted(set(values), key=lambda value: (isinstance(value, str), value))

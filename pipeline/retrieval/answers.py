@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.errors import RetrievalError
-from onceclip.pipeline.evaluation.intervals import row_interval
+from onceclip.pipeline.evaluation.statistics import row_interval
 from onceclip.pipeline.files import key_of, read_json
 from onceclip.pipeline.retrieval.items import GROUP, KEY, Frames, Items, items_of, ranges, read_frames, unit_text
 from onceclip.pipeline.retrieval.recipes import Maps, TemporalHead, Trained

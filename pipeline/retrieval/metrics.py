@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceclip.pipeline.evaluation.intervals import row_interval
+from onceclip.pipeline.evaluation.statistics import row_interval
 
 AT = (1, 5, 10)
 _FEW = 8  # relevant candidates of a query up to which comparing with all is faster than sorting all

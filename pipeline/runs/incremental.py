@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -103,20 +104,20 @@ def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[
     test = store.rows("test")
     truth = store.column("label")[test]
     state: dict[str, torch.Tensor] = {}
+    seen: list[list[int]] = []
     accuracies, by_session = [], []
-    for number in range(len(parts)):
-        seen = [store.classes.index(name) for part in parts[:number + 1] for name in part]
-        now = seen if asked.joint else seen[-len(parts[number]):]
-        session = session_task(task, seen, now)
+    for part in parts:
+        seen.append([store.classes.index(name) for name in part])
+        all_seen = list(itertools.chain(*seen))
+        session = session_task(task, all_seen, all_seen if asked.joint else seen[-1])
         if asked.joint:
-            classifier, state = method.fit(session, asked.seed), {}
+            classifier = method.fit(session, asked.seed)
         else:
             classifier, state = method.update(state, session, asked.seed)
-        accuracy, of_parts = _scores(classifier, store, test, truth, [[store.classes.index(name) for name in part]
-                                                                       for part in parts[:number + 1]])
+        accuracy, of_parts = _scores(classifier, store, test, truth, seen)
         accuracies.append(accuracy)
         by_session.append(of_parts)
-        progress((number + 1) / len(parts))
+        progress(len(seen) / len(parts))
     return {
         "method": full_name(type(method)), "hyperparameters": method.values, "joint": asked.joint, "order": order,
         "seed": asked.seed, "shots": "all" if asked.shots is None else asked.shots, "classes": len(store.classes),

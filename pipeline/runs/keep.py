@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from onceclip.pipeline.errors import ResultError, TaskError
-from onceclip.pipeline.runs.results import append_rows
+from onceclip.pipeline.evaluation.evaluate import Evaluation
+from onceclip.pipeline.runs.results import CURVES, append_rows, file_name, lines_of
 from onceclip.pipeline.words import shots_of
 from onceclip.pipeline.workers import Part
-from onceclip.stores import Store, StoreError
+from onceclip.stores import StoreError
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.schema import create_array, get_array, read_whole
 from onceclip.stores.storage import damage, open_group
@@ -59,25 +59,17 @@ class Predictions:
         return self.predicted == self.label
 
 
-def rows_scored(store: Store, classes: int) -> dict[str, Any]:
-    """Label and identity of the test rows that runs of the first classes are scored on, in their order."""
-    rows = store.rows("test")
-    label = store.column("label")[rows]
-    rows, label = rows[label < classes], label[label < classes]
-    return {"label": label.astype(np.min_scalar_type(classes)),
-            "keys": fingerprint([list(map(str, store.column("key")[rows])), label.tolist()])}
-
-
-def curves_name(part: Part | None = None) -> str:
-    """The file of a results folder that curves go to; a part has its own, as of rows."""
-    return f"curves.{part.number}-of-{part.of}.jsonl" if part else "curves.jsonl"
+def rows_scored(found: Evaluation) -> dict[str, Any]:
+    """Label and identity of the test rows that a run, and all runs of its group, are scored on."""
+    keys = list(map(str, found.store.column("key")[found.rows]))
+    return {"label": found.label.astype(found.predicted.dtype), "keys": fingerprint([keys, found.label.tolist()])}
 
 
 def write_kept(folder: Path, rows: Sequence[dict[str, Any]], part: Part | None) -> list[dict[str, Any]]:
     """Write what rows carry beside their values, and give the rows without it, to be written after it."""
     curves = [{"run": row["run"], **(row["curve"] or {})} for row in rows if "curve" in row]
     if curves:
-        append_rows(folder, curves, curves_name(part))
+        append_rows(folder, curves, file_name(CURVES, part))
     answered = [row for row in rows if "predicted" in row]
     if answered:
         path = folder / PREDICTIONS
@@ -99,7 +91,7 @@ def _put(group: Any, name: str, values: np.ndarray, attributes: dict[str, Any]) 
 def has_kept(folder: Path, keep: Keep, rows: Mapping[str, Any]) -> set[str]:
     """Those of some runs, with their rows, that have all that is to be kept."""
     found = {run for run, row in rows.items() if keep.coverage is None or (
-        row and all(each["coverage_asked"] == keep.coverage for each in row.get("sets", [{"coverage_asked": None}])))}
+        "sets" in row and all(each.get("coverage_asked") == keep.coverage for each in row["sets"]))}
     if keep.curves:
         found &= read_curves(folder).keys()
     if keep.predictions:
@@ -114,15 +106,12 @@ def read_curves(folder: Path) -> dict[str, dict[str, Any]]:
     Raises ResultError if a line has a value that no training writes.
     """
     found: dict[str, dict[str, Any]] = {}
-    for path in (folder / curves_name(), *sorted(folder.glob("curves.*-of-*.jsonl"))):
-        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # the end of a process that was killed
-            if not _is_curve(values):
-                raise ResultError(f"{path}, line {number}: no curve of a training: correct it or take it out")
-            found[values["run"]] = values
+    for path, number, values in lines_of(folder, CURVES):
+        if values is None:
+            continue  # the end of a process that was killed
+        if not _is_curve(values):
+            raise ResultError(f"{path}, line {number}: no curve of a training: correct it or take it out")
+        found[values["run"]] = values
     return found
 
 

@@ -14,9 +14,8 @@ from onceclip.adapters.training.compile import OFF, Compiling
 from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.runs.automatic import is_average, member_names
 from onceclip.pipeline.runs.fit import Fitted
-from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.results import NAME, read_rows
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.workers.devices import CPU, device_like

@@ -1,4 +1,4 @@
-"""Result rows: one JSON object a line, appended; and what many of them say together."""
+"""Result rows: one JSON object a line, appended; and what stores they were made of."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -26,17 +24,9 @@ from onceclip.stores.location import whole_file
 from onceclip.stores.schema import BAD, SPLITS, STORED
 
 NAME = RESULTS
+ROWS, CURVES = "results", "curves"  # kinds of lines of a results folder
 STORES_NAME = "stores.json"
 _log = logging.getLogger("onceclip")
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Mean over runs. half_width: of its 95 % interval (Student's t), None for a single run. runs: their number."""
-
-    value: float
-    half_width: float | None
-    runs: int
 
 
 def append_row(folder: Path, row: Mapping[str, Any]) -> Path:
@@ -56,32 +46,39 @@ def append_rows(folder: Path, rows: Iterable[Mapping[str, Any]], name: str = NAM
     return path
 
 
-def rows_name(part: Part | None = None) -> str:
-    """The file of a results folder that rows go to: a part of a sweep has its own.
+def file_name(kind: str, part: Part | None = None) -> str:
+    """The file of a results folder that lines of a kind go to: a part of a sweep has its own.
 
     Parts run on several machines, and appending to one file from two of them loses lines where the folder is on NFS.
     """
-    return f"results.{part.number}-of-{part.of}.jsonl" if part else NAME
+    return f"{kind}.{part.number}-of-{part.of}.jsonl" if part else f"{kind}.jsonl"
+
+
+def lines_of(folder: Path, kind: str) -> Iterator[tuple[Path, int, Any]]:
+    """The lines of a kind in a results folder, those of all parts too: file, number from 1, and JSON values.
+
+    The values are None of a line that is no JSON, such as one that a killed process left half written.
+    """
+    for path in (folder / file_name(kind), *sorted(folder.glob(f"{kind}.*-of-*.jsonl"))):
+        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+            yield path, number, _json(line)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of a results folder, those of all parts too; lines that are no rows are passed over with a remark.
+    """Read the rows of a results folder; lines that are no rows are passed over with a remark.
 
     Raises ResultError if a row has a value that no run writes.
     """
-    rows = []
-    for path in (folder / NAME, *sorted(folder.glob("results.*-of-*.jsonl"))):
-        passed_over = []
-        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
-            row = _json(line)
-            if isinstance(row, dict):
-                _require(row, _ROW, f"{path}, line {number}")
-                rows.append(row)
-            else:
-                passed_over.append(number)
-        if passed_over:
-            _log.warning("%s: %s passed over that %s no JSON object of a run (the first is line %d)", path,
-                         counted(len(passed_over), "line"), "are" if passed_over[1:] else "is", passed_over[0])
+    rows, passed_over = [], defaultdict(list)
+    for path, number, row in lines_of(folder, ROWS):
+        if isinstance(row, dict):
+            _require(row, _ROW, f"{path}, line {number}")
+            rows.append(row)
+        else:
+            passed_over[path].append(number)
+    for path, numbers in passed_over.items():
+        _log.warning("%s: %s passed over that %s no JSON object of a run (the first is line %d)", path,
+                     counted(len(numbers), "line"), "are" if numbers[1:] else "is", numbers[0])
     return rows
 
 
@@ -102,91 +99,85 @@ def _json(text: bytes) -> Any:
     return values
 
 
+def _fits(value: Any, form: Any) -> bool:
+    """Whether a JSON value has a form.
+
+    form: a type, for values of it or null; a list of one form; an object of forms by key, as far as the keys are there,
+        with `...` for all of them; or a function that says it.
+    """
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(_fits(each, form[name if name in form else ...])
+                                               for name, each in value.items() if name in form or ... in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(each, form[0]) for each in value)
+    if isinstance(form, type):
+        return value is None or type(value) is form
+    return bool(form(value))
+
+
 def _number(least: float, most: float = math.inf) -> Callable[[Any], bool]:
     """A test for finite numbers in a range, or None."""
     return lambda value: value is None or (type(value) in (int, float) and least <= value <= most
                                            and math.isfinite(value))
 
 
+def _name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(fits, value))
-
-
-def _object(**fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A test for JSON objects. fits: what some of their values have to be, as far as they are there."""
-    return lambda value: isinstance(value, dict) and all(fits[name](value[name]) for name in fits if name in value)
-
-
-def _object_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
-
-
-def _triples(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return _list_of(lambda each: isinstance(each, list) and len(each) == 3 and None not in each
-                    and all(map(fits, each)))
+def _triple(form: Any) -> Callable[[Any], bool]:
+    return lambda value: _fits(value, [form]) and len(value) == 3 and None not in value
 
 
 def _of_types(types: Sequence[type]) -> Callable[[Any], bool]:
     """A test for values of some types, or None; numbers are finite and not below zero, lists are of texts."""
     return lambda value: value is None or (type(value) in types and (
-        _list_of(_text)(value) if isinstance(value, list) else not isinstance(value, int | float) or _number(0)(
+        _fits(value, [str]) if isinstance(value, list) else not isinstance(value, int | float) or _number(0)(
             float(value))))
 
 
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _object_or_none(value: Any) -> bool:
-    return isinstance(value, dict | None)
-
-
 def _details(value: Any) -> bool:
-    fits = _object(right=_list_of(_count), reliability=_triples(_number(0)), confusions=_triples(_count))
-    return value is None or (fits(value) and {"right", "reliability", "confusions"} <= value.keys()
-                             and len(value["reliability"]) == BINS)
+    form = {"right": [_count], "reliability": [_triple(_number(0))], "confusions": [_triple(_count)]}
+    return value is None or (_fits(value, form) and form.keys() <= value.keys() and len(value["reliability"]) == BINS)
 
 
 _FRACTION = _number(0, 1 + 1e-9)  # sums of shares round
-_ROW: Mapping[str, Callable[[Any], bool]] = {
+_ROW: Mapping[str, Any] = {
     **dict.fromkeys(("accuracy", "accuracy_val", "accuracy_new", "harmonic_mean", "top5", "macro_recall", "ece",
                      "ece_calibrated"), _FRACTION),
     **dict.fromkeys(("nll", "nll_calibrated", "brier", "temperature", "seconds", "seconds_total"), _number(0)),
     **dict.fromkeys(("seed", "classes", "n_support", "n_test"), _count),
-    **dict.fromkeys(("encoder", "text", "select", "device", "version", "error", "class_weights", "products"), _text),
-    **dict.fromkeys(("method", "store"), lambda value: isinstance(value, str)),
-    "shots": lambda value: value == "all" or _count(value), "run": lambda value: isinstance(value, str),
-    "settings_tried": lambda value: value is None or _count(value), "hyperparameters": _object(),
-    "compiling": _object(), "support_source": _object(), "fingerprints": _object_of(_text),
-    "asked": _object(**dict.fromkeys(("method", "text", "select", "search", "class_weights", "inference"), _text),
-                     **dict.fromkeys(("values", "inference_values", "batches"), _object()),
-                     **dict.fromkeys(("narrow", "validated"), _flag),
-                     **{name: _of_types(types) for name, types in stored_types().items()}),
+    **dict.fromkeys(("encoder", "text", "select", "device", "version", "error", "class_weights", "products"), str),
+    **dict.fromkeys(("method", "store", "run"), _name),
+    "shots": lambda value: value == "all" or _count(value),
+    "settings_tried": lambda value: value is None or _count(value),
+    **dict.fromkeys(("hyperparameters", "compiling", "support_source"), _object), "fingerprints": {...: str},
+    "asked": {**dict.fromkeys(("method", "text", "select", "search", "class_weights", "inference"), str),
+              **dict.fromkeys(("values", "inference_values", "batches"), _object),
+              **dict.fromkeys(("narrow", "validated"), bool),
+              **{name: _of_types(types) for name, types in stored_types().items()}},
     "details": _details,
-    "sets": _list_of(_object(kind=_text, coverage_asked=_FRACTION, coverage=_FRACTION, size=_number(0),
-                             single=_FRACTION)),
-    "inference": _object(name=_text, transductive=_flag, alone=_object(accuracy=_FRACTION)),
+    "sets": [{"kind": str, "size": _number(0), **dict.fromkeys(("coverage_asked", "coverage", "single"), _FRACTION)}],
+    "inference": {"name": str, "transductive": bool, "alone": {"accuracy": _FRACTION}},
 }
-_STORE: Mapping[str, Callable[[Any], bool]] = {
-    "path": _text, "classes": _list_of(lambda each: isinstance(each, str)), "test_counts": _list_of(_count),
-    "splits": _object_of(_count), "encoder": _object(logit_scale=_number(-math.inf)),
-    "texts": _object_of(_object(templates=_list_of(_text), file=_object_or_none)),
-    "extraction": _object(images=_count, bad=_count, reasons=_object_of(_count),
-                          split_source=_object_or_none),
+_STORE: Mapping[str, Any] = {
+    "path": str, "classes": [_name], "test_counts": [_count], "splits": {...: _count},
+    "encoder": {"logit_scale": _number(-math.inf)}, "texts": {...: {"templates": [str], "file": dict}},
+    "extraction": {"images": _count, "bad": _count, "reasons": {...: _count}, "split_source": dict},
 }
 
 
-def _require(values: Mapping[str, Any], fits: Mapping[str, Callable[[Any], bool]], place: str) -> None:
-    for name, fit in fits.items():
-        if name in values and not fit(values[name]):
+def _require(values: Mapping[str, Any], forms: Mapping[str, Any], place: str) -> None:
+    for name, form in forms.items():
+        if name in values and not _fits(values[name], form):
             raise ResultError(f"{place}: {name!r} is {json.dumps(values[name])[:60]}, which onceclip never writes: "
                               "correct it or take it out")
 
@@ -201,20 +192,10 @@ def by_run(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def mean_interval(values: Sequence[float], interval: bool = True) -> Mean:
-    """Mean of values with its 95 % interval. interval: whether the values are of draws, so that they have one."""
-    if len(values) < 2 or not interval:
-        return Mean(fmean(values), None, len(values))
-    from scipy.stats import t as student  # takes a second
-
-    quantile = float(student.ppf(0.975, len(values) - 1))
-    return Mean(fmean(values), quantile * stdev(values) / math.sqrt(len(values)), len(values))
-
-
 def record_stores(folder: Path, stores: Sequence[Store]) -> Path:
     """Describe stores in the folder's `stores.json`, by fingerprint, beside those that it has already."""
     path = folder / STORES_NAME
-    found = read_stores(folder) | {store.fingerprint: described(store) for store in stores}
+    found = read_stores(folder) | {store.fingerprint: _described(store) for store in stores}
     with whole_file(path) as file:
         file.write(json.dumps(found, indent=1, allow_nan=False).encode())
     return path
@@ -231,13 +212,13 @@ def read_stores(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     if not isinstance(found, dict):
         return {}
-    _require(found, dict.fromkeys(found, _object()), str(folder / STORES_NAME))
+    _require(found, dict.fromkeys(found, _object), str(folder / STORES_NAME))
     for name, each in found.items():
         _require(each, _STORE, f"{folder / STORES_NAME}, {name}")
     return found
 
 
-def described(store: Store) -> dict[str, Any]:
+def _described(store: Store) -> dict[str, Any]:
     """Classes, counts, encoder, text sets and extraction of a store, as JSON values."""
     state, attributes = store.column("state"), store.attributes
     labels = {split: store.column("label")[store.rows(split)] for split in SPLITS}

@@ -3,31 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, MISSING, asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any
 
-from onceclip.adapters import Method
+from onceclip.adapters import POLICIES, Method
+from onceclip.adapters.errors import unknown
+from onceclip.adapters.inference import Inference, inference_class
 from onceclip.adapters.plugin import full_name
 from onceclip.adapters.selection.automatic import AUTOMATIC
+from onceclip.adapters.selection.search import GRID, Search
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.evaluation.batches import Batches
+from onceclip.pipeline.evaluation.queries import OUTPUTS
 from onceclip.pipeline.runs.automatic import is_average, run_method
-from onceclip.pipeline.runs.inferred import NO_INFERENCE, InferenceSpec
-from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_spec import SHAPE_OPTIONS, DrawSpec
+from onceclip.pipeline.tasks.draws import ALL
 from onceclip.pipeline.tasks.encoders import joined_store, named_store, require_read
 from onceclip.stores import Store, open_store
 from onceclip.stores.identity import fingerprint
 from onceclip.stores.location import everywhere
 from onceclip.stores.store import JoinedStore
 
-NO_REFIT = "none"
+NO_INFERENCE = NO_REFIT = "none"
 CAPTIONS = "captions"  # name of the text set of captions that a bank has by default
 REFITS = {NO_REFIT: (), "val": ("train", "val"), ALL: ("train", "val", "test")}  # and the splits that are fitted on
 # Fields that every row has; the others only where they are not the default, so that rows of before there was a choice
 # keep their identity.
 _ALWAYS = ("method", "shots", "seed", "values", "text", "select", "class_weights", "search", "narrow", "validated",
            "stream")
+
+
+@dataclass(frozen=True)
+class InferenceSpec:
+    """How test rows are read.
+
+    inference: the strategy, a name or MODULE:CLASS; "none" reads each row by itself. inference_values: its
+        hyperparameters. batches: fields of `Batches`, where it sees one batch at a time.
+    """
+
+    _: KW_ONLY
+    inference: str = NO_INFERENCE
+    inference_values: Mapping[str, Any] = field(default_factory=dict)
+    batches: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.inference == NO_INFERENCE:
+            if self.inference_values or self.batches:
+                raise TaskError("hyperparameters and batches of inference are for a strategy: add --inference")
+            return
+        kind = inference_class(self.inference)
+        values = kind(**self.inference_values).values
+        object.__setattr__(self, "inference", full_name(kind))
+        object.__setattr__(self, "inference_values", {name: values[name] for name in self.inference_values})
+        if self.batches:
+            object.__setattr__(self, "batches", Batches.of(self.batches).as_values())
+
+    @property
+    def strategy(self) -> Inference | None:
+        """The strategy by which test rows are read, if there is one."""
+        return None if self.inference == NO_INFERENCE else _strategy(self.inference, *self.inference_values.items())
+
+    def read_of(self, store: Store) -> dict[str, str]:
+        """Fingerprints of what the strategy reads and the store's own fingerprint does not cover."""
+        strategy, found = self.strategy, {}
+        if strategy and strategy.wants_tower:
+            found["tower"] = str(store.tower_attributes.get("fingerprint", ""))
+        if strategy and strategy.sees in OUTPUTS:
+            output = store.outputs.get(name := OUTPUTS[strategy.sees])
+            found[name] = "" if output is None else fingerprint([list(output.shape), output.spec])
+        return found
+
+
+@lru_cache(maxsize=64)
+def _strategy(name: str, *values: tuple[str, Any]) -> Inference:
+    return inference_class(name)(**dict(values))
 
 
 @dataclass(frozen=True)
@@ -61,7 +112,7 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
     text: str = "default"
     select: str | None = None
     class_weights: str = RULES[0]
-    search: str = "grid"
+    search: str = GRID.kind
     narrow: bool = False
     validated: bool = False
     refit: str = NO_REFIT
@@ -71,19 +122,22 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
     def __post_init__(self) -> None:
         method = run_method(self.method)
         object.__setattr__(self, "method", full_name(method))
+        if not isinstance(self.values, Mapping):
+            raise TaskError(f"values {self.values!r}: give hyperparameters by name, such as {{'alpha': 1.0}}")
         known = method.hyperparameters
         values = {name: known[name].parse(name, value) if name in known else value
                   for name, value in self.values.items()}
         object.__setattr__(self, "values", values)  # so that 2 and 2.0, typed or not, are one run
         DrawSpec.__post_init__(self)
         InferenceSpec.__post_init__(self)
+        self._require_known_values()
+        if self.method == AUTOMATIC and (values or self.select not in (None, "val", "val-full")):
+            raise TaskError("without a method, validation images choose hyperparameters: leave --set and --select out, "
+                            "or name a --method")
         if is_average(self.method) and self.method != AUTOMATIC and (
                 values or self.select not in (None, "val", "val-full") or self.refit != NO_REFIT):
             raise TaskError(f"{self.method} chooses for its methods on validation images: leave --set, --grid, --refit "
                             "and other ways to --select out")
-        if self.method == AUTOMATIC and (values or self.select not in (None, "val", "val-full")):
-            raise TaskError("without a method, validation images choose hyperparameters: leave --set and --select out, "
-                            "or name a --method")
         self._require_a_refit()
         self._require_a_source(method)
         for name in ("inputs", "join"):
@@ -97,14 +151,27 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
         if self.inference != NO_INFERENCE and (self.classes != ALL or self.refit == ALL):
             raise TaskError("--inference reads the test images among all classes: leave --classes and --refit all out")
 
+    def _require_known_values(self) -> None:
+        """Raise TaskError for a value that there is not, MethodError for such a search."""
+        for name, choices in (("select", (None, *POLICIES)), ("class_weights", RULES), ("refit", (*REFITS,))):
+            if getattr(self, name) not in choices:
+                raise TaskError(unknown(name, getattr(self, name), [each for each in choices if each]))
+        if not isinstance(self.text, str):
+            raise TaskError(f"text {self.text!r}: give the name of a text set")
+        for name in ("narrow", "validated"):
+            if type(getattr(self, name)) is not bool:
+                raise TaskError(f"{name} {getattr(self, name)!r}: give True or False")
+        if self.search != GRID.kind:
+            Search.parse(str(self.search))
+
     def _require_a_refit(self) -> None:
         """Raise TaskError unless refit goes with the draw."""
-        if self.refit not in REFITS:
-            raise TaskError(f"no refit {self.refit!r}: there are: {', '.join(REFITS)}")
-        if self.refit != NO_REFIT and self.shape:
+        if self.refit == NO_REFIT:
+            return
+        if self.shape:
             raise TaskError(f"--refit {self.refit} fits on all labelled images as they are: leave it out with "
                             f"{SHAPE_OPTIONS}")
-        if self.refit != NO_REFIT and self.shots:
+        if self.shots:
             raise TaskError(f"--refit {self.refit} fits on all labelled images, and --shots {self.shots} asks for few: "
                             "leave one of them out")
         if self.refit == ALL and self.classes != ALL:

@@ -10,7 +10,7 @@ from typing import Any
 from onceclip.adapters import METHODS
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.evaluation.metrics import SCORES as METRICS
-from onceclip.pipeline.runs.results import Mean, mean_interval
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.tasks.draw_spec import draw_words
 from onceclip.pipeline.words import counted, shots_of
 
@@ -25,7 +25,7 @@ class Table:
 
     title: which. names: lines in order of appearance. shots: columns. accuracy: means over seeds. to_baseline, to_best:
     mean differences on the same seeds to zero-shot and to the best line of the column; None where there is none.
-    failed: number of runs without a result. reasons: why, each with the number of such runs by method.
+    reasons: why runs have no result, each with the number of such runs by method.
     short: the fewest training images that a run had where some class has fewer than the shots, and how many it asked
     for, by shots. unserved: lines that have no score of new classes, for they serve none.
     one_draw: shots at which all seeds of a line had the same training images, so that nothing has an interval.
@@ -39,13 +39,17 @@ class Table:
     accuracy: dict[Key, Mean]
     to_baseline: dict[Key, Mean]
     to_best: dict[Key, Mean]
-    failed: int = 0
     reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     short: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     unserved: tuple[str, ...] = ()
     one_draw: tuple[Any, ...] = ()
     repeated: int = 0
     by_default: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> int:
+        """Number of runs without a result."""
+        return sum(sum(methods.values()) for methods in self.reasons.values())
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
@@ -127,12 +131,15 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], score: str) -> Table:
     accuracy = {key: mean_interval(list(values.values()), key not in alone) for key, values in chosen.items()}
     best = {number: max((name for name in names if (name, number) in accuracy),
                         key=lambda name, number=number: accuracy[name, number].value) for number in shots}  # type: ignore[misc]
+    scored = sum(row["accuracy"] is not None and row.get(score) is not None and not _in_a_grid(row) for row in rows)
+    standing = sum(not _in_a_grid(row) for seeds in found.values() for row in seeds.values())
+    unserved = () if score == "accuracy" else tuple(dict.fromkeys(
+        line_name(row) for row in rows if row["accuracy"] is not None and row.get("n_test_new") is None))
     return Table(title, names, shots, accuracy, _differences(chosen, dict.fromkeys(shots, BASELINE), alone),
-                 _differences(chosen, best, alone), sum(row["accuracy"] is None for row in rows), reasons, _short(rows),
-                 _unserved(rows, score), tuple(number for number in shots if any(key[1] == number for key in alone)),
-                 sum(row["accuracy"] is not None and row.get(score) is not None and not _in_a_grid(row)
-                     for row in rows) - sum(not _in_a_grid(row) for seeds in found.values() for row in seeds.values()),
-                 tuple(dict.fromkeys(line_name(row) for row in rows if _by_default(row))))
+                 _differences(chosen, best, alone), reasons, _short(rows), unserved,
+                 one_draw=tuple(number for number in shots if any(key[1] == number for key in alone)),
+                 repeated=scored - standing,
+                 by_default=tuple(dict.fromkeys(line_name(row) for row in rows if _by_default(row))))
 
 
 def _by_default(row: Mapping[str, Any]) -> bool:
@@ -150,13 +157,6 @@ def _one_draw(shots: Any, rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether rows of several seeds were fitted on the same images."""
     prints = {row.get("fingerprints", {}).get("support") for row in rows}
     return shots == "all" or (len(prints) == 1 and None not in prints)
-
-
-def _unserved(rows: Iterable[Mapping[str, Any]], score: str) -> tuple[str, ...]:
-    if score == "accuracy":
-        return ()
-    return tuple(dict.fromkeys(line_name(row) for row in rows
-                               if row["accuracy"] is not None and row.get("n_test_new") is None))
 
 
 def _short(rows: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
@@ -195,14 +195,11 @@ def _told_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     kinds: dict[Any, set[tuple[str, ...]]] = defaultdict(set)
     for row in rows:
         kinds[line_name(row), row["shots"], row["seed"]].add(_kind(row))
-    mixed: dict[str, list[set[str]]] = {}
+    varied: dict[str, set[int]] = defaultdict(set)  # places in the kind
     for (name, _, _), found in kinds.items():
-        if len(found) > 1:
-            parts = mixed.setdefault(name, [set() for _ in next(iter(found))])
-            for part, values in zip(parts, zip(*found, strict=True), strict=True):
-                part.update(values)
-    return [" ".join([name, *(own for own, part in zip(_kind(row), mixed.get(name, ()), strict=False)
-                              if len(part) > 1 and own)]) for row, name in zip(rows, map(line_name, rows), strict=True)]
+        varied[name] |= {place for place, values in enumerate(zip(*found, strict=True)) if len({*values}) > 1}
+    return [" ".join([name, *(part for place, part in enumerate(_kind(row)) if part and place in varied[name])])
+            for row, name in zip(rows, map(line_name, rows), strict=True)]
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -259,7 +256,11 @@ def _differences(chosen: Mapping[Key, Mapping[int, float]], to: Mapping[Any, str
 
 def remarks_on(table: Table) -> list[str]:
     """What has to be known of the numbers of a table, a sentence each."""
-    found = [_short_words(table)] if table.short else []
+    found = []
+    if table.short:
+        images = ", ".join(f"{had:,} of {asked:,} images at {shots_of(shots)}"
+                           for shots, (had, asked) in table.short.items())
+        found.append(f"some classes have fewer training images than shots: {images}")
     if table.one_draw:
         found.append(f"at {', '.join(map(shots_of, table.one_draw))} all seeds have the same training images: a mean "
                      "over seeds has no interval of draws there")
@@ -268,19 +269,9 @@ def remarks_on(table: Table) -> list[str]:
     if table.by_default:
         found.append(f"hyperparameters are defaults, since there were no images to choose them on: "
                      f"{', '.join(table.by_default)}")
-    return [*found, *([_unserved_words(table)] if table.unserved else [])]
-
-
-def _short_words(table: Table) -> str:
-    """Say at which numbers of shots a draw was smaller than its name."""
-    return ("some classes have fewer training images than shots: "
-            + ", ".join(f"{had:,} of {asked:,} images at {shots_of(shots)}"
-                        for shots, (had, asked) in table.short.items()))
-
-
-def _unserved_words(table: Table) -> str:
-    """Say which lines are missing because they serve no new classes."""
-    return f"not served: what these learn belongs to their classes: {', '.join(table.unserved)}"
+    if table.unserved:
+        found.append(f"not served: what these learn belongs to their classes: {', '.join(table.unserved)}")
+    return found
 
 
 def as_values(table: Table) -> dict[str, Any]:
@@ -288,9 +279,9 @@ def as_values(table: Table) -> dict[str, Any]:
     def cell(mean: Mean | None) -> dict[str, Any] | None:
         return None if mean is None else {"mean": mean.value, "half_width": mean.half_width, "runs": mean.runs}
 
-    return {"title": table.title, "failed": table.failed, "reasons": table.reasons, "short": table.short,
-            "unserved": list(table.unserved), "one_draw": list(table.one_draw), "repeated": table.repeated,
+    return {
+        "title": table.title, "failed": table.failed, "reasons": table.reasons, "short": table.short,
+        "unserved": list(table.unserved), "one_draw": list(table.one_draw), "repeated": table.repeated,
         "by_default": list(table.by_default), "cells": [
-        {"method": name, "shots": number, "accuracy": cell(mean),
-         "to_baseline": cell(table.to_baseline.get((name, number))), "to_best": cell(table.to_best.get((name, number)))}
-        for (name, number), mean in table.accuracy.items()]}
+            {"method": key[0], "shots": key[1], "accuracy": cell(mean), "to_baseline": cell(table.to_baseline.get(key)),
+             "to_best": cell(table.to_best.get(key))} for key, mean in table.accuracy.items()]}

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,15 +20,17 @@ from onceclip.adapters.cpu import DEFAULT, decided, fast_products
 from onceclip.adapters.inference import inference_class
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
+from onceclip.adapters.selection.search import GRID
 from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
 from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
 from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.fit import fit_group
-from onceclip.pipeline.runs.inferred import NO_INFERENCE
 from onceclip.pipeline.runs.keep import NOTHING, Keep, has_kept, write_kept
-from onceclip.pipeline.runs.results import append_rows, by_run, read_rows, record_stores, rows_name
-from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.results import ROWS, append_rows, by_run, file_name, read_rows, record_stores
+from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
 from onceclip.pipeline.runs.trackers import Log
+from onceclip.pipeline.tasks.support import require_bank
+from onceclip.pipeline.tasks.tasks import names_for
 from onceclip.pipeline.words import counted, shots_of
 from onceclip.pipeline.workers import Part
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
@@ -39,6 +41,52 @@ if TYPE_CHECKING:
     from onceclip.pipeline.workers.cluster import Workers
 
 MANY = 100  # runs from which starting further processes pays
+OWN = "own"  # the grid of every method's own search values
+GROUP_RUNS, ON_A_GPU = 64, 1024
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs on one store that one process trains and scores together: of one draw.
+
+    store: the path that the user gave. place: the same for a process with another working directory. fingerprint: the
+    store's content. compile: whether steps are compiled, which the whole plan decides, so that a part of it, or what is
+    left of it, gives the same numbers. device: that trains them, as for `fit`. keep: as there. products: how to
+    multiply matrices, which the command decides for all its workers.
+    """
+
+    store: str
+    place: str
+    fingerprint: str
+    specs: tuple[RunSpec, ...]
+    compile: Compiling = USUAL
+    device: str = CPU
+    keep: Keep = NOTHING
+    products: str = DEFAULT
+
+    def __str__(self) -> str:
+        first = self.specs[0]
+        return (f"{counted(len(self.specs), 'run')} of {first.method} ({shots_of(first.shots_word)}, "
+                f"seed {first.seed})")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep. runs: (store, spec) in order, each once. groups: of those that are still to be done.
+
+    repeated: number of those that were asked for again, such as a method named twice, and left out. outdated: number of
+        runs to be done that have a row, of other defaults or of another rule that chose.
+    """
+
+    runs: tuple[tuple[str, RunSpec], ...]
+    groups: tuple[Group, ...]
+    outdated: int = 0
+    repeated: int = 0
+
+    @property
+    def todo(self) -> int:
+        """Number of runs still to be done."""
+        return sum(len(group.specs) for group in self.groups)
 
 
 def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local_workers: int = 0,
@@ -64,13 +112,12 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
     if (workers is not None or local_workers > 1) and ":" in device:
         raise DeviceError(f"--device {device}: each worker sees one GPU, whatever its number: use --device cuda")
     opened = {store.path: store for store in stores}
-    name = rows_name(part)
+    name = file_name(ROWS, part)
     with write_lock(str(folder / name)):
         rows, others = known(folder), _of_others(part, stores, specs) if part else {}
-        record_stores(folder, stores)
-        done = settled(rows, retry_failed) | others
-        done = kept_alone(folder, done, keep)
+        done = done_of(folder, rows, retry_failed, keep) | others
         plan = make_plan(stores, specs, done, compile, device, keep)
+        record_stores(folder, stores)
         identities = [spec.identity(opened[path]) for path, spec in plan.runs]
         products = _products([rows[each] for each in identities if each in rows]) if plan.todo else DEFAULT
         with tqdm(total=len(plan.runs), initial=len(plan.runs) - plan.todo, unit="run", desc="sweep",
@@ -93,14 +140,6 @@ def sweep(stores: Sequence[Store], specs: Sequence[RunSpec], folder: Path, local
     return [rows[each] for each in identities if each in rows or not part]
 
 
-def kept_alone(folder: Path, done: Mapping[str, Any], keep: Keep) -> dict[str, Any]:
-    """Those of some rows, by run, that have what is to be kept beside them; failures have nothing to keep."""
-    if keep == NOTHING:
-        return dict(done)
-    there = has_kept(folder, keep, done)
-    return {run: row for run, row in done.items() if run in there or row is None or "error" in row}
-
-
 def _of_others(part: Part, stores: Sequence[Store], specs: Sequence[RunSpec]) -> dict[str, Any]:
     """The runs of all other parts; decided by what was asked for alone, whatever of it has been done by now."""
     opened = {store.path: store for store in stores}
@@ -120,9 +159,13 @@ def known(folder: Path) -> dict[str, dict[str, Any]]:
     return by_run(row for row in read_rows(folder) if "run" in row)
 
 
-def settled(rows: Mapping[str, dict[str, Any]], retry_failed: bool) -> dict[str, dict[str, Any]]:
-    """Those of some rows, by run, that count as done. retry_failed: leave out the ones that have an error."""
-    return {run: row for run, row in rows.items() if not (retry_failed and "error" in row)}
+def done_of(folder: Path, rows: Mapping[str, dict[str, Any]], retry_failed: bool, keep: Keep) -> dict[str, Any]:
+    """Those of the rows of a folder, by run, that count as done.
+
+    retry_failed: leave out the ones that have an error. keep: leave out results without what is to be kept beside them.
+    """
+    there = rows.keys() if keep == NOTHING else has_kept(folder, keep, rows)
+    return {run: row for run, row in rows.items() if (not retry_failed if "error" in row else run in there)}
 
 
 def require_result(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -138,7 +181,7 @@ def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
                  workers: Workers | None = None) -> Iterator[list[dict[str, Any]]]:
     """The rows of each group of a plan, as they come.
 
-    products: as of `Located`. local_workers, workers: as for `sweep`.
+    products: as of `Group`. local_workers, workers: as for `sweep`.
     """
     if workers is None:
         device = plan.groups[0].device if plan.groups else CPU
@@ -152,9 +195,9 @@ def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
                 yield from rows_of_plan(plan, products, workers=processes)
             return
     # The longest first, so that all workers end at about the same time.
-    groups = sorted(plan.groups, key=_shots, reverse=True) if workers else plan.groups
-    located = (Located(group, everywhere(group.store), products) for group in groups)
-    yield from workers.work(run_located, located) if workers else map(run_located, located)
+    groups = [replace(group, products=products)
+              for group in (sorted(plan.groups, key=_shots, reverse=True) if workers else plan.groups)]
+    yield from workers.work(run_group, groups) if workers else map(run_group, groups)
 
 
 def _shots(group: Group) -> float:
@@ -162,42 +205,16 @@ def _shots(group: Group) -> float:
     return math.inf if shots is None else shots
 
 
-@dataclass(frozen=True)
-class Located:
-    """A group, and where its store is for a process with another working directory.
-
-    products: how to multiply matrices, which the command decides for all its workers.
-    """
-
-    group: Group
-    place: str
-    products: str
-
-    def __str__(self) -> str:
-        first = self.group.specs[0]
-        return (f"{counted(len(self.group.specs), 'run')} of {first.method} ({shots_of(first.shots_word)}, "
-                f"seed {first.seed})")
-
-
-def run_located(located: Located) -> list[dict[str, Any]]:
-    """Carry out a group wherever this process is; its rows say the path that the user gave."""
-    with decided(located.products):
-        rows = run_group(replace(located.group, store=located.place))
-    return [{**row, "store": located.group.store} for row in rows]
-
-
 def run_group(group: Group) -> list[dict[str, Any]]:
-    """Carry out a group and give its rows."""
-    store = _opened(group.store, group.fingerprint)
-    rows = []
-    results = fit_group(store, group.specs, compile=group.compile, device=group.device, keep=group.keep)
+    """Carry out a group wherever this process is, and give its rows, which say the path that the user gave."""
+    store, rows = _opened(group.place, group.fingerprint), []
+    with decided(group.products):
+        results = fit_group(store, group.specs, compile=group.compile, device=group.device, keep=group.keep)
     for spec, fitted in zip(group.specs, results, strict=True):
-        if isinstance(fitted, MethodError):
-            rows.append({"method": spec.method, "shots": spec.shots_word, "seed": spec.seed, "accuracy": None,
-                         "error": str(fitted), "store": store.path, "fingerprints": spec.contents(store),
-                         "run": spec.identity(store), "asked": spec.as_values()})
-        else:
-            rows.append({**fitted.row, **fitted.kept})
+        row = ({"method": spec.method, "shots": spec.shots_word, "seed": spec.seed, "accuracy": None,
+                "error": str(fitted), "fingerprints": spec.contents(store), "run": spec.identity(store),
+                "asked": spec.as_values()} if isinstance(fitted, MethodError) else {**fitted.row, **fitted.kept})
+        rows.append({**row, "store": group.store})
     return rows
 
 
@@ -208,45 +225,6 @@ def _opened(path: str, fingerprint: str) -> Store:
     if store.fingerprint != fingerprint:
         raise StoreMismatch(f"{path} has changed since the sweep began: run the same command again")
     return store
-
-
-OWN = "own"  # the grid of every method's own search values
-GROUP_RUNS, ON_A_GPU = 64, 1024
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs on one store that one process trains and scores together: of one draw.
-
-    fingerprint: the store's content. compile: whether steps are compiled, which the whole plan decides, so that a part
-    of it, or what is left of it, gives the same numbers. device: that trains them, as for `fit`. keep: as there.
-    """
-
-    store: str
-    fingerprint: str
-    specs: tuple[RunSpec, ...]
-    compile: Compiling = USUAL
-    device: str = CPU
-    keep: Keep = NOTHING
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The runs of a sweep. runs: (store, spec) in order, each once. groups: of those that are still to be done.
-
-    repeated: number of those that were asked for again, such as a method named twice, and left out. outdated: number of
-        runs to be done that have a row, of other defaults or of another rule that chose.
-    """
-
-    runs: tuple[tuple[str, RunSpec], ...]
-    groups: tuple[Group, ...]
-    outdated: int = 0
-    repeated: int = 0
-
-    @property
-    def todo(self) -> int:
-        """Number of runs still to be done."""
-        return sum(len(group.specs) for group in self.groups)
 
 
 def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Sequence[int],
@@ -265,24 +243,18 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
     unused, specs = {name for name, _ in grids}, []
     readings = _readings(list(dict.fromkeys(inferences)), inference_values, batches)
     for name in methods:
-        method = run_method(name)
-        given: dict[str, Sequence[Any]] = {}
-        for target, values in grids:
-            for_method, _, hyperparameter = target.rpartition(".")
-            if for_method in ("", name) and hyperparameter in method.hyperparameters:
-                given[hyperparameter] = [method.hyperparameters[hyperparameter].parse(hyperparameter, value)
-                                         for value in values]
-                unused.discard(target)
+        known = run_method(name).hyperparameters
+        given = {key: [known[key].parse(key, value) for value in values]
+                 for key, values in _own(grids, name, known, unused).items()}
         if own:
-            given = {**{key: setting.search for key, setting in method.hyperparameters.items() if setting.search},
-                     **given}
+            given = {**{key: list(setting.search) for key, setting in known.items() if setting.search}, **given}
+        # An average searches in its own way, so that its runs are the same whatever others of the sweep search by.
+        further = {**common, "search": GRID.kind, "narrow": False} if is_average(name) else common
         for number, seed in itertools.product(shots, seeds):
             for values in itertools.product(*given.values()):
-                specs += [RunSpec(name, number, seed, dict(zip(given, values, strict=True)), **common, **reading)
+                specs += [RunSpec(name, number, seed, dict(zip(given, values, strict=True)), **further, **reading)
                           for reading in readings]
-    if unused:
-        raise TaskError(f"--grid {min(unused)}: none of {', '.join(methods)} has such a hyperparameter; "
-                        "`onceclip methods NAME` lists them")
+    _require_used("--grid", unused, methods)
     return specs
 
 
@@ -291,21 +263,34 @@ def _readings(names: Sequence[str], values: Sequence[tuple[str, str]],
     """Fields of RunSpec for each strategy. Raises TaskError for a value that no strategy has."""
     unused, readings = {target for target, _ in values}, []
     for name in names:
-        known = {} if name == NO_INFERENCE else inference_class(name).hyperparameters
-        own = {}
-        for target, value in values:
-            of_strategy, _, hyperparameter = target.rpartition(".")
-            if of_strategy in ("", name) and hyperparameter in known:
-                own[hyperparameter] = value
-                unused.discard(target)
-        strategy = {} if name == NO_INFERENCE else {"inference_values": own, "batches": batches or {}}
-        readings.append({"inference": name, **strategy})
-    if unused:
-        raise TaskError(f"--inference-set {min(unused)}: none of {', '.join(names)} has such a hyperparameter; "
-                        "`onceclip methods NAME` lists them")
+        own = {} if name == NO_INFERENCE else {
+            "inference_values": _own(values, name, inference_class(name).hyperparameters, unused),
+            "batches": batches or {}}
+        readings.append({"inference": name, **own})
+    _require_used("--inference-set", unused, names)
     if batches and all(name == NO_INFERENCE for name in names):
         raise TaskError("batches are for a strategy: add --inference")
     return readings
+
+
+def _own(values: Iterable[tuple[str, Any]], name: str, known: Collection[str], unused: set[str]) -> dict[str, Any]:
+    """Those of some values, each of HYPERPARAMETER or NAME.HYPERPARAMETER, that are for one that is known.
+
+    name: of the method or strategy that is asked for. unused: loses those that are.
+    """
+    own = {}
+    for target, value in values:
+        owner, _, hyperparameter = target.rpartition(".")
+        if owner in ("", name) and hyperparameter in known:
+            own[hyperparameter] = value
+            unused.discard(target)
+    return own
+
+
+def _require_used(option: str, unused: set[str], names: Sequence[str]) -> None:
+    if unused:
+        raise TaskError(f"{option} {min(unused)}: none of {', '.join(names)} has such a hyperparameter; "
+                        "`onceclip methods NAME` lists them")
 
 
 def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any],
@@ -313,14 +298,15 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     """Group the runs that are not done yet.
 
     done: result rows by the identity of their run. compile: "auto", "on" or "off". device, keep: as for `fit`.
+    Raises what runs would raise for classes and banks that do not go with a store, before any of them.
     """
     specs = list(specs)
+    _require_draws(stores, specs)
     asked = [(store.path, spec) for store in stores for spec in specs]
     opened = {store.path: store for store in stores}
     runs: dict[str, tuple[str, RunSpec]] = {}
     for path, spec in asked:
         runs.setdefault(spec.identity(opened[path]), (path, spec))
-    most = ON_A_GPU if is_gpu(device) else GROUP_RUNS
     together: dict[Any, list[RunSpec]] = defaultdict(list)
     outdated = 0
     for identity, (path, spec) in runs.items():
@@ -331,10 +317,20 @@ def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[s
     # Runs that differ in inference alone are one fit.
     alike = Counter(method for method, *_ in {(spec.method, path, spec.alone.identity(opened[path]))
                                               for path, spec in runs.values()})
-    groups = [Group(key[0], opened[key[0]].fingerprint, tuple(members[start:start + most]),
+    most = ON_A_GPU if is_gpu(device) else GROUP_RUNS
+    groups = [Group(path, everywhere(path), opened[path].fingerprint, tuple(members[start:start + most]),
                     Compiling(compile, alike[members[0].method]), device, keep)
-              for key, members in together.items() for start in range(0, len(members), most)]
+              for (path, *_), members in together.items() for start in range(0, len(members), most)]
     return Plan(tuple(runs.values()), tuple(groups), outdated, len(asked) - len(runs))
+
+
+def _require_draws(stores: Sequence[Store], specs: Sequence[RunSpec]) -> None:
+    """Raise TaskError or StoreError for classes and banks that do not go with a store."""
+    for spec in {(each.classes, each.missing, each.bank): each for each in specs}.values():
+        for store in stores:
+            names_for(store, spec)
+            if spec.bank:
+                require_bank(store, open_store(spec.bank))
 
 
 def is_outdated(row: Mapping[str, Any] | None, spec: RunSpec) -> bool:

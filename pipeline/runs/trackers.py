@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Protocol
+from typing import Any
 
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.runs.results import append_rows, read_lines
@@ -58,20 +58,11 @@ def without_secrets(text: str) -> str:
     return re.sub(r"\?\S*=\S*", "?***", re.sub(r"(?<=://)[^/@\s]*@", "***@", text))
 
 
-class Tracker(Protocol):
-    """A place that rows are told to. keys: of the rows that it has."""
-
-    keys: set[str]
-
-    def add(self, entry: Entry) -> None:
-        """Write one run."""
-
-    def close(self) -> None:
-        """Leave nothing running."""
-
-
 class MlflowTracker:
-    """Runs of an MLflow experiment. place: the tracking URI; empty for what MLFLOW_TRACKING_URI says."""
+    """Runs of an MLflow experiment.
+
+    place: the tracking URI; empty for what MLFLOW_TRACKING_URI says. keys: of the rows that it has.
+    """
 
     package = "mlflow-skinny"
 
@@ -87,7 +78,7 @@ class MlflowTracker:
             raise ResultError(f"experiment {name!r} was deleted: restore it, or name another in MLFLOW_EXPERIMENT_NAME")
         self._experiment = self._client.create_experiment(name) if found is None else found.experiment_id
         self._unfinished: dict[str, str] = {}
-        self.keys = set()
+        self.keys: set[str] = set()
         token = None
         while token != "":
             page = self._client.search_runs([self._experiment], f"tags.`{ROW}` != ''", max_results=1000,
@@ -100,6 +91,7 @@ class MlflowTracker:
             token = page.token or ""
 
     def add(self, entry: Entry) -> None:
+        """Write one run."""
         from mlflow.entities import Metric, Param
         from mlflow.utils.time import get_current_time_millis
 
@@ -115,7 +107,7 @@ class MlflowTracker:
 
 
 class WandbTracker:
-    """Offline runs in a folder, which `wandb sync` sends when it is called. place: the folder."""
+    """Offline runs in a folder, which `wandb sync` sends when it is called. place: the folder. keys: as above."""
 
     package = "wandb"
     _NAME = "onceclip.jsonl"  # the rows whose runs are whole
@@ -145,7 +137,8 @@ class WandbTracker:
         self._wandb.teardown()
 
 
-TRACKERS: dict[str, type[MlflowTracker] | type[WandbTracker]] = {"mlflow": MlflowTracker, "wandb-offline": WandbTracker}
+Tracker = MlflowTracker | WandbTracker
+TRACKERS: dict[str, type[Tracker]] = {"mlflow": MlflowTracker, "wandb-offline": WandbTracker}
 
 
 class Log:

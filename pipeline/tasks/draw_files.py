@@ -6,17 +6,21 @@ import csv
 import io
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onceclip.pipeline.errors import SourceError, TaskError
 from onceclip.pipeline.files import read_json, read_place, suffix, text_of
 from onceclip.pipeline.tasks.coop_pickles import read_datums, write_datums
-from onceclip.pipeline.words import listing, shots_of
-from onceclip.stores.identity import digest
+from onceclip.pipeline.words import counted, listing, shots_of
+from onceclip.stores import Store
+from onceclip.stores.identity import digest, encode_key
 from onceclip.stores.location import whole_file
 
 ENDINGS = (".pkl", ".json", ".csv")
@@ -25,6 +29,7 @@ SPLITS = ("train", "val")
 _NAMED = re.compile(r"shots?_(\d+|all)-seed_(\d+)", re.IGNORECASE)
 _FORM = ('give {"shots": 4, "seed": 1, "train": [KEY, ...], "val": [KEY, ...]}, or a list of such, where a KEY may be '
          "[KEY, NUMBER, CLASS] too")
+Image = tuple[str, str | None]  # key or path, and class as the file calls it, or None
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,9 @@ class DrawFile:
 
 @dataclass(frozen=True)
 class Listed:
-    """One draw of a file: keys or paths of images by split, each with its class as the file calls it, or None.
+    """One draw of a file: its images by split. shots, seed: what it is the draw of, None where no file says it."""
 
-    shots, seed: what it is the draw of, None where the file does not say it.
-    """
-
-    images: Mapping[str, tuple[tuple[str, str | None], ...]]
+    images: Mapping[str, tuple[Image, ...]]
     shots: int | None = None
     seed: int | None = None
 
@@ -66,13 +68,12 @@ def draw_file(place: str | Path, shots: int | None, seed: int) -> DrawFile:
                  if each.suffix.lower() in ENDINGS and (what := _of_name(each))]
         mine = [each for what, each in named if what == (shots, seed)]
         if not mine:
-            raise TaskError(_missing(str(place), shots, seed, [what for what, _ in named]))
+            raise _missing(str(place), shots, seed, [what for what, _ in named])
         if len(mine) > 1:
             raise TaskError(f"{place} has {' and '.join(each.name for each in mine)}: one draw has one file, give the "
                             "one that is meant")
         path = mine[0]
-    content = _content(path)
-    found = DrawFile(str(path), digest(content).hex())
+    found = DrawFile(str(path), digest(_content(path)).hex())
     listed_draw(found, shots, seed)
     return found
 
@@ -86,7 +87,7 @@ def listed_draw(source: DrawFile, shots: int | None, seed: int) -> Listed:
     named = _of_name(Path(source.file))  # of "all" no number is a part
     found = [each for each in draws if each.is_of(shots, seed) and (not named or named[0] == shots)]
     if not found:
-        raise TaskError(_missing(source.file, shots, seed, [(each.shots, each.seed) for each in draws]))
+        raise _missing(source.file, shots, seed, [(each.shots, each.seed) for each in draws])
     if len(found) > 1:
         raise TaskError(f"{source.file} has {len(found)} draws of {_what(shots, seed)}: say shots and seed of each")
     if not found[0].images.get("train"):
@@ -108,9 +109,10 @@ def _of_name(path: Path) -> tuple[int | None, int] | None:
     return (None if found[1].lower() == "all" else int(found[1]), int(found[2])) if found else None
 
 
-def _missing(place: str, shots: int | None, seed: int, there: Sequence[tuple[Any, Any]]) -> str:
+def _missing(place: str, shots: int | None, seed: int, there: Sequence[tuple[Any, Any]]) -> TaskError:
     known = listing([_what(*each) for each in sorted(there, key=str)], 12) or "none named shot_K-seed_S"
-    return f"{place} has no draw of {_what(shots, seed)} (there are: {known}): ask for those with --shots and --seed(s)"
+    return TaskError(f"{place} has no draw of {_what(shots, seed)} (there are: {known}): give a file or folder "
+                     "that has it")
 
 
 def _what(shots: int | None, seed: int | None) -> str:
@@ -137,7 +139,6 @@ def _draws(source: DrawFile) -> list[Listed]:
 
 def _parsed(file: str, content: bytes) -> list[Listed]:
     """All draws of a file."""
-    named = _of_name(Path(file))
     try:
         if suffix(file) == ".pkl":
             draws = [Listed({split: tuple((each["_impath"], _class(each.get("_classname"), each.get("_label")))
@@ -150,6 +151,7 @@ def _parsed(file: str, content: bytes) -> list[Listed]:
             raise ValueError(f"a list of draws ends with {', '.join(ENDINGS)}")
     except (ValueError, csv.Error) as error:
         raise TaskError(f"{file} is no list of draws: {error}") from error
+    named = _of_name(Path(file))
     if named and any(not each.is_of(*named) for each in draws):
         raise TaskError(f"{file} is named after {_what(*named)} and lists another draw: rename it")
     return [Listed(each.images, *named) for each in draws] if named else draws
@@ -165,26 +167,19 @@ def _of_json(values: Any) -> list[Listed]:
         values = values["draws"]
     draws = []
     for each in values if isinstance(values, list) else [values]:
-        if not isinstance(each, dict) or not isinstance(each.get("train"), list):
+        if not isinstance(each, dict) or "train" not in each or not all(
+                isinstance(each.get(split, []), list) for split in SPLITS):
             raise ValueError(_FORM)
         numbers = [each.get(name) for name in ("shots", "seed")]
         if any(not (number is None or (type(number) is int and number >= 0)) for number in numbers):
             raise ValueError(f"shots and seed must be whole numbers: {_FORM}")
-        draws.append(Listed({split: tuple(_image(image) for image in _list(each, split)) for split in SPLITS},
-                            *numbers))
+        draws.append(Listed({split: tuple(map(_image, each.get(split, []))) for split in SPLITS}, *numbers))
     if not draws:
         raise ValueError(_FORM)
     return draws
 
 
-def _list(values: Mapping[str, Any], split: str) -> list[Any]:
-    found = values.get(split, [])
-    if not isinstance(found, list):
-        raise ValueError(f"{split} is no list: {_FORM}")
-    return found
-
-
-def _image(value: Any) -> tuple[str, str | None]:
+def _image(value: Any) -> Image:
     if isinstance(value, str):
         return value, None
     if isinstance(value, list) and len(value) in (2, 3) and isinstance(value[0], str):
@@ -197,7 +192,7 @@ def _of_csv(text: str) -> list[Listed]:
     if "key" not in (table.fieldnames or ()):
         raise ValueError("a CSV file of draws has the columns key and, as far as it needs them, split, shots, seed, "
                          "class")
-    found: dict[tuple[int | None, int | None], dict[str, list[tuple[str, str | None]]]] = {}
+    found: dict[tuple[int | None, int | None], dict[str, list[Image]]] = {}
     for number, row in enumerate(table, 2):
         split = row.get("split") or "train"
         if split not in SPLITS or not row["key"]:
@@ -230,3 +225,64 @@ def write_draw(path: Path, form: str, shots: int | None, seed: int,
             split: [key for key, _, _ in several] for split, several in images.items()}}, indent=1).encode()
     with whole_file(path) as file:
         file.write(content)
+
+
+def rows_of(store: Store, images: Sequence[Image], what: str, file: str) -> np.ndarray:
+    """Rows (n,) of the images that a file lists, in its order. what: of them, such as "train", for messages.
+
+    The name of an image is that of the row whose key it is; else of the only row whose key ends with it, or it with
+    the key, by whole folders: paths of another machine fit.
+    Raises TaskError for an image that is missing, means several rows, stands twice or in the test split, and for
+    classes of the file that are not classes of the store.
+    """
+    rows = store.rows()
+    place = {str(key): row for key, row in zip(store.column("key")[rows], rows.tolist(), strict=True)}
+    endings: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
+    for key, row in place.items():
+        parts = tuple(key.split("/"))
+        endings[parts[-1]].append((parts, row))
+    found = {name: _rows_named(name, place, endings) for name, _ in images}
+    if missing := [name for name, _ in images if not found[name]]:
+        raise TaskError(f"{file}: {counted(len(missing), f'{what} image')} of {len(images):,} not in {store.path}: "
+                        f"{listing(missing, 4)}; keys there are such as {listing(list(place)[:2])}: "
+                        "give the store of the images that were drawn")
+    if unclear := next((name for name in found if len(found[name]) > 1), None):
+        raise TaskError(f"{file}: {unclear} may be several images of {store.path}: list more of their path")
+    chosen = np.array([found[name][0] for name, _ in images], np.int64)
+    if len(np.unique(chosen)) < len(chosen):
+        twice = next(name for (name, _), row in zip(images, chosen, strict=True) if (chosen == row).sum() > 1)
+        raise TaskError(f"{file}: {twice} is listed twice among its {what} images: list each once")
+    tested = np.isin(chosen, store.rows("test"))
+    if tested.any():
+        raise TaskError(f"{file}: {counted(int(tested.sum()), f'{what} image')}, such as "
+                        f"{images[int(tested.argmax())][0]}, of the test split of {store.path}: its splits are not "
+                        "those of the draw; extract with them (docs/sources.md)")
+    _require_classes(store, images, chosen, file)
+    return chosen
+
+
+def _rows_named(name: str, place: Mapping[str, int],
+                endings: Mapping[str, Sequence[tuple[tuple[str, ...], int]]]) -> list[int]:
+    """The rows that a name may mean. place: row by key. endings: parts of keys and rows, by the last part."""
+    for form in dict.fromkeys((name, encode_key(name), encode_key(name.replace("\\", "/")))):
+        if form in place:
+            return [place[form]]
+        parts = tuple(part for part in form.split("/") if part not in ("", "."))
+        close = [row for key, row in (endings.get(parts[-1], ()) if parts else ())
+                 if all(one == other for one, other in zip(reversed(key), reversed(parts), strict=False))]
+        if close:
+            return close
+    return []
+
+
+def _require_classes(store: Store, images: Sequence[Image], rows: np.ndarray, file: str) -> None:
+    """Raise TaskError unless each class of the file is one of the store: else names were joined wrongly."""
+    labels = store.column("label")[rows]
+    of_file: dict[str, tuple[int, str]] = {}
+    for (name, said), label in zip(images, labels.tolist(), strict=True):
+        if said is not None:
+            first, example = of_file.setdefault(said, (label, name))
+            if first != label:
+                raise TaskError(f"{file}: its class {said} has images of two classes of {store.path} ({example}: "
+                                f"{store.classes[first]!r}, {name}: {store.classes[label]!r}): give the store of the "
+                                "images that were drawn")

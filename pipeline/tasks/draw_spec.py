@@ -5,6 +5,7 @@ A new kind of draw is a field here, with how it changes the support, and an opti
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
@@ -17,9 +18,8 @@ from onceclip.adapters import support_source
 from onceclip.adapters.errors import unknown
 from onceclip.adapters.support import SupportSource
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.tasks.classes import ALL
 from onceclip.pipeline.tasks.draw_files import DrawFile, draw_file
-from onceclip.pipeline.tasks.draws import Draw, draw
+from onceclip.pipeline.tasks.draws import ALL, BASE, Draw, draw
 from onceclip.stores.identity import digest
 from onceclip.stores.location import everywhere
 
@@ -36,7 +36,7 @@ def _shape(words: Callable[[Any], str], *types: type) -> dict[str, Any]:
 class DrawSpec:
     """A draw.
 
-    shots: labelled rows per class, None for all; with 0 no label is read. seed: of the draw.
+    shots: labelled rows per class, None or "all" for all; with 0 no label is read. seed: of the draw.
     stream: read the support rows anew in every epoch instead of holding them in memory.
     classes: "all", or "base" for the first half of the classes alone, as if the store had no others.
     support: where further rows come from that nobody labelled, as "upl:16".
@@ -69,6 +69,8 @@ class DrawSpec:
 
     def __post_init__(self) -> None:
         self._parse()
+        if self.classes not in (ALL, BASE):
+            raise TaskError(f"no task of {self.classes!r} classes: there are: {ALL}, {BASE}")
         if not 1 <= self.long_tail < float("inf"):
             raise TaskError(f"--long-tail {self.long_tail}: give a ratio from 1 up, such as 10")
         if not 0 <= self.label_noise < 1:
@@ -90,24 +92,29 @@ class DrawSpec:
 
     def _parse(self) -> None:
         """Bring every field to one form, so that equal draws are one value, however they were typed."""
+        parsed: dict[str, Any] = {"seed": _whole("seed", self.seed),
+                                  "shots": None if self.shots in (None, "all") else _whole("shots", self.shots)}
         for name in ("long_tail", "label_noise"):
             try:
-                object.__setattr__(self, name, float(getattr(self, name)))
+                parsed[name] = float(getattr(self, name))
             except (TypeError, ValueError) as error:
                 raise TaskError(f"{_option(name)} {getattr(self, name)!r}: give a number") from error
-        if type(self.natural_prior) is not bool:
-            raise TaskError(f"--natural-prior {self.natural_prior!r}: give True or False")
+        for name in ("stream", "natural_prior"):
+            if type(getattr(self, name)) is not bool:
+                raise TaskError(f"{_option(name)} {getattr(self, name)!r}: give True or False")
         if type(self.missing) is not int:
             names = [self.missing] if isinstance(self.missing, str) else self.missing
             if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
                 raise TaskError(f"--missing {self.missing!r}: give a number of classes, or their names")
-            object.__setattr__(self, "missing", tuple(sorted({*names})) or 0)
-        object.__setattr__(self, "support", str(support_source(self.support)) if self.support else "")
-        object.__setattr__(self, "bank", everywhere(self.bank) if self.bank else "")
+            parsed["missing"] = tuple(sorted({*names})) or 0
+        parsed["support"] = str(support_source(self.support)) if self.support else ""
+        parsed["bank"] = everywhere(self.bank) if self.bank else ""
         if isinstance(self.draws, Mapping):
-            object.__setattr__(self, "draws", DrawFile(**self.draws))
+            parsed["draws"] = DrawFile(**self.draws)
         elif isinstance(self.draws, str | Path):
-            object.__setattr__(self, "draws", draw_file(self.draws, self.shots, self.seed))
+            parsed["draws"] = draw_file(self.draws, parsed["shots"], parsed["seed"])
+        for name, value in parsed.items():
+            object.__setattr__(self, name, value)
 
     @property
     def shots_word(self) -> int | str:
@@ -131,7 +138,7 @@ class DrawSpec:
         Raises TaskError for a name that is no class, or if fewer than two classes would be left.
         """
         if isinstance(self.missing, int):
-            chosen = _order(classes, f"missing:{self.seed}")[:self.missing]
+            chosen = _order(classes, f"missing:{self.seed}")[:self.missing] if self.missing else []
         else:
             for name in self.missing:
                 if name not in classes:
@@ -153,33 +160,32 @@ class DrawSpec:
             return draw(rows, keys, label, shots, self.seed, "support")
         there = ~np.isin(label, list(self.absent(classes)))
         rows, keys, label = rows[there], [key for key, kept in zip(keys, there, strict=True) if kept], label[there]
+        true = dict(zip(rows.tolist(), label.tolist(), strict=True))
         if self.natural_prior:
-            number = None if shots is None else shots * len(classes)
-            drawn = _by_class(draw(rows, keys, np.zeros(len(rows), np.int64), number, self.seed, "support"), rows,
-                              label)
+            most = None if shots is None else shots * len(classes)
+            drawn = draw(rows, keys, np.zeros(len(rows), np.int64), most, self.seed, "support")
+            order = sorted(range(len(drawn.rows)), key=lambda place: true[int(drawn.rows[place])])  # class by class
+            drawn = Draw(drawn.rows[order], tuple(drawn.keys[place] for place in order))
         else:
             drawn = draw(rows, keys, label, self._counts(label, shots, classes), self.seed, "support")
-        return self._with_noise(drawn, rows, label, len(classes))
+        if not self.label_noise:
+            return drawn
+        wrong = {}
+        for place, (row, key) in enumerate(zip(drawn.rows.tolist(), drawn.keys, strict=True)):
+            number = digest(f"noise:{self.seed}:{key}".encode("utf-8", "surrogatepass"))
+            if int.from_bytes(number[:8], "big") < self.label_noise * 2**64:
+                step = 1 + int.from_bytes(number[8:], "big") % (len(classes) - 1)
+                wrong[place] = (true[row] + step) % len(classes)
+        return replace(drawn, wrong=wrong)
 
     def _counts(self, label: np.ndarray, shots: int | None, classes: Sequence[str]) -> int | dict[int, int] | None:
+        """The number of rows of each class of a long tail."""
         if self.long_tail == 1 or not len(label):
             return shots
         most = shots or int(np.bincount(label).max())
         steps = max(len(classes) - 1, 1)
         return {number: max(1, round(most * self.long_tail ** (-place / steps)))
                 for place, number in enumerate(_order(classes, f"tail:{self.seed}"))}
-
-    def _with_noise(self, drawn: Draw, rows: np.ndarray, label: np.ndarray, classes: int) -> Draw:
-        if not self.label_noise:
-            return drawn
-        true = dict(zip(rows.tolist(), label.tolist(), strict=True))
-        wrong = {}
-        for place, (row, key) in enumerate(zip(drawn.rows.tolist(), drawn.keys, strict=True)):
-            number = digest(f"noise:{self.seed}:{key}".encode("utf-8", "surrogatepass"))
-            if int.from_bytes(number[:8], "big") < self.label_noise * 2**64:
-                step = 1 + int.from_bytes(number[8:], "big") % (classes - 1)
-                wrong[place] = (true[row] + step) % classes
-        return replace(drawn, wrong=wrong)
 
     def as_row(self, label: np.ndarray, drawn: Draw, classes: Sequence[str]) -> dict[str, Any]:
         """What a result row says of a support that has a shape. label: the true ones of its rows."""
@@ -201,6 +207,13 @@ def _option(name: str) -> str:
 SHAPE_OPTIONS = ", ".join(_option(each.name) for each in _SHAPE[:-1]) + f" and {_option(_SHAPE[-1].name)}"
 
 
+def _whole(name: str, value: Any) -> int:
+    """A whole number from 0 up. Raises TaskError for anything else. name: of the field."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
+        raise TaskError(f"{_option(name)} {value!r}: give a whole number from 0 up")
+    return operator.index(value)
+
+
 def draw_words(asked: Mapping[str, Any]) -> str:
     """In words, what a run was asked to draw if not K images of every class by the seed. asked: of a result row."""
     return ", ".join(each.metadata["words"](asked[each.name]) for each in fields(DrawSpec)
@@ -216,10 +229,3 @@ def _order(classes: Sequence[str], purpose: str) -> list[int]:
     """Positions of classes in an order that their names decide."""
     return sorted(range(len(classes)), key=lambda number: digest(
         f"{purpose}:{classes[number]}".encode("utf-8", "surrogatepass")))
-
-
-def _by_class(drawn: Draw, rows: np.ndarray, label: np.ndarray) -> Draw:
-    """The same draw, class by class."""
-    true = dict(zip(rows.tolist(), label.tolist(), strict=True))
-    order = sorted(range(len(drawn.rows)), key=lambda place: true[int(drawn.rows[place])])
-    return Draw(drawn.rows[order], tuple(drawn.keys[place] for place in order))

@@ -1,4 +1,4 @@
-"""Few-shot draws: which training rows a run may see, decided by keys and a seed alone."""
+"""Few-shot draws: which classes and rows of a store a run may see, decided by names, keys and a seed alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,37 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onceclip.stores.identity import digest, fingerprint
+from onceclip.adapters.errors import unknown
+from onceclip.pipeline.errors import TaskError
+from onceclip.stores import Store
+from onceclip.stores.identity import DIGEST_BYTES, digest, fingerprint
 
+ALL, BASE, NEW = CHOICES = ("all", "base", "new")
 GENERATOR, LISTED = "blake2b-rank-1", "listed"  # of keys and a seed; by a file
+
+
+def names_of(store: Store, classes: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of classes of a store.
+
+    classes: "all"; "base", the first half of the store's classes, which has one more where their number is odd; "new",
+        the other half; or names, which come back in the order given.
+    Raises TaskError for a name that the store does not have, and for halves of fewer than four classes.
+
+    Source: CoCoOp (Zhou et al., CVPR 2022), section 4.1, the split of the authors' code.
+    """
+    if classes == ALL:
+        return store.classes
+    if classes in (BASE, NEW):
+        if len(store.classes) < 4:
+            raise TaskError(f"{store.path} has {len(store.classes)} classes: base and new classes need two each, so "
+                            "four in all; use all classes")
+        half = -(-len(store.classes) // 2)
+        return store.classes[:half] if classes == BASE else store.classes[half:]
+    names = (classes,) if isinstance(classes, str) else tuple(classes)
+    for name in names:
+        if name not in store.classes:
+            raise TaskError(unknown("class", name, store.classes, f" in {store.path}"))
+    return names
 
 
 @dataclass(frozen=True)
@@ -38,6 +66,9 @@ class Draw:
         return told
 
 
+NO_ROWS = Draw(np.zeros(0, dtype=np.int64), ())
+
+
 def draw(rows: np.ndarray, keys: Sequence[str], label: np.ndarray, shots: int | Mapping[int, int] | None, seed: int,
          purpose: str) -> Draw:
     """Draw up to `shots` rows of every class without replacement, or all of them; a number for each class or for all.
@@ -56,3 +87,24 @@ def draw(rows: np.ndarray, keys: Sequence[str], label: np.ndarray, shots: int | 
             short[int(number)] = len(ranked)
         chosen.extend(ranked[:most])
     return Draw(rows[chosen], tuple(str(keys[each]) for each in chosen), short)
+
+
+def tied(store: Store, *rows: str | np.ndarray) -> set[bytes | str]:
+    """Digests and groups of rows, or of the labelled rows of splits; what is known of an image is known of its ties."""
+    places = np.concatenate([store.rows(each) if isinstance(each, str) else each for each in rows])
+    return {*_digests(store, places), *store.column("group")[places].tolist()} - {bytes(DIGEST_BYTES), ""}
+
+
+def without_ties(store: Store, rows: np.ndarray, known: set[bytes | str]) -> tuple[np.ndarray, dict[str, int]]:
+    """The rows without ties to known images, and how many were left out: the same picture, or another of its group.
+
+    known: as of `tied`. The numbers are by reason, "digest" and "group"; a row with both is counted as the first.
+    """
+    duplicate = np.fromiter((each in known for each in _digests(store, rows)), bool, len(rows))
+    same_group = np.fromiter((each in known for each in store.column("group")[rows].tolist()), bool, len(rows))
+    return rows[~(duplicate | same_group)], {"digest": int(duplicate.sum()),
+                                             "group": int((same_group & ~duplicate).sum())}
+
+
+def _digests(store: Store, rows: np.ndarray) -> list[bytes]:
+    return store.column("digest")[rows].view(f"V{DIGEST_BYTES}").ravel().tolist()

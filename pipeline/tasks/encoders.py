@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from onceclip.adapters import Classifier, Rows, Task
 from onceclip.adapters.text import RULES
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.tasks.draws import Draw
+from onceclip.pipeline.tasks.draws import NO_ROWS
 from onceclip.pipeline.tasks.tasks import task_of
 from onceclip.stores import Store, TextSet, open_store
 from onceclip.stores.store import JoinedStore
@@ -75,8 +73,7 @@ def task_of_encoder(task: Task, store: Store, name: str, text: str = "default", 
     other, names, output = store.joined[name], task.text.class_names, f"{name}/embedding"
     words = (other.text(text) if other.texts else
              TextSet.of_names(names, other.dim, other.encoder["fingerprint"]))
-    empty = Draw(np.zeros(0, dtype=np.int64), ())
-    own = task_of(other, words.of_classes(names), class_weights, empty, tower=tower)
+    own = task_of(other, words.of_classes(names), class_weights, NO_ROWS, tower=tower)
 
     def seen(rows: Rows) -> Rows:
         return Rows(rows.input((output,)), rows.label, weight=rows.weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from onceclip.adapters.ops import unit
 from onceclip.adapters.support import Choice, SupportSource, rows_of
 from onceclip.adapters.task import EMBEDDING
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.tasks.draws import tied, without_ties
 from onceclip.pipeline.tasks.tasks import Drawn, logit_numbers, tensor_of
-from onceclip.pipeline.tasks.ties import tied, ties_of
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store
 from onceclip.stores.identity import fingerprint
@@ -36,43 +36,46 @@ class Candidates:
     store: Store
     rows: np.ndarray
     pool: Pool
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int]
 
 
-def with_support(store: Store, drawn: Drawn, source: SupportSource | None, seed: int, bank: Candidates | None = None,
-                 outputs: Sequence[str] = (), keep_bank: bool = False) -> Drawn:
-    """A task with rows of a source behind its labelled ones, and with the bank where a method keeps it.
+def with_support(store: Store, drawn: Drawn, bank: Candidates | None = None, keep_bank: bool = False) -> Drawn:
+    """A task with rows of the source that its draw asks for behind its labelled ones, and with the bank.
 
-    source: None to add the bank alone. bank: what it chooses from, None for the training images outside the draw, whose
-        labels are not read. outputs: what else of every row a method wants.
+    bank: what the source chooses from; None for the training images outside the draw, whose labels are not read.
+    keep_bank: whether the method reads the bank too; a source that needs none then chooses from the training images.
     Raises MethodError if there is nothing to choose from, or captions are missing.
     """
-    task = drawn.task
+    task, source, sourced, remarks = drawn.task, drawn.spec.source, dict(drawn.sourced), list(drawn.remarks)
     if source is not None:
         candidates = bank if bank is not None and (source.from_bank or not keep_bank) else training_images(store, drawn)
-        choice = source.chosen(task.text, candidates.pool, seed)
-        rows = _chosen(candidates, choice, outputs)
-        support = task.support.joined(rows) if len(task.support) else rows
-        record = _record(source, candidates, choice, bank=candidates is bank)
-        remarks = _remarks(record, task.classes)
-        drawn = replace(drawn, task=replace(task, support=support), sourced=record, remarks=[*drawn.remarks, *remarks])
+        choice = source.chosen(task.text, candidates.pool, drawn.spec.seed)
+        rows = _chosen(candidates, choice, drawn.inputs.outputs)
+        sourced = _record(source, candidates, choice, bank=candidates is bank)
+        remarks += _left_out(candidates.left_out, "bank" if candidates is bank else "training images")
+        if sourced["classes"] < task.classes:
+            missing = counted(task.classes - sourced["classes"], "class", "classes")
+            remarks.append(f"{source} found no image for {missing} of {task.classes}")
+        task = replace(task, support=task.support.joined(rows) if len(task.support) else rows)
     if bank is not None and keep_bank:
-        entry = {"bank": bank.store.fingerprint, "bank_rows": len(bank.pool), "left_out": bank.left_out}
-        remarks = [] if drawn.sourced.get("bank") else _left_out(bank.left_out, "bank")
-        drawn = replace(drawn, task=replace(drawn.task, bank=bank.pool), sourced={**drawn.sourced, **entry},
-                        remarks=[*drawn.remarks, *remarks])
-    return drawn
+        remarks += [] if sourced.get("bank") else _left_out(bank.left_out, "bank")
+        sourced |= {"bank": bank.store.fingerprint, "bank_rows": len(bank.pool), "left_out": bank.left_out}
+        task = replace(task, bank=bank.pool)
+    return replace(drawn, task=task, sourced=sourced, remarks=remarks)
 
 
 def training_images(store: Store, drawn: Drawn) -> Candidates:
     """Training images outside a draw, labelled or not; none that stands in val or test too, alone or by its group."""
     rows = store.rows("train", labelled=False)
-    rows = rows[~np.isin(rows, drawn.support.rows)]
-    duplicate, same_group = ties_of(store, rows, tied(store, store.rows("val")) | tied(store, store.rows("test")))
-    kept = rows[~(duplicate | same_group)]
-    return Candidates(store, kept, Pool(torch.from_numpy(store.embeddings(kept)), None,
-                                        logit_numbers(store.encoder)["logit_scale"]),
-                      {"digest": int(duplicate.sum()), "group": int(same_group.sum())})
+    rows, left_out = without_ties(store, rows[~np.isin(rows, drawn.support.rows)], tied(store, *LATER))
+    pool = Pool(torch.from_numpy(store.embeddings(rows)), None, logit_numbers(store.encoder)["logit_scale"])
+    return Candidates(store, rows, pool, left_out)
+
+
+def require_bank(store: Store, bank: Store) -> None:
+    """Raise StoreMismatch for a bank of another encoder than a store's, StoreIncomplete for an unfinished one."""
+    bank.require_complete()
+    bank.require_encoder(store.encoder["fingerprint"], f"{store.path}")
 
 
 def bank_of(store: Store, bank: Store, captions: str = "") -> Candidates:
@@ -83,16 +86,13 @@ def bank_of(store: Store, bank: Store, captions: str = "") -> Candidates:
     captions: name of the bank's text set of captions, or empty for none; images without a caption are left out then.
     Raises StoreMismatch if another encoder made the bank, TaskError if nothing of it is left.
     """
-    bank.require_complete()
-    bank.require_encoder(store.encoder["fingerprint"], f"{store.path}")
-    rows = bank.rows(labelled=False)
+    require_bank(store, bank)
+    rows, left_out = without_ties(bank, bank.rows(labelled=False), tied(store, *LATER))
+    image, caption = torch.from_numpy(bank.embeddings(rows)), None
     later = np.concatenate([store.rows(split, labelled=False) for split in LATER])
-    duplicate, same_group = ties_of(bank, rows, set().union(*(tied(store, store.rows(split)) for split in LATER)))
-    rows = rows[~(duplicate | same_group)]
-    image = torch.from_numpy(bank.embeddings(rows))
     near = near_copies(image, torch.from_numpy(store.embeddings(later)))
-    left_out = {"digest": int(duplicate.sum()), "group": int(same_group.sum()), "near": int(near.sum())}
-    rows, image, caption = rows[~near.numpy()], image[~near], None
+    left_out["near"] = int(near.sum())
+    rows, image = rows[~near.numpy()], image[~near]
     if captions:
         caption, there = _captions(bank, rows, captions)
         left_out["without caption"] = int((~there).sum())
@@ -103,14 +103,14 @@ def bank_of(store: Store, bank: Store, captions: str = "") -> Candidates:
     return Candidates(bank, rows, Pool(image, caption, logit_numbers(store.encoder)["logit_scale"]), left_out)
 
 
-def near_copies(images: torch.Tensor, others: torch.Tensor, least: float = NEAR_COPY) -> torch.Tensor:
-    """Which raw embeddings (n, dim) have a cosine of `least` or more with one of others (m, dim): (n,) bool."""
+def near_copies(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Which raw embeddings (n, dim) have a cosine of NEAR_COPY or more with one of others (m, dim): (n,) bool."""
     found = torch.zeros(len(images), dtype=torch.bool)
     later = unit(others.float())
     step = max(1, _PAIRS // max(len(later), 1))
     for start in range(0, len(images) if len(later) else 0, step):
         piece = slice(start, start + step)
-        found[piece] = (unit(images[piece].float()) @ later.T).amax(dim=1) >= least
+        found[piece] = (unit(images[piece].float()) @ later.T).amax(dim=1) >= NEAR_COPY
     return found
 
 
@@ -147,15 +147,6 @@ def _record(source: SupportSource, candidates: Candidates, choice: Choice, bank:
             "bank": candidates.store.fingerprint if bank else None, "left_out": candidates.left_out,
             "near_copy": NEAR_COPY if bank else None,
             "keys": fingerprint(sorted(zip(keys, choice.label.tolist(), strict=True)))}
-
-
-def _remarks(record: dict[str, Any], classes: int) -> list[str]:
-    """What a user should know of the chosen rows."""
-    found = _left_out(record["left_out"], "bank" if record["bank"] else "training images")
-    if record["classes"] < classes:
-        missing = counted(classes - record["classes"], "class", "classes")
-        found.append(f"{record['source']} found no image for {missing} of {classes}")
-    return found
 
 
 def _left_out(counts: dict[str, int], of: str) -> list[str]:

@@ -20,13 +20,11 @@ from onceclip.adapters.text import RULES
 from onceclip.adapters.tower import TextTower
 from onceclip.adapters.transfer import wants_tower
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.tasks.classes import ALL, BASE, names_of
-from onceclip.pipeline.tasks.draw_files import listed_draw
+from onceclip.pipeline.tasks.draw_files import SPLITS as LISTED_SPLITS
+from onceclip.pipeline.tasks.draw_files import listed_draw, rows_of
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
-from onceclip.pipeline.tasks.draws import Draw, draw
-from onceclip.pipeline.tasks.joined_keys import joined
-from onceclip.pipeline.tasks.ties import tied, ties_of
-from onceclip.pipeline.words import counted
+from onceclip.pipeline.tasks.draws import ALL, NO_ROWS, Draw, draw, names_of, tied, without_ties
+from onceclip.pipeline.words import counted, listing
 from onceclip.stores import Store, StoreMismatch, TextSet
 from onceclip.stores.schema import SPLITS
 from onceclip.stores.storage import damage
@@ -79,6 +77,20 @@ class Drawn:
     sourced: dict[str, Any] = field(default_factory=dict)
 
 
+def names_for(store: Store, spec: DrawSpec) -> tuple[str, ...]:
+    """Names of the classes of a draw.
+
+    Raises TaskError if the store has too few for it, StoreIncomplete if it is unfinished.
+    """
+    store.require_complete()
+    if len(store.classes) < 2:
+        raise TaskError(f"{store.path} has {counted(len(store.classes), 'class', 'classes')}: a classifier needs "
+                        "two; extract a folder with one sub-folder per class")
+    names = names_of(store, spec.classes)
+    spec.absent(names)  # complains of names that are no class
+    return names
+
+
 def draw_task(store: Store, spec: DrawSpec = EVERY_ROW, select: str = "fixed", text: str | None = "default",
               class_weights: str = RULES[0], inputs: Inputs = EMBEDDINGS) -> Drawn:
     """Draw the task of one run and tell how.
@@ -88,34 +100,72 @@ def draw_task(store: Store, spec: DrawSpec = EVERY_ROW, select: str = "fixed", t
         see `Text.class_weights`. inputs: what the method takes.
     Raises TaskError if the store has too few classes, StoreIncomplete if it is unfinished.
     """
-    store.require_complete()
-    if len(store.classes) < 2:
-        raise TaskError(f"{store.path} has {counted(len(store.classes), 'class', 'classes')}: a classifier needs "
-                        "two; extract a folder with one sub-folder per class")
-    if spec.shots is not None and spec.shots < (0 if spec.support or spec.bank else 1):
-        raise TaskError(f"--shots {spec.shots}: give a whole number from 1 up, or all")
-    if spec.classes not in (ALL, BASE):
-        raise TaskError(f"no task of {spec.classes!r} classes: there are: {ALL}, {BASE}")
-    names = names_of(store, spec.classes)
+    names = names_for(store, spec)
+    val = unlabelled = None
+    remarks: list[str] = []
+    if spec.shots == 0 and not (spec.support or spec.bank):
+        raise TaskError("--shots 0: give a whole number from 1 up, or all")
     words = (TextSet.of_names(store.classes, store.dim, store.encoder["fingerprint"]) if text is None
              else store.text(text))
-    remarks: list[str] = []
+    listed: dict[str, np.ndarray] = {}
+    if spec.draws:
+        images = listed_draw(spec.draws, spec.shots, spec.seed).images
+        listed = {split: rows_of(store, images.get(split, ()), split, spec.draws.file) for split in LISTED_SPLITS}
     # What stands in a later split too is left out here, a picture or others of its group: it would be known in advance.
-    known = tied(store, store.rows("test"))
-    listed = _listed(store, spec)
-    later = known | tied(store, listed["val"] if listed and select != "val-full" else store.rows("val"))
-    support = (Draw(np.zeros(0, dtype=np.int64), ()) if spec.shots == 0 else
+    known = tied(store, "test")
+    later = known | tied(store, listed["val"] if listed and select != "val-full" else "val")
+    support = (NO_ROWS if spec.shots == 0 else
                _draw(store, "train", spec, spec.shots, later, remarks, names, listed.get("train")))
-    val = None
-    if select in ("val", "val-full"):
-        most = None if select == "val-full" or spec.shots is None else min(spec.shots, VAL_SHOTS)
-        val = _draw(store, "val", spec, most, known, remarks, names,
-                    None if select == "val-full" else listed.get("val"))
-    rest = (_draw_unlabelled(store, support, spec.seed, later, None if spec.classes == ALL else len(names))
-            if inputs.unlabelled else None)
-    task = task_of(store, words.of_classes(names), class_weights, support, val, rest, inputs.outputs, spec.stream,
+    if select == "val":
+        most = None if spec.shots is None else min(spec.shots, VAL_SHOTS)
+        val = _draw(store, "val", spec, most, known, remarks, names, listed.get("val"))
+    elif select == "val-full":
+        val = _draw(store, "val", spec, None, known, remarks, names, None)
+    if inputs.unlabelled:
+        unlabelled = draw_unlabelled(store, support, spec.seed, later, None if spec.classes == ALL else len(names))
+    task = task_of(store, words.of_classes(names), class_weights, support, val, unlabelled, inputs.outputs, spec.stream,
                    inputs.tower)
-    return Drawn(task, support, val, rest, words, spec, inputs, remarks)
+    return Drawn(task, support, val, unlabelled, words, spec, inputs, remarks)
+
+
+def _draw(store: Store, split: str, spec: DrawSpec, shots: int | None, known: set[bytes | str],
+          remarks: list[str], names: Sequence[str], listed: np.ndarray | None) -> Draw:
+    """Draw among the first classes of the store, or take of them the rows that are listed."""
+    rows, table, classes = store.rows(split) if listed is None else listed, store.table, len(names)
+    rows, left_out = without_ties(store, rows[table.label[rows] < classes], known)
+    for reason, why in (("digest", "the same picture stands"), ("group", "others of the group stand")):
+        if left_out[reason]:
+            remarks.append(f"{counted(left_out[reason], f'{split} image')} left out: {why} in a later split")
+    shots = shots if listed is None else None
+    if split == "train":
+        drawn = spec.choose(rows, table.key[rows], table.label[rows], names, listed is not None)
+    else:
+        rows = rows[~np.isin(table.label[rows], list(spec.absent(names)))]
+        drawn = draw(rows, table.key[rows], table.label[rows], shots, spec.seed, "val")
+    if drawn.short:
+        some = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
+        more = f" and {len(drawn.short) - 4} more" if len(drawn.short) > 4 else ""
+        remarks.append(f"fewer than {counted(shots or 0, f'{split} image')}, all taken, in "
+                       f"{counted(len(drawn.short), 'class', 'classes')}: {some}{more}")
+    empty = set(range(classes)) - set(table.label[rows].tolist()) - spec.absent(names)
+    if empty and split == "train" and len(rows):
+        remarks.append(f"no train image of {counted(len(empty), 'class', 'classes')}: "
+                       f"{listing([repr(store.classes[number]) for number in sorted(empty)])}")
+    return drawn
+
+
+def draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | str],
+                    classes: int | None = None) -> Draw:
+    """Draw train rows that are not in the support and have no ties to later splits; how many, `Inputs` says.
+
+    known: of the later splits, as of `tied`. classes: only rows of the first ones, where the others are unknown.
+    """
+    rows, table = store.rows("train", labelled=classes is not None), store.table
+    if classes is not None:
+        rows = rows[table.label[rows] < classes]
+    rows, _ = without_ties(store, rows[~np.isin(rows, support.rows)], known)
+    most = min(UNLABELLED_PER_CLASS * (classes or len(store.classes)), UNLABELLED)
+    return draw(rows, table.key[rows], np.zeros(len(rows), dtype=np.int64), most, seed, "unlabelled")
 
 
 def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str]) -> tuple[Draw, Task]:
@@ -127,8 +177,7 @@ def draw_labelled(store: Store, drawn: Drawn, splits: Sequence[str]) -> tuple[Dr
     names, table = names_of(store, drawn.spec.classes), store.table
     rows = np.concatenate([store.rows(split) for split in splits])
     rows = rows[table.label[rows] < len(names)]
-    duplicate, same_group = ties_of(store, rows, set() if "test" in splits else tied(store, store.rows("test")))
-    rows = rows[~(duplicate | same_group)]
+    rows, _ = without_ties(store, rows, set() if "test" in splits else tied(store, "test"))
     support = draw(rows, table.key[rows], table.label[rows], None, 1, "support")
     return support, task_of(store, drawn.text.of_classes(names), drawn.task.text.rule, support,
                             outputs=drawn.inputs.outputs, stream=drawn.spec.stream, tower=drawn.inputs.tower,
@@ -142,15 +191,18 @@ def task_of(store: Store, words: TextSet, class_weights: str, support: Draw, val
 
     views: read those of the support where the store has them.
     """
+    def encoder_array(name: str) -> Tensor | None:
+        return tensor_of(store.encoder_array(name)) if f"encoder/{name}" in store.group else None
+
     return Task(
-        Text(torch.from_numpy(words.embedding.astype(np.float32)), torch.from_numpy(words.class_index), words.classes,
+        Text(tensor_of(words.embedding), torch.from_numpy(words.class_index), words.classes,
              torch.from_numpy(words.template_id.astype(np.int64)), class_weights),
         _stream(store, support) if stream else _rows(
             store, support, outputs, views and _have_views(store, support.rows)),
         None if val is None or not len(val.rows) else _rows(store, val, outputs),
         None if unlabelled is None or not len(unlabelled.rows) else tensor_of(store.embeddings(unlabelled.rows)),
         **logit_numbers(store.encoder),
-        projection=_encoder_array(store, "projection"), projection_bias=_encoder_array(store, "projection_bias"),
+        projection=encoder_array("projection"), projection_bias=encoder_array("projection_bias"),
         tower=_tower(store, words.classes) if tower else None)
 
 
@@ -168,7 +220,7 @@ def read_tower(store: Store) -> TextTower:
     Raises StoreIncomplete if there is none, StoreMismatch if it is another encoder's, StoreDamaged.
     """
     stored = store.tower()
-    tensors = {name: torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
+    tensors = {name: tensor_of(array) if array.dtype.kind == "f" else torch.from_numpy(array)
                for name, array in stored.arrays.items()}
     with damage(store.path, TOWER):
         tower = TextTower.checked(tensors, stored.spec)
@@ -188,72 +240,6 @@ def logit_numbers(encoder: Mapping[str, Any]) -> LogitNumbers:
     """The scale and the bias of an encoder's logits; 100 and 0, as of CLIP, where its record in a store has none."""
     scale, bias = encoder.get("logit_scale"), encoder.get("logit_bias")
     return {"logit_scale": 100.0 if scale is None else scale, "logit_bias": 0.0 if bias is None else bias}
-
-
-def _encoder_array(store: Store, name: str) -> torch.Tensor | None:
-    if f"encoder/{name}" not in store.group:
-        return None
-    return tensor_of(store.encoder_array(name))
-
-
-def _listed(store: Store, spec: DrawSpec) -> dict[str, np.ndarray]:
-    """The rows of a draw that a file lists, by split; empty where none does."""
-    if spec.draws is None:
-        return {}
-    images = listed_draw(spec.draws, spec.shots, spec.seed).images
-    return {split: joined(store, images.get(split, ()), split, spec.draws.file) for split in ("train", "val")}
-
-
-def _draw(store: Store, split: str, spec: DrawSpec, shots: int | None, known: set[bytes | str],
-          remarks: list[str], names: Sequence[str], listed: np.ndarray | None) -> Draw:
-    """Draw among the first classes of the store, or take of them the rows that are listed."""
-    rows, table, classes = store.rows(split) if listed is None else listed, store.table, len(names)
-    rows = rows[table.label[rows] < classes]
-    duplicate, same_group = ties_of(store, rows, known)
-    if duplicate.any():
-        remarks.append(f"{counted(int(duplicate.sum()), f'{split} image')} left out: the same picture stands in a "
-                       "later split")
-    if same_group.any():
-        remarks.append(f"{counted(int(same_group.sum()), f'{split} image')} left out: others of the group stand in a "
-                       "later split")
-    rows = rows[~(duplicate | same_group)]
-    shots = shots if listed is None else None
-    if split == "train":
-        drawn = spec.choose(rows, table.key[rows], table.label[rows], names, listed is not None)
-    else:
-        rows = rows[~np.isin(table.label[rows], list(spec.absent(names)))]
-        drawn = draw(rows, table.key[rows], table.label[rows], shots, spec.seed, "val")
-    if drawn.short:
-        some = ", ".join(f"{store.classes[number]!r} ({count})" for number, count in list(drawn.short.items())[:4])
-        more = f" and {len(drawn.short) - 4} more" if len(drawn.short) > 4 else ""
-        remarks.append(f"fewer than {counted(shots or 0, f'{split} image')}, all taken, in "
-                       f"{counted(len(drawn.short), 'class', 'classes')}: {some}{more}")
-    empty = set(range(classes)) - set(table.label[rows].tolist()) - spec.absent(names)
-    if empty and split == "train" and len(rows):
-        some = ", ".join(repr(store.classes[number]) for number in sorted(empty)[:8])
-        remarks.append(f"no train image of {counted(len(empty), 'class', 'classes')}: "
-                       f"{some}{' ...' if len(empty) > 8 else ''}")
-    return drawn
-
-
-def draw_unlabelled(store: Store, support: Draw, seed: int) -> Draw:
-    """Draw train rows that are not in the support and have no ties to val or test; see `draw_task`."""
-    later = tied(store, store.rows("test")) | tied(store, store.rows("val"))
-    return _draw_unlabelled(store, support, seed, later, None)
-
-
-def _draw_unlabelled(store: Store, support: Draw, seed: int, known: set[bytes | str], classes: int | None) -> Draw:
-    """The same. known: digests and groups of later splits. classes: only of the first ones, where the others are
-    unknown.
-    """
-    rows, table = store.rows("train", labelled=classes is not None), store.table
-    if classes is not None:
-        rows = rows[table.label[rows] < classes]
-    rows = rows[~np.isin(rows, support.rows)]
-    duplicate, same_group = ties_of(store, rows, known)
-    rows = rows[~(duplicate | same_group)]
-    most = min(UNLABELLED_PER_CLASS * (classes or len(store.classes)), UNLABELLED)
-    return draw(rows, table.key[rows], np.zeros(len(rows), dtype=np.int64), most, seed, "unlabelled")
 
 
 def tensor_of(values: np.ndarray) -> torch.Tensor:
@@ -312,9 +298,8 @@ def for_text(classifier: Classifier, store: Store, text: str = "default",
         words = words.of_classes(names_of(store, classes) if isinstance(classes, str) else classes)
     made = classifier.provenance.get("text") or {}
     rule = made.get("class_weights", RULES[0])
-    nothing = Draw(np.zeros(0, dtype=np.int64), ())
-    wanted = wants_tower(classifier.method)
-    other = transfer(classifier, task_of(store, words, rule, nothing, outputs=classifier.inputs, tower=wanted))
+    other = transfer(classifier, task_of(store, words, rule, NO_ROWS, outputs=classifier.inputs,
+                                        tower=wants_tower(classifier.method)))
     source = {"name": text, "fingerprint": words.fingerprint, "class_weights": rule, **words.source}
     provenance = {**classifier.provenance, "text": source, "transferred_from": len(classifier.class_names)}
     return replace(other, provenance=provenance)
@@ -323,8 +308,8 @@ def for_text(classifier: Classifier, store: Store, text: str = "default",
 def inputs_of(classifier: Classifier, store: Store, rows: np.ndarray) -> Iterator[Tensor | np.ndarray]:
     """What a classifier takes of some rows of a store, raw, in pieces whose logits take little memory."""
     for piece, embeddings in store.pieces(rows):
-        values = embeddings if classifier.inputs == ("embedding",) else np.concatenate(
-            [(embeddings if name == "embedding" else store.embeddings(piece, name)).reshape(len(piece), -1)
+        values = embeddings if classifier.inputs == (EMBEDDING,) else np.concatenate(
+            [(embeddings if name == EMBEDDING else store.embeddings(piece, name)).reshape(len(piece), -1)
              for name in classifier.inputs], axis=1)
         yield from row_pieces(values, len(classifier.class_names))
 
@@ -334,7 +319,7 @@ def check_encoder(classifier: Classifier, store: Store) -> None:
     encoder = classifier.encoder
     if encoder:
         store.require_encoder(str(encoder.get("fingerprint")), f"the adapter ({encoder.get('name')})")
-    elif classifier.inputs == ("embedding",) and classifier.dim != store.dim:
+    elif classifier.inputs == (EMBEDDING,) and classifier.dim != store.dim:
         raise StoreMismatch(f"the adapter takes {classifier.dim} dimensions, {store.path} has {store.dim}: "
                             "use a store of the adapter's encoder")
     made, joined = classifier.provenance.get("encoders"), store.joined if isinstance(store, JoinedStore) else {}

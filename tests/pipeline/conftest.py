@@ -88,6 +88,12 @@ def import_of(tmp_path: Path) -> Callable[..., Store]:
     return make
 
 
+@pytest.fixture
+def without_val(arrays: dict[str, np.ndarray], import_of: Callable[..., Store]) -> Store:
+    """The store of `arrays` with its validation rows in the train split."""
+    return import_of({**arrays, "split": np.where(arrays["split"] == "val", "train", arrays["split"])}, "no-val")
+
+
 @pytest.fixture(scope="session")
 def imported_path(arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of `arrays`; not to be changed."""

@@ -22,8 +22,9 @@ from onceclip.pipeline.encoders.opening import recorded_encoder
 from onceclip.pipeline.errors import EncoderError
 from onceclip.pipeline.extraction.extract import extract
 from onceclip.pipeline.extraction.survey import ExtractOptions
+from onceclip.pipeline.prediction.encoding import encoder_of
 from onceclip.pipeline.prediction.inputs import list_inputs
-from onceclip.pipeline.prediction.predict import encoder_of, predict_images
+from onceclip.pipeline.prediction.predict import predict_images
 from onceclip.pipeline.prompts.embedding import add_text, prompts_for
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec

@@ -20,7 +20,7 @@ from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.encoders.opening import recorded_encoder
 from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import EncoderError, SourceError
-from onceclip.pipeline.prediction.predict import encoder_of
+from onceclip.pipeline.prediction.encoding import encoder_of
 from onceclip.stores import open_store
 from onceclip.stores.schema import ATTRIBUTE, seal
 

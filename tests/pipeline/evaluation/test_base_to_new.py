@@ -16,15 +16,14 @@ from onceclip.adapters import METHODS, MethodError
 from onceclip.pipeline.api.stores import add_tower
 from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.evaluation.evaluate import evaluate
-from onceclip.pipeline.evaluation.protocols import harmonic_mean
+from onceclip.pipeline.evaluation.evaluate import evaluate, harmonic_mean
 from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.runs.fit import fit, fit_group
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.summary import tables
-from onceclip.pipeline.tasks.classes import names_of
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.draws import names_of
 from onceclip.pipeline.tasks.tasks import draw_task, for_text
 from onceclip.stores import Store, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.identity import fingerprint

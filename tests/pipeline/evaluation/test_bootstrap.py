@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap
 
-from onceclip.pipeline.evaluation.intervals import compare, interval, mean_and_spread, row_interval, units_of
+from onceclip.pipeline.evaluation.statistics import compare, interval, mean_and_spread, row_interval, units_of
 from onceclip.stores import Store
 
 

@@ -16,7 +16,7 @@ from click.testing import Result
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from onceclip.adapters import Classifier, load_classifier
-from onceclip.pipeline.evaluation.evaluate import evaluate, evaluate_together, score
+from onceclip.pipeline.evaluation.evaluate import evaluate, score, score_together
 from onceclip.pipeline.evaluation.metrics import SCORES
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
@@ -120,8 +120,8 @@ def test_a_result_row_holds_what_evaluate_says(store: Store) -> None:
 
 def test_many_classifiers_in_one_pass_score_as_one_by_one(store: Store) -> None:
     several = [fit(store, RunSpec("tip-adapter", 4, seed, {"beta": seed})).classifier for seed in (1, 2, 3)]
-    for classifier, scores in zip(several, evaluate_together(several, store), strict=True):
-        alone = evaluate(classifier, store)
+    for classifier, found in zip(several, score_together(several, store), strict=True):
+        alone, scores = evaluate(classifier, store), found.scores()
         assert [scores[name] for name in SCORES] == pytest.approx([alone[name] for name in SCORES], rel=1e-5)
         assert scores["details"]["right"] == alone["details"]["right"]
 

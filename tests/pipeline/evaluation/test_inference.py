@@ -64,7 +64,7 @@ def test_labels_never_reach_a_strategy(name: str, batches: Batches | None, impor
     half = len(seen) // 2
     assert half == len(dealt)
     assert all(torch.equal(one, other) for one, other in zip(seen[:half], seen[half:], strict=True))
-    assert first.as_values()["accuracy"] != again.as_values()["accuracy"]
+    assert first.values["accuracy"] != again.values["accuracy"]
 
 
 def test_the_record_says_what_was_seen_fitted_and_assumed(imported: Store, adapter: Path) -> None:
@@ -98,7 +98,9 @@ def test_a_prior_from_a_file_is_what_the_rows_then_have_by_name(run: Run, run_js
     assert torch.allclose(left.logits(fitted).softmax(dim=1).mean(dim=0), expected, atol=1e-3)
     for change, message in ((f"{names[0]},0\n", "give numbers above 0"), ("ghost,1\n", "'ghost'"),
                             (f"{names[0]},1\n", "has no share of"), (f"{names[0]},1\n{names[0]},1\n", "named twice"),
-                            ("a\n", "CLASS,SHARE"), ("", "has no shares by class")):
+                            ("a\n", "line 1 has 1 cell, not a class and its share: give lines CLASS,SHARE"),
+                            (f"class,share\n\n{names[0]},x\n", "line 3 has 'x', which is no number"),
+                            ("", "has no shares by class")):
         lines.write_text(change)
         result = run(*asked, f"prior={lines}")
         assert result.exit_code != 0
@@ -196,7 +198,9 @@ def test_batches_that_cannot_be_are_refused(values: dict[str, Any], words: str) 
 def test_batches_of_more_classes_than_there_are_images_of_are_refused() -> None:
     with pytest.raises(MethodError, match=r"no batch has 4-9 classes, for the images are of 3: .* such as 1-3"):
         Batches(8, 2, (4, 9)).deal(np.arange(30) % 3)
-    assert len(Batches(8, 2, (1, 9)).deal(np.arange(30) % 3)) == 2
+    with pytest.raises(MethodError, match=r"no batch has 1-9 classes, for the images are of 3"):
+        Batches(8, 2, (1, 9)).deal(np.arange(30) % 3)
+    assert len(Batches(8, 2).deal(np.arange(30) % 3)) == 2  # 1 to 4 by default, as many as there are
 
 
 def test_of_batches_the_accuracy_is_the_mean_and_the_classifier_alone_stands_beside(imported: Store,

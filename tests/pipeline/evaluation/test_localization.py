@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from onceclip.pipeline.evaluation.localization import Marks, per_region_overlap
+from onceclip.pipeline.evaluation.metrics import Marks, per_region_overlap
 from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.stores import open_store
 

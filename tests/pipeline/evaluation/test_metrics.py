@@ -1,4 +1,4 @@
-"""Scores: what scikit-learn says of the same logits, in whatever pieces and order they come."""
+"""Scores: what scikit-learn says of the same logits, in whatever pieces and order they come, and of scores of rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import pytest
 import torch
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     confusion_matrix,
     log_loss,
     recall_score,
+    roc_auc_score,
     top_k_accuracy_score,
 )
 from torch import Tensor
 
-from onceclip.pipeline.evaluation.metrics import LISTED, Tally, WrongPairs, metrics
+from onceclip.pipeline.evaluation.metrics import LISTED, Tally, WrongPairs, auroc, average_precision, metrics
 
 CLASSES, ROWS = 12, 700
 
@@ -133,7 +135,6 @@ def test_logits_that_differ_by_hundreds_have_finite_scores() -> None:
 
 
 def test_pairs_that_are_counted_as_they_come_are_all_counted() -> None:
-    """More pairs than are kept uncounted, in pieces of many sizes."""
     random = np.random.default_rng(0)
     true = random.integers(0, 40, 200_000)
     predicted = (true + random.integers(1, 40, len(true))) % 40
@@ -145,3 +146,23 @@ def test_pairs_that_are_counted_as_they_come_are_all_counted() -> None:
     found = pairs.counted()
     assert found[:, 2].sum() == len(true)
     assert (expected[found[:, 0], found[:, 1]] == found[:, 2]).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_areas_are_those_of_scikit_learn_ties_included(seed: int, levels: int) -> None:
+    random = np.random.default_rng(seed)
+    score, positive = random.integers(0, levels, 60).astype(float), random.random(60) < 0.3
+    assert auroc(score, positive) == pytest.approx(roc_auc_score(positive, score))
+    assert average_precision(score, positive) == pytest.approx(average_precision_score(positive, score))
+
+
+def test_a_constant_score_tells_nothing_apart() -> None:
+    assert auroc(np.ones(10), np.arange(10) < 4) == 0.5
+    assert average_precision(np.ones(10), np.arange(10) < 4) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("positive", [np.zeros(4, bool), np.ones(4, bool), np.zeros(0, bool)])
+def test_without_rows_of_both_kinds_there_is_no_area(positive: np.ndarray) -> None:
+    assert auroc(np.arange(len(positive)), positive) is None
+    assert average_precision(np.arange(len(positive)), positive) is None

@@ -14,10 +14,11 @@ from onceclip.adapters import Classifier, MethodError, ZeroShot
 from onceclip.adapters.inference import INFERENCES, Queries
 from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.decoding.views import TEN_CROP, Views
-from onceclip.pipeline.evaluation import several
+from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.evaluation import queries
+from onceclip.pipeline.evaluation.batches import order_hash, parse_orders, permutation
 from onceclip.pipeline.evaluation.evaluate import Evaluation, score
 from onceclip.pipeline.evaluation.inference import read
-from onceclip.pipeline.evaluation.orders import permutation, read_orders
 from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.tasks import draw_labelled, draw_task
@@ -47,24 +48,24 @@ def test_pieces_of_one_row_give_what_the_whole_gives(name: str, alone: Evaluatio
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     kind = INFERENCES[name]
     strategy = kind(normal="disc") if "normal" in kind.hyperparameters else kind()
-    whole = read(alone, strategy).as_values()
+    whole = read(alone, strategy).values
     told: list[float] = []
-    monkeypatch.setattr(several, "_ELEMENTS", 1)
-    pieces = read(alone, strategy, progress=told.append).as_values()
+    monkeypatch.setattr(queries, "_ELEMENTS", 1)
+    pieces = read(alone, strategy, progress=told.append).values
     assert (pieces["accuracy"], pieces["confusions"]) == (whole["accuracy"], whole["confusions"])
     assert pieces["nll"] == pytest.approx(whole["nll"], abs=1e-4)
     assert told == pytest.approx([(number + 1) / 16 for number in range(16)])
 
 
 def test_the_views_of_the_store_are_what_the_strategy_sees(alone: Evaluation, store: Store) -> None:
-    rows, (seen,) = alone.rows, several.several_queries(alone.classifier, store, alone.rows, "views")
+    rows, (seen,) = alone.rows, queries.several_queries(alone.classifier, store, alone.rows, "views")
     stored = torch.nn.functional.normalize(torch.from_numpy(store.embeddings(rows, "view").astype(np.float32)), dim=-1)
     assert torch.equal(seen.views, stored)
     assert torch.allclose(seen.views[:, 0], seen.embedding)
 
 
 def test_a_row_says_which_views_it_saw(alone: Evaluation, store: Store) -> None:
-    found = read(alone, INFERENCES["mta"]()).as_values()["inference"]
+    found = read(alone, INFERENCES["mta"]()).values["inference"]
     assert (found["sees"], found["transductive"], found["prior"]) == ("views", False, "none")
     assert found["query"]["output"] == {**store.outputs["view"].spec, "number": 8}
     assert found["query"]["n"] == len(alone.rows)
@@ -75,7 +76,7 @@ def test_before_ten_crops_comes_the_plain_image(image_folder: Path, tmp_path: Pa
     extract_demo(image_folder, tmp_path / "s.zarr", outputs=OutputOptions(TEN_CROP, ("test",)))
     store = open_store(str(tmp_path / "s.zarr"))
     classifier = ZeroShot().fit(make_task(store, shots=1))
-    seen = next(several.several_queries(classifier, store, store.rows("test"), "views"))
+    seen = next(queries.several_queries(classifier, store, store.rows("test"), "views"))
     assert seen.views is not None
     assert seen.views.shape[1] == 11
     assert torch.equal(seen.views[:, 0], seen.embedding)
@@ -103,7 +104,7 @@ def test_a_store_without_tokens_says_how_to_make_them(store_path: Path, classifi
 
 
 def test_images_of_the_other_classes_are_found_by_their_patches(alone: Evaluation, store: Store) -> None:
-    found = read(alone, INFERENCES["patch-knn"](normal="disc")).as_values()
+    found = read(alone, INFERENCES["patch-knn"](normal="disc")).values
     assert found["auroc"] > 0.9
     assert 0 < found["inference"]["alone"]["auroc"] <= 1
     assert found["average_precision"] > 0.9
@@ -120,9 +121,8 @@ def test_the_normal_class_has_to_be_known(alone: Evaluation) -> None:
 @pytest.mark.parametrize("name", ["tda", "dmn", "onzeta"])
 def test_each_order_is_read_anew_and_recorded(name: str, alone: Evaluation) -> None:
     told: list[float] = []
-    found = read_orders(alone, INFERENCES[name](), (1, 2), told.append)
-    values = found.as_values()
-    again = read_orders(alone, INFERENCES[name](), (2,)).as_values()
+    values = read(alone, INFERENCES[name](), orders=(1, 2), progress=told.append).values
+    again = read(alone, INFERENCES[name](), orders=(2,)).values
     orders = values["inference"]["orders"]
     assert [each["seed"] for each in orders] == [1, 2]
     assert orders[1] == again["inference"]["orders"][0]
@@ -139,7 +139,7 @@ def test_each_order_is_read_anew_and_recorded(name: str, alone: Evaluation) -> N
 
 def test_answers_come_back_to_their_rows_whatever_the_order(alone: Evaluation, store: Store) -> None:
     strategy = INFERENCES["tda"](weight=0.0, negative_weight=0.0)
-    found = read_orders(alone, strategy, (5,))
+    found = read(alone, strategy, orders=(5,))
     assert np.array_equal(found.evaluation.predicted, alone.predicted)
     seen = {}
     task = make_task(store, shots=1)
@@ -150,4 +150,27 @@ def test_answers_come_back_to_their_rows_whatever_the_order(alone: Evaluation, s
                                              task).logits.argmax(dim=1).numpy()
         expected = np.empty_like(seen[seed])
         expected[order] = seen[seed]
-        assert np.array_equal(read_orders(alone, INFERENCES["tda"](), (seed,)).evaluation.predicted, expected)
+        assert np.array_equal(read(alone, INFERENCES["tda"](), orders=(seed,)).evaluation.predicted, expected)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("1-5", (1, 2, 3, 4, 5)), ("7", (7,)), ("1, 4-5,9", (1, 4, 5, 9))])
+def test_seeds_of_orders_are_listed(text: str, seeds: tuple[int, ...]) -> None:
+    assert parse_orders(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "5-1", "1-", "-3", "1,,2", "1-99999", "1.5", "99999999999"])
+def test_what_is_no_list_of_seeds_is_refused(text: str) -> None:
+    with pytest.raises(TaskError, match="give seeds of permutations"):
+        parse_orders(text)
+
+
+def test_a_seed_that_is_named_twice_would_count_twice() -> None:
+    with pytest.raises(TaskError, match="name a seed twice"):
+        parse_orders("1-3,2")
+
+
+def test_an_order_is_a_permutation_of_its_seed_alone() -> None:
+    assert sorted(permutation(3, 50)) == list(range(50))
+    assert np.array_equal(permutation(3, 50), permutation(3, 50))
+    assert order_hash(permutation(3, 50)) != order_hash(permutation(4, 50))
+    assert len(order_hash(permutation(1, 0))) == 64

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 
 from onceclip.adapters import load_classifier
@@ -86,44 +84,6 @@ def test_an_onnx_file_answers_and_tells_what_it_is(adapter_path: Path, store_pat
     assert told["encoder_fingerprint"] == classifier.provenance["encoder"]["fingerprint"]
     assert float(told["temperature"]) == classifier.temperature
     assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
-
-
-@pytest.mark.slow
-def test_encoder_and_adapter_in_one_file_give_images_the_labels_that_predict_gives(
-        adapter_path: Path, image_folder: Path, tmp_path: Path, run_json: Run) -> None:
-    file = tmp_path / "images.onnx"
-    made = run_json("export", adapter_path, "--to", "onnx", file, "--with-encoder", "--check", image_folder)
-    assert (made["rows"], made["difference"] < 1e-4) == (16, True)
-    session = onnxruntime.InferenceSession(file)
-    told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["preprocessing"])["size"] == [32, 32]  # so the pictures need no resize
-    names = json.loads(told["class_names"])
-    files = sorted(image_folder.rglob("*.*"))
-    pixels = np.stack([np.asarray(Image.open(each).convert("RGB"), np.float32) / 255 for each in files])
-    probabilities, = session.run(["probabilities"], {"pixels": pixels.transpose(0, 3, 1, 2)})
-    answers = run_json("predict", adapter_path, *files)["predictions"]
-    assert [names[place] for place in probabilities.argmax(axis=1)] == [each["class"] for each in answers]
-    np.testing.assert_allclose(probabilities.max(axis=1), [each["top"][0]["probability"] for each in answers],
-                               atol=1e-4)
-
-
-@pytest.mark.checkout
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
-def test_the_documented_preprocessing_gives_the_pixels_of_predict_for_photos_of_any_shape(
-        encoder: Any, tmp_path: Path, mode: str) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
-    source = re.search(r"^def prepare.*?(?=^\S*files =)", page, re.MULTILINE | re.DOTALL)
-    assert source
-    for size, interpolation in ((32, "bicubic"), (224, "bilinear")):
-        preparation = replace(encoder.preparation, size=(size, size), resize_mode=mode, interpolation=interpolation)
-        names: dict[str, Any] = {"Image": Image, "np": np, "side": size, "how": asdict(preparation)}
-        exec(compile(source[0], "export.md", "exec"), names)
-        for kind, shape in (("RGB", (301, 97)), ("L", (50, 333)), ("RGBA", (640, 427)), ("RGB", (427, 641))):
-            values = np.random.default_rng(0).integers(0, 256, (*shape[::-1], len(kind)), dtype=np.uint8)
-            Image.fromarray(values.squeeze(), kind).save(tmp_path / "photo.png")
-            expected = preparation.pixels((tmp_path / "photo.png").read_bytes())
-            np.testing.assert_array_equal(names["prepare"](tmp_path / "photo.png"),
-                                          expected.transpose(2, 0, 1).astype(np.float32) / 255)
 
 
 def test_the_command_takes_the_formats_of_the_table() -> None:

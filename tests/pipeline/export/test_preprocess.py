@@ -69,22 +69,27 @@ def test_pixels_are_those_of_predict_bit_for_bit(preparation: Preparation, photo
     assert script["pixels"](list(map(str, photos[:3]))).shape == (3, 3, *preparation.size)
 
 
-def test_a_model_with_its_script_answers_as_predict_does_without_onceclip(run: Callable[..., Any], adapter_path: Path,
-                                                                          photos: list[Path], tmp_path: Path) -> None:
+def test_a_model_with_its_script_answers_as_predict_does_without_onceclip(
+        run: Callable[..., Any], adapter_path: Path, image_folder: Path, photos: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "pets.onnx"
-    done = run("export", adapter_path, "--to", "onnx", file, "--with-encoder")
+    done = run("export", adapter_path, "--to", "onnx", file, "--with-encoder", "--check", image_folder)
     assert done.exit_code == 0, done.output
+    assert f"Its answers on 16 images of {image_folder} differ from onceclip's by" in done.stdout
     assert "preprocess.py makes its pixels" in done.stdout
     code = ("import json, sys, onnxruntime, preprocess\n"
             "session = onnxruntime.InferenceSession(sys.argv[1])\n"
             "found, = session.run(['probabilities'], {'pixels': preprocess.pixels(sys.argv[2:])})\n"
             "assert not {'torch', 'onceclip', 'open_clip'} & set(sys.modules)\n"
-            "print(json.dumps(found.tolist()))")
+            "told = session.get_modelmeta().custom_metadata_map\n"
+            "assert json.loads(told['preprocessing'])['size'] == preprocess.HOW['size']\n"
+            "print(json.dumps([json.loads(told['class_names']), found.tolist()]))")
     answer = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + code,
                              str(file), *map(str, photos)], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     expected = onceclip.predict(adapter_path, list(map(str, photos)), top_k=4)
-    found = np.array(json.loads(answer.stdout))
+    names, probabilities = json.loads(answer.stdout)
+    found = np.array(probabilities)
+    assert [names[place] for place in found.argmax(axis=1)] == [each.class_name for each in expected]
     np.testing.assert_allclose(found.max(axis=1), [each.probability for each in expected], atol=1e-4)
 
 

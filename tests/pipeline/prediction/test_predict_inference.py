@@ -16,10 +16,10 @@ from onceclip.adapters import Classifier, MethodError, load_classifier
 from onceclip.adapters.inference import INFERENCES, Queries
 from onceclip.pipeline.decoding.views import TEN_CROP, Views
 from onceclip.pipeline.errors import ArgumentError, PredictionError
-from onceclip.pipeline.evaluation import several
+from onceclip.pipeline.evaluation import queries
 from onceclip.pipeline.extraction.outputs import OutputOptions
-from onceclip.pipeline.prediction.answers import answers
-from onceclip.pipeline.prediction.inference import DEFAULT_VIEWS, infer_images, views_for
+from onceclip.pipeline.prediction.inference import DEFAULT_VIEWS, views_for
+from onceclip.pipeline.prediction.predict import answers, predict_images
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.sources import Record, open_source
@@ -72,11 +72,12 @@ def test_bad_images_stand_in_their_places(classifier: Classifier, image_folder: 
     records = list(open_source(str(image_folder)).records[:3])
     records.insert(1, Record("missing.png", replace(records[0].content, path="missing.png")))  # type: ignore[type-var]
     for name in ("mta", "tda"):
-        found = list(infer_images(classifier, records, encoder, INFERENCES[name]()))
+        found = list(predict_images(classifier, records, encoder, strategy=INFERENCES[name]()))
         assert [each.key for each in found] == [record.key for record in records]
         assert [each.state for each in found] == ["ok", "bad", "ok", "ok"]
-    assert [each.state for each in infer_images(classifier, records[1:2], encoder, INFERENCES["tda"]())] == ["bad"]
-    assert list(infer_images(classifier, [], encoder, INFERENCES["tda"]())) == []
+    strategy = INFERENCES["tda"]()
+    assert [each.state for each in predict_images(classifier, records[1:2], encoder, strategy=strategy)] == ["bad"]
+    assert list(predict_images(classifier, [], encoder, strategy=strategy)) == []
 
 
 def test_views_are_those_of_the_adapters_record_unless_something_else_is_said(classifier: Classifier) -> None:
@@ -156,7 +157,7 @@ def test_a_stream_of_views_is_not_all_in_memory_at_once(store: Store, classifier
     sizes: list[int] = []
     kind = INFERENCES["zero"]
     infer = kind.infer
-    monkeypatch.setattr(several, "_ELEMENTS", 6 * 64 * 5)
+    monkeypatch.setattr(queries, "_ELEMENTS", 6 * 64 * 5)
     monkeypatch.setattr(kind, "infer", lambda self, classifier, queries, prepared: (
         sizes.append(len(queries)), infer(self, classifier, queries, prepared))[1])
     assert len(labels(answers(classifier, store, strategy=kind()))) == 60

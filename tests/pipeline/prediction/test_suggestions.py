@@ -16,7 +16,7 @@ import onceclip
 from onceclip.adapters import Classifier
 from onceclip.adapters.heads import Linear
 from onceclip.pipeline.errors import ArgumentError, PredictionError
-from onceclip.pipeline.prediction.label_next import label_next
+from onceclip.pipeline.prediction.suggestions import label_next
 from onceclip.stores import Store
 
 

@@ -17,7 +17,7 @@ from onceclip.adapters import METHODS, MethodError, load_classifier
 from onceclip.adapters.ops import unit
 from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.errors import EncoderError, PromptError
-from onceclip.pipeline.evaluation.protocols import Protocol
+from onceclip.pipeline.evaluation.evaluate import score
 from onceclip.pipeline.export import export
 from onceclip.pipeline.prompts.tower import add_tower, make_tower
 from onceclip.pipeline.runs.fit import fit
@@ -84,7 +84,7 @@ def test_base_to_new_and_a_saved_adapter_on_other_classes(towered: Path, tmp_pat
     loaded = load_classifier(tmp_path / "adapter")
     rows = store.embeddings(store.rows("test"))
     assert torch.equal(loaded.logits(rows), fitted.classifier.logits(rows))
-    scores = Protocol(classes="new").score(loaded, store).as_values()
+    scores = score(loaded, store, classes="new").as_values()
     assert scores["accuracy"] is not None
     assert scores["n"] == row["n_test_new"]
 

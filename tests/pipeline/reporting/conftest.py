@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from onceclip.pipeline.reporting import write_results_report
+from onceclip.pipeline.reporting.pages import write_results_report
 from onceclip.pipeline.runs.results import append_rows
 
 VOID = {"meta", "link", "br", "img"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from onceclip.pipeline.reporting import write_results_report
+from onceclip.pipeline.reporting.pages import write_incremental_report, write_results_report
 from onceclip.pipeline.runs.results import append_rows
 from onceclip.pipeline.runs.summary import BASELINE
 
@@ -253,3 +253,15 @@ def test_what_holds_no_results_is_one_clear_line(tmp_path: Path, run: Callable[.
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
     assert not (tmp_path / "page.html").exists()
+
+
+def test_names_beside_the_curves_of_sessions_have_the_colours_of_their_lines(tmp_path: Path) -> None:
+    append_rows(tmp_path, [{
+        "method": method, "joint": False, "store": "pets.zarr", "sessions": [2, 2], "shots": 4, "text": "default",
+        "classes_seen": [2, 4], "accuracies": [0.8, accuracy], "forgetting": None, "bytes_kept": 1,
+        "reads_old_rows": False, "average_incremental_accuracy": accuracy, "accuracy": accuracy}
+        for method, accuracy in ((BASELINE, 0.4), ("gda", 0.5), ("ranpac", 0.6))], "incremental.jsonl")
+    html = write_incremental_report(tmp_path).read_text(encoding="utf-8")
+    lines = dict(re.findall(r'class="series (s\d)"><title>([^<]+)', html))
+    assert lines == {"s0": "gda", "s1": "ranpac"}
+    assert dict(re.findall(r'class="label (\w+)"><tspan>([^<]+)', html)) == {**lines, "zero": BASELINE}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from onceclip.pipeline.reporting import write_results_report
 from onceclip.pipeline.reporting.pages import mean as words
+from onceclip.pipeline.reporting.pages import write_results_report
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.summary import BASELINE, tables
 

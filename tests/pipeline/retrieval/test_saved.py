@@ -74,7 +74,7 @@ def test_a_search_is_made_with_the_vectors_of_both_maps(videos_store: Store, tmp
     items = items_of(videos_store, "group")
     vectors = trained.maps.items(read_frames(videos_store, items).to(torch.float32))
     asked = torch.randn(12, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr("onceclip.pipeline.prediction.queries.query_embedding", lambda *arguments: asked)
+    monkeypatch.setattr("onceclip.pipeline.prediction.encoding.query_embedding", lambda *arguments: asked)
     text = trained.maps.text(asked[None])[0]
     item = trained.maps.items(Frames(asked[None], torch.tensor([0, 1])))[0]
     for given, vector in (({"query": "a"}, text), ({"image": "a.png"}, item)):

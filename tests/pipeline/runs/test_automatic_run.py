@@ -51,13 +51,11 @@ def test_a_sweep_takes_it_as_a_method_and_python_as_the_default(imported: Store,
     assert (fitted.row["run"], fitted.row["accuracy"]) == (row["run"], row["accuracy"])
 
 
-def test_without_validation_images_training_images_are_held_out(arrays: dict[str, np.ndarray], run: Run,
-                                                                import_of: Callable[..., Store]) -> None:
-    store = import_of({**arrays, "split": np.where(arrays["split"] == "val", "train", arrays["split"])}, "no-val")
-    done = run("fit", store.path)
+def test_without_validation_images_training_images_are_held_out(without_val: Store, run: Run) -> None:
+    done = run("fit", without_val.path)
     assert done.exit_code == 0, done.stderr
     assert "% of training images held out, weight" in done.stdout
-    one = run("fit", store.path, "--shots", 1)
+    one = run("fit", without_val.path, "--shots", 1)
     assert "lp++ alone, for there are no labelled images to compare methods on" in one.stdout
 
 

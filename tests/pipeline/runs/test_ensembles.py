@@ -118,8 +118,3 @@ def test_a_row_never_imports_the_module_of_a_member(imported: Store, tmp_path: P
     with pytest.raises(MethodError, match="no part of onceclip"):
         spec_of(row, imported)
     assert not (tmp_path / "ran").exists()
-
-
-def test_an_ensemble_wants_the_text_tower_that_a_member_wants() -> None:
-    assert run_method("coop+gda").wants_tower
-    assert not run_method("tip-adapter+gda").wants_tower

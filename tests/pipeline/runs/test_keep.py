@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from torch.nn.functional import cross_entropy
 
@@ -26,11 +25,8 @@ QUICK = {"epochs": 6, "learning_rate": 0.01}
 
 
 @pytest.fixture(scope="module")
-def store(arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Store:
-    folder = tmp_path_factory.mktemp("keep")
-    np.savez(folder / "arrays.npz", **arrays)
-    onceclip.import_arrays(folder / "arrays.npz", folder / "imported.zarr")
-    return onceclip.open_store(folder / "imported.zarr")
+def store(imported_path: Path) -> Store:
+    return onceclip.open_store(imported_path)
 
 
 def test_a_curve_ends_where_the_classifier_is(store: Store) -> None:

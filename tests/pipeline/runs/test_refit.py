@@ -24,13 +24,6 @@ from onceclip.pipeline.tasks.tasks import task_of
 from onceclip.stores import Store, open_store
 
 Run = Callable[..., Any]
-ImportOf = Callable[..., Store]
-
-
-@pytest.fixture
-def without_val(arrays: dict[str, np.ndarray], import_of: ImportOf) -> Store:
-    """The store of `arrays` with its validation rows in the train split."""
-    return import_of({**arrays, "split": np.where(arrays["split"] == "val", "train", arrays["split"])}, "no-val")
 
 
 @pytest.mark.parametrize(("method", "shots", "policy"), [("gda", "all", "loo"), ("gda", 2, "fixed"),

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 import onceclip
 from onceclip.pipeline.evaluation.metrics import metrics
+from onceclip.pipeline.evaluation.statistics import Mean, mean_interval
 from onceclip.pipeline.reporting.settings import read_results
 from onceclip.pipeline.runs.fit import fit
-from onceclip.pipeline.runs.results import NAME, Mean, append_row, append_rows, mean_interval, read_rows
+from onceclip.pipeline.runs.results import NAME, append_row, append_rows, read_rows
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.sweep import known
 from onceclip.stores import Store
@@ -120,24 +120,6 @@ def test_a_draw_is_written_with_the_result(imported: Store) -> None:
     assert len(support["keys"]) == 8
     assert set(support["keys"]) <= set(map(str, imported.table.key[imported.rows("train")]))
     assert support["fingerprint"] == fitted.row["fingerprints"]["support"]
-
-
-def test_scores_equal_those_of_scikit_learn(imported: Store) -> None:
-    fitted = fit(imported, RunSpec("tip-adapter", 4))
-    rows = imported.rows("test")
-    probability = fitted.classifier.logits(imported.embeddings(rows)).double().softmax(dim=1).numpy()
-    label = imported.table.label[rows]
-    assert fitted.row["accuracy"] == pytest.approx(accuracy_score(label, probability.argmax(1)), abs=1e-9)
-    assert fitted.row["macro_recall"] == pytest.approx(balanced_accuracy_score(label, probability.argmax(1)), abs=1e-9)
-    probability /= probability.sum(1, keepdims=True)
-    assert fitted.row["nll"] == pytest.approx(log_loss(label, probability, labels=range(4)), rel=1e-5)
-
-
-def test_macro_recall_counts_classes_and_not_rows() -> None:
-    logits = torch.eye(3)[[0, 0, 0, 0, 0, 1]] * 9
-    found = metrics(logits, torch.tensor([0, 0, 0, 0, 1, 1]))
-    assert found["accuracy"] == pytest.approx(5 / 6)
-    assert found["macro_recall"] == pytest.approx((1 + 0.5) / 2)  # class 2 has no rows
 
 
 def test_calibration_error_of_an_example_worked_out_by_hand() -> None:

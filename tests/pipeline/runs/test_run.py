@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.runs.results import append_row, read_rows
 from onceclip.pipeline.runs.run import RunSpec
@@ -57,3 +58,20 @@ def test_a_row_with_a_draw_that_no_run_writes_is_refused(tmp_path: Path, asked: 
     (tmp_path / "results.jsonl").write_text(json.dumps({"asked": asked}) + "\n")
     with pytest.raises(ResultError, match=r"'asked' is .* which onceclip never writes"):
         read_rows(tmp_path)
+
+
+@pytest.mark.parametrize(("asked", "words"), [
+    ({"shots": 2.5}, "--shots 2.5: give a whole number"), ({"shots": "4"}, "--shots '4'"), ({"seed": -1}, "--seed -1"),
+    ({"shots": True}, "--shots True"), ({"classes": "old"}, "there are: all, base"), ({"stream": 1}, "--stream 1"),
+    ({"select": "vall"}, "did you mean 'val'"), ({"class_weights": "mean"}, "no class_weights 'mean'"),
+    ({"text": None}, "text None"), ({"narrow": "no"}, "narrow 'no'"), ({"search": "gridd"}, "no search 'gridd'"),
+    ({"values": ["alpha"]}, "give hyperparameters by name")], ids=str)
+def test_a_value_that_means_nothing_is_refused_where_a_run_is_written_down(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(OnceclipError, match=words):
+        RunSpec("gda", **asked)
+
+
+def test_a_run_makes_its_strategy_once() -> None:
+    spec = RunSpec("gda", 4, inference="stata", inference_values={"alpha": 2})
+    assert spec.strategy is spec.strategy
+    assert spec.strategy is not replace(spec, inference_values={"alpha": 3}).strategy

@@ -13,15 +13,6 @@ from onceclip.pipeline.runs.summary import tables
 from onceclip.stores import Store
 
 
-@pytest.fixture
-def without_val(arrays: dict[str, Any], import_of: Callable[..., Store]) -> Store:
-    """A store whose images are in train and test alone."""
-    import numpy as np
-
-    split = np.where(arrays["split"] == "val", "train", arrays["split"])
-    return import_of({**arrays, "split": split}, "without-val")
-
-
 def test_a_sweep_says_why_runs_have_no_result(without_val: Store, tmp_path: Path, run: Callable[..., Any],
                                               run_json: Callable[..., Any]) -> None:
     """A folder with train/ and test/ alone has nothing for a selection on validation rows: that is no divergence."""

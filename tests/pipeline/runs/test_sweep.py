@@ -11,6 +11,7 @@ import pytest
 
 from onceclip.adapters import METHODS, UnknownName, cpu
 from onceclip.adapters.training import code_cache, compile
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.commands.sweep import table_lines
 from onceclip.pipeline.errors import ResultError, TaskError
 from onceclip.pipeline.runs.fit import fit, fit_group
@@ -52,7 +53,7 @@ def test_workers_get_the_runs_with_the_most_shots_first(imported: Store, tmp_pat
 
         def work(self, function: Callable[[Any], Any], tasks: Any) -> Any:
             for task in tasks:
-                shots.append(task.group.specs[0].shots)
+                shots.append(task.specs[0].shots)
                 yield function(task)
 
     specs = make_specs(["zero-shot"], [2, 1, None, 4], [1], select="fixed")
@@ -189,6 +190,24 @@ def test_the_plan_counts_what_is_left(imported: Store, tmp_path: Path) -> None:
     plan = make_plan([imported], SPECS, known(tmp_path))
     assert (len(plan.runs), plan.todo) == (8, 5)
     assert sorted(str(spec) for group in plan.groups for spec in group.specs) == sorted(map(str, SPECS[3:]))
+
+
+def test_a_plan_says_which_classes_and_banks_do_not_go_with_a_store(
+        imported: Store, arrays: dict[str, np.ndarray], import_of: Callable[..., Store], tmp_path: Path,
+        run: Callable[..., Any]) -> None:
+    foreign = import_of(arrays, "foreign", encoder="another").path
+    for asked, words in (({"missing": ("cat",)}, "no class 'cat'"), ({"missing": 3}, "leaves 1 of 4"),
+                         ({"support": "retrieve:4", "bank": foreign}, "use a store made by the same encoder")):
+        with pytest.raises(OnceclipError, match=words):
+            make_plan([imported], [RunSpec("gda", 2, **asked)], {})
+    done = run("sweep", imported.path, "--missing", "cat", "--dry-run", "--out", tmp_path / "results")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "no class 'cat'" in done.stderr
+
+
+def test_an_average_in_a_sweep_searches_in_its_own_way() -> None:
+    specs = make_specs(["gda", "automatic", "gda+zero-shot"], [1], [1], search="random:3", narrow=True)
+    assert [(spec.search, spec.narrow) for spec in specs] == [("random:3", True), ("grid", False), ("grid", False)]
 
 
 def row_of(method: str, seed: int, accuracy: float | None, accuracy_val: float | None = None,

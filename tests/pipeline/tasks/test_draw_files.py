@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 import onceclip
@@ -27,12 +26,9 @@ ROOT = "/data/caltech-101/101_ObjectCategories"
 
 
 @pytest.fixture(scope="module")
-def imported(arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store of `arrays` for all tests of this file."""
-    folder = tmp_path_factory.mktemp("draws")
-    np.savez(folder / "arrays.npz", **arrays)
-    onceclip.import_arrays(folder / "arrays.npz", folder / "imported.zarr")
-    return onceclip.open_store(folder / "imported.zarr")
+def imported(imported_path: Path) -> Store:
+    """A store for all tests of this file."""
+    return onceclip.open_store(imported_path)
 
 
 @pytest.fixture
@@ -233,6 +229,10 @@ def test_commands_write_and_read_draws_and_replay_them(imported: Store, tmp_path
     lost = run("fit", "--from-row", reference)
     assert lost.exit_code == 1
     assert "say where it is now with --draws FILE|FOLDER" in lost.stderr
+    (tmp_path / "empty").mkdir()
+    lacking = run("fit", "--from-row", reference, "--draws", tmp_path / "empty")
+    assert "has no draw of 1 shot, seed 1" in lacking.stderr
+    assert "--shots" not in lacking.stderr  # which --from-row does not go with
     assert run("fit", "--from-row", reference, "--draws", tmp_path / "elsewhere").exit_code == 0
     other = run("fit", "--from-row", reference, "--draws", tmp_path / "elsewhere" / "shot_1-seed_2.pkl")
     assert other.exit_code == 1

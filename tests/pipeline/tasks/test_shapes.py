@@ -13,6 +13,7 @@ import pytest
 
 import onceclip
 from onceclip.cli import main
+from onceclip.pipeline.commands.draw_options import Missing
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import compare, spec_of
@@ -108,6 +109,12 @@ def test_a_row_says_what_was_drawn_and_is_repeated(imported: Store) -> None:
     assert compare(row, again) == "the same accuracy as the row"
     assert again.row["fingerprints"] == row["fingerprints"]
     assert fitted.classifier.provenance["shape"]["label_noise"] == 0.2
+
+
+@pytest.mark.parametrize(("text", "missing"), [("2", 2), ("ant,bee", ("ant", "bee")), ("3,", ("3",)),
+                                               ("3,7", ("3", "7"))])
+def test_a_comma_makes_names_of_numbers(text: str, missing: Any) -> None:
+    assert Missing().convert(text, None, None) == missing
 
 
 def test_rows_without_a_shape_keep_their_identity_and_others_have_one_of_their_own(imported: Store) -> None:

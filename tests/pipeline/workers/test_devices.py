@@ -137,7 +137,7 @@ def test_processes_of_a_sweep_have_a_gpu_each(imported: Store, choice: str, work
     monkeypatch.setattr("onceclip.pipeline.workers.cluster.local", Recorded)
     monkeypatch.setattr(sweeping, "MANY", 1)
     monkeypatch.setattr(Recorded, "made", [])
-    monkeypatch.setattr(sweeping, "run_located", lambda located: located.group.device)
+    monkeypatch.setattr(sweeping, "run_group", lambda group: group.device)
     plan = sweeping.make_plan([imported], SPECS, {}, device=choice)
     assert list(sweeping.rows_of_plan(plan, "default", workers)) == [choice] * len(plan.groups)
     assert Recorded.made == made
