@@ -9,14 +9,13 @@ from onceclip.errors import OnceclipError
 
 if TYPE_CHECKING:
     from onceclip.adapters import load_classifier
-    from onceclip.pipeline.api.adapters import evaluate, export, predict, report, zero_shot
+    from onceclip.pipeline.api.adapters import evaluate, export, report
     from onceclip.pipeline.api.catalogue import methods
-    from onceclip.pipeline.api.datasets import torch_dataset
-    from onceclip.pipeline.api.draws import write_draws
+    from onceclip.pipeline.api.datasets import torch_dataset, write_draws
+    from onceclip.pipeline.api.predictions import predict, suggest, zero_shot
     from onceclip.pipeline.api.retrieval import duplicates, retrieve, search
     from onceclip.pipeline.api.runs import fit, incremental, make_task, sweep
     from onceclip.pipeline.api.stores import add_text, add_tower, compact, extract, import_arrays, verify
-    from onceclip.pipeline.api.suggestions import suggest
     from onceclip.pipeline.api.tables import compare, results, table
     from onceclip.pipeline.decoding.preparation import Preparation
     from onceclip.pipeline.encoders import EncoderSpec
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 
 _PUBLIC = {name: f"onceclip.{module}" for module, names in {
     "adapters": ("load_classifier",), "stores": ("open_store",),
-    "pipeline.api.adapters": ("evaluate", "export", "predict", "report", "zero_shot"),
-    "pipeline.api.catalogue": ("methods",), "pipeline.api.datasets": ("torch_dataset",),
-    "pipeline.api.draws": ("write_draws",),
+    "pipeline.api.adapters": ("evaluate", "export", "report"), "pipeline.api.catalogue": ("methods",),
+    "pipeline.api.datasets": ("torch_dataset", "write_draws"),
+    "pipeline.api.predictions": ("predict", "suggest", "zero_shot"),
     "pipeline.api.retrieval": ("duplicates", "retrieve", "search"),
     "pipeline.api.runs": ("fit", "incremental", "make_task", "sweep"),
     "pipeline.api.stores": ("add_text", "add_tower", "compact", "extract", "import_arrays", "verify"),
-    "pipeline.api.suggestions": ("suggest",), "pipeline.api.tables": ("compare", "results", "table"),
+    "pipeline.api.tables": ("compare", "results", "table"),
     "pipeline.decoding.preparation": ("Preparation",), "pipeline.encoders": ("EncoderSpec",),
     "pipeline.errors": ("BadImage",), "pipeline.extraction.survey": ("ExtractOptions",),
     "pipeline.runs.estimator": ("FewShotClassifier",), "pipeline.runs.run": ("RunSpec",),

@@ -20,7 +20,7 @@ from PIL import Image
 from bench.machine import this_machine
 from bench.measure import Row, Seconds, bench, make_row
 from onceclip.adapters.cpu import DEFAULT, ONEDNN
-from onceclip.pipeline.commands.demo_images import write_digits
+from onceclip.pipeline.commands.demo import write_digits
 from onceclip.pipeline.encoders import DEMO, Encoder, EncoderSpec, open_encoder
 
 WAYS = {"fp32 default": ("fp32", DEFAULT), "fp32 onednn": ("fp32", ONEDNN), "fp16": ("fp16", DEFAULT),

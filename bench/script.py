@@ -19,7 +19,7 @@ import click
 
 from bench.measure import Row, bench, make_row
 from bench.processes import used
-from onceclip.pipeline.commands.demo_images import write_digits
+from onceclip.pipeline.commands.demo import write_digits
 
 # What stands in many repositories: all images are encoded in every run, and one split is drawn by a seed.
 SCRIPT = '''

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import posixpath
@@ -19,7 +21,7 @@ import numpy as np
 from onceclip.errors import OnceclipError, one_line
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
-from onceclip.stores.location import is_url, local_path, reason_of, remote_folder
+from onceclip.stores.location import is_url, local_path, reason_of, remote_folder, whole_file
 
 RESULTS = "results.jsonl"  # rows of runs, in a results folder and beside an adapter
 IMAGES = frozenset([
@@ -147,6 +149,13 @@ def no_key_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is named twice")
     return values
+
+
+@contextmanager
+def csv_file(path: Path) -> Iterator[Any]:
+    """The writer of a CSV file, which has its name when it is whole; see `whole_file`."""
+    with whole_file(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        yield csv.writer(text)
 
 
 def local_name(text: str) -> str:

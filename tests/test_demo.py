@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from onceclip.pipeline.commands.demo_images import BASELINE, METHODS, SEEDS, SHOTS
+from onceclip.pipeline.api.runs import SWEPT
+from onceclip.pipeline.commands.demo import SEEDS, SHOTS
 from onceclip.pipeline.runs.results import read_rows
-from onceclip.pipeline.runs.summary import tables
+from onceclip.pipeline.runs.summary import BASELINE, tables
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,7 @@ def test_the_demo_keeps_its_promise_and_repeats_nothing(tmp_path: Path, run: Cal
     first = run("demo", "--out", tmp_path / "demo")
     assert first.exit_code == 0, first.stderr
     rows = read_rows(tmp_path / "demo" / "results")
-    assert len(rows) == len(METHODS) * len(SHOTS) * len(SEEDS) == 150
+    assert len(rows) == len(SWEPT) * len(SHOTS) * len(SEEDS) == 150
     assert "<svg" in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     table, = tables(rows)
     means = {name: table.accuracy[name, 16].value for name in table.names}

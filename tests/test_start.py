@@ -46,21 +46,25 @@ def test_a_fit_and_a_prediction_from_a_store_import_torch_alone(imported: Callab
     assert imported("predict", adapter_path, store_path, "--out", tmp_path / "labels.csv") == {"torch"}
 
 
-def test_a_taken_folder_is_refused_before_torch_is_imported(process: Callable[..., Any], store_path: Path,
-                                                            adapter_path: Path) -> None:
+REFUSED = {
+    "fit STORE --method gda --out ADAPTER": "holds an adapter already", "fit none": "is not a store",
+    "sweep STORE none --out results": "is not a store", "incremental none": "is not a store",
+    "evaluate none STORE": "is not a saved adapter", "evaluate ADAPTER none": "is not a store",
+    "predict none none": "is not a saved adapter", "suggest none STORE --label-errors": "is not a saved adapter",
+    "retrieve none --query ring": "is not a store", "draws none --out draws": "is not a store",
+    "report ADAPTER none --out page.html": "is not a store", "text none --name more": "is not a store",
+    "export none --to onnx a.onnx": "is not a saved adapter", "verify none": "is not a store"}
+
+
+def test_a_place_that_cannot_be_used_is_refused_before_torch_is_imported(
+        process: Callable[..., Any], store_path: Path, adapter_path: Path) -> None:
     code = ("import sys; from onceclip.cli import main\n"
-            "try: main(['fit', *sys.argv[1:]])\n"
-            "except SystemExit: print(*sys.modules)")
-    done = process("-c", code, store_path, "--method", "gda", "--out", adapter_path)
-    assert "holds an adapter already" in done.stderr
-    assert HEAVY.isdisjoint(done.stdout.splitlines()[-1].split())
-
-
-def test_names_of_methods_complete_without_torch(process: Callable[..., Any]) -> None:
-    code = ("import os, sys; os.environ |= {'_ONCECLIP_COMPLETE': 'bash_complete', 'COMP_CWORD': '3',"
-            "'COMP_WORDS': 'onceclip fit --method lp'}; from onceclip.cli import main\n"
-            "try: main(prog_name='onceclip', complete_var='_ONCECLIP_COMPLETE')\n"
-            "except SystemExit: print(*sys.modules)")
-    done = process("-c", code)
-    assert "lp++" in done.stdout, done.stderr
-    assert HEAVY.isdisjoint(done.stdout.splitlines()[-1].split())
+            "for line in sys.argv[1:]:\n"
+            "    try: main(line.split('|'))\n"
+            "    except SystemExit: pass\n"
+            "print(*sys.modules)")
+    places = {"STORE": str(store_path), "ADAPTER": str(adapter_path)}
+    done = process("-c", code, *("|".join(places.get(word, word) for word in line.split()) for line in REFUSED))
+    for said, line in zip(REFUSED.values(), done.stderr.splitlines(), strict=True):
+        assert said in line
+    assert HEAVY.isdisjoint(done.stdout.split())

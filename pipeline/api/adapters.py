@@ -1,4 +1,4 @@
-"""What is done with a fitted adapter: scores, labels, pages, files for other programs."""
+"""What is done with a fitted adapter: scores, pages, files for other programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceclip.adapters import Classifier, set_rule
+from onceclip.adapters import Classifier
 from onceclip.adapters.inference import Inference
 from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.api.arguments import (
@@ -18,20 +18,21 @@ from onceclip.pipeline.api.arguments import (
     one_of,
     opened,
     opened_all,
+    optional,
     path_of,
     place_of,
+    refuse,
     require_alone,
-    whole,
+    spec_of,
+    split_of,
 )
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.tasks.draws import CHOICES
 from onceclip.stores import Store
-from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:
-    from onceclip.pipeline.encoders import Encoder, EncoderSpec
+    from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.evaluation.batches import Batches
-    from onceclip.pipeline.prediction.predict import Prediction
 
 Adapter = str | Path | Classifier
 
@@ -79,48 +80,45 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
     from onceclip.pipeline.evaluation.metrics import write_matrix
     from onceclip.pipeline.evaluation.statistics import compare
     from onceclip.pipeline.prediction.masks import masks_of
+    from onceclip.pipeline.retrieval import multi_label as scoring
     from onceclip.pipeline.tasks.encoders import joined_store
 
     chosen = classes if isinstance(classes, str) and classes in CHOICES else tuple(listed(classes, "classes"))
-    split = one_of(split, "split", SPLITS)
-    classifier = loaded(adapter, modules)
-    other = None if against is None else loaded(against, modules)
-    several, found = opened_all(stores), []
-    several = [joined_store(store, join, *(each for each in (classifier, other) if each)) for store in several]
-    strategy = None if inference is None else inference_of(inference, inference_values)
+    split = split_of(split)
+    classifier, other = loaded(adapter, modules), optional(loaded, against, modules)
+    several = [joined_store(store, join, *(each for each in (classifier, other) if each))
+               for store in opened_all(stores)]
+    strategy = optional(inference_of, inference, inference_values)
     if multi_label is not None:
-        if len(several) > 1 or chosen != CHOICES[0] or any(each not in (None, False, {}) for each in (
-                text, only_its_classes, coverage, against, confusion, strategy, inference_values, batches, orders,
-                save)):
-            raise ArgumentError("a file of labels is scored for one adapter on one store, among all its classes and "
-                                "without a strategy: give no other options with it but the split")
-        from onceclip.pipeline.retrieval import multi_label as scoring
-
+        others = (text, only_its_classes, coverage, against, confusion, strategy, inference_values, batches, orders,
+                  save)
+        refuse((len(several) > 1 or chosen != CHOICES[0] or any(each not in (None, False, {}) for each in others),
+                "a file of labels is scored for one adapter on one store, among all its classes and without a "
+                "strategy: give no other options with it but the split"))
         labels = scoring.read_labels(str(path_of(multi_label, "multi_label: a CSV file")))
         with progress(several[0].path) as told:
             return scoring.evaluate(classifier, several[0], labels, split, told)
     if coverage is not None:
         require_alone(strategy)
     dealt = Batches.of(batches) if isinstance(batches, Mapping) else batches
-    if overwrite and save is None:
-        raise ArgumentError("--overwrite replaces an adapter in the folder of --save: add --save FOLDER, or leave it "
-                            "out")
-    if strategy is None and (inference_values or any(each is not None for each in (dealt, save, orders, masks))):
-        raise ArgumentError("inference_values, batches, orders, masks and save are for a strategy: add inference "
-                            "(--inference)")
-    if masks is not None and dealt is not None:
-        raise ArgumentError("masks are of images that are read all together: leave out the batches, or --masks")
+    of_strategy = inference_values or any(each is not None for each in (dealt, save, orders, masks))
+    refuse((overwrite and save is None,
+            "--overwrite replaces an adapter in the folder of --save: add --save FOLDER, or leave it out"),
+           (strategy is None and of_strategy,
+            "inference_values, batches, orders, masks and save are for a strategy: add inference (--inference)"),
+           (masks is not None and dealt is not None,
+            "masks are of images that are read all together: leave out the batches, or --masks"))
     seeds = orders_for(strategy, orders, dealt is not None)
     folder = None if save is None else free_folder(path_of(save, "save: a folder"), overwrite, "--save")
     if strategy and folder and not strategy.leaves_classifier:
         raise ArgumentError(f"{strategy.name} leaves no adapter behind that reads rows one by one: leave --save out, "
                             "or take a strategy that does (`onceclip methods` says which)")
-    if dealt is not None and against is not None:
-        raise ArgumentError("--against compares on one set of rows: leave out the batches, or --against")
-    if folder and (len(several) > 1 or dealt is not None):
-        raise ArgumentError("what is saved is left behind by one set of rows: give one store, and no batches")
-    if confusion is not None and len(several) > 1:
-        raise ArgumentError("the confusion matrix is that of one store: give one")
+    refuse((dealt is not None and other,
+            "--against compares on one set of rows: leave out the batches, or --against"),
+           (folder and (len(several) > 1 or dealt is not None),
+            "what is saved is left behind by one set of rows: give one store, and no batches"),
+           (confusion is not None and len(several) > 1, "the confusion matrix is that of one store: give one"))
+    found = []
     for store in several:
         with progress(store.path) as told:
             done = score(classifier, store, split, chosen, text, only_its_classes, coverage,
@@ -133,122 +131,15 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
                 done, values = reading.evaluation, reading.values
                 if folder and reading.classifier:
                     reading.classifier.save(folder)
-        found.append(values)
         if other:
-            found[-1]["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
-                                    **compare(done.right, score(other, store, split, chosen, text,
-                                                                only_its_classes).right, done.unit)}
+            values["against"] = {"adapter": str(other.method if isinstance(against, Classifier) else against),
+                                 **compare(done.right, score(other, store, split, chosen, text,
+                                                             only_its_classes).right, done.unit)}
+        found.append(values)
     if confusion is not None:
         write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
                      done.tally.wrong.counted())
     return found[0] if len(found) == 1 else shift(found)
-
-
-def zero_shot(names: str | Sequence[str], encoder: str | EncoderSpec, *, pretrained: str | None = None,
-              templates: str | Sequence[str] = (), device: str = "auto") -> Classifier:
-    """Make a classifier of class names alone, with no image and no store.
-
-    names: of the classes, two or more, or one text with commas. encoder: a model's name, with `pretrained` for those of
-        open_clip, or an EncoderSpec. templates: names of template sets, files, or sentences with `{}`.
-    Raises PromptError for names or templates that are none, EncoderError for the encoder.
-
-    Example:
-        >>> classifier = onceclip.zero_shot(["cat", "dog"], "demo", templates="a drawing of a {}.")
-        >>> found = onceclip.predict(classifier, "pets/cat")
-        >>> len(found), classifier.class_names
-        (40, ('cat', 'dog'))
-    """
-    from onceclip.pipeline.api.stores import spec_of
-    from onceclip.pipeline.encoders import open_encoder
-    from onceclip.pipeline.prediction.zero_shot import classifier_of_names
-    from onceclip.pipeline.prompts import load_templates
-    from onceclip.pipeline.prompts.prompts import check_names
-
-    chosen = check_names(names.split(",") if isinstance(names, str) else [str(each) for each in names])
-    given = [templates] if isinstance(templates, str) else list(templates)
-    sentences = [each for choice in given for each in load_templates(choice)]
-    return classifier_of_names(open_encoder(spec_of(encoder, pretrained, device)), chosen, sentences)
-
-
-def zero_shot_of(inputs: Sequence[str], names: Sequence[str] = (), templates: Sequence[str] = (),
-                 text: str | None = None, encoder: EncoderSpec | None = None, device: str = "auto"
-                 ) -> tuple[Classifier, Encoder | None]:
-    """The zero-shot classifier for some inputs, and its encoder if one was loaded.
-
-    inputs: paths, as of `predict`; a store says which encoder made it. text: name of a text set of the store.
-    Raises ArgumentError unless just what is needed is given.
-    """
-    from onceclip.pipeline.encoders import open_encoder
-    from onceclip.pipeline.encoders.opening import recorded_encoder
-    from onceclip.pipeline.prediction.inputs import store_among
-    from onceclip.pipeline.prediction.zero_shot import classifier_of_names, classifier_of_text
-    from onceclip.pipeline.prompts import load_templates
-    from onceclip.pipeline.prompts.prompts import check_names
-
-    store = store_among(inputs)
-    if text is not None:
-        if store is None or names or templates:
-            raise ArgumentError("--text names a text set of a STORE, with its classes and sentences: give a store, and "
-                                "neither --names nor --templates")
-        return classifier_of_text(store, text), None
-    if not names:
-        raise ArgumentError("--zero-shot looks for classes by their names: give --names cat,dog"
-                            + (", or --text NAME" if store else ""))
-    check_names(names)
-    sentences = [each for choice in templates for each in load_templates(choice)]
-    if store is None and encoder is None:
-        raise ArgumentError("--zero-shot needs an encoder: give --model (and --pretrained)")
-    opened = (open_encoder(encoder) if store is None and encoder else
-              recorded_encoder(store.encoder if store else {}, store.path if store else "", encoder, device))
-    return classifier_of_names(opened, names, sentences), opened
-
-
-def predict(adapter: Adapter, inputs: Any, *, split: str | None = None, top_k: int = 1, min_probability: float = 0.0,
-            coverage: float | None = None, set_kind: str = "lac", root: str | None = None, every: int | None = None,
-            frames: int | None = None, encoder: str | EncoderSpec | None = None, device: str = "auto",
-            modules: Sequence[str] = (), inference: str | type[Inference] | Inference | None = None,
-            inference_values: Mapping[str, Any] | None = None, views: int | None = None,
-            join: Sequence[str] = ()) -> list[Prediction]:
-    """Label images, a folder, a store or embeddings: a prediction with `key`, `class_name` and `probability` for each.
-
-    adapter: a classifier, or the folder of a saved one. inputs: one or several of paths of images, folders and other
-        sources, Pillow images (made RGB) and arrays of pixels (uint8, height x width x 3); or a store, `split` of it;
-        or raw embeddings (rows, dim). top_k: classes in `top`. min_probability: below it a prediction is "unsure".
-        coverage: give each a `set` of classes that holds the true one with this probability; set_kind: "lac" or "aps".
-        root, every, frames: as of `onceclip predict`. encoder: where it is, if the adapter cannot say. inference,
-        inference_values: a strategy by which the adapter reads them, and its hyperparameters. views: that are made of
-        each image for it. join: NAME=STORE to be joined to the store, as of `evaluate`.
-    An image that cannot be read has the state "bad" and a `reason`, or "interrupted" if that is for a reason of this
-    machine and not of its bytes; it ends nothing.
-    Raises PredictionError or SourceError for what cannot be labelled, StoreMismatch for another encoder.
-
-    Example:
-        >>> found = onceclip.predict("pets-adapter", "pets/cat")
-        >>> found[0].state, 0 < found[0].probability <= 1
-        ('ok', True)
-        >>> found = onceclip.predict("pets-adapter", "pets/cat", inference="mta", views=8)
-        >>> len(found)
-        40
-    """
-    from onceclip.pipeline.api.stores import spec_of
-    from onceclip.pipeline.prediction.predict import answers, with_sets
-    from onceclip.pipeline.sources import SourceOptions
-
-    classifier = loaded(adapter, modules)
-    if not (isinstance(min_probability, int | float) and 0 <= min_probability <= 1):
-        raise ArgumentError(f"min_probability {min_probability!r}: give a number from 0 to 1")
-    spec = None if encoder is None else spec_of(encoder, device=device)
-    strategy = None if inference is None else inference_of(inference, inference_values)
-    if strategy is None and inference_values:
-        raise ArgumentError("inference_values are for a strategy: add inference")
-    rule = None if coverage is None else set_rule(classifier, coverage, set_kind)
-    asked = answers(classifier, inputs, None if split is None else one_of(split, "split", SPLITS),
-                    whole(top_k, "top_k", 1), min_probability, SourceOptions(root, every, frames), spec, device,
-                    strategy, None if views is None else whole(views, "views", 2), join)
-    if rule is None:
-        return list(asked.predictions)
-    require_alone(strategy)
-    return list(with_sets(asked.predictions, classifier, rule))
 
 
 def report(results: str | Path | Sequence[str | Path], store: str | Path | Store | None = None, *, out: str | Path,
@@ -278,8 +169,7 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
                 raise ArgumentError(f"{folders[0]} is not a saved adapter: the page of an adapter takes its folder and "
                                     "a STORE, that of results one or more results folders")
             return write_adapter_report(folders[0], opened(store).path, page,
-                                        "test" if split is None else one_of(split, "split", SPLITS), images, modules,
-                                        join)
+                                        "test" if split is None else split_of(split), images, modules, join)
         if split or images or join:
             raise ArgumentError("--split, --images and --join are for the page of an adapter: give ADAPTER STORE")
         return write_results_report(folders, page)
@@ -306,7 +196,6 @@ def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: 
         >>> onceclip.export("pets.zarr", "npz", "pets.npz").rows
         160
     """
-    from onceclip.pipeline.api.stores import spec_of
     from onceclip.pipeline.encoders.opening import recorded_encoder
     from onceclip.pipeline.export import FORMATS
     from onceclip.pipeline.export import export as write
@@ -330,7 +219,7 @@ def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: 
         raise ArgumentError("encoder says what goes into the file: add with_encoder=True, or leave it out")
     opened_encoder, rows = None, None
     if with_encoder:
-        given = None if encoder is None else spec_of(encoder, device="cpu")
+        given = optional(spec_of, encoder, device="cpu")
         opened_encoder = recorded_encoder(classifier.provenance.get("encoder", {}), "the adapter", given, "cpu",
                                           ", or leave --with-encoder away")
     if check is not None:

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from onceclip.adapters.errors import unknown
+from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import ArgumentError, ResultError
 from onceclip.pipeline.files import RESULTS, is_url, local_path
 from onceclip.stores import Store, open_store
 from onceclip.stores.location import local_copy
+from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:
     from onceclip.adapters import Classifier, Method
     from onceclip.adapters.inference import Inference
 
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def optional(check: Callable[Concatenate[Any, P], T], value: Any, *further: P.args, **named: P.kwargs) -> T | None:
+    """None for None; any other value as one of the functions below checks it, with its further arguments."""
+    return None if value is None else check(value, *further, **named)
+
+
+def refuse(*mistakes: tuple[Any, str]) -> None:
+    """Raise ArgumentError for the first mistake that is made: whether it is, and what to say of it."""
+    for made, message in mistakes:
+        if made:
+            raise ArgumentError(message)
+
 
 def require_alone(strategy: Any) -> None:
     """Raise ArgumentError for prediction sets of rows that a strategy reads."""
-    if strategy is not None:
-        raise ArgumentError("--coverage holds for what the adapter says of each image by itself: leave --inference out")
+    refuse((strategy is not None,
+            "--coverage holds for what the adapter says of each image by itself: leave --inference out"))
 
 
 def path_of(value: Any, what: str) -> Path:
@@ -115,6 +132,23 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ArgumentError(unknown(name, str(value), choices))
     return str(value)
+
+
+def split_of(value: Any) -> str:
+    """The name of a split."""
+    return one_of(value, "split", SPLITS)
+
+
+def spec_of(encoder: Any, pretrained: str | None = None, device: str = "auto") -> EncoderSpec:
+    """The specification of an encoder that is named, or given as one.
+
+    Raises ArgumentError for what is neither.
+    """
+    if isinstance(encoder, str) and encoder:
+        return EncoderSpec(encoder, pretrained, device=device)
+    if isinstance(encoder, EncoderSpec) and pretrained is None:
+        return encoder
+    raise ArgumentError(f"encoder {encoder!r}: give a model's name (and pretrained), or an EncoderSpec that says both")
 
 
 def text_of(name: Any) -> str:

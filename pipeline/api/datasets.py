@@ -1,4 +1,4 @@
-"""A store as a torch Dataset: for training loops of one's own."""
+"""What other code reads of a store: its rows as a torch Dataset, and its draws as files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from onceclip.pipeline.api.arguments import listed, opened
+from onceclip.pipeline.api.arguments import listed, one_of, opened, optional, path_of, shots_of, whole
 from onceclip.pipeline.errors import ArgumentError
+from onceclip.pipeline.tasks.draw_files import FORMATS, write_draw
+from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.draws import Draw
+from onceclip.pipeline.tasks.tasks import draw_task
 from onceclip.stores import Store, StoreMismatch, open_store
+from onceclip.stores.identity import decode_key
 from onceclip.stores.location import everywhere
 from onceclip.stores.schema import SPLITS
 
@@ -121,6 +126,9 @@ def torch_dataset(store: str | Path | Store, split: str | None = None, outputs: 
         raise ArgumentError("shuffle is for iterable=True: a DataLoader shuffles other datasets itself")
     target, names = opened(store), listed(outputs, "outputs")
     rows = target.rows(split, labelled)
+    if labelled and not len(rows) and not len(target.rows()):
+        raise ArgumentError(f"{target.path} has no labelled image: give labelled=False, and leave the split out where "
+                            "there is none")
     found = {SPLITS[number] for number in np.unique(target.column("split")[rows]).tolist()}
     for name in names:
         made = target.outputs[name].spec.get("splits", SPLITS) if name in target.outputs else SPLITS
@@ -130,3 +138,36 @@ def torch_dataset(store: str | Path | Store, split: str | None = None, outputs: 
                                 "--views-for all")
     arguments = target, rows, names, kind
     return StoreStream(*arguments, shuffle=shuffle) if iterable else StoreDataset(*arguments)
+
+
+def write_draws(store: str | Path | Store, shots: Sequence[int | str | None] | int | str = (1, 2, 4, 8, 16),
+                seeds: Sequence[int] | int = (1, 2, 3), *, out: str | Path, form: str = "json",
+                root: str | Path | None = None) -> list[Path]:
+    """Write the draws that runs on a store see, a file shot_K-seed_S each, and give the files.
+
+    store: an open one or its path. form: "json", "csv", "coop" (its pickles) or "tip-adapter" (lists of path, class
+        number and class name, as split files have). root: a folder that is put before every key, as other code has it.
+    Raises TaskError if the store has too few classes, StoreIncomplete if it is unfinished, ArgumentError.
+
+    Example:
+        >>> [file.name for file in onceclip.write_draws("pets.zarr", shots=[1, 4], seeds=1, out="pets-draws")]
+        ['shot_1-seed_1.json', 'shot_4-seed_1.json']
+    """
+    source, folder, ending = opened(store), path_of(out, "out: a folder"), FORMATS[one_of(form, "form", list(FORMATS))]
+    place, files = optional(path_of, root, "root: a folder"), []
+    for number in map(shots_of, listed(shots, "shots")):
+        for seed in (whole(each, "seed", 0) for each in listed(seeds, "seeds")):
+            drawn = draw_task(source, DrawSpec(number, seed), "val", text=None)
+            files.append(folder / f"shot_{'all' if number is None else number}-seed_{seed}{ending}")
+            write_draw(files[-1], form, number, seed, {"train": _images(source, drawn.support, place),
+                                                       "val": _images(source, drawn.val, place)})
+    return files
+
+
+def _images(store: Store, drawn: Draw | None, root: Path | None) -> list[tuple[str, int, str]]:
+    """File, class number and class name of the rows of a draw; of none if there are none."""
+    if drawn is None:
+        return []
+    label = store.column("label")[drawn.rows].tolist()
+    return [(key if root is None else str(root / decode_key(key)), number, store.classes[number])
+            for key, number in zip(drawn.keys, label, strict=True)]

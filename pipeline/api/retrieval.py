@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceclip.pipeline.api.arguments import one_of, opened, path_of, place_of, whole
-from onceclip.pipeline.api.stores import spec_of
-from onceclip.pipeline.encoders import EncoderSpec
+from onceclip.pipeline.api.arguments import (
+    free_folder,
+    one_of,
+    opened,
+    optional,
+    path_of,
+    place_of,
+    refuse,
+    spec_of,
+    split_of,
+    whole,
+)
 from onceclip.pipeline.errors import ArgumentError
+from onceclip.pipeline.files import csv_file
 from onceclip.pipeline.words import csv_cell
 from onceclip.stores import Store
 from onceclip.stores.location import whole_file
-from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.retrieval.comclip import Phrases
     from onceclip.pipeline.retrieval.search import Hit, Pair
 
@@ -26,7 +34,7 @@ Progress = Callable[[float], None]
 
 
 def _silent(fraction: float) -> None:
-    """Watch nothing."""
+    """Watch nothing; that of the adapters would import torch."""
 
 
 def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | None = None, pooling: str = "mean",
@@ -60,35 +68,31 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
         >>> row["items"], row["text_to_item"]["queries"]
         (48, 48)
     """
-    from onceclip.pipeline.api.runs import free_folder
     from onceclip.pipeline.reporting.retrieval_pages import write_retrieval_page
     from onceclip.pipeline.retrieval.evaluation import evaluate, ranked_split, require_unseen
-    from onceclip.pipeline.retrieval.saved import load_maps, save_maps
+    from onceclip.pipeline.retrieval.training import load_maps, save_maps
     from onceclip.pipeline.retrieval.training import train as fit
 
     target = opened(store)
     for name, value in (("text", text), ("pooling", pooling)):
         if not isinstance(value, str):
             raise ArgumentError(f"{name} {value!r}: give a name")
-    if train is not None and maps is not None:
-        raise ArgumentError("maps are trained already: give train or maps")
-    if save is not None and train is None:
-        raise ArgumentError("save is a folder for what is trained: give train")
+    refuse((train is not None and maps is not None, "maps are trained already: give train or maps"),
+           (train is None and save is not None, "save is a folder for what is trained: give train"),
+           (train is None and any(each is not None for each in (negatives, epochs, learning_rate)),
+            "negatives, epochs and learning_rate are for training: give train"))
     folder = None if save is None else free_folder(path_of(save, "save: a folder"), None, "--save")
     trained = None if maps is None else load_maps(path_of(maps, "maps: a folder"), target)
     if train is not None:
         require_unseen(ranked_split(target, target.text(text), split), pooling, target)
-        trained = fit(target, target.text(text), text, train, None if negatives is None else target.text(negatives),
-                      whole(seed, "seed", 0), None if epochs is None else whole(epochs, "epochs", 0),
-                      _rate(learning_rate), progress)
+        trained = fit(target, target.text(text), text, train, optional(target.text, negatives),
+                      whole(seed, "seed", 0), optional(whole, epochs, "epochs", 0), optional(_rate, learning_rate),
+                      progress)
         if folder:
             save_maps(folder, trained, target)
-    elif negatives is not None or epochs is not None or learning_rate is not None:
-        raise ArgumentError("negatives, epochs and learning_rate are for training: give train")
     words = None if phrases is None else _phrases(target, path_of(phrases, "phrases: a JSON file"),
-                                                  None if encoder is None else spec_of(encoder, device=device), device)
-    ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, trained.maps if trained else None,
-                       trained.made_by if trained else None, words, progress)
+                                                  optional(spec_of, encoder, device=device), device)
+    ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, trained, words, progress)
     row = ranking.row
     if out is not None:
         _write_row(path_of(out, "out: a JSON file"), row)
@@ -113,13 +117,14 @@ def _phrases(store: Store, path: Path, encoder: EncoderSpec | None, device: str)
 
 def search(store: str | Path | Store, query: str | None = None, *, image: str | Path | None = None, top: int = 20,
            by: str = "key", split: str | None = None, pooling: str = "mean", page: str | Path | None = None,
-           images: str | None = None, encoder: str | EncoderSpec | None = None, device: str = "auto",
-           progress: Progress = _silent) -> list[Hit]:
+           images: str | None = None, maps: str | Path | None = None, encoder: str | EncoderSpec | None = None,
+           device: str = "auto", progress: Progress = _silent) -> list[Hit]:
     """Find the images or videos of a store that are nearest to a sentence, or to an image file.
 
     top: how many. by: "key" for images (and single frames), "group" for videos and other groups. split: one of the
-        store's; None for all. pooling: as of `retrieve`, for groups. page: an HTML page of what was found. encoder:
-        where it is, if the store cannot say.
+        store's; None for all. pooling: as of `retrieve`, for groups. page: an HTML page of what was found. maps: a
+        folder of trained ones, as of `retrieve`, of the query and of the items. encoder: where it is, if the store
+        cannot say.
     Gives hits with `name`, `score` (a cosine) and `row`, the nearest first.
     Raises RetrievalError if there is nothing to look for or in, StoreMismatch for another encoder than the store's.
 
@@ -132,16 +137,19 @@ def search(store: str | Path | Store, query: str | None = None, *, image: str | 
     from onceclip.pipeline.reporting.retrieval_pages import write_search_page
     from onceclip.pipeline.retrieval.items import BY
     from onceclip.pipeline.retrieval.search import search as run
-    from onceclip.pipeline.retrieval.similarity import pooling_of
+    from onceclip.pipeline.retrieval.similarity import MEAN, pooling_of
+    from onceclip.pipeline.retrieval.training import load_maps
 
-    if (query is None) == (image is None):
-        raise ArgumentError("give a query or an image, and not both")
     target, number = opened(store), whole(top, "top", 1)
-    kind, pooled = one_of(by, "by", BY), pooling_of(pooling)
-    chosen = None if split is None else one_of(split, "split", SPLITS)
-    place = None if image is None else place_of(image, "image: the file of one")
-    found = query_embedding(target, query, place, None if encoder is None else spec_of(encoder, device=device), device)
-    hits = run(target, found, number, kind, chosen, pooled, progress)
+    kind, pooled, chosen = one_of(by, "by", BY), pooling_of(pooling), optional(split_of, split)
+    refuse(((query is None) == (image is None), "give a query or an image, and not both"),
+           (maps is not None and pooled != MEAN, "maps make their own vectors: leave the pooling out"))
+    trained = None if maps is None else load_maps(path_of(maps, "maps: a folder"), target).maps
+    place = optional(place_of, image, "image: the file of one")
+    found = query_embedding(target, query, place, optional(spec_of, encoder, device=device), device)
+    if trained:
+        found = trained.query(found, of_item=image is not None)
+    hits = run(target, found, number, kind, chosen, pooled, trained, progress)
     if page is not None:
         write_search_page(path_of(page, "page: an .html file"), target, query or str(place), hits, images)
     return hits
@@ -167,22 +175,21 @@ def answers(store: str | Path | Store, questions: str | Path, *, split: str | No
 
     target = opened(store)
     asked, digest = load_questions(path_of(questions, "questions: a JSON file"))
-    chosen = None if split is None else one_of(split, "split", SPLITS)
-    found = encoder_for(target, None if encoder is None else spec_of(encoder, device=device), device)
+    chosen = optional(split_of, split)
+    found = encoder_for(target, optional(spec_of, encoder, device=device), device)
     text = encode_sentences(found, [sentence for each in asked for sentence in each.sentences], progress=True)
     row = {**answer(target, asked, from_numpy(text.embedding), chosen, train, whole(seed, "seed", 0),
-                    None if epochs is None else whole(epochs, "epochs", 0), _rate(learning_rate), progress),
+                    optional(whole, epochs, "epochs", 0), optional(_rate, learning_rate), progress),
            "file": {"name": Path(questions).name, "digest": digest}}
     if out is not None:
         _write_row(path_of(out, "out: a JSON file"), row)
     return row
 
 
-def _rate(learning_rate: float | None) -> float | None:
-    if learning_rate is None or (isinstance(learning_rate, float | int) and 0 < learning_rate < float("inf")
-                                 and not isinstance(learning_rate, bool)):
-        return learning_rate
-    raise ArgumentError(f"learning_rate {learning_rate!r}: give a number above 0")
+def _rate(value: Any) -> float:
+    if isinstance(value, float | int) and 0 < value < float("inf") and not isinstance(value, bool):
+        return value
+    raise ArgumentError(f"learning_rate {value!r}: give a number above 0")
 
 
 def _write_row(path: Path, row: dict[str, Any]) -> None:
@@ -209,20 +216,14 @@ def duplicates(store: str | Path | Store, threshold: float = 0.98, *, by: str = 
 
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise ArgumentError(f"threshold {threshold!r}: give a cosine, such as 0.98")
-    found = run(opened(store), threshold, one_of(by, "by", BY),
-                None if split is None else one_of(split, "split", SPLITS), progress)
+    found = run(opened(store), threshold, one_of(by, "by", BY), optional(split_of, split), progress)
     return found if out is None else _written(path_of(out, "out: a CSV file"), found)
 
 
 def _written(path: Path, pairs: Iterator[Pair]) -> Iterator[Pair]:
     """Pairs on their way, each written to a CSV file."""
-    with whole_file(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", newline="")
-        try:
-            writer = csv.writer(text)
-            writer.writerow(["first", "second", "cosine", "same_file"])
-            for pair in pairs:
-                writer.writerow([csv_cell(pair.first), csv_cell(pair.second), f"{pair.score:.6f}", int(pair.same)])
-                yield pair
-        finally:
-            text.detach()  # which writes what it holds
+    with csv_file(path) as writer:
+        writer.writerow(["first", "second", "cosine", "same_file"])
+        for pair in pairs:
+            writer.writerow([csv_cell(pair.first), csv_cell(pair.second), f"{pair.score:.6f}", int(pair.same)])
+            yield pair

@@ -178,19 +178,17 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
 
     class_weights may be several: all runs are made with each. join: a store is joined for the methods that read it.
     """
-    if len(rules := listed(further.pop("class_weights", RULES[0]), "class_weights")) > 1:
-        return [spec for rule in rules for spec in specs_of(methods, shots, seeds, grids, own, inference,
-                                                            inference_values, batches, **further, class_weights=rule)]
     given = listed(inference, "inference")
     if any(isinstance(each, Inference) for each in given):
         raise ArgumentError("a sweep makes its strategies itself: give names or classes, and inference_values")
     strategies = [each if each == NO_INFERENCE else full_name(type(inference_of(each))) for each in given]
     join = listed(further.pop("join"), "join") if further.get("join") else []
-    further["class_weights"] = rules[0]
+    rules = listed(further.pop("class_weights", RULES[0]), "class_weights")
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
     names = [_name(method_of(each)[0]) for each in methods]
-    specs = runs.make_specs(names, numbers, [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
-                            [*(inference_values or {}).items()], batches, **_checked(names, further))
+    specs = [spec for rule in rules for spec in runs.make_specs(
+        names, numbers, [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
+        [*(inference_values or {}).items()], batches, **_checked(names, {**further, "class_weights": rule}))]
     require_read(join, [each for spec in specs for each in spec.reads], "the sweep")
     return [replace(spec, join=[each for each in join if any(name.startswith(f"{named_store(each)[0]}/")
                                                              for name in spec.reads)]) for spec in specs]

@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from onceclip.pipeline.api.arguments import listed, opened, path_of, place_of, whole
-from onceclip.pipeline.encoders import EncoderSpec
-from onceclip.pipeline.errors import ArgumentError
+from onceclip.pipeline.api.arguments import listed, opened, optional, path_of, place_of, spec_of, whole
+from onceclip.pipeline.errors import ArgumentError, ArrayError
 from onceclip.stores import Store
+from onceclip.stores.location import local_path
 
 if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.extraction.extract import Extraction
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.prompts import Prompts
@@ -46,18 +47,6 @@ def extract(source: str | Path, store: str | Path, encoder: str | EncoderSpec, o
     return run(source, target, spec, options, workers)
 
 
-def spec_of(encoder: str | EncoderSpec, pretrained: str | None = None, device: str = "auto") -> EncoderSpec:
-    """The specification of an encoder that is named, or given as one.
-
-    Raises ArgumentError for what is neither.
-    """
-    if isinstance(encoder, str) and encoder:
-        return EncoderSpec(encoder, pretrained, device=device)
-    if isinstance(encoder, EncoderSpec) and pretrained is None:
-        return encoder
-    raise ArgumentError(f"encoder {encoder!r}: give a model's name (and pretrained), or an EncoderSpec that says both")
-
-
 def import_arrays(source: str | Path, store: str | Path, encoder: str | None = None,
                   text_sets: Mapping[str, str | Path] | None = None, columns: Mapping[str, str] | None = None
                   ) -> dict[str, Any]:
@@ -77,9 +66,12 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
     """
     from onceclip.pipeline.extraction.import_arrays import import_arrays as run
 
-    return run(place_of(source, "a file or a folder of arrays"), place_of(store, "where the store is to be"),
-               encoder, text_sets={name: path_of(file, f"text set {name}: a file")
-                                   for name, file in (text_sets or {}).items()}, columns=columns or {})
+    place, target = place_of(source, "a file or a folder of arrays"), place_of(store, "where the store is to be")
+    if (Path(local_path(place)) / "zarr.json").is_file():
+        raise ArrayError(f"{opened(place).path} is a store already, which fit, evaluate and the like take as it is; "
+                         f"`onceclip compact {place} {target}` copies it")
+    files = {name: path_of(file, f"text set {name}: a file") for name, file in (text_sets or {}).items()}
+    return run(place, target, encoder, text_sets=files, columns=columns or {})
 
 
 def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str] = (),
@@ -109,8 +101,7 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     target = opened(store)
     sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names,
                              states, normal)
-    given = None if encoder is None else spec_of(encoder, device=device)
-    found = recorded_encoder(target.encoder, target.path, given, device)
+    found = recorded_encoder(target.encoder, target.path, optional(spec_of, encoder, device=device), device)
     return run(target.path, name, sentences, found, truncate, overwrite, progress)
 
 
@@ -134,8 +125,8 @@ def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, enc
     phrases = [words] if isinstance(words, str) else listed(words, "words") if words else []
     if not all(isinstance(each, str) for each in phrases):
         raise ArgumentError(f"words {words!r}: give phrases, such as [\"a photo of a\"]")
-    given = None if encoder is None else spec_of(encoder, device=device)
-    return run(target.path, recorded_encoder(target.encoder, target.path, given, device), phrases)
+    found = recorded_encoder(target.encoder, target.path, optional(spec_of, encoder, device=device), device)
+    return run(target.path, found, phrases)
 
 
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
@@ -158,10 +149,9 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
         if name == NAME:
             raise ArgumentError(f"the set {NAME!r} is that of the classes: give captions another name")
         return captions_for(store, load_captions(path_of(captions, "captions: a CSV or JSON file")))
-    chosen = [place_of(each, "templates: a name, a file or a sentence with {}") for each in
-              ([templates] if isinstance(templates, str | Path) else listed(templates, "templates") if templates
-               else [])]
-    sentences = tuple(each for choice in chosen for each in load_templates(choice))
+    choices = [templates] if isinstance(templates, str | Path) else listed(templates, "templates") if templates else []
+    sentences = tuple(each for choice in choices for each in load_templates(
+        place_of(choice, "templates: a name, a file or a sentence with {}")))
     if states is not None:
         if prompts is not None or waffle or class_names is not None:
             raise ArgumentError("--states makes all sentences itself: leave out --prompts, --waffle and --class-names")
@@ -169,11 +159,9 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
         return build_prompts(class_phrases(store.classes), (), told)
     if normal:
         raise ArgumentError("--normal is for --states: add it, with what the images show")
-    return prompts_for(store, sentences,
-                       None if class_names is None else load_phrases(path_of(class_names, "class_names: a file")),
-                       None if prompts is None else load_descriptions(path_of(prompts, "prompts: a JSON file"),
-                                                                      prompts_form),
-                       whole(waffle, "waffle", 0), whole(seed, "seed", 0), list(names))
+    phrases = None if class_names is None else load_phrases(path_of(class_names, "class_names: a file"))
+    said = None if prompts is None else load_descriptions(path_of(prompts, "prompts: a JSON file"), prompts_form)
+    return prompts_for(store, sentences, phrases, said, whole(waffle, "waffle", 0), whole(seed, "seed", 0), list(names))
 
 
 def verify(store: str | Path | Store, repair: bool = False,

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceclip.pipeline.api.arguments import listed, one_of, place_of, shots_of, whole
+from onceclip.pipeline.api.arguments import listed, one_of, optional, place_of, shots_of, whole
 from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.words import listing
 from onceclip.stores.location import local_copy
@@ -59,8 +59,7 @@ def table(folders: Folders, form: str = "markdown", *, score: str | Sequence[str
     scores = [one_of(each, "score", SCORES) for each in listed(score, "score")]
     frame = results(folders)
     if shots is not None:
-        numbers = [shots_of(each) or "all" for each in listed(shots, "shots")]
-        frame = frame[frame["shots"].isin(numbers)]
+        frame = frame[frame["shots"].isin(_shots(shots))]
     if methods is not None:
         names = listed(methods, "methods")
         missing = [name for name in names if name not in set(frame["method"])]
@@ -102,8 +101,12 @@ def compare(folders: Folders, test: str = "draws", *, baseline: str | None = Non
 
     with local_folders(folders) as paths:
         return compare_results(paths, one_of(test, "test", TESTS), baseline, one_of(score, "score", SCORES),
-                               None if shots is None else [shots_of(each) or "all" for each in listed(shots, "shots")],
-                               None if methods is None else listed(methods, "methods"), by_encoder)
+                               optional(_shots, shots), optional(listed, methods, "methods"), by_encoder)
+
+
+def _shots(shots: Any) -> list[int | str]:
+    """Numbers of shots as rows have them."""
+    return [shots_of(each) or "all" for each in listed(shots, "shots")]
 
 
 @contextmanager

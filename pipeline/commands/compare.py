@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import ShotList, json_option, names_in, show
+from onceclip.pipeline.commands.options import json_option, show
+from onceclip.pipeline.commands.parameter_types import Names, ShotList
 from onceclip.pipeline.words import counted, shots_of
 
 
@@ -19,12 +20,11 @@ from onceclip.pipeline.words import counted, shots_of
 @click.option("--baseline", metavar="LINE", help="What the others are compared with.  [default: zero-shot]")
 @click.option("--score", default="accuracy", show_default=True, metavar="NAME", help="What is compared.")
 @click.option("--shots", type=ShotList(), help="Only these.")
-@click.option("--methods", metavar="A,B,...", help="Only these lines, and the baseline.")
+@click.option("--methods", type=Names(), metavar="A,B,...", help="Only these lines, and the baseline.")
 @click.option("--by-encoder", is_flag=True, help="A line per method and encoder, on equal draws of stores of the same "
               "images.")
 @json_option
-def compare(results: tuple[str, ...], test: str, baseline: str | None, score: str, shots: list[int | None] | None,
-            methods: str | None, by_encoder: bool, as_json: bool) -> None:
+def compare(results: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     """Test whether methods differ, on the same draws.
 
     All lines of results folders are tested against one of them. p-values of one block are corrected by Holm. mcnemar
@@ -37,10 +37,8 @@ def compare(results: tuple[str, ...], test: str, baseline: str | None, score: st
     """
     from onceclip.pipeline.api.tables import compare as run
 
-    found = run(list(results), test, baseline=baseline, score=score, by_encoder=by_encoder,
-                methods=None if methods is None else names_in(methods),
-                shots=None if shots is None else [each or "all" for each in shots])
-    show(as_json, found, lambda: list(comparison_lines(found)))
+    found = run(list(results), **asked)
+    show(as_json, found, lambda: comparison_lines(found))
 
 
 def comparison_lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import re
+import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from onceclip.pipeline.errors import ConfigurationError
 
 _OPTION = "config"
 _FILE = "onceclip.configuration"
+_CATALOGUE = Path(__file__).parents[1] / "api" / "methods.json"
 
 
 def configurable(command: click.Command) -> click.Command:
@@ -51,12 +52,13 @@ def read_configuration(path: Path, commands: Mapping[str, click.Command]) -> dic
         if not isinstance(table, dict):
             raise ConfigurationError(f"{path}: {command} stands in no table: put it below a line such as [sweep]")
         if command not in commands:
-            raise ConfigurationError(_unknown("table", f"[{command}]", [f"[{each}]" for each in commands], path))
+            raise ConfigurationError(unknown("table", f"[{command}]", [f"[{each}]" for each in commands],
+                                             f" in {path}"))
         keys, values = _keys(commands[command]), {}
         for key, value in table.items():
             name = key.replace("_", "-")
             if name not in keys:
-                raise ConfigurationError(_unknown("key", key, keys, f"{path}, table [{command}]"))
+                raise ConfigurationError(unknown("key", key, keys, f" in {path}, table [{command}]"))
             values[str(keys[name].name)] = _given(keys[name], value, f"{path}: {key} in [{command}]")
         result[command] = values
     return result
@@ -132,10 +134,6 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _unknown(what: str, name: str, known: Any, place: object) -> str:
-    return unknown(what, name, known, f" in {place}")
-
-
 class Place(click.types.StringParamType):
     """A text that mostly is a path, so that shells complete file names."""
 
@@ -152,28 +150,16 @@ def completing(command: click.Command) -> click.Command:
     return command
 
 
-def complete_methods(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names of methods, also behind a comma."""
-    *before, last = incomplete.split(",")
-    return [",".join([*before, name]) for name in method_names() if name.startswith(last)]
+def completing_names(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completes names that `onceclip methods` lists, also behind a comma. kind: "methods" or "inferences"."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        *before, last = incomplete.split(",")
+        # From a file: to import the methods is to import torch, too slow for a key press.
+        names = json.loads(_CATALOGUE.read_text(encoding="utf-8"))[kind]
+        return [",".join([*before, name]) for name in names if name.startswith(last)]
+
+    return complete
 
 
-def complete_inferences(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names of strategies of inference, also behind a comma."""
-    *before, last = incomplete.split(",")
-    return [",".join([*before, name]) for name in names_in_room("inference") if name.startswith(last)]
-
-
-def method_names() -> list[str]:
-    """Names of all methods."""
-    return names_in_room("methods")
-
-
-def names_in_room(room: str) -> list[str]:
-    """Names of methods or strategies, as their files say: to import them is to import torch, too slow for a key
-    press.
-    """
-    folder = Path(__file__).parents[2] / "adapters" / room
-    found = (re.search(r'^    name = "(.+)"\n    summary = ', path.read_text(encoding="utf-8"), re.MULTILINE)
-             for path in sorted(folder.glob("*.py")))
-    return [match[1] for match in found if match]
+complete_methods, complete_inferences = completing_names("methods"), completing_names("inferences")

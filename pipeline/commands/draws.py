@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, Numbers, ShotList, json_option, show
+from onceclip.pipeline.commands.options import json_option, require_there, show
+from onceclip.pipeline.commands.parameter_types import LocalPath, Numbers, ShotList
 from onceclip.pipeline.words import counted
 
 
@@ -23,8 +25,7 @@ from onceclip.pipeline.words import counted
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), required=True, metavar="FOLDER",
               help="Gets a file shot_K-seed_S for each draw.")
 @json_option
-def draws(store: str, shots: list[int | None], seeds: list[int], form: str, root: str | None, out: Path,
-          as_json: bool) -> None:
+def draws(store: str, out: Path, as_json: bool, **drawn: Any) -> None:
     """Write the images that runs train on into files.
 
     A draw is its training images, and min(shots, 4) validation images per class. Other code that reads them learns from
@@ -36,9 +37,10 @@ def draws(store: str, shots: list[int | None], seeds: list[int], form: str, root
         onceclip draws pets.zarr --shots 1,2,4 --seeds 1-3 --out pets-draws
         onceclip draws pets.zarr --shots 16 --seeds 1 --format coop --root /data/pets --out split_fewshot
     """
-    from onceclip.pipeline.api.draws import write_draws
+    require_there(stores=[store])
+    from onceclip.pipeline.api.datasets import write_draws
 
-    files = write_draws(store, shots, seeds, out=out, form=form, root=root)
+    files = write_draws(store, out=out, **drawn)
     show(as_json, {"store": store, "files": [str(file) for file in files]}, lambda: [
         f"{out}: {counted(len(files), 'draw')} of {store}",
         f"Next: onceclip sweep {quote(store)} --draws {quote(str(out))} --out results"])

@@ -11,15 +11,16 @@ import click
 
 from onceclip.pipeline.commands.inference import inference_lines, inference_options, label_of
 from onceclip.pipeline.commands.options import (
-    LocalPath,
+    aligned,
     coverage_option,
     import_option,
     join_option,
     json_option,
-    names_in,
     percentage,
+    require_there,
     show,
 )
+from onceclip.pipeline.commands.parameter_types import LocalPath, names_in
 from onceclip.pipeline.words import few_words, percent
 
 CONFUSIONS = 10  # wrong pairs that people are shown
@@ -59,12 +60,7 @@ _NATS = ("nll", "ece")
 @join_option
 @import_option
 @json_option
-def evaluate(adapter: str, stores: tuple[str, ...], split: str, text: str | None, classes: str,
-             only_its_classes: bool, coverage: float | None, against: str | None,
-             multi_label: Path | None, per_class: bool,
-             confusion: Path | None, inference: str | None, inference_values: dict[str, str],
-             batches: dict[str, Any] | None, join: tuple[str, ...], orders: str | None, masks: str | None,
-             save: Path | None, overwrite: bool, modules: tuple[str, ...], as_json: bool) -> None:
+def evaluate(adapter: str, stores: tuple[str, ...], classes: str, per_class: bool, as_json: bool, **asked: Any) -> None:
     """Score a saved adapter on a split of a store, or of several.
 
     The same encoder must have made all; classes are joined by name. Several stores give a table of what the adapter
@@ -79,38 +75,39 @@ def evaluate(adapter: str, stores: tuple[str, ...], split: str, text: str | None
         onceclip evaluate pets-adapter pets.zarr --inference stata --batches 100 --effective-classes 1-3
         onceclip evaluate pets-adapter pets.zarr --inference tda --orders 1-5
     """
-    if confusion and len(stores) > 1:
-        raise click.UsageError("--confusion writes the matrix of one store: give one STORE")
+    require_there([adapter, asked["against"]], stores)
 
     from onceclip.pipeline.api.adapters import evaluate as score
     from onceclip.pipeline.tasks.draws import CHOICES
 
-    found = score(adapter, stores, split, classes=classes if classes in CHOICES else names_in(classes), text=text,
-                  only_its_classes=only_its_classes, coverage=coverage, against=against, confusion=confusion,
-                  modules=modules, join=join, inference=inference, inference_values=inference_values, batches=batches,
-                  orders=orders, masks=masks, save=save, overwrite=overwrite, multi_label=multi_label,
-                  progress=lambda path: percentage(f"evaluate {path}"))
-    values = {"adapter": str(adapter), **found}
-    show(as_json, values, lambda: [*evaluation_lines(values, per_class, joined=join),
-                                   *([f"Saved the adapter that {inference} left behind in {save}."] if save else [])])
+    found = score(adapter, stores, classes=classes if classes in CHOICES else names_in(classes),
+                  progress=lambda path: percentage(f"evaluate {path}"), **asked)
+    values, save = {"adapter": str(adapter), **found}, asked["save"]
+    show(as_json, values, lambda: [
+        *evaluation_lines(values, per_class, asked["join"]),
+        *([f"Saved the adapter that {asked['inference']} left behind in {save}."] if save else [])])
 
 
-def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence[str] = ()) -> list[str]:
+def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence[str] = ()) -> Iterator[str]:
     """What an adapter reached on one store or on several, and against another adapter.
 
     joined: NAME=STORE of the stores that were joined.
     """
     if "map" in found:
-        return list(_multi_label_lines(found, per_class))
-    if "stores" not in found:
-        return [*_store_lines(found), *inference_lines(found), *set_lines(found), *_against_lines(found),
-                *(_class_lines(found) if per_class else []),
-                f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])}"
-                f"{''.join(f' --join {quote(each)}' for each in joined)} --out mistakes.html"]
-    stores = found["stores"]
-    return [f"{found['adapter']} ({label_of(stores[0])}), {stores[0]['split']} split, in per cent but NLL and ECE",
-            *_shift_lines(stores, found["mean_of_others"]),
-            *(line for each in stores for line in _further_lines(each, per_class))]
+        yield from _multi_label_lines(found, per_class)
+    elif "stores" in found:
+        stores = found["stores"]
+        yield f"{found['adapter']} ({label_of(stores[0])}), {stores[0]['split']} split, in per cent but NLL and ECE"
+        yield from _shift_lines(stores, found["mean_of_others"])
+        for each in stores:
+            if per_class or any(name in each for name in ("against", "inference", "sets")):
+                yield f"{each['store']}:"
+                yield from _further_lines(each, per_class)
+    else:
+        yield from _store_lines(found)
+        yield from _further_lines(found, per_class)
+        join = "".join(f" --join {quote(each)}" for each in joined)
+        yield f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])}{join} --out mistakes.html"
 
 
 def _multi_label_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
@@ -119,24 +116,43 @@ def _multi_label_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[s
            f"{scores['among']} classes have some")
     yield f"  mean average precision {percent(scores['map'])}{few_words(scores['n'])}"
     if per_class:
-        width = max(len("class"), *(len(each["class"]) for each in scores["per_class"]))
-        yield f"  {'class':<{width}}{'images':>8}{'average precision':>19}"
-        for each in scores["per_class"]:
-            yield f"  {each['class']:<{width}}{each['n']:>8,}{percent(each['average_precision']):>19}"
+        yield from aligned([("  class", "images", "average precision"), *(
+            (f"  {each['class']}", f"{each['n']:,}", percent(each["average_precision"]))
+            for each in scores["per_class"])])
 
 
-def _store_lines(scores: Mapping[str, Any]) -> list[str]:
+def _store_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     low, high = (percent(each) for each in scores["interval"])
     groups = f" in {scores['n_groups']:,} groups" if scores["n_groups"] else ""
     among = f", scored among {scores['among']}" if scores["among"] != scores["classes"] else ""
     nearly = f"top-5 {percent(scores['top5'])}, " if scores["top5"] is not None else ""
-    return [
-        f"{scores['adapter']} ({label_of(scores)}) on {scores['store']}, {scores['split']} split: {scores['n']:,} "
-        f"images{groups} of {scores['classes']} classes{among}",
-        f"  accuracy {percent(scores['accuracy'])} (95 % interval {low} to {high}), {nearly}macro recall "
-        f"{percent(scores['macro_recall'])}{few_words(scores['n'])}",
-        f"  NLL {scores['nll']:.4f}, Brier {scores['brier']:.4f}, ECE {scores['ece']:.4f}{_calibrated(scores)}",
-    ]
+    calibrated = "" if scores["temperature"] is None else (
+        f"; with temperature {scores['temperature']:.3g}: NLL {scores['nll_calibrated']:.4f}, ECE "
+        f"{scores['ece_calibrated']:.4f}")
+    yield (f"{scores['adapter']} ({label_of(scores)}) on {scores['store']}, {scores['split']} split: {scores['n']:,} "
+           f"images{groups} of {scores['classes']} classes{among}")
+    yield (f"  accuracy {percent(scores['accuracy'])} (95 % interval {low} to {high}), {nearly}macro recall "
+           f"{percent(scores['macro_recall'])}{few_words(scores['n'])}")
+    yield f"  NLL {scores['nll']:.4f}, Brier {scores['brier']:.4f}, ECE {scores['ece']:.4f}{calibrated}"
+
+
+def _further_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
+    """What was asked for beside the scores."""
+    yield from inference_lines(scores)
+    yield from set_lines(scores)
+    if "against" in scores:
+        found = scores["against"]
+        low, high = (f"{100 * each:+.2f}" for each in found["difference_interval"])
+        yield (f"  against {found['adapter']}: {100 * found['difference']:+.2f} points (95 % interval {low} to "
+               f"{high}), McNemar's exact p {found['p']:.3g}")
+        yield (f"  both right {found['both']:,}, only this {found['only_this']:,}, only the other "
+               f"{found['only_other']:,}, neither {found['neither']:,}")
+    if per_class:
+        yield from aligned([("  class", "images", "right", "recall", "precision"), *(
+            (f"  {each['class']}", f"{each['n']:,}", f"{each['right']:,}", percent(each["recall"]),
+             percent(each["precision"])) for each in scores["per_class"])])
+        for true, predicted, number in scores["confusions"][:CONFUSIONS]:
+            yield f"  {true} taken for {predicted}: {number:,}"
 
 
 def set_lines(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -148,51 +164,11 @@ def set_lines(scores: Mapping[str, Any]) -> Iterator[str]:
                f"one{few}")
 
 
-def _calibrated(scores: Mapping[str, Any]) -> str:
-    if scores["temperature"] is None:
-        return ""
-    return (f"; with temperature {scores['temperature']:.3g}: NLL {scores['nll_calibrated']:.4f}, ECE "
-            f"{scores['ece_calibrated']:.4f}")
-
-
-def _against_lines(scores: Mapping[str, Any]) -> Iterator[str]:
-    if "against" in scores:
-        found = scores["against"]
-        low, high = (f"{100 * each:+.2f}" for each in found["difference_interval"])
-        yield (f"  against {found['adapter']}: {100 * found['difference']:+.2f} points (95 % interval {low} to "
-               f"{high}), McNemar's exact p {found['p']:.3g}")
-        yield (f"  both right {found['both']:,}, only this {found['only_this']:,}, only the other "
-               f"{found['only_other']:,}, neither {found['neither']:,}")
-
-
-def _class_lines(scores: Mapping[str, Any]) -> Iterator[str]:
-    width = max(len("class"), *(len(each["class"]) for each in scores["per_class"]))
-    yield f"  {'class':<{width}}{'images':>8}{'right':>8}{'recall':>10}{'precision':>11}"
-    for each in scores["per_class"]:
-        yield (f"  {each['class']:<{width}}{each['n']:>8,}{each['right']:>8,}{percent(each['recall']):>10}"
-               f"{percent(each['precision']):>11}")
-    for true, predicted, number in scores["confusions"][:CONFUSIONS]:
-        yield f"  {true} taken for {predicted}: {number:,}"
-
-
-def _further_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:
-    if per_class or any(name in scores for name in ("against", "inference", "sets")):
-        yield f"{scores['store']}:"
-        yield from inference_lines(scores)
-        yield from set_lines(scores)
-        yield from _against_lines(scores)
-        yield from _class_lines(scores) if per_class else ()
-
-
-def _shift_lines(stores: Sequence[Mapping[str, Any]], mean: Mapping[str, Any]) -> Iterator[str]:
+def _shift_lines(stores: Sequence[Mapping[str, Any]], mean: Mapping[str, Any]) -> list[str]:
     """A table with a line per store, and the mean of all but the first."""
-    rows = [["", "images", "classes", "top-1", "interval", *list(_COLUMNS.values())[1:], "difference"],
-            *([each["store"], f"{each['n']:,}", _among(each), *_cells(each)] for each in stores),
-            *([[f"mean of the other {len(stores) - 1}", "", "", *_cells(mean)]] if len(stores) > 2 else [])]
-    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        yield "  ".join([first.ljust(width[0]),
-                         *(cell.rjust(wide) for cell, wide in zip(others, width[1:], strict=True))])
+    return aligned([["", "images", "classes", "top-1", "interval", *list(_COLUMNS.values())[1:], "difference"],
+                    *([each["store"], f"{each['n']:,}", _among(each), *_cells(each)] for each in stores),
+                    *([[f"mean of the other {len(stores) - 1}", "", "", *_cells(mean)]] if len(stores) > 2 else [])])
 
 
 def _among(scores: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from onceclip.pipeline.commands.options import encoder_spec, import_option, json_option, percentage, show
+from onceclip.pipeline.commands.options import import_option, json_option, percentage, require_there, show
 from onceclip.pipeline.words import counted
 
 _OF_STORES, _FOLDER = ("parquet", "npz"), "folder"
@@ -49,10 +49,15 @@ def export(adapter: str, format: str, file: str, with_encoder: bool, check: str 
     """
     if not with_encoder and (model or pretrained or preprocess):
         raise click.UsageError("--model, --pretrained and --preprocess name an encoder: add --with-encoder")
+    from onceclip.pipeline.api.arguments import path_of
 
+    if format != _FOLDER:
+        path_of(file, "out: a file")
+    require_there(**{"stores" if format in _OF_STORES else "adapters": [adapter]})
     from onceclip.pipeline.api.adapters import export as write
+    from onceclip.pipeline.encoders import EncoderSpec
 
-    encoder = encoder_spec(model, pretrained, preprocess, "cpu") if model else None
+    encoder = EncoderSpec(model, pretrained, device="cpu", preprocess=preprocess) if model else None
     with percentage("export") as progress:
         made = write(adapter, format, file, with_encoder=with_encoder, check=check, encoder=encoder, modules=modules,
                      progress=progress)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,9 @@ import click
 from click.core import ParameterSource
 
 from onceclip.pipeline.commands.options import (
-    BatchSize,
-    Decorator,
-    LocalPath,
     column_option,
     encoder_options,
-    encoder_spec,
+    gathered,
     json_option,
     one_way,
     part_option,
@@ -26,17 +23,15 @@ from onceclip.pipeline.commands.options import (
     show,
     workers_of,
 )
+from onceclip.pipeline.commands.parameter_types import LocalPath, NumberOr
 from onceclip.pipeline.words import counted, counts
 
 if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import EncoderSpec
     from onceclip.pipeline.extraction.extract import Extraction, PartDone
     from onceclip.pipeline.extraction.outputs import OutputOptions
     from onceclip.pipeline.workers import Part
 
-
-_OUTPUT_NAMES = ("views", "view_scale", "view_seed", "views_for", "ten_crop", "crops", "preproj", "tokens",
-                 "layer_statistics")
-_SOURCE_NAMES = ("root", "every", "frames", "download", "unlabelled", "columns")
 _SPLITS = ("train", "val", "test")
 _VIEWS = ("views", "ten_crop", "crops")
 
@@ -53,38 +48,26 @@ class SplitShares(click.ParamType):
             self.fail(f"{value!r} is no list of per cent for train, val and test such as 80/10/10", param, context)
 
 
-def output_options() -> Decorator:
-    """Options of a store's outputs; the command gets them as one argument `outputs`, for `outputs_of`."""
-
-    def add(function: Callable[..., None]) -> Callable[..., None]:
-        @wraps(function)
-        def command(**values: Any) -> None:
-            function(outputs={name: values.pop(name) for name in _OUTPUT_NAMES}, **values)
-
-        for option in reversed([
-            click.option("--views", type=click.IntRange(2), metavar="N", help="Store N views of an image: the plain "
-                         "one and N - 1 random resized crops, half of them flipped."),
-            click.option("--view-scale", nargs=2, type=click.FloatRange(0, 1, min_open=True), default=(0.5, 1.0),
-                         show_default=True, metavar="LOW HIGH", help="Share of an image's area that such a crop has."),
-            click.option("--view-seed", type=int, default=1, show_default=True, metavar="S",
-                         help="With an image's content this decides its crops."),
-            click.option("--views-for", default="train", show_default=True, metavar="SPLITS",
-                         help="Images that have views: train, val, test, several with commas, or all."),
-            click.option("--ten-crop", is_flag=True, help="Store as views the corners and the centre of an image, and "
-                         "the same flipped."),
-            click.option("--crops", is_flag=True, help="Store as views the plain image and the boxes that a manifest "
-                         "gives for it (columns x0, y0, x1, y1)."),
-            click.option("--preproj", is_flag=True, help="Store the encoder's output before its projection too, and "
-                         "the projection."),
-            click.option("--tokens", type=click.Choice(["last", "value"]), help="Store patch tokens too: the last "
-                         "layer's, or the text-aligned ones of its value path."),
-            click.option("--layer-statistics", is_flag=True, help="Store mean and deviation over the patches of every "
-                         "block too, the style of an image."),
-        ]):
-            command = option(command)
-        return command
-
-    return add
+output_options = gathered(
+    "outputs",
+    click.option("--views", type=click.IntRange(2), metavar="N", help="Store N views of an image: the plain "
+                 "one and N - 1 random resized crops, half of them flipped."),
+    click.option("--view-scale", nargs=2, type=click.FloatRange(0, 1, min_open=True), default=(0.5, 1.0),
+                 show_default=True, metavar="LOW HIGH", help="Share of an image's area that such a crop has."),
+    click.option("--view-seed", type=int, default=1, show_default=True, metavar="S",
+                 help="With an image's content this decides its crops."),
+    click.option("--views-for", default="train", show_default=True, metavar="SPLITS",
+                 help="Images that have views: train, val, test, several with commas, or all."),
+    click.option("--ten-crop", is_flag=True, help="Store as views the corners and the centre of an image, and "
+                 "the same flipped."),
+    click.option("--crops", is_flag=True, help="Store as views the plain image and the boxes that a manifest "
+                 "gives for it (columns x0, y0, x1, y1)."),
+    click.option("--preproj", is_flag=True, help="Store the encoder's output before its projection too, and "
+                 "the projection."),
+    click.option("--tokens", type=click.Choice(["last", "value"]), help="Store patch tokens too: the last "
+                 "layer's, or the text-aligned ones of its value path."),
+    click.option("--layer-statistics", is_flag=True, help="Store mean and deviation over the patches of every "
+                 "block too, the style of an image."))
 
 
 def outputs_of(given: dict[str, Any]) -> OutputOptions:
@@ -105,8 +88,7 @@ def outputs_of(given: dict[str, Any]) -> OutputOptions:
         raise click.UsageError(f"--views-for {given['views_for']}: give train, val, test, several with commas, or all")
     views = Views(number=given["views"], scale=(low, high), seed=given["view_seed"]) if given["views"] else None
     views = TEN_CROP if given["ten_crop"] else Views(CROPS, 1) if given["crops"] else views
-    return OutputOptions(views, splits, given["preproj"], given["tokens"] or "",
-                         given["layer_statistics"])
+    return OutputOptions(views, splits, given["preproj"], given["tokens"] or "", given["layer_statistics"])
 
 
 def _require_views(made: list[str]) -> None:
@@ -119,36 +101,25 @@ def _require_views(made: list[str]) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} is of the views that an image has: add {ways}")
 
 
-def source_options() -> Decorator:
-    """Options of a source; the command gets them as one argument `sources`, the fields of SourceOptions."""
-
-    def add(function: Callable[..., None]) -> Callable[..., None]:
-        @wraps(function)
-        def command(**values: Any) -> None:
-            function(sources={name: values.pop(name) for name in _SOURCE_NAMES}, **values)
-
-        for option in reversed([
-            click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to, or "
-                         "where a torchvision data set is.  [default: the manifest's folder; for others this one]"),
-            click.option("--every", type=click.IntRange(1), metavar="N", help="Take every N-th frame of videos."),
-            click.option("--frames", type=click.IntRange(1), metavar="N", help="Take N frames of every video, evenly "
-                         "spread."),
-            click.option("--download", is_flag=True, help="Let torchvision download its data set into --root."),
-            click.option("--unlabelled", is_flag=True, help="Store the images without classes, for predict."),
-            column_option,
-        ]):
-            command = option(command)
-        return command
-
-    return add
+# The fields of SourceOptions.
+source_options = gathered(
+    "sources",
+    click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to, or "
+                 "where a torchvision data set is.  [default: the manifest's folder; for others this one]"),
+    click.option("--every", type=click.IntRange(1), metavar="N", help="Take every N-th frame of videos."),
+    click.option("--frames", type=click.IntRange(1), metavar="N", help="Take N frames of every video, evenly "
+                 "spread."),
+    click.option("--download", is_flag=True, help="Let torchvision download its data set into --root."),
+    click.option("--unlabelled", is_flag=True, help="Store the images without classes, for predict."),
+    column_option)
 
 
 @click.command()
 @click.argument("source")
 @click.argument("store")
 @encoder_options(required=True)
-@source_options()
-@output_options()
+@source_options
+@output_options
 @click.option("--split-shares", type=SplitShares(), help="Per cent of each class for train, val and test, where "
               "SOURCE has no splits; a store keeps those that it began with.  [default: 50/20/30]")
 @click.option("--split-seed", type=click.IntRange(0), metavar="N", help="Of the draw of splits; other seeds give other "
@@ -162,7 +133,7 @@ def source_options() -> Decorator:
 @click.option("--compile", is_flag=True, help="Have torch compile the encoder (docs/encoders.md: when that pays off).")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Type of the stored embeddings.")
-@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, metavar="N|auto",
+@click.option("--batch-size", type=NumberOr("auto"), default="auto", show_default=True, metavar="N|auto",
               help="Images per encoder pass; auto: what suits the device, fewer if its memory does not hold as many.")
 @click.option("--decode", type=click.Choice(["exact", "fast", "torchvision"]), default="exact", show_default=True,
               help="exact: the pixels of the encoder's own preprocessing; fast: JPEGs decoded at reduced size; "
@@ -183,13 +154,11 @@ def source_options() -> Decorator:
 @click.option("--allow-random", is_flag=True, help="Accept a model without weights, for tests of speed.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if any image is bad.")
 @json_option
-def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store: str, model: str,
-            pretrained: str | None, preprocess: str | None, device: str,
-            split_shares: tuple[float, float, float] | None, split_seed: int | None, templates: str | None,
-            class_names: Path | None, precision: str, compile: bool, dtype: str, batch_size: int, decode: str,
-            exif: bool, decode_timeout: float, retry_bad: bool, workers: int,
-            local_workers: int | None, scheduler: str | None, part: Part | None, unit_rows: int,
-            cache_dir: str | None, allow_random: bool, strict: bool, as_json: bool) -> None:
+def extract(source: str, store: str, encoder: EncoderSpec, device: str, sources: dict[str, Any],
+            outputs: dict[str, Any], templates: str | None, class_names: Path | None, precision: str, compile: bool,
+            decode: str, exif: bool, cache_dir: str | None, allow_random: bool, local_workers: int | None,
+            scheduler: str | None, part: Part | None, retry_bad: bool, strict: bool, as_json: bool, **how: Any
+            ) -> None:
     """Encode images and the prompts of their classes, once.
 
     Reads SOURCE, writes STORE. SOURCE holds one folder of images per class, or train/, val/ and test/ with such
@@ -225,12 +194,10 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
     from onceclip.pipeline.sources import SourceOptions
 
     options = ExtractOptions(load_templates(templates) if templates else None,
-                             load_phrases(class_names) if class_names else None,
-                             batch_size, workers, dtype, unit_rows, progress=True, source=SourceOptions(**sources),
-                             outputs=outputs_of(outputs), decode_timeout=decode_timeout, split_shares=split_shares,
-                             split_seed=split_seed, retry_bad=retry_bad)
-    encoder = encoder_spec(model, pretrained, preprocess, device, precision=precision, allow_random=allow_random,
-                           cache_dir=cache_dir, compile=compile, decode=decode, exif=exif)
+                             load_phrases(class_names) if class_names else None, progress=True,
+                             source=SourceOptions(**sources), outputs=outputs_of(outputs), retry_bad=retry_bad, **how)
+    encoder = replace(encoder, precision=precision, allow_random=allow_random, cache_dir=cache_dir, compile=compile,
+                      decode=decode, exif=exif)
     done: Extraction | PartDone = (extract_part(source, store, encoder, options, part) if part else
                                    run(source, store, encoder, options, workers=cluster))
     for warning in done.warnings:
@@ -240,19 +207,17 @@ def extract(source: str, sources: dict[str, Any], outputs: dict[str, Any], store
         raise click.ClickException(f"{done.bad} of {done.images} images are bad (--strict)")
 
 
-def extraction_lines(done: Extraction) -> list[str]:
+def extraction_lines(done: Extraction) -> Iterator[str]:
     """What `extract` did, every bad image by name, and the next command."""
     rate = f", {done.encoded / done.seconds:.0f} images/s" if done.encoded else ""
-    stored = [f"{name} {'x'.join(map(str, shape))}" for name, shape in done.outputs.items()]
-    return [
-        f"{done.store}: {counted(done.images - done.bad, 'image')} of {counted(len(done.classes), 'class', 'classes')} "
-        f"({counts(done.splits)})",
-        f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
-        f"bad {done.bad:,}; {counted(done.text['prompts'], 'prompt')}; {done.seconds:.1f} s{rate}",
-        *([f"  {'; '.join(stored)}"] if stored else []),
-        *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        *next_lines(done.store, len(done.classes)),
-    ]
+    yield (f"{done.store}: {counted(done.images - done.bad, 'image')} of "
+           f"{counted(len(done.classes), 'class', 'classes')} ({counts(done.splits)})")
+    yield (f"  encoded {done.encoded:,}, reused {done.reused:,} (moved {done.moved:,}), removed {done.removed:,}, "
+           f"bad {done.bad:,}; {counted(done.text['prompts'], 'prompt')}; {done.seconds:.1f} s{rate}")
+    if done.outputs:
+        yield f"  {'; '.join(f'{name} ' + 'x'.join(map(str, shape)) for name, shape in done.outputs.items())}"
+    yield from (f"  bad: {key}: {reason}" for key, reason in done.bad_images.items())
+    yield from next_lines(done.store, len(done.classes))
 
 
 def next_lines(store: str, classes: int) -> list[str]:
@@ -263,12 +228,10 @@ def next_lines(store: str, classes: int) -> list[str]:
     return [f"Next: onceclip fit {quote(store)} --out {quote(out)}"]
 
 
-def part_lines(done: PartDone) -> list[str]:
+def part_lines(done: PartDone) -> Iterator[str]:
     """What one part of an extraction did, every bad image by name, and what comes next."""
-    return [
-        f"{done.store}, part {done.part}: encoded {done.encoded:,} of {counted(done.images, 'image')}, "
-        f"bad {done.bad:,}; {done.seconds:.1f} s",
-        *(f"  bad: {key}: {reason}" for key, reason in done.bad_images.items()),
-        *(["The store is complete.", *next_lines(done.store, 2)] if done.complete else
-          ["Other parts have images to encode still; the last one to end finishes the store."]),
-    ]
+    yield (f"{done.store}, part {done.part}: encoded {done.encoded:,} of {counted(done.images, 'image')}, "
+           f"bad {done.bad:,}; {done.seconds:.1f} s")
+    yield from (f"  bad: {key}: {reason}" for key, reason in done.bad_images.items())
+    yield from (["The store is complete.", *next_lines(done.store, 2)] if done.complete else
+                ["Other parts have images to encode still; the last one to end finishes the store."])

@@ -12,14 +12,12 @@ import click
 from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
-from onceclip.pipeline.commands.draw_options import draw_options
 from onceclip.pipeline.commands.evaluate import set_lines
-from onceclip.pipeline.commands.inference import label_of
+from onceclip.pipeline.commands.inference import label_of, settings_in
 from onceclip.pipeline.commands.options import (
-    LocalPath,
-    Shots,
     compile_option,
     coverage_option,
+    draw_options,
     import_option,
     join_option,
     json_option,
@@ -29,6 +27,7 @@ from onceclip.pipeline.commands.options import (
     support_options,
     training_device_option,
 )
+from onceclip.pipeline.commands.parameter_types import SHOTS, LocalPath
 from onceclip.pipeline.words import counted, few_words, percent, shots_of
 
 _SPLITS = {"val": "train and val", "all": "train, val and test"}
@@ -39,9 +38,10 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @click.option("--method", metavar="M", shell_complete=complete_methods,
               help="Name of a method; `onceclip methods` lists them. MODULE:CLASS is one of your own.  [default: the "
               "weighted average of several]")
-@click.option("--shots", type=Shots(), default="all", show_default=True, help="Labelled training images per class.")
+@click.option("--shots", type=SHOTS, default="all", show_default=True, help="Labelled training images per class.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the draw and of the training.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a hyperparameter (repeatable).")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", callback=settings_in,
+              help="Set a hyperparameter (repeatable).")
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
 @click.option("--class-weights", type=click.Choice(["unit-mean", "raw-mean", "score-mean"]), default="unit-mean",
               show_default=True, help="How a class vector is made of its prompts: the mean of unit vectors scaled to "
@@ -79,7 +79,7 @@ _SPLITS = {"val": "train and val", "all": "train, val and test"}
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that --out holds already.")
 @import_option
 @json_option
-def fit(store: str | None, method: str | None, shots: int, seed: int, settings: tuple[str, ...], compile: str,
+def fit(store: str | None, method: str | None, shots: int, seed: int, settings: dict[str, str], compile: str,
         device: str, curves: bool, coverage: float | None, from_row: str | None, out: Path | None, overwrite: bool,
         modules: tuple[str, ...], as_json: bool, **of_a_run: Any) -> None:
     """Fit a classifier on a store and score it.
@@ -96,31 +96,31 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
     """
     if curves and not out:
         raise click.UsageError("--curves keeps them beside the adapter: add --out FOLDER")
+    if not store and not from_row:
+        raise click.UsageError("give STORE, or --from-row")
     from onceclip.pipeline.api.arguments import free_folder
+    from onceclip.stores import open_store
 
     if out:
         free_folder(out, overwrite)
+    opened = open_store(store) if store else None
     say_at_once(f"loading {store or from_row} ...")
     from onceclip.adapters.plugin import import_module
     from onceclip.adapters.selection.automatic import AUTOMATIC
     from onceclip.pipeline.api.runs import fit as run
     from onceclip.pipeline.api.runs import spec_for
     from onceclip.pipeline.runs.replay import compare, compiling_of, device_of, read_row, spec_of
-    from onceclip.stores import open_store
 
     row = read_row(from_row) if from_row else None
     listed = bool(row and row["asked"].get("draws"))  # by a file that may have moved
     if row and (given := [name for name in _given() if name != "--draws" or not listed]):
         raise click.UsageError(f"--from-row says itself what is run: leave out {', '.join(given)}")
-    if row is None and not store:
-        raise click.UsageError("give STORE, or --from-row")
-    opened = open_store(store or str((row or {}).get("store")))
+    opened = opened or open_store(str((row or {}).get("store")))
     for module in modules:
         import_module(module)
-    values = dict(map(setting_of, settings))
     spec = spec_of(row, opened, of_a_run["draws"]) if row else spec_for(
-        method or AUTOMATIC, (shots or "all") if _chosen("shots") else None, seed if _chosen("seed") else None, values,
-        **of_a_run)
+        method or AUTOMATIC, (shots or "all") if _chosen("shots") else None, seed if _chosen("seed") else None,
+        settings, **of_a_run)
     if row and not _chosen("device"):
         device = device_of(row)
     with percentage(f"fit {spec.method}") as progress:
@@ -148,103 +148,79 @@ def _chosen(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
-def setting_of(text: str) -> tuple[str, str]:
-    """Name and value of NAME=VALUE."""
-    name, mark, value = text.partition("=")
-    if not mark or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
-    return name.strip().replace("-", "_"), value.strip()
-
-
-def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -> list[str]:
+def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -> Iterator[str]:
     """What a run reached and with which hyperparameters. grouped: whether test images belong together in groups."""
-    values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-                       for name, value in row["hyperparameters"].items())
-    chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
     fitted_on = f", then on all {row['n_refit']:,} of {_SPLITS[row['refit']]}" if "n_refit" in row else ""
-    joined = "".join(f" --join {quote(each)}" for each in row.get("asked", {}).get("join", ()))
-    following = (f"evaluate {quote(str(out))} {quote(str(row['store']))}{joined}" if row["n_test"] else
-                 f"predict {quote(str(out))} IMAGES...")
-    return [
-        f"{label_of(row)}, {shots_of(row['shots'])}, seed {row['seed']}: "
-        f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
-        f"{fitted_on}, {row['seconds']:.2f} s",
-        *_sourced(row),
-        *_accuracy(row, grouped),
-        *_new_classes(row),
-        *_sets(row),
-        *(_reached(row) if "reached" in row else [f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"]),
-        f"Saved in {out}. Next: onceclip {following}" if out else "Not saved: add --out FOLDER to keep the adapter.",
-    ]
-
-
-def _sets(row: Mapping[str, Any]) -> Iterator[str]:
+    yield (f"{label_of(row)}, {shots_of(row['shots'])}, seed {row['seed']}: "
+           f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
+           f"{fitted_on}, {row['seconds']:.2f} s")
+    found = row.get("support_source", {})
+    if "source" in found:
+        where = "a bank" if found["bank"] else "the training images, labels unread"
+        yield (f"  support          {found['source']}: {counted(found['rows'], 'row')} of {found['pool']:,} images of "
+               f"{where}")
+    yield from _accuracies(row, grouped)
     yield from set_lines(row)
     if row.get("sets") == []:
         yield (f"  sets             none: {row['method']} has no scores to make them with; validation images give "
                "some, or four training images of each class and a method that leaves one out")
+    yield from _reached(row) if "reached" in row else _chosen_values(row)
+    if out is None:
+        yield "Not saved: add --out FOLDER to keep the adapter."
+        return
+    joined = "".join(f" --join {quote(each)}" for each in row.get("asked", {}).get("join", ()))
+    following = (f"evaluate {quote(str(out))} {quote(str(row['store']))}{joined}" if row["n_test"] else
+                 f"predict {quote(str(out))} IMAGES...")
+    yield f"Saved in {out}. Next: onceclip {following}"
 
 
-def _sourced(row: Mapping[str, Any]) -> list[str]:
-    """Where rows came from that nobody labelled."""
-    found = row.get("support_source", {})
-    if "source" not in found:
-        return []
-    where = "a bank" if found["bank"] else "the training images, labels unread"
-    return [f"  support          {found['source']}: {counted(found['rows'], 'row')} of {found['pool']:,} images of "
-            f"{where}"]
-
-
-def _accuracy(row: Mapping[str, Any], grouped: bool) -> list[str]:
-    if row.get("accuracy_before_refit") is not None:
-        return [f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
-                "before that"]
-    among = _interval(row, grouped) + counted(row["n_test"], "image")
-    return [f"  test accuracy    {percent(row['accuracy'])} ({among}), macro recall {percent(row['macro_recall'])}"
-            f"{few_words(row['n_test'])}", *_alone(row)]
-
-
-def _alone(row: Mapping[str, Any]) -> list[str]:
-    """What the adapter, which is what is saved, reaches without the strategy that read the test images."""
-    found = row.get("inference")
-    return [f"  by itself        {percent(found['alone']['accuracy'])}; {found['name']} is no part of the adapter: "
-            f"evaluate --inference {found['name']}"] if found else []
-
-
-def _interval(row: Mapping[str, Any], grouped: bool) -> str:
-    """The interval of the accuracy, where images are independent."""
+def _accuracies(row: Mapping[str, Any], grouped: bool) -> Iterator[str]:
+    """What a run reached on test images, by the adapter alone too, and on the classes that it was not fitted on."""
     from onceclip.pipeline.evaluation.statistics import count_interval
 
     found = row.get("inference") or {}
-    if row["accuracy"] is None or grouped or "batches" in found or "orders" in found:  # which are means
-        return ""
-    low, high = count_interval(round(row["accuracy"] * row["n_test"]), row["n_test"])
-    return f"95 % interval {percent(low)} to {percent(high)}, "
+    if row.get("accuracy_before_refit") is not None:
+        yield (f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
+               "before that")
+    else:
+        among = counted(row["n_test"], "image")
+        # Images of a group are not independent, and scores of batches and orders are means.
+        if not (row["accuracy"] is None or grouped or "batches" in found or "orders" in found):
+            low, high = count_interval(round(row["accuracy"] * row["n_test"]), row["n_test"])
+            among = f"95 % interval {percent(low)} to {percent(high)}, {among}"
+        yield (f"  test accuracy    {percent(row['accuracy'])} ({among}), macro recall {percent(row['macro_recall'])}"
+               f"{few_words(row['n_test'])}")
+        if found:
+            yield (f"  by itself        {percent(found['alone']['accuracy'])}; {found['name']} is no part of the "
+                   f"adapter: evaluate --inference {found['name']}")
+    if "class_set" in row:
+        new = (f"not served: what {row['method']} learns belongs to its classes" if row["accuracy_new"] is None else
+               f"{percent(row['accuracy_new'])} ({counted(row['n_test_new'], 'image')}), harmonic mean "
+               f"{percent(row['harmonic_mean'])}")
+        yield f"  {row['classes_new']} new classes   {new}"
 
 
-def _reached(row: Mapping[str, Any]) -> list[str]:
+def _chosen_values(row: Mapping[str, Any]) -> Iterator[str]:
+    values = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                       for name, value in row["hyperparameters"].items())
+    chosen = "" if row["accuracy_val"] is None else f", {percent(row['accuracy_val'])} on the rows that chose them"
+    yield f"  hyperparameters  {values or 'none'} ({row['select']}{chosen})"
+
+
+def _reached(row: Mapping[str, Any]) -> Iterator[str]:
     """What each method of an average reached on the rows that weighed them, and by how much the average is ahead."""
     *methods, average = row["reached"]
-    if average["accuracy"] is None and methods:
-        return [f"  {', '.join(each['method'] for each in methods)} weighed alike, for there are no labelled images to "
-                "compare them on"]
     if not methods:
-        return [f"  {average['method']} alone, for there are no labelled images to compare methods on"]
-    where = {"held-out": "training images held out"}.get(row["select"], "validation images")
-    lines = [f"  {each['method']:<16} {percent(each['accuracy']):>8} of {where}, weight {each['weight']:.2f}"
-             for each in methods]
-    best = max(methods, key=lambda each: each["accuracy"])
-    others = {each["method"]: 100 * (average["accuracy"] - each["accuracy"]) for each in methods
-              if each["method"] in (best["method"], "zero-shot")}
-    return [*lines, f"  {'their average':<16} {percent(average['accuracy']):>8}, "
-            + " and ".join(f"{points:+.2f} points to {name}" for name, points in others.items())]
-
-
-def _new_classes(row: Mapping[str, Any]) -> list[str]:
-    """What a run of base classes reached on the others."""
-    if "class_set" not in row:
-        return []
-    if row["accuracy_new"] is None:
-        return [f"  {row['classes_new']} new classes   not served: what {row['method']} learns belongs to its classes"]
-    return [f"  {row['classes_new']} new classes   {percent(row['accuracy_new'])} "
-            f"({counted(row['n_test_new'], 'image')}), harmonic mean {percent(row['harmonic_mean'])}"]
+        yield f"  {average['method']} alone, for there are no labelled images to compare methods on"
+    elif average["accuracy"] is None:
+        yield (f"  {', '.join(each['method'] for each in methods)} weighed alike, for there are no labelled images to "
+               "compare them on")
+    else:
+        where = {"held-out": "training images held out"}.get(row["select"], "validation images")
+        for each in methods:
+            yield f"  {each['method']:<16} {percent(each['accuracy']):>8} of {where}, weight {each['weight']:.2f}"
+        best = max(methods, key=lambda each: each["accuracy"])
+        others = {each["method"]: 100 * (average["accuracy"] - each["accuracy"]) for each in methods
+                  if each["method"] in (best["method"], "zero-shot")}
+        yield (f"  {'their average':<16} {percent(average['accuracy']):>8}, "
+               + " and ".join(f"{points:+.2f} points to {name}" for name, points in others.items()))

@@ -102,13 +102,10 @@ def grouped(command: click.Command) -> click.Command:
 
 
 def write_commands(group: click.Group, context: click.Context, formatter: click.HelpFormatter) -> None:
-    """Write the commands of a group, in groups of their own; those that have none come last."""
-    placed = {name for names in COMMANDS.values() for name in names}
-    others = tuple(name for name in group.list_commands(context) if name not in placed)
-    width = max(map(len, group.commands), default=0)
-    for title, names in {**COMMANDS, "Further": others}.items():
-        rows = [(name.ljust(width), command.get_short_help_str(formatter.width - width - 6))
-                for name in names if (command := group.get_command(context, name))]
-        if rows:
-            with formatter.section(title):
-                formatter.write_dl(rows)
+    """Write the commands of a group, in groups of their own."""
+    width = max(map(len, group.commands))
+    for title, names in COMMANDS.items():
+        with formatter.section(title):
+            formatter.write_dl([(name.ljust(width),
+                                 group.commands[name].get_short_help_str(formatter.width - width - 6))
+                                for name in names])

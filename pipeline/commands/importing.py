@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import click
 
 from onceclip.pipeline.commands.extract import next_lines
 from onceclip.pipeline.commands.options import column_option, json_option, show
+from onceclip.pipeline.commands.parameter_types import pair_in
 from onceclip.pipeline.words import counted, counts
 
 
@@ -42,28 +40,16 @@ def import_(arrays: str, store: str, encoder: str | None, text_sets: tuple[str, 
     """
     from onceclip.pipeline.api.stores import import_arrays
 
-    named = [_text_set(each) for each in text_sets]
-    twice = next((name for place, (name, _) in enumerate(named) if name in dict(named[:place])), None)
-    if twice:
-        raise click.BadParameter(f"{twice!r} is given twice: a set has one file", param_hint="--text-set")
-    done = import_arrays(arrays, store, encoder, dict(named), dict(columns))
+    named: dict[str, str] = {}
+    for name, file in (pair_in(each, "NAME=FILE", "--text-set") for each in text_sets):
+        if name in named:
+            raise click.BadParameter(f"{name!r} is given twice: a set has one file", param_hint="--text-set")
+        named[name] = file
+    done = import_arrays(arrays, store, encoder, named, dict(columns))
     for remark in done["remarks"]:
         click.echo(f"Note: {remark}", err=True)
-    show(as_json, done, lambda: import_lines(done))
-
-
-def _text_set(text: str) -> tuple[str, str]:
-    name, mark, file = text.partition("=")
-    if not mark or not name or not file:
-        raise click.BadParameter(f"{text!r} is not NAME=FILE", param_hint="--text-set")
-    return name, file
-
-
-def import_lines(done: Mapping[str, Any]) -> list[str]:
-    """What `import` did, and the next command."""
-    return [
+    show(as_json, done, lambda: [
         f"{done['store']}: {counted(done['images'], 'row')} of {done['dim']} dimensions, "
         f"{counted(done['classes'], 'class', 'classes')} ({counts(done['splits'])}), "
         f"{'with' if done['text'] else 'without'} text",
-        *next_lines(done["store"], done["classes"]),
-    ]
+        *next_lines(done["store"], done["classes"])])

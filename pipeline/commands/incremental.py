@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
 
 from onceclip.pipeline.commands.configuration import complete_methods
-from onceclip.pipeline.commands.fit import setting_of
-from onceclip.pipeline.commands.options import LocalPath, Shots, import_option, json_option, names_in, percentage, show
-from onceclip.pipeline.commands.sweep import Numbers
+from onceclip.pipeline.commands.inference import settings_in
+from onceclip.pipeline.commands.options import import_option, json_option, percentage, require_there, show
+from onceclip.pipeline.commands.parameter_types import SHOTS, LocalPath, Names, Numbers
 from onceclip.pipeline.words import counted, percent
 
 
 @click.command()
 @click.argument("store")
-@click.option("--method", "methods", default="zero-shot,gda,ranpac", show_default=True, metavar="A,B,...",
-              shell_complete=complete_methods, help="Names of methods, or MODULE:CLASS for ones of your own.")
+@click.option("--method", "methods", type=Names(), default="zero-shot,gda,ranpac", show_default=True,
+              metavar="A,B,...", shell_complete=complete_methods,
+              help="Names of methods, or MODULE:CLASS for ones of your own.")
 @click.option("--sessions", type=click.IntRange(1), default=10, show_default=True, help="Sessions that the classes "
               "arrive in, of equally many.")
 @click.option("--orders", type=Numbers(), default="1-3", show_default=True, help="Seeds of the orders of classes.")
-@click.option("--shots", type=Shots(), default="all", show_default=True, help="Labelled training images per class.")
+@click.option("--shots", type=SHOTS, default="all", show_default=True, help="Labelled training images per class.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the draw and of the training.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a hyperparameter of all methods that "
-              "have it (repeatable).")
+@click.option("--set", "values", multiple=True, metavar="NAME=VALUE", callback=settings_in,
+              help="Set a hyperparameter of all methods that have it (repeatable).")
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
 @click.option("--joint", is_flag=True, help="Fit on the images of all sessions so far: what no method of sessions may "
               "do, and what it is compared with.")
@@ -34,9 +36,8 @@ from onceclip.pipeline.words import counted, percent
               "rows there in FOLDER/incremental.html.")
 @import_option
 @json_option
-def incremental(store: str, methods: str, sessions: int, orders: list[int], shots: int, seed: int,
-                settings: tuple[str, ...], text: str, joint: bool, out: Path | None, modules: tuple[str, ...],
-                as_json: bool) -> None:
+def incremental(store: str, methods: list[str], shots: int, out: Path | None, modules: tuple[str, ...], as_json: bool,
+                **asked: Any) -> None:
     """Score methods on classes that arrive in sessions.
 
     Each is scored on all classes seen, without the images of earlier sessions.
@@ -45,17 +46,16 @@ def incremental(store: str, methods: str, sessions: int, orders: list[int], shot
     Example:
         onceclip incremental pets.zarr --method zero-shot,gda,ranpac --sessions 2 --orders 1-3 --out arriving
     """
+    require_there(stores=[store])
     from onceclip.adapters.plugin import import_module
     from onceclip.pipeline.api.runs import incremental as run
 
     for module in modules:
         import_module(module)
-    values, rows = dict(map(setting_of, settings)), []
-    names = names_in(methods)
-    for name in names:
+    rows = []
+    for name in methods:
         with percentage(f"incremental {name}") as progress:
-            rows += run(store, name, sessions=sessions, orders=orders, shots=shots or None, seed=seed, values=values,
-                        text=text, joint=joint, out=out, progress=progress, shared=len(names) > 1)
+            rows += run(store, name, shots=shots or None, out=out, progress=progress, shared=len(methods) > 1, **asked)
     page = None
     if out:
         from onceclip.pipeline.reporting.pages import write_incremental_report
@@ -64,20 +64,15 @@ def incremental(store: str, methods: str, sessions: int, orders: list[int], shot
     show(as_json, {"rows": rows, "report": None if page is None else str(page)}, lambda: incremental_lines(rows, page))
 
 
-def incremental_lines(rows: Sequence[Mapping[str, Any]], page: Path | None) -> list[str]:
+def incremental_lines(rows: Sequence[Mapping[str, Any]], page: Path | None) -> Iterator[str]:
     """What each method reached, the mean over the orders."""
-    lines = []
     for name in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == name]
         lost = [row["forgetting"] for row in mine if row["forgetting"] is not None]
-        lines.append(
-            f"{name}: {counted(len(mine[0]['sessions']), 'session')}, {counted(len(mine), 'order')}: "
-            f"{percent(_mean([row['average_incremental_accuracy'] for row in mine]))} on average, "
-            f"{percent(_mean([row['accuracy'] for row in mine]))} at the end, "
-            f"forgetting {percent(_mean(lost)) if lost else '-'}, {max(row['bytes_kept'] for row in mine):,} bytes kept"
-            f"{', earlier images read again' if mine[0]['reads_old_rows'] else ''}")
-    return [*lines, *([f"Curves: {page}"] if page else [])]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        yield (f"{name}: {counted(len(mine[0]['sessions']), 'session')}, {counted(len(mine), 'order')}: "
+               f"{percent(fmean(row['average_incremental_accuracy'] for row in mine))} on average, "
+               f"{percent(fmean(row['accuracy'] for row in mine))} at the end, "
+               f"forgetting {percent(fmean(lost)) if lost else '-'}, {max(row['bytes_kept'] for row in mine):,} bytes "
+               f"kept{', earlier images read again' if mine[0]['reads_old_rows'] else ''}")
+    if page:
+        yield f"Curves: {page}"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from onceclip.pipeline.commands.configuration import complete_inferences
-from onceclip.pipeline.commands.options import Decorator
+from onceclip.pipeline.commands.options import Decorator, gathered, together
 from onceclip.pipeline.words import counted, listing, percent
 
 SEEN = {"set": "all of them together", "views": "each image's views", "patches": "each image's patches",
         "stream": "one after the other, remembering"}
+PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing of how frequent classes are",
+          "given": "the frequencies of classes that were given",
+          "estimated": "the frequencies of classes that it estimates"}
 _ORDERS = 10  # whose accuracies people are shown
-_NAMES = ("batches", "batch_size", "effective_classes", "balanced", "dirichlet", "inference_seed")
 
 
 class Range(click.ParamType):
@@ -34,18 +35,21 @@ class Range(click.ParamType):
         return low, high
 
 
-def setting(text: str, option: str) -> tuple[str, str]:
-    """The name and the value in NAME=VALUE. option: which has it."""
-    name, mark, value = text.partition("=")
-    if not mark or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
-    strategy, dot, hyperparameter = name.strip().rpartition(".")  # a strategy's name may have dashes
-    return strategy + dot + hyperparameter.replace("-", "_"), value.strip()
+def settings_in(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Hyperparameters by name from an option with NAME=VALUE, where VALUE may be empty; the last of a name counts."""
+    found = {}
+    for text in given:
+        name, mark, value = text.partition("=")
+        if not mark or not name:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+        strategy, dot, hyperparameter = name.strip().rpartition(".")  # a strategy's name may have dashes
+        found[strategy + dot + hyperparameter.replace("-", "_")] = value.strip()
+    return found
 
 
-def _settings(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def _with_files(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     return {name: shares_in(value) if value.lower().endswith(".csv") else value
-            for name, value in (setting(each, "--inference-set") for each in given)}
+            for name, value in settings_in(context, parameter, given).items()}
 
 
 def shares_in(place: str) -> str:
@@ -84,47 +88,6 @@ def _share_in(cells: Sequence[str], known: Mapping[str, float]) -> float:
         raise ValueError(f"has {cells[1]!r}, which is no number") from None
 
 
-def inference_option(help: str) -> Decorator:
-    """`--inference` with its hyperparameters."""
-
-    def add(function: Callable[..., None]) -> Callable[..., None]:
-        function = click.option("--inference-set", "inference_values", multiple=True, metavar="NAME=VALUE",
-                                callback=_settings, help="A hyperparameter of the strategy (repeatable).")(function)
-        return click.option("--inference", metavar="NAME|MODULE:CLASS", shell_complete=complete_inferences,
-                            help=help)(function)
-
-    return add
-
-
-def inference_options(help: str) -> Decorator:
-    """`--inference`, and how images are dealt out to it in batches: `batches`, the fields of Batches or None."""
-    return lambda function: inference_option(help)(_with_batches(function))
-
-
-def _with_batches(function: Callable[..., None]) -> Callable[..., None]:
-    @wraps(function)
-    def gathered(**given: Any) -> None:
-        of_batches = {name: given.pop(name) for name in _NAMES}
-        function(batches=batches_of(**of_batches), **given)
-
-    for option in reversed([
-        click.option("--batches", type=click.IntRange(1), metavar="N",
-                     help="Draw N batches of few classes each; the strategy sees one at a time."),
-        click.option("--batch-size", type=click.IntRange(1), metavar="N",
-                     help="Images of a batch at most; alone, every image is in one batch.  [default: 64]"),
-        click.option("--effective-classes", type=Range(), metavar="A-B",
-                     help="Classes that a batch of --batches has.  [default: 1-4]"),
-        click.option("--balanced", is_flag=True, help="Draw as many images of each class of a batch."),
-        click.option("--dirichlet", type=click.FloatRange(0, min_open=True), metavar="GAMMA",
-                     help="Deal all images out in a stream of batches whose classes come in turn, the more so the "
-                     "smaller GAMMA is."),
-        click.option("--inference-seed", type=click.IntRange(0), metavar="N",
-                     help="Seed of the batches.  [default: 1]"),
-    ]):
-        gathered = option(gathered)
-    return gathered
-
-
 def batches_of(batches: int | None, batch_size: int | None, effective_classes: tuple[int, int] | None,
                balanced: bool, dirichlet: float | None, inference_seed: int | None) -> dict[str, Any] | None:
     """The fields of Batches that options ask for; None without batches.
@@ -141,6 +104,33 @@ def batches_of(batches: int | None, batch_size: int | None, effective_classes: t
             raise click.UsageError("--inference-seed is for batches: add --batches, --batch-size or --dirichlet")
         return None
     return {name: value for name, value in {**given, "seed": inference_seed}.items() if value is not None}
+
+
+def inference_option(help: str) -> Decorator:
+    """`--inference` with its hyperparameters."""
+    return together(
+        click.option("--inference", metavar="NAME|MODULE:CLASS", shell_complete=complete_inferences, help=help),
+        click.option("--inference-set", "inference_values", multiple=True, metavar="NAME=VALUE", callback=_with_files,
+                     help="A hyperparameter of the strategy (repeatable)."))
+
+
+def inference_options(help: str) -> Decorator:
+    """`--inference`, and how images are dealt out to it in batches: `batches`, the fields of Batches or None."""
+    return together(inference_option(help), gathered(
+        "batches",
+        click.option("--batches", type=click.IntRange(1), metavar="N",
+                     help="Draw N batches of few classes each; the strategy sees one at a time."),
+        click.option("--batch-size", type=click.IntRange(1), metavar="N",
+                     help="Images of a batch at most; alone, every image is in one batch.  [default: 64]"),
+        click.option("--effective-classes", type=Range(), metavar="A-B",
+                     help="Classes that a batch of --batches has.  [default: 1-4]"),
+        click.option("--balanced", is_flag=True, help="Draw as many images of each class of a batch."),
+        click.option("--dirichlet", type=click.FloatRange(0, min_open=True), metavar="GAMMA",
+                     help="Deal all images out in a stream of batches whose classes come in turn, the more so the "
+                     "smaller GAMMA is."),
+        click.option("--inference-seed", type=click.IntRange(0), metavar="N",
+                     help="Seed of the batches.  [default: 1]"),
+        make=batches_of))
 
 
 def label_of(scores: Mapping[str, Any]) -> str:
@@ -172,15 +162,16 @@ def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     yield (f"  difference {100 * value:+.2f} points (95 % interval {low} to {high})"
            + ("" if batches else f", McNemar's exact p {difference['p']:.3g}"))
     if "auroc" in scores:
-        yield (f"  abnormal images told from normal ones: AUROC {_share(scores['auroc'])} (alone "
-               f"{_share(alone['auroc'])}), average precision {_share(scores['average_precision'])} (alone "
-               f"{_share(alone['average_precision'])})")
+        yield (f"  abnormal images told from normal ones: AUROC {percent(scores['auroc'])} (alone "
+               f"{percent(alone['auroc'])}), average precision {percent(scores['average_precision'])} (alone "
+               f"{percent(alone['average_precision'])})")
     if "masks" in scores:
         masks = scores["masks"]
         sizes = listing([f"{number:,} of {size} pixels" for size, number in masks["sizes"].items()], 4)
         outside = f", {masks['outside_of_the_crop']:,} outside of the crop" if masks["outside_of_the_crop"] else ""
-        yield (f"  abnormal pixels: AUROC {_share(scores['pixel_auroc'])}, PRO {_share(scores['pro'])} (a pixel scores "
-               f"as its patch, of {'{} x {}'.format(*masks['patches'])}; {counted(masks['n'], 'mask')}{outside}; "
+        patches = "{} x {}".format(*masks["patches"])
+        yield (f"  abnormal pixels: AUROC {percent(scores['pixel_auroc'])}, PRO {percent(scores['pro'])} (a pixel "
+               f"scores as its patch, of {patches}; {counted(masks['n'], 'mask')}{outside}; "
                f"resized and cropped as images of their sizes are: {sizes})")
     values = ", ".join(f"{name}={_short(value)}" for name, value in found["hyperparameters"].items() if value != "")
     yield f"  {found['name']}{f' ({values})' if values else ''} sees {_seen(found)}"
@@ -189,17 +180,8 @@ def inference_lines(scores: Mapping[str, Any]) -> Iterator[str]:
               "inductive: every image is read by itself"))
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else percent(value)
-
-
 def _short(value: Any) -> str:
     return text if len(text := str(value)) < 60 else f"{text[:56]} ..."
-
-
-PRIORS = {"uniform": "that all classes are equally frequent", "none": "nothing of how frequent classes are",
-           "given": "the frequencies of classes that were given",
-           "estimated": "the frequencies of classes that it estimates"}
 
 
 def _seen(found: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""`onceclip info`: what a store or an adapter holds."""
+"""`onceclip info`: what a store or a saved adapter holds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -35,78 +36,73 @@ def info(path: str, with_card: bool, modules: tuple[str, ...], as_json: bool) ->
         if values["kind"] != "store":
             raise click.ClickException(f"{path} is an adapter, only stores have a card: leave --card out")
         write_card(path, card(values))
-    show(as_json, values, lambda: info_lines(values))
+    show(as_json, values, lambda: adapter_lines(values) if values["kind"] == "adapter" else store_lines(values))
 
 
-def info_lines(values: dict[str, Any]) -> list[str]:
-    """What a store or an adapter holds, for people to read."""
-    if values["kind"] == "adapter":
-        source = values["provenance"]
-        return [
-            f"{values['path']}: adapter {values['method']}, {len(values['classes'])} classes, {values['dim']} "
-            "dimensions",
-            f"  hyperparameters  {', '.join(f'{name}={value}' for name, value in values['hyperparameters'].items())}",
-            f"  fitted with      {shots_of(source.get('shots', '?'))}, seed {source.get('seed')}, "
-            f"{source.get('select')}",
-            f"  encoder          {_encoder(source.get('encoder', {}))}",
-            *([] if values["inputs"] == ["embedding"] else [f"  reads            {', '.join(values['inputs'])}"]),
-            *_adapter_text(source.get("text")),
-        ]
+def adapter_lines(values: dict[str, Any]) -> Iterator[str]:
+    """What a saved adapter holds, for people to read."""
+    made = values["provenance"]
+    yield f"{values['path']}: adapter {values['method']}, {len(values['classes'])} classes, {values['dim']} dimensions"
+    yield f"  hyperparameters  {', '.join(f'{name}={value}' for name, value in values['hyperparameters'].items())}"
+    yield f"  fitted with      {shots_of(made.get('shots', '?'))}, seed {made.get('seed')}, {made.get('select')}"
+    yield f"  encoder          {_encoder(made.get('encoder', {}))}"
+    if values["inputs"] != ["embedding"]:
+        yield f"  reads            {', '.join(values['inputs'])}"
+    if text := made.get("text"):
+        rule = f", class weights {text['class_weights']}" if "class_weights" in text else ""
+        yield f"  text             {text['name']!r}{rule}"
+        yield from _made_of(text)
+
+
+def store_lines(values: dict[str, Any]) -> Iterator[str]:
+    """What a store holds, for people to read."""
     images, embedding, source = values["images"], values["embedding"], values["split_source"] or {}
-    result = [
-        f"{values['path']}: {'complete' if values['complete'] else 'UNFINISHED'} store, schema {values['schema']}",
-        f"  images           {', '.join(f'{number:,} {name}' for name, number in images.items() if number) or 'none'}",
-        f"  splits           {counts(values['splits'])} ({source.get('how', 'not yet drawn')})",
-        f"  embeddings       {embedding['dim']} x {embedding['dtype']}, {embedding['bytes'] / 1e6:.1f} MB, units of "
-        f"{embedding['unit_rows']} rows" + _beside(embedding),
-        f"  encoder          {_encoder(values['encoder'])}",
-        f"  fingerprint      {values['fingerprint']}",
-    ]
+    yield f"{values['path']}: {'complete' if values['complete'] else 'UNFINISHED'} store, schema {values['schema']}"
+    yield f"  images           {', '.join(f'{number:,} {name}' for name, number in images.items() if number) or 'none'}"
+    yield f"  splits           {counts(values['splits'])} ({source.get('how', 'not yet drawn')})"
+    yield (f"  embeddings       {embedding['dim']} x {embedding['dtype']}, {embedding['bytes'] / 1e6:.1f} MB, units of "
+           f"{embedding['unit_rows']} rows{_beside(embedding)}")
+    yield f"  encoder          {_encoder(values['encoder'])}"
+    yield f"  fingerprint      {values['fingerprint']}"
     if embedding["norm"]:
-        norm = "{minimum:.3g} to {maximum:.3g}, median {median:.3g}".format(**embedding["norm"])
-        result.append(f"  length           {norm}")
+        yield "  length           {minimum:.3g} to {maximum:.3g}, median {median:.3g}".format(**embedding["norm"])
     for name, text in values["texts"].items():
         example = f", e.g. {text['first']!r}" if text["first"] else ""
         what = (f"{counted(text['prompts'], 'caption')} of {counted(text['classes'], 'item')}"
                 if text["source"].get("kind") == "caption" else counted(text["prompts"], "prompt"))
-        result.append(f"  text {name!r}   {what}{example}")
-        result += [f"    {line}" for line in _made_of(text["source"])]
-    result.append(f"  classes          {len(values['classes'])}")
-    result += [f"    {name}: {', '.join(f'{split} {number}' for split, number in counts.items()) or 'no image'}"
-               for name, counts in list(values["classes"].items())[:_LISTED]]
-    if len(values["classes"]) > _LISTED:
-        result.append(f"    and {len(values['classes']) - _LISTED} more (--json lists all)")
-    return result + [f"  bad: {key}: {reason}" for key, reason in values["bad_images"].items()]
+        yield f"  text {name!r}   {what}{example}"
+        yield from _made_of(text["source"])
+    classes = list(values["classes"].items())
+    yield f"  classes          {len(classes)}"
+    for name, numbers in classes[:_LISTED]:
+        yield f"    {name}: {', '.join(f'{split} {number}' for split, number in numbers.items()) or 'no image'}"
+    if len(classes) > _LISTED:
+        yield f"    and {len(classes) - _LISTED} more (--json lists all)"
+    for key, reason in values["bad_images"].items():
+        yield f"  bad: {key}: {reason}"
 
 
-def _made_of(source: dict[str, Any]) -> list[str]:
+def _made_of(source: dict[str, Any]) -> Iterator[str]:
     """What made a text set, a line each."""
     from onceclip.pipeline.prompts import class_phrases
 
     templates, file, waffle = source.get("templates", []), source.get("file"), source.get("waffle")
-    found = [f"templates: {', '.join(map(repr, templates[:_TEMPLATES]))}"
-             + (f" and {len(templates) - _TEMPLATES} more" if len(templates) > _TEMPLATES else "")] if templates else []
+    if templates:
+        more = f" and {len(templates) - _TEMPLATES} more" if len(templates) > _TEMPLATES else ""
+        yield f"    templates: {', '.join(map(repr, templates[:_TEMPLATES]))}{more}"
     if waffle:
-        found.append(f"of these {waffle['pairs']} pairs of random words and characters, seed {waffle['seed']}")
+        yield f"    of these {waffle['pairs']} pairs of random words and characters, seed {waffle['seed']}"
     if file:
-        found.append(f"file: {file['name']}, {file['form']}, digest {file['digest']}"
-                     + (f", {file['repeated']} repeated sentences left out" if file["repeated"] else ""))
+        repeated = f", {file['repeated']} repeated sentences left out" if file["repeated"] else ""
+        yield f"    file: {file['name']}, {file['form']}, digest {file['digest']}{repeated}"
     renamed = {name: phrase for name, phrase in source.get("phrases", {}).items()
                if phrase != class_phrases([name])[name]}
     if renamed:
         shown = ", ".join(f"{name!r} as {phrase!r}" for name, phrase in list(renamed.items())[:_TEMPLATES])
         more = " ..." if len(renamed) > _TEMPLATES else ""
-        found.append(f"{counted(len(renamed), 'class', 'classes')} by other names: {shown}{more}")
+        yield f"    {counted(len(renamed), 'class', 'classes')} by other names: {shown}{more}"
     if source.get("truncated"):
-        found.append(f"{source['truncated']} prompts were cut to the encoder's context")
-    return found
-
-
-def _adapter_text(text: dict[str, Any] | None) -> list[str]:
-    if not text:
-        return []
-    rule = f", class weights {text['class_weights']}" if "class_weights" in text else ""
-    return [f"  text             {text['name']!r}{rule}", *(f"    {line}" for line in _made_of(text))]
+        yield f"    {source['truncated']} prompts were cut to the encoder's context"
 
 
 def _beside(embedding: dict[str, Any]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.inference import PRIORS, SEEN
-from onceclip.pipeline.commands.options import json_option, show
+from onceclip.pipeline.commands.options import aligned, json_option, show
+
+Values = Mapping[str, Any]
 
 
 @click.command()
@@ -32,104 +34,86 @@ def methods(name: str | None, as_json: bool) -> None:
 
 def method_lines(values: dict[str, Any]) -> list[str]:
     """All methods and strategies, or one, for people to read."""
-    if "methods" in values:
-        return [*_list(values["methods"]), "", *_strategies(values["inferences"]), "",
-                *_sources(values["supports"]), "", *_averages(values["averages"]), "",
-                "`onceclip methods NAME` shows equation, hyperparameters, presets and source."]
-    kind = next((kind for key, kind in _PAGES.items() if key in values), _one)
-    return kind(values)
+    if "methods" not in values:
+        # Each kind by what only its values have.
+        page = next((page for key, page in {"sees": _strategy, "from_bank": _source, "rule": _average}.items()
+                     if key in values), _method)
+        return list(page(values))
+    tables: list[list[tuple[str, ...]]] = [
+        [("method", "family", "cost", "new classes", "what it is"), *(
+            (each["name"], each["family"], each["cost"], "yes" if each["transfers"] else "no",
+             each["summary"] + (f" (needs {re.split('[;,(]', each['needs'])[0].strip()})" if each["needs"] else ""))
+            for each in values["methods"])],
+        [("inference", "sees", "assumes", "fitted on", "leaves an adapter", "what it is (evaluate, predict and sweep "
+          "--inference NAME)"), *(
+            (each["name"], each["sees"], f"{each['prior']} prior" if each["prior"] != "none" else "-",
+             each["fitted_on"], "yes" if each["leaves_classifier"] else "no", each["summary"])
+            for each in values["inferences"])],
+        [("support", "from", "what it is (fit and sweep --support NAME:K)"), *(
+            (each["name"], "a bank" if each["from_bank"] else "training images", each["summary"])
+            for each in values["supports"])],
+        [("average", "what it is (fit --method, sweep --methods; NAME/A for a method of the encoder that --join "
+          "NAME=STORE joins)"), *((each["name"], each["summary"]) for each in values["averages"])]]
+    return [*(line for table in tables for line in (*aligned(table, left=len(table[0])), "")),
+            "`onceclip methods NAME` shows equation, hyperparameters, presets and source."]
 
 
-def _list(methods: list[dict[str, Any]]) -> list[str]:
-    rows = [("method", "family", "cost", "new classes", "what it is"),
-            *((each["name"], each["family"], each["cost"], "yes" if each["transfers"] else "no",
-               each["summary"] + (f" (needs {_short(each['needs'])})" if each["needs"] else "")) for each in methods)]
-    return _columns(rows)
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-            for row in rows]
-
-
-def _strategies(strategies: list[dict[str, Any]]) -> list[str]:
-    return _columns([("inference", "sees", "assumes", "fitted on", "leaves an adapter", "what it is (evaluate, predict "
-                      "and sweep --inference NAME)"),
-                     *((each["name"], each["sees"], f"{each['prior']} prior" if each["prior"] != "none" else "-",
-                        each["fitted_on"], "yes" if each["leaves_classifier"] else "no", each["summary"])
-                       for each in strategies)])
-
-
-def _sources(sources: list[dict[str, Any]]) -> list[str]:
-    return _columns([("support", "from", "what it is (fit and sweep --support NAME:K)"),
-                     *((each["name"], "a bank" if each["from_bank"] else "training images",
-                        each["summary"]) for each in sources)])
-
-
-def _averages(averages: list[dict[str, Any]]) -> list[str]:
-    return _columns([("average", "what it is (fit --method, sweep --methods; NAME/A for a method of the encoder that "
-                      "--join NAME=STORE joins)"), *((each["name"], each["summary"]) for each in averages)])
-
-
-def _source(values: dict[str, Any]) -> list[str]:
-    where = ("images of a bank (--bank STORE)" if values["from_bank"] else
-             "training images, labels unread, or those of a --bank")
-    return [f"{values['name']}: {values['summary']}", "", f"Source: {values['source']}",
-            f"Takes support rows from {where}{', by their captions' if values['needs'] == 'caption' else ''}: "
-            f"--support {values['name']}:K, or {values['name']}:K,NAME=VALUE.",
-            *_settings(values["hyperparameters"], f"--support {values['name']}:K,")]
-
-
-def _average(values: dict[str, Any]) -> list[str]:
-    example = values["name"].replace("A+B", "gda+lp++")
-    return [f"{values['name']}: {values['summary']}", "",
-            *([f"Members: {', '.join(values['members'])}"] if "members" in values else []),
-            "Each has hyperparameters that validation images choose, or its defaults where there are none. NAME/METHOD "
-            "is of the encoder of --join NAME=STORE.",
-            f"Write: fit STORE --method {example}, sweep STORE --methods {example},..."]
-
-
-def _strategy(values: dict[str, Any]) -> list[str]:
-    return [f"{values['name']}: {values['summary']}", "", f"  {values['equation']}", "", f"Source: {values['source']}",
-            f"Inference: sees {SEEN[values['sees']]}; assumes {PRIORS[values['prior']]}; fits "
-            + ("nothing." if values["fitted_on"] == "nothing" else f"on {values['fitted_on']} images without labels."),
-            ("Transductive: an image's class depends on the others" if values["transductive"] else
-             "Inductive: every image is read by itself") + " (with the hyperparameters at their defaults).",
-            "Leaves an adapter behind (evaluate --save)." if values["leaves_classifier"] else
-            "Leaves no adapter behind.", *_settings(values["hyperparameters"], "--inference-set")]
-
-
-def _settings(hyperparameters: dict[str, dict[str, Any]], option: str) -> list[str]:
-    if not hyperparameters:
-        return []
-    width = max(map(len, hyperparameters))
-    return ["", f"Hyperparameters ({option} NAME=VALUE):",
-            *(f"  {name.ljust(width)}  {_number(setting['default'])}  {setting['meaning']}{_tried(setting)}"
-              for name, setting in hyperparameters.items())]
-
-
-def _short(needs: str) -> str:
-    return re.split(r"[;,(]", needs)[0].strip()
-
-
-def _one(values: dict[str, Any]) -> list[str]:
+def _method(values: Values) -> Iterator[str]:
     tried = values["trainings_of_val"]
     unit = "trainings" if values["trained"] else "settings"
-    result = [f"{values['name']}: {values['summary']}", "", f"  {values['equation']}", "",
-              f"Source: {values['source']}",
-              f"Family: {values['family']}. Fit: {values['cost']}"
-              + (f"; {tried} {unit} with --select val." if tried > 1 else "."),
-              "Serves other classes, too." if values["transfers"] else "Serves the classes that it was fitted on."]
+    yield from (f"{values['name']}: {values['summary']}", "", f"  {values['equation']}", "",
+                f"Source: {values['source']}")
+    yield (f"Family: {values['family']}. Fit: {values['cost']}"
+           + (f"; {tried} {unit} with --select val." if tried > 1 else "."))
+    yield "Serves other classes, too." if values["transfers"] else "Serves the classes that it was fitted on."
     if values["needs"]:
-        result.append(f"Needs: {values['needs']}.")
-    result += _settings(values["hyperparameters"], "--set")
+        yield f"Needs: {values['needs']}."
+    yield from _settings(values["hyperparameters"], "--set")
     if values["presets"]:
-        result += ["", "Presets (--set preset=NAME):"]
+        yield from ("", "Presets (--set preset=NAME):")
         width = max(map(len, values["presets"]))
-        result += [f"  {name.ljust(width)}  {', '.join(f'{key}={_number(value)}' for key, value in preset.items())}"
-                   for name, preset in values["presets"].items()]
-    return result
+        for name, preset in values["presets"].items():
+            yield f"  {name.ljust(width)}  {', '.join(f'{key}={_number(value)}' for key, value in preset.items())}"
+
+
+def _strategy(values: Values) -> Iterator[str]:
+    yield from (f"{values['name']}: {values['summary']}", "", f"  {values['equation']}", "",
+                f"Source: {values['source']}")
+    yield (f"Inference: sees {SEEN[values['sees']]}; assumes {PRIORS[values['prior']]}; fits "
+           + ("nothing." if values["fitted_on"] == "nothing" else f"on {values['fitted_on']} images without labels."))
+    yield ("Transductive: an image's class depends on the others" if values["transductive"] else
+           "Inductive: every image is read by itself") + " (with the hyperparameters at their defaults)."
+    yield ("Leaves an adapter behind (evaluate --save)." if values["leaves_classifier"] else
+           "Leaves no adapter behind.")
+    yield from _settings(values["hyperparameters"], "--inference-set")
+
+
+def _source(values: Values) -> Iterator[str]:
+    name = values["name"]
+    where = ("images of a bank (--bank STORE)" if values["from_bank"] else
+             "training images, labels unread, or those of a --bank")
+    yield from (f"{name}: {values['summary']}", "", f"Source: {values['source']}")
+    yield (f"Takes support rows from {where}{', by their captions' if values['needs'] == 'caption' else ''}: "
+           f"--support {name}:K, or {name}:K,NAME=VALUE.")
+    yield from _settings(values["hyperparameters"], f"--support {name}:K,")
+
+
+def _average(values: Values) -> Iterator[str]:
+    example = values["name"].replace("A+B", "gda+lp++")
+    yield from (f"{values['name']}: {values['summary']}", "")
+    if "members" in values:
+        yield f"Members: {', '.join(values['members'])}"
+    yield ("Each has hyperparameters that validation images choose, or its defaults where there are none. NAME/METHOD "
+           "is of the encoder of --join NAME=STORE.")
+    yield f"Write: fit STORE --method {example}, sweep STORE --methods {example},..."
+
+
+def _settings(hyperparameters: dict[str, dict[str, Any]], option: str) -> Iterator[str]:
+    if hyperparameters:
+        width = max(map(len, hyperparameters))
+        yield from ("", f"Hyperparameters ({option} NAME=VALUE):")
+        for name, setting in hyperparameters.items():
+            yield f"  {name.ljust(width)}  {_number(setting['default'])}  {setting['meaning']}{_tried(setting)}"
 
 
 def _tried(setting: dict[str, Any]) -> str:
@@ -143,6 +127,3 @@ def _tried(setting: dict[str, Any]) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-_PAGES = {"sees": _strategy, "from_bank": _source, "rule": _average}  # by what only such values have

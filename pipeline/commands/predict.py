@@ -1,4 +1,4 @@
-"""`onceclip predict`: labels for images from a saved adapter."""
+"""`onceclip predict`: labels for images."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import sys
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from onceclip.pipeline.commands.inference import inference_option
 from onceclip.pipeline.commands.options import (
-    LocalPath,
     encoder_options,
-    encoder_spec,
+    gathered,
     import_option,
     join_option,
     json_option,
-    names_in,
+    require_there,
     say_at_once,
     show,
 )
+from onceclip.pipeline.commands.parameter_types import LocalPath, Names
 from onceclip.pipeline.words import counted
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import EncoderSpec
 
 
 @click.command()
@@ -30,7 +33,7 @@ from onceclip.pipeline.words import counted
 @click.argument("inputs", nargs=-1, metavar="(IMAGES... | FOLDER | SOURCE | STORE)")
 @click.option("--zero-shot", is_flag=True, help="Label by the names of classes alone, without an adapter: give --names "
               "and --model, or of a STORE --names or --text.")
-@click.option("--names", metavar="A,B,...", help="Of --zero-shot: the classes.")
+@click.option("--names", type=Names(), metavar="A,B,...", help="Of --zero-shot: the classes.")
 @click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="Of --zero-shot: sentences about a "
               "class, as of `onceclip text` (repeatable).  [default: \"a photo of a {}.\"]")
 @click.option("--text", metavar="NAME", help="Of --zero-shot: a text set of the STORE in place of --names.")
@@ -46,9 +49,11 @@ from onceclip.pipeline.words import counted
               help="Write the answers to a .csv, .jsonl or .parquet file instead.")
 @click.option("--logits", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.npy",
               help="Also write all logits, a row per image in the order of the answers.")
-@click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to.")
-@click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos.")
-@click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread.")
+@gathered(
+    "sources",
+    click.option("--root", metavar="DIR|URL", help="What the paths of a manifest or list are relative to."),
+    click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos."),
+    click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread."))
 @inference_option("Read the images by a strategy, such as mta; `onceclip methods` lists them.")
 @click.option("--views", type=click.IntRange(2), metavar="N", help="Views that are made of each image for it.  "
               "[default: as those that the adapter's store has, else 64]")
@@ -56,12 +61,10 @@ from onceclip.pipeline.words import counted
 @join_option
 @import_option
 @json_option
-def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: str | None,
-            templates: tuple[str, ...], text: str | None, split: str | None, top_k: int, min_probability: float,
-            coverage: float | None, set_kind: str, out: Path | None, logits: Path | None, root: str | None,
-            every: int | None, frames: int | None, inference: str | None, inference_values: dict[str, str],
-            views: int | None, model: str | None, pretrained: str | None, preprocess: str | None, device: str,
-            join: tuple[str, ...], modules: tuple[str, ...], as_json: bool) -> None:
+def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names: list[str] | None,
+            templates: tuple[str, ...], text: str | None, top_k: int, out: Path | None, logits: Path | None,
+            sources: dict[str, Any], encoder: EncoderSpec | None, device: str, modules: tuple[str, ...], as_json: bool,
+            **how: Any) -> None:
     """Label images, folders or a store with a saved adapter.
 
     Prints a line per image, separated by tabs: name, "ok", class and probability; or name, "unsure" or "bad", and the
@@ -86,62 +89,55 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     if not adapter or not inputs:
         raise click.UsageError(f"give {'' if adapter else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
                                "images, a folder, a source or a store")
-    say_at_once(f"loading {model or ('the encoder' if zero_shot else adapter)} ...")
+    require_there([None if zero_shot else adapter])
+    say_at_once(f"loading {encoder.model if encoder else 'the encoder' if zero_shot else adapter} ...")
     from tqdm import tqdm
 
-    from onceclip.adapters import set_rule
-    from onceclip.pipeline.api.adapters import zero_shot_of
-    from onceclip.pipeline.api.arguments import inference_of, loaded, require_alone
+    from onceclip.pipeline.api.arguments import loaded
+    from onceclip.pipeline.api.predictions import stream, zero_shot_of
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
-    from onceclip.pipeline.prediction.predict import answers, with_sets
     from onceclip.pipeline.sources import SourceOptions
 
     if out and out.suffix.lower() not in FORMATS:
         raise click.BadParameter(f"{out} does not end in {', '.join(FORMATS)}", param_hint="--out")
-    encoder: Any = encoder_spec(model, pretrained, preprocess, device) if model else None
+    found: Any = encoder
     if zero_shot:
-        classifier, encoder = zero_shot_of(inputs, names_in(names) if names else [], templates, text, encoder, device)
+        classifier, found = zero_shot_of(inputs, names or [], templates, text, encoder, device)
     else:
         classifier = loaded(adapter, modules)
     top_k = min(top_k, len(classifier.class_names))
-    if inference is None and inference_values:
-        raise click.UsageError("--inference-set is for a strategy: add --inference NAME")
-    strategy = None if inference is None else inference_of(inference, inference_values)
-    asked = answers(classifier, inputs, split, top_k, min_probability, SourceOptions(root, every, frames), encoder,
-                    device, strategy, views, join)
-    count, predictions = asked.count, asked.predictions
-    if coverage is not None:
-        require_alone(strategy)
-        predictions = with_sets(predictions, classifier, set_rule(classifier, coverage, set_kind))
+    asked = stream(classifier, inputs, SourceOptions(**sources), found, top_k=top_k, device=device, **how)
     for remark in asked.remarks:
         click.echo(f"Note: {remark}", err=True)
     with ExitStack() as files:
-        adders = [files.enter_context(prediction_file(out, top_k, coverage is not None))] if out else []
+        adders = [files.enter_context(prediction_file(out, top_k, how["coverage"] is not None))] if out else []
         if logits:
-            adders.append(files.enter_context(logits_file(logits, count, len(classifier.class_names))))
+            adders.append(files.enter_context(logits_file(logits, asked.count, len(classifier.class_names))))
         shown = sys.stdout.isatty() and not (out or as_json)
-        passing = Passing(tqdm(predictions, "predict", count, unit="image", delay=1, leave=False,
+        passing = Passing(tqdm(asked.predictions, "predict", asked.count, unit="image", delay=1, leave=False,
                                disable=shown or None), adders)
+        made_by = {"adapter": None if zero_shot else str(adapter)}
         if out:
             deque(passing, maxlen=0)
         elif as_json:
-            for part in json_text({"adapter": None if zero_shot else str(adapter)}, passing):
+            for part in json_text(made_by, passing):
                 click.echo(part, nl=False)
             click.echo()
         else:
             for answer in passing:
                 click.echo(as_line(answer))
-    found = passing.counts()
-    interrupted = found.get("interrupted", 0)
+    counts = passing.counts()
+    interrupted = counts.get("interrupted", 0)
     if out:
-        show(as_json, {"adapter": None if zero_shot else str(adapter), "out": str(out), **found}, lambda: [
-            f"{out}: {found['n']:,} images, {found['unsure']:,} unsure, {found['bad']:,} bad"
+        show(as_json, {**made_by, "out": str(out), **counts}, lambda: [
+            f"{out}: {counts['n']:,} images, {counts['unsure']:,} unsure, {counts['bad']:,} bad"
             + (f", {interrupted:,} interrupted" if interrupted else "")])
-    if not count:
-        raise click.ClickException(f"{inputs[0]} has no images{f' in its {split} split' if split else ''}")
+    if not asked.count:
+        split = f" in its {how['split']} split" if how["split"] else ""
+        raise click.ClickException(f"{inputs[0]} has no images{split}")
     if interrupted:
         raise click.ClickException(f"{counted(interrupted, 'image')} could not be read or decoded for reasons of this "
                                    "machine, which says nothing of them: see that there is memory enough and that the "
                                    "storage answers, then run the same command again")
-    if count == found["bad"]:
-        raise click.ClickException(f"none of the {count} images could be read")
+    if asked.count == counts["bad"]:
+        raise click.ClickException(f"none of the {asked.count} images could be read")

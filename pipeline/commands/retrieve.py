@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from onceclip.pipeline.commands.options import (
-    LocalPath,
+    aligned,
     encoder_options,
-    encoder_spec,
     json_option,
     one_way,
     percentage,
+    require_there,
     show,
 )
+from onceclip.pipeline.commands.parameter_types import LocalPath
 from onceclip.pipeline.words import counted, few_words, percent
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import EncoderSpec
+    from onceclip.pipeline.retrieval.search import Pair
 
 _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank", "mean_rank": "mean rank",
             "map": "mAP", "ndcg": "nDCG"}
@@ -29,9 +35,9 @@ _WAYS = {CAPTIONS: "scoring captions", "search": "--query and --image", "duplica
          "answers": "--answers"}
 # Options that not all of them take.
 _TAKEN_BY = {
-    **dict.fromkeys(("text", "rerank", "phrases", "normalize", "bank", "negatives", "save", "maps"), (CAPTIONS,)),
+    **dict.fromkeys(("text", "rerank", "phrases", "normalize", "bank", "negatives", "save"), (CAPTIONS,)),
     **dict.fromkeys(("train", "seed", "epochs", "learning_rate"), (CAPTIONS, "answers")),
-    **dict.fromkeys(("pooling", "page", "images"), (CAPTIONS, "search")),
+    **dict.fromkeys(("pooling", "page", "images", "maps"), (CAPTIONS, "search")),
     **dict.fromkeys(("top", "by"), ("search", "duplicates")),
     "out": (CAPTIONS, "duplicates", "answers"),
 }
@@ -77,8 +83,8 @@ _TAKEN_BY = {
               "[default: 0.0001]")
 @click.option("--save", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER", help="Of --train: save "
               "what was trained.")
-@click.option("--map", "maps", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER", help="Score with "
-              "what --save saved, on this or another store of the same encoder.")
+@click.option("--map", "maps", type=LocalPath(path_type=Path, file_okay=False), metavar="FOLDER", help="Score or "
+              "search with what --save saved, on this or another store of the same encoder.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE", help="Write the result row as "
               "JSON; of --duplicates, all pairs as CSV.")
 @click.option("--page", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.html", help="Write a page with "
@@ -87,12 +93,9 @@ _TAKEN_BY = {
               "path without .zarr, if there]")
 @encoder_options(required=False)
 @json_option
-def retrieve(store: str, text: str, query: str | None, image: str | None, duplicates: float | None,
-             answers: Path | None, top: int, by: str | None, split: str | None, pooling: str, rerank: str | None,
-             phrases: Path | None, normalize: str | None, bank: str | None, train: str | None, negatives: str | None,
-             seed: int, epochs: int | None, learning_rate: float | None, save: Path | None, maps: Path | None,
-             out: Path | None, page: Path | None, images: str | None, model: str | None, pretrained: str | None,
-             preprocess: str | None, device: str, as_json: bool) -> None:
+def retrieve(store: str, query: str | None, image: str | None, duplicates: float | None, answers: Path | None,
+             top: int, by: str | None, split: str | None, out: Path | None, page: Path | None, train: str | None,
+             encoder: EncoderSpec | None, device: str, as_json: bool, **asked: Any) -> None:
     """Find images or videos by a text or an image; score captions.
 
     Without --query, --image or --duplicates, every caption of --text ranks all captioned items of the split, and every
@@ -105,39 +108,39 @@ def retrieve(store: str, text: str, query: str | None, image: str | None, duplic
         onceclip retrieve pets.zarr --query "a sleeping cat" --top 10
         onceclip retrieve pets.zarr --duplicates 0.98 --out pairs.csv
     """
-    from onceclip.pipeline.api import retrieval
-
     one_way(query=query, image=image, duplicates=duplicates, answers=answers)
     way = ("answers" if answers is not None else "duplicates" if duplicates is not None else
            CAPTIONS if query is None and image is None else "search")
     _require_taken(way, trained=train is not None, page=page is not None)
-    encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
-    if answers is not None:
-        if train not in (None, "tem-adapter"):
-            raise click.UsageError(f"--train {train} is not for --answers: there is tem-adapter")
-        with percentage("retrieve") as progress:
-            row = retrieval.answers(store, answers, split=None if split == "all" else split, train=train is not None,
-                                    seed=seed, epochs=epochs, learning_rate=learning_rate, out=out, encoder=encoder,
-                                    device=device, progress=progress)
-        show(as_json, row, lambda: answer_lines(row))
-        return
-    part = None if split == "all" and way != CAPTIONS else split
+    if answers is not None and train not in (None, "tem-adapter"):
+        raise click.UsageError(f"--train {train} is not for --answers: there is tem-adapter")
+    require_there(stores=[store])
+    from onceclip.pipeline.api import retrieval
+
+    part = None if split == "all" else split
+    lines: Iterable[str]
     with percentage("retrieve") as progress:
-        if duplicates is not None:
-            _list_pairs(retrieval.duplicates(store, duplicates, by=by or "key", split=part, out=out, progress=progress),
-                        store, top, out, as_json)
+        of_encoder: dict[str, Any] = {"encoder": encoder, "device": device, "progress": progress}
+        if answers is not None:
+            of_training = {name: asked[name] for name in ("seed", "epochs", "learning_rate")}
+            values = retrieval.answers(store, answers, split=part, train=train is not None, out=out, **of_training,
+                                       **of_encoder)
+            lines = answer_lines(values)
+        elif duplicates is not None:
+            pairs = retrieval.duplicates(store, duplicates, by=by or "key", split=part, out=out, progress=progress)
+            values = {"store": store, "out": str(out) if out else None, **_nearest(pairs, top)}
+            lines = pair_lines(values)
         elif way == "search":
-            hits = retrieval.search(store, query, image=image, top=top, by=by or "key", split=part, pooling=pooling,
-                                    page=page, images=images, encoder=encoder, device=device, progress=progress)
+            of_search = {name: asked[name] for name in ("pooling", "images", "maps")}
+            hits = retrieval.search(store, query, image=image, top=top, by=by or "key", split=part, page=page,
+                                    **of_search, **of_encoder)
             values = {"store": store, "query": query, "image": image, "page": str(page) if page else None,
                       "hits": [{"name": hit.name, "score": hit.score} for hit in hits]}
-            show(as_json, values, lambda: [f"{hit.score:.4f}\t{hit.name}" for hit in hits])
+            lines = (f"{hit.score:.4f}\t{hit.name}" for hit in hits)
         else:
-            row = retrieval.retrieve(store, text, split=split, pooling=pooling, rerank=rerank, normalize=normalize,
-                                     bank=bank, train=train, negatives=negatives, seed=seed, epochs=epochs,
-                                     learning_rate=learning_rate, phrases=phrases, save=save, maps=maps, out=out,
-                                     page=page, images=images, encoder=encoder, device=device, progress=progress)
-            show(as_json, row, lambda: retrieval_lines(row, page))
+            values = retrieval.retrieve(store, split=split, train=train, out=out, page=page, **asked, **of_encoder)
+            lines = retrieval_lines(values, page)
+    show(as_json, values, lambda: lines)
 
 
 def _require_taken(way: str, trained: bool, page: bool) -> None:
@@ -157,51 +160,45 @@ def _require_taken(way: str, trained: bool, page: bool) -> None:
             raise click.UsageError("--images is where a page has its pictures from: add --page FILE.html")
 
 
-def retrieval_lines(row: Mapping[str, Any], page: Path | None = None) -> list[str]:
+def retrieval_lines(row: Mapping[str, Any], page: Path | None = None) -> Iterator[str]:
     """What captions and items reached, as a table."""
-    sizes = row["captions_per_item"]
+    sizes, trained = row["captions_per_item"], row.get("trained")
     what = "images" if row["by"] == "key" else f"groups of {row['rows']:,} rows"
-    made = ", ".join([f"pooling {row['pooling']}", *([f"re-ranked by {row['rerank']}"] if row["rerank"] else []),
-                      *([f"trained by {row['trained']['recipe']} (epoch {row['trained']['epoch']} of "
-                         f"{row['trained']['epochs']}, chosen by {row['trained']['chosen_by']})"]
-                        if "trained" in row else []),
-                      *([f"normalized by {row['normalize']} (transductive)"] if row["normalize"] else [])])
-    head = ["", "queries", *_FIGURES.values()]
-    lines = [head, *([title, f"{row[name]['queries']:,}", *(_figure(figure, row[name][figure]) for figure in _FIGURES)]
-                     for name, title in (("text_to_item", "text to item"), ("item_to_text", "item to text")))]
-    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    low, high = (percent(each) for each in row["text_to_item"]["r1_interval"])
-    back_low, back_high = (percent(each) for each in row["item_to_text"]["r1_interval"])
-    return [
-        f"{row['store']}, {row['split']} split, text {row['text']!r}: {counted(row['captions'], 'caption')} of "
-        f"{row['items']:,} {what} ({sizes['least']} to {sizes['most']} each); {made}",
-        *("  ".join(cell.rjust(size) if number else cell.ljust(size)
-                    for number, (cell, size) in enumerate(zip(line, width, strict=True))) for line in lines),
-        f"R@1, 95 % interval over items: {low} to {high}; item to text {back_low} to {back_high}"
-        f"{few_words(row['items'])}",
-        *(f"left out: {number:,} {which}" for which, number in row["left_out"].items()),
-        *([f"{page}: best and worst queries, {counted(row['pictures'], 'picture')}"] if page else
-          [f"Next: onceclip retrieve {quote(row['store'])} --text {quote(row['text'])} --page queries.html"]),
-    ]
+    made = f"pooling {row['pooling']}"
+    if row["rerank"]:
+        made += f", re-ranked by {row['rerank']}"
+    if trained:
+        made += (f", trained by {trained['recipe']} (epoch {trained['epoch']} of {trained['epochs']}, chosen by "
+                 f"{trained['chosen_by']})")
+    if row["normalize"]:
+        made += f", normalized by {row['normalize']} (transductive)"
+    yield (f"{row['store']}, {row['split']} split, text {row['text']!r}: {counted(row['captions'], 'caption')} of "
+           f"{row['items']:,} {what} ({sizes['least']} to {sizes['most']} each); {made}")
+    directions = {"text to item": row["text_to_item"], "item to text": row["item_to_text"]}
+    yield from aligned([["", "queries", *_FIGURES.values()], *(
+        [title, f"{found['queries']:,}", *(f"{found[name]:,.1f}" if name.endswith("rank") else percent(found[name])
+                                           for name in _FIGURES)] for title, found in directions.items())])
+    (low, high), (back_low, back_high) = (map(percent, found["r1_interval"]) for found in directions.values())
+    yield (f"R@1, 95 % interval over items: {low} to {high}; item to text {back_low} to {back_high}"
+           f"{few_words(row['items'])}")
+    yield from (f"left out: {number:,} {which}" for which, number in row["left_out"].items())
+    yield (f"{page}: best and worst queries, {counted(row['pictures'], 'picture')}" if page else
+           f"Next: onceclip retrieve {quote(row['store'])} --text {quote(row['text'])} --page queries.html")
 
 
-def answer_lines(row: Mapping[str, Any]) -> list[str]:
+def answer_lines(row: Mapping[str, Any]) -> Iterator[str]:
     """How often the right answer scored highest."""
     low, high = (percent(each) for each in row["accuracy_interval"])
-    return [f"{row['store']}, {row['split']} split: {counted(row['questions'], 'question')} about "
-            f"{counted(row['items'], 'item')}" + (", trained by tem-adapter" if "trained" in row else ""),
-            f"accuracy {percent(row['accuracy'])} (95 % interval over items {low} to {high}), chance "
-            f"{percent(row['chance'])}{few_words(row['items'])}"]
+    yield (f"{row['store']}, {row['split']} split: {counted(row['questions'], 'question')} about "
+           f"{counted(row['items'], 'item')}{', trained by tem-adapter' if 'trained' in row else ''}")
+    yield (f"accuracy {percent(row['accuracy'])} (95 % interval over items {low} to {high}), chance "
+           f"{percent(row['chance'])}{few_words(row['items'])}")
 
 
-def _figure(name: str, value: float) -> str:
-    return f"{value:,.1f}" if name.endswith("rank") else percent(value)
-
-
-def _list_pairs(pairs: Any, store: str, top: int, out: Path | None, as_json: bool) -> None:
-    """Go through all pairs, count them, and print the nearest."""
+def _nearest(pairs: Iterable[Pair], top: int) -> dict[str, Any]:
+    """Go through all pairs, count them, and keep the nearest."""
     number = same = 0
-    nearest: list[tuple[float, int, Any]] = []
+    nearest: list[tuple[float, int, Pair]] = []
     for pair in pairs:
         number, same = number + 1, same + pair.same
         entry = (pair.score, -number, pair)
@@ -209,11 +206,15 @@ def _list_pairs(pairs: Any, store: str, top: int, out: Path | None, as_json: boo
             heapq.heappush(nearest, entry)
         else:
             heapq.heappushpop(nearest, entry)
-    found = [pair for _, _, pair in sorted(nearest, reverse=True)]
-    values = {"store": store, "pairs": number, "same_file": same, "out": str(out) if out else None,
-              "nearest": [{"first": each.first, "second": each.second, "score": each.score, "same": each.same}
-                          for each in found]}
-    more = f"; the nearest {len(found):,}" if number > len(found) else ""
-    show(as_json, values, lambda: [
-        f"{store}: {counted(number, 'pair')}, {same:,} of equal files{more}{f'; all in {out}' if out else ''}",
-        *(f"{each.score:.4f}\t{each.first}\t{each.second}{'  (equal files)' if each.same else ''}" for each in found)])
+    return {"pairs": number, "same_file": same,
+            "nearest": [asdict(pair) for _, _, pair in sorted(nearest, reverse=True)]}
+
+
+def pair_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """How many pairs there are, and the nearest."""
+    out, nearest = found["out"], found["nearest"]
+    more = f"; the nearest {len(nearest):,}" if found["pairs"] > len(nearest) else ""
+    yield (f"{found['store']}: {counted(found['pairs'], 'pair')}, {found['same_file']:,} of equal files{more}"
+           f"{f'; all in {out}' if out else ''}")
+    yield from (f"{each['score']:.4f}\t{each['first']}\t{each['second']}{'  (equal files)' if each['same'] else ''}"
+                for each in nearest)

@@ -8,16 +8,16 @@ from typing import Any
 import click
 
 from onceclip.pipeline.commands.options import (
-    LocalPath,
     encoder_options,
-    encoder_spec,
     import_option,
     join_option,
     json_option,
     percentage,
+    require_there,
     say_at_once,
     show,
 )
+from onceclip.pipeline.commands.parameter_types import LocalPath
 from onceclip.pipeline.words import counted
 
 
@@ -39,10 +39,8 @@ from onceclip.pipeline.words import counted
 @join_option
 @import_option
 @json_option
-def suggest(adapter: str, inputs: tuple[str, ...], label_next: int | None, label_errors: bool, most: int,
-            out: Path | None, page: Path | None, images: str | None, model: str | None, pretrained: str | None,
-            preprocess: str | None, device: str, join: tuple[str, ...], modules: tuple[str, ...],
-            as_json: bool) -> None:
+def suggest(adapter: str, inputs: tuple[str, ...], label_errors: bool, out: Path | None, page: Path | None,
+            as_json: bool, **asked: Any) -> None:
     """Name images to label next, and labels that look wrong.
 
     Prints a line per image, separated by tabs: name, the class that it likely is and its probability, then the next
@@ -53,14 +51,12 @@ def suggest(adapter: str, inputs: tuple[str, ...], label_next: int | None, label
         onceclip suggest pets-adapter new-photos/ --label-next 50 --page next.html
         onceclip suggest pets-adapter pets.zarr --label-errors --out wrong.csv --page wrong.html
     """
+    require_there([adapter])
     say_at_once(f"loading {adapter} ...")
-    from onceclip.pipeline.api.suggestions import suggest as run
+    from onceclip.pipeline.api.predictions import suggest as run
 
-    encoder = encoder_spec(model, pretrained, preprocess, device) if model else None
     with percentage("suggest") as progress:
-        found = run(adapter, inputs, label_next=label_next, label_errors=label_errors, most=most, out=out, page=page,
-                    images=images, encoder=encoder, device=device, modules=modules, join=join,
-                    progress=progress)
+        found = run(adapter, inputs, label_errors=label_errors, out=out, page=page, progress=progress, **asked)
     what = counted(len(found), "label to check", "labels to check") if label_errors else counted(
         len(found), "image to label next", "images to label next")
     show(as_json, {"adapter": str(adapter), "images": found},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,25 +11,23 @@ import click
 from click.core import ParameterSource
 
 from onceclip.pipeline.commands.configuration import complete_methods
-from onceclip.pipeline.commands.draw_options import draw_options
 from onceclip.pipeline.commands.inference import inference_options
 from onceclip.pipeline.commands.options import (
-    LocalPath,
-    Numbers,
-    ShotList,
     compile_option,
     coverage_option,
+    draw_options,
     join_option,
     json_option,
-    names_in,
     one_way,
     part_option,
+    require_there,
     scheduler_option,
     show,
     support_options,
     training_device_option,
     workers_of,
 )
+from onceclip.pipeline.commands.parameter_types import LocalPath, Names, Numbers, ShotList, names_in, pair_in
 from onceclip.pipeline.words import counted
 
 if TYPE_CHECKING:
@@ -38,12 +36,10 @@ if TYPE_CHECKING:
     from onceclip.pipeline.runs.sweep import Plan
     from onceclip.pipeline.workers import Part
 
-DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f,gda"
-
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
-@click.option("--methods", default=DEFAULT_METHODS, metavar="A,B,...", shell_complete=complete_methods,
+@click.option("--methods", type=Names(), metavar="A,B,...", shell_complete=complete_methods,
               help="Names, MODULE:CLASS for methods of your own, or all; A+B for an ensemble, RULE:A+B for one by a "
               "rule, NAME/A for a joined store's (`onceclip methods A+B` explains them).  [default: six of them]")
 @click.option("--shots", type=ShotList(), default="1,2,4,8,16", show_default=True,
@@ -53,8 +49,9 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 @click.option("--grid", "grids", multiple=True, metavar="NAME=V1,V2|own",
               help="A run for each value of a hyperparameter, METHOD.NAME=... for one method's; own: for each of the "
               "methods' search values (repeatable).")
-@click.option("--class-weights", default="unit-mean", show_default=True, metavar="A,B,...", help="How class "
-              "vectors are made of prompts, as of fit: unit-mean, raw-mean, score-mean; all runs with each.")
+@click.option("--class-weights", type=Names(), default="unit-mean", show_default=True, metavar="A,B,...",
+              help="How class vectors are made of prompts, as of fit: unit-mean, raw-mean, score-mean; all runs with "
+              "each.")
 @click.option("--classes", type=click.Choice(["all", "base"]), default="all", show_default=True,
               help="base: fit the first half of the classes alone; tables of base and new classes and of their "
               "harmonic mean.")
@@ -91,11 +88,11 @@ DEFAULT_METHODS = "zero-shot,linear-probe,clip-adapter,tip-adapter,tip-adapter-f
 @click.option("--out", type=LocalPath(path_type=Path, file_okay=False), required=True, metavar="FOLDER",
               help="Results folder; runs that have a row in it are not repeated.")
 @json_option
-def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds: list[int], grids: tuple[str, ...],
-          class_weights: str, select: str | None, support: str, bank: str, inference: str | None, compile: str,
-          device: str, local_workers: int, scheduler: str | None, part: Part | None, curves: bool,
-          keep_predictions: bool, coverage: float | None, logs: tuple[str, ...], retry_failed: bool, dry_run: bool,
-          out: Path, as_json: bool, **of_a_run: Any) -> None:
+def sweep(stores: tuple[str, ...], methods: list[str] | None, shots: list[int | None], seeds: list[int],
+          grids: tuple[str, ...], select: str | None, inference: str | None, compile: str, device: str,
+          local_workers: int, scheduler: str | None, part: Part | None, curves: bool, keep_predictions: bool,
+          coverage: float | None, logs: tuple[str, ...], retry_failed: bool, dry_run: bool, out: Path, as_json: bool,
+          **of_a_run: Any) -> None:
     """Make many runs: methods x numbers of shots x seeds.
 
     Each run appends a row to FOLDER/results.jsonl as it ends. Stop it whenever you like: the same command goes on with
@@ -107,11 +104,12 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     """
     one_way(scheduler=scheduler, local_workers=local_workers or None)
     one_way(scheduler=scheduler, part=part)
+    require_there(stores=stores)
     workforce = nullcontext() if dry_run else workers_of(scheduler, local_workers if local_workers > 1 else None,
-                                                    ("onceclip.pipeline.runs.sweep",))
+                                                         ("onceclip.pipeline.runs.sweep",))
     workers = click.get_current_context().with_resource(workforce)  # before this process imports what they import too
 
-    from onceclip.pipeline.api.runs import every_method, specs_of
+    from onceclip.pipeline.api.runs import SWEPT, every_method, specs_of
     from onceclip.pipeline.api.runs import sweep as run
     from onceclip.pipeline.runs.keep import Keep
     from onceclip.pipeline.runs.summary import as_values, tables
@@ -121,13 +119,13 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
 
     if scheduler is None:
         training_device(device)
-    names = every_method(bank) if methods == "all" else names_in(methods)
-    axes = [_axis(grid) for grid in grids if grid != OWN]
-    policy = select or ("fixed" if grids else None)
+    names = SWEPT if methods is None else every_method(of_a_run["bank"]) if methods == ["all"] else methods
+    axes = [pair_in(grid, "NAME=VALUE,VALUE,... or own", "--grid") for grid in grids if grid != OWN]
     given = click.get_current_context().get_parameter_source("shots") is not ParameterSource.DEFAULT
-    specs = specs_of(names, [0] if support and not given else shots, seeds, axes, OWN in grids, select=policy,
-                     validated=bool(grids), inference=names_in(inference or "none"), support=support, bank=bank,
-                     class_weights=names_in(class_weights), **of_a_run)
+    specs = specs_of(names, [0] if of_a_run["support"] and not given else shots, seeds,
+                     [(name, names_in(values)) for name, values in axes], OWN in grids,
+                     select=select or ("fixed" if grids else None), validated=bool(grids),
+                     inference=names_in(inference or "none"), **of_a_run)
     opened = [open_store(store) for store in stores]
     if dry_run:
         done = done_of(out, known(out), retry_failed, Keep(curves, keep_predictions, coverage))
@@ -146,26 +144,17 @@ def sweep(stores: tuple[str, ...], methods: str, shots: list[int | None], seeds:
     require_result(rows)
 
 
-def _axis(text: str) -> tuple[str, list[str]]:
-    name, mark, values = text.partition("=")
-    if not mark or not name or not values:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE,VALUE,... or own", param_hint="--grid")
-    return name.strip(), names_in(values)
-
-
-def plan_lines(plan: Plan) -> list[str]:
+def plan_lines(plan: Plan) -> Iterator[str]:
     """What the groups of a plan share, one line per method."""
     from onceclip.pipeline.runs.automatic import run_method
 
-    lines = []
     for name in dict.fromkeys(group.specs[0].method for group in plan.groups):
         groups = [group for group in plan.groups if group.specs[0].method == name]
         runs, method = sum(len(group.specs) for group in groups), run_method(name)
         how = ("prepared once and scored in one pass" if not method.trained else
                "drawn once, solved run by run and scored in one pass" if method.solver == "lbfgs" else
                "drawn once, trained in stacks where that is faster, and scored in one pass")
-        lines.append(f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; a group is {how}")
-    return lines
+        yield f"{name}: {counted(runs, 'run')} in {counted(len(groups), 'group')}; a group is {how}"
 
 
 def table_lines(table: Table) -> list[str]:
@@ -183,12 +172,10 @@ def table_lines(table: Table) -> list[str]:
         parts += ["", remark]
     if table.failed:
         parts += ["", "left out, for they have no result:"]
-        parts += [f"  {_runs(names)}: {reason}" for reason, names in table.reasons.items()]
+        for reason, numbers in table.reasons.items():
+            runs_of = ", ".join(f"{name} ({counted(number, 'run')})" for name, number in numbers.items())
+            parts.append(f"  {runs_of}: {reason}")
     return parts
-
-
-def _runs(numbers: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({counted(number, 'run')})" for name, number in numbers.items())
 
 
 def accuracy_lines(table: Table) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, ShotList, json_option, names_in, show
+from onceclip.pipeline.commands.options import json_option, show
+from onceclip.pipeline.commands.parameter_types import LocalPath, Names, ShotList
 from onceclip.pipeline.words import counted
 
 
@@ -14,18 +16,17 @@ from onceclip.pipeline.words import counted
 @click.argument("results", nargs=-1, required=True, metavar="RESULTS...")
 @click.option("--format", "form", type=click.Choice(["markdown", "latex", "csv", "html"]), default="markdown",
               show_default=True, help="csv has plain numbers, fractions of one, without marks.")
-@click.option("--score", default="accuracy", show_default=True, metavar="NAME,...",
+@click.option("--score", type=Names(), default="accuracy", show_default=True, metavar="NAME,...",
               help="accuracy, accuracy_new, harmonic_mean, top5, macro_recall, nll, brier or ece; several are columns.")
 @click.option("--columns", type=click.Choice(["stores", "shots", "scores"]), help="Each store and their mean, or shots "
               "or scores as means over stores.  [default: stores if there are several]")
 @click.option("--shots", type=ShotList(), help="Only these.")
-@click.option("--methods", metavar="A,B,...", help="Only these lines, in this order.")
+@click.option("--methods", type=Names(), metavar="A,B,...", help="Only these lines, in this order.")
 @click.option("--interval", is_flag=True, help="Add half of the 95 % interval over seeds.")
 @click.option("--digits", type=click.IntRange(0, 6), default=1, show_default=True, help="Decimals of per cent.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE", help="Write it to a file.")
 @json_option
-def table(results: tuple[str, ...], form: str, score: str, columns: str | None, shots: list[int | None] | None,
-          methods: str | None, interval: bool, digits: int, out: Path | None, as_json: bool) -> None:
+def table(results: tuple[str, ...], form: str, out: Path | None, as_json: bool, **shown: Any) -> None:
     """Print results as the table of a paper.
 
     The best of each column is bold, the second underlined. Means are over seeds, and of several stores over the seeds
@@ -39,9 +40,7 @@ def table(results: tuple[str, ...], form: str, score: str, columns: str | None, 
     from onceclip.pipeline.api.tables import table as make
     from onceclip.stores.location import whole_file
 
-    text = make(list(results), form, score=names_in(score), columns=columns, interval=interval, digits=digits,
-                shots=None if shots is None else [each or "all" for each in shots],
-                methods=None if methods is None else names_in(methods))
+    text = make(list(results), form, **shown)
     if out is not None:
         with whole_file(out) as file:
             file.write(f"{text}\n".encode())

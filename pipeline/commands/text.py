@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onceclip.pipeline.commands.options import LocalPath, encoder_options, encoder_spec, json_option, names_in, show
+from onceclip.pipeline.commands.options import encoder_options, json_option, show
+from onceclip.pipeline.commands.parameter_types import LocalPath, Names
 from onceclip.pipeline.words import class_remarks, counted
+
+if TYPE_CHECKING:
+    from onceclip.pipeline.encoders import EncoderSpec
 
 
 @click.command()
@@ -42,16 +46,15 @@ from onceclip.pipeline.words import class_remarks, counted
 @click.option("--captions", type=LocalPath(path_type=Path), metavar="FILE", help="Sentences of single images or of "
               "groups, such as videos, instead of class prompts: CSV with the columns path,caption, JSON {\"path\": "
               "[\"caption\", ...]}, JSON lines, or COCO's file.")
-@click.option("--names", "classes", metavar="A,B,...", help="Classes for a store of unlabelled images, which has none.")
+@click.option("--names", type=Names(), default="", metavar="A,B,...", help="Classes for a store of unlabelled images, "
+              "which has none.")
 @click.option("--truncate", is_flag=True, help="Cut prompts that are longer than the encoder reads.")
 @click.option("--overwrite", is_flag=True, help="Replace a set of this name that has other prompts.")
 @click.option("--dry-run", is_flag=True, help="Only print the sentences; needs no encoder.")
 @encoder_options(required=False)
 @json_option
-def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path | None, prompts_form: str | None,
-         states: str | None, normal: str, waffle: int, seed: int, class_names: Path | None, captions: Path | None,
-         tower: bool, words: tuple[str, ...], classes: str | None, truncate: bool, overwrite: bool, dry_run: bool,
-         model: str | None, pretrained: str | None, preprocess: str | None, device: str, as_json: bool) -> None:
+def text(store: str, name: str | None, tower: bool, words: tuple[str, ...], truncate: bool, overwrite: bool,
+         dry_run: bool, encoder: EncoderSpec | None, device: str, as_json: bool, **of_set: Any) -> None:
     """Embed other prompts for the classes; images stay as they are.
 
     Templates, sentences of a file and random words add up. `fit --text NAME` then uses the set. The encoder is the
@@ -70,13 +73,13 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
     from onceclip.pipeline.api.stores import add_text, add_tower, sentences_of
     from onceclip.stores import open_store
 
+    captions = of_set["captions"]
     if tower and (name or captions):
         raise click.UsageError("--tower makes no text set: give it alone, then the set in a call of its own")
-    given = encoder_spec(model, pretrained, preprocess, device) if model else None
     if tower:
-        if templates or prompts or states or waffle or class_names or dry_run:
+        if dry_run or any(of_set[each] for each in ("templates", "prompts", "states", "waffle", "class_names")):
             raise click.UsageError("--tower makes no prompts: leave their options out")
-        written = add_tower(store, words, encoder=given, device=device)
+        written = add_tower(store, words, encoder=encoder, device=device)
         show(as_json, written, lambda: [
             f"{store}: text tower of {written['classes']:,} class names and {written['tokens']:,} tokens, "
             f"{written['bytes'] / 1e6:,.1f} MB{'' if written['written'] else ', was there already'}",
@@ -84,15 +87,13 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         return
     if words:
         raise click.UsageError("--words goes with --tower")
-    if prompts_form and not prompts:
+    if of_set["prompts_form"] and not of_set["prompts"]:
         raise click.UsageError("--prompts-form says what --prompts holds: give a file")
     name = "captions" if name is None and captions else name
     if name is None:
         raise click.UsageError("--name says what to call the set: give one, such as ensemble")
     opened = open_store(store)
-    names = names_in(classes) if classes else []
-    sentences = sentences_of(opened, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names,
-                             states, normal)
+    sentences = sentences_of(opened, name, **of_set)
     made = sentences.source
     said: Mapping[str, Any] = ({} if captions else sentences.by_class() if "file" in made else made["phrases"])
     for warning in class_remarks(said):
@@ -105,9 +106,8 @@ def text(store: str, name: str | None, templates: tuple[str, ...], prompts: Path
         show(as_json, values, lambda: [f"{each}\t{sentence}" for each, lines in sentences.by_class().items()
                                        for sentence in lines])
         return
-    done = add_text(store, name, templates, prompts, prompts_form=prompts_form, class_names=class_names, waffle=waffle,
-                    seed=seed, states=states, normal=normal, captions=captions, encoder=given, device=device,
-                    truncate=truncate, overwrite=overwrite, progress=True, names=names)
+    done = add_text(store, name, encoder=encoder, device=device, truncate=truncate, overwrite=overwrite, progress=True,
+                    **of_set)
     command = ("retrieve {} --text {}" if captions else
                "fit {} --method zero-shot --text {}" if opened.classes else "predict --zero-shot {} --text {}")
     if done["truncated"]:

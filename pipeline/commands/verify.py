@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -42,11 +43,9 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
                                    "extract mend that, or take the store from a copy")
 
 
-def verification_lines(found: Verification) -> list[str]:
+def verification_lines(found: Verification) -> Iterator[str]:
     """What is wrong with a store, or that nothing is."""
     state = counted(len(found.faults), "fault") if found.faults else "no fault"
-    return [
-        f"{found.store}: {counted(found.images, 'image')}, {counted(found.chunks, 'chunk')} read, {state}",
-        *(f"  fault: {each.where} {each.what}" for each in found.faults),
-        *(f"  note: {each.where} {each.what}" for each in found.remarks),
-    ]
+    yield f"{found.store}: {counted(found.images, 'image')}, {counted(found.chunks, 'chunk')} read, {state}"
+    yield from (f"  fault: {each.where} {each.what}" for each in found.faults)
+    yield from (f"  note: {each.where} {each.what}" for each in found.remarks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.pipeline.evaluation.statistics import row_interval
 from onceclip.pipeline.files import key_of, read_json
-from onceclip.pipeline.retrieval.heads import Maps, TemporalHead
-from onceclip.pipeline.retrieval.items import GROUP, KEY, Frames, Items, items_of, read_frames, some_frames, unit_text
-from onceclip.pipeline.retrieval.losses import answer_hinge
+from onceclip.pipeline.retrieval.items import GROUP, KEY, Frames, Items, items_of, ranges, read_frames, unit_text
+from onceclip.pipeline.retrieval.recipes import Maps, TemporalHead, Trained
+from onceclip.pipeline.retrieval.training import descend
 from onceclip.pipeline.words import version
 from onceclip.stores import Store
 from onceclip.stores.identity import digest
 from onceclip.stores.schema import SPLITS
 
-Progress = Callable[[float], None]
 _SHAPE = 'write JSON [{"path": "film.mp4", "question": "...", "answers": ["...", "..."], "right": 0}, ...]'
 EPOCHS, BATCH, LEARNING_RATE = 20, 32, 1e-4
 
@@ -103,18 +103,15 @@ def asked_of(store: Store, questions: Sequence[Question], text: Tensor, split: s
     if not kept:
         raise RetrievalError(f"no question is about an item of the {split} split: name another --split")
     sizes = np.array([len(each.sentences) for each in questions])
-    starts = np.cumsum(sizes) - sizes
-    rows = np.concatenate([np.arange(starts[number], starts[number] + sizes[number]) for number in kept])
-    used = sorted({place[names[number]] for number in kept})
-    of_used = {each: number for number, each in enumerate(used)}
-    return Asked(items.chosen(np.array(used)), np.array([of_used[place[names[number]]] for number in kept]),
-                 unit_text(text[torch.from_numpy(rows)]), np.concatenate([[0], np.cumsum(sizes[kept])]),
+    rows, pointer = ranges((np.cumsum(sizes) - sizes)[kept], sizes[kept])
+    used, item = np.unique([place[names[number]] for number in kept], return_inverse=True)
+    return Asked(items.chosen(used), item, unit_text(text[torch.from_numpy(rows)]), pointer,
                  torch.tensor([questions[number].right for number in kept]))
 
 
 def answer(store: Store, questions: Sequence[Question], text: Tensor, split: str | None = None, train: bool = False,
            seed: int = 1, epochs: int | None = None, learning_rate: float | None = None,
-           progress: Progress = lambda fraction: None) -> dict[str, Any]:
+           progress: Progress = no_progress) -> dict[str, Any]:
     """Share of the questions whose right answer scores above all others; an equal score is no right answer.
 
     split: what is scored; None for all. train: train a head over frames on the train split's questions first.
@@ -124,24 +121,19 @@ def answer(store: Store, questions: Sequence[Question], text: Tensor, split: str
     begun = time.perf_counter()
     if train and split in (None, SPLITS[0]):
         raise RetrievalError("the head has seen the train split: score --split test or val")
-    maps, made_by = Maps(), dict[str, Any]()
+    trained = Trained(Maps(), {})
     if train:
-        maps, made_by = _train(store, asked_of(store, questions, text, SPLITS[0]), seed,
-                               EPOCHS if epochs is None else epochs,
-                               LEARNING_RATE if learning_rate is None else learning_rate, progress)
+        rate = LEARNING_RATE if learning_rate is None else learning_rate
+        trained = _train(store, asked_of(store, questions, text, SPLITS[0]), seed, EPOCHS if epochs is None else epochs,
+                         rate, progress)
     asked = asked_of(store, questions, text, split)
-    right = _right(maps, _frames(store, asked), asked)
-    sizes = np.diff(asked.pointer)
+    right = _right(trained.maps, read_frames(store, asked.items).to(torch.float32), asked)
     return {"task": "answers", "store": store.path, "encoder": store.encoder["name"], "split": split or "all",
             "fingerprints": {"store": store.fingerprint, "encoder": store.encoder["fingerprint"]},
             "questions": len(right), "items": len(asked.items), "accuracy": float(right.mean()),
-            "accuracy_interval": list(row_interval(right, asked.item)), "chance": float((1 / sizes).mean()),
-            **made_by, "version": version(), "seconds": time.perf_counter() - begun}
-
-
-def _frames(store: Store, asked: Asked) -> Frames:
-    frames = read_frames(store, asked.items)
-    return Frames(frames.raw.float(), frames.pointer)
+            "accuracy_interval": list(row_interval(right, asked.item)),
+            "chance": float((1 / np.diff(asked.pointer)).mean()), **trained.made_by, "version": version(),
+            "seconds": time.perf_counter() - begun}
 
 
 def _right(maps: Maps, frames: Frames, asked: Asked) -> np.ndarray:
@@ -152,27 +144,33 @@ def _right(maps: Maps, frames: Frames, asked: Asked) -> np.ndarray:
     return ((scores >= own).sum(dim=1) == 1).numpy()
 
 
-def _train(store: Store, asked: Asked, seed: int, epochs: int, rate: float, progress: Progress
-           ) -> tuple[Maps, dict[str, Any]]:
+def answer_hinge(scores: Tensor, right: Tensor, margin: float = 1.0) -> Tensor:
+    """Sum over the false answers of max(0, margin + score - score of the right one), averaged over the questions.
+
+    scores: (questions, answers). right: (questions,) int64.
+    Source: Tem-adapter (Chen et al., ICCV 2023).
+    """
+    own = scores.gather(1, right[:, None])
+    over = (margin + scores - own).clamp_min(0).scatter(1, right[:, None], 0)
+    return over.sum(dim=1).mean()
+
+
+def _train(store: Store, asked: Asked, seed: int, epochs: int, rate: float, progress: Progress) -> Trained:
     """A head over frames with sinusoidal positions, trained with the hinge over the answers (Tem-adapter)."""
-    frames, random = _frames(store, asked), np.random.default_rng(seed)
+    frames, random = read_frames(store, asked.items).to(torch.float32), np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = TemporalHead(store.dim, int(frames.pointer.diff().max()), sinusoidal=True).train()
-        optimizer = torch.optim.AdamW(head.parameters(), rate)
-        for epoch in range(1, epochs + 1):
+        head = TemporalHead(store.dim, int(frames.pointer.diff().max()), sinusoidal=True)
+
+        def losses() -> Iterator[Tensor]:
             order = random.permutation(len(asked.item))
             for chosen in np.array_split(order, max(1, round(len(order) / BATCH))):
-                vectors = head.items(some_frames(frames, asked.item[chosen]))
-                loss = answer_hinge(asked.scores(vectors, chosen), asked.right[chosen])
-                if not torch.isfinite(loss):
-                    raise RetrievalError(f"training diverged in epoch {epoch}: use a smaller learning rate than "
-                                         f"{rate:g}")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            progress(epoch / epochs)
-    return head.eval().requires_grad_(False), {"trained": {
+                vectors = head.items(frames.chosen(asked.item[chosen]))
+                yield answer_hinge(asked.scores(vectors, chosen), asked.right[chosen])
+
+        for _ in descend(head, losses, epochs, rate, progress=progress):
+            pass
+    return Trained(head.eval().requires_grad_(False), {"trained": {
         "recipe": "tem-adapter", "source": "Tem-adapter (Chen et al., ICCV 2023)", "split": SPLITS[0],
         "items": len(asked.items), "questions": len(asked.item), "epochs": epochs, "epoch": epochs,
-        "chosen_by": "last epoch", "batch_size": BATCH, "learning_rate": rate, "seed": seed}}
+        "chosen_by": "last epoch", "batch_size": BATCH, "learning_rate": rate, "seed": seed}})

@@ -90,24 +90,6 @@ class Composed(Gallery):
     vectors: (images, 1 + crops, dim) raw, each image before its crops.
     """
 
-    @classmethod
-    def of_crops(cls, store: Store, items: Items) -> Composed:
-        """Of images of a store, whose crops it has.
-
-        Raises StoreIncomplete if it has none, or not those of all, RetrievalError for groups.
-        """
-        output = store.outputs.get("view")
-        if output is None or output.spec.get("kind") != "crops":
-            raise StoreIncomplete(f"comclip reads crops of the images, and {store.path} has none: extract into a new "
-                                  "store with --crops (docs/test-time.md)")
-        if len(items) != len(items.rows):
-            raise RetrievalError("comclip scores images, and these captions are of groups: give captions of images")
-        stored = store.embeddings(items.rows, "view")
-        if not (np.isfinite(stored).all() and stored.any(axis=2).all()):
-            raise StoreIncomplete(f"{store.path} has crops of the {', '.join(output.spec.get('splits', ()))} split "
-                                  "alone: rank that --split, or extract into a new store with --views-for all of them")
-        return cls(MEAN, torch.from_numpy(stored), None)
-
     def scores(self, text: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Scores of texts (texts, (1 + crops) * dim), as `Phrases.beside` makes them, with consecutive images."""
         assert self.vectors is not None
@@ -120,9 +102,21 @@ class Composed(Gallery):
 
 def composed(store: Store, items: Items, text: Tensor, sentences: Sequence[str], phrases: Phrases | None
              ) -> tuple[Tensor, Composed]:
-    """Raw texts (texts, dim) with their phrases, and the images with their crops."""
+    """Raw texts (texts, dim) with their phrases behind them, and images of a store with the crops that it has.
+
+    Raises RetrievalError without phrases and for groups, StoreIncomplete if there are no crops, or not those of all.
+    """
     if phrases is None:
         raise RetrievalError(f"comclip takes phrases of the captions: add --phrases FILE.json, and {_SHAPE}")
-    gallery = Composed.of_crops(store, items)
-    assert gallery.vectors is not None
-    return phrases.beside(unit_text(text), sentences, gallery.vectors.shape[1] - 1), gallery
+    output = store.outputs.get("view")
+    if output is None or output.spec.get("kind") != "crops":
+        raise StoreIncomplete(f"comclip reads crops of the images, and {store.path} has none: extract into a new "
+                              "store with --crops (docs/test-time.md)")
+    if len(items) != len(items.rows):
+        raise RetrievalError("comclip scores images, and these captions are of groups: give captions of images")
+    stored = store.embeddings(items.rows, "view")
+    if not (np.isfinite(stored).all() and stored.any(axis=2).all()):
+        raise StoreIncomplete(f"{store.path} has crops of the {', '.join(output.spec.get('splits', ()))} split "
+                              "alone: rank that --split, or extract into a new store with --views-for all of them")
+    return (phrases.beside(unit_text(text), sentences, stored.shape[1] - 1),
+            Composed(MEAN, torch.from_numpy(stored), None))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -13,12 +12,17 @@ from torch import Tensor
 from onceclip.adapters.ops import unit
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.stores import Store, TextSet
-from onceclip.stores.schema import SPLITS
 from onceclip.stores.store import PIECE_ROWS
 
 KEY, GROUP = "key", "group"
 BY = (KEY, GROUP)
 WIDE = 1 << 24  # entries of the largest intermediate matrix: 64 MiB in float32
+
+
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions from each start on, range by range: (sum of sizes,) int64; and where each range begins: (n + 1,)."""
+    pointer = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return np.arange(pointer[-1]) + np.repeat(starts - pointer[:-1], sizes), pointer
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,10 @@ class Items:
     def __len__(self) -> int:
         return len(self.names)
 
-    def chosen(self, places: np.ndarray) -> Self:
+    def chosen(self, places: np.ndarray) -> Items:
         """Some of the items, in the order given."""
-        sizes = np.diff(self.pointer)[places]
-        pointer = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        within = np.arange(pointer[-1]) - np.repeat(pointer[:-1], sizes)
-        return type(self)(self.names[places], self.rows[np.repeat(self.pointer[places], sizes) + within], pointer)
+        chosen, pointer = ranges(self.pointer[places], np.diff(self.pointer)[places])
+        return Items(self.names[places], self.rows[chosen], pointer)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class Frames:
     def item(self) -> Tensor:
         """The item that each row belongs to: (rows,) int64."""
         return torch.repeat_interleave(torch.arange(len(self)), self.pointer.diff())
+
+    def to(self, dtype: torch.dtype) -> Frames:
+        """The same in another type."""
+        return Frames(self.raw.to(dtype), self.pointer)
+
+    def chosen(self, places: np.ndarray) -> Frames:
+        """The rows of some items, in the order given."""
+        pointer = self.pointer.numpy()
+        rows, begin = ranges(pointer[places], np.diff(pointer)[places])
+        return Frames(self.raw[torch.from_numpy(rows)], torch.from_numpy(begin))
 
     def part(self, start: int, stop: int) -> Frames:
         """Consecutive items."""
@@ -89,8 +101,7 @@ def items_of(store: Store, by: str = KEY, split: str | None = None) -> Items:
     names = np.where(groups == "", keys, groups)
     order = np.argsort(keys, kind="stable")
     found, place = np.unique(names[order], return_inverse=True)
-    sizes = np.bincount(place, minlength=len(found))
-    pointer = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    pointer = np.concatenate([[0], np.cumsum(np.bincount(place))]).astype(np.int64)
     return Items(found, rows[order[np.argsort(place, kind="stable")]], pointer)
 
 
@@ -102,21 +113,17 @@ def read_frames(store: Store, items: Items, start: int = 0, stop: int | None = N
                   torch.from_numpy(items.pointer[start:stop + 1] - first))
 
 
-def some_frames(frames: Frames, chosen: np.ndarray) -> Frames:
-    """The rows of some items, in the order given; chosen: (items,) their positions."""
-    sizes = frames.pointer.diff()[chosen]
-    pointer = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    within = torch.arange(int(pointer[-1])) - pointer[:-1].repeat_interleave(sizes)
-    return Frames(frames.raw[frames.pointer[:-1][chosen].repeat_interleave(sizes) + within], pointer)
+def pieces(pointer: np.ndarray, rows: int = PIECE_ROWS, start: int = 0, stop: int | None = None
+           ) -> Iterator[tuple[int, int]]:
+    """Go through items in pieces of about so many rows, one item at least: first item and the one behind the last.
 
-
-def pieces(items: Items, rows: int = PIECE_ROWS) -> Iterator[tuple[int, int]]:
-    """Go through items in pieces of about so many rows: first item and the one behind the last."""
-    start = 0
-    while start < len(items):
-        stop = max(start + 1, int(np.searchsorted(items.pointer, items.pointer[start] + rows, side="right")) - 1)
-        yield start, stop
-        start = stop
+    pointer: (items + 1,) where each item's rows begin. start, stop: the items that are gone through; all by default.
+    """
+    stop = len(pointer) - 1 if stop is None else stop
+    while start < stop:
+        end = min(stop, max(start + 1, int(np.searchsorted(pointer, pointer[start] + rows, side="right")) - 1))
+        yield start, end
+        start = end
 
 
 @dataclass(frozen=True)
@@ -156,21 +163,12 @@ def captioned(store: Store, text: TextSet, split: str | None = None, name: str =
         raise RetrievalError(f"{store.path}: no caption of {name!r} belongs to an image with an embedding{where}: "
                              "name another --split")
     sizes = np.diff(text.class_ptr)[theirs[kept]]
+    rows, _ = ranges(text.class_ptr[theirs[kept]], sizes)
     owner = np.repeat(np.arange(len(kept)), sizes)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    rows = text.class_ptr[:-1][theirs[kept]][owner] + within
     left = {"items without captions": len(items) - len(kept),
             "captioned items elsewhere or without an embedding": len(text.classes) - len(kept)}
     return Captioned(items.chosen(kept), torch.from_numpy(text.embedding[rows]),
                      tuple(text.prompts[row] for row in rows), owner, {what: n for what, n in left.items() if n})
-
-
-def default_split(store: Store, text: TextSet) -> str | None:
-    """The test split, where captions belong to rows of it; otherwise everything."""
-    column = store.column(GROUP if text.source.get("by") == GROUP else KEY)
-    rows = store.rows("test", labelled=False)
-    names = np.where(column[rows] == "", store.column("key")[rows], column[rows]) if len(rows) else []
-    return SPLITS[2] if not set(text.classes).isdisjoint(map(str, names)) else None
 
 
 def unit_text(text: Tensor) -> Tensor:

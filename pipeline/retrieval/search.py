@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.ops import unit
+from onceclip.adapters.training.loop import Progress, no_progress
 from onceclip.pipeline.errors import RetrievalError
 from onceclip.pipeline.retrieval.items import WIDE, Frames, Items, items_of, pieces, read_frames
-from onceclip.pipeline.retrieval.poolings import mean
-from onceclip.pipeline.retrieval.similarity import MEAN, Choice, Gallery
+from onceclip.pipeline.retrieval.recipes import Maps
+from onceclip.pipeline.retrieval.similarity import MEAN, Choice, Gallery, mean
 from onceclip.stores import Store
 
-Progress = Callable[[float], None]
 _STRIP = 64  # rows of a block whose pairs are listed at once
 _ROUNDING = 1e-6  # by which the cosine of equal rows may be below 1
 _MERGED = 0.02  # share of a block's scores above which they are all sorted, instead of the few that matter
@@ -33,22 +33,23 @@ class Hit:
     row: int
 
 
-def nearest(queries: Tensor, store: Store, items: Items, top: int, pooling: Choice = MEAN,
-            progress: Progress = lambda fraction: None) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, store: Store, items: Items, top: int, pooling: Choice = MEAN, maps: Maps | None = None,
+            progress: Progress = no_progress) -> tuple[Tensor, Tensor]:
     """The items with the highest scores of every query: scores and positions (queries, top), the highest first.
 
     Items are read in pieces, the next one while the present one is scored; no (queries, items) is ever made.
-    queries: (queries, dim) unit.
+    queries: (queries, dim) unit. maps: make the items' vectors instead of the pooling.
     """
     best = Best(len(queries), min(top, len(items)), queries.dtype)
-    parts = list(pieces(items))
+    parts = list(pieces(items.pointer))
     with ThreadPoolExecutor(1) as reader, threads_for(len(queries) * len(items.rows) * queries.shape[1]):
         ahead = reader.submit(read_frames, store, items, *parts[0])
         for number, (start, stop) in enumerate(parts):
             frames = ahead.result()
             if number + 1 < len(parts):
                 ahead = reader.submit(read_frames, store, items, *parts[number + 1])
-            gallery = Gallery.of_frames(Frames(frames.raw.to(queries.dtype), frames.pointer), pooling)
+            frames = frames.to(queries.dtype)
+            gallery = Gallery(pooling, maps.items(frames), None) if maps else Gallery.of_frames(frames, pooling)
             size = max(1, WIDE // (stop - start))
             for first in range(0, len(queries), size):
                 best.add(first, gallery.scores(queries[first:first + size]), start)
@@ -90,19 +91,22 @@ class Best:
         self.scores[rows], self.places[rows] = values.gather(1, order), places.gather(1, order)
 
 
-def search(store: Store, query: Tensor, top: int, by: str, split: str | None = None,
-           pooling: Choice = MEAN, progress: Progress = lambda fraction: None) -> list[Hit]:
-    """The items nearest to one query (dim,), raw; equal scores in the order of names."""
-    items = items_of(store, by, split)
-    direction = unit(query.float())
-    scores, places = nearest(direction[None], store, items, top, pooling, progress)
-    return [Hit(str(items.names[place]), score, _nearest_row(store, items, place, direction))
+def search(store: Store, query: Tensor, top: int, by: str, split: str | None = None, pooling: Choice = MEAN,
+           maps: Maps | None = None, progress: Progress = no_progress) -> list[Hit]:
+    """The items nearest to one query (dim,); equal scores in the order of names.
+
+    maps: trained ones, which make the items' vectors and made the query. The query is raw without them.
+    """
+    items, direction = items_of(store, by, split), unit(query.float())
+    scores, places = nearest(direction[None], store, items, top, pooling, maps, progress)
+    return [Hit(str(items.names[place]), score, _nearest_row(store, items, place, direction, maps or Maps()))
             for score, place in zip(scores[0].tolist(), places[0].tolist(), strict=True)]
 
 
-def _nearest_row(store: Store, items: Items, place: int, direction: Tensor) -> int:
-    frames = read_frames(store, items, place, place + 1)
-    return int(items.rows[items.pointer[place] + int((unit(frames.raw.float()) @ direction).argmax())])
+def _nearest_row(store: Store, items: Items, place: int, direction: Tensor, maps: Maps) -> int:
+    frames = read_frames(store, items, place, place + 1).to(torch.float32)
+    alone = Frames(frames.raw, torch.arange(len(frames.raw) + 1))  # each row as an item of its own
+    return int(items.rows[items.pointer[place] + int((maps.items(alone) @ direction).argmax())])
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Pair:
 
 
 def duplicates(store: Store, threshold: float, by: str, split: str | None = None,
-               progress: Progress = lambda fraction: None) -> Iterator[Pair]:
+               progress: Progress = no_progress) -> Iterator[Pair]:
     """All pairs of items whose cosine is at least a threshold, as they are found.
 
     One vector per item is in memory, in the stored type, and one block of scores. Images of one group are no pairs: the
@@ -126,7 +130,7 @@ def duplicates(store: Store, threshold: float, by: str, split: str | None = None
     if not 0 < threshold <= 1:
         raise RetrievalError(f"--duplicates {threshold:g}: give a cosine above 0 and up to 1, such as 0.98")
     items = items_of(store, by, split)
-    vectors = torch.cat([_vectors(store, items, *each) for each in pieces(items)])
+    vectors = torch.cat([_vectors(store, items, *each) for each in pieces(items.pointer)])
     first_rows = items.rows[items.pointer[:-1]]
     group, digest = store.column("group")[first_rows].astype(object), store.column("digest")[first_rows]
     single = np.diff(items.pointer) == 1
@@ -156,4 +160,4 @@ def _vectors(store: Store, items: Items, start: int, stop: int) -> Tensor:
     frames = read_frames(store, items, start, stop)
     if len(frames) == len(frames.raw):
         return frames.raw if len(items) == len(items.rows) else frames.raw.float()
-    return mean(Frames(frames.raw.float(), frames.pointer))
+    return mean(frames.to(torch.float32))

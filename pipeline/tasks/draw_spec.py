@@ -1,6 +1,6 @@
 """What a draw is asked to be: which images of which classes a run sees, and how many of them with which labels.
 
-A new kind of draw is a field here, with how it changes the support, and an option in `commands/draw_options.py`.
+A new kind of draw is a field here, with how it changes the support, and an option in `commands/options.py`.
 """
 
 from __future__ import annotations

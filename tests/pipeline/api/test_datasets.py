@@ -114,6 +114,17 @@ def test_what_a_dataset_cannot_be_of_is_said_before_any_row_is_read(
         onceclip.torch_dataset(store, **arguments)
 
 
+def test_a_store_without_labels_is_told_of_where_only_labelled_rows_were_asked_for(
+        image_folder: Path, extract_demo: Callable[..., Any], tmp_path: Path) -> None:
+    """A data set without rows would train nothing, and say nothing."""
+    from onceclip.pipeline.sources import SourceOptions
+
+    extract_demo(image_folder, tmp_path / "s.zarr", source=SourceOptions(unlabelled=True))
+    with pytest.raises(onceclip.OnceclipError, match="no labelled image: give labelled=False"):
+        onceclip.torch_dataset(tmp_path / "s.zarr")
+    assert len(onceclip.torch_dataset(tmp_path / "s.zarr", labelled=False)) == 60
+
+
 def test_a_worker_refuses_a_store_that_has_changed(store_copy: Path, folder_of: Callable[..., Path]) -> None:
     dataset = onceclip.torch_dataset(store_copy)
     again = pickle.loads(pickle.dumps(dataset))

@@ -183,6 +183,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.add_text("store.zarr", "new", waffle=-1), "waffle -1"),
     (lambda: onceclip.import_arrays("missing.npz", "n.zarr"), "missing.npz"),
     (lambda: onceclip.import_arrays(None, "n.zarr"), "None is no path"),  # type: ignore[arg-type]
+    (lambda: onceclip.import_arrays("store.zarr", "n.zarr"), "is a store already"),
     (lambda: onceclip.methods("gdaa"), "did you mean 'gda'"),
     (lambda: onceclip.methods(3), "3 is no method"),  # type: ignore[arg-type]
 ]

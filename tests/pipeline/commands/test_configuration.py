@@ -145,11 +145,12 @@ def test_shells_complete_commands_options_methods_and_paths() -> None:
     assert [kind for kind, _ in complete(["fit", "--out", "pe"])] == ["dir"]
 
 
-def test_the_names_that_shells_complete_are_those_of_the_methods() -> None:
+def test_the_names_that_shells_complete_are_those_of_the_methods_and_strategies() -> None:
     from onceclip.adapters import METHODS
-    from onceclip.pipeline.commands.configuration import method_names
+    from onceclip.adapters.inference import INFERENCES
 
-    assert set(method_names()) == set(METHODS)
+    assert {name for _, name in complete(["fit", "--method", ""])} == set(METHODS)
+    assert {name for _, name in complete(["evaluate", "--inference", ""])} == set(INFERENCES)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from onceclip.adapters import load_classifier
 from onceclip.adapters.errors import AdapterFileError
 from onceclip.adapters.saving import CONFIG, WEIGHTS, write_adapter
-from onceclip.pipeline.api.retrieval import retrieve
+from onceclip.pipeline.api.retrieval import retrieve, search
 from onceclip.pipeline.errors import ArgumentError, ResultError, RetrievalError
-from onceclip.pipeline.retrieval.saved import save_maps
-from onceclip.pipeline.retrieval.training import train
+from onceclip.pipeline.retrieval.items import Frames, items_of, read_frames
+from onceclip.pipeline.retrieval.training import save_maps, train
 from onceclip.stores import Store, StoreMismatch
 
 
@@ -66,11 +66,31 @@ def test_maps_are_for_stores_of_their_encoder_and_no_classifier(
         load_classifier(tmp_path / "changed")
 
 
+def test_a_search_is_made_with_the_vectors_of_both_maps(videos_store: Store, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a sentence by the map of texts, of an image by that of items; and they are no cosines of raw rows."""
+    trained = train(videos_store, videos_store.text("captions"), "captions", "geodesic", epochs=3, learning_rate=1e-2)
+    save_maps(tmp_path / "maps", trained, videos_store)
+    items = items_of(videos_store, "group")
+    vectors = trained.maps.items(read_frames(videos_store, items).to(torch.float32))
+    asked = torch.randn(12, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("onceclip.pipeline.prediction.encoding.query_embedding", lambda *arguments: asked)
+    text = trained.maps.text(asked[None])[0]
+    item = trained.maps.items(Frames(asked[None], torch.tensor([0, 1])))[0]
+    for given, vector in (({"query": "a"}, text), ({"image": "a.png"}, item)):
+        hits = search(videos_store, by="group", top=3, maps=tmp_path / "maps", **given)
+        scores, places = (vectors @ vector).topk(3)
+        assert [hit.name for hit in hits] == items.names[places].tolist()
+        assert [hit.score for hit in hits] == pytest.approx(scores.tolist(), abs=1e-6)
+    with pytest.raises(ArgumentError, match="leave the pooling out"):
+        search(videos_store, "a", maps=tmp_path / "maps", pooling="max")
+
+
 def test_a_classifier_is_no_map_and_training_or_maps_is_meant(videos_store: Store, tmp_path: Path) -> None:
     write_adapter(tmp_path / "adapter", {"format": 1, "class_names": ["a"]}, {"a": torch.eye(2)}, "")
     further: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"maps": tmp_path / "adapter"}, RetrievalError, "a classifier is no map"),
-        ({"maps": tmp_path / "none"}, AdapterFileError, "is not a saved adapter"),
+        ({"maps": tmp_path / "none"}, AdapterFileError, "retrieve STORE --train NAME --save FOLDER"),
         ({"maps": tmp_path, "train": "labclip"}, ArgumentError, "give train or maps"),
         ({"save": tmp_path / "x"}, ArgumentError, "give train")]
     for values, error, message in further:

@@ -14,8 +14,8 @@ import torch
 from onceclip.pipeline.api.retrieval import retrieve
 from onceclip.pipeline.errors import ArgumentError, RetrievalError
 from onceclip.pipeline.retrieval.evaluation import evaluate
-from onceclip.pipeline.retrieval.heads import TemporalHead
 from onceclip.pipeline.retrieval.items import Frames
+from onceclip.pipeline.retrieval.recipes import TemporalHead
 from onceclip.pipeline.retrieval.training import train
 from onceclip.stores import Store
 
