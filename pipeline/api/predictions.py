@@ -208,8 +208,8 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
     values = [_values(each) for each in found]
     if out is not None:
         with csv_file(path_of(out, "out")) as writer:
-            none = suggestions.Suggestion("", 0, "", 0, "", 0, "x" * label_errors)
-            writer.writerow(_values(none))  # names of the columns
+            columns = _values(suggestions.Suggestion("", 0, "", 0, "", 0, "x" * label_errors))
+            writer.writerow(columns)
             writer.writerows([csv_cell(value) for value in row.values()] for row in values)
     return values
 

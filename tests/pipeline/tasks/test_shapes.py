@@ -13,7 +13,7 @@ import pytest
 
 import onceclip
 from onceclip.cli import main
-from onceclip.pipeline.commands.draw_options import Missing
+from onceclip.pipeline.commands.parameter_types import Missing
 from onceclip.pipeline.errors import TaskError
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import compare, spec_of
