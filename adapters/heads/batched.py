@@ -100,5 +100,11 @@ def batched_logits(heads: Sequence[Head], rows: Tensor) -> Iterator[Tensor]:
 def _in_pieces(head: Head, rows: Tensor, width: int) -> Tensor:
     """Logits of a head whose largest tensor in between has so many columns."""
     step = max(1, elements_at_once(rows.device.type) // width)
-    pieces = [head(rows[place:place + step]).float() for place in range(0, max(len(rows), 1), step)]
-    return torch.cat(pieces, dim=-2)
+    first = head(rows[:step]).float()
+    if len(rows) <= step:
+        return first
+    logits = first.new_empty((*first.shape[:-2], len(rows), first.shape[-1]))  # many classes leave no room for two
+    logits[..., :step, :] = first
+    for place in range(step, len(rows), step):
+        logits[..., place:place + step, :] = head(rows[place:place + step])
+    return logits

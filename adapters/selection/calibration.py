@@ -20,7 +20,7 @@ from onceclip.adapters.task import Task
 
 VALIDATION, LEFT_OUT, HELD_OUT = "val", "loo", "held-out"
 KINDS = ("lac", "aps")
-_PIECE = 2**22  # logits that are looked at in one go: 32 MiB in float64
+_PIECE = 2**20  # logits that are looked at in one go: 8 MiB in float64
 _MOST = 499  # scores that an adapter keeps; of more, each stands for those below it
 _DIGITS = 1e8
 

@@ -80,10 +80,9 @@ def columns(top_k: int, sets: bool = False) -> list[str]:
 
 def cells(prediction: Prediction, top_k: int) -> list[Any]:
     """A prediction as the cells of `columns`, with None where there is nothing; a set is a JSON list."""
-    values = as_values(prediction)
     further = [cell for pair in prediction.top[1:] for cell in pair]
-    return [*(values[name] for name in columns(1)), *further, *[None] * (2 * (top_k - 1) - len(further)),
-            *_set_text(prediction)]
+    return [prediction.key, prediction.state, prediction.reason, prediction.class_name, prediction.probability,
+            *further, *[None] * (2 * (top_k - 1) - len(further)), *_set_text(prediction)]
 
 
 def _set_text(prediction: Prediction) -> list[str]:

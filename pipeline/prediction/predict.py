@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,11 @@ def predict_store(classifier: Classifier, store: Store, split: str | None = None
     pieces: Iterable[Tensor] = map(classifier.logits, inputs_of(classifier, store, stored))
     if strategy:
         pieces = [logits_of_store(classifier, store, stored, strategy)] if len(stored) else []
-    found = _predictions(classifier, pieces, top_k, min_probability, strategy)
+    found = _predictions(classifier, map(str, key[stored]), pieces, top_k, min_probability, strategy)
     good = np.zeros(len(key), dtype=bool)
     good[stored] = True
-    for row in rows_to_label(store, split):
-        yield (replace(next(found), key=str(key[row])) if good[row]
-               else Prediction(str(key[row]), reason=str(reason[row]), state=BAD_IMAGE))
+    for row in rows_to_label(store, split).tolist():
+        yield next(found) if good[row] else Prediction(str(key[row]), reason=str(reason[row]), state=BAD_IMAGE)
 
 
 def rows_to_label(store: Store, split: str | None = None) -> np.ndarray:
@@ -163,8 +163,7 @@ def predict_rows(classifier: Classifier, rows: np.ndarray | Tensor, top_k: int =
                                 for start in range(0, len(rows), PIECE_ROWS))
     if strategy:
         pieces = [logits_of_rows(classifier, rows, strategy)]
-    found = _predictions(classifier, pieces, top_k, min_probability, strategy)
-    return (replace(answer, key=str(number)) for number, answer in enumerate(found))
+    return _predictions(classifier, map(str, count()), pieces, top_k, min_probability, strategy)
 
 
 def predict_images(classifier: Classifier, images: Sequence[Record], encoder: Encoder, top_k: int = 1,
@@ -179,11 +178,12 @@ def predict_images(classifier: Classifier, images: Sequence[Record], encoder: En
     with closing(logits_of_images(classifier, images, encoder, strategy, views) if strategy
                  else _logits_of_images(classifier, images, encoder)) as pieces:
         for piece, logits in pieces:
-            found = _predictions(classifier, [logits], top_k, min_probability, strategy)
-            for place, (row, reason) in enumerate(zip(piece.rows, piece.reasons, strict=True)):
+            keys = [images[row].key for row in piece.rows]
+            good = (key for key, reason in zip(keys, piece.reasons, strict=True) if not reason)
+            found = _predictions(classifier, good, [logits], top_k, min_probability, strategy)
+            for place, (key, reason) in enumerate(zip(keys, piece.reasons, strict=True)):
                 state = INTERRUPTED if place in piece.interrupted else BAD_IMAGE
-                yield (Prediction(images[row].key, reason=reason, state=state) if reason
-                       else replace(next(found), key=images[row].key))
+                yield Prediction(key, reason=reason, state=state) if reason else next(found)
 
 
 def _logits_of_images(classifier: Classifier, images: Sequence[Record],
@@ -193,9 +193,9 @@ def _logits_of_images(classifier: Classifier, images: Sequence[Record],
             yield piece, classifier.logits(values)
 
 
-def _predictions(classifier: Classifier, pieces: Iterable[Tensor], top_k: int, min_probability: float,
-             strategy: Inference | None) -> Iterator[Prediction]:
-    """Predictions of logits (rows, classes), still without a key; the first class is the one of `Classifier.predict`.
+def _predictions(classifier: Classifier, keys: Iterator[str], pieces: Iterable[Tensor], top_k: int,
+                 min_probability: float, strategy: Inference | None) -> Iterator[Prediction]:
+    """Predictions of logits (rows, classes); the first class is the one of `Classifier.predict`.
 
     The temperature of a classifier is of its own logits, not of those that a strategy gives.
     """
@@ -209,8 +209,8 @@ def _predictions(classifier: Classifier, pieces: Iterable[Tensor], top_k: int, m
                                       strict=True):
             top = [(names[index], share) for index, share in zip(place, shares, strict=True)]
             name, share = top[0]
-            yield (Prediction("", top, row) if share >= min_probability else
-                   Prediction("", top, row, f"most likely {name} ({share:.4f})", UNSURE))
+            yield (Prediction(next(keys), top, row) if share >= min_probability else
+                   Prediction(next(keys), top, row, f"most likely {name} ({share:.4f})", UNSURE))
 
 
 def with_sets(predictions: Iterable[Prediction], classifier: Classifier, rule: SetRule) -> Iterator[Prediction]:

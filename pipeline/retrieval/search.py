@@ -19,6 +19,7 @@ from onceclip.pipeline.retrieval.recipes import Maps
 from onceclip.pipeline.retrieval.similarity import MEAN, Choice, Gallery, mean
 from onceclip.stores import Store
 
+_BLOCK = 2048  # rows, and queries where an item is a row, that are scored at once: twice as fast as all rows of a piece
 _STRIP = 64  # rows of a block whose pairs are listed at once
 _ROUNDING = 1e-6  # by which the cosine of equal rows may be below 1
 _MERGED = 0.02  # share of a block's scores above which they are all sorted, instead of the few that matter
@@ -48,11 +49,12 @@ def nearest(queries: Tensor, store: Store, items: Items, top: int, pooling: Choi
             frames = ahead.result()
             if number + 1 < len(parts):
                 ahead = reader.submit(read_frames, store, items, *parts[number + 1])
-            frames = frames.to(queries.dtype)
-            gallery = Gallery(pooling, maps.items(frames), None) if maps else Gallery.of_frames(frames, pooling)
-            size = max(1, WIDE // (stop - start))
-            for first in range(0, len(queries), size):
-                best.add(first, gallery.scores(queries[first:first + size]), start)
+            for low, high in pieces(items.pointer, _BLOCK, start, stop):
+                block = frames.part(low - start, high - start).to(queries.dtype)
+                gallery = Gallery(pooling, maps.items(block), None) if maps else Gallery.of_frames(block, pooling)
+                size = max(1, _BLOCK**2 // (high - low))
+                for first in range(0, len(queries), size):
+                    best.add(first, gallery.scores(queries[first:first + size]), low)
             progress(stop / len(items))
     return best.scores, best.places
 
