@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Self
@@ -199,7 +200,8 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array:
     Raises KeyError if there is none.
     """
     try:
-        node = group[name]
+        with _quiet():
+            node = group[name]
     except KeyError as error:
         if sync((group.store_path / name / "zarr.json").exists()):
             raise ValueError(f"its zarr.json lacks {error}") from None
@@ -214,9 +216,17 @@ def arrays_of(group: zarr.Group, max_depth: int | None = 0) -> dict[str, zarr.Ar
 
     max_depth: groups within groups that are looked into; None for all.
     """
+    with _quiet():
+        return {name: node for name, node in sorted(group.members(max_depth=max_depth)) if isinstance(node, zarr.Array)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Zarr's warnings of other programs' files, and of fill values, of which no chunk that is read is made."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)
-        return {name: node for name, node in sorted(group.members(max_depth=max_depth)) if isinstance(node, zarr.Array)}
+        warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
+        yield
 
 
 def require_chunks(array: zarr.Array) -> None:

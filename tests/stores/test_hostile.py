@@ -50,6 +50,14 @@ def test_a_damaged_description_of_an_array_is_one_line(store_copy: Path, array: 
             use(store_copy)
 
 
+def test_a_fill_value_that_its_type_cannot_hold_is_passed_over(store_copy: Path) -> None:
+    """No row is made of it; a warning would be an error here."""
+    whole, place = open_store(str(store_copy)).embeddings(), store_copy / "image" / "embedding" / "zarr.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "fill_value": -1e308}))
+    np.testing.assert_array_equal(open_store(str(store_copy)).embeddings(), whole)
+    assert verify(str(store_copy)).faults == []
+
+
 @pytest.mark.parametrize("array", ["image/embedding", "image/state", "image/checksum", "text/default/class_ptr"])
 def test_a_shape_that_is_made_up_ends_a_verification_at_once(store_copy: Path, array: str) -> None:
     """A store that is being filled lacks chunks, each of which is looked for: 2**40 of them would take years."""
