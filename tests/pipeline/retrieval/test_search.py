@@ -40,8 +40,8 @@ def store(rows: np.ndarray, make_store: Callable[..., Store], tmp_path_factory: 
 def test_the_nearest_are_those_of_all_scores(store: Store, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = unit(np.random.default_rng(1).normal(size=(11, 24)).astype(np.float32))
     scores = queries @ unit(rows).T
-    monkeypatch.setattr(search, "WIDE", 300)
-    monkeypatch.setattr(search, "pieces", lambda pointer: items.pieces(pointer, 23))
+    monkeypatch.setattr(search, "_BLOCK", 5)
+    monkeypatch.setattr(search, "pieces", lambda pointer, rows=23, *ends: items.pieces(pointer, rows, *ends))
     for top in (1, 7, 200, 500):
         found, places = nearest(torch.from_numpy(queries), store, items_of(store), top)
         expected = -np.sort(-scores, axis=1)[:, :top]
