@@ -37,7 +37,7 @@ test-wheel: install-test
 	cd build/wheel && $(SITE) site/bin/onceclip methods >methods.txt
 	cd build/wheel && $(TEST) $(SITE) ../../$(BIN)/python -m pytest -n auto -m "not slow and not checkout" $(WHEEL)
 
-# Half an hour on two quiet cores; `python -m docs.performance_page bench.jsonl` makes the page of it.
+# About 45 minutes on two quiet cores; `python -m docs.performance_page bench.jsonl` makes the page of it.
 bench: install-test
 	$(BIN)/python -m bench all --out bench.jsonl
 

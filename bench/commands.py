@@ -44,7 +44,7 @@ def stores(folder: Path, classes: int, rows: int, dim: int) -> None:
 @click.option("--classes", default=20_000)
 @click.option("--rows", default=1_000_000)
 @click.option("--dim", default=512)
-@click.option("--repeats", default=3)
+@click.option("--repeats", default=2)
 def command(classes: int, rows: int, dim: int, repeats: int) -> Iterator[Row]:
     """What commands take of the cores and of memory where there is much to do."""
     with tempfile.TemporaryDirectory() as temporary:
