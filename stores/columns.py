@@ -88,15 +88,14 @@ class Columns:
             with damage(self.path, f"image/{name}"):
                 if name in self._recorded and column_checksum([column]) != self._recorded[name]:
                     raise ValueError("its chunks are not in their places")
-                if self.complete and name == "label" and (column >= len(self.classes)).any():
-                    raise ValueError("it has labels of classes that the store does not name")
+                self._require_named(name, column)
             self._columns[name] = column
         return self._columns[name]
 
     def column_checksums(self) -> dict[str, int]:
         """CRC-32C of every column as a whole, made anew in bounded memory: chunks alone do not know their places."""
         names = [name for name, described in self.row_arrays.items() if not described.values and self.has(name)]
-        return {name: column_checksum(part for part, in self.parts(name)) for name in names}
+        return {name: column_checksum(part for part, in self.parts(name, checked=False)) for name in names}
 
     @cached_property
     def _recorded(self) -> dict[str, Any]:
@@ -120,9 +119,10 @@ class Columns:
         start, stop, _ = where.indices(self.height)
         return self._read(name, start, max(start, stop))
 
-    def parts(self, *names: str, size: int = TABLE_ROWS) -> Iterator[tuple[np.ndarray, ...]]:
+    def parts(self, *names: str, size: int = TABLE_ROWS, checked: bool = True) -> Iterator[tuple[np.ndarray, ...]]:
         """Go through some columns in bounded memory, `size` rows of each at a time.
 
+        checked: whether labels have to be of classes that the store names.
         Raises StoreDamaged if a chunk of them is missing or damaged.
 
         Example:
@@ -130,7 +130,15 @@ class Columns:
             40
         """
         for start in range(0, self.height, size):
-            yield tuple(self.part(name, slice(start, start + size)) for name in names)
+            found = {name: self.part(name, slice(start, start + size)) for name in names}
+            for name, values in found.items() if checked else ():
+                with damage(self.path, f"image/{name}"):
+                    self._require_named(name, values)
+            yield tuple(found.values())
+
+    def _require_named(self, name: str, values: np.ndarray) -> None:
+        if self.complete and name == "label" and (values >= len(self.classes)).any():
+            raise ValueError("it has labels of classes that the store does not name")
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         with damage(self.path, f"image/{name}"):

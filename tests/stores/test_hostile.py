@@ -13,6 +13,7 @@ import pytest
 
 from onceclip import OnceclipError
 from onceclip.stores import StoreDamaged, StoreError, open_store
+from onceclip.stores.compact import compact
 from onceclip.stores.schema import seal
 from onceclip.stores.verification import verify
 
@@ -116,10 +117,12 @@ def test_a_text_of_several_lines_that_a_message_quotes_is_one_line(store_copy: P
     assert "\n" not in str(caught.value)
 
 
-def test_labels_of_classes_that_are_not_named_are_damage(store_copy: Path) -> None:
+def test_labels_of_classes_that_are_not_named_are_damage(store_copy: Path, tmp_path: Path) -> None:
     change(store_copy, {"classes": ["bar", "cross"]})
-    with pytest.raises(StoreDamaged, match="labels of classes that the store does not name"):
-        use(store_copy)
+    for reader in (use, lambda path: compact(str(path), str(tmp_path / "c.zarr")),
+                   lambda path: list(open_store(str(path)).parts("state", "label"))):
+        with pytest.raises(StoreDamaged, match="labels of classes that the store does not name"):
+            reader(store_copy)
 
 
 @pytest.mark.parametrize(("array", "changes"), [
