@@ -28,11 +28,10 @@ def write_lock(path: str) -> Iterator[None]:
     the path is a URL at which no store can be written.
     """
     require_writable(path)
-    path = local_path(path)
+    path, name = local_path(path), _name(path)
     if is_url(path) or fcntl is None:
         yield
         return
-    name = path.rstrip(os.sep) + ".lock"
     os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
     handle = _acquire(name, path)
     try:
@@ -41,6 +40,15 @@ def write_lock(path: str) -> Iterator[None]:
         if _is_at(name, handle):  # not a file that another writer made after ours was deleted by hand
             os.unlink(name)
         os.close(handle)
+
+
+def has_lock(path: str) -> bool:
+    """Whether a store's lock is there: that of a process that writes, or a file that a killed one left."""
+    return not is_url(path) and os.path.lexists(_name(path))
+
+
+def _name(path: str) -> str:
+    return local_path(path).rstrip(os.sep) + ".lock"
 
 
 def _acquire(name: str, path: str) -> int:

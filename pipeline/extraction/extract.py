@@ -27,6 +27,7 @@ from onceclip.pipeline.workers import Part
 from onceclip.stores import Store, StoreWriter, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
 from onceclip.stores.location import is_url, is_zip
+from onceclip.stores.lock import has_lock
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
 from onceclip.stores.verification import equal_content
 
@@ -105,7 +106,7 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
         digests = file_digests(found.records, options.progress)
         inventory = take_inventory(found.records, found.classes, present, False, options.retry_bad, digests)
         text = _nothing_to_do(present, found, inventory)
-        if text is not None:
+        if text is not None and not has_lock(path):  # which the next writer takes away
             return _report(present, found, inventory, text, 0, time.perf_counter() - begun)
     _say_what_is_loaded(encoder, options)
     from onceclip.pipeline.extraction.processes import open_processes  # imports torch

@@ -37,6 +37,15 @@ def split_by_content(store: Store) -> dict[bytes, int]:
     return {bytes(store.table.digest[row]): int(store.table.split[row]) for row in store.rows()}
 
 
+def test_a_lock_that_a_killed_process_left_is_gone_after_a_second_run(root: Path, path: Path,
+                                                                      extract_demo: Extract) -> None:
+    """It may have been killed when the store was complete already."""
+    lock = path.with_name(path.name + ".lock")
+    lock.write_text("1")
+    assert extract_demo(root, path).encoded == 0
+    assert not lock.exists()
+
+
 def test_a_second_run_encodes_nothing_and_changes_no_byte(root: Path, path: Path, extract_demo: Extract,
                                                           passed: list[int]) -> None:
     before = content(path)
