@@ -103,7 +103,8 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     for line in SUMMARY:
         own_rows = (row for row in reversed(rows) if row.bench == line.bench and row.figure.startswith(line.figure))
         row = next(own_rows, None)
-        own, usual = (in_words(row.medians[way]) if row and way else UNKNOWN if way else ""
+        medians = row.medians if row else {}
+        own, usual = (in_words(medians[way]) if way in medians else UNKNOWN if way else ""
                       for way in (line.own, line.usual))
         yield f"| {line.text} | {own} | {usual}{f' ({line.usual_text})' if line.usual else ''} |"
 
