@@ -49,7 +49,7 @@ def command(classes: int, rows: int, dim: int, repeats: int) -> Iterator[Row]:
     """What commands take of the cores and of memory where there is much to do."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # In another process: one that has had much memory hands that figure on to those that it starts.
+        # In another process: the largest memory of a process counts for those that it starts, too.
         spread(partial(stores, classes=classes, rows=rows, dim=dim), [folder], 2)
         many, few, single, mean = (str(folder / name) for name in ("classes.zarr", "rows.zarr", "gda", "mean"))
         ways = {"zero-shot, many classes": ["fit", many, "--method", "zero-shot"],

@@ -192,11 +192,13 @@ class CompiledStep:
 def _step_constants(training: Training) -> tuple[Any, ...]:
     """Hyperparameters that are constants of the compiled step, and what else of the method decides its operations.
 
-    The number of epochs is none: rungs of a halving, which differ in it, share their code.
+    The number of epochs is none of a method of this package: rungs of a halving, which differ in it, share their code.
+    The loss of another's may read it.
     """
     method, optimizer = training.first.method, training.optimizer
+    free = varying(method) | ({"epochs"} if code_cache.digest(type(method)) else set())
     return (type(method), optimizer.clips, optimizer.decays, training.stack.smoothed,
-            {name: value for name, value in method.values.items() if name not in varying(method) | {"epochs"}})
+            {name: value for name, value in method.values.items() if name not in free})
 
 
 def _remembered(*key: Any) -> tuple[str, Sequence[int]]:

@@ -146,7 +146,7 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class TextTask:
-    """Prompts of a store's classes, for a worker to embed; who hands this out has the store's lock.
+    """Prompts of a store's classes, for a worker to embed; the process that made this task holds the store's lock.
 
     threads: of torch, as many as the command itself would use, since the last bits of a text embedding depend on their
     number.

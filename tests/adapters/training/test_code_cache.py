@@ -9,6 +9,8 @@ import torch
 
 from onceclip.adapters import ClipAdapter, ZeroShotLinearProbe
 from onceclip.adapters.training import code_cache
+from onceclip.adapters.training.compile import _step_constants
+from onceclip.adapters.training.loop import Run, Training
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 ROOT = Path(__file__).parents[3]
@@ -99,6 +101,21 @@ def test_what_only_this_process_knows_has_no_name():
     assert code_cache.digest((1, (Stranger,))) is None
     Searching().with_values(ratio=0.5)  # copying leaves a trace in the class
     assert code_cache.digest(Searching)
+
+
+def test_the_number_of_epochs_tells_steps_apart_that_may_read_it(make_task):
+    """A loss of somebody's own may grow with the epochs; code for another number of them would be silently wrong."""
+    class Ramp(ClipAdapter):
+        def penalty(self, prepared, parameters):
+            return parameters["image_up"].square().sum() / self.epochs
+
+    def constants(kind, epochs):
+        task = make_task()
+        run = Run(kind(epochs=epochs), task, task, 0)
+        return _step_constants(Training([run], [run.start], True, None))
+
+    assert constants(ClipAdapter, 3) == constants(ClipAdapter, 9)
+    assert constants(Ramp, 3) != constants(Ramp, 9)
 
 
 def test_a_folder_that_cannot_be_written_to_keeps_nothing(monkeypatch, tmp_path):
