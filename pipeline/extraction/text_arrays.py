@@ -110,7 +110,8 @@ def _exported(file: Path, arrays: Mapping[str, np.ndarray], classes: Sequence[st
                 and isinstance(text.source, dict) and len(set(text.classes)) == len(text.classes))
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ArrayError(f"{file} is no text set of `onceclip export` ({' '.join(str(error).split())})") from error
-    missing = [] if not fits or text.is_captions else [each for each in classes if each not in {*text.classes}]
+    there = {*text.classes}
+    missing = [] if not fits or text.is_captions else [each for each in classes if each not in there]
     if not fits or missing or (unusable_rows(embedding) != "").any():
         what = f"lacks {counted(len(missing), 'class', 'classes')}: {listing(missing)}" if missing else \
             f"has arrays that do not fit each other, or embeddings of {dim} numbers"
