@@ -84,7 +84,8 @@ def _requested(store: Store, classes: Sequence[str], phrases: Mapping[str, str] 
 def phrases_of(store: Store, classes: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
     """What prompts call each class; where nothing is given, as in the set "default"."""
     if given is None:
-        given = {name: phrase for name, phrase in _source(store).get("phrases", {}).items() if name in classes}
+        known = {*classes}
+        given = {name: phrase for name, phrase in _source(store).get("phrases", {}).items() if name in known}
     return class_phrases(classes, given)
 
 

@@ -136,8 +136,8 @@ def class_phrases(classes: Sequence[str], given: Mapping[str, str] | None = None
     A folder's name of other bytes than UTF-8 stays as its key spells it.
     Raises PromptError if a name is given for a class that does not exist, or is empty.
     """
-    given = given or {}
-    extra = [name for name in given if name not in classes]
+    given, known = given or {}, {*classes}
+    extra = [name for name in given if name not in known]
     if extra:
         raise PromptError(f"--class-names: {unknown('class folder', extra[0], classes)}")
     blank = [name for name, phrase in given.items() if not phrase.strip()]
