@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.ops import mover, unit
@@ -284,7 +285,7 @@ class Stream(Rows):
     """Labelled rows behind a reader; at most a few blocks of them are in memory.
 
     label: (rows,) int64, positions in the task's class names.
-    reader: gives raw embeddings (BLOCK, dim) for positions (n,), in the order asked for, reading ahead.
+    reader: gives raw embeddings (BLOCK, dim) for positions (n,), in the order asked for; the stream itself reads ahead.
     like: an empty tensor of the type and on the device that the rows are to have.
     """
 
@@ -319,13 +320,18 @@ class Stream(Rows):
         whole, rest = divmod(len(self), BLOCK)
         numbers = [*torch.randperm(whole, generator=order).tolist(), *([whole] if rest else [])]
         positions = [torch.arange(number * BLOCK, min((number + 1) * BLOCK, len(self))) for number in numbers]
-        ready = ((unit(torch.from_numpy(values).to(self.like)), self.label[places].to(self.like.device))
+        ready = ((self._unit(values), self.label[places].to(self.like.device))
                  for places, values in zip(positions, self.reader(torch.cat(positions).numpy()), strict=True))
         with ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(next, ready, None)
             while (block := upcoming.result()) is not None:
                 upcoming = ahead.submit(next, ready, None)
                 yield block
+
+    def _unit(self, values: np.ndarray) -> Tensor:
+        """Unit rows (n, dim) of raw ones, in one copy: memory that is new takes longer than the arithmetic."""
+        rows = torch.from_numpy(values).to(self.like, copy=True)
+        return normalize(rows, dim=-1, out=rows)
 
     def to(self, move: Callable[[Any], Any]) -> Stream:
         """Copy whose rows come in the type and on the device that `move` gives a tensor."""

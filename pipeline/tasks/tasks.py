@@ -278,7 +278,8 @@ def _stream(store: Store, drawn: Draw) -> Stream:
     label = torch.from_numpy(drawn.told(store.column("label")[drawn.rows].astype(np.int64))[order])
 
     def read(places: np.ndarray) -> Iterator[np.ndarray]:
-        return (values for _, values in store.pieces(rows[places], BLOCK))
+        # Not by `pieces`: the stream reads ahead itself, and one more thread would take a core from what trains.
+        return (store.embeddings(rows[places[start:start + BLOCK]]) for start in range(0, len(places), BLOCK))
 
     return Stream(label, read, torch.empty(0, dtype=torch.float32))
 
