@@ -38,7 +38,8 @@ class Method(Trainable):
     wants_tower: whether it encodes prompts anew, with the text tower of a store.
     needs_text: whether it looks at prompts; without, a task of class names alone will do.
     transfers: whether what it learns serves other classes; `for_classes` makes their head.
-    weighs: whether the weights of support rows count; a method that does not weigh rows refuses rows that have any.
+    weighs: whether the weights of support rows count; a method that does not weigh rows refuses rows that have any, and
+        so does one that is trained on a loss of its own, or by lbfgs, where they would not count.
     any_inputs: whether its `inputs` may be others, such as the embedding of another encoder, since no text is compared.
     needs_bank: what it keeps of a bank of other images: "", "image", or "caption" for both.
     from_bank: whether it cannot do without a bank, to keep or to have support rows from.
@@ -104,6 +105,11 @@ class Method(Trainable):
         other = copy.copy(self)
         other.inputs = inputs  # type: ignore[misc] # of this object, in the place of its class's
         return other
+
+    @property
+    def of_task(self) -> frozenset[str]:
+        """Names of hyperparameters whose values in the fitted classifier follow from the task, and are not these."""
+        return frozenset()
 
     def suited(self, task: Task) -> Self:
         """This method with the defaults that a task asks for, in place of those that nobody gave; mostly as it is."""
@@ -206,7 +212,8 @@ class Method(Trainable):
         if self.wants_tower and task.tower is None:
             raise MethodError(f"{self.name} needs the encoder's text tower and the task has none: write it into the "
                               "store with `onceclip text STORE --tower`")
-        if task.support.weight is not None and not self.weighs:
+        in_training = self.solver == "own" or (self.solver == "gradient" and self.plain_loss)
+        if task.support.weight is not None and not (self.weighs and (in_training or not self.trained)):
             raise MethodError(f"{self.name} cannot weigh its support rows, and these have weights: take a source "
                               "without weights (weighted=false), or gda, tip-adapter, clip-adapter, zs-lp or taskres")
         if self.needs_bank and task.bank is None:
@@ -255,8 +262,12 @@ class Shared(Method):
     mixing = "share"
     by_images: ClassVar[bool] = False
 
+    @property
+    def of_task(self) -> frozenset[str]:
+        return frozenset({"share"} - self.given if self.by_images else ())
+
     def suited(self, task: Task) -> Self:
-        if not self.by_images or self.mixing in self.given:
+        if not self.of_task:
             return self
         count = torch.bincount(task.support.label, weights=task.support.weight)
         if not (count > 0).any():

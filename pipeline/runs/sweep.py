@@ -339,4 +339,8 @@ def is_outdated(row: Mapping[str, Any] | None, spec: RunSpec) -> bool:
         return False
     if row["select"] != "fixed":
         return bool(row.get("rule") != RULE)
-    return not is_average(spec.method) and bool(row["hyperparameters"] != run_method(spec.method)(**spec.values).values)
+    if is_average(spec.method):
+        return False
+    values, method = row["hyperparameters"], run_method(spec.method)(**spec.values)
+    return bool(values.keys() != method.values.keys() or any(
+        values[name] != value for name, value in method.values.items() if name not in method.of_task))
