@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Hyperparameter, Method
+from onceclip.adapters import ClipAdapter, Hyperparameter, Method
 from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import zero_shot_head
 
@@ -56,6 +56,13 @@ class Cubes(Method):
 
     def terms(self, prepared, parameters):
         return zero_shot_head(prepared), Cubed(prepared.text.class_weights)
+
+
+class Ramp(ClipAdapter):
+    """One whose loss reads how many epochs there are."""
+
+    def penalty(self, prepared, parameters):
+        return parameters["image_up"].square().sum() * self.epochs
 
 
 class Centred(Method):
@@ -217,6 +224,18 @@ def test_commands_take_a_method_of_ones_own(own, forget, store_path, tmp_path, r
     again = ("fit", "--from-row", f"{results}:{number}")
     assert f"the row needs {name}" in said(*again, code=1)
     assert "the same accuracy as the row" in said(*again, "--import", own)
+
+
+def test_a_compiled_halving_of_a_method_of_ones_own_is_the_plain_one(own, store_path, run_json, uncompiled):
+    """Its rungs differ in the number of epochs, which its loss reads: each has code of its own."""
+    asked = ("fit", store_path, "--method", f"{own}:Ramp", "--shots", "4", "--set", "epochs=9", "--search", "halving")
+    plain, compiled = (run_json(*asked, "--compile", choice) for choice in ("off", "on"))
+    assert plain["select"] == "val"
+    assert plain["settings_tried"] == compiled["settings_tried"] == 3
+    assert len(uncompiled) == 2
+    for name, value in plain["hyperparameters"].items():
+        assert compiled["hyperparameters"][name] == (pytest.approx(value, rel=1e-3) if name == "share" else value)
+    assert compiled["nll"] == pytest.approx(plain["nll"], rel=1e-4)
 
 
 def test_hyperparameters_that_were_renamed_say_their_new_name_and_saved_ones_still_open(make_task, tmp_path, untie):
