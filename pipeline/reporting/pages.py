@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,16 +168,29 @@ def write_incremental_report(folder: Path) -> Path:
     Raises ResultError if it has none.
     """
     settings: dict[Any, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in read_lines(folder / NAME):
-        name = f"{row['method']}{' (joint)' if row['joint'] else ''}"
-        settings[str(row["store"]), len(row["sessions"]), row["shots"], row["text"]][name].append(row)
+    for row, name in _incremental_names(read_lines(folder / NAME)):
+        settings[str(row["store"]), row["fingerprints"]["store"][:8], len(row["sessions"]), row["shots"], row["text"],
+                 row["seed"]][name].append(row)
     if not settings:
         raise ResultError(f"{folder} has no {NAME}: `onceclip incremental STORE --out {folder}` writes it")
     write_page(folder / PAGE, "incremental.html", title="Classes that arrive", settings=[
-        {"title": f"{store}, {sessions} sessions, {shots_of(shots)}, text {text}", "curves": incremental_curves(lines),
+        {"title": f"{store}, content {content}, {sessions} sessions, {shots_of(shots)}, text {text}, seed {seed}",
+         "curves": incremental_curves(lines),
          "lines": [_incremental_line(name, rows) for name, rows in lines.items()]}
-        for (store, sessions, shots, text), lines in settings.items()])
+        for (store, content, sessions, shots, text, seed), lines in settings.items()])
     return folder / PAGE
+
+
+def _incremental_names(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    """Each row and the name of its line: the method, with the hyperparameters in which rows of it differ."""
+    values: dict[Any, set[str]] = defaultdict(set)
+    for row in rows:
+        for name, value in row["hyperparameters"].items():
+            values[row["method"], name].add(str(value))
+    for row in rows:
+        varied = [f"{name}={value}" for name, value in row["hyperparameters"].items()
+                  if len(values[row["method"], name]) > 1]
+        yield row, " ".join([row["method"], *varied, *["(joint)"] * row["joint"]])
 
 
 def _incremental_line(name: str, rows: Sequence[Row]) -> dict[str, Any]:
