@@ -288,8 +288,9 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
 
 def _draw(draw: Draw, spec: RunSpec) -> dict[str, Any]:
     """A draw as data; one of all rows is the store's split itself, which may have millions of keys."""
+    whole = spec.shots is None and not (spec.draws or spec.shape)
     return {"fingerprint": draw.fingerprint, "generator": LISTED if spec.draws else GENERATOR,
-            "keys": "all" if spec.shots is None and not spec.draws else list(draw.keys)}
+            "keys": "all" if whole else list(draw.keys)}
 
 
 def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Selection,

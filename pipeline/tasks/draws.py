@@ -20,7 +20,7 @@ def names_of(store: Store, classes: str | Sequence[str]) -> tuple[str, ...]:
     """Names of classes of a store.
 
     classes: "all"; "base", the first half of the store's classes, which has one more where their number is odd; "new",
-        the other half; or names, which come back in the order given.
+        the other half; or names, which come back in the order given, each once.
     Raises TaskError for a name that the store does not have, and for halves of fewer than four classes.
 
     Source: CoCoOp (Zhou et al., CVPR 2022), section 4.1, the split of the authors' code.
@@ -33,7 +33,7 @@ def names_of(store: Store, classes: str | Sequence[str]) -> tuple[str, ...]:
                             "four in all; use all classes")
         half = -(-len(store.classes) // 2)
         return store.classes[:half] if classes == BASE else store.classes[half:]
-    names = (classes,) if isinstance(classes, str) else tuple(classes)
+    names = (classes,) if isinstance(classes, str) else tuple(dict.fromkeys(classes))
     for name in names:
         if name not in store.classes:
             raise TaskError(unknown("class", name, store.classes, f" in {store.path}"))

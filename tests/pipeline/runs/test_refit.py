@@ -103,7 +103,8 @@ def test_refit_all_has_no_test_accuracy_and_says_so(imported: Store, run: Run, r
     refused = run("evaluate", out, imported.path)
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
     assert "fitted on the test images" in refused.stderr
-    assert run("evaluate", out, imported.path, "--split", "val").exit_code == 0
+    assert "fitted on the val images" in run("evaluate", out, imported.path, "--split", "val").stderr
+    assert run("evaluate", out, imported.path, "--split", "train").exit_code == 0
     assert run("predict", out, imported.path).exit_code == 0
     replayed = run("fit", "--from-row", f"{out}:1", "--json")
     assert replayed.exit_code == 0, replayed.stderr

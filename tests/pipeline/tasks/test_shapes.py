@@ -111,6 +111,14 @@ def test_a_row_says_what_was_drawn_and_is_repeated(imported: Store) -> None:
     assert fitted.classifier.provenance["shape"]["label_noise"] == 0.2
 
 
+def test_an_adapter_of_all_images_of_some_classes_says_which_they_were(imported: Store) -> None:
+    """Only the keys "all" are those of the train split."""
+    made = fit(imported, RunSpec("gda", missing=("bee",))).classifier.provenance
+    assert len(made["support"]["keys"]) == 90
+    assert not any(key.startswith("b/") for key in made["support"]["keys"])
+    assert fit(imported, RunSpec("gda")).classifier.provenance["support"]["keys"] == "all"
+
+
 @pytest.mark.parametrize(("text", "missing"), [("2", 2), ("ant,bee", ("ant", "bee")), ("3,", ("3",)),
                                                ("3,7", ("3", "7"))])
 def test_a_comma_makes_names_of_numbers(text: str, missing: Any) -> None:
