@@ -101,6 +101,8 @@ def test_an_adapter_may_go_where_results_are(place: Path, run: Run) -> None:
 def test_a_row_that_is_carried_out_again_takes_no_other_options(place: Path, run: Run) -> None:
     assert run("fit", "store.zarr", "--method", "zero-shot", "--out", "mine").exit_code == 0
     assert run("fit", "--from-row", "mine:1").exit_code == 0
+    again = json.loads(run("fit", "--from-row", "mine:1", "--compile", "off", "--json").stdout)
+    assert again["compiling"]["choice"] == "off"  # how it is trained, as the device is
     refused = run("fit", "--from-row", "mine:1", "--method", "gda", "--shots", "4")
     assert refused.exit_code == 2
     assert "leave out --method, --shots" in refused.stderr

@@ -123,8 +123,9 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         settings, **of_a_run)
     if row and not _chosen("device"):
         device = device_of(row)
+    how = compiling_of(row) if row and not _chosen("compile") else compile
     with percentage(f"fit {spec.method}") as progress:
-        fitted = run(opened, spec, device=device, compile=compiling_of(row) if row else compile, out=out,
+        fitted = run(opened, spec, device=device, compile=how, out=out,
                      overwrite=overwrite, curves=curves, coverage=coverage, progress=progress)
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
