@@ -305,7 +305,7 @@ class Stream(Rows):
         raise MethodError("the method needs all support rows in memory: leave out --stream, take fewer shots, or use a "
                           "method that is trained in batches, such as zs-lp or clip-adapter")
 
-    def at(self, which: Tensor | slice) -> NoReturn:
+    def at(self, which: Tensor | slice) -> Rows:
         """Not to be had, as all rows.
 
         Raises MethodError.
