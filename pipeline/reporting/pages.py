@@ -169,8 +169,9 @@ def write_incremental_report(folder: Path) -> Path:
     """
     settings: dict[Any, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row, name in _incremental_names(read_lines(folder / NAME)):
-        settings[str(row["store"]), row["fingerprints"]["store"][:8], len(row["sessions"]), row["shots"], row["text"],
-                 row["seed"]][name].append(row)
+        content = str(row.get("fingerprints", {}).get("store"))[:8]
+        settings[str(row["store"]), content, len(row["sessions"]), row["shots"], row["text"],
+                 row.get("seed")][name].append(row)
     if not settings:
         raise ResultError(f"{folder} has no {NAME}: `onceclip incremental STORE --out {folder}` writes it")
     write_page(folder / PAGE, "incremental.html", title="Classes that arrive", settings=[
@@ -185,10 +186,10 @@ def _incremental_names(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
     """Each row and the name of its line: the method, with the hyperparameters in which rows of it differ."""
     values: dict[Any, set[str]] = defaultdict(set)
     for row in rows:
-        for name, value in row["hyperparameters"].items():
+        for name, value in row.get("hyperparameters", {}).items():
             values[row["method"], name].add(str(value))
     for row in rows:
-        varied = [f"{name}={value}" for name, value in row["hyperparameters"].items()
+        varied = [f"{name}={value}" for name, value in row.get("hyperparameters", {}).items()
                   if len(values[row["method"], name]) > 1]
         yield row, " ".join([row["method"], *varied, *["(joint)"] * row["joint"]])
 
