@@ -94,6 +94,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise EstimatorError("a classifier needs two classes, and y has 1 class: give labelled rows of another one")
         if self.select not in (None, *_SELECT):
             raise EstimatorError(f"no selection {self.select!r}: there are: {', '.join(_SELECT)}")
+        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise EstimatorError(f"seed {self.seed!r}: give a whole number from 0 up, with which a fit can be repeated")
+        if not 0 < self.validation_fraction < 1:
+            raise EstimatorError(f"validation_fraction {self.validation_fraction}: give a part of each class's rows, "
+                                 "such as 0.2")
         if self.select == "loo" and self.text is None:
             raise EstimatorError("select='loo' needs a text: without one, each row is part of its class's mean")
         try:

@@ -84,6 +84,8 @@ def test_text_is_joined_by_name_and_never_by_position() -> None:
     ({"text": dict.fromkeys(("disc", "cross", "ring"), np.ones(8))}, "16 features"),
     ({"select": "loo"}, "select='loo' needs a text"),
     ({"select": "val-full"}, "there are: fixed, val, loo"),
+    ({"seed": None}, "seed None: give a whole number"),
+    ({"validation_fraction": 20}, "validation_fraction 20: give a part"),
     ({"method": "tip-adaptor"}, "did you mean 'tip-adapter'"),
     ({"params": {"bta": 2}}, "did you mean 'beta'"),
     ({"params": {"beta": "two"}}, "beta=two is not a number"),
