@@ -37,7 +37,7 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
     if test in _OF_ANSWERS and score != "accuracy":
         raise ResultError(f"{test} counts right and wrong answers, and says nothing of {score}: leave --score out, or "
                           "compare by --test draws")
-    frame = results_frame(folders)
+    frame = results_frame(folders, contents="store" if test in _IN_A_STORE else "method")
     if shots is not None:
         frame = frame[frame["shots"].isin(list(shots))]
     if score not in frame or frame.empty:
