@@ -41,7 +41,8 @@ class Names(click.ParamType):
     name = "A,B,..."
 
     def convert(self, value: Any, param: Any, context: Any) -> list[str]:
-        return names_in(value) if isinstance(value, str) else list(value)
+        names = names_in(value) if isinstance(value, str) else list(value)
+        return names or self.fail("it is empty: give names with commas between", param, context)
 
 
 class NumberOr(click.ParamType):

@@ -273,17 +273,21 @@ def _readings(names: Sequence[str], values: Sequence[tuple[str, str]],
     return readings
 
 
-def _own(values: Iterable[tuple[str, Any]], name: str, known: Collection[str], unused: set[str]) -> dict[str, Any]:
+def _own(values: Sequence[tuple[str, Any]], name: str, known: Collection[str], unused: set[str]) -> dict[str, Any]:
     """Those of some values, each of HYPERPARAMETER or NAME.HYPERPARAMETER, that are for one that is known.
 
     name: of the method or strategy that is asked for. unused: loses those that are.
+    What is said of this one alone counts more. Raises TaskError for what is said twice.
     """
     own = {}
-    for target, value in values:
-        owner, _, hyperparameter = target.rpartition(".")
-        if owner in ("", name) and hyperparameter in known:
-            own[hyperparameter] = value
-            unused.discard(target)
+    if twice := [target for target, number in Counter(target for target, _ in values).items() if number > 1]:
+        raise TaskError(f"{twice[0]} is given twice: give it once, in a grid with all its values")
+    for owner in ("", name):
+        for target, value in values:
+            whose, _, hyperparameter = target.rpartition(".")
+            if whose == owner and hyperparameter in known:
+                own[hyperparameter] = value
+                unused.discard(target)
     return own
 
 
