@@ -165,7 +165,7 @@ def test_a_run_that_diverges_is_a_row_and_stops_no_other(imported: Store, tmp_pa
 
 def test_a_grid_makes_a_run_of_each_value_and_only_for_methods_that_have_it() -> None:
     specs = make_specs(["zero-shot", "tip-adapter", "clip-adapter"], [1], [1, 2],
-                       [("beta", ["1", "2.0"]), ("clip-adapter.ratio", ["0.5"]), ("ratio", ["0.9"])])  # the general last
+                       [("beta", ["1", "2.0"]), ("clip-adapter.ratio", ["0.5"]), ("ratio", ["0.9"])])  # in any order
     assert [(spec.method, spec.seed, dict(spec.values)) for spec in specs if spec.seed == 1] == [
         ("zero-shot", 1, {}), ("tip-adapter", 1, {"beta": 1.0}), ("tip-adapter", 1, {"beta": 2.0}),
         ("clip-adapter", 1, {"ratio": 0.5})]
