@@ -129,7 +129,7 @@ class Optimizer:
         if not self.clips:
             return gradients
         runs = max_norm.numel()
-        length = torch.cat([each.reshape(runs, -1) for each in gradients], dim=1).norm(dim=1)
+        length = torch.stack([each.reshape(runs, -1).norm(dim=1) for each in gradients], dim=1).norm(dim=1)
         factor = (max_norm / (length + 1e-6)).clamp(max=1.0)
         return [each * (factor[0] if self.alone else _shaped(factor, each)) for each in gradients]
 
