@@ -47,7 +47,7 @@ FAILURES = [
     ("fit store.zarr --method gda --support ", "it is empty: give SOURCE:K, or leave --support out"),
     ("fit store.zarr --method gda --search optuna", "optuna:30"),
     ("fit store.zarr --method gda --search grid:5", "write grid, or random:5"),
-    ("sweep store.zarr --methods= --out new", "'--methods': it is empty"),
+    ("sweep store.zarr --methods= --out new", "methods is empty: give at least one"),
     ("sweep store.zarr --log mlflow2:runs --out new", "mlflow:PLACE"),
     ("evaluate adapter store.zarr --overwrite", "add --save FOLDER"),
     ("evaluate missing store.zarr", "missing is not a saved adapter"),

@@ -185,7 +185,7 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
     join = listed(further.pop("join"), "join") if further.get("join") else []
     rules = listed(further.pop("class_weights", RULES[0]), "class_weights")
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
-    names = [_name(method_of(each)[0]) for each in methods]
+    names = [_name(method_of(each)[0]) for each in listed(methods, "methods")]
     specs = [spec for rule in rules for spec in runs.make_specs(
         names, numbers, [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
         [*(inference_values or {}).items()], batches, **_checked(names, {**further, "class_weights": rule}))]

@@ -41,8 +41,7 @@ class Names(click.ParamType):
     name = "A,B,..."
 
     def convert(self, value: Any, param: Any, context: Any) -> list[str]:
-        names = names_in(value) if isinstance(value, str) else list(value)
-        return names or self.fail("it is empty: give names with commas between", param, context)
+        return names_in(value) if isinstance(value, str) else list(value)
 
 
 class NumberOr(click.ParamType):
