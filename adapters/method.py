@@ -78,7 +78,7 @@ class Method(Trainable):
         if cls.presets or "presets" in vars(cls):  # those of a class that this one derives from are not its own
             others = {name: each for name, each in cls.hyperparameters.items() if name != "preset"}
             preset = Hyperparameter("none", "named values for the others; those given by hand win",
-                                    choices=("none", *cls.presets))
+                                    choices=("none", *cls.presets), retrain=False)
             cls.hyperparameters = {"preset": preset, **others} if cls.presets else others
 
     def __init__(self, **values: Value) -> None:
@@ -238,7 +238,7 @@ def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparam
     """The hyperparameter of a `Shared` method, with this default, which may be that of one image per class."""
     more = " (by default the more, the more images a class has: this is of one)" if by_images else ""
     return {"share": Hyperparameter(share, "how much of training counts: 0 is zero-shot, 1 the trained head alone"
-                                    f"{more}", high=1.0)}
+                                    f"{more}", high=1.0, retrain=False)}
 
 
 class Shared(Method):

@@ -1,7 +1,10 @@
 """The interface of methods: names, hyperparameters, and a method of one's own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.functional import multi_margin_loss
 
 from onceclip.adapters import (
     METHODS,
@@ -11,12 +14,14 @@ from onceclip.adapters import (
     MethodError,
     TipAdapter,
     UnknownName,
+    fit_all,
     fit_selected,
     load_classifier,
     method_class,
 )
 from onceclip.adapters.heads import Linear
 from onceclip.adapters.method import zero_shot_head
+from onceclip.adapters.training.trainable import recipe
 
 
 class NearestMean(Method):
@@ -139,3 +144,46 @@ def test_hyperparameters_read_as_attributes_and_copies_leave_the_original_alone(
     assert (first.beta, second.beta, first.alpha, second.alpha) == (2.0, 9.0, 1.0, 1.0)
     with pytest.raises(AttributeError, match="gamma"):
         first.gamma  # noqa: B018
+
+
+class Margin(Method):
+    """Class vectors trained with a loss of one's own, whose margin is searched; nothing is said of retraining."""
+
+    name = "margin"
+    hyperparameters = {"margin": Hyperparameter(0.0, "by how much the own class is to lead", search=(0.0, 4.0), high=9.0),
+                       **recipe(learning_rate=0.1, epochs=3)}
+
+    def initial(self, prepared, generator):
+        return {"weight": prepared.zero_shot_weights.clone()}
+
+    def head(self, prepared, parameters):
+        return Linear(parameters["weight"])
+
+    def loss(self, prepared, parameters, rows, label, generator):
+        return multi_margin_loss(self.training_head(prepared, parameters)(rows), label, margin=1 + self.margin)
+
+
+def test_a_hyperparameter_that_only_a_loss_reads_asks_for_another_training(make_task):
+    """Else all its values would have the first one's parameters, and the search would compare a value with itself."""
+    task = make_task((4, 4, 4), val=4, noise=1.0)
+    alone = [Margin(margin=margin).fit(task).head.weight for margin in (0.0, 4.0)]
+    assert not torch.equal(*alone)
+    together = [each.classifier.head.weight for each in fit_all([Margin(margin=0.0), Margin(margin=4.0)], task)]
+    assert all(map(torch.equal, alone, together))
+    assert fit_selected(Margin(), task, "val").tried == 2
+
+
+class Peeking(Margin):
+    """One that makes something of a searched value before the search."""
+
+    def prepare(self, task):
+        return replace(task, logit_scale=task.logit_scale + self.margin)
+
+
+def test_what_is_prepared_once_for_all_values_cannot_look_at_one(make_task):
+    task = make_task((4, 4, 4), val=4)
+    for tried in (lambda: fit_selected(Peeking(), task, "val"),
+                  lambda: fit_all([Peeking(margin=1.0), Peeking(margin=2.0)], task)):
+        with pytest.raises(MethodError, match="reads margin in prepare, which is called once for all values"):
+            tried()
+    assert fit_all([Peeking(margin=1.0)], task)[0].classifier.hyperparameters["margin"] == 1.0
