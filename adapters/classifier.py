@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Self
 
 import numpy as np
@@ -152,11 +153,11 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifier:
+def load_classifier(folder: str | Path, modules: str | Sequence[str] = ()) -> Classifier:
     """Read a classifier that `Classifier.save` wrote.
 
-    modules: names of modules that are imported, so that heads and methods from them may be taken: a file's word alone
-        imports nothing.
+    modules: name or names of modules that are imported, so that heads and methods from them may be taken: a file's word
+        alone imports nothing.
     Raises AdapterFileError if the folder holds none, or one of a newer format or with a head of another module.
 
     Example:
@@ -165,8 +166,11 @@ def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifi
         torch.Size([5, 4])
     """
     if not isinstance(folder, str | Path):
-        raise AdapterFileError(f"{folder!r} is no path: give the folder that `onceclip fit --out` wrote")
-    folder = Path(folder)
+        raise AdapterFileError(f"{short(folder)} is no path: give the folder that `onceclip fit --out` wrote")
+    if "://" in str(folder):
+        raise AdapterFileError(f"{folder} is a URL, which evaluate, predict and export take as it is: give a folder of "
+                               "this machine here")
+    folder, modules = Path(folder), [modules] if isinstance(modules, str) else modules
     for module in modules:
         import_module(module)
     config, tensors = read_adapter(folder)

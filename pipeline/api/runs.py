@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
@@ -265,7 +266,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     specs = listed(specs, "specs")
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
-        raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
+        raise ArgumentError(f"specs has {short(wrong[0])}: give a list of RunSpec, or methods=, shots= and seeds=")
     target, folder = opened_all(stores), path_of(out, "out: a folder")
     return runs.sweep(target, specs, folder, local_workers, progress, workers, part, compile, retry_failed, device,
                       Keep(curves, keep_predictions, coverage), Log(listed(log, "log")) if log else None)

@@ -88,6 +88,7 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
         raise ArgumentError("--views is for a strategy that reads views of images: add --inference mta, say")
     if isinstance(inputs, Tensor) or (isinstance(inputs, np.ndarray) and inputs.dtype != np.uint8):
         require_store(join, None)
+        _require_images(options, "embeddings have")
         return Answers(len(inputs), [], predict_rows(classifier, inputs, top_k, min_probability, strategy))
     given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
     if not given:
@@ -97,6 +98,7 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
     require_store(join, store)
     if store:
         store = joined_store(store, join, classifier)
+        _require_images(options, "a store has")
         if views is not None:
             raise ArgumentError("--views is for images: a store has its own, as extract --views made them")
         return Answers(len(rows_to_label(store, split)), [],
@@ -115,6 +117,13 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
         yield from predict_images(classifier, records, opened, top_k, min_probability, strategy, views)
 
     return Answers(len(records), remarks, when_asked())
+
+
+def _require_images(options: SourceOptions, what: str) -> None:
+    """Raise ArgumentError for options of images where there are none."""
+    if options != DEFAULTS:
+        raise ArgumentError(f"--root, --every and --frames are for images and videos, which {what} none of: leave them "
+                            "out")
 
 
 def _records(given: Any, number: int, options: SourceOptions) -> Sequence[Record]:

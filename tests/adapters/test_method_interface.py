@@ -150,7 +150,7 @@ class Margin(Method):
     """Class vectors trained with a loss of one's own, whose margin is searched; nothing is said of retraining."""
 
     name = "margin"
-    hyperparameters = {"margin": Hyperparameter(0.0, "by how much the own class is to lead", search=(0.0, 4.0), high=9.0),
+    hyperparameters = {"margin": Hyperparameter(0.0, "by how much the own class leads", search=(0.0, 4.0), high=9.0),
                        **recipe(learning_rate=0.1, epochs=3)}
 
     def initial(self, prepared, generator):

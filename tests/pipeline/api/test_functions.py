@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import onceclip
-from onceclip.adapters import GDA, TipAdapter
+from onceclip.adapters import GDA, TaskRes, TipAdapter, ZeroShot
 
 
 @pytest.fixture
@@ -46,6 +46,14 @@ def test_fit_takes_a_name_a_class_an_object_or_a_spec(here: Path) -> None:
         json.dumps([rows[0]["hyperparameters"], rows[0]["nll"], 2, 3])}
     assert rows[0]["hyperparameters"]["beta"] == 2.0
     assert onceclip.fit("store.zarr", onceclip.RunSpec("gda", shots="all")).row["shots"] == "all"  # type: ignore[arg-type]
+
+
+def test_an_object_is_fitted_as_it_is_with_the_defaults_that_a_task_asks_for(here: Path) -> None:
+    """As `TaskRes().fit(task)` does: its share grows with the images of a class."""
+    fitted = onceclip.fit("store.zarr", TaskRes(epochs=2), shots=4)
+    alone = TaskRes(epochs=2).fit(onceclip.make_task("store.zarr", shots=4), seed=1)
+    assert fitted.row["hyperparameters"] == alone.hyperparameters
+    assert fitted.row["asked"]["values"] == {"epochs": 2}
 
 
 def test_an_adapter_that_fit_saves_is_scored_compared_and_written_by_its_folder(here: Path) -> None:
@@ -184,6 +192,15 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.import_arrays("missing.npz", "n.zarr"), "missing.npz"),
     (lambda: onceclip.import_arrays(None, "n.zarr"), "None is no path"),  # type: ignore[arg-type]
     (lambda: onceclip.import_arrays("store.zarr", "n.zarr"), "is a store already"),
+    (lambda: onceclip.evaluate(ZeroShot(), "store.zarr"), "is no path: give a classifier"),  # type: ignore[arg-type]
+    (lambda: onceclip.RunSpec(TipAdapter()), "is no method: give a name"),  # type: ignore[arg-type]
+    (lambda: onceclip.RunSpec("gda", inference=dict), "is no inference strategy"),  # type: ignore[arg-type]
+    (lambda: onceclip.load_classifier("hf://me/adapter"), "hf://me/adapter is a URL"),
+    (lambda: onceclip.load_classifier("adapter", modules="no_module"), "cannot import 'no_module'"),
+    (lambda: onceclip.predict("adapter", "store.zarr", join="other"), "--join other: give NAME=STORE"),
+    (lambda: onceclip.predict("adapter", "store.zarr", every=5), "--every and --frames are for images"),
+    (lambda: onceclip.predict("adapter", "good", set_kind="aps"), "add --coverage"),
+    (lambda: onceclip.add_text("store.zarr", "new", names="disc,ring"), "leave --names out"),
     (lambda: onceclip.methods("gdaa"), "did you mean 'gda'"),
     (lambda: onceclip.methods(3), "3 is no method"),  # type: ignore[arg-type]
 ]
