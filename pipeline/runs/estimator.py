@@ -34,10 +34,11 @@ _RECODED = ("inside of VotingClassifier, StackingClassifier or BaggingClassifier
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """Any method of onceclip as a scikit-learn classifier of raw embeddings.
 
-    method: its name, as `onceclip methods` lists them, MODULE:CLASS of your own, or the class. text: what the prompts of
-        each class embed to, a mapping from label to raw embeddings (dim,) or (prompts, dim), or an array (classes, dim)
-        or (classes, prompts, dim) whose order `class_names` tells; labels that are not in `y` are left out. None: the
-        class means of the training rows take the place of prompts, so that `zero-shot` is the nearest class mean.
+    method: its name, as `onceclip methods` lists them, MODULE:CLASS of your own, or the class.
+    text: what the prompts of each class embed to, a mapping from label to raw embeddings (dim,) or (prompts, dim), or
+        an array (classes, dim) or (classes, prompts, dim) whose order `class_names` tells; labels that are not in `y`
+        are left out. None: the class means of the training rows take the place of prompts, so that `zero-shot` is the
+        nearest class mean.
     class_names: the label of each entry of a text that is an array.
     params: hyperparameters by name; the others have their defaults. seed: of the training and of the rows held out.
     select: "fixed"; "val", which chooses the hyperparameters that `params` leaves open on a `validation_fraction` of
@@ -158,8 +159,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """The prompts (prompts, dim) of each class."""
         text: Any = self.text
         if not hasattr(text, "__len__"):
-            raise EstimatorError(f"text is a {type(text).__name__}: give a mapping from label to embeddings, or make the "
-                                 "estimator with FewShotClassifier.from_store")
+            raise EstimatorError(f"text is a {type(text).__name__}: give a mapping from label to embeddings, or make "
+                                 "the estimator with FewShotClassifier.from_store")
         if not isinstance(text, Mapping):
             if self.class_names is None or len(self.class_names) != len(text):
                 raise EstimatorError(f"text has {len(text)} entries: say with class_names which label each of them is "
