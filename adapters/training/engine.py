@@ -14,6 +14,7 @@ from typing import Any
 
 from onceclip.adapters.cpu import narrow_dtype, threads_for
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.heads.packing import plugin_heads
 from onceclip.adapters.ops import reduced_products
 from onceclip.adapters.training.compile import CompiledStep, compiles
 from onceclip.adapters.training.convex import solve
@@ -90,10 +91,12 @@ def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     run, device = group[0], group[0].task.device.type
     elements = sum(value.numel() * value.element_size() // 4 for value in run.start.values())
     compile_step = CompiledStep() if compiles(run, elements) else None
-    alone = not (stackable(run.method) and stacks(elements, device))
+    shared = stackable(run.method) and stacks(elements, device)
+    head = run.method.training_head(run.prepared, run.start) if shared else None
+    alone = head is None or bool(plugin_heads(head))  # one from outside need not know of an axis of runs
     size = most = 1
-    if not alone:
-        least, most = group_sizes(elements, _activations(run), device)
+    if head is not None and not alone:
+        least, most = group_sizes(elements, _rows_of_step(run) * head.width, device)
         # Stacks of equal size; a compiled one has two runs at least, since code for a single run is other code.
         size = max(least, 1 if compile_step is None else 2, -(-len(group) // -(-len(group) // most)))
     results: list[Parameters] = []
@@ -117,11 +120,9 @@ def _start(run: Run, known: dict[Any, Parameters]) -> Parameters:
     return known[key]
 
 
-def _activations(run: Run) -> int:
-    """Elements of the largest tensor between the parameters and the loss of a step."""
+def _rows_of_step(run: Run) -> int:
     count = len(run.task.support)
-    rows = min(int(run.method.values.get("batch_size", 0)) or count, count)
-    return rows * run.method.training_head(run.prepared, run.start).width
+    return min(int(run.method.values.get("batch_size", 0)) or count, count)
 
 
 def stacks(parameters: int, device: str) -> bool:
