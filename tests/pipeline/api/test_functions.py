@@ -178,6 +178,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.export("adapter", "torch", None), "None is no path"),  # type: ignore[arg-type]
     (lambda: onceclip.export("adapter", "torch", "a.pt"), ".pt2"),
     (lambda: onceclip.export("adapter", "torch", "a.pt2", check="good"), "good is not a store"),
+    (lambda: onceclip.search("store.zarr", "a cat", images="good"), "give page"),
+    (lambda: onceclip.search("store.zarr", "a cat", split="dev"), "there are: train, val, test"),
     (lambda: onceclip.verify("missing.zarr"), "missing.zarr is not a store"),
     (lambda: onceclip.extract("missing", "n.zarr", "demo"), "missing does not exist"),
     (lambda: onceclip.extract(None, "n.zarr", "demo"), "None is no path"),  # type: ignore[arg-type]
