@@ -25,6 +25,7 @@ from distributed.protocol import pickle
 from distributed.security import Security
 from tqdm import tqdm
 
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.words import version as own_version
@@ -148,6 +149,10 @@ class Workers:
         except ImportError as error:
             raise WorkerError(f"a worker of {self.address} cannot import what it is to do ({error}): install the same "
                               "onceclip, and modules of your own, where the workers run") from error
+        except OnceclipError as error:
+            if self.local or isinstance(error, WorkerError):
+                raise
+            raise WorkerError(f"a worker of {self.address} says: {error}") from error
 
     def _number(self) -> int:
         if time.monotonic() - self._counted > _RECOUNT:
