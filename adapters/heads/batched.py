@@ -30,7 +30,8 @@ def row_pieces(rows: Any, classes: int) -> Iterator[Any]:
 def join(heads: Sequence[Head]) -> Head | None:
     """One head with a leading axis of runs for heads of the same structure, or None if they differ in it.
 
-    Nor for heads from outside, which need not know of such an axis. Tensors that are one and the same in all heads stay single, so that a product with them is made once.
+    Nor for heads from outside, which need not know of such an axis. Tensors that are one and the same in all heads stay
+    single, so that a product with them is made once.
     """
     if len(heads) == 1:
         return heads[0]
