@@ -93,6 +93,11 @@ def test_images_are_labelled_by_path_folder_store_pixels_or_embeddings(here: Pat
     for given in ("good/disc/00.png", [Path("good/disc/00.png")], picture, np.asarray(picture.convert("RGB"))):
         answer, = onceclip.predict("adapter", given)
         assert (answer.class_name, answer.probability) == (found[0].class_name, pytest.approx(found[0].probability))
+    deep = np.asarray(picture.convert("L")).astype(np.uint16) * 256 + 7
+    Image.fromarray(deep).save("deep.png")
+    answers = [onceclip.predict("adapter", given)[0] for given in ("deep.png", Image.open("deep.png"))]
+    assert answers[0].logits is not None
+    np.testing.assert_allclose(answers[1].logits, answers[0].logits, atol=1e-4)  # 16 bits, which Pillow makes white
     store = onceclip.open_store("store.zarr")
     stored = onceclip.predict("adapter", "store.zarr", split="test")
     rows = store.rows("test")
@@ -168,6 +173,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.predict("adapter", ["good", 3]), "cannot label int"),
     (lambda: onceclip.predict("adapter", np.zeros((2, 3), np.float32)), "(rows, 64)"),
     (lambda: onceclip.predict("adapter", "good", split="test"), "--split is for a store"),
+    (lambda: onceclip.predict("adapter", np.zeros((2, 64), np.float32), split="test"), "--split is for a store"),
+    (lambda: onceclip.predict("adapter", Image.new("F", (4, 4))), "a Pillow image of mode F"),
     (lambda: onceclip.predict("adapter", "good", top_k=0), "top_k 0"),
     (lambda: onceclip.predict("adapter", "good", min_probability=2), "min_probability 2"),
     (lambda: onceclip.predict("adapter", "empty"), "empty is empty"),
