@@ -161,7 +161,8 @@ def test_a_saved_head_is_opened_only_when_the_user_names_its_module(own, forget,
     fitted = method_class(f"{own}:Cubes")().fit(task)
     fitted.save("adapter")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["method"] == f"{own}:Cubes"
-    assert f"IMAGES... --import {own}`. It runs code of its author: {own}." in (tmp_path / "adapter/README.md").read_text()
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f"IMAGES... --import {own}`. It runs code of its author: {own}." in card
     for forgotten in (False, True):
         if forgotten:
             forget()
