@@ -172,6 +172,17 @@ def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch:
         pass
 
 
+def test_a_script_without_a_guard_has_no_workers_that_would_run_it_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from onceclip.pipeline.workers import repeatable\n"
+                      "from onceclip.pipeline.workers.cluster import local\n"
+                      "print(repeatable())\n"
+                      "with local(2):\n    print('workers')\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n"
+    assert done.stderr.splitlines()[-1].endswith('put what it does behind if __name__ == "__main__":')
+
+
 def lasting(row: dict[str, Any]) -> dict[str, Any]:
     """All of a row that does not depend on the clock, to the last digit."""
     return {name: value for name, value in row.items() if not name.startswith("seconds")}
