@@ -77,13 +77,13 @@ class Centred(Method):
 
 @dataclass(frozen=True)
 class Powers(Head):
-    """Scores of the prompts to a power, which knows nothing of runs that are scored together."""
+    """Logarithms of scores times a number, which knows nothing of runs that are scored together."""
 
     weight: Tensor
     power: float
 
     def __call__(self, rows):
-        return ((rows @ self.weight.T).clamp_min(1e-3) ** self.power).log()
+        return self.power * (rows @ self.weight.T).clamp_min(1e-3).log()
 
     @property
     def width(self):
