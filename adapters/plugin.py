@@ -26,8 +26,10 @@ def is_plugin(kind: type) -> bool:
 
 
 def full_name(kind: type) -> str:
-    """The `name` of a class of onceclip, MODULE:CLASS of any other."""
-    return f"{kind.__module__}:{kind.__qualname__}" if is_plugin(kind) else str(kind.name)  # type: ignore[attr-defined]
+    """The `name` of a class of onceclip, MODULE:CLASS of any other; one of a script is called alike in its workers."""
+    if not is_plugin(kind):
+        return str(kind.name)  # type: ignore[attr-defined]
+    return f"{'__main__' if kind.__module__ == '__mp_main__' else kind.__module__}:{kind.__qualname__}"
 
 
 def import_module(name: str) -> ModuleType:

@@ -187,7 +187,9 @@ def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
         device = plan.groups[0].device if plan.groups else CPU
         gpus = visible_gpus() if training_device(device).type == CUDA else []
         most = 1 if ":" in device else len(gpus) or os.cpu_count() or 1
-        number = min(local_workers or (most if plan.todo >= MANY and repeatable() else 1), len(plan.groups))
+        # What a notebook defines, no other process has.
+        here = not repeatable() or any(each.specs[0].method.startswith("__main__:") for each in plan.groups)
+        number = min(local_workers or (1 if here or plan.todo < MANY else most), len(plan.groups))
         if number > 1:
             from onceclip.pipeline.workers.cluster import local
 

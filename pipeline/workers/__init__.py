@@ -39,12 +39,12 @@ class Part:
 
 
 def repeatable() -> bool:
-    """Whether processes that this one starts do not repeat it: they run a script anew, but for what it guards."""
+    """Whether processes that this one starts do not repeat it: they run a script's file, but for what it guards."""
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     if file is None or getattr(main, "__spec__", None) is not None:
         return True
     try:
         return "__main__" in Path(file).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
+    except OSError:  # as of a script that was piped in
+        return False

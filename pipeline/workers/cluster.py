@@ -217,8 +217,8 @@ def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) ->
     Raises WorkerError if they cannot be started, as by a script that each of them would run again.
     """
     if not repeatable():
-        raise WorkerError("each of several processes would run this script again: put what it does behind "
-                          'if __name__ == "__main__":')
+        raise WorkerError("each of several processes would run this script again: in its file, put what it does "
+                          'behind if __name__ == "__main__":')
     _silence()
     # Whoever could connect could run code as this user, and other users of the machine can reach the loopback.
     safe = {"protocol": "tls", "security": Security.temporary()}
