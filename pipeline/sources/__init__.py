@@ -69,7 +69,7 @@ class OwnFunction(Source):
             raise SourceError(f"{text}: {one_line(error)}: give a function as module:function, with the module in this "
                               "folder or installed") from error
         try:
-            records = list(function(options.root))
+            records = list(function(options.root) or ())
         except OnceclipError:
             raise
         except Exception as error:
