@@ -173,7 +173,8 @@ def load_classifier(folder: str | Path, modules: str | Sequence[str] = ()) -> Cl
     if "://" in str(folder):
         raise AdapterFileError(f"{folder} is a URL, which evaluate, predict and export take as it is: give a folder of "
                                "this machine here")
-    folder, modules = Path(folder), [modules] if isinstance(modules, str) else modules
+    folder = Path(folder)
+    modules = [modules] if isinstance(modules, str) or not isinstance(modules, Sequence) else modules
     for module in modules:
         import_module(module)
     config, tensors = read_adapter(folder)

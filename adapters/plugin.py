@@ -37,6 +37,8 @@ def import_module(name: str) -> ModuleType:
 
     Raises MethodError if it cannot be imported.
     """
+    if not isinstance(name, str):
+        raise MethodError(f"{short(name)} is no name of a module: give a text, such as 'my_methods'")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work
     try:

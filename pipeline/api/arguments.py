@@ -13,6 +13,7 @@ from onceclip.adapters.errors import unknown
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import ArgumentError, ResultError
 from onceclip.pipeline.files import RESULTS, is_url, local_path
+from onceclip.pipeline.workers import Part
 from onceclip.stores import Store, open_store
 from onceclip.stores.location import local_copy
 from onceclip.stores.schema import SPLITS
@@ -138,6 +139,14 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
 def split_of(value: Any) -> str:
     """The name of a split."""
     return one_of(value, "split", SPLITS)
+
+
+def part_of(value: Any) -> Part:
+    """A part of several, such as "2/8"."""
+    try:
+        return value if isinstance(value, Part) else Part.parse(str(value))
+    except ValueError as error:
+        raise ArgumentError(f"part {error}") from error
 
 
 def spec_of(encoder: Any, pretrained: str | None = None, device: str = "auto") -> EncoderSpec:

@@ -145,6 +145,7 @@ def search(store: str | Path | Store, query: str | None = None, *, image: str | 
     target, number = opened(store), whole(top, "top", 1)
     kind, pooled, chosen = one_of(by, "by", BY), pooling_of(pooling), _part(split)
     refuse(((query is None) == (image is None), "give a query or an image, and not both"),
+           (not isinstance(query, str | None), f"query {query!r}: give a sentence"),
            (maps is not None and pooled != MEAN, "maps make their own vectors: leave the pooling out"),
            (images is not None and page is None, _NO_PAGE))
     trained = None if maps is None else load_maps(path_of(maps, "maps: a folder"), target).maps

@@ -145,6 +145,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.fit("store.zarr", "gda", values={"alfa": 1}), "did you mean 'alpha'"),
     (lambda: onceclip.fit("store.zarr", "gda", values=["alpha"]), "give hyperparameters by name"),  # type: ignore[arg-type]
     (lambda: onceclip.fit("store.zarr", "gda", values={"alpha": "much"}), "alpha=much is not a number"),
+    (lambda: onceclip.fit("store.zarr", "gda", join={"big": "big.zarr"}), "NAME=STORE of join"),
+    (lambda: onceclip.fit("store.zarr", "gda", coverage="0.9"), "coverage '0.9'"),
     (lambda: onceclip.fit("store.zarr", "gda", device="gpu"), "gpu"),
     (lambda: onceclip.fit("store.zarr", "gda", compile="yes"), "compile=yes"),
     (lambda: onceclip.fit("store.zarr", "gda", out="adapter"), "holds an adapter already"),
@@ -186,6 +188,9 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.export("adapter", "torch", "a.pt"), ".pt2"),
     (lambda: onceclip.export("adapter", "torch", "a.pt2", check="good"), "good is not a store"),
     (lambda: onceclip.search("store.zarr", "a cat", images="good"), "give page"),
+    (lambda: onceclip.search("store.zarr", ["a", "b"]), "give a sentence"),  # type: ignore[arg-type]
+    (lambda: onceclip.sweep("store.zarr", methods="gda", out="r", part="3/2"), "part '3/2' is not one of N parts"),
+    (lambda: onceclip.load_classifier("adapter", modules=json), "is no name of a module"),  # type: ignore[arg-type]
     (lambda: onceclip.search("store.zarr", "a cat", split="dev"), "there are: train, val, test"),
     (lambda: onceclip.verify("missing.zarr"), "missing.zarr is not a store"),
     (lambda: onceclip.extract("missing", "n.zarr", "demo"), "missing does not exist"),
