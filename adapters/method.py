@@ -18,9 +18,9 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.heads import Head, Linear, Sum, mixed
-from onceclip.adapters.heads.packing import plugin_heads, require_independent_rows
+from onceclip.adapters.heads.packing import plugin_heads, require_sound
 from onceclip.adapters.ops import unit
-from onceclip.adapters.plugin import full_name
+from onceclip.adapters.plugin import full_name, is_plugin
 from onceclip.adapters.task import EMBEDDING, Stream, Task
 from onceclip.adapters.training.engine import require_finite, train
 from onceclip.adapters.training.loop import Progress, Run, no_progress
@@ -116,7 +116,7 @@ class Method(Trainable):
     def head(self, prepared: Any, parameters: dict[str, Tensor]) -> Head:
         """The classifier's head for given parameters; differentiable in them."""
         if self.mixing is None:
-            raise NotImplementedError(f"{type(self).__name__} defines neither head nor terms")
+            raise MethodError(f"{type(self).__name__} defines neither head nor terms")
         first, second = self.terms(prepared, parameters)
         return Sum((first, second), (1.0, getattr(self, self.mixing)))
 
@@ -126,7 +126,7 @@ class Method(Trainable):
 
     def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         """The two heads A and B where the logits are `A + weight * B`."""
-        raise NotImplementedError
+        raise MethodError(f"{type(self).__name__} has a mixing and defines no terms")
 
     def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
         """Logits A and B (rows, classes) of each support image, as if that image were not in the support.
@@ -173,8 +173,8 @@ class Method(Trainable):
         with torch.no_grad():
             head = self.head(prepared, parameters)
         width = task.width(self.inputs)
-        if plugin_heads(head):
-            require_independent_rows(head, self._some_rows(task, width))
+        if plugin_heads(head) or is_plugin(type(self)):
+            require_sound(head, self._some_rows(task, width), task.classes)
         return Classifier(head, task.text.class_names, width, full_name(type(self)), dict(self.values),
                           inputs=self.inputs, parameters=self.kept(prepared, parameters) if self.transfers else {})
 

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from onceclip.adapters.cpu import narrow_dtype, threads_for
 from onceclip.adapters.errors import MethodError
 from onceclip.adapters.heads.packing import plugin_heads
@@ -76,8 +78,11 @@ def _group_key(run: Run) -> Any:
 
 def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     first, start = group[0], group[0].start
-    if not start:
+    if isinstance(start, dict) and not start:
         return [{} for _ in group]
+    if not (isinstance(start, dict) and all(isinstance(value, Tensor) and value.is_floating_point()
+                                            for value in start.values())):
+        raise MethodError(f"initial of {first.method.name} gives no floating tensors by name: give {{'weight': ...}}")
     if first.method.solver == "lbfgs":
         return [solve(first, start)]
     if first.method.solver == "own":
@@ -89,6 +94,9 @@ def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
 def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     """Train the runs of a group by gradient descent, in stacks of a size that suits the device."""
     run, device = group[0], group[0].task.device.type
+    if "epochs" not in run.method.values:
+        raise MethodError(f"{run.method.name} is trained and does not say how: add **recipe(learning_rate, epochs) to "
+                          "its hyperparameters")
     elements = sum(value.numel() * value.element_size() // 4 for value in run.start.values())
     compile_step = CompiledStep() if compiles(run, elements) else None
     shared = stackable(run.method) and stacks(elements, device)

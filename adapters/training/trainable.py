@@ -88,6 +88,16 @@ class Configurable:
         paragraph = inspect.cleandoc(cls.__doc__ or "").partition("\n\nSource: ")[2].partition("\n\n")[0]
         if paragraph and "source" not in vars(cls):
             cls.source = " ".join(paragraph.split()).rstrip(".")
+        for name, setting in cls.hyperparameters.items():
+            if not isinstance(setting, Hyperparameter):
+                raise MethodError(f"hyperparameter {name} of {cls.__name__} is {setting!r}: write "
+                                  "Hyperparameter(default, meaning)")
+            own = getattr(cls, name, None)
+            if name in Configurable.__annotations__ or not (own is None or isinstance(own, property)):
+                raise MethodError(f"hyperparameter {name} of {cls.__name__} has the name of something else that it "
+                                  "has, which would be read in its place: give it another name")
+            for value in (setting.default, *setting.search):
+                setting.parse(name, value)
 
     def __init__(self, **values: Value) -> None:
         for name in values:

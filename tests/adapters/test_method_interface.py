@@ -1,6 +1,6 @@
 """The interface of methods: names, hyperparameters, and a method of one's own."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from onceclip.adapters import (
     load_classifier,
     method_class,
 )
-from onceclip.adapters.heads import Linear
+from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import zero_shot_head
 from onceclip.adapters.training.trainable import recipe
 
@@ -78,7 +78,7 @@ def test_a_method_without_mathematics_says_what_is_missing(make_task):
     class Empty(Method):
         name = "empty"
 
-    with pytest.raises(NotImplementedError, match="Empty defines neither head nor terms"):
+    with pytest.raises(MethodError, match="Empty defines neither head nor terms"):
         Empty().fit(make_task())
 
 
@@ -187,3 +187,64 @@ def test_what_is_prepared_once_for_all_values_cannot_look_at_one(make_task):
         with pytest.raises(MethodError, match="reads margin in prepare, which is called once for all values"):
             tried()
     assert fit_all([Peeking(margin=1.0)], task)[0].classifier.hyperparameters["margin"] == 1.0
+
+
+@dataclass(frozen=True)
+class Odd(Head):
+    """Rows times a matrix, with something that may be wrong."""
+
+    weight: torch.Tensor
+    more: object = None
+
+    def __call__(self, rows):
+        return rows @ self.weight.T
+
+    @property
+    def width(self):
+        return len(self.weight)
+
+
+class Widthless(Odd):
+    width = Head.width
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda weight: Odd(weight[:2]), r"gives 4 rows logits of shape \(4, 2\): give \(4, 3\)"),
+    (lambda weight: Odd(weight.double()), "has tensors of torch.float64, and rows are torch.float32"),
+    (lambda weight: Odd(weight * float("nan")), "gives NaN"),
+    (lambda weight: Odd(weight, [weight]), "more of the head .*Odd is a list: heads are saved by their fields"),
+    (Widthless, "Widthless defines no width"),
+    (lambda weight: weight, "torch:Tensor is no head"),
+    (lambda weight: None, "NoneType is no head"),
+], ids=str)
+def test_a_head_that_would_fail_later_is_refused_as_it_is_made(make, message, make_task):
+    class Mistaken(Method):
+        def head(self, prepared, parameters):
+            return make(prepared.text.class_weights)
+
+    assert Mistaken.__module__ == __name__  # from outside, as a user's own
+    with pytest.raises(MethodError, match=message):
+        Mistaken().fit(make_task((4, 4, 4)))
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"hyperparameters": {"a": 1.0}}, "hyperparameter a of Odd is 1.0: write Hyperparameter"),
+    ({"hyperparameters": {"a": Hyperparameter(5.0, "a", high=1.0)}}, "a=5.0 is not between 0 and 1"),
+    ({"hyperparameters": {"a": Hyperparameter(0.5, "a", search=(0.1, 3.0), high=1.0)}}, "a=3.0 is not between 0 and 1"),
+    ({"hyperparameters": {"values": Hyperparameter(0.5, "a")}}, "values of Odd has the name of something else"),
+    ({"hyperparameters": {"head": Hyperparameter(0.5, "a")}}, "head of Odd has the name of something else")])
+def test_hyperparameters_that_could_never_be_read_are_refused_with_the_class(values, message):
+    with pytest.raises(MethodError, match=message):
+        type("Odd", (Method,), values)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({}, "NotSaying is trained and does not say how: add"),
+    ({"initial": lambda self, prepared, generator: torch.zeros(3)}, "gives no floating tensors by name"),
+    ({"initial": lambda self, prepared, generator: {"weight": torch.tensor([1, 2])}}, "gives no floating tensors"),
+    ({"hyperparameters": recipe(0.1, 2), "loss": lambda self, prepared, parameters, rows, label, generator: (
+        rows @ parameters["weight"].T)[:, 0]}, r"loss of NotSaying has the shape \(12,\): give one number")])
+def test_a_training_that_could_not_be_meant_is_refused(values, message, make_task):
+    kind = type("NotSaying", (Margin,), {"name": "NotSaying", "hyperparameters": {}, "loss": Method.loss, **values})
+    with pytest.raises(MethodError, match=message):
+        kind().fit(make_task((4, 4, 4)))
