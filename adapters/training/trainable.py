@@ -88,7 +88,7 @@ class Configurable:
         paragraph = inspect.cleandoc(cls.__doc__ or "").partition("\n\nSource: ")[2].partition("\n\n")[0]
         if paragraph and "source" not in vars(cls):
             cls.source = " ".join(paragraph.split()).rstrip(".")
-        for name, setting in cls.hyperparameters.items():
+        for name, setting in vars(cls).get("hyperparameters", {}).items():
             if not isinstance(setting, Hyperparameter):
                 raise MethodError(f"hyperparameter {name} of {cls.__name__} is {setting!r}: write "
                                   "Hyperparameter(default, meaning)")
