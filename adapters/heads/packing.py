@@ -137,7 +137,7 @@ def plugin_heads(head: Head) -> list[type[Head]]:
 def require_sound(head: Head, rows: Tensor, classes: int) -> None:
     """Try a head that is not onceclip's own, or whose method is not, on some rows (n, width), as it takes them.
 
-    Raises MethodError if its logits are not (n, classes) or not finite, or those of a row depend on those beside it.
+    Raises MethodError if its logits are not (n, classes) or hold NaN, or those of a row depend on those beside it.
     """
     rows, name = rows[:_ROWS], f"the head {full_name(type(head))}"
     if head.dtype != rows.dtype:
