@@ -75,11 +75,20 @@ class Method(Trainable):
             cls.name = cls.__name__
         if not cls.trained and cls.initial is not Trainable.initial:
             cls.trained = True
+        if cls.trained and cls.mixing in cls.hyperparameters and cls._trains_with_mixing():
+            raise MethodError(f"{cls.__name__} is trained, and its mixing weight {cls.mixing} is chosen afterwards: "
+                              "write a training_head that does not read it, and retrain=False; or leave mixing out")
         if cls.presets or "presets" in vars(cls):  # those of a class that this one derives from are not its own
             others = {name: each for name, each in cls.hyperparameters.items() if name != "preset"}
             preset = Hyperparameter("none", "named values for the others; those given by hand win",
                                     choices=("none", *cls.presets), retrain=False)
             cls.hyperparameters = {"preset": preset, **others} if cls.presets else others
+
+    @classmethod
+    def _trains_with_mixing(cls) -> bool:
+        """Whether its training reads the mixing weight, of which another value would then need another training."""
+        sees_head = cls.training_head is Method.training_head and cls.loss is Trainable.loss and cls.solver != "own"
+        return sees_head or cls.hyperparameters[str(cls.mixing)].retrain
 
     def __init__(self, **values: Value) -> None:
         for name in values:

@@ -227,6 +227,18 @@ def test_a_head_that_would_fail_later_is_refused_as_it_is_made(make, message, ma
         Mistaken().fit(make_task((4, 4, 4)))
 
 
+@pytest.mark.parametrize("setting", [Hyperparameter(1.0, "a"), Hyperparameter(1.0, "a", retrain=False)])
+def test_a_mixing_weight_that_training_reads_is_refused(setting):
+    """It is chosen after the training, so that no fit with the chosen value would give this classifier."""
+    parts = {"terms": lambda self, prepared, parameters: (zero_shot_head(prepared), Linear(parameters["weight"])),
+             "head": Method.head, "mixing": "a", "hyperparameters": {"a": setting, **recipe(0.1, 2)}}
+    with pytest.raises(MethodError, match="Mixed is trained, and its mixing weight a is chosen afterwards"):
+        type("Mixed", (Margin,), {**parts, "loss": Method.loss})
+    own = {"training_head": lambda self, prepared, parameters: Linear(parameters["weight"])}
+    if not setting.retrain:
+        assert type("Mixed", (Margin,), {**parts, "loss": Method.loss, **own}).mixing == "a"
+
+
 @pytest.mark.parametrize(("values", "message"), [
     ({"hyperparameters": {"a": 1.0}}, "hyperparameter a of Odd is 1.0: write Hyperparameter"),
     ({"hyperparameters": {"a": Hyperparameter(5.0, "a", high=1.0)}}, "a=5.0 is not between 0 and 1"),
