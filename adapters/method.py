@@ -18,9 +18,9 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.heads import Head, Linear, Sum, mixed
-from onceclip.adapters.heads.packing import plugin_heads, require_independent_rows
+from onceclip.adapters.heads.packing import plugin_heads, require_sound
 from onceclip.adapters.ops import unit
-from onceclip.adapters.plugin import full_name
+from onceclip.adapters.plugin import full_name, is_plugin
 from onceclip.adapters.task import EMBEDDING, Stream, Task
 from onceclip.adapters.training.engine import require_finite, train
 from onceclip.adapters.training.loop import Progress, Run, no_progress
@@ -76,11 +76,20 @@ class Method(Trainable):
             cls.name = cls.__name__
         if not cls.trained and cls.initial is not Trainable.initial:
             cls.trained = True
+        if cls.trained and cls.mixing in cls.hyperparameters and cls._trains_with_mixing():
+            raise MethodError(f"{cls.__name__} is trained, and its mixing weight {cls.mixing} is chosen afterwards: "
+                              "write a training_head that does not read it, and retrain=False; or leave mixing out")
         if cls.presets or "presets" in vars(cls):  # those of a class that this one derives from are not its own
             others = {name: each for name, each in cls.hyperparameters.items() if name != "preset"}
             preset = Hyperparameter("none", "named values for the others; those given by hand win",
-                                    choices=("none", *cls.presets))
+                                    choices=("none", *cls.presets), retrain=False)
             cls.hyperparameters = {"preset": preset, **others} if cls.presets else others
+
+    @classmethod
+    def _trains_with_mixing(cls) -> bool:
+        """Whether its training reads the mixing weight, of which another value would then need another training."""
+        sees_head = cls.training_head is Method.training_head and cls.loss is Trainable.loss and cls.solver != "own"
+        return sees_head or cls.hyperparameters[str(cls.mixing)].retrain
 
     def __init__(self, **values: Value) -> None:
         for name in values:
@@ -122,7 +131,7 @@ class Method(Trainable):
     def head(self, prepared: Any, parameters: dict[str, Tensor]) -> Head:
         """The classifier's head for given parameters; differentiable in them."""
         if self.mixing is None:
-            raise NotImplementedError(f"{type(self).__name__} defines neither head nor terms")
+            raise MethodError(f"{type(self).__name__} defines neither head nor terms")
         first, second = self.terms(prepared, parameters)
         return Sum((first, second), (1.0, getattr(self, self.mixing)))
 
@@ -132,7 +141,7 @@ class Method(Trainable):
 
     def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         """The two heads A and B where the logits are `A + weight * B`."""
-        raise NotImplementedError
+        raise MethodError(f"{type(self).__name__} has a mixing and defines no terms")
 
     def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
         """Logits A and B (rows, classes) of each support image, as if that image were not in the support.
@@ -179,8 +188,8 @@ class Method(Trainable):
         with torch.no_grad():
             head = self.head(prepared, parameters)
         width = task.width(self.inputs)
-        if plugin_heads(head):
-            require_independent_rows(head, self._some_rows(task, width))
+        if plugin_heads(head) or is_plugin(type(self)):
+            require_sound(head, self._some_rows(task, width), task.classes)
         return Classifier(head, task.text.class_names, width, full_name(type(self)), dict(self.values),
                           inputs=self.inputs, parameters=self.kept(prepared, parameters) if self.transfers else {})
 
@@ -245,7 +254,7 @@ def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparam
     """The hyperparameter of a `Shared` method, with this default, which may be that of one image per class."""
     more = " (by default the more, the more images a class has: this is of one)" if by_images else ""
     return {"share": Hyperparameter(share, "how much of training counts: 0 is zero-shot, 1 the trained head alone"
-                                    f"{more}", high=1.0)}
+                                    f"{more}", high=1.0, retrain=False)}
 
 
 class Shared(Method):

@@ -50,6 +50,7 @@ def storage(path: str, read_only: bool) -> FsspecStore | LocalStore:
 
     Raises StoreError if nothing that is installed can open the URL.
     """
+    _require_assertions(path)
     if not is_url(path):
         return LocalStore(local_path(path), read_only=True) if read_only else DiskStore(local_path(path))
     with as_store_error(path):
@@ -83,7 +84,15 @@ def open_group(path: str, mode: Any = "r") -> zarr.Group:
                            "a copy, or delete it and extract again") from error
 
 
+def _require_assertions(path: str) -> None:
+    """Raise StoreError where Python leaves out assertions, as Zarr then takes whole groups for damaged ones."""
+    if not __debug__:
+        raise StoreError(f"{path} cannot be used by a Python that leaves out assertions, which Zarr needs: start it "
+                         "without -O and without PYTHONOPTIMIZE")
+
+
 def _open_zip(path: str, mode: Any) -> zarr.Group:
+    _require_assertions(path)
     if mode != "r":
         raise StoreError(f"{path} is a zip file, which can only be read: unzip it, then write to the folder")
     with zipfile.ZipFile(local_path(path)) as file:

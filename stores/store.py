@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from reprlib import repr as short
 from shlex import quote
 from typing import Any
 
@@ -263,7 +264,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         ('cat', 'dog', 'fox', 'rabbit')
     """
     if not isinstance(path, str | os.PathLike):
-        raise NotAStore(f"{path!r} is no path: give the path or URL of a store")
+        raise NotAStore(f"{short(path)} is no path: give the path or URL of a store")
     group = open_group(str(path))
     attributes: Any = group.attrs.get(ATTRIBUTE)
     if not isinstance(attributes, dict) or attributes.get("kind") != KIND:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -147,9 +147,9 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
     free = choices(method, frozen)
     mixing = method.mixing if method.mixing in free else None
     with threads_for(method.work(task)):
-        prepared = method.prepare(task)
         if policy == "fixed" or not free:
-            return Selection(method.fit_prepared(task, prepared, seed, progress))
+            return Selection(method.fit_prepared(task, method.prepare(task), seed, progress))
+        prepared = _prepared(method, task, free)
         choice = _Choice(method, {name: values for name, values in free.items() if name != mixing}, mixing)
         proposals = search.proposals(choice.free, seed)
         if policy == "loo":
@@ -172,11 +172,13 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
     """
     methods[0].check(task)
     methods = [method.suited(task) for method in methods]
+    free = {name for name, value in methods[0].values.items() if any(other.values[name] != value for other in methods)}
     shared: dict[Any, Any] = {}
     with threads_for(methods[0].work(task)):
         for method in methods:
-            if _fixed_values(method) not in shared:
-                shared[_fixed_values(method)] = method.prepare(task)
+            fixed = _fixed_values(method)
+            if fixed not in shared:
+                shared[fixed] = _prepared(method, task, free - dict(fixed).keys())
         runs = [Run(method, task, shared[_fixed_values(method)], seed) for method in methods]
         results: list[Selection | MethodError] = []
         for run, parameters in zip(runs, train(runs, progress), strict=True):
@@ -192,6 +194,25 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
         logits = batched_logits(heads, methods[0].rows_of(val))
         return [replace(result, accuracy=accuracy(next(logits), val.label)) if isinstance(result, Selection) else
                 result for result in results]
+
+
+def _prepared(method: Method, task: Task, free: Collection[str]) -> Any:
+    """What `prepare` makes of a task for all values of some hyperparameters at once, which it therefore cannot see.
+
+    Raises MethodError if it looks at one of them.
+    """
+    values = method.values
+    method.values = {name: value for name, value in values.items() if name not in free}
+    try:
+        return method.prepare(task)
+    except (AttributeError, KeyError) as error:
+        read = next((name for name in free if repr(name) in str(error)), None)
+        if read is None:
+            raise
+        raise MethodError(f"{method.name} reads {read} in prepare, which is called once for all values that are tried: "
+                          "read it where the head or the start values are made") from error
+    finally:
+        method.values = values
 
 
 def _fixed_values(method: Method) -> tuple[Any, ...]:

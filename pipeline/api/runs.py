@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
@@ -25,6 +26,8 @@ from onceclip.pipeline.api.arguments import (
     one_of,
     opened,
     opened_all,
+    optional,
+    part_of,
     path_of,
     shots_of,
     text_of,
@@ -226,9 +229,10 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
           out: str | Path = "results", *, methods: Sequence[str | type[Method]] | str = SWEPT,
           shots: Sequence[int | str] | int | str | None = None, seeds: Sequence[int] | int = (1, 2, 3, 4, 5),
           grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
-          workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
-          device: str = CPU, progress: bool = False, curves: bool = False, keep_predictions: bool = False,
-          coverage: float | None = None, log: Sequence[str] | str = (), **further: Any) -> list[dict[str, Any]]:
+          workers: Workers | None = None, part: Part | str | None = None, compile: str = AUTO,
+          retry_failed: bool = False, device: str = CPU, progress: bool = False, curves: bool = False,
+          keep_predictions: bool = False, coverage: float | None = None, log: Sequence[str] | str = (), **further: Any
+          ) -> list[dict[str, Any]]:
     """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
 
     specs: the runs, or None for every method at every number of shots with every seed; shots are 1, 2, 4, 8 and 16 by
@@ -236,7 +240,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         `results.jsonl` gets a row per run. methods: names or classes, or "all". grids: values to try by
         hyperparameter, as in {"beta": [1, 5]} or {"clip-adapter.ratio": [0.2]}, or "own" for each method's search
         values. local_workers: processes; 0 for one per core where there are many runs. workers: what carries out the
-        runs, in place of such processes. part: of the runs.
+        runs, in place of such processes. part: of the runs, as "2/8".
         retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
         default, with grids "fixed". compile, device: as for `fit`. curves: keep losses of every epoch in
         `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`. coverage:
@@ -265,10 +269,11 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     specs = listed(specs, "specs")
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
-        raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
+        raise ArgumentError(f"specs has {short(wrong[0])}: give a list of RunSpec, or methods=, shots= and seeds=")
     target, folder = opened_all(stores), path_of(out, "out: a folder")
-    return runs.sweep(target, specs, folder, local_workers, progress, workers, part, compile, retry_failed, device,
-                      Keep(curves, keep_predictions, coverage), Log(listed(log, "log")) if log else None)
+    return runs.sweep(target, specs, folder, local_workers, progress, workers, optional(part_of, part), compile,
+                      retry_failed, device, Keep(curves, keep_predictions, coverage),
+                      Log(listed(log, "log")) if log else None)
 
 
 def incremental(store: str | Path | Store, method: str | type[Method] | Method = "gda", *, sessions: int = 10,

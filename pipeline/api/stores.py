@@ -79,7 +79,7 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
              class_names: str | Path | None = None, waffle: int = 0, seed: int = 1, states: str | None = None,
              normal: str = "", captions: str | Path | None = None, encoder: str | EncoderSpec | None = None,
              device: str = "auto", truncate: bool = False, overwrite: bool = False, progress: bool = False,
-             names: Sequence[str] = ()) -> dict[str, Any]:
+             names: str | Sequence[str] = ()) -> dict[str, Any]:
     """Embed another set of class prompts, or captions of images or videos, without touching the images.
 
     name: of the set. templates: names of template sets, files, or sentences with `{}`. prompts: a JSON file with
@@ -88,7 +88,7 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
         templates, from `seed`. states: what the images show, such as "bottle": the class `normal` gets sentences of its
         normal states, all others of abnormal ones. captions: a file of captions by key or group, with none of the
         former. encoder: where it is, if the store cannot say. truncate: cut prompts that are too long. overwrite:
-        replace a set of this name. names: of the classes, for a store of unlabelled images.
+        replace a set of this name. names: of the classes, for a store of unlabelled images; one text with commas, too.
     Raises PromptError if the name is taken or a file does not fit the classes, SourceError if the encoder is not found.
 
     Example:
@@ -131,7 +131,7 @@ def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, enc
 
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
                  prompts_form: str | None = None, class_names: str | Path | None = None, waffle: int = 0,
-                 seed: int = 1, captions: str | Path | None = None, names: Sequence[str] = (),
+                 seed: int = 1, captions: str | Path | None = None, names: str | Sequence[str] = (),
                  states: str | None = None, normal: str = "") -> Prompts:
     """The sentences that `add_text` would embed; arguments as there."""
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
@@ -161,7 +161,8 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
         raise ArgumentError("--normal is for --states: add it, with what the images show")
     phrases = None if class_names is None else load_phrases(path_of(class_names, "class_names: a file"))
     said = None if prompts is None else load_descriptions(path_of(prompts, "prompts: a JSON file"), prompts_form)
-    return prompts_for(store, sentences, phrases, said, whole(waffle, "waffle", 0), whole(seed, "seed", 0), list(names))
+    return prompts_for(store, sentences, phrases, said, whole(waffle, "waffle", 0), whole(seed, "seed", 0),
+                       names.split(",") if isinstance(names, str) else list(names))
 
 
 def verify(store: str | Path | Store, repair: bool = False,

@@ -32,7 +32,7 @@ from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.support import require_bank
 from onceclip.pipeline.tasks.tasks import names_for
 from onceclip.pipeline.words import counted, shots_of
-from onceclip.pipeline.workers import Part
+from onceclip.pipeline.workers import Part, repeatable
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
 from onceclip.stores.location import everywhere
@@ -187,7 +187,9 @@ def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
         device = plan.groups[0].device if plan.groups else CPU
         gpus = visible_gpus() if training_device(device).type == CUDA else []
         most = 1 if ":" in device else len(gpus) or os.cpu_count() or 1
-        number = min(local_workers or (most if plan.todo >= MANY else 1), len(plan.groups))
+        # What a notebook defines, no other process has.
+        here = not repeatable() or any(each.specs[0].method.startswith("__main__:") for each in plan.groups)
+        number = min(local_workers or (1 if here or plan.todo < MANY else most), len(plan.groups))
         if number > 1:
             from onceclip.pipeline.workers.cluster import local
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from reprlib import repr as short
+from typing import Any
 
+from onceclip.adapters.plugin import failure_of
+from onceclip.errors import OnceclipError, one_line
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile, import_name
 from onceclip.pipeline.sources.archives import Archives
@@ -61,15 +65,30 @@ class OwnFunction(Source):
         """
         try:
             function = import_name(text)
-        except (ImportError, AttributeError) as error:
-            raise SourceError(f"{text}: {error}: give a function as module:function, with the module in this folder or "
-                              "installed") from error
-        records = list(function(options.root))
-        other = next((each for each in records if not isinstance(each, Record)), None)
-        if other is not None or not records:
-            what = "no record" if other is None else f"a {type(other).__name__}"
-            raise SourceError(f"{text} gave {what}: it must give onceclip.pipeline.sources.Record, one per image")
+        except Exception as error:  # a user's code may raise anything
+            raise SourceError(f"{text}: {one_line(error)}: give a function as module:function, with the module in this "
+                              "folder or installed") from error
+        try:
+            records = list(function(options.root) or ())
+        except OnceclipError:
+            raise
+        except Exception as error:
+            raise SourceError(f"{text} failed: {failure_of(error)}") from error
+        fault = next(filter(None, map(_fault, records)), "" if records else "no record")
+        if fault:
+            raise SourceError(f"{text} gave {fault}: it must give onceclip.Record, one per image (docs/extending.md)")
         return Listing(records)
+
+
+def _fault(record: Any) -> str:
+    """What a record of a user's own function has that is none; empty for nothing."""
+    if not isinstance(record, Record):
+        return f"a {type(record).__name__}"
+    fits = {"key": isinstance(record.key, str), "content": callable(getattr(record.content, "read", None)),
+            "label": record.label is None or isinstance(record.label, str), "split": record.split in (None, *_SPLITS),
+            "group": isinstance(record.group, str)}
+    return next((f"a record whose {name} is {short(getattr(record, name))}" for name, good in fits.items() if not good),
+                "")
 
 
 # The first that recognises a text lists it.
@@ -79,6 +98,7 @@ DEFAULTS = SourceOptions()
 _OPTIONS = {"root": "--root", "every": "--every", "frames": "--frames", "download": "--download",
             "columns": "--column"}
 _NAMED = 4
+_SPLITS = ("train", "val", "test")
 
 
 def source_of(text: str) -> type[Source] | None:
@@ -118,7 +138,7 @@ def _remarks(records: list[Record]) -> list[str]:
     for record in records:
         if record.group and record.split and record.label is not None:
             splits[record.group].add(record.split)
-    cut = [f"{group!r} ({' and '.join(sorted(found, key=('train', 'val', 'test').index))})"
+    cut = [f"{group!r} ({' and '.join(sorted(found, key=_SPLITS.index))})"
            for group, found in splits.items() if len(found) > 1]
     if cut:
         remarks.append(f"{counted(len(cut), 'group')} in several splits: {listing(cut, _NAMED)}; where shots are "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,3 +116,9 @@ def test_a_missing_text_set_names_those_that_exist(store: Store) -> None:
     message = r"no text set 'nice' \(there are: default\): `onceclip text .* --name nice` embeds one, with --captions"
     with pytest.raises(StoreIncomplete, match=message):
         store.text("nice")
+
+
+def test_a_python_without_assertions_takes_no_store_for_a_damaged_one(store_path: Path,
+                                                                      process: Callable[..., Any]) -> None:
+    done = process("-O", "-c", f"import onceclip; onceclip.open_store({str(store_path)!r})")
+    assert done.stderr.splitlines()[-1].endswith("which Zarr needs: start it without -O and without PYTHONOPTIMIZE")

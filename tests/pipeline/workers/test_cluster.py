@@ -112,6 +112,15 @@ def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl
 
 
 @pytest.mark.slow
+def test_a_worker_without_a_module_of_ones_own_says_so(cluster: module.Workers, imported: Store, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text("from onceclip.adapters import GDA\n\n\nclass Mine(GDA):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(WorkerError, match=r"a worker of tcp://\S+ says: cannot import 'only_here'"):
+        sweep([imported], make_specs(["only_here:Mine"], [1], [1], select="fixed"), tmp_path / "rows", workers=cluster)
+
+
+@pytest.mark.slow
 def test_a_scheduler_that_is_lost_ends_the_command_with_one_line_and_the_next_one_goes_on(
         cluster: module.Workers, pictures: Path, means: str, tmp_path: Path,
         contents: Callable[[Path], dict[str, bytes]]) -> None:
