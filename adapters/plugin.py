@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Iterable
 from types import ModuleType
 from typing import TypeVar
 
 from onceclip.adapters.errors import MethodError
+from onceclip.errors import failure_of
 
 Kind = TypeVar("Kind")
 _PACKAGE = __name__.partition(".")[0]
@@ -39,10 +39,7 @@ def import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a user's code may raise anything
-        text = (str(error).strip().splitlines() or [""])[0]
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise MethodError(f"cannot import {name!r} ({type(error).__name__}: {text} in "
-                          f"{os.path.basename(frame.filename)}:{frame.lineno}): name a module in this folder or of an "
+        raise MethodError(f"cannot import {name!r} ({failure_of(error)}): name a module in this folder or of an "
                           "installed package") from error
 
 

@@ -11,9 +11,9 @@ from math import isclose
 from onceclip.pipeline.decoding.decoders import TIMEOUT
 from onceclip.pipeline.decoding.views import CROPS, crops_of
 from onceclip.pipeline.encoders.spec import EncoderSpec, check_model, is_plugin
-from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.errors import ArgumentError, SourceError
 from onceclip.pipeline.extraction.outputs import EMBEDDING_ALONE, OutputOptions
-from onceclip.pipeline.prompts import class_phrases
+from onceclip.pipeline.prompts import class_phrases, load_templates
 from onceclip.pipeline.sources import DEFAULTS, Record, SourceOptions, class_names, open_source
 from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.schema import UNIT_ROWS
@@ -23,9 +23,10 @@ from onceclip.stores.schema import UNIT_ROWS
 class ExtractOptions:
     """How to extract.
 
-    templates: None keeps a store's own, else "a photo of a {}.". phrases: what prompts call a class folder.
-    batch_size: images per pass, 0 for what suits the encoder. workers: decode processes, 0 for one per core.
-    dtype: of stored embeddings. outputs: what to store beside them. source: how to list the images.
+    templates: one or several, as of `load_templates`; None keeps a store's own, else "a photo of a {}.". phrases: what
+    prompts call a class folder. batch_size: images per pass, 0 for what suits the encoder. workers: decode processes, 0
+    for one per core. dtype: of stored embeddings, "float16" or "float32"; None for a store's own, else "float16".
+    outputs: what to store beside them. source: how to list the images.
     decode_timeout: seconds of processor time that reading and decoding one image may take. retry_bad: whether images
     that are recorded as bad are tried again.
     split_shares: per cent of each class for train, val and test, where the source has no splits; None for those that
@@ -37,11 +38,11 @@ class ExtractOptions:
         8
     """
 
-    templates: tuple[str, ...] | None = None
+    templates: Sequence[str] | None = None
     phrases: dict[str, str] | None = None
     batch_size: int = 0
     workers: int = 0
-    dtype: str = "float16"
+    dtype: str | None = None
     unit_rows: int = UNIT_ROWS
     progress: bool = False
     source: SourceOptions = DEFAULTS
@@ -50,6 +51,13 @@ class ExtractOptions:
     split_shares: tuple[float, float, float] | None = None
     split_seed: int | None = None
     retry_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float16", "float32"):
+            raise ArgumentError(f"dtype {self.dtype!r}: there are float16 and float32")
+        if self.templates is not None:
+            given = [self.templates] if isinstance(self.templates, str) else self.templates
+            object.__setattr__(self, "templates", tuple(each for one in given for each in load_templates(one)))
 
 
 @dataclass(frozen=True)

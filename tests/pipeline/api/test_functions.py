@@ -100,6 +100,9 @@ def test_stores_are_made_checked_and_given_text_by_paths(here: Path) -> None:
     assert (done.images, done.bad) == (4, 0)
     assert onceclip.extract(Path("good"), Path("new.zarr"), onceclip.EncoderSpec("demo")).encoded == 0
     assert onceclip.add_text("new.zarr", "drawings", ["a drawing of a {}.", "photo"])["prompts"] == 4
+    named = onceclip.ExtractOptions("imagenet-7", workers=1)
+    assert onceclip.extract("good", "named.zarr", "demo", named).text["prompts"] == 14
+    assert onceclip.extract("good", "named.zarr", "demo", onceclip.ExtractOptions("a {}.")).text["prompts"] == 2
     assert onceclip.verify("new.zarr", repair=True).faults == []
     assert onceclip.import_arrays("features.npz", "my.zarr", "mine")["images"] == 12
     assert onceclip.methods("gda") == onceclip.methods(GDA)
@@ -176,6 +179,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.extract("good", "n.zarr", None), "encoder None"),  # type: ignore[arg-type]
     (lambda: onceclip.extract("good", "n.zarr", "ViT-B-32"), "--pretrained"),
     (lambda: onceclip.extract("good", "n.zarr", "demo", {}), "give ExtractOptions"),  # type: ignore[arg-type]
+    (lambda: onceclip.ExtractOptions("imagnet"), "did you mean 'imagenet'"),
+    (lambda: onceclip.ExtractOptions(dtype="fp16"), "there are float16 and float32"),
     (lambda: onceclip.add_text("store.zarr", "a b"), "'a b'"),
     (lambda: onceclip.add_text("store.zarr", None), "name None"),  # type: ignore[arg-type]
     (lambda: onceclip.add_text("store.zarr", "new", "imagnet"), "did you mean 'imagenet'"),
