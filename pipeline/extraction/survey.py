@@ -55,9 +55,14 @@ class ExtractOptions:
     def __post_init__(self) -> None:
         if self.dtype not in (None, "float16", "float32"):
             raise ArgumentError(f"dtype {self.dtype!r}: there are float16 and float32")
+        for name, least in (("workers", 0), ("batch_size", 0), ("unit_rows", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ArgumentError(f"{name} {value!r}: give a whole number from {least} up")
         if self.templates is not None:
             given = [self.templates] if isinstance(self.templates, str) else self.templates
-            object.__setattr__(self, "templates", tuple(each for one in given for each in load_templates(one)))
+            loaded = dict.fromkeys(each for one in given for each in load_templates(one))
+            object.__setattr__(self, "templates", tuple(loaded))
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,9 @@ def survey(source: str, encoder: EncoderSpec, options: ExtractOptions) -> Survey
         raise SourceError(f"{source} has {what}: a classifier needs two; put the images of each class into a folder of "
                           "its own, FOLDER/CLASS/image.jpg or FOLDER/train/CLASS/image.jpg, or store them for predict "
                           "with --unlabelled")
+    if options.templates and not classes:
+        raise SourceError(f"{source} gives no classes, of which --templates could say something: leave them out; "
+                          "`onceclip text --names` makes prompts for unlabelled images")
     found = Survey(source, listing.records, listing.remarks, classes, class_phrases(classes, options.phrases),
                    _with_boxes(options, source, listing.records))
     if found.has_splits and (shares is not None or options.split_seed is not None):

@@ -181,6 +181,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.extract("good", "n.zarr", "demo", {}), "give ExtractOptions"),  # type: ignore[arg-type]
     (lambda: onceclip.ExtractOptions("imagnet"), "did you mean 'imagenet'"),
     (lambda: onceclip.ExtractOptions(dtype="fp16"), "there are float16 and float32"),
+    (lambda: onceclip.ExtractOptions(workers=-1), "workers -1: give a whole number from 0 up"),
+    (lambda: onceclip.ExtractOptions(unit_rows=0), "unit_rows 0: give a whole number from 1 up"),
     (lambda: onceclip.add_text("store.zarr", "a b"), "'a b'"),
     (lambda: onceclip.add_text("store.zarr", None), "name None"),  # type: ignore[arg-type]
     (lambda: onceclip.add_text("store.zarr", "new", "imagnet"), "did you mean 'imagenet'"),
