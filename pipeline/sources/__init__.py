@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 
-from onceclip.errors import OnceclipError, failure_of
+from onceclip.errors import OnceclipError, failure_of, one_line
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile, import_name
 from onceclip.pipeline.sources.archives import Archives
@@ -78,7 +79,22 @@ class OwnFunction(Source):
                 raise SourceError(f"{text} gave a record of key {each.key!r}, label {each.label!r}, split "
                                   f"{each.split!r} and group {each.group!r}: give text, and train, val, test or None "
                                   "as the split")
+            if not callable(getattr(each.content, "read", None)):
+                raise SourceError(f"{text} gave the content {each.content!r:.60} for {each.key}, which has no `read`: "
+                                  "give LocalFile(path) of onceclip.pipeline.sources, say")
+        _require_sendable(text, records[0].content)
         return Listing(records)
+
+
+def _require_sendable(text: str, content: Content) -> None:
+    """Raise SourceError for what the processes that decode images cannot be sent."""
+    try:
+        if getattr(content, "reading", "disk") != "process":
+            pickle.dumps(content)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise SourceError(f"{text}: its contents cannot be sent to the processes that decode images ({one_line(error)}"
+                          "): give objects of a class at the top level of a module, without open files, or with "
+                          'reading = "process"') from error
 
 
 # The first that recognises a text lists it.

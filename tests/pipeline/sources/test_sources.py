@@ -327,22 +327,3 @@ def test_listing_gives_one_order_whatever_the_file_system_says(folder_of: Callab
     monkeypatch.setattr(os, "walk", lambda *given, **named: ((a, b, c[::-1]) for a, b, c in walk(*given, **named)))
     again: Listing = open_source(str(root))
     assert [record.key.split("/")[0] for record in again.records] == keys
-
-
-@pytest.mark.parametrize(("body", "message"), [
-    ("[Record('a', None, 1)]", "gave a record of key 'a', label 1, split None and group '': give text"),
-    ("[Record('a', None, 'x', 'validation')]", "split 'validation' and group '': give text, and train, val, test or"),
-    ("[Record('a', None, '')]", "label ''"),
-    ("[Record('a', None, 'x', 'train'), Record('b', None, 'y')]", "b has no split, though others have"),
-    ("[Record('a', None, 'x').nothing]", "failed (AttributeError: 'Record' object has no attribute 'nothing' in own_"),
-    ("None", "failed (TypeError: 'NoneType' object is not iterable"),
-    ("[]", "gave no record"),
-])
-def test_what_a_function_gives_by_mistake_is_one_line(body: str, message: str, tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_mistake.py").write_text(f"from onceclip import Record\ndef give(root):\n    return {body}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_mistake", raising=False)
-    with pytest.raises(SourceError) as refused:
-        open_source("own_mistake:give")
-    assert message in str(refused.value)
