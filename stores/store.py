@@ -12,6 +12,7 @@ from shlex import quote
 from typing import Any
 
 import numpy as np
+import zarr
 
 from onceclip.stores.columns import Columns
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
@@ -96,8 +97,13 @@ class Store(Columns):
                                   f"{''.join(f', {each}' for each in self.outputs)}): extract into a new store with "
                                   "the option that stores it")
         array, rows = self.array(name), self._positions(rows)
-        with damage(self.path, f"image/{name}"):
-            result, whole = read_rows(array, self.flat(name), rows, self.checksums_of(name))
+        try:
+            with damage(self.path, f"image/{name}"):
+                result, whole = read_rows(array, self.flat(name), rows, self.checksums_of(name))
+        except StoreDamaged:
+            if self._written() != self.attributes:
+                raise StoreError(f"{self.path} was written since it was opened: open it again") from None
+            raise
         stored = self.column("state")[rows] == STORED
         if not whole or not stored.all():
             row = rows[np.argmin(stored & np.isfinite(result.reshape(len(rows), -1)[:, 0]))]
@@ -129,6 +135,15 @@ class Store(Columns):
             for number, piece in enumerate(pieces):
                 ahead.extend(reader.submit(self.embeddings, each) for each in pieces[number + 1:number + 2])
                 yield piece, ahead.popleft().result()
+
+    def refresh(self) -> None:
+        """Learn of text sets and of a text tower that were written since the store was opened."""
+        self.attributes = unseal(self._written())
+        self.__dict__.pop("tower_attributes", None)
+
+    def _written(self) -> Any:
+        """The attributes as the store has them now."""
+        return dict(zarr.open_group(self.group.store, path=self.group.path, mode="r").attrs).get(ATTRIBUTE)
 
     @property
     def texts(self) -> list[str]:

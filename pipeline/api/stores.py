@@ -102,7 +102,9 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names,
                              states, normal)
     found = recorded_encoder(target.encoder, target.path, optional(spec_of, encoder, device=device), device)
-    return run(target.path, name, sentences, found, truncate, overwrite, progress)
+    done = run(target.path, name, sentences, found, truncate, overwrite, progress)
+    target.refresh()
+    return done
 
 
 def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, encoder: str | EncoderSpec | None = None,
@@ -126,7 +128,9 @@ def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, enc
     if not all(isinstance(each, str) for each in phrases):
         raise ArgumentError(f"words {words!r}: give phrases, such as [\"a photo of a\"]")
     found = recorded_encoder(target.encoder, target.path, optional(spec_of, encoder, device=device), device)
-    return run(target.path, found, phrases)
+    done = run(target.path, found, phrases)
+    target.refresh()
+    return done
 
 
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,

@@ -104,6 +104,12 @@ def test_stores_are_made_checked_and_given_text_by_paths(here: Path) -> None:
     assert onceclip.extract("good", "named.zarr", "demo", named).text["prompts"] == 14
     assert onceclip.extract("good", "named.zarr", "demo", onceclip.ExtractOptions("a {}.")).text["prompts"] == 2
     assert onceclip.verify("new.zarr", repair=True).faults == []
+    store = onceclip.open_store("new.zarr")
+    assert (store.texts, store.tower_attributes) == (["default", "drawings"], {})
+    onceclip.add_text(store, "sketches", "a sketch of a {}.")
+    onceclip.add_tower(store)
+    assert store.text("sketches").prompts == ("a sketch of a disc.", "a sketch of a ring.")
+    assert store.tower().spec["names"].keys() == {"disc", "ring"}
     assert onceclip.import_arrays("features.npz", "my.zarr", "mine")["images"] == 12
     assert onceclip.methods("gda") == onceclip.methods(GDA)
 
