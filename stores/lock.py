@@ -77,8 +77,8 @@ def _open(name: str) -> int:
         # A link may name any file of the user's, and the lock's file is written to.
         found = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a folder"}.get(error.errno or 0)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"{name} cannot be opened ({error.strerror}), and who writes a store holds this lock: give "
-                             "a path where you may write") from None
+            raise StoreError(f"{name} cannot be opened ({error.strerror}), and who writes a store holds this lock: "
+                             "give a path where you may write") from None
         if found is None:
             raise
         raise StoreError(f"{name} is {found}, but has to be the store's lock, a plain file: move it away") from None

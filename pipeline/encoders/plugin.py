@@ -156,7 +156,8 @@ class PluginBackend(Backend):
                 shown = [Image.new("RGB", size), *([Image.new("L", size)] if self.second else [])]
                 shapes.add(np.asarray(given(*shown), np.float32).shape)
             except Exception as error:
-                raise EncoderError(f"preprocess of {self._path} failed on a grey picture: {failure_of(error)}") from error
+                raise EncoderError(f"preprocess of {self._path} failed on a grey picture: {failure_of(error)}"
+                                   ) from error
         shape = shapes.pop()
         if shapes or len(shape) != 3 or (shape[0] != 3 and not self.second):
             raise EncoderError(f"preprocess of {self._path} gave arrays of shape "
@@ -189,8 +190,8 @@ def _found(path: str) -> tuple[Callable[[], Any], Any]:
     try:
         module: Any = importlib.import_module(name)
     except Exception as error:
-        raise EncoderError(f"--model {path}: cannot import {name} ({failure_of(error)}): give MODULE:FUNCTION of a file "
-                           "in this folder or of an installed package") from error
+        raise EncoderError(f"--model {path}: cannot import {name} ({failure_of(error)}): give MODULE:FUNCTION of a "
+                           "file in this folder or of an installed package") from error
     make = getattr(module, function, None)
     if not callable(make):
         raise EncoderError(f"--model {path}: {name} has no function {function!r}")

@@ -33,8 +33,8 @@ class Features:
 
     encoder: what made them, with `name` and `fingerprint`. dtype: of the stored values. key, label, split: a row each.
     classes: names, in label order. values: gives, for some rows, "embedding" (rows, dim) and every output.
-    A split is drawn for rows that have none where no row has one. texts: text sets by name. group, digest: of each row, where
-    they are known; else rows are in no group, and their digests are those of the embeddings. remarks: what is odd.
+    Where no row has a split, they are drawn. texts: text sets by name. group, digest: of each row, where they are
+    known; else rows are in no group, and their digests are those of the embeddings. remarks: what is odd.
     """
 
     encoder: dict[str, Any]

@@ -145,7 +145,8 @@ def check_outputs(store: Store, planned: dict[str, Output], dtype: str | None) -
 
 def has_outputs(store: Store, options: OutputOptions, dtype: str | None) -> bool:
     """Whether a store has, of the outputs that are asked for, just those, and the type."""
-    return dtype in (None, store.attributes["dtype"]) and all(name in store.outputs and store.outputs[name].spec == spec for name, spec in options.specs.items())
+    return dtype in (None, store.attributes["dtype"]) and all(
+        name in store.outputs and store.outputs[name].spec == spec for name, spec in options.specs.items())
 
 
 def rows_without_views(store: Store) -> np.ndarray:

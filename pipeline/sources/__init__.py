@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 from onceclip.errors import OnceclipError, failure_of, one_line
 from onceclip.pipeline.errors import SourceError
@@ -90,8 +90,8 @@ def _require_sendable(text: str, content: Content) -> None:
     """Raise SourceError for what the processes that decode images cannot be sent."""
     try:
         if getattr(content, "reading", "disk") != "process":
-            pickle.dumps(content)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+            ForkingPickler.dumps(content)
+    except Exception as error:  # of what pickle cannot take it says so by many types
         raise SourceError(f"{text}: its contents cannot be sent to the processes that decode images ({one_line(error)}"
                           "): give objects of a class at the top level of a module, without open files, or with "
                           'reading = "process"') from error

@@ -57,7 +57,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
 
 def test_a_single_array_is_no_npz_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", EMBEDDING)
-    with pytest.raises(ArrayError, match="cannot be read as .npz or a folder of .npy files .it is no .npz file.: it needs"):
+    with pytest.raises(ArrayError, match=r"a folder of \.npy files \(it is no \.npz file\): it needs"):
         import_arrays(tmp_path / "a.npy", tmp_path / "a.zarr")
 
 

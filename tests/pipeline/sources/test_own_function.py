@@ -16,7 +16,7 @@ from onceclip.pipeline.sources import open_source
     ("[Record('a', None, 'x', 'validation')]", "split 'validation' and group '': give text, and train, val, test or"),
     ("[Record('a', None, '')]", "label ''"),
     ("[Record('a', 'a.png', 'x')]", "gave the content 'a.png' for a, which has no `read`: give LocalFile(path)"),
-    ("[Record('a', type('C', (), {'read': bytes})(), 'x')]", "cannot be sent to the processes that decode images (Can't"),
+    ("[Record('a', type('C', (), {'read': bytes})(), 'x')]", "sent to the processes that decode images (Can't"),
     ("[Record('a', Pixels(numpy.ones((8, 8, 3))), 'x')]", "of shape (8, 8, 3) and type float64: give numbers from 0"),
     ("[Record('a', Pixels(numpy.ones((3, 8, 8), 'uint8')), 'x')]", "of shape (3, 8, 8) and type uint8: give numbers"),
     ("[Record('a', LocalFile(''), 'x', 'train'), Record('b', LocalFile(''), 'y')]", "b has no split, though others"),
