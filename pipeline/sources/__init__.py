@@ -91,7 +91,7 @@ def _require_sendable(text: str, content: Content) -> None:
     try:
         if getattr(content, "reading", "disk") != "process":
             ForkingPickler.dumps(content)
-    except Exception as error:  # of what pickle cannot take it says so by many types
+    except Exception as error:  # pickle refuses by errors of many types
         raise SourceError(f"{text}: its contents cannot be sent to the processes that decode images ({one_line(error)}"
                           "): give objects of a class at the top level of a module, without open files, or with "
                           'reading = "process"') from error
