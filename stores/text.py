@@ -52,8 +52,8 @@ class TextSet:
                                   "prompts": list(self.prompts), "encoder": self.encoder}
         if self.is_captions:
             values["kind"] = CAPTION
-        if TEXT_ENCODER in self.source:
-            values[TEXT_ENCODER] = self.source[TEXT_ENCODER]["fingerprint"]
+        if isinstance(made := self.source.get(TEXT_ENCODER), dict):
+            values[TEXT_ENCODER] = made.get("fingerprint")
         if not any(self.prompts):
             values["embedding"] = digest(np.ascontiguousarray(self.embedding).tobytes()).hex()
         return fingerprint(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isclose
@@ -60,8 +61,8 @@ class ExtractOptions:
             if not isinstance(value, int) or value < least:
                 raise ArgumentError(f"{name} {value!r}: give a whole number from {least} up")
         if self.templates is not None:
-            given = [self.templates] if isinstance(self.templates, str) else self.templates
-            loaded = dict.fromkeys(each for one in given for each in load_templates(one))
+            given = [self.templates] if isinstance(self.templates, str | os.PathLike) else self.templates
+            loaded = dict.fromkeys(each for one in given for each in load_templates(os.fspath(one)))
             object.__setattr__(self, "templates", tuple(loaded))
 
 

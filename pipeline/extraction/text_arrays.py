@@ -21,6 +21,7 @@ from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME, check_name
 from onceclip.pipeline.words import counted, listing
 from onceclip.stores import TextSet
+from onceclip.stores.identity import canonical
 from onceclip.stores.rows import unusable_rows
 from onceclip.stores.text import TEXT_ENCODER
 
@@ -83,7 +84,7 @@ def text_sets_of(source: str | Path, given: Mapping[str, str | Path], classes: S
         if name in found:
             continue
         check_name(name)
-        text = _exported(path, _load(path), classes, encoder["dim"])
+        text = _exported(path, _load(path), (), encoder["dim"])  # a store may have a class that a set lacks
         if text.encoder != said["encoder"]["fingerprint"]:
             raise ArrayError(f"{path} lies beside {file.name} but was made by another encoder: move it away, or export "
                              "both anew")
@@ -112,13 +113,15 @@ def _exported(file: Path, arrays: Mapping[str, np.ndarray], classes: Sequence[st
         text = TextSet(embedding, tuple(texts_of(arrays["class_names"])), pointer,
                        arrays["template_id"].astype(np.int32), tuple(texts_of(arrays["prompt"])),
                        str(arrays["encoder"]), read_json(str(arrays["source"])))
+        canonical(text.source)  # no NaN, which stores do not have
         sizes = {len(embedding), int(pointer[-1]), len(text.prompts), len(text.template_id)}
         fits = (embedding.ndim == 2 and embedding.shape[1] == dim and len(sizes) == 1 and pointer[0] == 0
                 and len(pointer) == len(text.classes) + 1 and (np.diff(pointer) >= 0).all()
                 and isinstance(text.source, dict) and len(set(text.classes)) == len(text.classes))
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ArrayError(f"{file} is no text set of `onceclip export` ({' '.join(str(error).split())})") from error
-    missing = [] if not fits or text.is_captions else [each for each in classes if each not in {*text.classes}]
+    known = {*text.classes}
+    missing = [] if not fits or text.is_captions else [each for each in classes if each not in known]
     if not fits or missing or (unusable_rows(embedding) != "").any():
         what = f"lacks {counted(len(missing), 'class', 'classes')}: {listing(missing)}" if missing else \
             f"has arrays that do not fit each other, or embeddings of {dim} numbers"
