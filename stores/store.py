@@ -143,7 +143,8 @@ class Store(Columns):
 
     def _written(self) -> Any:
         """The attributes as the store has them now."""
-        return dict(zarr.open_group(self.group.store, path=self.group.path, mode="r").attrs).get(ATTRIBUTE)
+        with damage(self.path, "its description"):
+            return dict(zarr.open_group(self.group.store, path=self.group.path, mode="r").attrs).get(ATTRIBUTE)
 
     @property
     def texts(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import zarr
 from onceclip.stores import (
     NotAStore,
     Store,
+    StoreDamaged,
     StoreError,
     StoreIncomplete,
     StoreMismatch,
@@ -53,6 +55,14 @@ def test_rows_that_a_store_does_not_have_are_no_damage(store: Store, rows: objec
             with pytest.raises(StoreError, match="has 60 rows: give positions from 0 to 59"):
                 each.embeddings(np.array(rows), name)
     assert store.embeddings(np.array([])).shape == (0, 64)
+
+
+def test_a_store_that_is_deleted_while_it_is_open_is_one_line(store_copy: Path) -> None:
+    store = open_store(str(store_copy))
+    assert len(store.array("embedding")) == len(store.column("state"))
+    shutil.rmtree(store_copy)
+    with pytest.raises(StoreDamaged):
+        store.embeddings(np.arange(60))
 
 
 def test_an_open_store_is_read_from_any_working_directory(store_path: Path, whole: np.ndarray, tmp_path: Path,
