@@ -131,8 +131,8 @@ source_options = gathered(
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
               help="auto: fp32 on a CPU (by its fastest way), fp16 on a GPU.")
 @click.option("--compile", is_flag=True, help="Have torch compile the encoder (docs/encoders.md: when that pays off).")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Type of the embeddings.  "
-              "[default: the store's, else float16]")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]),
+              help="Type of values.  [default: the store's or float16]")
 @click.option("--batch-size", type=NumberOr("auto"), default="auto", show_default=True, metavar="N|auto",
               help="Images per encoder pass; auto: what suits the device, fewer if its memory does not hold as many.")
 @click.option("--decode", type=click.Choice(["exact", "fast", "torchvision"]), default="exact", show_default=True,
