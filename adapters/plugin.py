@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Mapping
 from reprlib import repr as short
 from types import ModuleType
 from typing import Any, TypeVar
 
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
+from onceclip.errors import failure_of
 
 Kind = TypeVar("Kind")
 _PACKAGE = __name__.partition(".")[0]
@@ -46,14 +46,6 @@ def import_module(name: str) -> ModuleType:
     except Exception as error:  # a user's code may raise anything
         raise MethodError(f"cannot import {name!r} ({failure_of(error)}): name a module in this folder or of an "
                           "installed package") from error
-
-
-def failure_of(error: Exception) -> str:
-    """One line on a failure in a user's code: what, and where."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = "" if frame.filename.startswith("<") else f" in {os.path.basename(frame.filename)}:{frame.lineno}"
-    return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
 
 
 def import_class(path: str, base: type[Kind]) -> type[Kind]:

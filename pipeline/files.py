@@ -274,9 +274,17 @@ File = LocalFile | RemoteFile
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pixels:
-    """An image that is an array already: uint8, (height, width) or (height, width, 3)."""
+    """An image that is an array already: uint8, (height, width) or (height, width, 3).
+
+    Raises SourceError for any other array.
+    """
 
     values: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.values.dtype != np.uint8 or (self.values.ndim != 2 and self.values.shape[2:] != (3,)):
+            raise SourceError(f"an image is an array of shape {self.values.shape} and type {self.values.dtype}: give "
+                              "numbers from 0 to 255 as uint8, (height, width) or (height, width, 3)")
 
     def read(self) -> bytes:
         """The image as a PNM file, which holds the pixels as they are."""

@@ -52,7 +52,8 @@ def storage(path: str, read_only: bool) -> FsspecStore | LocalStore:
     """
     _require_assertions(path)
     if not is_url(path):
-        return LocalStore(local_path(path), read_only=True) if read_only else DiskStore(local_path(path))
+        place = os.path.abspath(local_path(path))  # the process may change its working directory
+        return LocalStore(place, read_only=True) if read_only else DiskStore(place)
     with as_store_error(path):
         # Listings that the client remembers would hide what other processes write.
         return RemoteStore.from_url(path, {"use_listings_cache": False}, read_only)
@@ -98,7 +99,7 @@ def _open_zip(path: str, mode: Any) -> zarr.Group:
     with zipfile.ZipFile(local_path(path)) as file:
         groups = [name for name in file.namelist() if name.rpartition("/")[2] == "zarr.json"]
     folder = min(groups, key=lambda name: name.count("/"), default="").rpartition("/")[0]
-    return zarr.open_group(ZipStore(local_path(path), mode="r"), path=folder, mode="r", zarr_format=3)
+    return zarr.open_group(ZipStore(os.path.abspath(local_path(path)), mode="r"), path=folder, mode="r", zarr_format=3)
 
 
 @contextmanager

@@ -102,7 +102,9 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names,
                              states, normal)
     found = recorded_encoder(target.encoder, target.path, optional(spec_of, encoder, device=device), device)
-    return run(target.path, name, sentences, found, truncate, overwrite, progress)
+    done = run(target.path, name, sentences, found, truncate, overwrite, progress)
+    target.refresh()
+    return done
 
 
 def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, encoder: str | EncoderSpec | None = None,
@@ -126,7 +128,9 @@ def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, enc
     if not all(isinstance(each, str) for each in phrases):
         raise ArgumentError(f"words {words!r}: give phrases, such as [\"a photo of a\"]")
     found = recorded_encoder(target.encoder, target.path, optional(spec_of, encoder, device=device), device)
-    return run(target.path, found, phrases)
+    done = run(target.path, found, phrases)
+    target.refresh()
+    return done
 
 
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
@@ -137,14 +141,15 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
     from onceclip.pipeline.prompts.captions import captions_for, load_captions
     from onceclip.pipeline.prompts.descriptions import state_descriptions
-    from onceclip.pipeline.prompts.embedding import NAME, check_name, prompts_for
+    from onceclip.pipeline.prompts.embedding import NAME, check_name, classes_of, prompts_for
     from onceclip.pipeline.prompts.prompts import DEFAULT_TEMPLATES, build_prompts, class_phrases
 
     if not isinstance(name, str):
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")
     check_name(name)
     if captions is not None:
-        if templates or prompts is not None or prompts_form or class_names is not None or waffle:
+        if (templates or prompts is not None or prompts_form or class_names is not None or waffle or names
+                or states is not None or normal):
             raise ArgumentError("captions belong to images, prompts to classes: make two sets of them")
         if name == NAME:
             raise ArgumentError(f"the set {NAME!r} is that of the classes: give captions another name")
@@ -155,8 +160,9 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     if states is not None:
         if prompts is not None or waffle or class_names is not None:
             raise ArgumentError("--states makes all sentences itself: leave out --prompts, --waffle and --class-names")
-        told = state_descriptions(store.classes, states, normal, sentences or DEFAULT_TEMPLATES)
-        return build_prompts(class_phrases(store.classes), (), told)
+        classes = classes_of(store, list(names))
+        told = state_descriptions(classes, states, normal, sentences or DEFAULT_TEMPLATES)
+        return build_prompts(class_phrases(classes), (), told)
     if normal:
         raise ArgumentError("--normal is for --states: add it, with what the images show")
     phrases = None if class_names is None else load_phrases(path_of(class_names, "class_names: a file"))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from onceclip.adapters.plugin import failure_of
+from onceclip.errors import failure_of
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
@@ -156,8 +156,8 @@ class PluginBackend(Backend):
                 shown = [Image.new("RGB", size), *([Image.new("L", size)] if self.second else [])]
                 shapes.add(np.asarray(given(*shown), np.float32).shape)
             except Exception as error:
-                raise EncoderError(f"preprocess of {self._path} failed on a grey picture: "
-                                   f"{failure_of(error)}") from error
+                raise EncoderError(f"preprocess of {self._path} failed on a grey picture: {failure_of(error)}"
+                                   ) from error
         shape = shapes.pop()
         if shapes or len(shape) != 3 or (shape[0] != 3 and not self.second):
             raise EncoderError(f"preprocess of {self._path} gave arrays of shape "

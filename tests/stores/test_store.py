@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import zarr
 from onceclip.stores import (
     NotAStore,
     Store,
+    StoreDamaged,
     StoreError,
     StoreIncomplete,
     StoreMismatch,
@@ -45,6 +47,31 @@ def test_rows_of_the_splits_and_classes_cover_the_store_once(store: Store) -> No
 def test_a_mask_over_the_rows_is_not_taken_for_row_numbers(store: Store, whole: np.ndarray) -> None:
     mask = store.table.label == 2
     np.testing.assert_array_equal(store.embeddings(mask), whole[mask])
+
+
+@pytest.mark.parametrize("rows", [[-1], [60], [0.0], [[0]], [True] * 4, 3])
+def test_rows_that_a_store_does_not_have_are_no_damage(store: Store, rows: object) -> None:
+    for each in (store, store.join(store, "other")):
+        for name in ("embedding", *(["other/embedding"] if each is not store else [])):
+            with pytest.raises(StoreError, match="has 60 rows: give positions from 0 to 59"):
+                each.embeddings(np.array(rows), name)
+    assert store.embeddings(np.array([])).shape == (0, 64)
+
+
+def test_a_store_that_is_deleted_while_it_is_open_is_one_line(store_copy: Path) -> None:
+    store = open_store(str(store_copy))
+    assert store.array("embedding").shape[0] == len(store.column("state"))
+    shutil.rmtree(store_copy)
+    with pytest.raises(StoreDamaged):
+        store.embeddings(np.arange(60))
+
+
+def test_an_open_store_is_read_from_any_working_directory(store_path: Path, whole: np.ndarray, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store_path.parent)
+    store = open_store(store_path.name)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(store.embeddings(), whole)
 
 
 @pytest.mark.parametrize("make", [

@@ -113,7 +113,16 @@ def test_stores_are_made_checked_and_given_text_by_paths(here: Path) -> None:
     assert (done.images, done.bad) == (4, 0)
     assert onceclip.extract(Path("good"), Path("new.zarr"), onceclip.EncoderSpec("demo")).encoded == 0
     assert onceclip.add_text("new.zarr", "drawings", ["a drawing of a {}.", "photo"])["prompts"] == 4
+    named = onceclip.ExtractOptions("imagenet-7", workers=1)
+    assert onceclip.extract("good", "named.zarr", "demo", named).text["prompts"] == 14
+    assert onceclip.extract("good", "named.zarr", "demo", onceclip.ExtractOptions("a {}.")).text["prompts"] == 2
     assert onceclip.verify("new.zarr", repair=True).faults == []
+    store = onceclip.open_store("new.zarr")
+    assert (store.texts, store.tower_attributes) == (["default", "drawings"], {})
+    onceclip.add_text(store, "sketches", "a sketch of a {}.")
+    onceclip.add_tower(store)
+    assert store.text("sketches").prompts == ("a sketch of a disc.", "a sketch of a ring.")
+    assert store.tower().spec["names"].keys() == {"disc", "ring"}
     assert onceclip.import_arrays("features.npz", "my.zarr", "mine")["images"] == 12
     assert onceclip.methods("gda") == onceclip.methods(GDA)
 
@@ -198,6 +207,10 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.extract("good", "n.zarr", None), "encoder None"),  # type: ignore[arg-type]
     (lambda: onceclip.extract("good", "n.zarr", "ViT-B-32"), "--pretrained"),
     (lambda: onceclip.extract("good", "n.zarr", "demo", {}), "give ExtractOptions"),  # type: ignore[arg-type]
+    (lambda: onceclip.ExtractOptions("imagnet"), "did you mean 'imagenet'"),
+    (lambda: onceclip.ExtractOptions(dtype="fp16"), "there are float16 and float32"),
+    (lambda: onceclip.ExtractOptions(workers=-1), "workers -1: give a whole number from 0 up"),
+    (lambda: onceclip.ExtractOptions(unit_rows=0), "unit_rows 0: give a whole number from 1 up"),
     (lambda: onceclip.add_text("store.zarr", "a b"), "'a b'"),
     (lambda: onceclip.add_text("store.zarr", None), "name None"),  # type: ignore[arg-type]
     (lambda: onceclip.add_text("store.zarr", "new", "imagnet"), "did you mean 'imagenet'"),

@@ -127,6 +127,8 @@ def test_the_command_writes_once_and_again_only_for_more_words(copied: Path, run
 @pytest.mark.parametrize(("options", "said"), [
     ((), "--name says what to call the set"), (("--tower", "--name", "x"), "--tower makes no text set"),
     (("--tower", "--templates", "photo"), "--tower makes no prompts"),
+    (("--tower", "--names", "a,b"), "--tower makes no prompts"),
+    (("--tower", "--truncate"), "--tower makes no prompts"),
     (("--name", "x", "--words", "a"), "--words goes with --tower")])
 def test_options_that_do_not_go_together_are_one_line(towered: Path, run: Callable[..., Any], options: tuple[str, ...],
                                                       said: str) -> None:
