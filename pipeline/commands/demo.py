@@ -73,10 +73,12 @@ def write_digits(folder: Path) -> int:
     from PIL import Image
     from sklearn.datasets import load_digits
 
+    from onceclip.stores.location import whole_file
+
     digits = load_digits()
     for number, (ink, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / str(label) / f"digit-{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            Image.fromarray((255 - np.round(ink * 255 / 16)).astype(np.uint8)).save(path)
+            with whole_file(path) as file:
+                Image.fromarray((255 - np.round(ink * 255 / 16)).astype(np.uint8)).save(file, "PNG")
     return len(digits.images)

@@ -144,6 +144,9 @@ def encoder_options(required: bool) -> Decorator:
                     ) -> None:
             from onceclip.pipeline.encoders.spec import EncoderSpec, check_model
 
+            if not model and (pretrained or preprocess):
+                raise click.UsageError(f"--{'pretrained' if pretrained else 'preprocess'} says more of the encoder "
+                                       "that --model names: add --model NAME")
             encoder = EncoderSpec(model, pretrained, device=device, preprocess=preprocess) if model else None
             if encoder:
                 check_model(encoder)  # before a library is imported

@@ -87,7 +87,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     if zero_shot and adapter:
         inputs = (adapter, *inputs)
     if not adapter or not inputs:
-        raise click.UsageError(f"give {'' if adapter else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
+        raise click.UsageError(f"give {'' if zero_shot else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
                                "images, a folder, a source or a store")
     require_there([None if zero_shot else adapter])
     say_at_once(f"loading {encoder.model if encoder else 'the encoder' if zero_shot else adapter} ...")
@@ -140,4 +140,4 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
                                    "machine, which says nothing of them: see that there is memory enough and that the "
                                    "storage answers, then run the same command again")
     if asked.count == counts["bad"]:
-        raise click.ClickException(f"none of the {asked.count} images could be read")
+        raise click.ClickException(f"none of {counted(asked.count, 'image')} could be read")

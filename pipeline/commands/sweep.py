@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -140,7 +141,8 @@ def sweep(stores: tuple[str, ...], methods: list[str] | None, shots: list[int | 
                coverage=coverage, log=logs, progress=True)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
-         lambda: [line for table in made for line in (*table_lines(table), "")])
+         lambda: [*(line for table in made for line in (*table_lines(table), "")),
+                  f"Next: onceclip report {quote(str(out))} --out results.html"])
     require_result(rows)
 
 

@@ -29,7 +29,7 @@ _POOL = 10  # least sure images per image that is wanted, among which clusters a
 _ROUNDS = 20  # of k-means
 _SEED = 1
 _FOLDS = 5
-_IN_PLACE = "gda"  # of an average of methods, of which none can be fitted anew alone
+_IN_PLACE = "gda", "linear-probe"  # of an average of methods: none of them judges alone; the second without prompts
 
 
 @dataclass(frozen=True)
@@ -199,20 +199,21 @@ def _left_out(fitted: list[Classifier], store: Store, rows: np.ndarray,
 
 def _fitted(classifier: Classifier, store: Store, rows: np.ndarray) -> Classifier:
     """The adapter's method, with its hyperparameters, fitted on some rows of a store."""
-    averaged = classifier.method in AVERAGES
-    kind = stored_method_class(_IN_PLACE if averaged else classifier.method, "the adapter")
+    averaged, made = classifier.method in AVERAGES, classifier.provenance.get("text") or {}
+    name = str(made.get("name", "default"))
+    kind = stored_method_class(_IN_PLACE[name not in store.texts] if averaged else classifier.method, "the adapter")
     if kind.needs_bank:
         raise PredictionError(f"{kind.name} learns from images of a bank, and labels of a store's own images are "
                               "looked at here: give an adapter of another method, such as gda")
     known = kind.stored_values({} if averaged else classifier.hyperparameters)
     method = kind(**{name: value for name, value in known.items() if name in kind.hyperparameters})
-    made = classifier.provenance.get("text") or {}
-    name = str(made.get("name", "default"))
+    if not averaged and classifier.inputs != kind.inputs:
+        method = method.with_inputs(classifier.inputs)
     words = (store.text(name) if name in store.texts or kind.needs_text else
              TextSet.of_names(store.classes, store.dim, store.encoder["fingerprint"]))
     draw = Draw(rows, tuple(map(str, store.column("key")[rows])))
     task = task_of(store, words.of_classes(store.classes), made.get("class_weights", RULES[0]), draw,
-                   outputs=kind.inputs)
+                   outputs=method.inputs, tower=kind.wants_tower)
     return replace(method.fit(task, seed=1), temperature=1.0 if averaged else classifier.temperature)
 
 
