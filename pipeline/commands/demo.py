@@ -21,7 +21,7 @@ SEEDS = (1, 2, 3, 4, 5)
               metavar="FOLDER", help="Where everything is written.")
 @json_option
 def demo(out: Path, as_json: bool) -> None:
-    """Run everything once, on real images that come along.
+    """Run everything once, on images that come with onceclip.
 
     Uses 1,797 handwritten digits and a small CLIP model that ships with onceclip.
     Writes the digits as an image folder, encodes them, fits six methods with 1 to 16 labelled images per class and

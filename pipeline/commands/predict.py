@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("adapter", required=False)
 @click.argument("inputs", nargs=-1, metavar="(IMAGES... | FOLDER | SOURCE | STORE)")
-@click.option("--zero-shot", is_flag=True, help="Label by the names of classes alone, without an adapter: give --names "
-              "and --model, or of a STORE --names or --text.")
-@click.option("--names", type=Names(), metavar="A,B,...", help="Of --zero-shot: the classes.")
-@click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="Of --zero-shot: sentences about a "
-              "class, as of `onceclip text` (repeatable).  [default: \"a photo of a {}.\"]")
-@click.option("--text", metavar="NAME", help="Of --zero-shot: a text set of the STORE in place of --names.")
+@click.option("--zero-shot", is_flag=True, help="Label by class names alone, without an adapter: give --names and "
+              "--model, or for a STORE --names or --text.")
+@click.option("--names", type=Names(), metavar="A,B,...", help="Classes of --zero-shot.")
+@click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="Sentences of --zero-shot, as of "
+              "`onceclip text` (repeatable).  [default: \"a photo of a {}.\"]")
+@click.option("--text", metavar="NAME", help="With --zero-shot: a text set of the STORE in place of --names.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this split of a store.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Classes per image.")
 @click.option("--min-probability", type=click.FloatRange(0, 1), default=0, metavar="P",
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos."),
     click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread."))
 @inference_option("Read the images by a strategy, such as mta; `onceclip methods` lists them.")
-@click.option("--views", type=click.IntRange(2), metavar="N", help="Views that are made of each image for it.  "
-              "[default: as those that the adapter's store has, else 64]")
+@click.option("--views", type=click.IntRange(2), metavar="N", help="Views of each image that --inference reads.  "
+              "[default: as in the adapter's store, else 64]")
 @encoder_options(required=False)
 @join_option
 @import_option

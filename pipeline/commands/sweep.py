@@ -67,8 +67,8 @@ if TYPE_CHECKING:
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
 @support_options
 @join_option
-@inference_options("Read test images by strategies, too, with every classifier that is fitted: names, with none for "
-                   "each image by itself, such as none,stata.")
+@inference_options("Also read test images by these strategies, with every classifier; none is each image by itself: "
+                   "none,stata.")
 @compile_option
 @training_device_option
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
