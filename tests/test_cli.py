@@ -131,8 +131,9 @@ def test_ctrl_c_ends_in_one_line_also_where_a_library_wraps_it(error: str, run: 
     assert (done.exit_code, done.stderr.strip()) == (
         130, "Stopped. What was done is kept: run the same command again to go on.")
     monkeypatch.setattr("onceclip.pipeline.api.stores.compact", interrupted)
+    monkeypatch.setattr("onceclip.pipeline.api.runs.incremental", interrupted)
     for arguments in (("fit", "store.zarr", "--method", "gda"), ("predict", "adapter", "good"),
-                      ("compact", "store.zarr", "hf://datasets/me/glyphs")):
+                      ("compact", "store.zarr", "hf://datasets/me/glyphs"), ("incremental", "store.zarr")):
         done = run(*arguments)
         assert (done.exit_code, done.stderr.strip()) == (
             130, "Stopped. Nothing was kept: the same command begins anew.")
@@ -176,6 +177,19 @@ def test_the_next_command_can_be_pasted(place: Path, run: Run) -> None:
     assert "Next: onceclip evaluate 'an adapter' store.zarr" in done.stdout
     done = run("evaluate", "an adapter", "store.zarr")
     assert "Next: onceclip report 'an adapter' store.zarr --out mistakes.html" in done.stdout
+    done = run("evaluate", "an adapter", "store.zarr", "--split", "val")
+    assert "Next: onceclip report 'an adapter' store.zarr --split val --out mistakes.html" in done.stdout
+
+
+def test_the_next_command_of_half_of_the_classes_scores_these(place: Path, run: Run) -> None:
+    """An adapter that knows half of the classes of a store is scored on these alone, and has no page of that store."""
+    done = run("fit", "store.zarr", "--method", "zero-shot", "--classes", "base", "--out", "base")
+    following = re.search("Next: onceclip (.*)", done.stdout)
+    assert following is not None
+    scored = run(*following[1].split())
+    assert scored.exit_code == 0, scored.output
+    assert "of 2 classes" in scored.stdout
+    assert "Next:" not in scored.stdout
 
 
 def test_info_shows_what_a_store_holds_and_what_made_it(place: Path, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from onceclip.adapters.heads import Linear
 from onceclip.pipeline.errors import ArgumentError, PredictionError
 from onceclip.pipeline.prediction.suggestions import label_next
 from onceclip.stores import Store
+from onceclip.stores.schema import SPLITS
+from onceclip.stores.store import JoinedStore
 
 
 @pytest.fixture
@@ -50,10 +53,38 @@ def test_labels_that_were_exchanged_are_found_in_all_splits_and_few_others(flipp
     assert onceclip.suggest(classifier, store, label_errors=True, most=3) == found[:3]
 
 
-def test_an_average_of_methods_has_one_fitted_in_its_place(flipped: tuple[Store, set[str]]) -> None:
+@pytest.mark.parametrize("text", ["with", "without"])
+def test_an_average_of_methods_has_one_fitted_in_its_place(flipped: tuple[Store, set[str]], text: str,
+                                                           tmp_path: Path) -> None:
     store, wrong = flipped
+    if text == "without":
+        values = {name: store.column(name)[store.rows()] for name in ("key", "label", "split")}
+        np.savez(tmp_path / "bare.npz", embedding=store.embeddings(store.rows()), **{
+            **values, "split": np.array(SPLITS)[values["split"]]})
+        onceclip.import_arrays(tmp_path / "bare.npz", tmp_path / "bare.zarr")
+        store = onceclip.open_store(str(tmp_path / "bare.zarr"))
     found = onceclip.suggest(onceclip.fit(store).classifier, store, label_errors=True)
-    assert len(wrong & {each["image"] for each in found}) >= 11
+    assert len(wrong & {each["image"] for each in found}) >= 10
+
+
+def test_labels_are_judged_by_the_output_that_the_adapter_reads(flipped: tuple[Store, set[str]], store_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another encoder's embeddings, of which the store's own know nothing; and the text tower for those who want it."""
+    path = shutil.copytree(store_path, tmp_path / "s.zarr")
+    onceclip.add_tower(path)
+    store = onceclip.open_store(str(path))
+    read: list[str] = []
+    embeddings = JoinedStore.embeddings
+    monkeypatch.setattr(JoinedStore, "embeddings", lambda self, rows=None, name="embedding": (
+        read.append(name), embeddings(self, rows, name))[1])
+    joined = store.join(store, "dino")
+    classifier = onceclip.fit(joined, "labelling-network", inputs=("dino/embedding",), values={"epochs": 5},
+                              select="fixed").classifier
+    read.clear()
+    onceclip.suggest(classifier, store, label_errors=True, join=[f"dino={path}"])
+    assert "dino/embedding" in read
+    learned = onceclip.fit(store, "coop", values={"epochs": 1}, select="fixed").classifier
+    assert isinstance(onceclip.suggest(learned, store, label_errors=True), list)
 
 
 @pytest.fixture
@@ -117,11 +148,14 @@ def test_labels_of_a_store_are_shown_with_the_pictures_that_were_encoded(run: An
     assert done.exit_code == 0, done.output
     number = sum("\t" in line for line in done.stdout.splitlines())
     assert page.read_text().count("data:image/jpeg;base64,") == number
+    assert f"Pictures from {image_folder}." in page.read_text()
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [
     ([], "give one of"), (["--label-next", 2, "--label-errors"], "give one of"),
     (["--label-next", 2], "every image of .* has a label"),
+    (["--label-next", 2, "--most", 5], "--most is for --label-errors"),
+    (["--label-errors", "--images", "glyphs"], "add --page FILE.html"),
     (["--label-next", 2, "--out", "x.txt"], "does not end in .csv"),
     (["--label-next", 2, "--page", "x.csv"], "does not end in .html")], ids=str)
 def test_what_cannot_be_suggested_is_one_line(run: Any, adapter_path: Path, store_path: Path, arguments: list[Any],

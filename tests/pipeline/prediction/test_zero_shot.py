@@ -73,8 +73,11 @@ def test_classes_of_an_unlabelled_store_may_come_from_the_sentences(run: Any, un
     (("predict", "--zero-shot", "PHOTOS", "--model", "demo", "--names", "a,,b"), "one of them is empty"),
     (("predict", "--zero-shot", "PHOTOS", "--text", "own"), "give a store"),
     (("predict", "ADAPTER", "PHOTOS", "--names", "a,b"), "of --zero-shot alone"),
-    (("predict", "ADAPTER"), "give what is to be labelled"), (("predict",), "give ADAPTER"),
-    (("predict", "--zero-shot", "--names", "a,b"), "give ADAPTER (or --zero-shot), and what is to be labelled"),
+    (("predict", "PHOTOS"), "give ADAPTER (or --zero-shot), and what is to be labelled"),
+    (("predict", "--zero-shot", "--names", "a,b"), "give what is to be labelled"),
+    (("predict", "ADAPTER", "PHOTOS", "--pretrained", "openai"), "add --model NAME"),
+    (("predict", "ADAPTER", "PHOTOS", "--set-kind", "aps"), "add --coverage P"),
+    (("predict", "ADAPTER", "STORE", "--every", "2"), "--root, --every and --frames are for images"),
     (("text", "UNLABELLED", "--name", "own"), "images without classes: name some with --names cat,dog"),
     (("text", "STORE", "--name", "own", "--names", "a,b"), "has classes of its own")], ids=str)
 def test_what_is_missing_is_said_in_one_line(run: Any, unlabelled: Path, adapter_path: Path, store_path: Path,
