@@ -144,9 +144,7 @@ def encoder_options(required: bool) -> Decorator:
                     ) -> None:
             from onceclip.pipeline.encoders.spec import EncoderSpec, check_model
 
-            if not model and (pretrained or preprocess):
-                raise click.UsageError(f"--{'pretrained' if pretrained else 'preprocess'} says more of the encoder "
-                                       "that --model names: add --model NAME")
+            require_model(model, pretrained, preprocess)
             encoder = EncoderSpec(model, pretrained, device=device, preprocess=preprocess) if model else None
             if encoder:
                 check_model(encoder)  # before a library is imported
@@ -155,6 +153,13 @@ def encoder_options(required: bool) -> Decorator:
         return options(command)
 
     return add
+
+
+def require_model(model: str | None, pretrained: str | None, preprocess: str | None) -> None:
+    """Raise UsageError for what says more of an encoder where none is named."""
+    if not model and (pretrained or preprocess):
+        raise click.UsageError(f"--{'pretrained' if pretrained else 'preprocess'} says more of the encoder that --model "
+                               "names: add --model NAME")
 
 
 def one_way(**given: Any) -> None:
