@@ -264,13 +264,19 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     """
     if not isinstance(path, str | os.PathLike):
         raise NotAStore(f"{path!r} is no path: give the path or URL of a store")
-    group = open_group(str(path))
+    path = _plain(str(path))
+    group = open_group(path)
     attributes: Any = group.attrs.get(ATTRIBUTE)
     if not isinstance(attributes, dict) or attributes.get("kind") != KIND:
         raise NotAStore(f"{path} is a Zarr group but not a onceclip store: make one with `onceclip extract` or "
                         "`onceclip import`")
-    with damage(str(path), "its description"):
+    with damage(path, "its description"):
         if attributes["schema"] > SCHEMA:
             raise StoreError(f"{path} has schema {attributes['schema']}, this version reads up to {SCHEMA}: "
                              "install a newer onceclip")
-        return Store(str(path), group)
+        return Store(path, group)
+
+
+def _plain(path: str) -> str:
+    """A path without the slash that shells put behind folders: it would be another name of the same store."""
+    return path if path.endswith("://") else path.rstrip("/") or path

@@ -203,7 +203,8 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
     elif store:
         found = suggestions.label_next(classifier, suggestions.pieces_of_store(classifier, store), number)
     elif label_errors:
-        raise ArgumentError("label_errors compares labels, which are in a STORE: extract the folder first")
+        raise ArgumentError("label_errors (--label-errors) compares labels, which are in a STORE: extract the folder "
+                            "first")
     else:
         opened = encoder_of(classifier, optional(spec_of, encoder, device=device), device)
         found = suggestions.label_next(classifier, suggestions.pieces_of_images(classifier, records, opened), number)

@@ -191,6 +191,8 @@ def _accuracies(row: Mapping[str, Any], grouped: bool) -> Iterator[str]:
     if row.get("accuracy_before_refit") is not None:
         yield (f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
                "before that")
+    elif not row["n_test"]:
+        yield "  test accuracy    none, for there are no labelled test images"
     else:
         among = counted(row["n_test"], "image")
         # Images of a group are not independent, and scores of batches and orders are means.

@@ -140,4 +140,4 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
                                    "machine, which says nothing of them: see that there is memory enough and that the "
                                    "storage answers, then run the same command again")
     if asked.count == counts["bad"]:
-        raise click.ClickException(f"none of {counted(asked.count, 'image')} could be read")
+        raise click.ClickException(f"no image could be read, of {asked.count:,}")
