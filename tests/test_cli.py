@@ -131,12 +131,22 @@ def test_ctrl_c_ends_in_one_line_also_where_a_library_wraps_it(error: str, run: 
     assert (done.exit_code, done.stderr.strip()) == (
         130, "Stopped. What was done is kept: run the same command again to go on.")
     monkeypatch.setattr("onceclip.pipeline.api.stores.compact", interrupted)
-    monkeypatch.setattr("onceclip.pipeline.api.runs.incremental", interrupted)
     for arguments in (("fit", "store.zarr", "--method", "gda"), ("predict", "adapter", "good"),
-                      ("compact", "store.zarr", "hf://datasets/me/glyphs"), ("incremental", "store.zarr")):
+                      ("compact", "store.zarr", "hf://datasets/me/glyphs")):
         done = run(*arguments)
         assert (done.exit_code, done.stderr.strip()) == (
             130, "Stopped. Nothing was kept: the same command begins anew.")
+
+
+@pytest.mark.parametrize(("out", "said"), [((), "Nothing was kept"), (("--out", "rows"), "What was done is kept")])
+def test_rows_of_sessions_are_kept_in_a_folder_alone(place: Path, run: Run, monkeypatch: pytest.MonkeyPatch,
+                                                     out: tuple[str, ...], said: str) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onceclip.pipeline.api.runs.incremental", interrupted)
+    done = run("incremental", "store.zarr", *out)
+    assert (done.exit_code, said in done.stderr) == (130, True)
 
 
 @pytest.mark.parametrize("error", [MemoryError("Unable to allocate 8.00 GiB"), RuntimeError("can't start new thread"),

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from onceclip.cli import main
+
 FAILURES = [
     ("extract empty new.zarr --model demo", "empty is empty"),
     ("extract missing new.zarr --model demo", "missing does not exist"),
@@ -33,6 +35,9 @@ FAILURES = [
     ("fit missing.zarr --method tip-adapter", "missing.zarr is not a store"),
     ("fit good --method tip-adapter", "good is not a store"),
     ("fit file --method tip-adapter", "file is not a store"),
+    ("extract good good --model demo", "make one with `onceclip extract good good.zarr --model NAME`"),
+    ("text store.zarr --captions names.csv --names a,b", "captions belong to images"),
+    ("predict adapter store.zarr --every 2", "--root, --every and --frames are for images"),
     ("fit store.zarr --method tip-adaptor", "did you mean 'tip-adapter'"),
     ("fit store.zarr --method tip-adapter --set bta=2", "did you mean 'beta'"),
     ("fit store.zarr --method tip-adapter --set beta", "'beta' is not NAME=VALUE"),
@@ -82,7 +87,8 @@ def test_a_failure_is_one_line_that_says_what_and_how_to_mend_it(place: Path, ru
     if result.exit_code == 1:
         assert len(lines) == 1
     else:
-        assert lines[0].startswith("Usage: onceclip")
+        word = command.split(" ")[0]
+        assert lines[0].startswith(f"Usage: onceclip {word if word in main.commands else '[OPTIONS]'}")
     assert not (place / "new.zarr").exists(), "a failure left a store behind"
 
 

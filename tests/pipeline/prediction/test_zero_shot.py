@@ -78,6 +78,7 @@ def test_classes_of_an_unlabelled_store_may_come_from_the_sentences(run: Any, un
     (("predict", "ADAPTER", "PHOTOS", "--pretrained", "openai"), "add --model NAME"),
     (("predict", "ADAPTER", "PHOTOS", "--set-kind", "aps"), "add --coverage P"),
     (("predict", "ADAPTER", "STORE", "--every", "2"), "--root, --every and --frames are for images"),
+    (("fit", "UNLABELLED"), "0 classes: a classifier needs two"),
     (("text", "UNLABELLED", "--name", "own"), "images without classes: name some with --names cat,dog"),
     (("text", "STORE", "--name", "own", "--names", "a,b"), "has classes of its own")], ids=str)
 def test_what_is_missing_is_said_in_one_line(run: Any, unlabelled: Path, adapter_path: Path, store_path: Path,
