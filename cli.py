@@ -75,7 +75,7 @@ def _failures(context: click.Context | None = None) -> Iterator[None]:
 
 def _of_command(context: click.Context | None) -> click.Context | None:
     """The context of the command that runs, whose usage a mistake is shown with."""
-    name = context.invoked_subcommand if context else None
+    name = str(context.invoked_subcommand) if context else ""
     return click.Context(main.commands[name], context, name) if name in main.commands else context
 
 

@@ -158,8 +158,8 @@ def encoder_options(required: bool) -> Decorator:
 def require_model(model: str | None, pretrained: str | None, preprocess: str | None) -> None:
     """Raise UsageError for what says more of an encoder where none is named."""
     if not model and (pretrained or preprocess):
-        raise click.UsageError(f"--{'pretrained' if pretrained else 'preprocess'} says more of the encoder that --model "
-                               "names: add --model NAME")
+        raise click.UsageError(f"--{'pretrained' if pretrained else 'preprocess'} says more of the encoder that "
+                               "--model names: add --model NAME")
 
 
 def one_way(**given: Any) -> None:

@@ -74,8 +74,8 @@ def test_an_average_judges_by_what_was_chosen_for_it_where_the_text_is_wrong(fli
     store, wrong = flipped
     other = shutil.copytree(store.path, tmp_path / "shuffled.zarr")
     store = onceclip.open_store(str(other))
-    text = store.text("default")
-    StoreWriter.open(store.path, store.encoder).put_text("default", replace(text, embedding=text.embedding[[1, 2, 3, 0]]))
+    text, order = store.text("default"), [1, 2, 3, 0]
+    StoreWriter.open(store.path, store.encoder).put_text("default", replace(text, embedding=text.embedding[order]))
     store = onceclip.open_store(store.path)
     found = onceclip.suggest(onceclip.fit(store).classifier, store, label_errors=True)
     assert len(found) < 20
