@@ -36,7 +36,6 @@ FAILURES = [
     ("fit good --method tip-adapter", "good is not a store"),
     ("fit file --method tip-adapter", "file is not a store"),
     ("extract good good --model demo", "make one with `onceclip extract good good.zarr --model NAME`"),
-    ("text store.zarr --captions names.csv --names a,b", "captions belong to images"),
     ("predict adapter store.zarr --every 2", "--root, --every and --frames are for images"),
     ("fit store.zarr --method tip-adaptor", "did you mean 'tip-adapter'"),
     ("fit store.zarr --method tip-adapter --set bta=2", "did you mean 'beta'"),

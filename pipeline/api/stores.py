@@ -144,7 +144,7 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")
     check_name(name)
     if captions is not None:
-        if any((templates, prompts is not None, prompts_form, class_names is not None, waffle, names, states, normal)):
+        if templates or prompts is not None or prompts_form or class_names is not None or waffle:
             raise ArgumentError("captions belong to images, prompts to classes: make two sets of them")
         if name == NAME:
             raise ArgumentError(f"the set {NAME!r} is that of the classes: give captions another name")
@@ -153,9 +153,8 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     sentences = tuple(each for choice in choices for each in load_templates(
         place_of(choice, "templates: a name, a file or a sentence with {}")))
     if states is not None:
-        if prompts is not None or waffle or class_names is not None or names:
-            raise ArgumentError("--states makes all sentences itself, of the store's classes: leave out --prompts, "
-                                "--waffle, --class-names and --names")
+        if prompts is not None or waffle or class_names is not None:
+            raise ArgumentError("--states makes all sentences itself: leave out --prompts, --waffle and --class-names")
         told = state_descriptions(store.classes, states, normal, sentences or DEFAULT_TEMPLATES)
         return build_prompts(class_phrases(store.classes), (), told)
     if normal:
