@@ -264,17 +264,16 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     """
     if not isinstance(path, str | os.PathLike):
         raise NotAStore(f"{path!r} is no path: give the path or URL of a store")
-    path = _plain(str(path))
-    group = open_group(path)
+    group = open_group(str(path))
     attributes: Any = group.attrs.get(ATTRIBUTE)
     if not isinstance(attributes, dict) or attributes.get("kind") != KIND:
         raise NotAStore(f"{path} is a Zarr group but not a onceclip store: make one with `onceclip extract` or "
                         "`onceclip import`")
-    with damage(path, "its description"):
+    with damage(str(path), "its description"):
         if attributes["schema"] > SCHEMA:
             raise StoreError(f"{path} has schema {attributes['schema']}, this version reads up to {SCHEMA}: "
                              "install a newer onceclip")
-        return Store(path, group)
+        return Store(_plain(str(path)), group)
 
 
 def _plain(path: str) -> str:

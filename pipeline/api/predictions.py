@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import Classifier, set_rule
 from onceclip.adapters.inference import Inference
+from onceclip.adapters.selection.calibration import KINDS
 from onceclip.pipeline.api.adapters import Adapter
 from onceclip.pipeline.api.arguments import (
     inference_of,
@@ -144,8 +145,8 @@ def stream(classifier: Classifier, inputs: Any, options: SourceOptions, encoder:
     strategy = optional(inference_of, inference, inference_values)
     refuse((strategy is None and inference_values,
             "--inference-set (inference_values) is for a strategy: add --inference NAME"),
-           (coverage is None and set_kind != "lac",
-            "--set-kind is of the sets that --coverage makes: add --coverage P"))
+           (coverage is None and set_kind != KINDS[0],
+            "--set-kind (set_kind) is a kind of prediction sets: add --coverage P"))
     if coverage is not None:
         require_alone(strategy)
     rule = None if coverage is None else set_rule(classifier, coverage, set_kind)
