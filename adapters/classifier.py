@@ -127,7 +127,7 @@ class Classifier:
 
     def _card(self, facts: Mapping[str, str]) -> str:
         values = "\n".join(f"| {name} | {value} |" for name, value in self.hyperparameters.items())
-        names = [_cell(name) for name in self.class_names[:_NAMED]]
+        names = self.class_names[:_NAMED]
         further = f" and {len(self.class_names) - _NAMED:,} more" if len(self.class_names) > _NAMED else ""
         known = {"classes": f"{', '.join(names)}{further}", **facts}
         told = "\n".join(f"| {name} | {_cell(value)} |" for name, value in known.items())
@@ -152,8 +152,8 @@ class Classifier:
 
 
 def _cell(text: str) -> str:
-    """A text as a cell of a table in Markdown."""
-    return " ".join(text.replace("|", "\\|").split())
+    """A text as a cell of a table in Markdown, in which no name is markup."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def load_classifier(folder: str | Path, modules: str | Sequence[str] = ()) -> Classifier:

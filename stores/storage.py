@@ -78,8 +78,10 @@ def open_group(path: str, mode: Any = "r") -> zarr.Group:
     except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, ContainsArrayError) as error:
         if is_url(path):
             occupied(path)  # says so if it is the bucket that is missing
-        raise NotAStore(f"{path} is not a store (no Zarr group there): make one with `onceclip extract FOLDER "
-                        f"{path} --model NAME` or give the path of one") from error
+        taken = not (is_url(path) or path.endswith(".zarr")) and os.path.isdir(local_path(path)) and occupied(path)
+        made = f"{path} {path.rstrip('/')}.zarr" if taken else f"FOLDER {path}"
+        raise NotAStore(f"{path} is not a store (no Zarr group there): make one with `onceclip extract {made} --model "
+                        "NAME` or give the path of one") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
         raise StoreDamaged(f"{path} has a zarr.json that cannot be read ({error}): the store is damaged; take it from "
                            "a copy, or delete it and extract again") from error

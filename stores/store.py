@@ -300,4 +300,9 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         if attributes["schema"] > SCHEMA:
             raise StoreError(f"{path} has schema {attributes['schema']}, this version reads up to {SCHEMA}: "
                              "install a newer onceclip")
-        return Store(str(path), group)
+        return Store(_plain(str(path)), group)
+
+
+def _plain(path: str) -> str:
+    """A path without the slash that shells put behind folders: it would be another name of the same store."""
+    return path if path.endswith("://") else path.rstrip("/") or path

@@ -43,7 +43,7 @@ from onceclip.pipeline.runs.incremental import Sessions
 from onceclip.pipeline.runs.incremental import incremental as arrive
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import append_row, record_stores
-from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, REFITS, RunSpec
 from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
@@ -149,12 +149,15 @@ def spec_for(method: str | type[Method] | Method, shots: int | str | None = None
 
 def _facts(row: Mapping[str, Any], store: Store) -> dict[str, str]:
     """What the card of a saved adapter says of its run; no path of this machine but the store's name."""
+    again = f", then on all {row['n_refit']:,} of {', '.join(REFITS[row['refit']])}" if "n_refit" in row else ""
     facts = {"fitted on": f"{counted(row['n_support'], 'training image')}, {words_of_shots(row['shots'])}, seed "
-                          f"{row['seed']}",
+                          f"{row['seed']}{again}",
              "store": f"{store.path.rstrip('/').rpartition('/')[2]}, fingerprint {store.fingerprint}",
              "date": datetime.now(UTC).date().isoformat()}
     if row["accuracy"] is None:
-        return {"test accuracy": "not measured: no test images were left to score", **facts}
+        before = row.get("accuracy_before_refit")
+        told = "" if before is None else f"; {percent(before)} before they were fitted on"
+        return {"test accuracy": f"not measured: no test images were left to score{told}", **facts}
     rows = store.rows("test")
     unit = units_of(store.column("group")[rows])
     found = row.get("inference") or {}

@@ -21,7 +21,7 @@ SEEDS = (1, 2, 3, 4, 5)
               metavar="FOLDER", help="Where everything is written.")
 @json_option
 def demo(out: Path, as_json: bool) -> None:
-    """Run everything once, on real images that come along.
+    """Run everything once, on images that come with onceclip.
 
     Uses 1,797 handwritten digits and a small CLIP model that ships with onceclip.
     Writes the digits as an image folder, encodes them, fits six methods with 1 to 16 labelled images per class and
@@ -73,10 +73,12 @@ def write_digits(folder: Path) -> int:
     from PIL import Image
     from sklearn.datasets import load_digits
 
+    from onceclip.stores.location import whole_file
+
     digits = load_digits()
     for number, (ink, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / str(label) / f"digit-{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            Image.fromarray((255 - np.round(ink * 255 / 16)).astype(np.uint8)).save(path)
+            with whole_file(path) as file:
+                Image.fromarray((255 - np.round(ink * 255 / 16)).astype(np.uint8)).save(file, "PNG")
     return len(digits.images)

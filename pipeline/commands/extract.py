@@ -138,7 +138,7 @@ source_options = gathered(
 @click.option("--decode", type=click.Choice(["exact", "fast", "torchvision"]), default="exact", show_default=True,
               help="exact: the pixels of the encoder's own preprocessing; fast: JPEGs decoded at reduced size; "
               "torchvision: JPEGs decoded on the encoder's device.")
-@click.option("--exif", is_flag=True, help="Turn images as their cameras say, which papers do not.")
+@click.option("--exif", is_flag=True, help="Turn images upright, as their cameras say; papers do not.")
 @click.option("--decode-timeout", type=click.FloatRange(0, min_open=True), default=60, show_default=True,
               metavar="SECONDS", help="An image that takes more processor time to read and decode is bad.")
 @click.option("--retry-bad", is_flag=True, help="Try images again that are recorded as bad.")

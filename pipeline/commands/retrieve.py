@@ -60,8 +60,8 @@ _TAKEN_BY = {
               "of --duplicates: how many of the nearest pairs are printed.")
 @click.option("--by", type=click.Choice(["key", "group"]), help="Find images (and single frames), or groups such as "
               "videos.  [default: key; captions say themselves what they are of]")
-@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="[default: all; of captions test, "
-              "where they belong to it]")
+@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="Only images of this split.  "
+              "[default: all; test for captions, where it has some]")
 @click.option("--pooling", default="mean", show_default=True, metavar="NAME", help="What the frames of a video become: "
               "mean (CLIP4Clip), raw-mean, fitclip, hitchhiker[:TEMPERATURE], max.")
 @click.option("--rerank", metavar="max[:WEIGHT]|comclip", help="Add the best frame's cosine, times 0.5 or WEIGHT "

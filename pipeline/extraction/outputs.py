@@ -138,9 +138,13 @@ def check_outputs(store: Store, planned: dict[str, Output], dtype: str | None) -
     for name, output in planned.items():
         present = store.outputs.get(name)
         if present != output:
-            has = f"{name} {present.spec}" if present else f"no {name}"
-            raise StoreMismatch(f"{store.path} has {has}, not {output.spec}: extract into another store, or leave the "
-                                "option away")
+            has = f"no {name}"
+            if present:
+                other = [f"{key} {present.spec.get(key)}, not {value}" for key, value in output.spec.items()
+                         if present.spec.get(key) != value]
+                has = f"another {name} ({'; '.join(other) or present.shape})"
+            raise StoreMismatch(f"{store.path} has {has}, and keeps to what it was made with: extract into another "
+                                "store, or leave the option away")
 
 
 def has_outputs(store: Store, options: OutputOptions, dtype: str | None) -> bool:

@@ -135,7 +135,7 @@ def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "tes
     classes = sorted(scores["per_class"], key=lambda each: (each["recall"] is None, each["recall"], each["class"]))
     wrong = scores["n"] - sum(each["right"] for each in classes)
     suffix = "_calibrated" if temperature_of(classifier) else ""
-    write_page(out, "adapter.html", title=adapter.name, adapter=str(adapter), scores=scores, split=split,
+    write_page(out, "adapter.html", title=adapter.resolve().name, scores=scores, split=split,
                 classes=[each for each in classes if each["n"]], worst=WORST, matrix=_matrix(scores),
                 confusions=scores["confusions"][:PAIRS], counts={each["class"]: each["n"] for each in classes},
                 reliability=reliability(classifier.method, scores["details"]["reliability"], scores["ece"]),
@@ -156,10 +156,12 @@ def _matrix(scores: dict[str, Any]) -> list[tuple[str, list[int]]] | None:
     return [(true, [cells.get((true, predicted), 0) for predicted in names]) for true in names]
 
 
-def write_suggestions_page(path: Path, found: Sequence[Any], method: str, where: str, errors: bool) -> None:
+def write_suggestions_page(path: Path, found: Sequence[Any], remark: str, method: str, where: str,
+                           errors: bool) -> None:
     """Write one self-contained HTML file. errors: whether labels are to be checked, or else images to be labelled."""
     title = "Labels to check" if errors else "Images to label next"
-    write_page(path, "suggestions.html", title=title, found=found, method=method, where=where, errors=errors)
+    write_page(path, "suggestions.html", title=title, found=found, remark=remark, method=method, where=where,
+               errors=errors)
 
 
 def write_incremental_report(folder: Path) -> Path:

@@ -30,7 +30,7 @@ from onceclip.pipeline.runs.run import NO_REFIT, REFITS, RunSpec
 from onceclip.pipeline.tasks.draws import ALL, GENERATOR, LISTED, Draw, share_groups
 from onceclip.pipeline.tasks.encoders import task_of_encoder
 from onceclip.pipeline.tasks.support import bank_of, with_support
-from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_labelled, draw_task
+from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_labelled, draw_task, names_for
 from onceclip.pipeline.words import version
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store, StoreError, open_store
@@ -83,7 +83,7 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     if (keep.predictions or keep.coverage is not None) and any(spec.strategy for spec in specs):
         raise TaskError("--keep-predictions and --coverage are for what classifiers say of each image by itself: leave "
                         "--inference out")
-    store.require_complete()
+    names_for(store, specs[0])  # complains of a store without classes before one without their prompts
     runs = {spec.alone.identity(store): spec.alone for spec in specs}
     fitted = dict(zip(runs, _fit_alone(store, [*runs.values()], progress, calibrate, compile, device, keep),
                       strict=True))

@@ -114,7 +114,7 @@ class Experiment:
 def experiment_of(row: Mapping[str, Any]) -> Experiment:
     """What a row shares with the others of its table."""
     asked = row.get("asked", {})
-    return Experiment(str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
+    return Experiment(str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "default"),
                       str(asked.get("class_weights") or row.get("class_weights") or RULES[0]),
                       asked.get("classes") == "base", draw_words(asked),
                       ", ".join(f"{name} {_words(value)}" for name, value in (asked.get("batches") or {}).items()

@@ -22,7 +22,7 @@ from onceclip.pipeline.files import (
     suffix,
 )
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions, natural_order
-from onceclip.pipeline.words import listing
+from onceclip.pipeline.words import counted, listing
 from onceclip.stores.identity import encode_key
 
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -203,7 +203,7 @@ def _listing(place: str, names: list[str], chosen: list[str], system: list[str],
                         in zip(chosen, by_folders(chosen, key), strict=True)], left_out(system))
     if not names:
         raise NoImages(f"{place} is empty: {_MEND}")
-    what = f"has no images ({len(names)} other files; images end in {', '.join(sorted(IMAGES))})"
+    what = f"has no images ({counted(len(names), 'other file')}; images end in {', '.join(sorted(IMAGES))})"
     if any(suffix(name) == ".tar" for name in names):
         raise SourceError(f"{place} {what}: give its archives as '{place.rstrip('/')}/*.tar'")
     raise NoImages(f"{place} {what}: {_MEND}")

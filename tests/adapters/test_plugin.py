@@ -261,7 +261,8 @@ def test_commands_take_a_method_of_ones_own(own, forget, store_path, tmp_path, r
 
     name, adapter, results = f"{own}:Cubes", tmp_path / "adapter", tmp_path / "results"
     assert "cosines to the third power" in said("methods", name)
-    said("fit", store_path, "--method", name, "--shots", "2", "--out", adapter)
+    fitted = said("fit", store_path, "--method", name, "--shots", "2", "--out", adapter)
+    assert f"Next: onceclip evaluate {adapter} {store_path} --import {own}" in fitted
     said("sweep", store_path, "--methods", f"zero-shot,{name}", "--shots", "1", "--seeds", "1,2", "--local-workers", 2,
          "--out", results)
     rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]

@@ -87,6 +87,10 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path: Path, make: Callable[[Pat
     assert "thing" in str(caught.value)
 
 
+def test_a_slash_that_a_shell_puts_behind_a_folder_makes_no_other_store(store_path: Path) -> None:
+    assert open_store(f"{store_path}/").path == str(store_path)
+
+
 def test_a_newer_schema_is_refused_with_the_remedy(store_copy: Path) -> None:
     path = store_copy / "zarr.json"
     values = json.loads(path.read_text())

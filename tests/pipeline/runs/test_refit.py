@@ -57,6 +57,16 @@ def test_a_sweep_goes_on_where_there_are_no_validation_images(without_val: Store
     assert [row["select"] for row in rows if row["method"] == "gda"] == ["loo", "loo"]
 
 
+@pytest.mark.parametrize(("refit", "number"), [("val", "152 of train, val"), ("all", "200 of train, val, test")])
+def test_the_card_says_what_the_classifier_was_fitted_on_in_the_end(imported: Store, run: Run, tmp_path: Path,
+                                                                    refit: str, number: str) -> None:
+    done = run("fit", imported.path, "--method", "gda", "--refit", refit, "--out", tmp_path / "a")
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"| fitted on | 120 training images, all shots, seed 1, then on all {number} |" in card
+    assert ("not measured: no test images were left to score; " in card) == (refit == "all"), done.output
+    assert f", then on all of {number[7:]}" in run("info", tmp_path / "a").stdout
+
+
 def test_runs_asked_for_as_before_keep_their_identity() -> None:
     assert RunSpec("gda", 4).as_values() == {
         "method": "gda", "shots": 4, "seed": 1, "values": {}, "text": "default", "select": None,

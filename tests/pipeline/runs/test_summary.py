@@ -18,7 +18,8 @@ def test_a_sweep_says_why_runs_have_no_result(without_val: Store, tmp_path: Path
     """A folder with train/ and test/ alone has nothing for a selection on validation rows: that is no divergence."""
     sweep = ("sweep", without_val.path, "--methods", "zero-shot,tip-adapter,gda", "--shots", "1,2", "--seeds", "1",
              "--select", "val", "--out", tmp_path / "results")
-    said = run(*sweep).stdout.rstrip().splitlines()
+    *said, empty, following = run(*sweep).stdout.rstrip().splitlines()
+    assert (empty, following) == ("", f"Next: onceclip report {tmp_path / 'results'} --out results.html")
     assert "interval of up to 1 seed" in said[0]
     assert said[-2] == "left out, for they have no result:"
     assert said[-1].startswith("  tip-adapter (2 runs), gda (2 runs): --select val needs validation rows")

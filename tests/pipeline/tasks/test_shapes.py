@@ -157,7 +157,7 @@ def test_a_sweep_with_noise_is_a_table_of_its_own(imported: Store, tmp_path: Pat
         done = run("sweep", imported.path, "--methods", "zero-shot,gda", "--shots", "4", "--seeds", "1-2", *more,
                    "--out", tmp_path)
         assert done.exit_code == 0, done.output
-    assert "selection own, long tail 4, missing ant: test accuracy" in done.stdout
+    assert "selection default, long tail 4, missing ant: test accuracy" in done.stdout
     draws = ("", ", label noise 0.4", ", long tail 4, missing ant")
     assert set(onceclip.results(tmp_path)["method"]) == {name + draw for name in ("zero-shot", "gda") for draw in draws}
     assert run("report", tmp_path, "--out", tmp_path / "page.html").exit_code == 0
