@@ -70,13 +70,14 @@ def conformity(logits: Tensor, label: Tensor, temperature: float, seed: int = 0)
     [0, 1), the randomized score of Romano, Sesia and Candès (NeurIPS 2020, equation 7). Without the random share, sets
     of a classifier that is mostly right are far too large: its threshold is near one, and so are sums of few classes.
     """
-    share = random_shares(f"{seed} of those that calibrate {number}" for number in range(len(label)))
-    rows = max(1, _PIECE // logits.shape[1])
-    pieces = [_of_own(part, own[:, None], random, temperature) for part, own, random in zip(
-        logits.split(rows), label.to(logits.device).split(rows), share.to(logits.device).split(rows), strict=True)]
-    found = {kind: torch.cat(each) for kind, each in zip(KINDS, zip(*pieces, strict=True), strict=True)}
+    share = random_shares(f"{seed} of those that calibrate {number}" for number in range(len(label))).to(logits.device)
+    own, rows = label.to(logits.device)[:, None], max(1, _PIECE // logits.shape[1])
+    found = share.new_empty(len(KINDS), len(label))  # filled in place, as in `best_temperature`
+    for start in range(0, len(label), rows):
+        piece = slice(start, start + rows)
+        found[:, piece] = _of_own(logits[piece], own[piece], share[piece], temperature)
     return {kind: _thinned([math.ceil(score * _DIGITS) / _DIGITS for score in scores.sort().values.tolist()])
-            for kind, scores in found.items()}
+            for kind, scores in zip(KINDS, found, strict=True)}
 
 
 def random_shares(keys: Iterable[str]) -> Tensor:
@@ -85,13 +86,13 @@ def random_shares(keys: Iterable[str]) -> Tensor:
                          / 2**48 for key in keys], dtype=torch.float64)
 
 
-def _of_own(logits: Tensor, own: Tensor, share: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Scores of the true classes (rows, 1), of both kinds: two of (rows,); without sorting, as for `_summed`."""
+def _of_own(logits: Tensor, own: Tensor, share: Tensor, temperature: float) -> Tensor:
+    """Scores of the true classes (rows, 1), of both kinds: (kinds, rows); without sorting, as for `_summed`."""
     probability = (logits.double() / temperature).softmax(dim=1)
     mine = probability.gather(1, own)
     first = torch.arange(logits.shape[1], device=logits.device) <= own  # of equal ones, those that stand in front count
     higher = (probability > mine) | ((probability == mine) & first)
-    return 1 - mine[:, 0], (probability * higher).sum(dim=1) - share * mine[:, 0]
+    return torch.stack([1 - mine[:, 0], (probability * higher).sum(dim=1) - share * mine[:, 0]])
 
 
 def _summed(probability: Tensor, share: Tensor) -> Tensor:

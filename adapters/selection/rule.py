@@ -68,7 +68,7 @@ def calibrated_loss(logits: Tensor, label: Tensor) -> Tensor:
 
     logits: (rows, classes). label: (rows,) int64.
     """
-    return _calibrate(lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[0]
+    return _calibrate(label, lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[0]
 
 
 def accuracy(logits: Tensor, label: Tensor) -> float:
@@ -86,7 +86,7 @@ def best_temperature(logits: Tensor, label: Tensor) -> float:
     logits: (rows, classes). label: (rows,) int64.
     Source: On Calibration of Modern Neural Networks (Guo et al., ICML 2017), section 4.2, temperature scaling.
     """
-    return math.exp(_calibrate(lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[2])
+    return math.exp(_calibrate(label, lambda: _leads(logits, label, torch.float64), 0.0, _EXACT)[2])
 
 
 def _leads(logits: Tensor, label: Tensor, dtype: torch.dtype, more: Tensor | None = None,
@@ -109,15 +109,21 @@ def _step(logits: Tensor) -> int:
     return max(1, (_PIECE if logits.device.type == "cpu" else elements_at_once("cuda")) // logits.shape[1])
 
 
-def _calibrate(leads: Callable[[], Iterator[Tensor]], start: float, close: float) -> tuple[Tensor, float, float]:
+def _calibrate(label: Tensor, leads: Callable[[], Iterator[Tensor]], start: float,
+               close: float) -> tuple[Tensor, float, float]:
     """Losses of all rows (rows,) at their best temperature, their sum, and its logarithm, by Newton's method in bounds.
 
-    start: first guess of the logarithm. close: length of the last step, over which the sum alone is extrapolated.
+    leads: gives what `_leads` does; it is changed. start: first guess of the logarithm. close: length of the last step,
+    over which the sum alone is extrapolated.
     """
     low, high, log_temperature = -_REACH, _REACH, start
+    # Filled in place: small tensors kept between large ones would cut up the memory that the large ones leave.
+    loss, mean, square = moments = label.new_empty((3, len(label)), dtype=torch.float64)
     for _ in range(_STEPS):
-        loss, mean, square = (torch.cat(each) for each in zip(*(
-            _moments(lead.mul_(math.exp(-log_temperature))) for lead in leads()), strict=True))
+        done = 0
+        for lead in leads():
+            moments[:, done:done + len(lead)] = _moments(lead.mul_(math.exp(-log_temperature)))
+            done += len(lead)
         slope = log_temperature - float(mean.sum())
         low, high = (low, log_temperature) if slope > 0 else (log_temperature, high)
         curvature = 1 + float((square - mean.square() + mean).sum())
@@ -132,14 +138,14 @@ def _calibrate(leads: Callable[[], Iterator[Tensor]], start: float, close: float
     return loss, total, log_temperature - step
 
 
-def _moments(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log sum exp of every row of leads (n, classes), their mean and mean square under its softmax: three of (n,)."""
+def _moments(scaled: Tensor) -> Tensor:
+    """log sum exp of every row of leads (n, classes), their mean and mean square under its softmax: (3, n) float64."""
     most = scaled.amax(dim=1, keepdim=True)
     share = (scaled - most).mul_(_LOG2_E).exp2_()  # four times as fast as exp on some CPUs
     total = share.sum(dim=1).double()
     mean = share.mul_(scaled).sum(dim=1).double() / total
     square = share.mul_(scaled).sum(dim=1).double() / total
-    return most.squeeze(1).double() + total.log(), mean, square
+    return torch.stack([most.squeeze(1).double() + total.log(), mean, square])
 
 
 def departure(values: Mapping[str, Value], defaults: Mapping[str, Value]) -> float:
@@ -192,7 +198,7 @@ def best_weight(first: Tensor, second: Tensor, label: Tensor, default: float, lo
         nonlocal log_temperature
         if weight not in losses:
             _, losses[weight], log_temperature = _calibrate(
-                lambda: _leads(first, label, first.dtype, second, weight), log_temperature, _CLOSE)
+                label, lambda: _leads(first, label, first.dtype, second, weight), log_temperature, _CLOSE)
             costs[weight] = losses[weight] + departure({"weight": weight}, {"weight": default})
         return losses[weight]
 

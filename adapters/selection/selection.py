@@ -164,11 +164,12 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
         return Selection(classifier, best.accuracy, tried, best.interval, best.cost)
 
 
-def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
-            progress: Progress = no_progress) -> list[Selection | MethodError]:
+def fit_all(methods: Sequence[Method], task: Task, seed: int = 0, progress: Progress = no_progress,
+            scored: bool = True) -> list[Selection | MethodError]:
     """Fit one method with several sets of values, as they are; trained together where that is faster.
 
-    Each gets its accuracy on the task's validation rows, if it has any, or the failure of its training.
+    Each gets its accuracy on the task's validation rows, if it has any and they are to be `scored`, or the failure of
+    its training.
     """
     methods[0].check(task)
     methods = [method.suited(task) for method in methods]
@@ -188,7 +189,7 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0,
             except MethodError as error:
                 results.append(error)
         heads = [result.classifier.head for result in results if isinstance(result, Selection)]
-        if not heads or task.val is None or not len(task.val):
+        if not (scored and heads) or task.val is None or not len(task.val):
             return results
         val = some_rows(task.val, task.classes)
         logits = batched_logits(heads, methods[0].rows_of(val))

@@ -215,7 +215,8 @@ def _labelled(store: Store, split: str, classes: Sequence[str] | None,
     rows = store.rows(split)
     labels = store.column("label")[rows]
     if classes is not None:
-        chosen = np.isin(labels, [store.classes.index(name) for name in names_of(store, classes)])
+        scored = {*names_of(store, classes)}
+        chosen = np.isin(labels, [number for number, name in enumerate(store.classes) if name in scored])
         rows, labels = rows[chosen], labels[chosen]
     place = {name: number for number, name in enumerate(candidates)}
     _require_known(store, [store.classes[number] for number in np.unique(labels)], place)
@@ -224,7 +225,8 @@ def _labelled(store: Store, split: str, classes: Sequence[str] | None,
 
 
 def _require_known(store: Store, names: Sequence[str], known: Collection[str]) -> None:
-    unknown = [name for name in names if name not in known]
+    there = {*known}
+    unknown = [name for name in names if name not in there]
     if unknown:
         raise StoreMismatch(f"{store.path} has classes that the adapter does not know: {listing(unknown)}; it "
                             f"knows {listing(list(known))}: evaluate on a store with the adapter's class names, or on "

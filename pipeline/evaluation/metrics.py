@@ -57,7 +57,7 @@ class Tally:
     def __init__(self, classes: int, temperature: float | None = None) -> None:
         """temperature: of a calibrated classifier, to score its calibrated probabilities too."""
         self.classes, self.temperature = classes, temperature
-        self._calibrated = None if temperature is None else Tally(classes)
+        self._calibrated = None if temperature is None else Tally(classes)  # which learns of probabilities alone
         self.rows, self.nll, self.brier, self.near = 0, 0.0, 0.0, 0
         self.count, self.right = torch.zeros(2, classes, dtype=torch.int64)
         self.reliability = torch.zeros(BINS, 3, dtype=torch.float64)
@@ -70,9 +70,19 @@ class Tally:
         """
         if not len(label):
             return label
+        highest, answer = logits.max(dim=1, keepdim=True)
+        predicted = answer[:, 0]
+        right = predicted == label
+        self._probabilities(logits, highest, label, right)
         if self._calibrated and self.temperature:
-            self._calibrated.add(logits / self.temperature, label)
-        highest, predicted = logits.max(dim=1, keepdim=True)
+            self._calibrated._probabilities(logits / self.temperature, highest / self.temperature, label, right)
+        self.count += label.bincount(minlength=self.classes)
+        self.right += label[right].bincount(minlength=self.classes)
+        self._mistakes(logits, label, predicted, ~right)
+        return predicted
+
+    def _probabilities(self, logits: Tensor, highest: Tensor, label: Tensor, right: Tensor) -> None:
+        """Count in what depends on how sure the logits (rows, classes) are. highest: of each row (rows, 1)."""
         weight = (logits - highest).exp_()
         total = weight.sum(dim=1).double()
         own = label[:, None]
@@ -81,13 +91,7 @@ class Tally:
         self.nll += float((total.log() + margin).sum())
         self.brier += float((weight.square_().sum(dim=1) / total.square() - 2 * share + 1).sum())
         self.rows += len(label)
-        predicted = predicted[:, 0]
-        right = predicted == label
-        self.count += label.bincount(minlength=self.classes)
-        self.right += label[right].bincount(minlength=self.classes)
         self._bin(1 / total, right)
-        self._mistakes(logits, label, predicted, ~right)
-        return predicted
 
     def _bin(self, confidence: Tensor, right: Tensor) -> None:
         place = (confidence * BINS).ceil().long().clamp_(1, BINS) - 1

@@ -214,8 +214,9 @@ def _selections(specs: Sequence[RunSpec], methods: Sequence[Method], policies: S
     if not is_average(first.method) and not any(policy != "fixed" and choices(method, frozenset(spec.values))
                                                 for spec, method, policy in runs):
         # Rows that might have chosen, and had nothing to choose from, say no accuracy.
+        results = fit_all(methods, tasks[""], first.seed, progress, scored="fixed" in policies)
         return [replace(each, accuracy=None) if isinstance(each, Selection) and policy != "fixed" else each
-                for each, policy in zip(fit_all(methods, tasks[""], first.seed, progress), policies, strict=True)]
+                for each, policy in zip(results, policies, strict=True)]
     found: list[Selection | MethodError] = []
     for spec, method, policy in runs:
         try:

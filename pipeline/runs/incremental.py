@@ -109,8 +109,9 @@ def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[
     state: dict[str, torch.Tensor] = {}
     seen: list[list[int]] = []
     accuracies, by_session = [], []
+    number = {name: place for place, name in enumerate(store.classes)}
     for part in parts:
-        seen.append([store.classes.index(name) for name in part])
+        seen.append([number[name] for name in part])
         all_seen = list(itertools.chain(*seen))
         session = session_task(task, all_seen, all_seen if asked.joint else seen[-1])
         if asked.joint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -34,8 +35,9 @@ def names_of(store: Store, classes: str | Sequence[str]) -> tuple[str, ...]:
         half = -(-len(store.classes) // 2)
         return store.classes[:half] if classes == BASE else store.classes[half:]
     names = (classes,) if isinstance(classes, str) else tuple(dict.fromkeys(classes))
+    known = {*store.classes}
     for name in names:
-        if name not in store.classes:
+        if name not in known:
             raise TaskError(unknown("class", name, store.classes, f" in {store.path}"))
     return names
 
@@ -53,7 +55,7 @@ class Draw:
     short: dict[int, int] = field(default_factory=dict)
     wrong: dict[int, int] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Identity of the draw: the set of its keys, and labels that are wrong."""
         wrong = {self.keys[place]: label for place, label in self.wrong.items()}
@@ -79,12 +81,13 @@ def draw(rows: np.ndarray, keys: Sequence[str], label: np.ndarray, shots: int | 
     """
     chosen: list[int] = []
     short = {}
-    for number in np.unique(label):
-        members = np.flatnonzero(label == number)
+    order = np.argsort(label, kind="stable")
+    numbers, starts = np.unique(label[order], return_index=True)
+    for number, members in zip(numbers.tolist(), np.split(order, starts)[1:], strict=True):
         ranked = sorted(members.tolist(), key=lambda each: digest(f"{purpose}:{seed}:{keys[each]}".encode()))
-        most = shots[int(number)] if isinstance(shots, Mapping) else shots
+        most = shots[number] if isinstance(shots, Mapping) else shots
         if most is not None and len(ranked) < most:
-            short[int(number)] = len(ranked)
+            short[number] = len(ranked)
         chosen.extend(ranked[:most])
     return Draw(rows[chosen], tuple(str(keys[each]) for each in chosen), short)
 

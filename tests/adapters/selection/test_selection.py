@@ -240,3 +240,13 @@ def test_the_more_images_a_class_has_the_more_a_training_counts_unless_a_share_i
     both = [each.classifier.hyperparameters["share"] for each in
             (fit_selected(plain, task, "fixed"), *fit_all([plain, method(epochs=1, share=0.1)], task))]
     assert both == pytest.approx([expected(4), expected(4), 0.1])
+
+
+def test_fits_are_scored_on_validation_rows_unless_nobody_asks(make_task):
+    task, methods = make_task(val=3, noise=1.0), [TipAdapter(beta=beta) for beta in (1.0, 5.0)]
+    asked, unasked = (fit_all(methods, task, scored=scored) for scored in (True, False))
+    assert [each.accuracy for each in unasked] == [None, None]
+    for one, other in zip(asked, unasked, strict=True):
+        rows = task.val.embedding
+        assert one.accuracy == float((one.classifier.logits(rows).argmax(dim=1) == task.val.label).double().mean())
+        assert torch.equal(one.classifier.logits(rows), other.classifier.logits(rows))
