@@ -44,6 +44,7 @@ from onceclip.pipeline.runs.incremental import incremental as arrive
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import append_row, record_stores
 from onceclip.pipeline.runs.run import NO_INFERENCE, REFITS, RunSpec
+from onceclip.pipeline.runs.specs import OWN, make_specs
 from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
@@ -192,7 +193,7 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
     rules = listed(further.pop("class_weights", RULES[0]), "class_weights")
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
     names = [_name(method_of(each)[0]) for each in listed(methods, "methods")]
-    specs = [spec for rule in rules for spec in runs.make_specs(
+    specs = [spec for rule in rules for spec in make_specs(
         names, numbers, [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
         [*(inference_values or {}).items()], batches, **_checked(names, {**further, "class_weights": rule}))]
     require_read(join, [each for spec in specs for each in spec.reads], "the sweep")
@@ -258,7 +259,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     """
     if specs is None:
         further = {"select": "fixed" if grids else None, "validated": bool(grids), **further}
-        if not isinstance(grids or {}, Mapping) and grids != runs.OWN:
+        if not isinstance(grids or {}, Mapping) and grids != OWN:
             raise ArgumentError(f"grids {grids!r}: give values by hyperparameter, such as {{'beta': [1, 5]}}, or 'own'")
         pairs = [(name, listed(tried, f"grid {name}")) for name, tried in grids.items()] if isinstance(
             grids, Mapping) else []
@@ -266,7 +267,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
             shots = (0,) if further.get("support") else (1, 2, 4, 8, 16)
         specs = specs_of(every_method(further.get("bank")) if isinstance(methods, str) and methods == ALL
                          else listed(methods, "methods"),
-                         listed(shots, "shots"), listed(seeds, "seeds"), pairs, grids == runs.OWN, **further)
+                         listed(shots, "shots"), listed(seeds, "seeds"), pairs, grids == OWN, **further)
     elif further or grids:
         raise ArgumentError(f"specs say by themselves what is run: leave {', '.join(further) or 'grids'} out")
     specs = listed(specs, "specs")

@@ -33,8 +33,9 @@ def demo(out: Path, as_json: bool) -> None:
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.files import RESULTS
     from onceclip.pipeline.reporting.pages import write_results_report
+    from onceclip.pipeline.runs.specs import make_specs
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import make_specs, sweep
+    from onceclip.pipeline.runs.sweep import sweep
     from onceclip.stores import open_store
 
     def say(line: str) -> None:

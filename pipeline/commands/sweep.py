@@ -113,8 +113,9 @@ def sweep(stores: tuple[str, ...], methods: list[str] | None, shots: list[int | 
     from onceclip.pipeline.api.runs import SWEPT, every_method, specs_of
     from onceclip.pipeline.api.runs import sweep as run
     from onceclip.pipeline.runs.keep import Keep
+    from onceclip.pipeline.runs.specs import OWN
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import OWN, done_of, known, make_plan, require_result
+    from onceclip.pipeline.runs.sweep import done_of, known, make_plan, require_result
     from onceclip.pipeline.workers.devices import training_device
     from onceclip.stores import open_store
 

@@ -216,7 +216,7 @@ class Widthless(Odd):
     (Widthless, "Widthless defines no width"),
     (lambda weight: weight, "torch:Tensor is no head"),
     (lambda weight: None, "NoneType is no head"),
-], ids=str)
+], ids=range(7))
 def test_a_head_that_would_fail_later_is_refused_as_it_is_made(make, message, make_task):
     class Mistaken(Method):
         def head(self, prepared, parameters):

@@ -22,7 +22,8 @@ from onceclip.pipeline.export import export
 from onceclip.pipeline.prompts.tower import add_tower, make_tower
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
-from onceclip.pipeline.runs.sweep import make_specs, sweep
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import sweep
 from onceclip.pipeline.tasks.tasks import read_tower
 from onceclip.stores import StoreDamaged, StoreIncomplete, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.compact import compact

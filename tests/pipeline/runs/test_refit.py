@@ -17,8 +17,9 @@ from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.results import append_row, read_rows
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.specs import make_specs
 from onceclip.pipeline.runs.summary import tables
-from onceclip.pipeline.runs.sweep import make_specs, sweep
+from onceclip.pipeline.runs.sweep import sweep
 from onceclip.pipeline.tasks.draws import Draw
 from onceclip.pipeline.tasks.tasks import task_of
 from onceclip.stores import Store, open_store

@@ -18,8 +18,9 @@ from onceclip.pipeline.runs.fit import fit, fit_group
 from onceclip.pipeline.runs.replay import compare, compiling_of, read_row, spec_of
 from onceclip.pipeline.runs.results import NAME, append_rows, read_rows
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.specs import make_specs
 from onceclip.pipeline.runs.summary import tables
-from onceclip.pipeline.runs.sweep import known, make_plan, make_specs, sweep
+from onceclip.pipeline.runs.sweep import known, make_plan, sweep
 from onceclip.stores import Store, StoreError, write_lock
 
 SPECS = make_specs(["zero-shot", "tip-adapter"], [1, 2], [1, 2], select="fixed")

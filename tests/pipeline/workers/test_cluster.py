@@ -19,7 +19,8 @@ from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extraction.extract import extract
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.runs.results import append_rows, read_rows
-from onceclip.pipeline.runs.sweep import make_specs, sweep
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import sweep
 from onceclip.pipeline.workers import cluster as module
 from onceclip.pipeline.workers.cluster import connected
 from onceclip.stores import Store, open_store

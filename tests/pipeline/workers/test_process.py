@@ -21,7 +21,8 @@ import torch
 from onceclip.adapters import cpu
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.runs.results import read_rows
-from onceclip.pipeline.runs.sweep import MANY, known, make_specs, sweep
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import MANY, known, sweep
 from onceclip.pipeline.workers import cluster as scheduler
 from onceclip.pipeline.workers.cluster import Workers, connected, local
 from onceclip.stores import Store
