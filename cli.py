@@ -48,7 +48,7 @@ def _failures(context: click.Context | None = None) -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        raise click.UsageError(str(error), context) from error
+        raise click.UsageError(str(error), _of_command(context)) from error
     except OnceclipError as error:
         raise click.ClickException(str(error)) from error
     except click.BadParameter as error:
@@ -71,6 +71,12 @@ def _failures(context: click.Context | None = None) -> Iterator[None]:
             raise click.ClickException(f"out of memory or threads ({_first_line(error)}): give the process more, or "
                                        "let fewer processes run beside it") from error
         raise
+
+
+def _of_command(context: click.Context | None) -> click.Context | None:
+    """The context of the command that runs, whose usage a mistake is shown with."""
+    name = str(context.invoked_subcommand) if context else ""
+    return click.Context(main.commands[name], context, name) if name in main.commands else context
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

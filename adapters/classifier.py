@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import AdapterFileError, MethodError
 from onceclip.adapters.heads import Head, Kernel, KernelMachine, pack, unpack
 from onceclip.adapters.heads.batched import batched_logits, row_pieces
-from onceclip.adapters.heads.packing import from_json, parts_of, to_json
+from onceclip.adapters.heads.packing import from_json, parts_of, plugin_heads, to_json
 from onceclip.adapters.ops import unit
 from onceclip.adapters.plugin import import_module, is_plugin
 from onceclip.adapters.saving import CONFIG, FORMAT, damaged, read_adapter, write_adapter
@@ -126,17 +127,20 @@ class Classifier:
 
     def _card(self, facts: Mapping[str, str]) -> str:
         values = "\n".join(f"| {name} | {value} |" for name, value in self.hyperparameters.items())
-        names = [_cell(name) for name in self.class_names[:_NAMED]]
+        names = self.class_names[:_NAMED]
         further = f" and {len(self.class_names) - _NAMED:,} more" if len(self.class_names) > _NAMED else ""
         known = {"classes": f"{', '.join(names)}{further}", **facts}
         told = "\n".join(f"| {name} | {_cell(value)} |" for name, value in known.items())
+        modules = sorted({kind.__module__ for kind in plugin_heads(self.head)})
+        command = " ".join(["onceclip predict THIS_FOLDER IMAGES...", *(f"--import {each}" for each in modules)])
+        needed = f" It runs code of its author: {', '.join(modules)}." if modules else ""
         return (f"---\nlibrary_name: onceclip\ntags: [clip, few-shot, {self.method}]\n---\n\n"
                 f"# {self.method}\n\nA few-shot classifier of {len(self.class_names)} classes on embeddings of "
                 f"`{self.encoder.get('name', 'unknown')}` ({self.dim} dimensions).\n\n"
                 f"| | |\n| --- | --- |\n{told}\n\n"
                 f"| hyperparameter | value |\n| --- | --- |\n{values}\n\n"
                 f"Probabilities: {self._calibration()}.\n\n"
-                "Use it with `onceclip predict THIS_FOLDER IMAGES...`.\n")
+                f"Use it with `{command}`.{needed}\n")
 
     def _calibration(self) -> str:
         if not self.calibrated_on:
@@ -148,15 +152,15 @@ class Classifier:
 
 
 def _cell(text: str) -> str:
-    """A text as a cell of a table in Markdown."""
-    return " ".join(text.replace("|", "\\|").split())
+    """A text as a cell of a table in Markdown, in which no name is markup."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifier:
+def load_classifier(folder: str | Path, modules: str | Sequence[str] = ()) -> Classifier:
     """Read a classifier that `Classifier.save` wrote.
 
-    modules: names of modules that are imported, so that heads and methods from them may be taken: a file's word alone
-        imports nothing.
+    modules: name or names of modules that are imported, so that heads and methods from them may be taken: a file's word
+        alone imports nothing.
     Raises AdapterFileError if the folder holds none, or one of a newer format or with a head of another module.
 
     Example:
@@ -165,8 +169,12 @@ def load_classifier(folder: str | Path, modules: Sequence[str] = ()) -> Classifi
         torch.Size([5, 4])
     """
     if not isinstance(folder, str | Path):
-        raise AdapterFileError(f"{folder!r} is no path: give the folder that `onceclip fit --out` wrote")
+        raise AdapterFileError(f"{short(folder)} is no path: give the folder that `onceclip fit --out` wrote")
+    if "://" in str(folder):
+        raise AdapterFileError(f"{folder} is a URL, which evaluate, predict and export take as it is: give a folder of "
+                               "this machine here")
     folder = Path(folder)
+    modules = [modules] if isinstance(modules, str) or not isinstance(modules, Sequence) else modules
     for module in modules:
         import_module(module)
     config, tensors = read_adapter(folder)

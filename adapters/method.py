@@ -18,9 +18,9 @@ from torch import Tensor
 from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError, UnknownName
 from onceclip.adapters.heads import Head, Linear, Sum, mixed
-from onceclip.adapters.heads.packing import plugin_heads, require_independent_rows
+from onceclip.adapters.heads.packing import plugin_heads, require_sound
 from onceclip.adapters.ops import unit
-from onceclip.adapters.plugin import full_name
+from onceclip.adapters.plugin import full_name, is_plugin
 from onceclip.adapters.task import EMBEDDING, Stream, Task
 from onceclip.adapters.training.engine import require_finite, train
 from onceclip.adapters.training.loop import Progress, Run, no_progress
@@ -38,7 +38,8 @@ class Method(Trainable):
     wants_tower: whether it encodes prompts anew, with the text tower of a store.
     needs_text: whether it looks at prompts; without, a task of class names alone will do.
     transfers: whether what it learns serves other classes; `for_classes` makes their head.
-    weighs: whether the weights of support rows count; a method that does not weigh rows refuses rows that have any.
+    weighs: whether the weights of support rows count; a method that does not weigh rows refuses rows that have any, and
+        so does one that is trained on a loss of its own, or by lbfgs, where they would not count.
     any_inputs: whether its `inputs` may be others, such as the embedding of another encoder, since no text is compared.
     needs_bank: what it keeps of a bank of other images: "", "image", or "caption" for both.
     from_bank: whether it cannot do without a bank, to keep or to have support rows from.
@@ -75,11 +76,20 @@ class Method(Trainable):
             cls.name = cls.__name__
         if not cls.trained and cls.initial is not Trainable.initial:
             cls.trained = True
+        if cls.trained and cls.mixing in cls.hyperparameters and cls._trains_with_mixing():
+            raise MethodError(f"{cls.__name__} is trained, and its mixing weight {cls.mixing} is chosen afterwards: "
+                              "write a training_head that does not read it, and retrain=False; or leave mixing out")
         if cls.presets or "presets" in vars(cls):  # those of a class that this one derives from are not its own
             others = {name: each for name, each in cls.hyperparameters.items() if name != "preset"}
             preset = Hyperparameter("none", "named values for the others; those given by hand win",
-                                    choices=("none", *cls.presets))
+                                    choices=("none", *cls.presets), retrain=False)
             cls.hyperparameters = {"preset": preset, **others} if cls.presets else others
+
+    @classmethod
+    def _trains_with_mixing(cls) -> bool:
+        """Whether its training reads the mixing weight, of which another value would then need another training."""
+        sees_head = cls.training_head is Method.training_head and cls.loss is Trainable.loss and cls.solver != "own"
+        return sees_head or cls.hyperparameters[str(cls.mixing)].retrain
 
     def __init__(self, **values: Value) -> None:
         for name in values:
@@ -105,6 +115,11 @@ class Method(Trainable):
         other.inputs = inputs  # type: ignore[misc] # of this object, in the place of its class's
         return other
 
+    @property
+    def of_task(self) -> frozenset[str]:
+        """Names of hyperparameters whose values in the fitted classifier follow from the task, and are not these."""
+        return frozenset()
+
     def suited(self, task: Task) -> Self:
         """This method with the defaults that a task asks for, in place of those that nobody gave; mostly as it is."""
         return self
@@ -116,7 +131,7 @@ class Method(Trainable):
     def head(self, prepared: Any, parameters: dict[str, Tensor]) -> Head:
         """The classifier's head for given parameters; differentiable in them."""
         if self.mixing is None:
-            raise NotImplementedError(f"{type(self).__name__} defines neither head nor terms")
+            raise MethodError(f"{type(self).__name__} defines neither head nor terms")
         first, second = self.terms(prepared, parameters)
         return Sum((first, second), (1.0, getattr(self, self.mixing)))
 
@@ -126,7 +141,7 @@ class Method(Trainable):
 
     def terms(self, prepared: Any, parameters: dict[str, Tensor]) -> tuple[Head, Head]:
         """The two heads A and B where the logits are `A + weight * B`."""
-        raise NotImplementedError
+        raise MethodError(f"{type(self).__name__} has a mixing and defines no terms")
 
     def leave_one_out(self, prepared: Any) -> tuple[Tensor, Tensor]:
         """Logits A and B (rows, classes) of each support image, as if that image were not in the support.
@@ -173,8 +188,8 @@ class Method(Trainable):
         with torch.no_grad():
             head = self.head(prepared, parameters)
         width = task.width(self.inputs)
-        if plugin_heads(head):
-            require_independent_rows(head, self._some_rows(task, width))
+        if plugin_heads(head) or is_plugin(type(self)):
+            require_sound(head, self._some_rows(task, width), task.classes)
         return Classifier(head, task.text.class_names, width, full_name(type(self)), dict(self.values),
                           inputs=self.inputs, parameters=self.kept(prepared, parameters) if self.transfers else {})
 
@@ -206,7 +221,8 @@ class Method(Trainable):
         if self.wants_tower and task.tower is None:
             raise MethodError(f"{self.name} needs the encoder's text tower and the task has none: write it into the "
                               "store with `onceclip text STORE --tower`")
-        if task.support.weight is not None and not self.weighs:
+        in_training = self.solver == "own" or (self.solver == "gradient" and self.plain_loss)
+        if task.support.weight is not None and not (self.weighs and (in_training or not self.trained)):
             raise MethodError(f"{self.name} cannot weigh its support rows, and these have weights: take a source "
                               "without weights (weighted=false), or gda, tip-adapter, clip-adapter, zs-lp or taskres")
         if self.needs_bank and task.bank is None:
@@ -238,7 +254,7 @@ def share_setting(share: float, by_images: bool = False) -> dict[str, Hyperparam
     """The hyperparameter of a `Shared` method, with this default, which may be that of one image per class."""
     more = " (by default the more, the more images a class has: this is of one)" if by_images else ""
     return {"share": Hyperparameter(share, "how much of training counts: 0 is zero-shot, 1 the trained head alone"
-                                    f"{more}", high=1.0)}
+                                    f"{more}", high=1.0, retrain=False)}
 
 
 class Shared(Method):
@@ -255,8 +271,12 @@ class Shared(Method):
     mixing = "share"
     by_images: ClassVar[bool] = False
 
+    @property
+    def of_task(self) -> frozenset[str]:
+        return frozenset({"share"} - self.given if self.by_images else ())
+
     def suited(self, task: Task) -> Self:
-        if not self.by_images or self.mixing in self.given:
+        if not self.of_task:
             return self
         count = torch.bincount(task.support.label, weights=task.support.weight)
         if not (count > 0).any():

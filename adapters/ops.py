@@ -116,3 +116,13 @@ def best_of_classes(label: Tensor, score: Tensor, classes: int, most: int) -> Te
     order = score.argsort(descending=True, stable=True)
     order = order[place_in_class(label[order], classes) < most]
     return order[label[order].argsort(stable=True)]
+
+
+def marks_of(rows: Tensor) -> list[int]:
+    """A number for each of some rows (n, dim), which copies of a row share and, but for chance, no others do."""
+    return [hash(row.tobytes()) for row in rows.detach().cpu().numpy()]
+
+
+def has_copies(rows: Tensor) -> bool:
+    """Whether some of the rows (n, dim) are copies of others."""
+    return len({*marks_of(rows)}) < len(rows)

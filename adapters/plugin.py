@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from reprlib import repr as short
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from onceclip.adapters.errors import MethodError
+from onceclip.adapters.errors import MethodError, UnknownName, unknown
+from onceclip.errors import failure_of
 
 Kind = TypeVar("Kind")
 _PACKAGE = __name__.partition(".")[0]
@@ -25,8 +26,10 @@ def is_plugin(kind: type) -> bool:
 
 
 def full_name(kind: type) -> str:
-    """The `name` of a class of onceclip, MODULE:CLASS of any other."""
-    return f"{kind.__module__}:{kind.__qualname__}" if is_plugin(kind) else str(kind.name)  # type: ignore[attr-defined]
+    """The `name` of a class of onceclip, MODULE:CLASS of any other; one of a script is called alike in its workers."""
+    if not is_plugin(kind):
+        return str(kind.name)  # type: ignore[attr-defined]
+    return f"{'__main__' if kind.__module__ == '__mp_main__' else kind.__module__}:{kind.__qualname__}"
 
 
 def import_module(name: str) -> ModuleType:
@@ -34,15 +37,14 @@ def import_module(name: str) -> ModuleType:
 
     Raises MethodError if it cannot be imported.
     """
+    if not isinstance(name, str):
+        raise MethodError(f"{short(name)} is no name of a module: give a text, such as 'my_methods'")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work
     try:
         return importlib.import_module(name)
     except Exception as error:  # a user's code may raise anything
-        text = (str(error).strip().splitlines() or [""])[0]
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise MethodError(f"cannot import {name!r} ({type(error).__name__}: {text} in "
-                          f"{os.path.basename(frame.filename)}:{frame.lineno}): name a module in this folder or of an "
+        raise MethodError(f"cannot import {name!r} ({failure_of(error)}): name a module in this folder or of an "
                           "installed package") from error
 
 
@@ -52,6 +54,24 @@ def import_class(path: str, base: type[Kind]) -> type[Kind]:
     Raises MethodError if there is none, or it does not derive from the base.
     """
     return _class_in(import_module(path.partition(":")[0]), path, base)
+
+
+def named_class(name: Any, base: type[Kind], known: Mapping[str, type[Kind]], what: str) -> type[Kind]:
+    """The class of a name of a table, or that MODULE:CLASS names; a class that derives from the base is given back.
+
+    what: a class is of, for people.
+    Raises UnknownName with the nearest name if there is none, MethodError as `import_class`, and for anything else.
+    """
+    if isinstance(name, type) and issubclass(name, base):
+        return name
+    if not isinstance(name, str):
+        raise MethodError(f"{short(name)} is no {what}: give a name, MODULE:CLASS, or a class that derives from "
+                          f"{base.__name__}")
+    if ":" in name:
+        return import_class(name, base)
+    if name not in known:
+        raise UnknownName(unknown(what, name, known))
+    return known[name]
 
 
 def stored_class(path: str, base: type[Kind], modules: Iterable[str], where: str) -> type[Kind]:
@@ -71,5 +91,7 @@ def _class_in(module: ModuleType, path: str, base: type[Kind]) -> type[Kind]:
     found = vars(module).get(path.partition(":")[2])
     if not (isinstance(found, type) and issubclass(found, base)):
         raise MethodError(f"{module.__name__} has no class {path.partition(':')[2]!r} that derives from "
-                          f"{base.__name__}: give MODULE:CLASS")
+                          f"{base.__name__}: " + ("give MODULE:CLASS" if module.__name__ != "__main__" else
+                                                  "other processes do not have what a notebook or a script defines: "
+                                                  "put the class into a file of its own"))
     return found

@@ -306,6 +306,13 @@ class Stream(Rows):
         raise MethodError("the method needs all support rows in memory: leave out --stream, take fewer shots, or use a "
                           "method that is trained in batches, such as zs-lp or clip-adapter")
 
+    def at(self, which: Tensor | slice) -> Rows:
+        """Not to be had, as all rows.
+
+        Raises MethodError.
+        """
+        return self.embedding
+
     def check(self, name: str, dim: int, classes: int) -> None:
         """Raise MethodError unless the labels are those of a text with so many classes."""
         if ((self.label < 0) | (self.label >= classes)).any():

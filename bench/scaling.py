@@ -23,7 +23,8 @@ from bench.synthetic import features, task
 from bench.synthetic import store as make_store
 from onceclip.adapters import GDA, LinearProbe, TipAdapter
 from onceclip.pipeline.extraction.inventory import take_inventory
-from onceclip.pipeline.runs.sweep import make_plan, make_specs
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import make_plan
 from onceclip.pipeline.sources import Record
 from onceclip.stores import StoreWriter, open_store
 from onceclip.stores.verification import verify

@@ -97,7 +97,7 @@ def table_of_accuracies(store: Store, rows: Rows, seeds: int) -> Iterator[str]:
     """Mean test accuracies with their intervals, a line per method and policy; numbers of shots that were run."""
     shots = [number for number in shots_of(store) if accuracies(store, rows, BASELINE, POLICIES[0], number, seeds)]
     test = len(store.rows("test"))
-    yield f"## {Path(store.path).stem}: {len(store.classes)} classes, {test:,} test rows, {store.encoder['name']}\n"
+    yield f"## {Path(store.path).stem}: {len(store.classes)} classes, {test:,} test rows\n"
     yield "| method | select | " + " | ".join(f"{number} shot{'s' * (number > 1)}" for number in shots) + " |"
     yield "| --- | --- |" + " --- |" * len(shots)
     absent = []
@@ -144,17 +144,14 @@ HEAD = """# Methods
 `onceclip methods NAME` prints a method's equation, its hyperparameters with what is tried, and its source.
 `docs/methods_page.py` makes this page.
 
-- "A fit is": what the data goes through once; "no fit" lays the support out as it is.
-- "`--select val` compares": trainings, or settings of a method without any; a mixing weight costs no
+- "A fit is": what one fit computes; "no fit" stores the support as it is.
+- "`--select val` compares": the trainings, or the settings of a method without training; a mixing weight costs no
   training ([the rule](selection.md)).
 - Accuracies: top-1 of the test split in per cent, mean ± 95 % interval over {seeds} draws (Student's t). `fixed`: every
   hyperparameter at its default. `val`: chosen on min(shots, 4) validation rows per class.
-  An interval of 0 at the most shots of a store: every draw takes all its rows.
+  An interval of 0 at the most shots of a store: every draw has all its rows.
 - ▼: below zero-shot by more than the 95 % interval of the paired difference. The linear probes that never see the text
   start from nothing: with few shots they are below zero-shot, as they are in the papers.
-- With the rule and the defaults of before (five draws), 5 of 74 cells of `val` and none of 74 of `fixed` were below
-  zero-shot in the mean (without linear-probe, lpclip and linear-probe-adamw; at most by 0.34 points); now it is none
-  and one, by 0.04.
 - Empty cells were not run; a cell of fewer draws says so. Some defaults of `zs-lp`, `clap`, `taskres`,
   `cross-modal-lp`, `cross-modal-adapter`, `wise-ft`, `ape-t` and `multi-modal-adapter` were chosen with these stores'
   test rows in sight: their numbers at `fixed` are optimistic here.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from onceclip.errors import OnceclipError, one_line
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.stores.identity import encode_key
 from onceclip.stores.location import is_url, local_path, reason_of, remote_folder, whole_file
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 RESULTS = "results.jsonl"  # rows of runs, in a results folder and beside an adapter
 IMAGES = frozenset([
@@ -271,13 +274,28 @@ File = LocalFile | RemoteFile
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pixels:
-    """An image that is an array already: uint8, (height, width) or (height, width, 3)."""
+    """An image that is an array already: uint8, (height, width) or (height, width, 3).
+
+    Raises SourceError for any other array.
+    """
 
     values: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.values.dtype != np.uint8 or (self.values.ndim != 2 and self.values.shape[2:] != (3,)):
+            raise SourceError(f"an image is an array of shape {self.values.shape} and type {self.values.dtype}: give "
+                              "numbers from 0 to 255 as uint8, (height, width) or (height, width, 3)")
 
     def read(self) -> bytes:
         """The image as a PNM file, which holds the pixels as they are."""
         return pnm(self.values)
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """The same image; of one of 16 bits the upper 8, which Pillow's own conversion would clip to white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
+        return image.convert("I").point([value // 256 for value in range(65536)], "L")
+    return image
 
 
 def pnm(values: np.ndarray) -> bytes:

@@ -102,7 +102,7 @@ def reason_of(path: str, error: Exception) -> str:
     protocol = path.partition("://")[0]
     said = one_line(error)
     if isinstance(error, ImportError):
-        remedy = f"pip install onceclip[{_EXTRAS[protocol]}]" if protocol in _EXTRAS else said
+        remedy = f"pip install 'onceclip[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else said
         return f"{path}: the package for {protocol}:// is not installed: {remedy}"
     if "Protocol not known" in said:
         return (f"{path}: nothing is known of {protocol}:// URLs: give a path, s3://BUCKET/NAME or another URL that "

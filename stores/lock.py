@@ -28,12 +28,12 @@ def write_lock(path: str) -> Iterator[None]:
     the path is a URL at which no store can be written.
     """
     require_writable(path)
-    path, name = local_path(path), _name(path)
     if is_url(path) or fcntl is None:
         yield
         return
-    os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
-    handle = _acquire(name, path)
+    name = _name(path)
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    handle = _acquire(name, local_path(path))
     try:
         yield
     finally:
@@ -48,7 +48,8 @@ def has_lock(path: str) -> bool:
 
 
 def _name(path: str) -> str:
-    return local_path(path).rstrip(os.sep) + ".lock"
+    """One for all ways to name the store: through a link, or as the working directory."""
+    return os.path.realpath(local_path(path)) + ".lock"
 
 
 def _acquire(name: str, path: str) -> int:
@@ -71,10 +72,13 @@ def _acquire(name: str, path: str) -> int:
 
 def _open(name: str) -> int:
     try:
-        return os.open(name, _FLAGS, 0o644)
+        return os.open(name, _FLAGS, 0o666)  # less the umask
     except OSError as error:
         # A link may name any file of the user's, and the lock's file is written to.
         found = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a folder"}.get(error.errno or 0)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(f"{name} cannot be opened ({error.strerror}), and who writes a store holds this lock: "
+                             "give a path where you may write") from None
         if found is None:
             raise
         raise StoreError(f"{name} is {found}, but has to be the store's lock, a plain file: move it away") from None

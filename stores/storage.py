@@ -50,8 +50,10 @@ def storage(path: str, read_only: bool) -> FsspecStore | LocalStore:
 
     Raises StoreError if nothing that is installed can open the URL.
     """
+    _require_assertions(path)
     if not is_url(path):
-        return LocalStore(local_path(path), read_only=True) if read_only else DiskStore(local_path(path))
+        place = os.path.abspath(local_path(path))  # the process may change its working directory
+        return LocalStore(place, read_only=True) if read_only else DiskStore(place)
     with as_store_error(path):
         # Listings that the client remembers would hide what other processes write.
         return RemoteStore.from_url(path, {"use_listings_cache": False}, read_only)
@@ -76,20 +78,30 @@ def open_group(path: str, mode: Any = "r") -> zarr.Group:
     except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, ContainsArrayError) as error:
         if is_url(path):
             occupied(path)  # says so if it is the bucket that is missing
-        raise NotAStore(f"{path} is not a store (no Zarr group there): make one with `onceclip extract FOLDER "
-                        f"{path} --model NAME` or give the path of one") from error
+        taken = not (is_url(path) or path.endswith(".zarr")) and os.path.isdir(local_path(path)) and occupied(path)
+        made = f"{path} {path.rstrip('/')}.zarr" if taken else f"FOLDER {path}"
+        raise NotAStore(f"{path} is not a store (no Zarr group there): make one with `onceclip extract {made} --model "
+                        "NAME` or give the path of one") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
         raise StoreDamaged(f"{path} has a zarr.json that cannot be read ({error}): the store is damaged; take it from "
                            "a copy, or delete it and extract again") from error
 
 
+def _require_assertions(path: str) -> None:
+    """Raise StoreError where Python leaves out assertions, as Zarr then takes whole groups for damaged ones."""
+    if not __debug__:
+        raise StoreError(f"{path} cannot be used by a Python that leaves out assertions, which Zarr needs: start it "
+                         "without -O and without PYTHONOPTIMIZE")
+
+
 def _open_zip(path: str, mode: Any) -> zarr.Group:
+    _require_assertions(path)
     if mode != "r":
         raise StoreError(f"{path} is a zip file, which can only be read: unzip it, then write to the folder")
     with zipfile.ZipFile(local_path(path)) as file:
         groups = [name for name in file.namelist() if name.rpartition("/")[2] == "zarr.json"]
     folder = min(groups, key=lambda name: name.count("/"), default="").rpartition("/")[0]
-    return zarr.open_group(ZipStore(local_path(path), mode="r"), path=folder, mode="r", zarr_format=3)
+    return zarr.open_group(ZipStore(os.path.abspath(local_path(path)), mode="r"), path=folder, mode="r", zarr_format=3)
 
 
 @contextmanager

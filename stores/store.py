@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from reprlib import repr as short
 from shlex import quote
 from typing import Any
 
 import numpy as np
+import zarr
 
 from onceclip.stores.columns import Columns
 from onceclip.stores.errors import NotAStore, StoreDamaged, StoreError, StoreIncomplete, StoreMismatch
@@ -88,23 +90,40 @@ class Store(Columns):
 
         rows: positions, or a mask over all rows.
         name: "embedding", or one of the outputs, such as "view" for (n, views, dim).
-        Raises StoreIncomplete if there is no such output, StoreDamaged if bytes are missing, do not match their
-        checksum, or are not finite.
+        Raises StoreIncomplete if there is no such output, StoreError for rows that the store does not have,
+        StoreDamaged if bytes are missing, do not match their checksum, or are not finite.
         """
         if not self.has(name):
             raise StoreIncomplete(f"{self.path} has no image/{name} (there are: embedding"
                                   f"{''.join(f', {each}' for each in self.outputs)}): extract into a new store with "
                                   "the option that stores it")
-        array, rows = self.array(name), self.rows(labelled=False) if rows is None else np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        with damage(self.path, f"image/{name}"):
-            result, whole = read_rows(array, self.flat(name), rows, self.checksums_of(name))
+        array, rows = self.array(name), self._positions(rows)
+        try:
+            with damage(self.path, f"image/{name}"):
+                result, whole = read_rows(array, self.flat(name), rows, self.checksums_of(name))
+        except StoreDamaged:
+            if self._written() != self.attributes:
+                raise StoreError(f"{self.path} was written since it was opened: open it again") from None
+            raise
         stored = self.column("state")[rows] == STORED
         if not whole or not stored.all():
             row = rows[np.argmin(stored & np.isfinite(result.reshape(len(rows), -1)[:, 0]))]
             raise StoreDamaged(f"{self.path}: image/{name} has no values for row {row} ({self.column('key')[row]}): "
                                f"bad images have none; for others, `onceclip verify {self.path}` says more")
         return result
+
+    def _positions(self, rows: np.ndarray | None) -> np.ndarray:
+        """Positions of the rows that are meant: (n,) int64."""
+        if rows is None:
+            return self.rows(labelled=False)
+        rows = np.asarray(rows)
+        if rows.dtype == bool and rows.shape == (self.height,):
+            return np.flatnonzero(rows)
+        if rows.ndim != 1 or (len(rows) and (rows.dtype.kind not in "iu" or rows.min() < 0
+                                             or rows.max() >= self.height)):
+            raise StoreError(f"{self.path} has {self.height} rows: give positions from 0 to {self.height - 1}, as "
+                             "store.rows() does, or a mask over all of them")
+        return rows.astype(np.int64, copy=False)
 
     def pieces(self, rows: np.ndarray, size: int = PIECE_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Go through the embeddings of some rows in bounded memory: (rows, embeddings) of `size` rows at a time.
@@ -117,6 +136,16 @@ class Store(Columns):
             for number, piece in enumerate(pieces):
                 ahead.extend(reader.submit(self.embeddings, each) for each in pieces[number + 1:number + 2])
                 yield piece, ahead.popleft().result()
+
+    def refresh(self) -> None:
+        """Learn of text sets and of a text tower that were written since the store was opened."""
+        self.attributes = unseal(self._written())
+        self.__dict__.pop("tower_attributes", None)
+
+    def _written(self) -> Any:
+        """The attributes as the store has them now."""
+        with damage(self.path, "its description"):
+            return dict(zarr.open_group(self.group.store, path=self.group.path, mode="r").attrs).get(ATTRIBUTE)
 
     @property
     def texts(self) -> list[str]:
@@ -227,9 +256,7 @@ class JoinedStore(Store):
         first, _, rest = name.partition("/")
         if not rest or first not in self.joined:
             return super().embeddings(rows, name)
-        rows = self.rows(labelled=False) if rows is None else np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return self.joined[first].embeddings(self._places[first][rows], rest)
+        return self.joined[first].embeddings(self._places[first][self._positions(rows)], rest)
 
 
 def _matched(store: Store, other: Store, name: str) -> np.ndarray:
@@ -263,7 +290,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         ('cat', 'dog', 'fox', 'rabbit')
     """
     if not isinstance(path, str | os.PathLike):
-        raise NotAStore(f"{path!r} is no path: give the path or URL of a store")
+        raise NotAStore(f"{short(path)} is no path: give the path or URL of a store")
     group = open_group(str(path))
     attributes: Any = group.attrs.get(ATTRIBUTE)
     if not isinstance(attributes, dict) or attributes.get("kind") != KIND:
@@ -273,4 +300,9 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         if attributes["schema"] > SCHEMA:
             raise StoreError(f"{path} has schema {attributes['schema']}, this version reads up to {SCHEMA}: "
                              "install a newer onceclip")
-        return Store(str(path), group)
+        return Store(_plain(str(path)), group)
+
+
+def _plain(path: str) -> str:
+    """A path without the slash that shells put behind folders: it would be another name of the same store."""
+    return path if path.endswith("://") else path.rstrip("/") or path

@@ -14,6 +14,7 @@ from onceclip.stores.identity import digest, fingerprint
 from onceclip.stores.schema import ATTRIBUTE, get_array, put_array, read_whole, seal, unseal
 
 CAPTION = "caption"  # kind of a set whose sentences belong to images or groups instead of classes
+TEXT_ENCODER = "text_encoder"  # in the source of a set: what made it, where the store cannot say that it is its own
 TOWER = "encoder/text_tower"
 BESIDE = ",new"  # ending of the group of a set that is to take the place of another; no set's name has a comma
 
@@ -51,6 +52,8 @@ class TextSet:
                                   "prompts": list(self.prompts), "encoder": self.encoder}
         if self.is_captions:
             values["kind"] = CAPTION
+        if isinstance(made := self.source.get(TEXT_ENCODER), dict):
+            values[TEXT_ENCODER] = made.get("fingerprint")
         if not any(self.prompts):
             values["embedding"] = digest(np.ascontiguousarray(self.embedding).tobytes()).hex()
         return fingerprint(values)

@@ -67,8 +67,8 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
     """Read every chunk of a store once, in parallel, and check it against its checksum and against the others.
 
     Faults: missing or damaged chunks, stored rows without finite values, columns that disagree, an unfinished
-    extraction, text sets of another encoder or without a class. Remarks: equal content in two splits or classes,
-    captions of items that are gone.
+    extraction, text sets of another encoder. Remarks: equal content in two splits or classes, text sets that lack a
+    class, captions of items that are gone.
     progress: is told the fraction that has been read. workers: threads; None for as many as there are cores.
     Raises NotAStore if there is no store.
     """
@@ -112,7 +112,7 @@ def verify(path: str, progress: Callable[[float], None] = lambda fraction: None,
     if not faults:
         faults = [*_row_faults(store), *_text_faults(store)]
         remarks = [*equal_content(store, "split"), *equal_content(store, "label"),
-                   *(() if faults else _caption_remarks(store))]
+                   *(() if faults else _text_remarks(store))]
     return Verification(path, total, lengths.get("state", 0), faults, remarks)
 
 
@@ -269,7 +269,6 @@ def _text_faults(store: Store) -> Iterator[Problem]:
     for name in store.texts:
         try:
             text = store.text(name)
-            text = text if text.is_captions else text.of_classes(store.classes)
         except StoreError as error:
             yield Problem(f"text/{name}", str(error))
             continue
@@ -282,10 +281,14 @@ def _text_faults(store: Store) -> Iterator[Problem]:
         yield Problem(TOWER, str(error))
 
 
-def _caption_remarks(store: Store) -> Iterator[Problem]:
-    """Captions of images or groups that the store does not have any more."""
+def _text_remarks(store: Store) -> Iterator[Problem]:
+    """Classes that a text set lacks, and captions of images or groups that the store does not have any more."""
     for name in store.texts:
         text = store.text(name)
+        known = {*text.classes}
+        if not text.is_captions and (lacking := [each for each in store.classes if each not in known]):
+            yield Problem(f"text/{name}", f"has no prompts for {len(lacking):,} of {len(store.classes):,} classes, "
+                          f"such as {lacking[0]!r}")
         if text.is_captions:
             there = store.column("state") != REMOVED
             items = {*store.column("key")[there].tolist(), *store.column("group")[there].tolist()}

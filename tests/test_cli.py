@@ -101,6 +101,8 @@ def test_an_adapter_may_go_where_results_are(place: Path, run: Run) -> None:
 def test_a_row_that_is_carried_out_again_takes_no_other_options(place: Path, run: Run) -> None:
     assert run("fit", "store.zarr", "--method", "zero-shot", "--out", "mine").exit_code == 0
     assert run("fit", "--from-row", "mine:1").exit_code == 0
+    again = json.loads(run("fit", "--from-row", "mine:1", "--compile", "off", "--json").stdout)
+    assert again["compiling"]["choice"] == "off"  # how it is trained, as the device is
     refused = run("fit", "--from-row", "mine:1", "--method", "gda", "--shots", "4")
     assert refused.exit_code == 2
     assert "leave out --method, --shots" in refused.stderr
@@ -136,6 +138,17 @@ def test_ctrl_c_ends_in_one_line_also_where_a_library_wraps_it(error: str, run: 
         done = run(*arguments)
         assert (done.exit_code, done.stderr.strip()) == (
             130, "Stopped. Nothing was kept: the same command begins anew.")
+
+
+@pytest.mark.parametrize(("out", "said"), [((), "Nothing was kept"), (("--out", "rows"), "What was done is kept")])
+def test_rows_of_sessions_are_kept_in_a_folder_alone(place: Path, run: Run, monkeypatch: pytest.MonkeyPatch,
+                                                     out: tuple[str, ...], said: str) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onceclip.pipeline.api.runs.incremental", interrupted)
+    done = run("incremental", "store.zarr", *out)
+    assert (done.exit_code, said in done.stderr) == (130, True)
 
 
 @pytest.mark.parametrize("error", [MemoryError("Unable to allocate 8.00 GiB"), RuntimeError("can't start new thread"),
@@ -176,6 +189,19 @@ def test_the_next_command_can_be_pasted(place: Path, run: Run) -> None:
     assert "Next: onceclip evaluate 'an adapter' store.zarr" in done.stdout
     done = run("evaluate", "an adapter", "store.zarr")
     assert "Next: onceclip report 'an adapter' store.zarr --out mistakes.html" in done.stdout
+    done = run("evaluate", "an adapter", "store.zarr", "--split", "val")
+    assert "Next: onceclip report 'an adapter' store.zarr --split val --out mistakes.html" in done.stdout
+
+
+def test_the_next_command_of_half_of_the_classes_scores_these(place: Path, run: Run) -> None:
+    """An adapter that knows half of the classes of a store is scored on these alone, and has no page of that store."""
+    done = run("fit", "store.zarr", "--method", "zero-shot", "--classes", "base", "--out", "base")
+    following = re.search("Next: onceclip (.*)", done.stdout)
+    assert following is not None
+    scored = run(*following[1].split())
+    assert scored.exit_code == 0, scored.output
+    assert "of 2 classes" in scored.stdout
+    assert "Next:" not in scored.stdout
 
 
 def test_info_shows_what_a_store_holds_and_what_made_it(place: Path, run: Run) -> None:

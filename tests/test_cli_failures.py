@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from onceclip.cli import main
+
 FAILURES = [
     ("extract empty new.zarr --model demo", "empty is empty"),
     ("extract missing new.zarr --model demo", "missing does not exist"),
     ("extract file new.zarr --model demo", "file is a file"),
-    ("extract no-images new.zarr --model demo", "no images (1 other files"),
+    ("extract no-images new.zarr --model demo", "no images (1 other file;"),
     ("extract one-class new.zarr --model demo", "one class only ('disc')"),
     ("extract good new.zarr --model ViT-B-32", "needs --pretrained"),
     ("extract good new.zarr --model ViT-B-23 --pretrained openai", "did you mean 'ViT-B-32'"),
@@ -33,6 +35,8 @@ FAILURES = [
     ("fit missing.zarr --method tip-adapter", "missing.zarr is not a store"),
     ("fit good --method tip-adapter", "good is not a store"),
     ("fit file --method tip-adapter", "file is not a store"),
+    ("extract good good --model demo", "make one with `onceclip extract good good.zarr --model NAME`"),
+    ("predict adapter store.zarr --every 2", "--root, --every and --frames are for images"),
     ("fit store.zarr --method tip-adaptor", "did you mean 'tip-adapter'"),
     ("fit store.zarr --method tip-adapter --set bta=2", "did you mean 'beta'"),
     ("fit store.zarr --method tip-adapter --set beta", "'beta' is not NAME=VALUE"),
@@ -47,6 +51,7 @@ FAILURES = [
     ("fit store.zarr --method gda --support ", "it is empty: give SOURCE:K, or leave --support out"),
     ("fit store.zarr --method gda --search optuna", "optuna:30"),
     ("fit store.zarr --method gda --search grid:5", "write grid, or random:5"),
+    ("sweep store.zarr --methods= --out new", "methods is empty: give at least one"),
     ("sweep store.zarr --log mlflow2:runs --out new", "mlflow:PLACE"),
     ("evaluate adapter store.zarr --overwrite", "add --save FOLDER"),
     ("evaluate missing store.zarr", "missing is not a saved adapter"),
@@ -54,7 +59,7 @@ FAILURES = [
     ("evaluate adapter missing.zarr", "missing.zarr is not a store"),
     ("evaluate adapter store.zarr --split dev", "--split"),
     ("predict missing good", "missing is not a saved adapter"),
-    ("predict adapter missing.png", "none of the 1 images"),
+    ("predict adapter missing.png", "no image could be read, of 1"),
     ("predict adapter empty", "empty is empty: give images"),
     ("predict adapter no-images", "no-images has no images (1 other file): give images"),
     ("predict adapter missing", "missing does not exist: give images"),
@@ -82,7 +87,8 @@ def test_a_failure_is_one_line_that_says_what_and_how_to_mend_it(place: Path, ru
     if result.exit_code == 1:
         assert len(lines) == 1
     else:
-        assert lines[0].startswith("Usage: onceclip")
+        word = command.split(" ")[0]
+        assert lines[0].startswith(f"Usage: onceclip {word if word in main.commands else '[OPTIONS]'}")
     assert not (place / "new.zarr").exists(), "a failure left a store behind"
 
 

@@ -90,7 +90,8 @@ def rewrite(path: Path, random: Random) -> None:
 def originals(store_path: Path, adapter_path: Path, image_folder: Path,
               tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one of everything."""
-    from onceclip.pipeline.runs.sweep import make_specs, sweep
+    from onceclip.pipeline.runs.specs import make_specs
+    from onceclip.pipeline.runs.sweep import sweep
     from onceclip.stores import open_store
 
     folder = tmp_path_factory.mktemp("fuzz") / "originals"

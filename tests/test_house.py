@@ -300,6 +300,17 @@ def test_an_import_against_the_order_would_be_found() -> None:
 
 
 @pytest.mark.checkout
+def test_every_command_is_one_file_of_its_room_that_is_called_as_it_is() -> None:
+    from onceclip.cli import main
+
+    shared = {"__init__", "configuration", "help", "inference", "options", "parameter_types"}
+    files = {path.stem for path in (ROOT / "pipeline" / "commands").glob("*.py")} - shared
+    room, names = "onceclip.pipeline.commands", {"importing": "import"}  # which is a word of Python
+    assert {name: command.callback.__module__ for name, command in main.commands.items() if command.callback} == {
+        names.get(file, file): f"{room}.{file}" for file in files}
+
+
+@pytest.mark.checkout
 def test_every_room_has_its_folder_of_tests() -> None:
     rooms = {path.parent.relative_to(ROOT) for path in FILES.values() if path.name == "__init__.py"} - {Path()}
     there = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}

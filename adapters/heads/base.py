@@ -19,12 +19,12 @@ class Head:
     name: ClassVar[str]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__(rows)")
 
     @property
     def width(self) -> int:
         """Number of columns of the largest intermediate tensor: evaluation sizes its pieces by it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no width")
 
     @property
     def dtype(self) -> torch.dtype:

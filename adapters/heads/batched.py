@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onceclip.adapters.heads import Head, pack, unpack
 from onceclip.adapters.heads.kernel import batched_cache_logits, same_cache
+from onceclip.adapters.heads.packing import plugin_heads
 
 
 def elements_at_once(device: str) -> int:
@@ -29,10 +30,13 @@ def row_pieces(rows: Any, classes: int) -> Iterator[Any]:
 def join(heads: Sequence[Head]) -> Head | None:
     """One head with a leading axis of runs for heads of the same structure, or None if they differ in it.
 
-    Tensors that are one and the same in all heads stay single, so that a product with them is made once.
+    Nor for heads from outside, which need not know of such an axis. Tensors that are one and the same in all heads stay
+    single, so that a product with them is made once.
     """
     if len(heads) == 1:
         return heads[0]
+    if plugin_heads(heads[0]):
+        return None
     packed = [pack(head, copy=False) for head in heads]
     tensors: dict[str, Tensor] = {}
     try:

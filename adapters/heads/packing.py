@@ -26,6 +26,7 @@ HEADS: dict[str, type[Head]] = {head.name: head for head in (
     RandomFeatures, CaptionEnsemble, Answers, GraphLabels, Refined, Controlled,
 )}
 _RENAMED_FIELDS = {"renormalise": "renormalize"}  # spellings that saved adapters may have
+_SAVED = (Tensor, tuple, str, bool, int, float, type(None))
 _ROWS = 4  # on which a head from outside is tried
 _APART = 1e-3  # of the largest logit
 
@@ -110,16 +111,21 @@ def from_json(description: Any, modules: Sequence[str] = (), where: str = "the a
 def parts_of(head: Head) -> Iterator[Head]:
     """A head and all that it is made of.
 
-    Raises MethodError for one that is no dataclass.
+    Raises MethodError for one that is no dataclass, or that has what cannot be saved.
     """
-    if not is_dataclass(head):
-        raise MethodError(f"the head {full_name(type(head))} is no dataclass: heads are saved by their fields")
+    if not is_dataclass(head) or not isinstance(head, Head):
+        raise MethodError(f"{full_name(type(head))} is no head, which is a dataclass that derives from Head: heads are "
+                          "saved by their fields")
     yield head
     for field in fields(head):
         value = getattr(head, field.name)
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Head):
                 yield from parts_of(part)
+            elif not isinstance(part, _SAVED):
+                raise MethodError(f"{field.name} of the head {full_name(type(head))} is a {type(part).__name__}: heads "
+                                  "are saved by their fields, which are tensors, heads, numbers, texts or tuples of "
+                                  "these")
 
 
 def plugin_heads(head: Head) -> list[type[Head]]:
@@ -128,14 +134,25 @@ def plugin_heads(head: Head) -> list[type[Head]]:
 
 
 @torch.no_grad()
-def require_independent_rows(head: Head, rows: Tensor) -> None:
-    """Try a head with parts from outside on some rows (n, width), as it takes them.
+def require_sound(head: Head, rows: Tensor, classes: int) -> None:
+    """Try a head that is not onceclip's own, or whose method is not, on some rows (n, width), as it takes them.
 
-    Raises MethodError if the logits of a row depend on those beside it.
+    Raises MethodError if its logits are not (n, classes) or hold NaN, or those of a row depend on those beside it.
     """
-    rows = rows[:_ROWS]
-    batch, single = head(rows), torch.cat([head(row) for row in rows.split(1)])
+    rows, name = rows[:_ROWS], f"the head {full_name(type(head))}"
+    if head.dtype != rows.dtype:
+        raise MethodError(f"{name} has tensors of {head.dtype}, and rows are {rows.dtype}: make them of that type, as "
+                          "with .to(task.text.embedding)")
+    if any(type(part).width is Head.width for part in parts_of(head)):
+        raise MethodError(f"{name} defines no width: say how many columns its largest tensor in between has")
+    batch = head(rows)
+    if batch.shape != (len(rows), classes):
+        raise MethodError(f"{name} gives {len(rows)} rows logits of shape {tuple(batch.shape)}: give "
+                          f"({len(rows)}, {classes}), a column for each class")
+    if batch.isnan().any():
+        raise MethodError(f"{name} gives NaN for rows of the support: see what its tensors are made of")
+    single = torch.cat([head(row) for row in rows.split(1)])
     allowed = _APART * max(1.0, float(batch.abs().max()))
-    if batch.shape != single.shape or not torch.allclose(batch, single, rtol=0, atol=allowed, equal_nan=True):
-        raise MethodError(f"the head {full_name(plugin_heads(head)[0])} gives a row other logits beside others than "
-                          "alone: write it so that every row is scored by itself")
+    if batch.shape != single.shape or not torch.allclose(batch, single, rtol=0, atol=allowed):
+        raise MethodError(f"{name} gives a row other logits beside others than alone: write it so that every row is "
+                          "scored by itself")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from onceclip.adapters.errors import UnknownName, unknown
 from onceclip.adapters.inference.anovl import AnoVL
 from onceclip.adapters.inference.base import Inductive, Inference, Inferred, Queries, queries_of
 from onceclip.adapters.inference.conf_ot import ConfOT
@@ -25,7 +24,7 @@ from onceclip.adapters.inference.tpt import TPT, DiffTPT
 from onceclip.adapters.inference.transclip import TransCLIP
 from onceclip.adapters.inference.zero import Zero
 from onceclip.adapters.inference.zlap import ZLaP
-from onceclip.adapters.plugin import import_class, stored_class
+from onceclip.adapters.plugin import named_class, stored_class
 
 __all__ = ["INFERENCES", "Inductive", "Inference", "Inferred", "Queries", "inference_class", "queries_of",
            "stored_inference_class"]
@@ -43,24 +42,19 @@ def inference_class(name: str | type[Inference]) -> type[Inference]:
     """The strategy of a name, or the class that MODULE:CLASS names, which is imported; a class is given back.
 
     name: given by the user, never by a file.
-    Raises UnknownName with the nearest name if there is none, MethodError for a class that cannot be imported.
+    Raises UnknownName with the nearest name if there is none, MethodError for a class that cannot be imported, and for
+    what is no strategy.
 
     Example:
         >>> from onceclip.adapters.inference import inference_class
         >>> inference_class("dn").sees
         'set'
     """
-    if isinstance(name, type):
-        return name
-    return import_class(name, Inference) if ":" in name else _known(name)  # type: ignore[type-abstract]
+    return named_class(name, Inference, INFERENCES, "inference strategy")  # type: ignore[type-abstract]
 
 
 def stored_inference_class(name: str, where: str) -> type[Inference]:
     """The strategy that a file names; one from outside only if its module is imported already. where: the file."""
-    return stored_class(name, Inference, sys.modules, where) if ":" in name else _known(name)  # type: ignore[type-abstract]
-
-
-def _known(name: str) -> type[Inference]:
-    if name not in INFERENCES:
-        raise UnknownName(unknown("inference strategy", name, INFERENCES))
-    return INFERENCES[name]
+    if ":" in name:
+        return stored_class(name, Inference, sys.modules, where)  # type: ignore[type-abstract]
+    return inference_class(name)

@@ -149,7 +149,16 @@ class Inference(Configurable, ABC):
             torch.Size([5, 4])
         """
         with torch.no_grad(), threads_for(len(queries) * classifier.dim * max(classifier.head.width, classifier.dim)):
-            return self.infer(classifier, queries, self.prepare(classifier, task, unlabelled))
+            return self.answer(classifier, queries, self.prepare(classifier, task, unlabelled))
+
+    def answer(self, classifier: Classifier, queries: Queries, prepared: Any) -> Inferred:
+        """What `infer` gives. Raises MethodError if that is no Inferred with logits (n, classes)."""
+        found, shape = self.infer(classifier, queries, prepared), (len(queries), len(classifier.class_names))
+        if not isinstance(found, Inferred) or found.logits.shape != shape:
+            what = f"logits of shape {tuple(found.logits.shape)}" if isinstance(found, Inferred) else (
+                f"a {type(found).__name__}")
+            raise MethodError(f"infer of {self.name} gives {what}: give Inferred(logits) with logits of shape {shape}")
+        return found
 
 
 def fit_setting(default: str = TRAIN) -> dict[str, Hyperparameter]:

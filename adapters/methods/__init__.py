@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from onceclip.adapters.errors import UnknownName, unknown
 from onceclip.adapters.method import Method
 from onceclip.adapters.methods.ape import APE
 from onceclip.adapters.methods.ape_t import APET
@@ -57,7 +56,7 @@ from onceclip.adapters.methods.wise_ft import WiseFT
 from onceclip.adapters.methods.x_more import XMoRe
 from onceclip.adapters.methods.zero_shot import ZeroShot
 from onceclip.adapters.methods.zs_lp import ZeroShotLinearProbe
-from onceclip.adapters.plugin import import_class, stored_class
+from onceclip.adapters.plugin import named_class, stored_class
 
 __all__ = [
     "APE", "APET", "CLAP", "CPL", "ECO", "GDA", "GDAEM", "PRE", "RAPF", "RECO", "RLA", "SHIP", "UPL", "CapsAdapter",
@@ -86,23 +85,18 @@ def method_class(name: str | type[Method]) -> type[Method]:
     """The method of a name, or the class that MODULE:CLASS names, which is imported; a class is given back.
 
     name: given by the user, never by a file.
-    Raises UnknownName with the nearest name if there is none, MethodError for a class that cannot be imported.
+    Raises UnknownName with the nearest name if there is none, MethodError for a class that cannot be imported, and for
+    what is no method.
 
     Example:
         >>> onceclip.adapters.method_class("gda").__name__
         'GDA'
     """
-    if isinstance(name, type):
-        return name
-    return import_class(name, Method) if ":" in name else _known(name)
+    return named_class(name, Method, METHODS, "method")
 
 
 def stored_method_class(name: str, where: str) -> type[Method]:
     """The method that a file names; one from outside only if its module is imported already. where: the file."""
-    return stored_class(name, Method, sys.modules, where) if ":" in name else _known(name)
-
-
-def _known(name: str) -> type[Method]:
-    if name not in METHODS:
-        raise UnknownName(unknown("method", name, METHODS))
-    return METHODS[name]
+    if ":" in name:
+        return stored_class(name, Method, sys.modules, where)
+    return method_class(name)

@@ -39,16 +39,16 @@ class APET(Method):
     family = "cache"
     equation = "logits = s x.(W + r)' + alpha exp(-beta (1 - x.(K + r_y)')) (L u),  r on chosen channels"
     hyperparameters = {
-        "alpha": Hyperparameter(1.0, "weight of the cache when predicting", high=100.0),
-        "beta": Hyperparameter(1.0, "sharpness of the cache when predicting", search=SHARPNESS, high=1000.0),
-        "train_alpha": Hyperparameter(1.0, "weight of the cache in training; the authors' smallest", high=1000.0,
-                                      retrain=True),
-        "train_beta": Hyperparameter(1.0, "sharpness of the cache in training", high=1000.0, retrain=True),
-        "similarity": Hyperparameter(0.2, "weight of the similarity against the variance", high=1.0, retrain=True),
+        "alpha": Hyperparameter(1.0, "weight of the cache when predicting", high=100.0, retrain=False),
+        "beta": Hyperparameter(1.0, "sharpness of the cache when predicting", search=SHARPNESS, high=1000.0,
+                               retrain=False),
+        "train_alpha": Hyperparameter(1.0, "weight of the cache in training; the authors' smallest", high=1000.0),
+        "train_beta": Hyperparameter(1.0, "sharpness of the cache in training", high=1000.0),
+        "similarity": Hyperparameter(0.2, "weight of the similarity against the variance", high=1.0),
         "channels": Hyperparameter(800, "trained of every 1,024 channels; the middle of the authors'", low=1,
-                                   high=1024, retrain=True),
+                                   high=1024),
         "criterion": Hyperparameter(TEXT, "whether channels are chosen by the text alone or by the support too",
-                                    choices=CRITERIA, retrain=True),
+                                    choices=CRITERIA),
         **recipe(learning_rate=1e-4, epochs=30, batch_size=256, weight_decay=0.1, epsilon=1e-3),
         **keeping(),
     }

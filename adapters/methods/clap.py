@@ -41,12 +41,12 @@ class CLAP(ZeroShotLinearProbe):
     summary = "zs-lp held near its start as far as zero-shot is right"
     equation = "as zs-lp, with the penalty mean_c lambda_c |p_c - t_c|^2,  lambda_c: mean zero-shot p(c) of class c"
     hyperparameters = {
-        "strength": Hyperparameter(1.0, "factor of the penalty", high=1e6, retrain=True),
+        "strength": Hyperparameter(1.0, "factor of the penalty", high=1e6),
         "constraint": Hyperparameter("constant", "whether the weights of the penalty stay or follow an augmented "
-                                     "Lagrangian", choices=("constant", "adaptive"), retrain=True),
+                                     "Lagrangian", choices=("constant", "adaptive")),
         **ZeroShotLinearProbe.hyperparameters,
         **share_setting(0.33, by_images=True),
-        "learning_rate": Hyperparameter(0.1, "step size at the start of the schedule", high=1000.0, retrain=True),
+        "learning_rate": Hyperparameter(0.1, "step size at the start of the schedule", high=1000.0),
     }
     state = ("held", "moved")
     weighs = False

@@ -56,11 +56,10 @@ class ClipASelf(Method):
     needs = "several sentences per class, such as a language model writes, to be more than a residual map of the text"
     hyperparameters = {
         "ratio": Hyperparameter(0.2, "share of what a sentence sees; the authors' in most of their runs",
-                                search=(0.1, 0.2, 0.4), high=1.0, retrain=True),
-        "reduction": Hyperparameter(4, "width of the embedding over width of the attention", low=1, high=4096,
-                                    retrain=True),
-        "attention_dropout": Hyperparameter(0.1, "share of the attention that training drops", high=0.99, retrain=True),
-        "dropout": Hyperparameter(0.5, "share of its result that training drops", high=0.99, retrain=True),
+                                search=(0.1, 0.2, 0.4), high=1.0),
+        "reduction": Hyperparameter(4, "width of the embedding over width of the attention", low=1, high=4096),
+        "attention_dropout": Hyperparameter(0.1, "share of the attention that training drops", high=0.99),
+        "dropout": Hyperparameter(0.5, "share of its result that training drops", high=0.99),
         **recipe(learning_rate=1e-3, epochs=50, batch_size=256),
         **keeping(),
     }

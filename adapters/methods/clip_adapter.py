@@ -35,12 +35,11 @@ class ClipAdapter(Shared):
     equation = "logits = s unit(r relu(W2 relu(W1 x)) + (1-r) x).W'"
     hyperparameters = {
         **share_setting(0.5),
-        "branch": Hyperparameter("image", "what is adapted", choices=("image", "text", "both"), retrain=True),
-        "ratio": Hyperparameter(0.2, "share of the adapted vector", high=1.0, retrain=True),
-        "learn_ratio": Hyperparameter(False, "train the ratio too, from the value of `ratio`", retrain=True),
-        "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
-                                    retrain=True),
-        "renormalize": Hyperparameter(True, "scale the blend to unit length", retrain=True),
+        "branch": Hyperparameter("image", "what is adapted", choices=("image", "text", "both")),
+        "ratio": Hyperparameter(0.2, "share of the adapted vector", high=1.0),
+        "learn_ratio": Hyperparameter(False, "train the ratio too, from the value of `ratio`"),
+        "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096),
+        "renormalize": Hyperparameter(True, "scale the blend to unit length"),
         **recipe(learning_rate=1e-4, epochs=300, rates=(1e-5, 1e-4, 1e-3)),
         **keeping(),
     }

@@ -14,14 +14,13 @@ from onceclip.adapters.training.trainable import Hyperparameter, linear_bias, li
 
 CONDITIONAL = {
     **CONTEXT,
-    "reduction": Hyperparameter(16, "width of the embedding over width of the network's layer", low=1, high=4096,
-                                retrain=True),
+    "reduction": Hyperparameter(16, "width of the embedding over width of the network's layer", low=1, high=4096),
     "network": Hyperparameter("zero", "how U and u start: at zero, so that the words are what they are, or at random "
-                              "as published", choices=("zero", "random"), retrain=True),
-    **{**TRAINING, "epochs": Hyperparameter(10, TRAINING["epochs"].meaning, high=1e6, retrain=True)},
+                              "as published", choices=("zero", "random")),
+    **{**TRAINING, "epochs": Hyperparameter(10, TRAINING["epochs"].meaning, high=1e6)},
 }
 # Of every image all prompts are encoded: larger steps cost as much as more of them.
-BATCHES = {"batch_size": Hyperparameter(32, TRAINING["batch_size"].meaning, high=2**31, retrain=True)}
+BATCHES = {"batch_size": Hyperparameter(32, TRAINING["batch_size"].meaning, high=2**31)}
 CONDITIONAL_PAPER = {**PAPER, "words": "a photo of a", "network": "random", "batch_size": 1, "epochs": 10}
 
 

@@ -19,10 +19,10 @@ TRAINING = {**recipe(learning_rate=2e-3, epochs=50, rates=(5e-4, 2e-3, 8e-3)), *
 DEVIATION = 0.02  # of a random start
 TOWER_NEEDED = "the text tower (text --tower)"
 CONTEXT = {
-    "words": Hyperparameter("a photo of a", "words that the tokens start as; empty for random ones", retrain=True),
-    "length": Hyperparameter(16, "number of tokens where they start at random", low=1, high=1024, retrain=True),
+    "words": Hyperparameter("a photo of a", "words that the tokens start as; empty for random ones"),
+    "length": Hyperparameter(16, "number of tokens where they start at random", low=1, high=1024),
     "position": Hyperparameter(POSITIONS[0], "where the tokens stand: in front of the class name, half on either side, "
-                               "or at its end", choices=POSITIONS, retrain=True),
+                               "or at its end", choices=POSITIONS),
 }
 Prepared = TypeVar("Prepared", bound=Task)
 PAPER: dict[str, Value] = {"optimizer": "sgd", "weight_decay": 5e-4, "schedule": "dassl", "batch_size": 32,
@@ -51,7 +51,7 @@ class CoOp(Method):
     needs = TOWER_NEEDED
     hyperparameters = {
         **CONTEXT,
-        "per_class": Hyperparameter(False, "learn tokens of its own for every class", retrain=True),
+        "per_class": Hyperparameter(False, "learn tokens of its own for every class"),
         **TRAINING,
     }
     presets = {"paper": {**PAPER, "words": "", "length": 16}, "paper-words": {**PAPER, "words": "a photo of a"}}

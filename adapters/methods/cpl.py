@@ -41,7 +41,7 @@ class CPL(CoOp):
     equation = "logits = s x.unit(tower(v, name))'; loss = CE + weight softplus(s w_y.(x' - x)), x' = (1-u) x + u n"
     hyperparameters = {
         **CONTEXT, **TRAINING,
-        "weight": Hyperparameter(1.0, "weight of the loss against counterfactual images", high=1e6, retrain=True),
+        "weight": Hyperparameter(1.0, "weight of the loss against counterfactual images", high=1e6),
     }
     presets = {"coop": {**PAPER, "words": "", "length": 16}}
 

@@ -26,12 +26,11 @@ class CrossModalAdapter(CrossModalLinearProbe):
     family = "adapter"
     equation = "logits = s (r relu(W2 relu(W1 x)) + (1-r) x).H',  min mean CE(images) + mean CE(prompts)"
     hyperparameters = {
-        "ratio": Hyperparameter(0.2, "share of the adapted vector", high=1.0, retrain=True),
-        "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096,
-                                    retrain=True),
+        "ratio": Hyperparameter(0.2, "share of the adapted vector", high=1.0),
+        "reduction": Hyperparameter(4, "width of the embedding over width of the bottleneck", low=1, high=4096),
         **CrossModalLinearProbe.hyperparameters,
         **share_setting(0.5),
-        "learning_rate": Hyperparameter(1e-5, "step size at the start of the schedule", high=1000.0, retrain=True),
+        "learning_rate": Hyperparameter(1e-5, "step size at the start of the schedule", high=1000.0),
     }
     presets = {"reference": {**CrossModalLinearProbe.presets["reference"], "weight_decay": 1e-3}}
 

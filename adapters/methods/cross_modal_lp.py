@@ -38,10 +38,9 @@ class CrossModalLinearProbe(Shared):
     equation = "logits = s x.H',  min mean CE(images) + mean CE(prompts)"
     hyperparameters = {
         **share_setting(0.75),
-        "start": Hyperparameter("zero-shot", "start values of the layer", choices=("zero-shot", "random"),
-                                retrain=True),
+        "start": Hyperparameter("zero-shot", "start values of the layer", choices=("zero-shot", "random")),
         "mixed_batches": Hyperparameter(False, "take half a batch of images and half of prompts per step, 100 times "
-                                        "per epoch, instead of a batch of images and all prompts", retrain=True),
+                                        "per epoch, instead of a batch of images and all prompts"),
         **recipe(learning_rate=3e-5, epochs=100),
         **keeping(),
     }

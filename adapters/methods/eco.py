@@ -10,7 +10,7 @@ from onceclip.adapters.ops import unit
 from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
-CONTEXTS = {"contexts": Hyperparameter(4, "number of contexts that are learned", low=1, high=1024, retrain=True)}
+CONTEXTS = {"contexts": Hyperparameter(4, "number of contexts that are learned", low=1, high=1024)}
 
 
 class ECO(CoOp):

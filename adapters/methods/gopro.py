@@ -35,10 +35,9 @@ class GOPro(CoCoOp):
     needs = f"{CoCoOp.needs}, best with views (extract --views)"
     hyperparameters = {
         **CONDITIONAL, **BATCHES,
-        "consistency": Hyperparameter(1.0, "weight of the distance between class vectors of views", high=1e6,
-                                      retrain=True),
-        "contrast": Hyperparameter(0.1, "weight of the contrast between images", high=1e6, retrain=True),
-        "temperature": Hyperparameter(0.1, "of the contrast", low=1e-3, high=1e3, retrain=True),
+        "consistency": Hyperparameter(1.0, "weight of the distance between class vectors of views", high=1e6),
+        "contrast": Hyperparameter(0.1, "weight of the contrast between images", high=1e6),
+        "temperature": Hyperparameter(0.1, "of the contrast", low=1e-3, high=1e3),
     }
     presets = {"cocoop": CONDITIONAL_PAPER}
 

@@ -28,7 +28,7 @@ class KgCoOp(CoOp):
     equation = "logits = s x.unit(tower(v, name))'; loss = CE + weight mean(1 - w.w0)"
     hyperparameters = {
         **CONTEXT, **TRAINING,
-        "weight": Hyperparameter(8.0, "weight of the distance from the written prompts", high=1e6, retrain=True),
+        "weight": Hyperparameter(8.0, "weight of the distance from the written prompts", high=1e6),
     }
     presets = {"paper": {**PAPER, "words": "a photo of a", "weight": 8.0, "epochs": 100, "batch_size": 128}}
     needs_text = True

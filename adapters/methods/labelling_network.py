@@ -29,7 +29,7 @@ class LabellingNetwork(Method):
     family = "adapter"
     equation = "logits = relu(x.D' + d).U' + u"
     hyperparameters = {
-        "hidden": Hyperparameter(256, "width of the hidden layer", low=1, high=1e5, retrain=True),
+        "hidden": Hyperparameter(256, "width of the hidden layer", low=1, high=1e5),
         **recipe(learning_rate=1e-3, epochs=50, batch_size=32, weight_decay=0.0, optimizer="adam", schedule="constant",
                  rates=(1e-4, 1e-3, 1e-2)),
     }

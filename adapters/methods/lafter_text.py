@@ -37,9 +37,9 @@ class LaFTerText(Method):
     equation = "logits = s x.H',  H from W by cross-entropy of unit(t + noise)"
     hyperparameters = {
         "noise": Hyperparameter(0.1, "length of the noise as a share of the vectors', or its deviation per coordinate",
-                                high=100.0, retrain=True),
-        "spread": Hyperparameter("norm", "what `noise` is the size of", choices=("norm", "coordinate"), retrain=True),
-        "smoothing": Hyperparameter(0.1, "share of every label that all classes have alike", high=1.0, retrain=True),
+                                high=100.0),
+        "spread": Hyperparameter("norm", "what `noise` is the size of", choices=("norm", "coordinate")),
+        "smoothing": Hyperparameter(0.1, "share of every label that all classes have alike", high=1.0),
         **recipe(learning_rate=1e-6, epochs=200),
     }
     presets = {"reference": {"spread": "coordinate", "epochs": 1000}}

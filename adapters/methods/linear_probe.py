@@ -28,7 +28,7 @@ class LinearProbe(Method):
     equation = "logits = x.W' + b,  min mean CE + l2/2 |W|^2"
     hyperparameters = {
         "l2": Hyperparameter(1e-5, "strength of the decay", search=tuple(10.0**-power for power in range(1, 9)),
-                             high=1e6, retrain=True),
+                             high=1e6),
     }
     solver = "lbfgs"
     needs_text = False

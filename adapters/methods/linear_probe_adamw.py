@@ -29,10 +29,10 @@ class LinearProbeAdamW(Method):
     family = "linear"
     equation = "logits = x.W' + b,  mean CE"
     hyperparameters = {
-        "start": Hyperparameter("zero", "start values of the weights", choices=("zero", "random"), retrain=True),
+        "start": Hyperparameter("zero", "start values of the weights", choices=("zero", "random")),
         **recipe(learning_rate=0.1, epochs=200, batch_size=512, weight_decay=0.0),
         "weight_decay": Hyperparameter(0.0, "decay of the parameters", search=(0.0, 1e-6, 2.154e-5, 4.642e-4, 0.01,
-                                       0.2154, 4.642), high=100.0, retrain=True),
+                                       0.2154, 4.642), high=100.0),
     }
     presets = {"reference": {"start": "random", "epochs": 20}, "command-line": {"start": "random", "epochs": 10}}
     needs_text = False

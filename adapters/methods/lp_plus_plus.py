@@ -54,13 +54,13 @@ class LPPlusPlus(Shared):
     equation = "logits_c = x.v_c + b_c + alpha_c x.w_c"
     hyperparameters = {
         **share_setting(0.25, by_images=True),
-        "epochs": Hyperparameter(300, "passes over the support rows", high=1e6, retrain=True),
-        "momentum": Hyperparameter(0.9, "momentum of the steps of V and b", high=1.0, retrain=True),
+        "epochs": Hyperparameter(300, "passes over the support rows", high=1e6),
+        "momentum": Hyperparameter(0.9, "momentum of the steps of V and b", high=1.0),
         "alpha_gradient": Hyperparameter("fresh", "gradient of a step of alpha: the present one, the mean of the last "
                                          "ten, or the sum of all so far (the authors' code)",
-                                         choices=("fresh", "mean", "accumulate"), retrain=True),
+                                         choices=("fresh", "mean", "accumulate")),
         "keep": Hyperparameter("best", "epoch that is kept: the last, or the last of those best on validation rows "
-                               "where there are any", choices=("best", "last"), retrain=True),
+                               "where there are any", choices=("best", "last")),
     }
     presets = {"reference": {"share": 1.0, "alpha_gradient": "accumulate"}}
     by_images = True

@@ -26,7 +26,7 @@ class LpClip(LinearProbe):
     equation = "logits = x.W' + b,  min C sum CE + |W|^2 / 2"
     hyperparameters = {
         "C": Hyperparameter(0.316, "scikit-learn's inverse strength of the decay",
-                            search=tuple(10.0**power for power in range(-5, 7)), low=1e-12, high=1e12, retrain=True),
+                            search=tuple(10.0**power for power in range(-5, 7)), low=1e-12, high=1e12),
     }
 
     def penalty(self, prepared: Task, parameters: dict[str, Tensor]) -> Tensor:

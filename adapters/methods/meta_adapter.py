@@ -53,9 +53,8 @@ class MetaAdapter(Method):
     equation = "logits = s x.W'',  w'_c = unit(w_c + sigmoid(u.w_c + b) attention(w_c; w_c, keys of c))"
     hyperparameters = {
         "gate": Hyperparameter(-1.0, "start of b, the bias of the gate; lower is nearer to zero-shot",
-                               search=(-3.0, -1.0), low=-100.0, high=100.0, retrain=True),
-        "own_key": Hyperparameter("left-out", "an image's own key in training", choices=("left-out", "kept"),
-                                  retrain=True),
+                               search=(-3.0, -1.0), low=-100.0, high=100.0),
+        "own_key": Hyperparameter("left-out", "an image's own key in training", choices=("left-out", "kept")),
         **recipe(learning_rate=1e-3, epochs=30, batch_size=256, epsilon=1e-4),
         **keeping(),
     }

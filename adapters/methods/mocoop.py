@@ -34,10 +34,9 @@ class MoCoOp(ECO):
     hyperparameters = {
         **CONTEXT,
         **CONTEXTS,
-        "top": Hyperparameter(2, "experts that an image is given to", low=1, high=1024, retrain=True),
-        "guide": Hyperparameter(1.0, "weight of the distance from the gates of written prompts", high=1e6,
-                                retrain=True),
-        "text": Hyperparameter(1.0, "weight of the loss on the prompts of each expert's group", high=1e6, retrain=True),
+        "top": Hyperparameter(2, "experts that an image is given to", low=1, high=1024),
+        "guide": Hyperparameter(1.0, "weight of the distance from the gates of written prompts", high=1e6),
+        "text": Hyperparameter(1.0, "weight of the loss on the prompts of each expert's group", high=1e6),
         **TRAINING,
     }
     presets = {"coop": {**PAPER, "words": "", "length": 16}}

@@ -42,12 +42,12 @@ class MultiModalAdapter(Method):
     equation = "logits_c = s unit(r a_x + (1-r) x).unit(r a_c + (1-r) w_c),  (a_1 .. a_C, a_x) = attention(W, x)"
     hyperparameters = {
         "ratio": Hyperparameter(0.1, "share of the attention's result when predicting; 0 is zero-shot",
-                                search=(0.0, 0.05, 0.1), high=1.0),
-        "train_ratio": Hyperparameter(0.2, "the same in training; the authors'", high=1.0, retrain=True),
-        "mask": Hyperparameter(MASKS[0], "what the attention may see", choices=MASKS, retrain=True),
-        "bottleneck": Hyperparameter(32, "width of the narrowest layers", low=1, high=4096, retrain=True),
-        "heads": Hyperparameter(4, "heads of the attention", low=1, high=256, retrain=True),
-        "head_width": Hyperparameter(32, "width of a head", low=1, high=4096, retrain=True),
+                                search=(0.0, 0.05, 0.1), high=1.0, retrain=False),
+        "train_ratio": Hyperparameter(0.2, "the same in training; the authors'", high=1.0),
+        "mask": Hyperparameter(MASKS[0], "what the attention may see", choices=MASKS),
+        "bottleneck": Hyperparameter(32, "width of the narrowest layers", low=1, high=4096),
+        "heads": Hyperparameter(4, "heads of the attention", low=1, high=256),
+        "head_width": Hyperparameter(32, "width of a head", low=1, high=4096),
         **recipe(learning_rate=1e-3, epochs=20, batch_size=64, weight_decay=1e-4, optimizer="adam",
                  schedule="constant"),
         **keeping(),

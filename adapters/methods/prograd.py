@@ -28,8 +28,8 @@ class ProGrad(CoOp):
     equation = "logits = s x.unit(tower(v, name))'; g -= (g.h) h / |h|^2 where g.h < 0"
     hyperparameters = {
         **CONTEXT, **TRAINING,
-        "strength": Hyperparameter(1.0, "share of the opposing part that is taken away", high=1.0, retrain=True),
-        "temperature": Hyperparameter(1.0, "of both distributions of the divergence", low=1e-3, high=1e3, retrain=True),
+        "strength": Hyperparameter(1.0, "share of the opposing part that is taken away", high=1.0),
+        "temperature": Hyperparameter(1.0, "of both distributions of the divergence", low=1e-3, high=1e3),
     }
     presets = {"paper": {**PAPER, "words": "", "length": 16, "strength": 1.0, "temperature": 1.0, "epochs": 100}}
     needs_text = True

@@ -129,6 +129,10 @@ class ProKeR(Method):
     def _gain(self) -> float:
         return self.ridge if self.gain == "ridge" else 1.0
 
+    @property
+    def of_task(self) -> frozenset[str]:
+        return frozenset({"rows"} if self.rows == "auto" else ())
+
     def classifier(self, task: Task, prepared: Regression, parameters: dict[str, Tensor]) -> Classifier:
         fitted = super().classifier(task, prepared, parameters)
         return replace(fitted, hyperparameters={**fitted.hyperparameters, "rows": prepared.form})

@@ -36,9 +36,10 @@ class RAPF(Method):
     family = "adapter"
     equation = "logits_c = s unit(A x).w_c,  A from I by cross-entropy, samples and a hinge, then fused"
     hyperparameters = {
-        "near": Hyperparameter(0.65, "distance of two classes' texts below which they are kept apart", high=2.0),
-        "samples": Hyperparameter(20, "samples of an old class in a step", low=1, high=1e6),
-        "fusion": Hyperparameter(0.6, "share that every entry takes of the new map at least", high=1.0),
+        "near": Hyperparameter(0.65, "distance of two classes' texts below which they are kept apart", high=2.0,
+                               retrain=False),
+        "samples": Hyperparameter(20, "samples of an old class in a step", low=1, high=1e6, retrain=False),
+        "fusion": Hyperparameter(0.6, "share that every entry takes of the new map at least", high=1.0, retrain=False),
         **recipe(learning_rate=1e-4, epochs=15, batch_size=64, weight_decay=0.0, optimizer="adam"),
     }
 

@@ -68,9 +68,9 @@ class RECO(Method):
     equation = "logits = s unit(x + f(x; t_1..t_k)).unit(w + g(w; i_1..i_k))',  f, g trained on the bank's pairs"
     hyperparameters = {
         "neighbours": Hyperparameter(10, "pairs of the bank that an image or a class vector is refined by", low=1,
-                                     high=1e5, retrain=True),
-        "heads": Hyperparameter(8, "attention heads of a layer, of width 64", low=1, high=64, retrain=True),
-        "hidden": Hyperparameter(512, "width of the hidden layer behind the attention", low=1, high=1e5, retrain=True),
+                                     high=1e5),
+        "heads": Hyperparameter(8, "attention heads of a layer, of width 64", low=1, high=64),
+        "hidden": Hyperparameter(512, "width of the hidden layer behind the attention", low=1, high=1e5),
         **recipe(learning_rate=1e-5, epochs=10, batch_size=512, weight_decay=0.01),
     }
     needs = "a bank of images with captions (--bank STORE)"

@@ -26,9 +26,8 @@ class RLA(Method):
     family = "adapter"
     equation = "logits = s unit(A x).W',  min mean CE + strength / shots |A - I|^2,  A from I"
     hyperparameters = {
-        "strength": Hyperparameter(1.0, "factor of the penalty", search=(0.1, 1.0, 10.0), high=1e6, retrain=True),
-        "power": Hyperparameter(1, "the penalty is divided by the number of shots to this power", high=4.0,
-                                retrain=True),
+        "strength": Hyperparameter(1.0, "factor of the penalty", search=(0.1, 1.0, 10.0), high=1e6),
+        "power": Hyperparameter(1, "the penalty is divided by the number of shots to this power", high=4.0),
         **recipe(learning_rate=1e-3, epochs=300, weight_decay=0.0, epsilon=1e-4, optimizer="adam"),
     }
     transfers = True

@@ -60,12 +60,10 @@ class SgVA(Method):
     equation = "logits = s x.W' + weight s v~.P',  v~ = unit(relu(a W2 relu(W1 v) + (1-a) v)),  P = class means of v~"
     hyperparameters = {
         "weight": Hyperparameter(1.0, "weight of the prototypes against the text; 1 is half and half, as published",
-                                 high=9.0),
-        "expansion": Hyperparameter(2, "hidden width over the width of the features; the authors'", low=1, high=64,
-                                    retrain=True),
-        "distillation": Hyperparameter(1.0, "weight of staying near zero-shot in training", high=1000.0, retrain=True),
-        "temperature": Hyperparameter(5.0, "what divides the logits there; the authors'", low=0.01, high=1000.0,
-                                      retrain=True),
+                                 high=9.0, retrain=False),
+        "expansion": Hyperparameter(2, "hidden width over the width of the features; the authors'", low=1, high=64),
+        "distillation": Hyperparameter(1.0, "weight of staying near zero-shot in training", high=1000.0),
+        "temperature": Hyperparameter(5.0, "what divides the logits there; the authors'", low=0.01, high=1000.0),
         **recipe(learning_rate=1e-2, epochs=100, weight_decay=5e-4, optimizer="sgd", schedule="dassl"),
         **keeping(),
     }

@@ -35,10 +35,9 @@ class SHIP(Method):
     needs = TOWER_NEEDED
     hyperparameters = {
         **TipAdapter.hyperparameters,
-        "made": Hyperparameter(16, "rows that are made for a class without images", low=1, high=65_536),
+        "made": Hyperparameter(16, "rows that are made for a class without images", low=1, high=65_536, retrain=False),
         "words": CONTEXT["words"], "length": CONTEXT["length"],
-        "hidden": Hyperparameter(512, "width of the hidden layers; 4096 in the paper", low=1, high=65_536,
-                                 retrain=True),
+        "hidden": Hyperparameter(512, "width of the hidden layers; 4096 in the paper", low=1, high=65_536),
         **recipe(learning_rate=1e-3, epochs=50),
     }
     presets = {"paper": {"words": "", "length": 4, "hidden": 4096, "learning_rate": 1e-3, "batch_size": 64}}

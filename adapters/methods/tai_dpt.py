@@ -44,7 +44,7 @@ class TaIDPT(CoOp):
     hyperparameters = {
         **CONTEXT,
         **TRAINING,
-        "weight_decay": Hyperparameter(5e-4, TRAINING["weight_decay"].meaning, high=100.0, retrain=True),
+        "weight_decay": Hyperparameter(5e-4, TRAINING["weight_decay"].meaning, high=100.0),
     }
     presets = {"paper": {"words": "", "length": 16, "optimizer": "sgd", "learning_rate": 1e-4, "schedule": "dassl",
                          "batch_size": 512, "epochs": 20}}

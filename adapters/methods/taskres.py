@@ -61,10 +61,10 @@ class TaskRes(Shared):
     equation = "logits_c = s x.unit(t_c + alpha r_c),  r from 0 by cross-entropy"
     hyperparameters = {
         **share_setting(0.33, by_images=True),
-        "alpha": Hyperparameter(0.5, "weight of the residual", high=100.0, retrain=True),
-        "learn_alpha": Hyperparameter(False, "train the weight too, from the value of `alpha`", retrain=True),
+        "alpha": Hyperparameter(0.5, "weight of the residual", high=100.0),
+        "learn_alpha": Hyperparameter(False, "train the weight too, from the value of `alpha`"),
         "enhanced": Hyperparameter(0, "epochs in which a linear map of the class vectors is trained first, the "
-                                   "enhanced base; 0 for none", high=1e6, retrain=True),
+                                   "enhanced base; 0 for none", high=1e6),
         **base_settings(length=10.0),
         **recipe(learning_rate=2e-3, epochs=100, batch_size=256, weight_decay=5e-4, optimizer="adam",
                  schedule="dassl"),

@@ -29,8 +29,8 @@ class TipAdapter(Method):
     family = "cache"
     equation = "logits = s x.W' + alpha exp(-beta (1 - x.K')) L"
     hyperparameters = {
-        "alpha": Hyperparameter(1.0, "weight of the cache", high=50.0),
-        "beta": Hyperparameter(5.5, "sharpness of the cache", search=SHARPNESS, high=1000.0),
+        "alpha": Hyperparameter(1.0, "weight of the cache", high=50.0, retrain=False),
+        "beta": Hyperparameter(5.5, "sharpness of the cache", search=SHARPNESS, high=1000.0, retrain=False),
     }
     mixing = "alpha"
     weighs = True

@@ -31,10 +31,11 @@ class TipAdapterF(TipAdapter):
     summary = "Tip-Adapter with fine-tuned keys"
     equation = "as tip-adapter, with K trained by cross-entropy from the support keys"
     hyperparameters = {
-        "alpha": Hyperparameter(1.17, "weight of the cache when predicting", high=50.0),
-        "beta": Hyperparameter(1.0, "sharpness of the cache when predicting", search=SHARPNESS, high=1000.0),
-        "train_alpha": Hyperparameter(1.17, "weight of the cache in training", high=1000.0, retrain=True),
-        "train_beta": Hyperparameter(1.0, "sharpness of the cache in training", high=1000.0, retrain=True),
+        "alpha": Hyperparameter(1.17, "weight of the cache when predicting", high=50.0, retrain=False),
+        "beta": Hyperparameter(1.0, "sharpness of the cache when predicting", search=SHARPNESS, high=1000.0,
+                               retrain=False),
+        "train_alpha": Hyperparameter(1.17, "weight of the cache in training", high=1000.0),
+        "train_beta": Hyperparameter(1.0, "sharpness of the cache in training", high=1000.0),
         **recipe(learning_rate=1e-3, epochs=20, batch_size=256, epsilon=1e-4),
         **keeping(),
     }

@@ -34,7 +34,7 @@ class UPL(ECO):
     hyperparameters = {
         **CONTEXT,
         **CONTEXTS,
-        "top": Hyperparameter(16, "images of every predicted class that are trained on", low=1, high=1e6, retrain=True),
+        "top": Hyperparameter(16, "images of every predicted class that are trained on", low=1, high=1e6),
         **TRAINING,
     }
     presets = {"paper": {**PAPER, "words": "", "length": 16, "contexts": 4, "top": 16}}

@@ -36,9 +36,9 @@ class VtClip(Method):
     equation = "logits_c = s x.unit(w_c + ratio O attention(w_c; patches of x))"
     hyperparameters = {
         "ratio": Hyperparameter(1.0, "share of what was learnt; 0 is zero-shot", search=(0.0, 0.25, 0.5, 1.0),
-                                high=1.0),
-        "heads": Hyperparameter(4, "heads of the attention", low=1, high=256, retrain=True),
-        "head_width": Hyperparameter(32, "width of a head", low=1, high=4096, retrain=True),
+                                high=1.0, retrain=False),
+        "heads": Hyperparameter(4, "heads of the attention", low=1, high=256),
+        "head_width": Hyperparameter(32, "width of a head", low=1, high=4096),
         **recipe(learning_rate=1e-3, epochs=100, batch_size=64),
         **keeping(),
     }

@@ -27,11 +27,10 @@ class WiseFT(Method):
     family = "linear"
     equation = "logits = x.((1-alpha) W0 + alpha W1)' + b,  W1 from W0 by cross-entropy"
     hyperparameters = {
-        "alpha": Hyperparameter(0.5, "share of the fine-tuned weights", high=1.0),
+        "alpha": Hyperparameter(0.5, "share of the fine-tuned weights", high=1.0, retrain=False),
         **recipe(learning_rate=1e-2, epochs=300, weight_decay=0.0),
-        "smoothing": Hyperparameter(0.0, "share of every label that all classes have alike, in training", high=1.0,
-                                    retrain=True),
-        "clip": Hyperparameter(0.0, "length that a step's gradient is cut to; 0 for none", high=1e6, retrain=True),
+        "smoothing": Hyperparameter(0.0, "share of every label that all classes have alike, in training", high=1.0),
+        "clip": Hyperparameter(0.0, "length that a step's gradient is cut to; 0 for none", high=1e6),
     }
     presets = {"reference": {"learning_rate": 1e-3, "weight_decay": 0.1, "epochs": 10, "batch_size": 512,
                              "schedule": "warmup", "warmup": 500, "clip": 1.0}}

@@ -14,7 +14,7 @@ from onceclip.adapters.training.trainable import Hyperparameter, kaiming_normal,
 BASES = ("zero-shot", "raw")
 
 DROP_LAST = {"drop_last": Hyperparameter(False, "leave out the last batch of an epoch where it is not full, as Dassl's "
-                                         "loader does", retrain=True)}
+                                         "loader does")}
 
 
 def base_settings(length: float) -> dict[str, Hyperparameter]:
@@ -25,10 +25,9 @@ def base_settings(length: float) -> dict[str, Hyperparameter]:
     """
     return {
         "base": Hyperparameter("zero-shot", "what training starts from: the zero-shot class vectors with `length`, or "
-                               "the mean raw prompt vectors as they are (the papers' code)", choices=BASES,
-                               retrain=True),
+                               "the mean raw prompt vectors as they are (the papers' code)", choices=BASES),
         "length": Hyperparameter(length, "length of the class vectors at the start; longer ones turn less in a step",
-                                 low=1e-3, high=1e4, retrain=True),
+                                 low=1e-3, high=1e4),
     }
 
 
@@ -62,7 +61,7 @@ class ZeroShotLinearProbe(Shared):
     hyperparameters = {
         **share_setting(0.25, by_images=True),
         "start": Hyperparameter("text", "start values of the class vectors: those that `base` names, or random ones",
-                                choices=("text", "random"), retrain=True),
+                                choices=("text", "random")),
         **base_settings(length=10.0),
         **recipe(learning_rate=0.03, epochs=300, batch_size=256, weight_decay=0.0, optimizer="sgd", schedule="dassl",
                  rates=(0.01, 0.03, 0.1)),

@@ -74,7 +74,7 @@ class Search:
 
     def rungs(self, settings: int, epochs: int) -> list[int]:
         """Epochs of the trainings that follow each other, the last of them whole."""
-        if self.kind != "halving":
+        if self.kind != "halving" or not epochs:
             return [epochs]
         thirds = min(math.log(max(settings, 1), SURVIVORS), round(math.log(max(epochs, 1), SURVIVORS)))
         number = int(thirds + _ROUNDING) + 1

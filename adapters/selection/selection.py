@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
+from onceclip.adapters.ops import has_copies
 from onceclip.adapters.selection.rule import LOGITS, Race, accuracy, calibrated_loss, departure, some_rows
 from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Proposals, Search, Setting
 from onceclip.adapters.task import Task
@@ -78,7 +79,8 @@ def default_policy(method: Method, task: Task) -> str:
     """How hyperparameters are chosen where the user does not say, for every method: "val", "loo" or "fixed".
 
     On labelled validation rows where the task has any; else by leaving out each support image in turn, where that has a
-    closed form, every class has at least four images and the logits fit in memory; else not at all.
+    closed form, every class has at least four images, none is a copy of another, which would tell what was left out,
+    and the logits fit in memory; else not at all.
     """
     if task.val is not None and len(task.val):
         return "val"
@@ -89,7 +91,8 @@ def default_policy(method: Method, task: Task) -> str:
         method.check_left_out(task)
     except MethodError:
         return "fixed"
-    return "loo" if int(torch.bincount(label, minlength=task.classes).min()) >= ENOUGH else "fixed"
+    few = int(torch.bincount(label, minlength=task.classes).min()) < ENOUGH
+    return "fixed" if few or has_copies(task.support.embedding) else "loo"
 
 
 def choices(method: Method, frozen: Set[str] = frozenset()) -> dict[str, tuple[Value, ...]]:
@@ -112,6 +115,9 @@ def remarks_on(method: Method, task: Task, policy: str, frozen: Set[str] = froze
         return []
     if policy == "fixed":
         return ["hyperparameters are defaults: nothing chose them (--select val does, on labelled validation rows)"]
+    if policy == "loo" and has_copies(task.support.embedding):
+        return ["some training images are copies of others: one that is left out is known by its copy, and what chose "
+                "the hyperparameters is too sure (--select fixed, or validation images)"]
     if policy in ("val", "val-full") and task.val is not None:
         some = len(some_rows(task.val, task.classes))
         if some < len(task.val):
@@ -141,9 +147,9 @@ def fit_selected(method: Method, task: Task, policy: str, frozen: Set[str] = fro
     free = choices(method, frozen)
     mixing = method.mixing if method.mixing in free else None
     with threads_for(method.work(task)):
-        prepared = method.prepare(task)
         if policy == "fixed" or not free:
-            return Selection(method.fit_prepared(task, prepared, seed, progress))
+            return Selection(method.fit_prepared(task, method.prepare(task), seed, progress))
+        prepared = _prepared(method, task, free)
         choice = _Choice(method, {name: values for name, values in free.items() if name != mixing}, mixing)
         proposals = search.proposals(choice.free, seed)
         if policy == "loo":
@@ -167,11 +173,13 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0, progress: Prog
     """
     methods[0].check(task)
     methods = [method.suited(task) for method in methods]
+    free = {name for name, value in methods[0].values.items() if any(other.values[name] != value for other in methods)}
     shared: dict[Any, Any] = {}
     with threads_for(methods[0].work(task)):
         for method in methods:
-            if _fixed_values(method) not in shared:
-                shared[_fixed_values(method)] = method.prepare(task)
+            fixed = _fixed_values(method)
+            if fixed not in shared:
+                shared[fixed] = _prepared(method, task, free - dict(fixed).keys())
         runs = [Run(method, task, shared[_fixed_values(method)], seed) for method in methods]
         results: list[Selection | MethodError] = []
         for run, parameters in zip(runs, train(runs, progress), strict=True):
@@ -187,6 +195,25 @@ def fit_all(methods: Sequence[Method], task: Task, seed: int = 0, progress: Prog
         logits = batched_logits(heads, methods[0].rows_of(val))
         return [replace(result, accuracy=accuracy(next(logits), val.label)) if isinstance(result, Selection) else
                 result for result in results]
+
+
+def _prepared(method: Method, task: Task, free: Collection[str]) -> Any:
+    """What `prepare` makes of a task for all values of some hyperparameters at once, which it therefore cannot see.
+
+    Raises MethodError if it looks at one of them.
+    """
+    values = method.values
+    method.values = {name: value for name, value in values.items() if name not in free}
+    try:
+        return method.prepare(task)
+    except (AttributeError, KeyError) as error:
+        read = next((name for name in free if repr(name) in str(error)), None)
+        if read is None:
+            raise
+        raise MethodError(f"{method.name} reads {read} in prepare, which is called once for all values that are tried: "
+                          "read it where the head or the start values are made") from error
+    finally:
+        method.values = values
 
 
 def _fixed_values(method: Method) -> tuple[Any, ...]:

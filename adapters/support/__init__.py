@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
+from onceclip.adapters.methods import stored_method_class
 from onceclip.adapters.plugin import import_class, stored_class
 from onceclip.adapters.support.dual_prototypes import DPA
 from onceclip.adapters.support.pseudo_labels import FPL, GRIP, IFPL, UPL, NoLA
@@ -53,9 +54,14 @@ def support_source(name: str | SupportSource) -> SupportSource:
 
 
 def require_stored(name: str, where: str) -> None:
-    """Raise MethodError if a file names a source of a module that is not imported already. where: the file."""
+    """Raise MethodError if a file names a source, or a method that one fits, of a module that is not imported already.
+
+    name: empty for none. where: the file.
+    """
     if outside := _outside(name):
         stored_class(outside, SupportSource, sys.modules, where)  # type: ignore[type-abstract]
+    if name and (method := support_source(name).values.get("method")):
+        stored_method_class(str(method), where)
 
 
 def _outside(name: str) -> str:

@@ -113,7 +113,7 @@ class CompiledStep:
             try:
                 self._make(training, rows, label)
             except Exception as error:  # of any kind: torch compiles with what the machine has
-                self._failed, reason = True, (str(error).strip() or type(error).__name__).splitlines()[0]
+                self._failed, reason = True, _reason(error)
                 if self.required:
                     raise MethodError(f"the steps of {training.first.method.name} cannot be compiled ({reason}): "
                                       "use --compile off") from error
@@ -187,6 +187,12 @@ class CompiledStep:
                         for base in (start, two))
         if not apart <= _MAX_DIFFERENCE * distance:
             raise MethodError(f"the compiled step is {apart:.3g} from the plain one, which goes {distance:.3g} far")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what torch or this module says; what is none by itself, such as a key, with its kind."""
+    said = str(error).strip().splitlines()[:1]
+    return said[0] if said and " " in said[0] else ": ".join([type(error).__name__, *said])
 
 
 def _step_constants(training: Training) -> tuple[Any, ...]:
@@ -270,11 +276,12 @@ def _example(training: Training, rows: Tensor, label: Tensor,
 
 
 def _copy(training: Training) -> Training:
-    """The training with parameters and moments of its own."""
+    """The training with parameters, moments and counts of steps of its own."""
     other, optimizer = copy(training), copy(training.optimizer)
     other.parameters = {name: value.detach().clone().requires_grad_() for name, value in training.parameters.items()}
     optimizer.values = [value.detach() for value in other.parameters.values()]
     optimizer.moments = [[each.clone() for each in kept] for kept in optimizer.moments]
+    optimizer.steps = [each.clone() for each in optimizer.steps]
     other.optimizer = optimizer
     return other
 

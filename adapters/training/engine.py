@@ -12,8 +12,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from onceclip.adapters.cpu import narrow_dtype, threads_for
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.heads.packing import plugin_heads
 from onceclip.adapters.ops import reduced_products
 from onceclip.adapters.training.compile import CompiledStep, compiles
 from onceclip.adapters.training.convex import solve
@@ -75,8 +78,11 @@ def _group_key(run: Run) -> Any:
 
 def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     first, start = group[0], group[0].start
-    if not start:
+    if isinstance(start, dict) and not start:
         return [{} for _ in group]
+    if not (isinstance(start, dict) and all(isinstance(value, Tensor) and value.is_floating_point()
+                                            for value in start.values())):
+        raise MethodError(f"initial of {first.method.name} gives no floating tensors by name: give {{'weight': ...}}")
     if first.method.solver == "lbfgs":
         return [solve(first, start)]
     if first.method.solver == "own":
@@ -88,12 +94,17 @@ def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
 def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     """Train the runs of a group by gradient descent, in stacks of a size that suits the device."""
     run, device = group[0], group[0].task.device.type
+    if "epochs" not in run.method.values:
+        raise MethodError(f"{run.method.name} is trained and does not say how: add **recipe(learning_rate, epochs) to "
+                          "its hyperparameters")
     elements = sum(value.numel() * value.element_size() // 4 for value in run.start.values())
     compile_step = CompiledStep() if compiles(run, elements) else None
-    alone = not (stackable(run.method) and stacks(elements, device))
+    shared = stackable(run.method) and stacks(elements, device)
+    head = run.method.training_head(run.prepared, run.start) if shared else None
+    alone = head is None or bool(plugin_heads(head))  # one from outside need not know of an axis of runs
     size = most = 1
-    if not alone:
-        least, most = group_sizes(elements, _activations(run), device)
+    if head is not None and not alone:
+        least, most = group_sizes(elements, _rows_of_step(run) * head.width, device)
         # Stacks of equal size; a compiled one has two runs at least, since code for a single run is other code.
         size = max(least, 1 if compile_step is None else 2, -(-len(group) // -(-len(group) // most)))
     results: list[Parameters] = []
@@ -117,11 +128,9 @@ def _start(run: Run, known: dict[Any, Parameters]) -> Parameters:
     return known[key]
 
 
-def _activations(run: Run) -> int:
-    """Elements of the largest tensor between the parameters and the loss of a step."""
+def _rows_of_step(run: Run) -> int:
     count = len(run.task.support)
-    rows = min(int(run.method.values.get("batch_size", 0)) or count, count)
-    return rows * run.method.training_head(run.prepared, run.start).width
+    return min(int(run.method.values.get("batch_size", 0)) or count, count)
 
 
 def stacks(parameters: int, device: str) -> bool:

@@ -85,7 +85,7 @@ class Optimizer:
         self.rate, self.decay, self.max_norm = (
             self._per_run([float(method.values.get(name, 0.0)) or default for method in methods])
             for name, default in (("learning_rate", 0.0), ("weight_decay", 0.0), ("clip", math.inf)))
-        self._steps = [torch.zeros((), device=like.device) for _ in self.values]
+        self.steps = [torch.zeros((), device=like.device) for _ in self.values]
         self._count = 0
 
     @cached_property
@@ -129,7 +129,7 @@ class Optimizer:
         if not self.clips:
             return gradients
         runs = max_norm.numel()
-        length = torch.cat([each.reshape(runs, -1) for each in gradients], dim=1).norm(dim=1)
+        length = torch.stack([each.reshape(runs, -1).norm(dim=1) for each in gradients], dim=1).norm(dim=1)
         factor = (max_norm / (length + 1e-6)).clamp(max=1.0)
         return [each * (factor[0] if self.alone else _shaped(factor, each)) for each in gradients]
 
@@ -161,7 +161,7 @@ class Optimizer:
     def _adam_alone(self, gradients: list[Tensor], rate: float) -> None:
         function = adamw if self.method.optimizer == "adamw" else adam
         means, squares = self.moments
-        function(self.values, gradients, means, squares, [], self._steps, lr=rate, eps=self.method.epsilon,
+        function(self.values, gradients, means, squares, [], self.steps, lr=rate, eps=self.method.epsilon,
                  weight_decay=float(self.decay), amsgrad=False, maximize=False, beta1=_BETAS[0], beta2=_BETAS[1],
                  fused=self.values[0].device.type in ("cpu", "cuda"), foreach=False)
 

@@ -75,7 +75,11 @@ class Stack:
         mean; None for one.
         """
         if self.alone and numbers is None and weight is None:
-            return self.method.loss(self.prepared, parameters, rows, label, generator)
+            loss = self.method.loss(self.prepared, parameters, rows, label, generator)
+            if loss.ndim:  # whose sum would be as many times too steep
+                raise MethodError(f"loss of {self.method.name} has the shape {tuple(loss.shape)}: give one number, "
+                                  "such as the mean over the rows")
+            return loss
         numbers = self.numbers if numbers is None else numbers
         if self.alone:  # with tensors as hyperparameters, where `Method.loss` reads Python numbers
             method = self.method.with_values(**numbers)

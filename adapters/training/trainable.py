@@ -33,7 +33,7 @@ class Hyperparameter:
     search: the values tried when it is chosen on validation rows; empty if it never is.
     low, high: allowed range of a number (both ends included).
     choices: allowed values of a text.
-    retrain: whether another value needs another training.
+    retrain: whether another value needs another training; False for what no trained parameter depends on.
     """
 
     default: Value
@@ -42,7 +42,7 @@ class Hyperparameter:
     low: float = 0.0
     high: float = float("inf")
     choices: tuple[str, ...] = ()
-    retrain: bool = False
+    retrain: bool = True
 
     def parse(self, name: str, value: Value) -> Value:
         """Turn a number, or a text from the command line, into a valid value.
@@ -88,6 +88,16 @@ class Configurable:
         paragraph = inspect.cleandoc(cls.__doc__ or "").partition("\n\nSource: ")[2].partition("\n\n")[0]
         if paragraph and "source" not in vars(cls):
             cls.source = " ".join(paragraph.split()).rstrip(".")
+        for name, setting in vars(cls).get("hyperparameters", {}).items():
+            if not isinstance(setting, Hyperparameter):
+                raise MethodError(f"hyperparameter {name} of {cls.__name__} is {setting!r}: write "
+                                  "Hyperparameter(default, meaning)")
+            own = getattr(cls, name, None)
+            if name in Configurable.__annotations__ or not (own is None or isinstance(own, property)):
+                raise MethodError(f"hyperparameter {name} of {cls.__name__} has the name of something else that it "
+                                  "has, which would be read in its place: give it another name")
+            for value in (setting.default, *setting.search):
+                setting.parse(name, value)
 
     def __init__(self, **values: Value) -> None:
         for name in values:
@@ -204,18 +214,16 @@ def recipe(learning_rate: float, epochs: int, batch_size: int = 0, weight_decay:
            warmup: int = 0, rates: tuple[float, ...] = ()) -> dict[str, Hyperparameter]:
     """Optimizer and schedule, as named hyperparameters with these defaults. rates: learning rates that are tried."""
     return {
-        "learning_rate": Hyperparameter(learning_rate, "step size at the start of the schedule", rates, high=1000.0,
-                                        retrain=True),
-        "epochs": Hyperparameter(epochs, "passes over the support rows", low=0, high=1e6, retrain=True),
-        "batch_size": Hyperparameter(batch_size, "rows per step; 0 takes all of them", high=2**31, retrain=True),
-        "weight_decay": Hyperparameter(weight_decay, "decay of the parameters; decoupled in adamw", high=100.0,
-                                       retrain=True),
+        "learning_rate": Hyperparameter(learning_rate, "step size at the start of the schedule", rates, high=1000.0),
+        "epochs": Hyperparameter(epochs, "passes over the support rows", low=0, high=1e6),
+        "batch_size": Hyperparameter(batch_size, "rows per step; 0 takes all of them", high=2**31),
+        "weight_decay": Hyperparameter(weight_decay, "decay of the parameters; decoupled in adamw", high=100.0),
         "optimizer": Hyperparameter(optimizer, "what makes steps of gradients; nesterov is sgd with Nesterov's "
-                                    "momentum", choices=OPTIMIZERS, retrain=True),
-        "schedule": Hyperparameter(schedule, "how the step size falls", choices=SCHEDULES, retrain=True),
-        "epsilon": Hyperparameter(epsilon, "epsilon of adam and adamw", high=1.0, retrain=True),
-        "momentum": Hyperparameter(momentum, "momentum of sgd and nesterov", high=1.0, retrain=True),
-        "warmup": Hyperparameter(warmup, "steps over which the schedule `warmup` rises", high=1e9, retrain=True),
+                                    "momentum", choices=OPTIMIZERS),
+        "schedule": Hyperparameter(schedule, "how the step size falls", choices=SCHEDULES),
+        "epsilon": Hyperparameter(epsilon, "epsilon of adam and adamw", high=1.0),
+        "momentum": Hyperparameter(momentum, "momentum of sgd and nesterov", high=1.0),
+        "warmup": Hyperparameter(warmup, "steps over which the schedule `warmup` rises", high=1e9),
     }
 
 
@@ -223,9 +231,9 @@ def keeping(keep: str = "last", patience: int = 0) -> dict[str, Hyperparameter]:
     """Which epoch's parameters are kept, as named hyperparameters; without validation rows it is the last."""
     return {
         "keep": Hyperparameter(keep, "the epoch whose parameters stay: the last, or the best on validation rows",
-                               choices=("last", "best"), retrain=True),
+                               choices=("last", "best")),
         "patience": Hyperparameter(patience, "epochs without a better one after which training ends; 0 for never",
-                                   high=1e6, retrain=True),
+                                   high=1e6),
     }
 
 

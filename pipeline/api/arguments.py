@@ -6,12 +6,14 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from onceclip.adapters.errors import unknown
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import ArgumentError, ResultError
 from onceclip.pipeline.files import RESULTS, is_url, local_path
+from onceclip.pipeline.workers import Part
 from onceclip.stores import Store, open_store
 from onceclip.stores.location import local_copy
 from onceclip.stores.schema import SPLITS
@@ -75,7 +77,7 @@ def place_of(value: Any, what: str) -> str:
     """A path or URL as text. Raises ArgumentError for what is none."""
     if isinstance(value, str | os.PathLike) and os.fspath(value):
         return os.fspath(value)
-    raise ArgumentError(f"{value!r} is no path: give {what}")
+    raise ArgumentError(f"{short(value)} is no path: give {what}")
 
 
 def opened(store: Any) -> Store:
@@ -139,6 +141,14 @@ def split_of(value: Any) -> str:
     return one_of(value, "split", SPLITS)
 
 
+def part_of(value: Any) -> Part:
+    """A part of several, such as "2/8"."""
+    try:
+        return value if isinstance(value, Part) else Part.parse(str(value))
+    except ValueError as error:
+        raise ArgumentError(f"part {error}") from error
+
+
 def spec_of(encoder: Any, pretrained: str | None = None, device: str = "auto") -> EncoderSpec:
     """The specification of an encoder that is named, or given as one.
 
@@ -159,14 +169,15 @@ def text_of(name: Any) -> str:
 
 
 def method_of(method: Any) -> tuple[str | type[Method], dict[str, Any] | None]:
-    """A method by its name or class; and of an object the hyperparameters that it was made with."""
+    """A method by its name or class; and of an object the hyperparameters that it was given."""
     from onceclip.adapters import Method
 
     if isinstance(method, Method):
-        return type(method), dict(method.values)
+        return type(method), {name: method.values[name] for name in method.given}
     if isinstance(method, str) or (isinstance(method, type) and issubclass(method, Method)):
         return method, None
-    raise ArgumentError(f"{method!r} is no method: give a name (`onceclip methods` lists them), a class or an object")
+    raise ArgumentError(f"{short(method)} is no method: give a name (`onceclip methods` lists them), a class or an "
+                        "object")
 
 
 def inference_of(inference: Any, values: Mapping[str, Any] | None = None) -> Inference:
@@ -179,5 +190,5 @@ def inference_of(inference: Any, values: Mapping[str, Any] | None = None) -> Inf
         return type(inference)(**{**inference.values, **(values or {})})
     if isinstance(inference, str) or (isinstance(inference, type) and issubclass(inference, Inference)):
         return inference_class(inference)(**(values or {}))
-    raise ArgumentError(f"{inference!r} is no inference strategy: give a name (`onceclip methods` lists them), a class "
-                        "or an object")
+    raise ArgumentError(f"{short(inference)} is no inference strategy: give a name (`onceclip methods` lists them), a "
+                        "class or an object")

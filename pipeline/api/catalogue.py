@@ -134,7 +134,7 @@ def _inference_values(inference: type[Inference]) -> dict[str, Any]:
         "name": inference.name, "summary": inference.summary, "equation": inference.equation,
         "source": inference.source, "sees": inference.sees, "prior": usual.prior, "fitted_on": usual.fitted_on,
         "transductive": usual.transductive, "leaves_classifier": inference.leaves_classifier,
-        "hyperparameters": {name: _setting(setting, False) for name, setting in inference.hyperparameters.items()},
+        "hyperparameters": {name: _setting(setting) for name, setting in inference.hyperparameters.items()},
     }
 
 
@@ -142,7 +142,7 @@ def _support_values(source: type[SupportSource]) -> dict[str, Any]:
     return {
         "name": source.name, "summary": source.summary, "source": source.source, "needs": source.needs,
         "from_bank": source.from_bank,
-        "hyperparameters": {name: _setting(setting, False) for name, setting in source.hyperparameters.items()},
+        "hyperparameters": {name: _setting(setting) for name, setting in source.hyperparameters.items()},
     }
 
 
@@ -153,7 +153,7 @@ def _values(method: type[Method]) -> dict[str, Any]:
         "needs_text": method.needs_text, "inputs": list(method.inputs), "transfers": method.transfers,
         "trained": method.trained, "cost": cost(method),
         "trainings_of_val": trainings(method),
-        "hyperparameters": {name: _setting(setting, name == method.mixing)
+        "hyperparameters": {name: _setting(setting, name == method.mixing, method.trained)
                             for name, setting in method.hyperparameters.items()},
         "presets": {name: dict(values) for name, values in method.presets.items()},
     }
@@ -177,9 +177,10 @@ def trainings(method: type[Method]) -> int:
     return math.prod(len(setting.search) for setting in searched)
 
 
-def _setting(setting: Hyperparameter, exact: bool) -> dict[str, Any]:
+def _setting(setting: Hyperparameter, exact: bool = False, trained: bool = False) -> dict[str, Any]:
     values: dict[str, Any] = {"default": setting.default, "meaning": setting.meaning,
-                              "search": "exact" if exact else list(setting.search), "retrain": setting.retrain}
+                              "search": "exact" if exact else list(setting.search),
+                              "retrain": trained and setting.retrain}
     if setting.choices:
         values["choices"] = list(setting.choices)
     elif isinstance(setting.default, float | int) and not isinstance(setting.default, bool):

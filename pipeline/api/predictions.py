@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import Classifier, set_rule
 from onceclip.adapters.inference import Inference
+from onceclip.adapters.selection.calibration import KINDS
 from onceclip.pipeline.api.adapters import Adapter
 from onceclip.pipeline.api.arguments import (
     inference_of,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from onceclip.pipeline.prediction.predict import Answers, Prediction
     from onceclip.pipeline.prediction.suggestions import Suggestion
     from onceclip.pipeline.sources import SourceOptions
+
+
+MOST = 100  # labels that are likely wrong
 
 
 def zero_shot(names: str | Sequence[str], encoder: str | EncoderSpec, *, pretrained: str | None = None,
@@ -140,7 +144,9 @@ def stream(classifier: Classifier, inputs: Any, options: SourceOptions, encoder:
 
     strategy = optional(inference_of, inference, inference_values)
     refuse((strategy is None and inference_values,
-            "--inference-set (inference_values) is for a strategy: add --inference NAME"))
+            "--inference-set (inference_values) is for a strategy: add --inference NAME"),
+           (coverage is None and set_kind != KINDS[0],
+            "--set-kind (set_kind) is a kind of prediction sets: add --coverage P"))
     if coverage is not None:
         require_alone(strategy)
     rule = None if coverage is None else set_rule(classifier, coverage, set_kind)
@@ -149,7 +155,7 @@ def stream(classifier: Classifier, inputs: Any, options: SourceOptions, encoder:
 
 
 def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path], *,
-            label_next: int | None = None, label_errors: bool = False, most: int = 100, out: str | Path | None = None,
+            label_next: int | None = None, label_errors: bool = False, most: int = MOST, out: str | Path | None = None,
             page: str | Path | None = None, images: str | None = None, encoder: str | EncoderSpec | None = None,
             device: str = "auto", modules: Sequence[str] = (), join: Sequence[str] = (),
             progress: Callable[[float], None] = lambda fraction: None) -> list[dict[str, Any]]:
@@ -179,6 +185,9 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
 
     if (label_next is None) == (not label_errors):
         raise ArgumentError("give one of label_next (--label-next N) and label_errors (--label-errors)")
+    refuse((label_next is not None and most != MOST, "--most is for --label-errors; --label-next says its own number"),
+           (images is not None and page is None,
+            "--images is where a page has its pictures from: add --page FILE.html"))
     for path, ending, name in ((out, ".csv", "--out"), (page, ".html", "--page")):
         if path is not None and path_of(path, name).suffix.lower() != ending:
             raise ArgumentError(f"{path} does not end in {ending}: {name} writes such a file")
@@ -195,7 +204,8 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
     elif store:
         found = suggestions.label_next(classifier, suggestions.pieces_of_store(classifier, store), number)
     elif label_errors:
-        raise ArgumentError("label_errors compares labels, which are in a STORE: extract the folder first")
+        raise ArgumentError("label_errors (--label-errors) compares labels, which are in a STORE: extract the folder "
+                            "first")
     else:
         opened = encoder_of(classifier, optional(spec_of, encoder, device=device), device)
         found = suggestions.label_next(classifier, suggestions.pieces_of_images(classifier, records, opened), number)
@@ -203,8 +213,9 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
         from onceclip.pipeline.reporting.mistakes import with_thumbnails
         from onceclip.pipeline.reporting.pages import write_suggestions_page
 
-        write_suggestions_page(path_of(page, "page"), with_thumbnails(found, store, images, records),
-                               classifier.method, store.path if store else ", ".join(paths), label_errors)
+        shown, remark = with_thumbnails(found, store, images, records)
+        write_suggestions_page(path_of(page, "page"), shown, remark, classifier.method,
+                               store.path if store else ", ".join(paths), label_errors)
     values = [_values(each) for each in found]
     if out is not None:
         with csv_file(path_of(out, "out")) as writer:

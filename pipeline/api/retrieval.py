@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onceclip.pipeline.retrieval.search import Hit, Pair
 
 Progress = Callable[[float], None]
+_NO_PAGE = "images is where a page has its pictures from: give page"
 
 
 def _silent(fraction: float) -> None:
@@ -80,7 +81,8 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
     refuse((train is not None and maps is not None, "maps are trained already: give train or maps"),
            (train is None and save is not None, "save is a folder for what is trained: give train"),
            (train is None and any(each is not None for each in (negatives, epochs, learning_rate)),
-            "negatives, epochs and learning_rate are for training: give train"))
+            "negatives, epochs and learning_rate are for training: give train"),
+           (images is not None and page is None, _NO_PAGE))
     folder = None if save is None else free_folder(path_of(save, "save: a folder"), None, "--save")
     trained = None if maps is None else load_maps(path_of(maps, "maps: a folder"), target)
     if train is not None:
@@ -121,10 +123,10 @@ def search(store: str | Path | Store, query: str | None = None, *, image: str | 
            device: str = "auto", progress: Progress = _silent) -> list[Hit]:
     """Find the images or videos of a store that are nearest to a sentence, or to an image file.
 
-    top: how many. by: "key" for images (and single frames), "group" for videos and other groups. split: one of the
-        store's; None for all. pooling: as of `retrieve`, for groups. page: an HTML page of what was found. maps: a
-        folder of trained ones, as of `retrieve`, of the query and of the items. encoder: where it is, if the store
-        cannot say.
+    top: how many. by: "key" for images (and single frames), "group" for videos and other groups. split: "train",
+        "val" or "test"; None or "all" for all. pooling: as of `retrieve`, for groups. page: an HTML page of what was
+        found. maps: a folder of trained ones, as of `retrieve`, of the query and of the items. encoder: where it is,
+        if the store cannot say.
     Gives hits with `name`, `score` (a cosine) and `row`, the nearest first.
     Raises RetrievalError if there is nothing to look for or in, StoreMismatch for another encoder than the store's.
 
@@ -141,9 +143,11 @@ def search(store: str | Path | Store, query: str | None = None, *, image: str | 
     from onceclip.pipeline.retrieval.training import load_maps
 
     target, number = opened(store), whole(top, "top", 1)
-    kind, pooled, chosen = one_of(by, "by", BY), pooling_of(pooling), optional(split_of, split)
+    kind, pooled, chosen = one_of(by, "by", BY), pooling_of(pooling), _part(split)
     refuse(((query is None) == (image is None), "give a query or an image, and not both"),
-           (maps is not None and pooled != MEAN, "maps make their own vectors: leave the pooling out"))
+           (not isinstance(query, str | None), f"query {query!r}: give a sentence"),
+           (maps is not None and pooled != MEAN, "maps make their own vectors: leave the pooling out"),
+           (images is not None and page is None, _NO_PAGE))
     trained = None if maps is None else load_maps(path_of(maps, "maps: a folder"), target).maps
     place = optional(place_of, image, "image: the file of one")
     found = query_embedding(target, query, place, optional(spec_of, encoder, device=device), device)
@@ -161,9 +165,9 @@ def answers(store: str | Path | Store, questions: str | Path, *, split: str | No
             ) -> dict[str, Any]:
     """Score how often the right answer of a question about an image or video scores highest.
 
-    questions: a JSON file, [{"path": ..., "question": ..., "answers": [...], "right": 0}, ...]. split: one of the
-        store's; None for all. train: train a head over frames on the train split's questions first (Tem-adapter), from
-        `seed`. out: a JSON file of the row. encoder: where it is, if the store cannot say.
+    questions: a JSON file, [{"path": ..., "question": ..., "answers": [...], "right": 0}, ...]. split: "train", "val"
+        or "test"; None or "all" for all. train: train a head over frames on the train split's questions first
+        (Tem-adapter), from `seed`. out: a JSON file of the row. encoder: where it is, if the store cannot say.
     Gives the result row: accuracy with its bootstrap interval over items, and what chance reaches.
     Raises RetrievalError if the file or the split has no question that can be scored.
     """
@@ -175,7 +179,7 @@ def answers(store: str | Path | Store, questions: str | Path, *, split: str | No
 
     target = opened(store)
     asked, digest = load_questions(path_of(questions, "questions: a JSON file"))
-    chosen = optional(split_of, split)
+    chosen = _part(split)
     found = encoder_for(target, optional(spec_of, encoder, device=device), device)
     text = encode_sentences(found, [sentence for each in asked for sentence in each.sentences], progress=True)
     row = {**answer(target, asked, from_numpy(text.embedding), chosen, train, whole(seed, "seed", 0),
@@ -184,6 +188,10 @@ def answers(store: str | Path | Store, questions: str | Path, *, split: str | No
     if out is not None:
         _write_row(path_of(out, "out: a JSON file"), row)
     return row
+
+
+def _part(split: Any) -> str | None:
+    return None if split == "all" else optional(split_of, split)
 
 
 def _rate(value: Any) -> float:
@@ -201,8 +209,8 @@ def duplicates(store: str | Path | Store, threshold: float = 0.98, *, by: str = 
                out: str | Path | None = None, progress: Progress = _silent) -> Iterator[Pair]:
     """Go through all pairs of images or videos of a store whose embeddings' cosine is at least a threshold.
 
-    by: "key" or "group". split: one of the store's; None for all. out: a CSV file that gets all pairs, and has its name
-        when it is whole.
+    by: "key" or "group". split: "train", "val" or "test"; None or "all" for all. out: a CSV file that gets the pairs as
+        you go through them, and has its name when you have seen them all.
     Gives pairs with `first`, `second`, `score` and `same`, whether the two files are equal, as they are found.
     Raises RetrievalError for a threshold that is no cosine above 0.
 
@@ -216,7 +224,7 @@ def duplicates(store: str | Path | Store, threshold: float = 0.98, *, by: str = 
 
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise ArgumentError(f"threshold {threshold!r}: give a cosine, such as 0.98")
-    found = run(opened(store), threshold, one_of(by, "by", BY), optional(split_of, split), progress)
+    found = run(opened(store), threshold, one_of(by, "by", BY), _part(split), progress)
     return found if out is None else _written(path_of(out, "out: a CSV file"), found)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from onceclip.adapters import METHODS, POLICIES, Method, Task
@@ -25,6 +26,8 @@ from onceclip.pipeline.api.arguments import (
     one_of,
     opened,
     opened_all,
+    optional,
+    part_of,
     path_of,
     shots_of,
     text_of,
@@ -40,7 +43,8 @@ from onceclip.pipeline.runs.incremental import Sessions
 from onceclip.pipeline.runs.incremental import incremental as arrive
 from onceclip.pipeline.runs.keep import Keep, write_kept
 from onceclip.pipeline.runs.results import append_row, record_stores
-from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
+from onceclip.pipeline.runs.run import NO_INFERENCE, REFITS, RunSpec
+from onceclip.pipeline.runs.specs import OWN, make_specs
 from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.draw_files import DrawFile, only_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
@@ -146,12 +150,15 @@ def spec_for(method: str | type[Method] | Method, shots: int | str | None = None
 
 def _facts(row: Mapping[str, Any], store: Store) -> dict[str, str]:
     """What the card of a saved adapter says of its run; no path of this machine but the store's name."""
+    again = f", then on all {row['n_refit']:,} of {', '.join(REFITS[row['refit']])}" if "n_refit" in row else ""
     facts = {"fitted on": f"{counted(row['n_support'], 'training image')}, {words_of_shots(row['shots'])}, seed "
-                          f"{row['seed']}",
+                          f"{row['seed']}{again}",
              "store": f"{store.path.rstrip('/').rpartition('/')[2]}, fingerprint {store.fingerprint}",
              "date": datetime.now(UTC).date().isoformat()}
     if row["accuracy"] is None:
-        return {"test accuracy": "not measured: no test images were left to score", **facts}
+        before = row.get("accuracy_before_refit")
+        told = "" if before is None else f"; {percent(before)} before they were fitted on"
+        return {"test accuracy": f"not measured: no test images were left to score{told}", **facts}
     rows = store.rows("test")
     unit = units_of(store.column("group")[rows])
     found = row.get("inference") or {}
@@ -185,8 +192,8 @@ def specs_of(methods: Sequence[Any], shots: Sequence[Any], seeds: Sequence[Any],
     join = listed(further.pop("join"), "join") if further.get("join") else []
     rules = listed(further.pop("class_weights", RULES[0]), "class_weights")
     numbers = [0 if each == 0 and further.get("support") else shots_of(each) for each in shots]
-    names = [_name(method_of(each)[0]) for each in methods]
-    specs = [spec for rule in rules for spec in runs.make_specs(
+    names = [_name(method_of(each)[0]) for each in listed(methods, "methods")]
+    specs = [spec for rule in rules for spec in make_specs(
         names, numbers, [whole(each, "seed", 0) for each in seeds], grids, own, strategies,
         [*(inference_values or {}).items()], batches, **_checked(names, {**further, "class_weights": rule}))]
     require_read(join, [each for spec in specs for each in spec.reads], "the sweep")
@@ -226,9 +233,10 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
           out: str | Path = "results", *, methods: Sequence[str | type[Method]] | str = SWEPT,
           shots: Sequence[int | str] | int | str | None = None, seeds: Sequence[int] | int = (1, 2, 3, 4, 5),
           grids: Mapping[str, Sequence[Any]] | str | None = None, local_workers: int = 0,
-          workers: Workers | None = None, part: Part | None = None, compile: str = AUTO, retry_failed: bool = False,
-          device: str = CPU, progress: bool = False, curves: bool = False, keep_predictions: bool = False,
-          coverage: float | None = None, log: Sequence[str] | str = (), **further: Any) -> list[dict[str, Any]]:
+          workers: Workers | None = None, part: Part | str | None = None, compile: str = AUTO,
+          retry_failed: bool = False, device: str = CPU, progress: bool = False, curves: bool = False,
+          keep_predictions: bool = False, coverage: float | None = None, log: Sequence[str] | str = (), **further: Any
+          ) -> list[dict[str, Any]]:
     """Carry out many runs on one store or several and give their rows; runs that have a row already are not repeated.
 
     specs: the runs, or None for every method at every number of shots with every seed; shots are 1, 2, 4, 8 and 16 by
@@ -236,7 +244,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
         `results.jsonl` gets a row per run. methods: names or classes, or "all". grids: values to try by
         hyperparameter, as in {"beta": [1, 5]} or {"clip-adapter.ratio": [0.2]}, or "own" for each method's search
         values. local_workers: processes; 0 for one per core where there are many runs. workers: what carries out the
-        runs, in place of such processes. part: of the runs.
+        runs, in place of such processes. part: of the runs, as "2/8".
         retry_failed: repeat runs whose row has an error. further: other fields of RunSpec; select is as for `fit` by
         default, with grids "fixed". compile, device: as for `fit`. curves: keep losses of every epoch in
         `curves.jsonl`. keep_predictions: keep what each run takes every test row for in `predictions.zarr`. coverage:
@@ -251,7 +259,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     """
     if specs is None:
         further = {"select": "fixed" if grids else None, "validated": bool(grids), **further}
-        if not isinstance(grids or {}, Mapping) and grids != runs.OWN:
+        if not isinstance(grids or {}, Mapping) and grids != OWN:
             raise ArgumentError(f"grids {grids!r}: give values by hyperparameter, such as {{'beta': [1, 5]}}, or 'own'")
         pairs = [(name, listed(tried, f"grid {name}")) for name, tried in grids.items()] if isinstance(
             grids, Mapping) else []
@@ -259,16 +267,17 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
             shots = (0,) if further.get("support") else (1, 2, 4, 8, 16)
         specs = specs_of(every_method(further.get("bank")) if isinstance(methods, str) and methods == ALL
                          else listed(methods, "methods"),
-                         listed(shots, "shots"), listed(seeds, "seeds"), pairs, grids == runs.OWN, **further)
+                         listed(shots, "shots"), listed(seeds, "seeds"), pairs, grids == OWN, **further)
     elif further or grids:
         raise ArgumentError(f"specs say by themselves what is run: leave {', '.join(further) or 'grids'} out")
     specs = listed(specs, "specs")
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
-        raise ArgumentError(f"specs has {wrong[0]!r}: give a list of RunSpec, or methods=, shots= and seeds=")
+        raise ArgumentError(f"specs has {short(wrong[0])}: give a list of RunSpec, or methods=, shots= and seeds=")
     target, folder = opened_all(stores), path_of(out, "out: a folder")
-    return runs.sweep(target, specs, folder, local_workers, progress, workers, part, compile, retry_failed, device,
-                      Keep(curves, keep_predictions, coverage), Log(listed(log, "log")) if log else None)
+    return runs.sweep(target, specs, folder, local_workers, progress, workers, optional(part_of, part), compile,
+                      retry_failed, device, Keep(curves, keep_predictions, coverage),
+                      Log(listed(log, "log")) if log else None)
 
 
 def incremental(store: str | Path | Store, method: str | type[Method] | Method = "gda", *, sessions: int = 10,

@@ -79,7 +79,7 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
              class_names: str | Path | None = None, waffle: int = 0, seed: int = 1, states: str | None = None,
              normal: str = "", captions: str | Path | None = None, encoder: str | EncoderSpec | None = None,
              device: str = "auto", truncate: bool = False, overwrite: bool = False, progress: bool = False,
-             names: Sequence[str] = ()) -> dict[str, Any]:
+             names: str | Sequence[str] = ()) -> dict[str, Any]:
     """Embed another set of class prompts, or captions of images or videos, without touching the images.
 
     name: of the set. templates: names of template sets, files, or sentences with `{}`. prompts: a JSON file with
@@ -88,7 +88,7 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
         templates, from `seed`. states: what the images show, such as "bottle": the class `normal` gets sentences of its
         normal states, all others of abnormal ones. captions: a file of captions by key or group, with none of the
         former. encoder: where it is, if the store cannot say. truncate: cut prompts that are too long. overwrite:
-        replace a set of this name. names: of the classes, for a store of unlabelled images.
+        replace a set of this name. names: of the classes, for a store of unlabelled images; one text with commas, too.
     Raises PromptError if the name is taken or a file does not fit the classes, SourceError if the encoder is not found.
 
     Example:
@@ -102,7 +102,9 @@ def add_text(store: str | Path | Store, name: str, templates: str | Sequence[str
     sentences = sentences_of(target, name, templates, prompts, prompts_form, class_names, waffle, seed, captions, names,
                              states, normal)
     found = recorded_encoder(target.encoder, target.path, optional(spec_of, encoder, device=device), device)
-    return run(target.path, name, sentences, found, truncate, overwrite, progress)
+    done = run(target.path, name, sentences, found, truncate, overwrite, progress)
+    target.refresh()
+    return done
 
 
 def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, encoder: str | EncoderSpec | None = None,
@@ -126,25 +128,28 @@ def add_tower(store: str | Path | Store, words: str | Sequence[str] = (), *, enc
     if not all(isinstance(each, str) for each in phrases):
         raise ArgumentError(f"words {words!r}: give phrases, such as [\"a photo of a\"]")
     found = recorded_encoder(target.encoder, target.path, optional(spec_of, encoder, device=device), device)
-    return run(target.path, found, phrases)
+    done = run(target.path, found, phrases)
+    target.refresh()
+    return done
 
 
 def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), prompts: str | Path | None = None,
                  prompts_form: str | None = None, class_names: str | Path | None = None, waffle: int = 0,
-                 seed: int = 1, captions: str | Path | None = None, names: Sequence[str] = (),
+                 seed: int = 1, captions: str | Path | None = None, names: str | Sequence[str] = (),
                  states: str | None = None, normal: str = "") -> Prompts:
     """The sentences that `add_text` would embed; arguments as there."""
     from onceclip.pipeline.prompts import load_descriptions, load_phrases, load_templates
     from onceclip.pipeline.prompts.captions import captions_for, load_captions
     from onceclip.pipeline.prompts.descriptions import state_descriptions
-    from onceclip.pipeline.prompts.embedding import NAME, check_name, prompts_for
+    from onceclip.pipeline.prompts.embedding import NAME, check_name, classes_of, prompts_for
     from onceclip.pipeline.prompts.prompts import DEFAULT_TEMPLATES, build_prompts, class_phrases
 
     if not isinstance(name, str):
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")
     check_name(name)
     if captions is not None:
-        if templates or prompts is not None or prompts_form or class_names is not None or waffle:
+        if (templates or prompts is not None or prompts_form or class_names is not None or waffle or names
+                or states is not None or normal):
             raise ArgumentError("captions belong to images, prompts to classes: make two sets of them")
         if name == NAME:
             raise ArgumentError(f"the set {NAME!r} is that of the classes: give captions another name")
@@ -155,13 +160,15 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     if states is not None:
         if prompts is not None or waffle or class_names is not None:
             raise ArgumentError("--states makes all sentences itself: leave out --prompts, --waffle and --class-names")
-        told = state_descriptions(store.classes, states, normal, sentences or DEFAULT_TEMPLATES)
-        return build_prompts(class_phrases(store.classes), (), told)
+        classes = classes_of(store, list(names))
+        told = state_descriptions(classes, states, normal, sentences or DEFAULT_TEMPLATES)
+        return build_prompts(class_phrases(classes), (), told)
     if normal:
         raise ArgumentError("--normal is for --states: add it, with what the images show")
     phrases = None if class_names is None else load_phrases(path_of(class_names, "class_names: a file"))
     said = None if prompts is None else load_descriptions(path_of(prompts, "prompts: a JSON file"), prompts_form)
-    return prompts_for(store, sentences, phrases, said, whole(waffle, "waffle", 0), whole(seed, "seed", 0), list(names))
+    return prompts_for(store, sentences, phrases, said, whole(waffle, "waffle", 0), whole(seed, "seed", 0),
+                       names.split(",") if isinstance(names, str) else list(names))
 
 
 def verify(store: str | Path | Store, repair: bool = False,

@@ -21,7 +21,7 @@ SEEDS = (1, 2, 3, 4, 5)
               metavar="FOLDER", help="Where everything is written.")
 @json_option
 def demo(out: Path, as_json: bool) -> None:
-    """Run everything once, on real images that come along.
+    """Run everything once, on images that come with onceclip.
 
     Uses 1,797 handwritten digits and a small CLIP model that ships with onceclip.
     Writes the digits as an image folder, encodes them, fits six methods with 1 to 16 labelled images per class and
@@ -33,8 +33,9 @@ def demo(out: Path, as_json: bool) -> None:
     from onceclip.pipeline.extraction.survey import ExtractOptions
     from onceclip.pipeline.files import RESULTS
     from onceclip.pipeline.reporting.pages import write_results_report
+    from onceclip.pipeline.runs.specs import make_specs
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import make_specs, sweep
+    from onceclip.pipeline.runs.sweep import sweep
     from onceclip.stores import open_store
 
     def say(line: str) -> None:
@@ -73,10 +74,12 @@ def write_digits(folder: Path) -> int:
     from PIL import Image
     from sklearn.datasets import load_digits
 
+    from onceclip.stores.location import whole_file
+
     digits = load_digits()
     for number, (ink, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / str(label) / f"digit-{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            Image.fromarray((255 - np.round(ink * 255 / 16)).astype(np.uint8)).save(path)
+            with whole_file(path) as file:
+                Image.fromarray((255 - np.round(ink * 255 / 16)).astype(np.uint8)).save(file, "PNG")
     return len(digits.images)

@@ -83,15 +83,19 @@ def evaluate(adapter: str, stores: tuple[str, ...], classes: str, per_class: boo
     found = score(adapter, stores, classes=classes if classes in CHOICES else names_in(classes),
                   progress=lambda path: percentage(f"evaluate {path}"), **asked)
     values, save = {"adapter": str(adapter), **found}, asked["save"]
+    # A page has the adapter alone, on all classes that it knows.
+    paged = classes == CHOICES[0] and not any(asked[name] for name in ("text", "only_its_classes", "inference"))
+    options = [*(f"--{name} {quote(each)}" for name, given in (("join", asked["join"]), ("import", asked["modules"]))
+                 for each in given), *([f"--split {asked['split']}"] if asked["split"] != "test" else [])]
     show(as_json, values, lambda: [
-        *evaluation_lines(values, per_class, asked["join"]),
+        *evaluation_lines(values, per_class, options if paged else None),
         *([f"Saved the adapter that {asked['inference']} left behind in {save}."] if save else [])])
 
 
-def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence[str] = ()) -> Iterator[str]:
+def evaluation_lines(found: Mapping[str, Any], per_class: bool, paged: Sequence[str] | None = ()) -> Iterator[str]:
     """What an adapter reached on one store or on several, and against another adapter.
 
-    joined: NAME=STORE of the stores that were joined.
+    paged: options of the command that writes the page of its mistakes; None where that would be of other scores.
     """
     if "map" in found:
         yield from _multi_label_lines(found, per_class)
@@ -106,8 +110,9 @@ def evaluation_lines(found: Mapping[str, Any], per_class: bool, joined: Sequence
     else:
         yield from _store_lines(found)
         yield from _further_lines(found, per_class)
-        join = "".join(f" --join {quote(each)}" for each in joined)
-        yield f"Next: onceclip report {quote(found['adapter'])} {quote(found['store'])}{join} --out mistakes.html"
+        if paged is not None:
+            yield " ".join(["Next: onceclip report", quote(found["adapter"]), quote(found["store"]), *paged,
+                            "--out mistakes.html"])
 
 
 def _multi_label_lines(scores: Mapping[str, Any], per_class: bool) -> Iterator[str]:

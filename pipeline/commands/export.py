@@ -6,7 +6,14 @@ from dataclasses import asdict
 
 import click
 
-from onceclip.pipeline.commands.options import import_option, json_option, percentage, require_there, show
+from onceclip.pipeline.commands.options import (
+    import_option,
+    json_option,
+    percentage,
+    require_model,
+    require_there,
+    show,
+)
 from onceclip.pipeline.words import counted
 
 _OF_STORES, _FOLDER = ("parquet", "npz"), "folder"
@@ -49,6 +56,7 @@ def export(adapter: str, format: str, file: str, with_encoder: bool, check: str 
     """
     if not with_encoder and (model or pretrained or preprocess):
         raise click.UsageError("--model, --pretrained and --preprocess name an encoder: add --with-encoder")
+    require_model(model, pretrained, preprocess)
     from onceclip.pipeline.api.arguments import path_of
 
     if format != _FOLDER:

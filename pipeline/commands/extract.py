@@ -131,14 +131,14 @@ source_options = gathered(
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
               help="auto: fp32 on a CPU (by its fastest way), fp16 on a GPU.")
 @click.option("--compile", is_flag=True, help="Have torch compile the encoder (docs/encoders.md: when that pays off).")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
-              help="Type of the stored embeddings.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]),
+              help="Type of values.  [default: the store's or float16]")
 @click.option("--batch-size", type=NumberOr("auto"), default="auto", show_default=True, metavar="N|auto",
               help="Images per encoder pass; auto: what suits the device, fewer if its memory does not hold as many.")
 @click.option("--decode", type=click.Choice(["exact", "fast", "torchvision"]), default="exact", show_default=True,
               help="exact: the pixels of the encoder's own preprocessing; fast: JPEGs decoded at reduced size; "
               "torchvision: JPEGs decoded on the encoder's device.")
-@click.option("--exif", is_flag=True, help="Turn images as their cameras say, which papers do not.")
+@click.option("--exif", is_flag=True, help="Turn images upright, as their cameras say; papers do not.")
 @click.option("--decode-timeout", type=click.FloatRange(0, min_open=True), default=60, show_default=True,
               metavar="SECONDS", help="An image that takes more processor time to read and decode is bad.")
 @click.option("--retry-bad", is_flag=True, help="Try images again that are recorded as bad.")
@@ -190,10 +190,10 @@ def extract(source: str, store: str, encoder: EncoderSpec, device: str, sources:
     from onceclip.pipeline.api.stores import extract as run
     from onceclip.pipeline.extraction.extract import PartDone, extract_part
     from onceclip.pipeline.extraction.survey import ExtractOptions
-    from onceclip.pipeline.prompts import load_phrases, load_templates
+    from onceclip.pipeline.prompts import load_phrases
     from onceclip.pipeline.sources import SourceOptions
 
-    options = ExtractOptions(load_templates(templates) if templates else None,
+    options = ExtractOptions(templates or None,
                              load_phrases(class_names) if class_names else None, progress=True,
                              source=SourceOptions(**sources), outputs=outputs_of(outputs), retry_bad=retry_bad, **how)
     encoder = replace(encoder, precision=precision, allow_random=allow_random, cache_dir=cache_dir, compile=compile,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from shlex import quote
@@ -105,6 +105,7 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         free_folder(out, overwrite)
     opened = open_store(store) if store else None
     say_at_once(f"loading {store or from_row} ...")
+    from onceclip.adapters.heads.packing import plugin_heads
     from onceclip.adapters.plugin import import_module
     from onceclip.adapters.selection.automatic import AUTOMATIC
     from onceclip.pipeline.api.runs import fit as run
@@ -123,15 +124,17 @@ def fit(store: str | None, method: str | None, shots: int, seed: int, settings: 
         settings, **of_a_run)
     if row and not _chosen("device"):
         device = device_of(row)
+    how = compiling_of(row) if row and not _chosen("compile") else compile
     with percentage(f"fit {spec.method}") as progress:
-        fitted = run(opened, spec, device=device, compile=compiling_of(row) if row else compile, out=out,
+        fitted = run(opened, spec, device=device, compile=how, out=out,
                      overwrite=overwrite, curves=curves, coverage=coverage, progress=progress)
     if row:
         click.echo(f"Replay: {compare(row, fitted)}", err=True)
     for remark in fitted.remarks:
         click.echo(f"Note: {remark}", err=True)
     grouped = bool((opened.column("group")[opened.rows("test")] != "").any())
-    show(as_json, fitted.row, lambda: fit_lines(fitted.row, out, grouped))
+    outside = [each.__module__ for each in plugin_heads(fitted.classifier.head)]
+    show(as_json, fitted.row, lambda: fit_lines(fitted.row, out, grouped, outside))
 
 
 def _given() -> list[str]:
@@ -148,8 +151,12 @@ def _chosen(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
-def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -> Iterator[str]:
-    """What a run reached and with which hyperparameters. grouped: whether test images belong together in groups."""
+def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False,
+              modules: Sequence[str] = ()) -> Iterator[str]:
+    """What a run reached and with which hyperparameters.
+
+    grouped: whether test images belong together in groups. modules: of a user, that the adapter is loaded with.
+    """
     fitted_on = f", then on all {row['n_refit']:,} of {_SPLITS[row['refit']]}" if "n_refit" in row else ""
     yield (f"{label_of(row)}, {shots_of(row['shots'])}, seed {row['seed']}: "
            f"{counted(row['n_support'], 'training image')} of {counted(row['classes'], 'class', 'classes')}"
@@ -168,10 +175,13 @@ def fit_lines(row: Mapping[str, Any], out: Path | None, grouped: bool = False) -
     if out is None:
         yield "Not saved: add --out FOLDER to keep the adapter."
         return
-    joined = "".join(f" --join {quote(each)}" for each in row.get("asked", {}).get("join", ()))
-    following = (f"evaluate {quote(str(out))} {quote(str(row['store']))}{joined}" if row["n_test"] else
-                 f"predict {quote(str(out))} IMAGES...")
-    yield f"Saved in {out}. Next: onceclip {following}"
+    following = [f"predict {quote(str(out))} IMAGES..."]
+    if row["n_test"]:
+        following = [f"evaluate {quote(str(out))} {quote(str(row['store']))}",
+                     *(f"--join {quote(each)}" for each in row.get("asked", {}).get("join", ())),
+                     *([f"--classes {row['class_set']}"] if "class_set" in row else [])]
+    yield " ".join([f"Saved in {out}. Next: onceclip", *following,
+                    *(f"--import {each}" for each in dict.fromkeys(modules))])
 
 
 def _accuracies(row: Mapping[str, Any], grouped: bool) -> Iterator[str]:
@@ -182,6 +192,8 @@ def _accuracies(row: Mapping[str, Any], grouped: bool) -> Iterator[str]:
     if row.get("accuracy_before_refit") is not None:
         yield (f"  test accuracy    none, for the test images were fitted on; {percent(row['accuracy_before_refit'])} "
                "before that")
+    elif not row["n_test"]:
+        yield "  test accuracy    none, for there are no labelled test images"
     else:
         among = counted(row["n_test"], "image")
         # Images of a group are not independent, and scores of batches and orders are means.

@@ -30,6 +30,15 @@ OPTIONS = {name: group for group, names in {
     _EXPERT: "preprocess cache-dir allow-random unit-rows decode-timeout retry-bad split-seed view-scale view-seed "
              "views-for class-weights search from-row strict prompts-form waffle truncate",
     _EVERYWHERE: "json config help help-all"}.items() for name in names.split()}
+# What one command means otherwise than the others by an option's name, or has many of.
+OF_COMMANDS = {(command, name): group for command, groups in {
+    "text": {_EVERYDAY: "captions", _EXPERT: "seed"},
+    "incremental": {_EVERYDAY: "orders"},
+    "sweep": {_TEST_TIME: "batch-size"},
+    "evaluate": {_TEST_TIME: "batch-size masks overwrite"},
+    "predict": {_TEST_TIME: "views"},
+    "retrieve": {_STUDY: "pooling rerank phrases normalize train negatives seed epochs learning-rate save map"},
+}.items() for group, names in groups.items() for name in names.split()}
 LINES = 96  # two screens
 _NARROW = 80  # columns of such a screen
 
@@ -61,10 +70,13 @@ class GroupedCommand(click.Command):
         self._write_groups(context, formatter, shortened)
         return formatter.getvalue().count("\n")
 
+    def _group(self, name: str) -> str:
+        return OF_COMMANDS.get((str(self.name), name)) or OPTIONS.get(name, _EVERYDAY)
+
     def _write_groups(self, context: click.Context, formatter: click.HelpFormatter, shortened: tuple[str, ...]) -> None:
         for group in OPTION_GROUPS:
             rows = [record for option in self.get_params(context) if isinstance(option, click.Option)
-                    and OPTIONS.get(max(option.opts, key=len).lstrip("-"), _EVERYDAY) == group
+                    and self._group(max(option.opts, key=len).lstrip("-")) == group
                     and (record := option.get_help_record(context))]
             if rows and group in shortened:
                 with formatter.section(f"{group} (--help-all explains them)"):

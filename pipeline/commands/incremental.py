@@ -11,7 +11,14 @@ import click
 
 from onceclip.pipeline.commands.configuration import complete_methods
 from onceclip.pipeline.commands.inference import settings_in
-from onceclip.pipeline.commands.options import import_option, json_option, percentage, require_there, show
+from onceclip.pipeline.commands.options import (
+    KEEPS_NOTHING,
+    import_option,
+    json_option,
+    percentage,
+    require_there,
+    show,
+)
 from onceclip.pipeline.commands.parameter_types import SHOTS, LocalPath, Names, Numbers
 from onceclip.pipeline.words import counted, percent
 
@@ -47,6 +54,7 @@ def incremental(store: str, methods: list[str], shots: int, out: Path | None, mo
         onceclip incremental pets.zarr --method zero-shot,gda,ranpac --sessions 2 --orders 1-3 --out arriving
     """
     require_there(stores=[store])
+    click.get_current_context().meta[KEEPS_NOTHING] = out is None
     from onceclip.adapters.plugin import import_module
     from onceclip.pipeline.api.runs import incremental as run
 

@@ -44,7 +44,10 @@ def adapter_lines(values: dict[str, Any]) -> Iterator[str]:
     made = values["provenance"]
     yield f"{values['path']}: adapter {values['method']}, {len(values['classes'])} classes, {values['dim']} dimensions"
     yield f"  hyperparameters  {', '.join(f'{name}={value}' for name, value in values['hyperparameters'].items())}"
-    yield f"  fitted with      {shots_of(made.get('shots', '?'))}, seed {made.get('seed')}, {made.get('select')}"
+    refit = made.get("refit")
+    again = f", then on all of {', '.join(map(str, refit['splits']))}" if isinstance(refit, dict) and isinstance(
+        refit.get("splits"), list) else ""
+    yield f"  fitted with      {shots_of(made.get('shots', '?'))}, seed {made.get('seed')}, {made.get('select')}{again}"
     yield f"  encoder          {_encoder(made.get('encoder', {}))}"
     if values["inputs"] != ["embedding"]:
         yield f"  reads            {', '.join(values['inputs'])}"

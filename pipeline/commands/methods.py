@@ -58,12 +58,19 @@ def method_lines(values: dict[str, Any]) -> list[str]:
             "`onceclip methods NAME` shows equation, hyperparameters, presets and source."]
 
 
+def _about(values: Values) -> Iterator[str]:
+    """Name, summary, equation and source; a method of one's own need not say the latter."""
+    yield ": ".join(filter(None, (values["name"], values["summary"])))
+    for text, said in (("  ", values.get("equation")), ("Source: ", values["source"])):
+        if said:
+            yield from ("", f"{text}{said}")
+
+
 def _method(values: Values) -> Iterator[str]:
     tried = values["trainings_of_val"]
     unit = "trainings" if values["trained"] else "settings"
-    yield from (f"{values['name']}: {values['summary']}", "", f"  {values['equation']}", "",
-                f"Source: {values['source']}")
-    yield (f"Family: {values['family']}. Fit: {values['cost']}"
+    yield from _about(values)
+    yield ((f"Family: {values['family']}. " if values["family"] else "") + f"Fit: {values['cost']}"
            + (f"; {tried} {unit} with --select val." if tried > 1 else "."))
     yield "Serves other classes, too." if values["transfers"] else "Serves the classes that it was fitted on."
     if values["needs"]:
@@ -77,8 +84,7 @@ def _method(values: Values) -> Iterator[str]:
 
 
 def _strategy(values: Values) -> Iterator[str]:
-    yield from (f"{values['name']}: {values['summary']}", "", f"  {values['equation']}", "",
-                f"Source: {values['source']}")
+    yield from _about(values)
     yield (f"Inference: sees {SEEN[values['sees']]}; assumes {PRIORS[values['prior']]}; fits "
            + ("nothing." if values["fitted_on"] == "nothing" else f"on {values['fitted_on']} images without labels."))
     yield ("Transductive: an image's class depends on the others" if values["transductive"] else
@@ -92,7 +98,7 @@ def _source(values: Values) -> Iterator[str]:
     name = values["name"]
     where = ("images of a bank (--bank STORE)" if values["from_bank"] else
              "training images, labels unread, or those of a --bank")
-    yield from (f"{name}: {values['summary']}", "", f"Source: {values['source']}")
+    yield from _about(values)
     yield (f"Takes support rows from {where}{', by their captions' if values['needs'] == 'caption' else ''}: "
            f"--support {name}:K, or {name}:K,NAME=VALUE.")
     yield from _settings(values["hyperparameters"], f"--support {name}:K,")

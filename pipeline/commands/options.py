@@ -77,8 +77,8 @@ training_device_option = click.option("--device", default="cpu", show_default=Tr
                                       help="Train on cpu, cuda, cuda:1 ..., or auto: a GPU where there is one.")
 
 coverage_option = click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="P",
-                               help="Count prediction sets that are to hold the true class with this probability, by "
-                               "lac and aps.")
+                               help="Count prediction sets that should hold the true class with this probability, "
+                               "by lac and aps.")
 
 import_option = click.option("--import", "modules", multiple=True, metavar="MODULE",
                              help="Import a module of yours: methods and heads from it may be used (repeatable).")
@@ -116,13 +116,13 @@ draw_options = together(
                  help="Take the images that a file lists, or of a folder the file shot_K-seed_S, in place of a draw: "
                  "CoOp's .pkl, or .json or .csv (docs/paper.md)."),
     click.option("--long-tail", type=click.FloatRange(1), default=1, metavar="RATIO",
-                 help="The largest class has K images, the smallest K/RATIO, and others numbers between."),
-    click.option("--natural-prior", is_flag=True, help="K times the number of classes images in all, as classes come."),
+                 help="The largest class has K images, the smallest K/RATIO, the others numbers in between."),
+    click.option("--natural-prior", is_flag=True, help="Draw K images per class on average, whatever their class."),
     click.option("--label-noise", type=click.FloatRange(0, 1, max_open=True), default=0, metavar="P",
                  help="Replace each training label by another class with this probability."),
     click.option("--missing", type=Missing(), default=0, metavar="N|A,B,...",
-                 help="Classes without any labelled image: so many, by the seed, or by name (of a class called 3: "
-                 "'3,')."))
+                 help="Leave N classes that the seed chooses, or those named, without labelled images ('3,' is the "
+                 "class called 3)."))
 
 
 def encoder_options(required: bool) -> Decorator:
@@ -144,6 +144,7 @@ def encoder_options(required: bool) -> Decorator:
                     ) -> None:
             from onceclip.pipeline.encoders.spec import EncoderSpec, check_model
 
+            require_model(model, pretrained, preprocess)
             encoder = EncoderSpec(model, pretrained, device=device, preprocess=preprocess) if model else None
             if encoder:
                 check_model(encoder)  # before a library is imported
@@ -152,6 +153,13 @@ def encoder_options(required: bool) -> Decorator:
         return options(command)
 
     return add
+
+
+def require_model(model: str | None, pretrained: str | None, preprocess: str | None) -> None:
+    """Raise UsageError for what says more of an encoder where none is named."""
+    if not model and (pretrained or preprocess):
+        raise click.UsageError(f"--{'pretrained' if pretrained else 'preprocess'} says more of the encoder that "
+                               "--model names: add --model NAME")
 
 
 def one_way(**given: Any) -> None:

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("adapter", required=False)
 @click.argument("inputs", nargs=-1, metavar="(IMAGES... | FOLDER | SOURCE | STORE)")
-@click.option("--zero-shot", is_flag=True, help="Label by the names of classes alone, without an adapter: give --names "
-              "and --model, or of a STORE --names or --text.")
-@click.option("--names", type=Names(), metavar="A,B,...", help="Of --zero-shot: the classes.")
-@click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="Of --zero-shot: sentences about a "
-              "class, as of `onceclip text` (repeatable).  [default: \"a photo of a {}.\"]")
-@click.option("--text", metavar="NAME", help="Of --zero-shot: a text set of the STORE in place of --names.")
+@click.option("--zero-shot", is_flag=True, help="Label by class names alone, without an adapter: give --names and "
+              "--model, or for a STORE --names or --text.")
+@click.option("--names", type=Names(), metavar="A,B,...", help="Classes of --zero-shot.")
+@click.option("--templates", multiple=True, metavar="NAME|FILE|SENTENCE", help="Sentences of --zero-shot, as of "
+              "`onceclip text` (repeatable).  [default: \"a photo of a {}.\"]")
+@click.option("--text", metavar="NAME", help="With --zero-shot: a text set of the STORE in place of --names.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this split of a store.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Classes per image.")
 @click.option("--min-probability", type=click.FloatRange(0, 1), default=0, metavar="P",
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     click.option("--every", type=click.IntRange(1), metavar="N", help="Label every N-th frame of videos."),
     click.option("--frames", type=click.IntRange(1), metavar="N", help="Label N frames of every video, evenly spread."))
 @inference_option("Read the images by a strategy, such as mta; `onceclip methods` lists them.")
-@click.option("--views", type=click.IntRange(2), metavar="N", help="Views that are made of each image for it.  "
-              "[default: as those that the adapter's store has, else 64]")
+@click.option("--views", type=click.IntRange(2), metavar="N", help="Views of each image that --inference reads.  "
+              "[default: as in the adapter's store, else 64]")
 @encoder_options(required=False)
 @join_option
 @import_option
@@ -87,7 +87,7 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     if zero_shot and adapter:
         inputs = (adapter, *inputs)
     if not adapter or not inputs:
-        raise click.UsageError(f"give {'' if adapter else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
+        raise click.UsageError(f"give {'' if zero_shot else 'ADAPTER (or --zero-shot), and '}what is to be labelled: "
                                "images, a folder, a source or a store")
     require_there([None if zero_shot else adapter])
     say_at_once(f"loading {encoder.model if encoder else 'the encoder' if zero_shot else adapter} ...")
@@ -140,4 +140,4 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
                                    "machine, which says nothing of them: see that there is memory enough and that the "
                                    "storage answers, then run the same command again")
     if asked.count == counts["bad"]:
-        raise click.ClickException(f"none of the {asked.count} images could be read")
+        raise click.ClickException(f"no image could be read, of {asked.count:,}")

@@ -33,12 +33,14 @@ _FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank
 CAPTIONS = "captions"
 _WAYS = {CAPTIONS: "scoring captions", "search": "--query and --image", "duplicates": "--duplicates",
          "answers": "--answers"}
+_OF_ENCODER = ("model", "pretrained", "preprocess", "device")
 # Options that not all of them take.
 _TAKEN_BY = {
     **dict.fromkeys(("text", "rerank", "phrases", "normalize", "bank", "negatives", "save"), (CAPTIONS,)),
     **dict.fromkeys(("train", "seed", "epochs", "learning_rate"), (CAPTIONS, "answers")),
     **dict.fromkeys(("pooling", "page", "images", "maps"), (CAPTIONS, "search")),
     **dict.fromkeys(("top", "by"), ("search", "duplicates")),
+    **dict.fromkeys(_OF_ENCODER, (CAPTIONS, "search", "answers")),
     "out": (CAPTIONS, "duplicates", "answers"),
 }
 
@@ -58,8 +60,8 @@ _TAKEN_BY = {
               "of --duplicates: how many of the nearest pairs are printed.")
 @click.option("--by", type=click.Choice(["key", "group"]), help="Find images (and single frames), or groups such as "
               "videos.  [default: key; captions say themselves what they are of]")
-@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="[default: all; of captions test, "
-              "where they belong to it]")
+@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), help="Only images of this split.  "
+              "[default: all; test for captions, where it has some]")
 @click.option("--pooling", default="mean", show_default=True, metavar="NAME", help="What the frames of a video become: "
               "mean (CLIP4Clip), raw-mean, fitclip, hitchhiker[:TEMPERATURE], max.")
 @click.option("--rerank", metavar="max[:WEIGHT]|comclip", help="Add the best frame's cosine, times 0.5 or WEIGHT "
@@ -111,28 +113,29 @@ def retrieve(store: str, query: str | None, image: str | None, duplicates: float
     one_way(query=query, image=image, duplicates=duplicates, answers=answers)
     way = ("answers" if answers is not None else "duplicates" if duplicates is not None else
            CAPTIONS if query is None and image is None else "search")
-    _require_taken(way, trained=train is not None, page=page is not None)
+    _require_taken(way, trained=train is not None, page=page is not None, phrases=asked["phrases"] is not None)
     if answers is not None and train not in (None, "tem-adapter"):
         raise click.UsageError(f"--train {train} is not for --answers: there is tem-adapter")
+    if page is None:
+        asked["images"] = None  # a configuration file may say where they are for all pages
     require_there(stores=[store])
     from onceclip.pipeline.api import retrieval
 
-    part = None if split == "all" else split
     lines: Iterable[str]
     with percentage("retrieve") as progress:
         of_encoder: dict[str, Any] = {"encoder": encoder, "device": device, "progress": progress}
         if answers is not None:
             of_training = {name: asked[name] for name in ("seed", "epochs", "learning_rate")}
-            values = retrieval.answers(store, answers, split=part, train=train is not None, out=out, **of_training,
+            values = retrieval.answers(store, answers, split=split, train=train is not None, out=out, **of_training,
                                        **of_encoder)
             lines = answer_lines(values)
         elif duplicates is not None:
-            pairs = retrieval.duplicates(store, duplicates, by=by or "key", split=part, out=out, progress=progress)
+            pairs = retrieval.duplicates(store, duplicates, by=by or "key", split=split, out=out, progress=progress)
             values = {"store": store, "out": str(out) if out else None, **_nearest(pairs, top)}
             lines = pair_lines(values)
         elif way == "search":
             of_search = {name: asked[name] for name in ("pooling", "images", "maps")}
-            hits = retrieval.search(store, query, image=image, top=top, by=by or "key", split=part, page=page,
+            hits = retrieval.search(store, query, image=image, top=top, by=by or "key", split=split, page=page,
                                     **of_search, **of_encoder)
             values = {"store": store, "query": query, "image": image, "page": str(page) if page else None,
                       "hits": [{"name": hit.name, "score": hit.score} for hit in hits]}
@@ -143,7 +146,7 @@ def retrieve(store: str, query: str | None, image: str | None, duplicates: float
     show(as_json, values, lambda: lines)
 
 
-def _require_taken(way: str, trained: bool, page: bool) -> None:
+def _require_taken(way: str, trained: bool, page: bool, phrases: bool) -> None:
     """Raise UsageError for an option on the command line that would do nothing. way: what is done, of `_WAYS`."""
     context = click.get_current_context()
     for option in context.command.params:
@@ -158,6 +161,9 @@ def _require_taken(way: str, trained: bool, page: bool) -> None:
             raise click.UsageError(f"{option.opts[0]} is of what is trained: add --train NAME")
         if name == "images" and not page:
             raise click.UsageError("--images is where a page has its pictures from: add --page FILE.html")
+        if name in _OF_ENCODER and way == CAPTIONS and not phrases:
+            raise click.UsageError(f"{option.opts[0]} is of the encoder, which embeds --phrases alone: captions are in "
+                                   "the store")
 
 
 def retrieval_lines(row: Mapping[str, Any], page: Path | None = None) -> Iterator[str]:

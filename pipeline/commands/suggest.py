@@ -25,10 +25,11 @@ from onceclip.pipeline.words import counted
 @click.argument("adapter")
 @click.argument("inputs", nargs=-1, required=True, metavar="(STORE | IMAGES... | FOLDER)")
 @click.option("--label-next", type=click.IntRange(1), metavar="N", help="Name N images to label: those that the "
-              "adapter is least sure of, spread over clusters, so that no two say the same.")
+              "adapter is least sure of, spread over clusters, so that few of them are alike.")
 @click.option("--label-errors", is_flag=True, help="Look through all labelled images of a STORE for labels that are "
               "likely wrong, with classifiers that were fitted without the image.")
-@click.option("--most", type=click.IntRange(1), default=100, show_default=True, help="Labels to show, at most.")
+@click.option("--most", type=click.IntRange(1), default=100, show_default=True,
+              help="Of --label-errors: labels to show, at most.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write a table instead.")
 @click.option("--page", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.html",

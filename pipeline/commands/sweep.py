@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,8 +67,8 @@ if TYPE_CHECKING:
 @click.option("--narrow", is_flag=True, help="Search with products in bfloat16; winners are trained again as usual.")
 @support_options
 @join_option
-@inference_options("Read test images by strategies, too, with every classifier that is fitted: names, with none for "
-                   "each image by itself, such as none,stata.")
+@inference_options("Also read test images by these strategies, with every classifier; none is each image by itself: "
+                   "none,stata.")
 @compile_option
 @training_device_option
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
@@ -112,8 +113,9 @@ def sweep(stores: tuple[str, ...], methods: list[str] | None, shots: list[int | 
     from onceclip.pipeline.api.runs import SWEPT, every_method, specs_of
     from onceclip.pipeline.api.runs import sweep as run
     from onceclip.pipeline.runs.keep import Keep
+    from onceclip.pipeline.runs.specs import OWN
     from onceclip.pipeline.runs.summary import as_values, tables
-    from onceclip.pipeline.runs.sweep import OWN, done_of, known, make_plan, require_result
+    from onceclip.pipeline.runs.sweep import done_of, known, make_plan, require_result
     from onceclip.pipeline.workers.devices import training_device
     from onceclip.stores import open_store
 
@@ -140,7 +142,8 @@ def sweep(stores: tuple[str, ...], methods: list[str] | None, shots: list[int | 
                coverage=coverage, log=logs, progress=True)
     made = tables(rows)
     show(as_json, {"results": str(out), "tables": [as_values(table) for table in made]},
-         lambda: [line for table in made for line in (*table_lines(table), "")])
+         lambda: [*(line for table in made for line in (*table_lines(table), "")),
+                  f"Next: onceclip report {quote(str(out))} --out results.html"])
     require_result(rows)
 
 

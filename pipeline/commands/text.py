@@ -77,7 +77,7 @@ def text(store: str, name: str | None, tower: bool, words: tuple[str, ...], trun
     if tower and (name or captions):
         raise click.UsageError("--tower makes no text set: give it alone, then the set in a call of its own")
     if tower:
-        if dry_run or any(of_set[each] for each in ("templates", "prompts", "states", "waffle", "class_names")):
+        if dry_run or truncate or overwrite or any(value for each, value in of_set.items() if each != "seed"):
             raise click.UsageError("--tower makes no prompts: leave their options out")
         written = add_tower(store, words, encoder=encoder, device=device)
         show(as_json, written, lambda: [

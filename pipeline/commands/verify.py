@@ -36,8 +36,8 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
         found = run(store, progress=progress)
     show(as_json, asdict(found), lambda: verification_lines(found))
     if repair and found.faults:
-        click.echo(f"{counted(mend(store, found), 'unit is', 'units are')} marked: run the `onceclip extract` command "
-                   "of this store again", err=True)
+        click.echo(f"{counted(mend(store, found), 'unit is', 'units are')} marked: run the `onceclip extract` or "
+                   "`import` command of this store again", err=True)
     elif found.faults:
         raise click.ClickException(f"{store} has {counted(len(found.faults), 'fault')}: add --repair to have the next "
                                    "extract mend that, or take the store from a copy")

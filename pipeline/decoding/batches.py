@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from onceclip.pipeline.decoding.preparation import Jpeg
-from onceclip.pipeline.decoding.worker import CELL, IDLE, ReadContent, Task, TaskResult
-from onceclip.pipeline.errors import BadImage
+from onceclip.pipeline.decoding.worker import CELL, IDLE, ReadContent, Task, TaskResult, read
+from onceclip.pipeline.errors import BadImage, InterruptedImage
 from onceclip.pipeline.sources import Content
 from onceclip.stores.identity import DIGEST_BYTES
 
@@ -198,6 +198,6 @@ def _sendable(content: Content) -> Content:
     if getattr(content, "reading", "disk") != "process":
         return content
     try:
-        return ReadContent(content.read())
+        return ReadContent(read(content), boxes=getattr(content, "boxes", ()))
     except BadImage as error:
-        return ReadContent(b"", str(error))
+        return ReadContent(b"", str(error), isinstance(error, InterruptedImage))

@@ -6,16 +6,17 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage
-from onceclip.pipeline.files import import_name
+from onceclip.pipeline.files import eight_bit, import_name
 from onceclip.pipeline.sources.record import parted
 from onceclip.pipeline.sources.videos import frames_in
 
@@ -28,7 +29,7 @@ REDUCED = 2  # `fast` decodes a JPEG no smaller than this many times its size af
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "PCX", "SGI",
             "QOI", "PSD", "TGA")
 _PNG_TEXT_BYTES = 2**26  # of text and color profiles, which nobody looks at; Pillow's own limit calls a PNG damaged
-_EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 _BY_BAND = {"L", "RGB", "RGBX", "CMYK", "YCbCr"}  # resized as they are, each band by itself
 _ORIENTATION = 0x0112
 _END = b"\xff\xd9"  # of a whole JPEG
@@ -121,9 +122,8 @@ class Preparation:
             image.load()
             if self.exif and _orientation(image) >= 5:  # asked only now: Pillow turns a TIFF when it is loaded
                 size = size[::-1]
-            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
-                image = image.convert("I").point([value // 256 for value in range(65536)], "L")
-            if image.mode in _EIGHT_BIT:
+            image = eight_bit(image)
+            if image.mode in EIGHT_BIT:
                 if self.style == "transformers":
                     image = image.convert("RGB")
                 turned = self.exif and _orientation(image) != 1
@@ -244,8 +244,10 @@ _function = cache(import_name)
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of _FORMATS that this Pillow can read."""
+    """Those of _FORMATS that this Pillow can read, with pillow-heif where that is installed."""
     Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 

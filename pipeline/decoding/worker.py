@@ -74,10 +74,12 @@ class Task:
 
 @dataclass(frozen=True)
 class ReadContent:
-    """Bytes that were read already, or why there are none."""
+    """Bytes that were read already, or why there are none. interrupted: whether the machine is to blame. boxes: its."""
 
     content: bytes
     reason: str = ""
+    interrupted: bool = False
+    boxes: tuple[Box, ...] = ()
 
     def read(self) -> bytes:
         """The bytes.
@@ -85,7 +87,7 @@ class ReadContent:
         Raises BadImage if there are none.
         """
         if self.reason:
-            raise BadImage(self.reason)
+            raise InterruptedImage(self.reason) if self.interrupted else BadImage(self.reason)
         return self.content
 
 
@@ -198,7 +200,10 @@ def read(content: Content) -> bytes:
     """
     for pause in (*_PAUSES, None):
         try:
-            return content.read()
+            found = content.read()
+            if not isinstance(found, bytes | bytearray | memoryview):
+                raise BadImage(f"cannot be read (its content is {type(found).__name__}, not bytes)")
+            return bytes(found)
         except BadImage as error:
             cause = error.__cause__
             if not isinstance(cause, OSError) or cause.errno not in _TRANSIENT:

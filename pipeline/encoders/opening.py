@@ -14,7 +14,15 @@ import torch
 from onceclip.adapters.cpu import DEFAULT, fast_bfloat16, fast_products
 from onceclip.pipeline.encoders.backend import EMBEDDING, LAST, PRECISIONS, TOKEN, Backend, check_finite
 from onceclip.pipeline.encoders.encoder import Encoder
-from onceclip.pipeline.encoders.spec import LOCAL, TRANSFORMERS, EncoderSpec, check_model, is_open_clip, is_plugin
+from onceclip.pipeline.encoders.spec import (
+    DEMO,
+    LOCAL,
+    TRANSFORMERS,
+    EncoderSpec,
+    check_model,
+    is_open_clip,
+    is_plugin,
+)
 from onceclip.pipeline.errors import EncoderError, SourceError
 from onceclip.pipeline.workers.devices import device_named
 from onceclip.stores import StoreMismatch
@@ -106,7 +114,7 @@ def recorded_encoder(info: Mapping[str, Any], owner: str, given: EncoderSpec | N
         if "plugin" in info or info.get("imported") or not is_listed(name, weights):
             raise SourceError(f"{owner} was made with the encoder {_shown(name) or 'unknown'}, which is not opened by "
                               f"what a file says: name it with {_options(info)} if you trust it{otherwise}")
-        given = EncoderSpec(name, weights, device=device)
+        given = EncoderSpec(name, None if name == DEMO else weights, device=device)
     return open_encoder(replace(given, precision=info.get("precision", given.precision),
                                 decode=info.get("decode", given.decode), exif=info.get("exif", given.exif)))
 

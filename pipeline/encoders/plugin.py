@@ -6,7 +6,6 @@ import copy
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from onceclip.errors import failure_of
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
@@ -110,7 +110,7 @@ class PluginBackend(Backend):
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise EncoderError(f"{method} of {self._path} failed: {_where(error)}") from error
+            raise EncoderError(f"{method} of {self._path} failed: {failure_of(error)}") from error
         wanted = (len(batch), self.identity["dim"])
         if tuple(values.shape) != wanted:
             raise EncoderError(f"{method} of {self._path} gave an array of shape {tuple(values.shape)}, not {wanted}: "
@@ -156,7 +156,8 @@ class PluginBackend(Backend):
                 shown = [Image.new("RGB", size), *([Image.new("L", size)] if self.second else [])]
                 shapes.add(np.asarray(given(*shown), np.float32).shape)
             except Exception as error:
-                raise EncoderError(f"preprocess of {self._path} failed on a grey picture: {_where(error)}") from error
+                raise EncoderError(f"preprocess of {self._path} failed on a grey picture: {failure_of(error)}"
+                                   ) from error
         shape = shapes.pop()
         if shapes or len(shape) != 3 or (shape[0] != 3 and not self.second):
             raise EncoderError(f"preprocess of {self._path} gave arrays of shape "
@@ -189,8 +190,8 @@ def _found(path: str) -> tuple[Callable[[], Any], Any]:
     try:
         module: Any = importlib.import_module(name)
     except Exception as error:
-        raise EncoderError(f"--model {path}: cannot import {name} ({_where(error)}): give MODULE:FUNCTION of a file "
-                           "in this folder or of an installed package") from error
+        raise EncoderError(f"--model {path}: cannot import {name} ({failure_of(error)}): give MODULE:FUNCTION of a "
+                           "file in this folder or of an installed package") from error
     make = getattr(module, function, None)
     if not callable(make):
         raise EncoderError(f"--model {path}: {name} has no function {function!r}")
@@ -203,7 +204,7 @@ def _made(make: Callable[[], Any], path: str) -> Any:
     except EncoderError:
         raise
     except Exception as error:
-        raise EncoderError(f"{path} failed: {_where(error)}") from error
+        raise EncoderError(f"{path} failed: {failure_of(error)}") from error
 
 
 def _network(plugin: Any) -> nn.Module | None:
@@ -221,10 +222,3 @@ def _path_of(preprocess: Any, module: Any, path: str) -> str:
             return f"{module.__name__}:{name}"
     raise EncoderError(f"preprocess of {path} must be a function (or object) at the top level of {module.__name__}: "
                        "the processes that decode images import it from there")
-
-
-def _where(error: Exception) -> str:
-    """One line on a failure in a user's code: what, and where."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}{f': {text}' if text else ''} in {os.path.basename(frame.filename)}:{frame.lineno}"

@@ -100,6 +100,9 @@ def check_model(spec: EncoderSpec) -> None:
             raise EncoderError(f"{near}`python -c \"import open_clip; print(open_clip.list_models())\"` lists "
                                f"all {len(known)}; hf-hub:ORGANISATION/NAME and local-dir:FOLDER are taken too, and "
                                "MODULE:FUNCTION for an encoder of your own")
+        if spec.pretrained and (spec.model == DEMO or spec.model.startswith(OPEN_CLIP_SOURCES)):
+            raise EncoderError(f"--pretrained {spec.pretrained}: {spec.model} has weights of its own: leave it away, "
+                               "or name a model of open_clip's list with these weights")
         return
     for option, value in (("--pretrained", spec.pretrained), ("--preprocess", spec.preprocess),
                           ("--allow-random", spec.allow_random)):

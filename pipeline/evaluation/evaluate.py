@@ -124,8 +124,8 @@ def score(classifier: Classifier, store: Store, split: str = "test", classes: st
         prediction sets that are counted; None for none. progress: is told the fraction of the rows that is done.
     Classes are joined by name; the store may have fewer.
     Raises StoreMismatch if another encoder made the store, or it has classes that are not among them; MethodError if
-    the method does not transfer; TaskError if there is no labelled row, or the classifier was fitted on the store's
-    test rows, which are to be scored.
+    the method does not transfer; TaskError if there is no labelled row, or the classifier was fitted, by a refit, on
+    the store's val or test rows that are to be scored.
     """
     names = None if classes == ALL else names_of(store, classes)
     if text or set(names or ()) - set(classifier.class_names):
@@ -185,11 +185,11 @@ def score_together(classifiers: Sequence[Classifier], store: Store, split: str =
 
 
 def require_unseen(classifier: Classifier, store: Store, split: str) -> None:
-    """Raise TaskError for a classifier that was fitted on the rows that are to be scored."""
+    """Raise TaskError for a classifier that was fitted, by a refit, on the val or test rows that are to be scored."""
     made = classifier.provenance
-    if split == "test" and made.get("store") == store.fingerprint and "test" in made.get("refit", {}).get("splits", ()):
-        raise TaskError(f"the adapter was fitted on the test images of {store.path} (--refit all), so that they cannot "
-                        "say how good it is: evaluate on another store")
+    if split != "train" and made.get("store") == store.fingerprint and split in made.get("refit", {}).get("splits", ()):
+        raise TaskError(f"the adapter was fitted on the {split} images of {store.path} (--refit), so that they cannot "
+                        "say how good it is: evaluate on another store or --split")
 
 
 def columns_of(classifier: Classifier, candidates: Sequence[str]) -> Tensor | None:

@@ -88,11 +88,11 @@ class Session:
         strategy, classifier = self.strategy, self.classifier
         with torch.no_grad(), threads_for(_work(classifier, len(rows))):
             if strategy.sees not in OUTPUTS:
-                return strategy.infer(classifier, queries_from(classifier, self.store, rows), self.prepared)
+                return strategy.answer(classifier, queries_from(classifier, self.store, rows), self.prepared)
             logits, done = torch.empty(len(rows), len(classifier.class_names), dtype=classifier.head.dtype), 0
             abnormal = []
             for queries in several_queries(classifier, self.store, rows, strategy.sees):
-                found = strategy.infer(classifier, queries, self.prepared)
+                found = strategy.answer(classifier, queries, self.prepared)
                 logits[done:done + len(queries)] = found.logits
                 if found.abnormal is not None:
                     abnormal.append(found.abnormal.float())

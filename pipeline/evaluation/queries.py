@@ -137,7 +137,8 @@ def support_of(classifier: Classifier, store: Store) -> Draw:
     if (support.get("fingerprint"), made.get("store")) == (found.fingerprint, store.fingerprint):
         return found
     raise MethodError("the labelled images that the adapter was fitted on, and all their labels, are read from the "
-                      f"store that it was fitted on, and those of {store.path} are others: name that store")
+                      f"store that it was fitted on, and those of {store.path} are others, or labels were replaced "
+                      "(--label-noise): name that store, or an adapter of labels as they are")
 
 
 def task_for(classifier: Classifier, store: Store, tower: bool = False,

@@ -28,6 +28,11 @@ class Subject:
     classifier: Classifier
     encoder: Encoder | None = None
 
+    @property
+    def what(self) -> str:
+        """The largest part of it, for people."""
+        return self.classifier.method if self.encoder is None else str(self.encoder.info["name"])
+
     @cached_property
     def module(self) -> nn.Module:
         """What goes in to logits and probabilities."""

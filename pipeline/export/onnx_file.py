@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onceclip.errors import one_line
 from onceclip.pipeline.errors import ExportError
 from onceclip.pipeline.export.model import OUTPUTS, Format, Subject
 from onceclip.pipeline.export.torch_program import program_of, quiet
@@ -31,9 +32,13 @@ class OnnxFile(Format):
         if size > _LARGEST:
             raise ExportError(f"the file would have {size / 2**30:.1f} GiB, and one ONNX file holds 2 GiB at most: "
                               "export the adapter alone, without --with-encoder, or --to torch")
-        with quiet():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, output_names=list(OUTPUTS),
-                                     input_names=["embeddings" if subject.encoder is None else "pixels"])
+        try:
+            with quiet():
+                made = torch.onnx.export(program, dynamo=True, verbose=False, output_names=list(OUTPUTS),
+                                         input_names=["embeddings" if subject.encoder is None else "pixels"])
+        except Exception as error:  # the converter raises many types
+            raise ExportError(f"ONNX does not have all that {subject.what} computes "
+                              f"({one_line(error.__cause__ or error)}): use --to torch") from error
         assert made is not None
         model = made.model_proto
         _clean(model)

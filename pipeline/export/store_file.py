@@ -76,7 +76,7 @@ def _write_parquet(store: Store, content: BinaryIO, total: int, progress: Callab
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ExportError("Parquet files need pyarrow: pip install onceclip[parquet]") from error
+        raise ExportError("Parquet files need pyarrow: pip install 'onceclip[parquet]'") from error
     embedding = pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(store.attributes["dtype"])), store.dim)
     text = pyarrow.string()
     grouped, about = _grouped(store), {"encoder": store.encoder, "class_names": list(store.classes)}

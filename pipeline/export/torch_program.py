@@ -58,9 +58,8 @@ def program_of(subject: Subject) -> torch.export.ExportedProgram:
             return _without_traces(program)
         except Exception as error:  # torch raises many types
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    what = subject.classifier.method if subject.encoder is None else subject.encoder.info["name"]
-    raise ExportError(f"torch.export cannot follow {what} ({reason}): use `onceclip predict`, or the adapter's own "
-                      "folder from Python")
+    raise ExportError(f"torch.export cannot follow {subject.what} ({reason}): use `onceclip predict`, or the adapter's "
+                      "own folder from Python")
 
 
 def _without_traces(program: Any) -> Any:

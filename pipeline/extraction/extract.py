@@ -137,7 +137,7 @@ def _nothing_to_do(store: Store, found: Survey, inventory: Inventory) -> dict[st
         return None
     if not found.has_splits:
         drawing_of(store, found)
-    if not has_outputs(store, found.options.outputs):
+    if not has_outputs(store, found.options.outputs, found.options.dtype):
         return None
     if not found.classes:
         return {"prompts": 0, "encoded": 0}
@@ -285,7 +285,7 @@ def _planned(path: str, store_plan: StorePlan, found: Survey, part: Part) -> boo
             if planned != fingerprint:
                 raise SourceError(f"{path} is being made of other images: give all parts the same source; if it has "
                                   "changed, run `onceclip extract` without --part once all parts have ended")
-            check_outputs(store, store_plan.outputs)
+            check_outputs(store, store_plan.outputs, options.dtype)
             if not found.has_splits:
                 drawing_of(store, found)
             return True

@@ -33,8 +33,8 @@ class Features:
 
     encoder: what made them, with `name` and `fingerprint`. dtype: of the stored values. key, label, split: a row each.
     classes: names, in label order. values: gives, for some rows, "embedding" (rows, dim) and every output.
-    drawn: whether rows without a split are to be given one. texts: text sets by name. group, digest: of each row, where
-    they are known; else rows are in no group, and their digests are those of the embeddings. remarks: what is odd.
+    Where no row has a split, they are drawn. texts: text sets by name. group, digest: of each row, where they are
+    known; else rows are in no group, and their digests are those of the embeddings. remarks: what is odd.
     """
 
     encoder: dict[str, Any]
@@ -44,7 +44,6 @@ class Features:
     split: np.ndarray
     classes: list[str]
     values: Values
-    drawn: bool
     outputs: Mapping[str, Output] = field(default_factory=dict)
     texts: Mapping[str, TextSet] = field(default_factory=dict)
     group: np.ndarray | None = None
@@ -81,10 +80,10 @@ def make_store(path: str, features: Features, unit_rows: int, begun: float) -> d
                           np.where(good, STORED, BAD).astype(np.int8), values)
         for name, text in features.texts.items():
             writer.put_text(name, text)
-        written = open_store(path).table
+        written, drawn = open_store(path).table, not (features.split != NO_SPLIT).any()
         split = draw_splits(written.label, written.split, written.state, written.digest, written.group) \
-            if features.drawn else features.split
-        store = writer.finish(split, split_source={"how": "drawn" if features.drawn else "imported"})
+            if drawn else features.split
+        store = writer.finish(split, split_source={"how": "drawn" if drawn else "imported"})
     return _summary(store, features, time.perf_counter() - begun)
 
 
@@ -110,6 +109,9 @@ def _summary(store: Store, features: Features, seconds: float) -> dict[str, Any]
     if len(bad):
         remarks.append(f"{counted(len(bad), 'row')} stored as bad, the first is {table.key[bad[0]]} "
                        f"({table.reason[bad[0]]})")
+    lost = int(((table.state == STORED) & (table.label != NO_LABEL) & (table.split == NO_SPLIT)).sum())
+    if lost:
+        remarks.append(f"{counted(lost, 'row')} of a class without a split, which nothing is fitted or tested on")
     empty = np.setdiff1d(np.arange(len(store.classes)), table.label[table.state == STORED]).tolist()
     if empty:
         remarks.append(f"{counted(len(empty), 'class', 'classes')} without a row: "

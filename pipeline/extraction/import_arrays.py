@@ -98,7 +98,7 @@ def _features(source: Path, encoder: str | None, text_sets: Mapping[str, str | P
     return Features(
         info, str(embedding.dtype), keys_of(texts_of(arrays["key"]) if "key" in arrays else [], n, source), label,
         split, names, lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
-        drawn="split" not in arrays, outputs=outputs, texts=texts,
+        outputs=outputs, texts=texts,
         group=np.array(texts_of(arrays["group"]), object) if "group" in arrays else None,
         digest=arrays["digest"].astype(np.uint8) if "digest" in arrays else None,
         remarks=[*remarks, *class_remarks(dict(zip(names, said, strict=True)))])

@@ -67,14 +67,13 @@ def folder_features(folder: Path, encoder: str | None) -> Features:
                   for part, start in zip(parts, starts.tolist(), strict=False)]
         return {"embedding": np.concatenate(pieces).astype(np.float16 if halves else np.float32)}
 
-    drawn = not (split != NO_SPLIT).any()
     remarks = class_remarks(dict.fromkeys(classes))
     if (folder / "text_emb").is_dir():
         remarks.append("text_emb holds captions of single images, not prompts of classes: it was left out")
     if not normalized:
         remarks.append("the embeddings are not of length 1, as clip-retrieval makes them: they are stored as they are")
     return Features(info, "float16" if halves else "float32", np.array(keys, object), label, split, classes, values,
-                    drawn, remarks=remarks)
+                    remarks=remarks)
 
 
 def _parts(folder: Path) -> list[Part]:

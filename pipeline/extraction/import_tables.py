@@ -26,7 +26,6 @@ from onceclip.pipeline.sources.table_file import WIDEST
 from onceclip.pipeline.words import class_remarks, listing
 from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.rows import unusable_rows
-from onceclip.stores.schema import NO_SPLIT
 
 ROLES = ("embedding", "key", "label", "split", "group", "digest")
 
@@ -60,7 +59,7 @@ def table_features(source: str, encoder: str | None, text_sets: Mapping[str, str
     split = np.array(rows.split, np.int8)
     return Features(
         info, rows.dtype, keys_of(rows.key, len(rows.label), source), label, split, classes,
-        rows.reader(), drawn=not (split != NO_SPLIT).any(), group=np.array(rows.group, object),
+        rows.reader(), group=np.array(rows.group, object),
         digest=np.frombuffer(bytes(rows.digest), np.uint8).reshape(-1, DIGEST_BYTES) if rows.digest else None,
         texts=text_sets_of(source, text_sets, classes, info, ours),
         remarks=[*remarks, *class_remarks(dict.fromkeys(classes))])

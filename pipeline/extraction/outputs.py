@@ -94,15 +94,15 @@ class StorePlan:
         more = (encoder.projection, encoder.projection_bias) if PREPROJ in outputs else ()
         return cls(encoder.info, encoder.dim, encoder.has_text, outputs, *more)
 
-    def writer(self, path: str, dtype: str, unit_rows: int) -> StoreWriter:
-        """What writes the store at a path, or a new one. dtype, unit_rows: of a new one.
+    def writer(self, path: str, dtype: str | None, unit_rows: int) -> StoreWriter:
+        """What writes the store at a path, or a new one. dtype: as of `ExtractOptions`. unit_rows: of a new one.
 
-        Raises StoreMismatch if another encoder made the store or it has other outputs.
+        Raises StoreMismatch if another encoder made the store or it has other outputs or another type.
         """
         if not store_exists(path):
-            return StoreWriter.create(path, self.info, self.dim, dtype, unit_rows, self.outputs)
+            return StoreWriter.create(path, self.info, self.dim, dtype or "float16", unit_rows, self.outputs)
         writer = StoreWriter.open(path, self.info)
-        check_outputs(writer.store, self.outputs)
+        check_outputs(writer.store, self.outputs, dtype)
         return writer
 
     def put_projection(self, writer: StoreWriter) -> None:
@@ -127,19 +127,30 @@ def store_exists(path: str) -> bool:
     return True
 
 
-def check_outputs(store: Store, planned: dict[str, Output]) -> None:
-    """Raise StoreMismatch unless a store has, of what is asked for, just that; what nobody asks for it may have too."""
+def check_outputs(store: Store, planned: dict[str, Output], dtype: str | None) -> None:
+    """Raise StoreMismatch unless a store has, of what is asked for, just that; what nobody asks for it may have too.
+
+    dtype: of its values; None for any.
+    """
+    if dtype not in (None, store.attributes["dtype"]):
+        raise StoreMismatch(f"{store.path} is of {store.attributes['dtype']}, not of {dtype}: extract into another "
+                            "store, or leave the option away")
     for name, output in planned.items():
         present = store.outputs.get(name)
         if present != output:
-            has = f"{name} {present.spec}" if present else f"no {name}"
-            raise StoreMismatch(f"{store.path} has {has}, not {output.spec}: extract into another store, or leave the "
-                                "option away")
+            has = f"no {name}"
+            if present:
+                other = [f"{key} {present.spec.get(key)}, not {value}" for key, value in output.spec.items()
+                         if present.spec.get(key) != value]
+                has = f"another {name} ({'; '.join(other) or present.shape})"
+            raise StoreMismatch(f"{store.path} has {has}, and keeps to what it was made with: extract into another "
+                                "store, or leave the option away")
 
 
-def has_outputs(store: Store, options: OutputOptions) -> bool:
-    """Whether a store has, of the outputs that are asked for, just those."""
-    return all(name in store.outputs and store.outputs[name].spec == spec for name, spec in options.specs.items())
+def has_outputs(store: Store, options: OutputOptions, dtype: str | None) -> bool:
+    """Whether a store has, of the outputs that are asked for, just those, and the type."""
+    return dtype in (None, store.attributes["dtype"]) and all(
+        name in store.outputs and store.outputs[name].spec == spec for name, spec in options.specs.items())
 
 
 def rows_without_views(store: Store) -> np.ndarray:

@@ -21,7 +21,7 @@ from onceclip.pipeline.extraction.outputs import StorePlan
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.extraction.units import Progress, Remaining, Unit, encode_units, rows_to_embed, units_of
 from onceclip.pipeline.prompts.embedding import embed_prompts
-from onceclip.pipeline.sources import Content, LocalFile
+from onceclip.pipeline.sources import Content, LocalFile, RemoteFile
 from onceclip.pipeline.sources.videos import Clip, Frame
 from onceclip.pipeline.workers.devices import cores
 from onceclip.stores import NotAStore, StoreWriter
@@ -108,7 +108,11 @@ def _with_absolute_path(content: Any) -> Any:
         return replace(content, frames=tuple(map(_with_absolute_path, content.frames)))
     if isinstance(content, Frame):
         return replace(content, file=_with_absolute_path(content.file))
-    return replace(content, path=os.path.abspath(content.path)) if isinstance(content, LocalFile) else content
+    if isinstance(content, LocalFile):
+        content = replace(content, path=os.path.abspath(content.path))
+    if isinstance(content, LocalFile | RemoteFile) and content.mask:
+        content = replace(content, mask=_with_absolute_path(content.mask))
+    return content
 
 
 @dataclass(frozen=True)

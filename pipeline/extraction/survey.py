@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isclose
@@ -11,9 +12,9 @@ from math import isclose
 from onceclip.pipeline.decoding.decoders import TIMEOUT
 from onceclip.pipeline.decoding.views import CROPS, crops_of
 from onceclip.pipeline.encoders.spec import EncoderSpec, check_model, is_plugin
-from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.errors import ArgumentError, SourceError
 from onceclip.pipeline.extraction.outputs import EMBEDDING_ALONE, OutputOptions
-from onceclip.pipeline.prompts import class_phrases
+from onceclip.pipeline.prompts import class_phrases, load_templates
 from onceclip.pipeline.sources import DEFAULTS, Record, SourceOptions, class_names, open_source
 from onceclip.stores.identity import DIGEST_BYTES
 from onceclip.stores.schema import UNIT_ROWS
@@ -23,9 +24,10 @@ from onceclip.stores.schema import UNIT_ROWS
 class ExtractOptions:
     """How to extract.
 
-    templates: None keeps a store's own, else "a photo of a {}.". phrases: what prompts call a class folder.
-    batch_size: images per pass, 0 for what suits the encoder. workers: decode processes, 0 for one per core.
-    dtype: of stored embeddings. outputs: what to store beside them. source: how to list the images.
+    templates: one or several, as of `load_templates`; None keeps a store's own, else "a photo of a {}.". phrases: what
+    prompts call a class folder. batch_size: images per pass, 0 for what suits the encoder. workers: decode processes, 0
+    for one per core. dtype: of stored embeddings, "float16" or "float32"; None for a store's own, else "float16".
+    outputs: what to store beside them. source: how to list the images.
     decode_timeout: seconds of processor time that reading and decoding one image may take. retry_bad: whether images
     that are recorded as bad are tried again.
     split_shares: per cent of each class for train, val and test, where the source has no splits; None for those that
@@ -37,11 +39,11 @@ class ExtractOptions:
         8
     """
 
-    templates: tuple[str, ...] | None = None
+    templates: Sequence[str] | None = None
     phrases: dict[str, str] | None = None
     batch_size: int = 0
     workers: int = 0
-    dtype: str = "float16"
+    dtype: str | None = None
     unit_rows: int = UNIT_ROWS
     progress: bool = False
     source: SourceOptions = DEFAULTS
@@ -50,6 +52,18 @@ class ExtractOptions:
     split_shares: tuple[float, float, float] | None = None
     split_seed: int | None = None
     retry_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float16", "float32"):
+            raise ArgumentError(f"dtype {self.dtype!r}: there are float16 and float32")
+        for name, least in (("workers", 0), ("batch_size", 0), ("unit_rows", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ArgumentError(f"{name} {value!r}: give a whole number from {least} up")
+        if self.templates is not None:
+            given = [self.templates] if isinstance(self.templates, str | os.PathLike) else self.templates
+            loaded = dict.fromkeys(each for one in given for each in load_templates(os.fspath(one)))
+            object.__setattr__(self, "templates", tuple(loaded))
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,9 @@ def survey(source: str, encoder: EncoderSpec, options: ExtractOptions) -> Survey
         raise SourceError(f"{source} has {what}: a classifier needs two; put the images of each class into a folder of "
                           "its own, FOLDER/CLASS/image.jpg or FOLDER/train/CLASS/image.jpg, or store them for predict "
                           "with --unlabelled")
+    if options.templates and not classes:
+        raise SourceError(f"{source} gives no classes, of which --templates could say something: leave them out; "
+                          "`onceclip text --names` makes prompts for unlabelled images")
     found = Survey(source, listing.records, listing.remarks, classes, class_phrases(classes, options.phrases),
                    _with_boxes(options, source, listing.records))
     if found.has_splits and (shares is not None or options.split_seed is not None):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME, check_name
 from onceclip.pipeline.words import counted, listing
 from onceclip.stores import TextSet
+from onceclip.stores.identity import canonical
 from onceclip.stores.rows import unusable_rows
+from onceclip.stores.text import TEXT_ENCODER
 
 BESIDE = "text-"  # in the name of a file of a text set, beside that of the images
 _FURTHER = ("class_names", "class_ptr", "template_id", "prompt", "encoder", "source")
@@ -41,7 +43,7 @@ def read_text_set(name: str, file: Path, classes: Sequence[str], dim: int, encod
         raise ArrayError(f"--text-set {name}: the set of this name is the array `text` of the import: choose another")
     arrays = _load(file)
     if "class_ptr" in arrays:
-        return replace(_exported(file, arrays, classes, dim), encoder=encoder)
+        return _of_store(_exported(file, arrays, classes, dim), encoder)
     text, names = arrays["text"], texts_of(arrays["class_names"]) if "class_names" in arrays else None
     if text.ndim not in (2, 3) or text.shape[-1] != dim or text.dtype.kind != "f" or 0 in text.shape:
         raise ArrayError(f"{file} has shape {text.shape} and type {text.dtype}: a text set is (classes, {dim}) or "
@@ -82,11 +84,11 @@ def text_sets_of(source: str | Path, given: Mapping[str, str | Path], classes: S
         if name in found:
             continue
         check_name(name)
-        text = _exported(path, _load(path), classes, encoder["dim"])
+        text = _exported(path, _load(path), (), encoder["dim"])  # a store may have a class that a set lacks
         if text.encoder != said["encoder"]["fingerprint"]:
             raise ArrayError(f"{path} lies beside {file.name} but was made by another encoder: move it away, or export "
                              "both anew")
-        found[name] = replace(text, encoder=encoder["fingerprint"])
+        found[name] = _of_store(text, encoder["fingerprint"])
     return found
 
 
@@ -97,6 +99,13 @@ def text_arrays(text: TextSet) -> dict[str, np.ndarray]:
             "encoder": np.array(text.encoder), "source": np.array(json.dumps(text.source))}
 
 
+def _of_store(text: TextSet, encoder: str) -> TextSet:
+    """A set as one of a store, whose encoder is perhaps the same by another name. encoder: fingerprint of that."""
+    if text.encoder == encoder:
+        return text
+    return replace(text, encoder=encoder, source={**text.source, TEXT_ENCODER: {"fingerprint": text.encoder}})
+
+
 def _exported(file: Path, arrays: Mapping[str, np.ndarray], classes: Sequence[str], dim: int) -> TextSet:
     """The set that `text_arrays` wrote."""
     try:
@@ -104,14 +113,15 @@ def _exported(file: Path, arrays: Mapping[str, np.ndarray], classes: Sequence[st
         text = TextSet(embedding, tuple(texts_of(arrays["class_names"])), pointer,
                        arrays["template_id"].astype(np.int32), tuple(texts_of(arrays["prompt"])),
                        str(arrays["encoder"]), read_json(str(arrays["source"])))
+        canonical(text.source)  # no NaN, which stores do not have
         sizes = {len(embedding), int(pointer[-1]), len(text.prompts), len(text.template_id)}
         fits = (embedding.ndim == 2 and embedding.shape[1] == dim and len(sizes) == 1 and pointer[0] == 0
                 and len(pointer) == len(text.classes) + 1 and (np.diff(pointer) >= 0).all()
                 and isinstance(text.source, dict) and len(set(text.classes)) == len(text.classes))
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ArrayError(f"{file} is no text set of `onceclip export` ({' '.join(str(error).split())})") from error
-    there = {*text.classes}
-    missing = [] if not fits or text.is_captions else [each for each in classes if each not in there]
+    known = {*text.classes}
+    missing = [] if not fits or text.is_captions else [each for each in classes if each not in known]
     if not fits or missing or (unusable_rows(embedding) != "").any():
         what = f"lacks {counted(len(missing), 'class', 'classes')}: {listing(missing)}" if missing else \
             f"has arrays that do not fit each other, or embeddings of {dim} numbers"
@@ -137,9 +147,13 @@ def read_npz(file: Path, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
 
     Raises one of UNREADABLE for what is no such file, and for one that would take far more memory than it has bytes.
     """
-    with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-        _check_sizes(arrays.zip, file.stat().st_size)
-        return {name: arrays[name] for name in arrays.files if not names or name in names}
+    with file.open("rb") as handle:
+        if not is_zipfile(handle):
+            raise ValueError("it is no .npz file")
+        handle.seek(0)
+        with np.load(handle, allow_pickle=False) as arrays:
+            _check_sizes(arrays.zip, file.stat().st_size)
+            return {name: arrays[name] for name in arrays.files if not names or name in names}
 
 
 def _check_sizes(archive: ZipFile, size: int) -> None:

@@ -20,7 +20,7 @@ from onceclip.pipeline.encoders.images import EMBEDDING, Encoded, EncoderThreads
 from onceclip.pipeline.extraction.outputs import TOKEN, VIEW, rows_without_views, views_of
 from onceclip.pipeline.sources import Content
 from onceclip.stores import StoreWriter, open_store
-from onceclip.stores.schema import BAD, SPLITS, STORED, TODO
+from onceclip.stores.schema import BAD, REMOVED, SPLITS, STORED, TODO
 from onceclip.stores.storage import damage
 
 FLUSH_SECONDS = 30.0  # at most this much encoding is lost when the process is killed
@@ -61,12 +61,12 @@ def rows_to_embed(writer: StoreWriter) -> Remaining:
     with damage(writer.store.path, "image/state"):
         if writer.units is None:
             states = np.asarray(state[...])
-            return Remaining(np.flatnonzero(states == TODO), len(states))
+            return Remaining(np.flatnonzero(states == TODO), int((states != REMOVED).sum()))
         rows, total = [np.empty(0, np.int64)], 0
         for number in sorted(writer.units):  # a worker has one of maybe a million
             states = np.asarray(state[number * size:(number + 1) * size])
             rows.append(number * size + np.flatnonzero(states == TODO))
-            total += len(states)
+            total += int((states != REMOVED).sum())
     return Remaining(np.concatenate(rows), total)
 
 

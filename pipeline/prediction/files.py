@@ -124,8 +124,8 @@ def _parquet(path: Path, top_k: int, sets: bool) -> Iterator[Add]:
         import pyarrow
         from pyarrow.parquet import ParquetWriter
     except ImportError:
-        raise PredictionError(f"{path}: parquet files need pyarrow: pip install onceclip[parquet], or write a .csv or "
-                          ".jsonl file") from None
+        raise PredictionError(f"{path}: parquet files need pyarrow: pip install 'onceclip[parquet]', or write a .csv "
+                          "or .jsonl file") from None
     schema = pyarrow.schema([(name, pyarrow.float32() if name.startswith("probability") else pyarrow.string())
                              for name in columns(top_k, sets)])
     with whole_file(path) as file, ParquetWriter(file, schema) as writer:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from onceclip.adapters import Classifier, SetRule
 from onceclip.adapters.inference import Inference
+from onceclip.pipeline.decoding.preparation import EIGHT_BIT
 from onceclip.pipeline.encoders import Encoder, EncoderSpec
 from onceclip.pipeline.encoders.images import Encoded
 from onceclip.pipeline.encoders.spec import clip_of
 from onceclip.pipeline.errors import ArgumentError, PredictionError
-from onceclip.pipeline.files import Pixels
+from onceclip.pipeline.files import Pixels, eight_bit
 from onceclip.pipeline.prediction.encoding import encoder_of, rows_of_images
 from onceclip.pipeline.prediction.inference import logits_of_images, logits_of_rows, logits_of_store
 from onceclip.pipeline.prediction.inputs import list_inputs, store_among
@@ -88,6 +89,8 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
         raise ArgumentError("--views is for a strategy that reads views of images: add --inference mta, say")
     if isinstance(inputs, Tensor) or (isinstance(inputs, np.ndarray) and inputs.dtype != np.uint8):
         require_store(join, None)
+        _require_store_split(split)
+        _require_images(options, "embeddings have")
         return Answers(len(inputs), [], predict_rows(classifier, inputs, top_k, min_probability, strategy))
     given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
     if not given:
@@ -97,12 +100,14 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
     require_store(join, store)
     if store:
         store = joined_store(store, join, classifier)
+        _require_images(options, "a store has")
         if views is not None:
             raise ArgumentError("--views is for images: a store has its own, as extract --views made them")
+        if options != DEFAULTS:
+            raise ArgumentError("--root, --every and --frames are for images: leave them out, or give no store")
         return Answers(len(rows_to_label(store, split)), [],
                        predict_store(classifier, store, split, top_k, min_probability, strategy))
-    if split is not None:
-        raise ArgumentError("--split is for a store: leave it out, or give a store")
+    _require_store_split(split)
     options = replace(options, clip=clip_of(classifier.encoder))
     if len(paths) == len(given):
         listing = list_inputs(paths, options)
@@ -117,15 +122,30 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
     return Answers(len(records), remarks, when_asked())
 
 
+def _require_store_split(split: str | None) -> None:
+    """Raise ArgumentError for a split of what is no store."""
+    if split is not None:
+        raise ArgumentError("--split is for a store: leave it out, or give a store")
+
+
+def _require_images(options: SourceOptions, what: str) -> None:
+    """Raise ArgumentError for options of images where there are none."""
+    if options != DEFAULTS:
+        raise ArgumentError(f"--root, --every and --frames are for images and videos, which {what} none of: leave them "
+                            "out")
+
+
 def _records(given: Any, number: int, options: SourceOptions) -> Sequence[Record]:
     if isinstance(given, str | Path):
         return list_inputs([given], options).records
+    what = type(given).__name__
     if isinstance(given, Image.Image):
-        given = np.asarray(given.convert("RGB"))
+        what, image = f"a Pillow image of mode {given.mode}", eight_bit(given)
+        given = np.asarray(image.convert("RGB")) if image.mode in EIGHT_BIT else None
     if (isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (2, 3)
             and given.shape[2:] in ((), (3,))):
         return [Record(str(number), Pixels(given))]
-    raise PredictionError(f"cannot label {type(given).__name__} (input {number}): give paths of images, a folder or a "
+    raise PredictionError(f"cannot label {what} (input {number}): give paths of images, a folder or a "
                           "store, Pillow images, uint8 arrays (height, width, 3) or embeddings (rows, dim)")
 
 

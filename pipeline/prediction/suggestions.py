@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters import Classifier
-from onceclip.adapters.methods import stored_method_class
+from onceclip.adapters.methods import METHODS, stored_method_class
+from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.ops import unit
 from onceclip.adapters.selection.automatic import AVERAGES
 from onceclip.adapters.text import RULES
@@ -29,7 +30,6 @@ _POOL = 10  # least sure images per image that is wanted, among which clusters a
 _ROUNDS = 20  # of k-means
 _SEED = 1
 _FOLDS = 5
-_IN_PLACE = "gda"  # of an average of methods, of which none can be fitted anew alone
 
 
 @dataclass(frozen=True)
@@ -199,21 +199,39 @@ def _left_out(fitted: list[Classifier], store: Store, rows: np.ndarray,
 
 def _fitted(classifier: Classifier, store: Store, rows: np.ndarray) -> Classifier:
     """The adapter's method, with its hyperparameters, fitted on some rows of a store."""
+    made = classifier.provenance.get("text") or {}
+    name = str(made.get("name", "default"))
     averaged = classifier.method in AVERAGES
-    kind = stored_method_class(_IN_PLACE if averaged else classifier.method, "the adapter")
+    if averaged:
+        classifier = _judge(classifier, name in store.texts)
+    kind = stored_method_class(classifier.method, "the adapter")
     if kind.needs_bank:
         raise PredictionError(f"{kind.name} learns from images of a bank, and labels of a store's own images are "
                               "looked at here: give an adapter of another method, such as gda")
-    known = kind.stored_values({} if averaged else classifier.hyperparameters)
+    known = kind.stored_values(classifier.hyperparameters)
     method = kind(**{name: value for name, value in known.items() if name in kind.hyperparameters})
-    made = classifier.provenance.get("text") or {}
-    name = str(made.get("name", "default"))
+    if not averaged and classifier.inputs != kind.inputs:
+        method = method.with_inputs(classifier.inputs)
     words = (store.text(name) if name in store.texts or kind.needs_text else
              TextSet.of_names(store.classes, store.dim, store.encoder["fingerprint"]))
     draw = Draw(rows, tuple(map(str, store.column("key")[rows])))
     task = task_of(store, words.of_classes(store.classes), made.get("class_weights", RULES[0]), draw,
-                   outputs=kind.inputs)
-    return replace(method.fit(task, seed=1), temperature=1.0 if averaged else classifier.temperature)
+                   outputs=method.inputs, tower=kind.wants_tower)
+    return replace(method.fit(task, seed=1), temperature=classifier.temperature)
+
+
+def _judge(classifier: Classifier, text: bool) -> Classifier:
+    """One method of an average, with the hyperparameters and the temperature that were chosen for it.
+
+    It is gda where it has part, since training learns wrong labels too, else the method with the most weight. text:
+    whether the store has the prompts, without which linear-probe stands for an average that says no weights.
+    """
+    values = classifier.hyperparameters
+    weights = {name: value for name in METHODS if isinstance(value := values.get(f"{name} weight"), float)}
+    method = GDA.name if GDA.name in weights else max(weights, key=lambda name: weights[name],
+                                                default=GDA.name if text else "linear-probe")
+    own = {name.removeprefix(f"{method} "): value for name, value in values.items() if name.startswith(f"{method} ")}
+    return replace(classifier, method=method, hyperparameters=own, temperature=float(own.get("temperature", 1.0)))
 
 
 def _folds(store: Store, rows: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from onceclip.pipeline.prompts.prompts import (
     waffle_templates,
 )
 from onceclip.stores import Store, StoreWriter, TextSet, open_store, write_lock
+from onceclip.stores.text import TEXT_ENCODER
 
 if TYPE_CHECKING:
     from onceclip.pipeline.encoders import Encoder
@@ -84,7 +85,7 @@ def _requested(store: Store, classes: Sequence[str], phrases: Mapping[str, str] 
 def phrases_of(store: Store, classes: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
     """What prompts call each class; where nothing is given, as in the set "default"."""
     if given is None:
-        known = {*classes}
+        known = set(classes)
         given = {name: phrase for name, phrase in _source(store).get("phrases", {}).items() if name in known}
     return class_phrases(classes, given)
 
@@ -99,7 +100,7 @@ def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[st
         `seed`. names: classes, for a store of unlabelled images; by default those of the descriptions or phrases.
     Raises PromptError if phrases or descriptions do not match the classes, or nothing says what the classes are.
     """
-    classes = _classes_of(store, names, tuple(descriptions.lines if descriptions else phrases or ()))
+    classes = classes_of(store, names, tuple(descriptions.lines if descriptions else phrases or ()))
     class_words = phrases_of(store, classes, phrases)
     origin = {}
     if waffle:
@@ -110,7 +111,7 @@ def prompts_for(store: Store, templates: Sequence[str] = (), phrases: Mapping[st
     return build_prompts(class_words, tuple(dict.fromkeys(templates)), descriptions, **origin)
 
 
-def _classes_of(store: Store, names: Sequence[str], derived: Sequence[str]) -> Sequence[str]:
+def classes_of(store: Store, names: Sequence[str], derived: Sequence[str] = ()) -> Sequence[str]:
     """The classes of a new text set: the store's own, or, if its images are unlabelled, those that the user names."""
     if store.classes:
         if names:
@@ -140,7 +141,7 @@ def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate:
         if encoder.dim != store.dim:
             raise PromptError(f"{path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: name "
                               "the encoder that made the images")
-        if name in store.texts and not overwrite and not _with_prompts(store, name, prompts):
+        if name in store.texts and not overwrite and not _with_prompts(store, name, prompts, encoder):
             raise PromptError(f"{path} has a text set {name!r} of other prompts: choose another --name, or replace it "
                               "with --overwrite")
         done = put_prompts(writer, encoder, name, prompts, truncate, progress)
@@ -157,16 +158,14 @@ def put_prompts(writer: StoreWriter, encoder: Encoder, name: str, prompts: Promp
     """
     from onceclip.pipeline.encoders.sentences import encode_sentences
 
-    if present := _with_prompts(writer.store, name, prompts):
+    if present := _with_prompts(writer.store, name, prompts, encoder):
         writer.settle_text(name)
         return {**_report(name, present), "encoded": 0}
-    planned = _without_embeddings(writer.store, prompts)
+    planned = _without_embeddings(writer.store, prompts, encoder)
     encoded = encode_sentences(encoder, prompts.sentences, truncate, progress)
     source = dict(planned.source)
     if encoded.cut:
         source["truncated"] = len(encoded.cut)
-    if writer.store.encoder.get("imported"):
-        source["encoder"] = {each: encoder.info.get(each) for each in ("name", "pretrained", "fingerprint")}
     text = replace(planned, embedding=encoded.embedding, source=source)
     writer.put_text(name, text)
     return {**_report(name, text), "encoded": encoded.distinct}
@@ -179,17 +178,20 @@ def check_name(name: str) -> None:
                           "gpt-4")
 
 
-def _without_embeddings(store: Store, prompts: Prompts) -> TextSet:
-    """The text set of some prompts before they are encoded."""
+def _without_embeddings(store: Store, prompts: Prompts, encoder: Encoder | None) -> TextSet:
+    """The text set of some prompts before they are encoded. encoder: None for one whose store is not imported."""
+    source = dict(prompts.source)
+    if encoder and store.encoder.get("imported"):
+        source[TEXT_ENCODER] = {each: encoder.info.get(each) for each in ("name", "pretrained", "fingerprint")}
     return TextSet(np.empty((0, store.dim), np.float32), prompts.classes, prompts.class_ptr,
-                   prompts.template_id, prompts.sentences, store.encoder["fingerprint"], prompts.source)
+                   prompts.template_id, prompts.sentences, store.encoder["fingerprint"], source)
 
 
-def _with_prompts(store: Store, name: str, prompts: Prompts) -> TextSet | None:
-    """The text set of this name if it has exactly these prompts, else None."""
+def _with_prompts(store: Store, name: str, prompts: Prompts, encoder: Encoder | None = None) -> TextSet | None:
+    """The text set of this name if it has exactly these prompts, by this encoder, else None."""
     if name not in store.texts:
         return None
-    present, planned = store.text(name), _without_embeddings(store, prompts)
+    present, planned = store.text(name), _without_embeddings(store, prompts, encoder)
     same = (present.fingerprint == planned.fingerprint
             and np.array_equal(present.template_id, planned.template_id))
     return present if same else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -122,7 +123,7 @@ def load_phrases(path: Path) -> dict[str, str]:
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
     """Names of classes, two or more, none twice and none empty. Raises PromptError for others."""
     found = tuple(name.strip() for name in names)
-    twice = next((name for place, name in enumerate(found) if name in found[:place]), None)
+    twice = next((name for name, number in Counter(found).items() if number > 1), None)
     if twice is not None or "" in found or len(found) < 2:
         what = f"{twice!r} is there twice" if twice else "one of them is empty" if "" in found else "there are too few"
         raise PromptError(f"class names {', '.join(map(repr, found)) or 'none'}: {what}; give two or more, such as "
@@ -136,7 +137,7 @@ def class_phrases(classes: Sequence[str], given: Mapping[str, str] | None = None
     A folder's name of other bytes than UTF-8 stays as its key spells it.
     Raises PromptError if a name is given for a class that does not exist, or is empty.
     """
-    given, known = given or {}, {*classes}
+    given, known = given or {}, set(classes)
     extra = [name for name in given if name not in known]
     if extra:
         raise PromptError(f"--class-names: {unknown('class folder', extra[0], classes)}")

@@ -20,6 +20,7 @@ from onceclip.pipeline.runs.summary import BASELINE
 from onceclip.pipeline.words import counted, listing
 
 Block = dict[str, Any]
+_OF_ANSWERS = ("mcnemar", "bootstrap")
 _FEW_STORES = {"wilcoxon": 6, "friedman": 3}  # of fewer, no difference can be told from luck
 
 
@@ -33,7 +34,10 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
         same images count as one.
     Raises ResultError if nothing can be compared.
     """
-    frame = results_frame(folders)
+    if test in _OF_ANSWERS and score != "accuracy":
+        raise ResultError(f"{test} counts right and wrong answers, and says nothing of {score}: leave --score out, or "
+                          "compare by --test draws")
+    frame = results_frame(folders, contents="store" if test in _IN_A_STORE else "method")
     if shots is not None:
         frame = frame[frame["shots"].isin(list(shots))]
     if score not in frame or frame.empty:

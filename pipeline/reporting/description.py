@@ -130,7 +130,7 @@ def card(values: dict[str, Any]) -> str:
     }
     templates = Environment(loader=PackageLoader("onceclip.pipeline.reporting"), trim_blocks=True,
                             autoescape=select_autoescape(["html"]))
-    templates.filters["cell"] = lambda text: " ".join(text.replace("|", "\\|").split())
+    templates.filters["cell"] = lambda text: " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
     return templates.get_template("card.md").render(
         name=name, place=place, in_python=repr(place), facts=facts, splits=SPLITS,
         classes=list(values["classes"].items()), most=_LISTED_CLASSES)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log10
+from operator import itemgetter
 from statistics import fmean, median
 from typing import Any
 
@@ -45,11 +46,16 @@ def chosen_of(setting: Setting) -> list[dict[str, Any]]:
     return found
 
 
-def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def _by_method(rows: Iterable[Row], name: Callable[[Row], str] = itemgetter("method")) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        found[row["method"]].append(row)
+        found[name(row)].append(row)
     return found
+
+
+def _with_strategy(row: Row) -> str:
+    """The method, and the strategy that read the test rows, if one did."""
+    return " + ".join([row["method"], *filter(None, [row.get("inference", {}).get("name")])])
 
 
 def _tried(name: str, rows: Sequence[Row], search: Sequence[Any]) -> Sequence[Any]:
@@ -126,8 +132,8 @@ class Ablation:
 def ablations_of(setting: Setting) -> list[Ablation]:
     """All hyperparameters in which runs of a method differ by what was asked for, of rows that have an accuracy."""
     found = []
-    for method, rows in _by_method(row for row in setting.rows if row["accuracy"] is not None
-                                   and row.get("asked", {}).get("values")).items():
+    scored = (row for row in setting.rows if row["accuracy"] is not None and row.get("asked", {}).get("values"))
+    for method, rows in _by_method(scored, _with_strategy).items():
         asked = [row["asked"]["values"] for row in rows]
         names = [name for name in dict.fromkeys(name for each in asked for name in each)
                  if len({_key(each[name]) for each in asked if name in each}) > 1]

@@ -95,11 +95,11 @@ def with_pictures(shown: Sequence[Any], store: Store, images: str | None) -> tup
 
 
 def with_thumbnails(found: Sequence[Any], store: Store | None, images: str | None,
-                    records: Sequence[Record]) -> list[Any]:
-    """Suggestions with pictures as far as there are any. records: the images, where they are not those of a store."""
+                    records: Sequence[Record]) -> tuple[list[Any], str]:
+    """Suggestions as of `with_pictures`. records: the images, where they are not those of a store."""
     if store is not None:
-        return with_pictures(found, store, images)[0]
-    return _add_pictures(found, lambda each: thumbnail(records[each.row].content.read()))
+        return with_pictures(found, store, images)
+    return _add_pictures(found, lambda each: thumbnail(records[each.row].content.read())), ""
 
 
 def _add_pictures(shown: Sequence[Any], picture: Callable[[Any], str]) -> list[Any]:
@@ -123,7 +123,7 @@ def _frame(images: str, key: str) -> Content | None:
     try:
         import av  # noqa: F401 - whether it is there
     except ImportError:
-        raise BadImage("frames of videos need PyAV: pip install onceclip[video]") from None
+        raise BadImage("frames of videos need PyAV: pip install 'onceclip[video]'") from None
     return Frame(LocalFile(Path(images) / path), int(number))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def write_adapter_report(adapter: Path, store: str, out: Path, split: str = "tes
     classes = sorted(scores["per_class"], key=lambda each: (each["recall"] is None, each["recall"], each["class"]))
     wrong = scores["n"] - sum(each["right"] for each in classes)
     suffix = "_calibrated" if temperature_of(classifier) else ""
-    write_page(out, "adapter.html", title=adapter.name, adapter=str(adapter), scores=scores, split=split,
+    write_page(out, "adapter.html", title=adapter.resolve().name, scores=scores, split=split,
                 classes=[each for each in classes if each["n"]], worst=WORST, matrix=_matrix(scores),
                 confusions=scores["confusions"][:PAIRS], counts={each["class"]: each["n"] for each in classes},
                 reliability=reliability(classifier.method, scores["details"]["reliability"], scores["ece"]),
@@ -156,10 +156,12 @@ def _matrix(scores: dict[str, Any]) -> list[tuple[str, list[int]]] | None:
     return [(true, [cells.get((true, predicted), 0) for predicted in names]) for true in names]
 
 
-def write_suggestions_page(path: Path, found: Sequence[Any], method: str, where: str, errors: bool) -> None:
+def write_suggestions_page(path: Path, found: Sequence[Any], remark: str, method: str, where: str,
+                           errors: bool) -> None:
     """Write one self-contained HTML file. errors: whether labels are to be checked, or else images to be labelled."""
     title = "Labels to check" if errors else "Images to label next"
-    write_page(path, "suggestions.html", title=title, found=found, method=method, where=where, errors=errors)
+    write_page(path, "suggestions.html", title=title, found=found, remark=remark, method=method, where=where,
+               errors=errors)
 
 
 def write_incremental_report(folder: Path) -> Path:
@@ -168,16 +170,30 @@ def write_incremental_report(folder: Path) -> Path:
     Raises ResultError if it has none.
     """
     settings: dict[Any, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in read_lines(folder / NAME):
-        name = f"{row['method']}{' (joint)' if row['joint'] else ''}"
-        settings[str(row["store"]), len(row["sessions"]), row["shots"], row["text"]][name].append(row)
+    for row, name in _incremental_names(read_lines(folder / NAME)):
+        content = str(row.get("fingerprints", {}).get("store"))[:8]
+        settings[str(row["store"]), content, len(row["sessions"]), row["shots"], row["text"],
+                 row.get("seed")][name].append(row)
     if not settings:
         raise ResultError(f"{folder} has no {NAME}: `onceclip incremental STORE --out {folder}` writes it")
     write_page(folder / PAGE, "incremental.html", title="Classes that arrive", settings=[
-        {"title": f"{store}, {sessions} sessions, {shots_of(shots)}, text {text}", "curves": incremental_curves(lines),
+        {"title": f"{store}, content {content}, {sessions} sessions, {shots_of(shots)}, text {text}, seed {seed}",
+         "curves": incremental_curves(lines),
          "lines": [_incremental_line(name, rows) for name, rows in lines.items()]}
-        for (store, sessions, shots, text), lines in settings.items()])
+        for (store, content, sessions, shots, text, seed), lines in settings.items()])
     return folder / PAGE
+
+
+def _incremental_names(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    """Each row and the name of its line: the method, with the hyperparameters in which rows of it differ."""
+    values: dict[Any, set[str]] = defaultdict(set)
+    for row in rows:
+        for name, value in row.get("hyperparameters", {}).items():
+            values[row["method"], name].add(str(value))
+    for row in rows:
+        varied = [f"{name}={value}" for name, value in row.get("hyperparameters", {}).items()
+                  if len(values[row["method"], name]) > 1]
+        yield row, " ".join([row["method"], *varied, *["(joint)"] * row["joint"]])
 
 
 def _incremental_line(name: str, rows: Sequence[Row]) -> dict[str, Any]:

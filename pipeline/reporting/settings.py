@@ -18,6 +18,7 @@ from onceclip.pipeline.runs.summary import (
     Experiment,
     Key,
     Table,
+    at_one_place,
     chosen_rows,
     experiment_of,
     line_name,
@@ -120,7 +121,7 @@ def settings_of(results: Results) -> list[Setting]:
     A store or a text set that was made again under its name has other test images or prompts: a setting of its own.
     """
     groups: dict[Experiment, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in results.rows:
+    for row in at_one_place(results.rows):
         prints = row.get("fingerprints", {})
         groups[experiment_of(row)][str(prints.get("store") or ""), str(prints.get("text") or "")].append(row)
     for contents in groups.values():

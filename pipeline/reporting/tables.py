@@ -34,19 +34,21 @@ _APART = {"text": "text {}", "select": "select {}", "class_weights": "class weig
           "batches": "batches ({})"}
 
 
-def results_frame(folders: Sequence[Path]) -> pd.DataFrame:
+def results_frame(folders: Sequence[Path], contents: str = "method") -> pd.DataFrame:
     """The runs of results folders that count, a line each: store, method, shots, seed, scores and more.
 
     method: the line of the tables that a sweep prints, so that runs that differ in anything but shots and seed differ
     in it. Of a grid, the setting that is best on validation rows stands for its seed. Failures are left out.
+    contents: the column that tells contents of a store apart which was made again, "method" or "store".
     Raises ResultError if there is no row, or a row is no result of onceclip.
     """
     read = read_results(folders)
     settings = settings_of(read)
     names = _store_names([setting.experiment.store for setting in settings])
     folder_of = {run: str(Path(place.rpartition(":")[0]).parent) for run, place in read.places.items()}
-    lines = [{"store": names[setting.experiment.store], "method": f"{name}{_apart(setting, settings)}", "shots": shots,
-              "seed": seed, **{score: row.get(score) for score in (*SCORES, *_FURTHER)},
+    lines = [{"store": f"{names[setting.experiment.store]}{_content(setting, settings, contents == 'store')}",
+              "method": f"{name}{_content(setting, settings, contents == 'method')}{_apart(setting, settings)}",
+              "shots": shots, "seed": seed, **{score: row.get(score) for score in (*SCORES, *_FURTHER)},
               **{f"{name}_{each['kind']}": each[name] for each in row.get("sets", ()) for name in ("coverage", "size")},
               "support": row.get("fingerprints", {}).get("support"),
               "hyperparameters": row.get("hyperparameters", {}), "path": setting.experiment.store,
@@ -64,13 +66,18 @@ def _store_names(paths: Sequence[str]) -> dict[str, str]:
     return {path: (PurePath(path).name.removesuffix(".zarr") if alone[path] else path) or path or "?" for path in paths}
 
 
+def _content(setting: Setting, settings: Sequence[Setting], wanted: bool) -> str:
+    """What tells the content of a store, and its prompts, from others that it had, where that is wanted."""
+    same = [each.prints for each in settings if each.experiment == setting.experiment] if wanted else []
+    return "".join(f", {what} {own[:8]}" for what, own, *every in zip(("content", "prompts"), setting.prints, *same,
+                                                                      strict=True) if len({*every}) > 1)
+
+
 def _apart(setting: Setting, settings: Sequence[Setting]) -> str:
     """What tells the runs of a setting from others on the same store, behind the name of the method."""
     mine = setting.experiment
     same = [each.experiment for each in settings if each.experiment.store == mine.store]
-    again = sum(each.experiment == mine for each in settings) > 1
-    parts = [*differences(mine, same, _APART), *[f"content {setting.prints[0][:8]}"] * again,
-             *["base"] * (mine.base and len({each.base for each in same}) > 1)]
+    parts = [*differences(mine, same, _APART), *["base"] * (mine.base and len({each.base for each in same}) > 1)]
     return "".join(f", {part}" for part in parts)
 
 

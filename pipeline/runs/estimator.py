@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from onceclip.adapters import Classifier, MethodError, Rows, Task, Text, fit_selected, method_class
+from onceclip.adapters import Classifier, Method, MethodError, Rows, Task, Text, fit_selected, method_class
 from onceclip.adapters.classifier import to_device
 from onceclip.adapters.ops import unit
 from onceclip.adapters.selection.calibration import calibrated
@@ -23,7 +24,7 @@ from onceclip.pipeline.errors import DeviceError, EstimatorError
 from onceclip.pipeline.tasks.tasks import logit_numbers
 from onceclip.pipeline.words import class_remarks
 from onceclip.pipeline.workers.devices import CPU, training_device
-from onceclip.stores import Store
+from onceclip.stores import Store, open_store
 
 _SELECT = ("fixed", "val", "loo")
 _RECODED = ("inside of VotingClassifier, StackingClassifier or BaggingClassifier, which replace labels by 0, 1, 2 ... "
@@ -33,10 +34,11 @@ _RECODED = ("inside of VotingClassifier, StackingClassifier or BaggingClassifier
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """Any method of onceclip as a scikit-learn classifier of raw embeddings.
 
-    method: its name, as `onceclip methods` lists them. text: what the prompts of each class embed to, a mapping from
-        label to raw embeddings (dim,) or (prompts, dim), or an array (classes, dim) or (classes, prompts, dim) whose
-        order `class_names` tells; labels that are not in `y` are left out. None: the class means of the training rows
-        take the place of prompts, so that `zero-shot` is the nearest class mean.
+    method: its name, as `onceclip methods` lists them, MODULE:CLASS of your own, or the class.
+    text: what the prompts of each class embed to, a mapping from label to raw embeddings (dim,) or (prompts, dim), or
+        an array (classes, dim) or (classes, prompts, dim) whose order `class_names` tells; labels that are not in `y`
+        are left out. None: the class means of the training rows take the place of prompts, so that `zero-shot` is the
+        nearest class mean.
     class_names: the label of each entry of a text that is an array.
     params: hyperparameters by name; the others have their defaults. seed: of the training and of the rows held out.
     select: "fixed"; "val", which chooses the hyperparameters that `params` leaves open on a `validation_fraction` of
@@ -56,7 +58,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         (5, 4)
     """
 
-    def __init__(self, method: str = "tip-adapter", *, text: Mapping[Hashable, Any] | Any | None = None,
+    def __init__(self, method: str | type[Method] = "tip-adapter", *, text: Mapping[Hashable, Any] | Any | None = None,
                  class_names: Sequence[Hashable] | None = None, params: Mapping[str, Any] | None = None,
                  select: str | None = None, validation_fraction: float = 0.2, seed: int = 1, logit_scale: float = 100.0,
                  logit_bias: float = 0.0, encoder: Mapping[str, Any] | None = None, device: str = CPU) -> None:
@@ -73,8 +75,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.device = device
 
     @classmethod
-    def from_store(cls, store: Store, method: str = "tip-adapter", text: str = "default", **others: Any) -> Self:
+    def from_store(cls, store: str | Path | Store, method: str | type[Method] = "tip-adapter", text: str = "default",
+                   **others: Any) -> Self:
         """An estimator with the text set, the logit scale and the encoder of a store; labels are its class names."""
+        store = store if isinstance(store, Store) else open_store(store)
         words = store.text(text).of_classes(store.classes)
         embedding = words.embedding.astype(np.float32)
         return cls(method, text={name: embedding[words.class_index == number]
@@ -94,6 +98,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise EstimatorError("a classifier needs two classes, and y has 1 class: give labelled rows of another one")
         if self.select not in (None, *_SELECT):
             raise EstimatorError(f"no selection {self.select!r}: there are: {', '.join(_SELECT)}")
+        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise EstimatorError(f"seed {self.seed!r}: give a whole number from 0 up, with which a fit can be repeated")
+        if not 0 < self.validation_fraction < 1:
+            raise EstimatorError(f"validation_fraction {self.validation_fraction}: give a part of each class's rows, "
+                                 "such as 0.2")
         if self.select == "loo" and self.text is None:
             raise EstimatorError("select='loo' needs a text: without one, each row is part of its class's mean")
         try:
@@ -124,7 +133,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _fitted(self, rows: torch.Tensor, label: torch.Tensor) -> Classifier:
         method = method_class(self.method)(**dict(self.params or {}))
         if method.inputs != (EMBEDDING,):
-            raise EstimatorError(f"{self.method} needs {method.needs}, and an estimator has embeddings alone: use "
+            raise EstimatorError(f"{method.name} needs {method.needs}, and an estimator has embeddings alone: use "
                                  "`onceclip fit` on a store, or another method")
         if self.select == "val":
             held = _held_out(label.numpy(), self.validation_fraction, self.seed)
@@ -154,6 +163,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _prompts(self) -> list[torch.Tensor]:
         """The prompts (prompts, dim) of each class."""
         text: Any = self.text
+        if not hasattr(text, "__len__"):
+            raise EstimatorError(f"text is a {type(text).__name__}: give a mapping from label to embeddings, or make "
+                                 "the estimator with FewShotClassifier.from_store")
         if not isinstance(text, Mapping):
             if self.class_names is None or len(self.class_names) != len(text):
                 raise EstimatorError(f"text has {len(text)} entries: say with class_names which label each of them is "

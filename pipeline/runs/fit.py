@@ -27,10 +27,10 @@ from onceclip.pipeline.evaluation.metrics import CALIBRATED, DETECTION, SCORES
 from onceclip.pipeline.runs.automatic import Automatic, Average, average_of, is_average
 from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.run import NO_REFIT, REFITS, RunSpec
-from onceclip.pipeline.tasks.draws import ALL, GENERATOR, LISTED, Draw
+from onceclip.pipeline.tasks.draws import ALL, GENERATOR, LISTED, Draw, share_groups
 from onceclip.pipeline.tasks.encoders import task_of_encoder
 from onceclip.pipeline.tasks.support import bank_of, with_support
-from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_labelled, draw_task
+from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_labelled, draw_task, names_for
 from onceclip.pipeline.words import version
 from onceclip.pipeline.workers.devices import CPU, name_of, training_device, within_memory
 from onceclip.stores import Store, StoreError, open_store
@@ -83,7 +83,7 @@ def fit_group(store: Store, specs: Sequence[RunSpec], progress: Callable[[float]
     if (keep.predictions or keep.coverage is not None) and any(spec.strategy for spec in specs):
         raise TaskError("--keep-predictions and --coverage are for what classifiers say of each image by itself: leave "
                         "--inference out")
-    store.require_complete()
+    names_for(store, specs[0])  # complains of a store without classes before one without their prompts
     runs = {spec.alone.identity(store): spec.alone for spec in specs}
     fitted = dict(zip(runs, _fit_alone(store, [*runs.values()], progress, calibrate, compile, device, keep),
                       strict=True))
@@ -120,7 +120,8 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     store, average = first.opened(store), is_average(first.method)
     methods = [spec.built() for spec in specs]
     drawn = _drawn(store, first, methods[0])
-    policies = [spec.select or _policy(method, drawn) for spec, method in zip(specs, methods, strict=True)]
+    known = drawn.task.val is None and share_groups(store, drawn.support.rows)
+    policies = [spec.select or _policy(method, drawn, known) for spec, method in zip(specs, methods, strict=True)]
     drawn.remarks.extend(dict.fromkeys(
         remark for method, spec, policy in zip(methods, specs, policies, strict=True)
         if spec.select != "fixed" and spec.shots != 0
@@ -141,7 +142,7 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
         chosen = {place: replace(each, provenance=_provenance(store, specs[place], drawn, policies[place]))
                   for place, each in zip(found, fitted, strict=True)}
         guessed = drawn.sourced and drawn.task.val is None
-        if (calibrate or keep.coverage is not None) and not (average or guessed):
+        if (calibrate or keep.coverage is not None) and not (average or guessed or known):
             chosen = {place: calibrated(each, methods[0], drawn.task) for place, each in chosen.items()}
         given: dict[int, Classifier | MethodError] = {
             place: each if isinstance(each, MethodError) else chosen[place] for place, each in enumerate(selections)}
@@ -197,10 +198,13 @@ def _tasks(store: Store, spec: RunSpec, method: Method, drawn: Drawn) -> dict[st
                                                      method.wants_tower) for name in encoders}}
 
 
-def _policy(method: Method, drawn: Drawn) -> str:
-    """How a method's hyperparameters are chosen by default; guessed labels choose none."""
+def _policy(method: Method, drawn: Drawn, known: bool) -> str:
+    """How a method's hyperparameters are chosen by default; guessed labels choose none, nor images of one group.
+
+    known: whether an image that is left out is known by others of its group.
+    """
     policy = default_policy(method, drawn.task)
-    return "fixed" if policy == "loo" and drawn.sourced.get("source") else policy
+    return "fixed" if policy == "loo" and (known or drawn.sourced.get("source")) else policy
 
 
 def _selections(specs: Sequence[RunSpec], methods: Sequence[Method], policies: Sequence[str],
@@ -289,8 +293,9 @@ def _provenance(store: Store, spec: RunSpec, drawn: Drawn, policy: str) -> dict[
 
 def _draw(draw: Draw, spec: RunSpec) -> dict[str, Any]:
     """A draw as data; one of all rows is the store's split itself, which may have millions of keys."""
+    whole = spec.shots is None and not (spec.draws or spec.shape)
     return {"fingerprint": draw.fingerprint, "generator": LISTED if spec.draws else GENERATOR,
-            "keys": "all" if spec.shots is None and not spec.draws else list(draw.keys)}
+            "keys": "all" if whole else list(draw.keys)}
 
 
 def _row(store: Store, spec: RunSpec, drawn: Drawn, policy: str, selection: Selection,

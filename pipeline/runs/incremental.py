@@ -21,7 +21,7 @@ from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.results import append_rows, read_lines
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
 from onceclip.pipeline.tasks.tasks import draw_task, inputs_of
-from onceclip.pipeline.words import counted, version
+from onceclip.pipeline.words import counted, listing, version
 from onceclip.stores import Store, write_lock
 from onceclip.stores.identity import digest, fingerprint
 
@@ -103,6 +103,9 @@ def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[
     task = draw_task(store, DrawSpec(asked.shots, asked.seed), text=asked.text).task
     test = store.rows("test")
     truth = store.column("label")[test]
+    if not np.isin(truth, [store.classes.index(name) for name in parts[0]]).any():
+        raise TaskError(f"{store.path} has no test image of the classes of the first session ({listing(parts[0], 4)}): "
+                        "take fewer --sessions, or a store with a test split")
     state: dict[str, torch.Tensor] = {}
     seen: list[list[int]] = []
     accuracies, by_session = [], []
@@ -153,9 +156,9 @@ def _scores(classifier: Classifier, store: Store, test: np.ndarray, truth: np.nd
     seen = np.array([number for part in parts for number in part])
     mine = np.isin(truth, seen)
     found = [classifier.logits(piece).argmax(dim=1).numpy() for piece in inputs_of(classifier, store, test[mine])]
-    right = seen[np.concatenate(found)] == truth[mine] if found else np.zeros(0, dtype=bool)
+    right = seen[np.concatenate(found)] == truth[mine]
     of = [right[np.isin(truth[mine], part)] for part in parts]
-    return float(right.mean()) if len(right) else 0.0, [float(each.mean()) if len(each) else None for each in of]
+    return float(right.mean()), [float(each.mean()) if len(each) else None for each in of]
 
 
 def forgetting(by_session: Sequence[Sequence[float | None]]) -> float | None:

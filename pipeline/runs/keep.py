@@ -38,8 +38,8 @@ class Keep:
     coverage: float | None = None
 
     def __post_init__(self) -> None:
-        if self.coverage is not None and not 0 < self.coverage < 1:
-            raise TaskError(f"coverage {self.coverage}: give a probability between 0 and 1, such as 0.9")
+        if self.coverage is not None and not (isinstance(self.coverage, int | float) and 0 < self.coverage < 1):
+            raise TaskError(f"coverage {self.coverage!r}: give a probability between 0 and 1, such as 0.9")
 
 
 NOTHING = Keep()

@@ -142,6 +142,8 @@ class RunSpec(InferenceSpec, DrawSpec, _OfMethod):
         self._require_a_source(method)
         for name in ("inputs", "join"):
             given = getattr(self, name)
+            if not isinstance(given, Sequence):
+                raise TaskError(f"{name} {given!r}: give a text or a list of them, NAME=STORE of join")
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         object.__setattr__(self, "join", tuple(f"{name}={everywhere(path)}" for name, path in
                                                (named_store(each) for each in self.join)))

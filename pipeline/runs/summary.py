@@ -59,7 +59,7 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
     seed; those that were not are lines of their own, and so are other searches and ways of training.
     """
     settings: dict[Experiment, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
+    for row in at_one_place(rows):
         settings[experiment_of(row)].append(row)
     made = []
     for setting, members in settings.items():
@@ -71,6 +71,14 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
                  + (f", mean over batches ({setting.batches})" if setting.batches else ""))
         made += [_table(f"{title}, {SCORES[score]}" if setting.base else title, members, score) for score in scores]
     return made
+
+
+def at_one_place(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows with one path for each content: the last, of a store that was moved or named from another folder."""
+    rows = list(rows)
+    last = {prints.get("store"): row["store"] for row in rows if (prints := row.get("fingerprints") or {})}
+    return [{**row, "store": last[found]} if (found := (row.get("fingerprints") or {}).get("store")) else row
+            for row in rows]
 
 
 def with_alone(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -106,7 +114,7 @@ class Experiment:
 def experiment_of(row: Mapping[str, Any]) -> Experiment:
     """What a row shares with the others of its table."""
     asked = row.get("asked", {})
-    return Experiment(str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "own"),
+    return Experiment(str(row["store"]), str(asked.get("text", row.get("text"))), str(asked.get("select") or "default"),
                       str(asked.get("class_weights") or row.get("class_weights") or RULES[0]),
                       asked.get("classes") == "base", draw_words(asked),
                       ", ".join(f"{name} {_words(value)}" for name, value in (asked.get("batches") or {}).items()
@@ -203,15 +211,17 @@ def _told_apart(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What makes another line of a run only where there is one without it: a grid, the device if it is no CPU, and the
-    bank, by its fingerprint too where two have a name.
+    """What makes another line of a run only where there is one without it: a grid, the device if it is no CPU, the
+    bank, by its fingerprint too where two have a name, captions, inputs, and a refit.
     """
     asked, prints = row.get("asked", {}), row.get("fingerprints", {})
     device, grid = str(row.get("device") or "cpu"), _in_a_grid(row) and asked.get("values")
     bank = str(asked.get("bank") or "").rstrip("/").rpartition("/")[2]
     return ("best of its grid" if grid else "", "" if device == "cpu" else f"on {device}",
             f"of bank {bank} {str(prints.get('bank'))[:6]}" if bank else "",
-            f"with captions {asked['captions']}" if asked.get("captions") else "")
+            f"with captions {asked['captions']}" if asked.get("captions") else "",
+            f"from {' '.join(map(str, asked['inputs']))}" if asked.get("inputs") else "",
+            f"refit on {asked['refit']}" if asked.get("refit") else "")
 
 
 def _in_a_grid(row: Mapping[str, Any]) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,22 +16,20 @@ from tqdm import tqdm
 
 from onceclip.adapters import MethodError
 from onceclip.adapters.cpu import DEFAULT, decided, fast_products
-from onceclip.adapters.inference import inference_class
 from onceclip.adapters.selection.automatic import AUTOMATIC
 from onceclip.adapters.selection.rule import RULE
-from onceclip.adapters.selection.search import GRID
 from onceclip.adapters.training.compile import AUTO, USUAL, Compiling
-from onceclip.pipeline.errors import DeviceError, ResultError, TaskError
+from onceclip.pipeline.errors import DeviceError, ResultError
 from onceclip.pipeline.runs.automatic import is_average, run_method
 from onceclip.pipeline.runs.fit import fit_group
 from onceclip.pipeline.runs.keep import NOTHING, Keep, has_kept, write_kept
 from onceclip.pipeline.runs.results import ROWS, append_rows, by_run, file_name, read_rows, record_stores
-from onceclip.pipeline.runs.run import NO_INFERENCE, RunSpec
+from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.runs.trackers import Log
 from onceclip.pipeline.tasks.support import require_bank
 from onceclip.pipeline.tasks.tasks import names_for
 from onceclip.pipeline.words import counted, shots_of
-from onceclip.pipeline.workers import Part
+from onceclip.pipeline.workers import Part, repeatable
 from onceclip.pipeline.workers.devices import CPU, CUDA, is_gpu, training_device, visible_gpus
 from onceclip.stores import Store, StoreMismatch, open_store, write_lock
 from onceclip.stores.location import everywhere
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
     from onceclip.pipeline.workers.cluster import Workers
 
 MANY = 100  # runs from which starting further processes pays
-OWN = "own"  # the grid of every method's own search values
 GROUP_RUNS, ON_A_GPU = 64, 1024
 
 
@@ -187,7 +183,9 @@ def rows_of_plan(plan: Plan, products: str, local_workers: int = 0,
         device = plan.groups[0].device if plan.groups else CPU
         gpus = visible_gpus() if training_device(device).type == CUDA else []
         most = 1 if ":" in device else len(gpus) or os.cpu_count() or 1
-        number = min(local_workers or (most if plan.todo >= MANY else 1), len(plan.groups))
+        # What a notebook defines, no other process has.
+        here = not repeatable() or any(each.specs[0].method.startswith("__main__:") for each in plan.groups)
+        number = min(local_workers or (1 if here or plan.todo < MANY else most), len(plan.groups))
         if number > 1:
             from onceclip.pipeline.workers.cluster import local
 
@@ -225,72 +223,6 @@ def _opened(path: str, fingerprint: str) -> Store:
     if store.fingerprint != fingerprint:
         raise StoreMismatch(f"{path} has changed since the sweep began: run the same command again")
     return store
-
-
-def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Sequence[int],
-               grids: Sequence[tuple[str, Sequence[str]]] = (), own: bool = False,
-               inferences: Sequence[str] = (NO_INFERENCE,), inference_values: Sequence[tuple[str, str]] = (),
-               batches: Mapping[str, Any] | None = None, **common: Any) -> list[RunSpec]:
-    """Every method at every number of shots with every seed and all combinations of its grids' values.
-
-    inferences: strategies, each of which reads the test rows with every classifier; "none" for each row by itself.
-    inference_values: (name, value) of a hyperparameter, where the name may say of which strategy, as in `stata.alpha`.
-    batches: fields of `Batches`, for all strategies.
-    grids: (name, values), where the name may say for which method, as in `clip-adapter.ratio`. own: each method's own
-        search values, too, for hyperparameters without a grid. common: further fields of RunSpec.
-    Raises TaskError for a grid that no method has, UnknownName for a method that does not exist.
-    """
-    unused, specs = {name for name, _ in grids}, []
-    readings = _readings(list(dict.fromkeys(inferences)), inference_values, batches)
-    for name in methods:
-        known = run_method(name).hyperparameters
-        given = {key: [known[key].parse(key, value) for value in values]
-                 for key, values in _own(grids, name, known, unused).items()}
-        if own:
-            given = {**{key: list(setting.search) for key, setting in known.items() if setting.search}, **given}
-        # An average searches in its own way, so that its runs are the same whatever others of the sweep search by.
-        further = {**common, "search": GRID.kind, "narrow": False} if is_average(name) else common
-        for number, seed in itertools.product(shots, seeds):
-            for values in itertools.product(*given.values()):
-                specs += [RunSpec(name, number, seed, dict(zip(given, values, strict=True)), **further, **reading)
-                          for reading in readings]
-    _require_used("--grid", unused, methods)
-    return specs
-
-
-def _readings(names: Sequence[str], values: Sequence[tuple[str, str]],
-              batches: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Fields of RunSpec for each strategy. Raises TaskError for a value that no strategy has."""
-    unused, readings = {target for target, _ in values}, []
-    for name in names:
-        own = {} if name == NO_INFERENCE else {
-            "inference_values": _own(values, name, inference_class(name).hyperparameters, unused),
-            "batches": batches or {}}
-        readings.append({"inference": name, **own})
-    _require_used("--inference-set", unused, names)
-    if batches and all(name == NO_INFERENCE for name in names):
-        raise TaskError("batches are for a strategy: add --inference")
-    return readings
-
-
-def _own(values: Iterable[tuple[str, Any]], name: str, known: Collection[str], unused: set[str]) -> dict[str, Any]:
-    """Those of some values, each of HYPERPARAMETER or NAME.HYPERPARAMETER, that are for one that is known.
-
-    name: of the method or strategy that is asked for. unused: loses those that are.
-    """
-    own = {}
-    for target, value in values:
-        owner, _, hyperparameter = target.rpartition(".")
-        if owner in ("", name) and hyperparameter in known:
-            own[hyperparameter] = value
-            unused.discard(target)
-    return own
-
-
-def _require_used(option: str, unused: set[str], names: Sequence[str]) -> None:
-    if unused:
-        raise TaskError(f"{option} {min(unused)}: none of {', '.join(names)} has such a hyperparameter; "
-                        "`onceclip methods NAME` lists them")
 
 
 def make_plan(stores: Sequence[Store], specs: Iterable[RunSpec], done: Mapping[str, Any],
@@ -339,4 +271,8 @@ def is_outdated(row: Mapping[str, Any] | None, spec: RunSpec) -> bool:
         return False
     if row["select"] != "fixed":
         return bool(row.get("rule") != RULE)
-    return not is_average(spec.method) and bool(row["hyperparameters"] != run_method(spec.method)(**spec.values).values)
+    if is_average(spec.method):
+        return False
+    values, method = row["hyperparameters"], run_method(spec.method)(**spec.values)
+    return bool(values.keys() != method.values.keys() or any(
+        values[name] != value for name, value in method.values.items() if name not in method.of_task))

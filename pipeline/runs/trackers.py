@@ -21,6 +21,8 @@ ROW, RUN = "onceclip.row", "onceclip.run"  # tags: which row it is, and what was
 _PARAMETERS = ("method", "shots", "seed", "select", "text", "class_weights", "encoder")
 _NOT_TOLD = ("bank", "captions", "join", "draws", "values")  # paths of this machine, and what is told another way
 _MOST = 500  # characters of a value
+_NO_NAME = re.compile(r"[^\w.\- :/]")  # characters that MLflow takes in no name, as in lp++
+_AT_ONCE = 100  # parameters that MLflow takes
 _log = logging.getLogger("onceclip")
 
 
@@ -98,8 +100,10 @@ class MlflowTracker:
         now = get_current_time_millis()
         run = self._unfinished.get(entry.key) or self._client.create_run(
             self._experiment, tags=entry.tags, run_name=entry.name).info.run_id
-        self._client.log_batch(run, [Metric(name, value, now, 0) for name, value in entry.metrics.items()],
-                               [Param(name, value) for name, value in entry.parameters.items()])
+        self._client.log_batch(run, [Metric(name, value, now, 0) for name, value in entry.metrics.items()])
+        params = [Param(_NO_NAME.sub("_", name), value) for name, value in entry.parameters.items()]
+        for start in range(0, len(params), _AT_ONCE):
+            self._client.log_batch(run, params=params[start:start + _AT_ONCE])
         self._client.set_terminated(run, "FAILED" if entry.error else "FINISHED")
 
     def close(self) -> None:

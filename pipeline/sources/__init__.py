@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
+from onceclip.errors import OnceclipError, failure_of, one_line
 from onceclip.pipeline.errors import SourceError
 from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile, import_name
 from onceclip.pipeline.sources.archives import Archives
@@ -25,6 +27,7 @@ from onceclip.pipeline.sources.record import (
 from onceclip.pipeline.sources.torchvision_sets import TorchvisionSet
 from onceclip.pipeline.sources.videos import with_frames
 from onceclip.pipeline.words import counted, listing
+from onceclip.stores.schema import SPLITS
 
 __all__ = [
     "SOURCES",
@@ -60,16 +63,38 @@ class OwnFunction(Source):
         Raises SourceError if there is no such function, or it gives something else.
         """
         try:
-            function = import_name(text)
-        except (ImportError, AttributeError) as error:
-            raise SourceError(f"{text}: {error}: give a function as module:function, with the module in this folder or "
-                              "installed") from error
-        records = list(function(options.root))
+            records = list(import_name(text)(options.root))
+        except OnceclipError:
+            raise
+        except Exception as error:  # a user's code may raise anything
+            raise SourceError(f"{text} failed ({failure_of(error)}): give MODULE:FUNCTION of a file in this folder or "
+                              "of an installed package, which takes the root and gives records") from error
         other = next((each for each in records if not isinstance(each, Record)), None)
         if other is not None or not records:
             what = "no record" if other is None else f"a {type(other).__name__}"
-            raise SourceError(f"{text} gave {what}: it must give onceclip.pipeline.sources.Record, one per image")
+            raise SourceError(f"{text} gave {what}: it must give onceclip.Record, one per image")
+        for each in records:
+            if not (isinstance(each.key, str) and isinstance(each.label, str | None) and each.label != ""
+                    and isinstance(each.group, str) and each.split in (None, *SPLITS)):
+                raise SourceError(f"{text} gave a record of key {each.key!r}, label {each.label!r}, split "
+                                  f"{each.split!r} and group {each.group!r}: give text, and train, val, test or None "
+                                  "as the split")
+            if not callable(getattr(each.content, "read", None)):
+                raise SourceError(f"{text} gave the content {each.content!r:.60} for {each.key}, which has no `read`: "
+                                  "give LocalFile(path) of onceclip.pipeline.sources, say")
+        _require_sendable(text, records[0].content)
         return Listing(records)
+
+
+def _require_sendable(text: str, content: Content) -> None:
+    """Raise SourceError for what the processes that decode images cannot be sent."""
+    try:
+        if getattr(content, "reading", "disk") != "process":
+            ForkingPickler.dumps(content)
+    except Exception as error:  # pickle refuses by errors of many types
+        raise SourceError(f"{text}: its contents cannot be sent to the processes that decode images ({one_line(error)}"
+                          "): give objects of a class at the top level of a module, without open files, or with "
+                          'reading = "process"') from error
 
 
 # The first that recognises a text lists it.
@@ -91,7 +116,8 @@ def open_source(text: str, options: SourceOptions = DEFAULTS) -> Listing:
 
     text: a folder or its URL, a manifest (.csv, .tsv, .jsonl), CoOp's split file (.json), tar archives, `-` for a list
     of files on standard input, `torchvision:NAME`, `hf-dataset:FOLDER|NAME`, `parquet:FILES`, or `module:function`.
-    Raises SourceError if it cannot be read, has no images, or two images have one key.
+    Raises SourceError if it cannot be read, has no images, two images have one key, or one with a class has no split
+    though others have.
     """
     source = source_of(text) or Folder
     for name, option in _OPTIONS.items():
@@ -105,6 +131,10 @@ def open_source(text: str, options: SourceOptions = DEFAULTS) -> Listing:
         raise SourceError(f"{text} has several images of the key {doubled[0]!r}: give them names of their own")
     if options.unlabelled:
         return Listing([replace(record, label=None) for record in found.records], found.remarks)
+    if any(record.split for record in found.records):
+        lost = next((record.key for record in found.records if record.label is not None and not record.split), None)
+        if lost is not None:
+            raise SourceError(f"{text}: {lost} has no split, though others have: give all images one, or none")
     return Listing(found.records, [*found.remarks, *_remarks(found.records)])
 
 
@@ -118,7 +148,7 @@ def _remarks(records: list[Record]) -> list[str]:
     for record in records:
         if record.group and record.split and record.label is not None:
             splits[record.group].add(record.split)
-    cut = [f"{group!r} ({' and '.join(sorted(found, key=('train', 'val', 'test').index))})"
+    cut = [f"{group!r} ({' and '.join(sorted(found, key=SPLITS.index))})"
            for group, found in splits.items() if len(found) > 1]
     if cut:
         remarks.append(f"{counted(len(cut), 'group')} in several splits: {listing(cut, _NAMED)}; where shots are "

@@ -27,7 +27,15 @@ from onceclip.pipeline.files import (
     suffix,
     text_of,
 )
-from onceclip.pipeline.sources.folder import SPLIT_FOLDERS, by_folders, hidden, is_system, left_out, split_of
+from onceclip.pipeline.sources.folder import (
+    SPLIT_FOLDERS,
+    by_folders,
+    hidden,
+    is_system,
+    left_out,
+    require_splits_alone,
+    split_of,
+)
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions, natural_order
 from onceclip.pipeline.words import counted
 from onceclip.stores.identity import encode_key
@@ -137,7 +145,7 @@ class Archives(Source):
         base = next((depth for depth, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1), -1)
         with ThreadPoolExecutor(_AT_ONCE if is_url(places[0]) else 1) as pool:
             shards = list(pool.map(_indexed, places, ["/".join(names[base:]) for names in parts]))
-        records = _records(shards)
+        records = _records(text, shards, options.unlabelled)
         if not records:
             raise SourceError(f"{text} has no images ({len(places)} archives; images end in "
                               f"{', '.join(sorted(IMAGES))}): give archives of image files")
@@ -222,12 +230,15 @@ def _note(place: str, member: Member, content: bytes) -> dict[str, str]:
             if value is not None and name in ("label", "split", "group")}
 
 
-def _records(shards: list[Shard]) -> list[Record]:
+def _records(place: str, shards: list[Shard], unlabelled: bool) -> list[Record]:
     names = [member.name for shard in shards for member in shard.images]
     tops = {name.partition("/")[0] for name in names}
     # An archive of one folder, as `tar cf pets.tar pets` makes it: the classes are the folders in that.
     inner = len(tops) == 1 and all(name.count("/") > 1 for name in names) and not tops & set(SPLIT_FOLDERS)
-    found = iter(by_folders([name.partition("/")[2] if inner else name for name in names], key_of))
+    names = [name.partition("/")[2] if inner else name for name in names]
+    if not unlabelled and not any(shard.notes for shard in shards):  # which may say what the classes are
+        require_splits_alone(place, names)
+    found = iter(by_folders(names, key_of))
     records = []
     for shard, split in zip(shards, _splits_of_shards(shards), strict=True):
         key, source = (key_of if is_url(shard.place) else encode_key)(shard.name), file_by_path(shard.place)

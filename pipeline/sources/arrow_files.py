@@ -145,7 +145,7 @@ def table_at(text: str) -> ArrowTable:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise SourceError(f"{text} cannot be read without pyarrow: pip install onceclip[parquet]") from error
+        raise SourceError(f"{text} cannot be read without pyarrow: pip install 'onceclip[parquet]'") from error
     place = text if is_url(text) else local_path(text)
     if suffix(place) == LANCE or os.path.isdir(os.path.join(place, "_versions")):
         return ArrowTable(text, (TableFile(place, LANCE),))

@@ -22,7 +22,7 @@ from onceclip.pipeline.files import (
     suffix,
 )
 from onceclip.pipeline.sources.record import Listing, Record, Source, SourceOptions, natural_order
-from onceclip.pipeline.words import listing
+from onceclip.pipeline.words import counted, listing
 from onceclip.stores.identity import encode_key
 
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -44,9 +44,12 @@ class Folder(Source):
     def list(text: str, options: SourceOptions) -> Listing:
         """List the images and videos of a folder, `CLASS/...` or `SPLIT/CLASS/...`, in natural order of their keys.
 
-        Raises SourceError if the folder does not exist, is empty or has no images.
+        Raises SourceError if the folder does not exist, is empty, has no images, or splits beside other folders.
         """
-        return _remote(text) if is_url(text) else _local(Path(local_path(text)), IMAGES | VIDEOS)
+        found = _remote(text) if is_url(text) else _local(Path(local_path(text)), IMAGES | VIDEOS)
+        if not options.unlabelled:
+            require_splits_alone(text, [record.key for record in found.records])
+        return found
 
 
 def list_images(root: Path) -> list[Record]:
@@ -81,6 +84,20 @@ def by_folders(names: Sequence[str], key: Callable[[str], str]) -> list[tuple[st
         label = key(folders[0]) if folders and folders[0] else None  # S3 has names with two slashes in a row
         found.append((label, split))
     return found
+
+
+def require_splits_alone(place: str, names: Iterable[str]) -> None:
+    """Raise SourceError for folders of splits beside others, since all of them would be classes.
+
+    place: what holds them. names: as of `by_folders`.
+    """
+    parts = [name.split("/") for name in names]
+    splits = {path[0] for path in parts if len(path) > 2 and path[0].lower() in SPLIT_FOLDERS}
+    others = {path[0] for path in parts if len(path) > 1 and path[0].lower() not in SPLIT_FOLDERS}
+    if splits and others:
+        raise SourceError(f"{place} has folders of splits ({listing(sorted(splits))}) and others "
+                          f"({listing(sorted(others))}): move away what is no split, or list the images in a manifest "
+                          "(path,label)")
 
 
 # Made by Synology, QNAP, Windows, Linux and macOS: thumbnails, deleted files, snapshots.
@@ -186,7 +203,7 @@ def _listing(place: str, names: list[str], chosen: list[str], system: list[str],
                         in zip(chosen, by_folders(chosen, key), strict=True)], left_out(system))
     if not names:
         raise NoImages(f"{place} is empty: {_MEND}")
-    what = f"has no images ({len(names)} other files; images end in {', '.join(sorted(IMAGES))})"
+    what = f"has no images ({counted(len(names), 'other file')}; images end in {', '.join(sorted(IMAGES))})"
     if any(suffix(name) == ".tar" for name in names):
         raise SourceError(f"{place} {what}: give its archives as '{place.rstrip('/')}/*.tar'")
     raise NoImages(f"{place} {what}: {_MEND}")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
+from threading import Lock
 from typing import Any, ClassVar
 
 from onceclip.pipeline.errors import BadImage, SourceError
@@ -47,8 +48,16 @@ class Cell:
         return content
 
 
-@lru_cache(maxsize=2)
+_ONE_AT_A_TIME = Lock()  # else every thread that comes meanwhile reads the same rows into memory
+
+
 def _images(file: TableFile, column: str, group: int) -> Any:
+    with _ONE_AT_A_TIME:
+        return _group(file, column, group)
+
+
+@lru_cache(maxsize=2)
+def _group(file: TableFile, column: str, group: int) -> Any:
     return file.group(group, column)
 
 

@@ -80,14 +80,13 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
     """The records of some rows.
 
     place: of the manifest. root: the folder that paths are relative to.
-    Raises SourceError if there are none, for a path twice, an unknown split, or a row without one where others have it.
+    Raises SourceError if there are none, for a path twice, or an unknown split.
     """
     if not rows:
         raise SourceError(f"{place} lists no images: give lines path,label[,split,group]")
     seen: dict[str, Row] = {}
     boxes: dict[str, list[Box]] = {}
     records = []
-    with_split = any(row.split for row in rows)
     for row in rows:
         where = f"{place} {row.where}"
         try:
@@ -104,8 +103,6 @@ def records_of(place: str, rows: list[Row], root: str) -> list[Record]:
                                   "give all boxes of an image the same")
             continue
         split = split_of(row.split or "", where)
-        if with_split and label and not row.split:
-            raise SourceError(f"{where}: {key} has no split, though others have: give all images one, or none")
         file = file_at(root, row.path)
         if row.mask:
             file = replace(file, mask=file_at(root, row.mask))

@@ -100,9 +100,9 @@ class Source:
         raise NotImplementedError
 
 
-def natural_order(name: str) -> str:
-    """Sorting key that puts folder 2 before folder 10."""
-    return re.sub("[0-9]+", _number, name)
+def natural_order(name: str) -> tuple[str, str]:
+    """Sorting key that puts folder 2 before folder 10; names of equal numbers, such as 1 and 01, have an order too."""
+    return re.sub("[0-9]+", _number, name), name
 
 
 def _number(found: re.Match[str]) -> str:

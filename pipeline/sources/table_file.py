@@ -142,5 +142,5 @@ def _lance(place: str) -> Any:
     try:
         import lance
     except ImportError as error:
-        raise SourceError(f"{place} cannot be read without Lance: pip install onceclip[lance]") from error
+        raise SourceError(f"{place} cannot be read without Lance: pip install 'onceclip[lance]'") from error
     return lance.dataset(place)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from onceclip.errors import one_line
 from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.files import LocalFile, Pixels, key_of, pnm
+from onceclip.pipeline.files import LocalFile, Pixels, eight_bit, key_of, pnm
 from onceclip.pipeline.sources.record import Content, Listing, Record, Source, SourceOptions
 from onceclip.stores.identity import encode_key
 
@@ -201,4 +201,5 @@ def _column(dataset: Any, name: str, part: int) -> Any:
 def _pixels(image: Any) -> np.ndarray:
     if not isinstance(image, Image.Image):
         raise TypeError(f"{type(image).__name__} is not an image")
+    image = eight_bit(image)
     return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))

@@ -149,7 +149,7 @@ def with_frames(found: Listing, options: SourceOptions) -> Listing:
     try:
         import av  # noqa: F401 - whether it is there
     except ImportError:
-        raise SourceError("frames of videos need PyAV: pip install onceclip[video]") from None
+        raise SourceError("frames of videos need PyAV: pip install 'onceclip[video]'") from None
     records: list[Record] = []
     remarks = list(found.remarks)
     with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -21,7 +21,7 @@ from onceclip.pipeline.tasks.coop_pickles import read_datums, write_datums
 from onceclip.pipeline.words import counted, listing, shots_of
 from onceclip.stores import Store
 from onceclip.stores.identity import digest, encode_key
-from onceclip.stores.location import whole_file
+from onceclip.stores.location import everywhere, whole_file
 
 ENDINGS = (".pkl", ".json", ".csv")
 FORMATS = {"json": ".json", "csv": ".csv", "coop": ".pkl", "tip-adapter": ".json"}  # and what their files end with
@@ -73,7 +73,7 @@ def draw_file(place: str | Path, shots: int | None, seed: int) -> DrawFile:
             raise TaskError(f"{place} has {' and '.join(each.name for each in mine)}: one draw has one file, give the "
                             "one that is meant")
         path = mine[0]
-    found = DrawFile(str(path), digest(_content(path)).hex())
+    found = DrawFile(everywhere(str(path)), digest(_content(path)).hex())
     listed_draw(found, shots, seed)
     return found
 

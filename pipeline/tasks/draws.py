@@ -21,7 +21,7 @@ def names_of(store: Store, classes: str | Sequence[str]) -> tuple[str, ...]:
     """Names of classes of a store.
 
     classes: "all"; "base", the first half of the store's classes, which has one more where their number is odd; "new",
-        the other half; or names, which come back in the order given.
+        the other half; or names, which come back in the order given, each once.
     Raises TaskError for a name that the store does not have, and for halves of fewer than four classes.
 
     Source: CoCoOp (Zhou et al., CVPR 2022), section 4.1, the split of the authors' code.
@@ -34,7 +34,8 @@ def names_of(store: Store, classes: str | Sequence[str]) -> tuple[str, ...]:
                             "four in all; use all classes")
         half = -(-len(store.classes) // 2)
         return store.classes[:half] if classes == BASE else store.classes[half:]
-    names, known = (classes,) if isinstance(classes, str) else tuple(classes), {*store.classes}
+    names = (classes,) if isinstance(classes, str) else tuple(dict.fromkeys(classes))
+    known = {*store.classes}
     for name in names:
         if name not in known:
             raise TaskError(unknown("class", name, store.classes, f" in {store.path}"))
@@ -106,6 +107,13 @@ def without_ties(store: Store, rows: np.ndarray, known: set[bytes | str]) -> tup
     same_group = np.fromiter((each in known for each in store.column("group")[rows].tolist()), bool, len(rows))
     return rows[~(duplicate | same_group)], {"digest": int(duplicate.sum()),
                                              "group": int((same_group & ~duplicate).sum())}
+
+
+def share_groups(store: Store, rows: np.ndarray) -> bool:
+    """Whether some rows are of one group, so that one that is left out is known by the others."""
+    group = store.column("group")[rows]
+    named = group[group != ""].tolist()
+    return len({*named}) < len(named)
 
 
 def _digests(store: Store, rows: np.ndarray) -> list[bytes]:

@@ -44,12 +44,13 @@ def require_store(join: Sequence[str], store: Store | None) -> None:
         raise TaskError("--join joins stores of the same images: give a STORE, not images")
 
 
-def joined_store(store: Store, join: Sequence[str], *classifiers: Classifier) -> Store:
+def joined_store(store: Store, join: str | Sequence[str], *classifiers: Classifier) -> Store:
     """A store with others that are named as NAME=PATH joined to it.
 
-    classifiers: that are to read it; one of them must read each.
+    join: one or several. classifiers: that are to read it; one of them must read each.
     Raises TaskError for one that none reads, StoreMismatch for one of other images.
     """
+    join = [join] if isinstance(join, str) else join
     if classifiers:
         require_read(join, [name for each in classifiers for name in each.inputs], "the adapter")
     for name, path in map(named_store, join):

@@ -14,7 +14,7 @@ from onceclip.adapters.ops import unit
 from onceclip.adapters.support import Choice, SupportSource, rows_of
 from onceclip.adapters.task import EMBEDDING
 from onceclip.pipeline.errors import TaskError
-from onceclip.pipeline.tasks.draws import tied, without_ties
+from onceclip.pipeline.tasks.draws import NO_ROWS, tied, without_ties
 from onceclip.pipeline.tasks.tasks import Drawn, logit_numbers, tensor_of
 from onceclip.pipeline.words import counted
 from onceclip.stores import Store
@@ -66,8 +66,8 @@ def with_support(store: Store, drawn: Drawn, bank: Candidates | None = None, kee
 
 def training_images(store: Store, drawn: Drawn) -> Candidates:
     """Training images outside a draw, labelled or not; none that stands in val or test too, alone or by its group."""
-    rows = store.rows("train", labelled=False)
-    rows, left_out = without_ties(store, rows[~np.isin(rows, drawn.support.rows)], tied(store, *LATER))
+    rows, val = store.rows("train", labelled=False), NO_ROWS if drawn.val is None else drawn.val
+    rows, left_out = without_ties(store, rows[~np.isin(rows, drawn.support.rows)], tied(store, *LATER, val.rows))
     pool = Pool(torch.from_numpy(store.embeddings(rows)), None, logit_numbers(store.encoder)["logit_scale"])
     return Candidates(store, rows, pool, left_out)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 Each = TypeVar("Each")
@@ -34,3 +36,15 @@ class Part:
     def share(self, everything: Sequence[Each]) -> Sequence[Each]:
         """Which of some things are this part's: every `of`-th."""
         return everything[self.number - 1::self.of]
+
+
+def repeatable() -> bool:
+    """Whether processes that this one starts do not repeat it: they run a script's file, but for what it guards."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return True
+    try:
+        return "__main__" in Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # as of a script that was piped in
+        return False

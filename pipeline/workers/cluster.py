@@ -25,9 +25,11 @@ from distributed.protocol import pickle
 from distributed.security import Security
 from tqdm import tqdm
 
+from onceclip.errors import OnceclipError
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.words import counted
 from onceclip.pipeline.words import version as own_version
+from onceclip.pipeline.workers import repeatable
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -148,6 +150,10 @@ class Workers:
         except ImportError as error:
             raise WorkerError(f"a worker of {self.address} cannot import what it is to do ({error}): install the same "
                               "onceclip, and modules of your own, where the workers run") from error
+        except OnceclipError as error:
+            if self.local or isinstance(error, WorkerError):
+                raise
+            raise WorkerError(f"a worker of {self.address} says: {error}") from error
 
     def _number(self) -> int:
         if time.monotonic() - self._counted > _RECOUNT:
@@ -208,8 +214,11 @@ def local(number: int, gpus: Sequence[str] = (), modules: Sequence[str] = ()) ->
     """Processes of this machine with one thread each, until the end of the `with` block.
 
     gpus: names for CUDA_VISIBLE_DEVICES; each process sees one of them, in turn. modules: what they import at once.
-    Raises WorkerError if they cannot be started.
+    Raises WorkerError if they cannot be started, as by a script that each of them would run again.
     """
+    if not repeatable():
+        raise WorkerError("each of several processes would run this script again: in its file, put what it does "
+                          'behind if __name__ == "__main__":')
     _silence()
     # Whoever could connect could run code as this user, and other users of the machine can reach the loopback.
     safe = {"protocol": "tls", "security": Security.temporary()}

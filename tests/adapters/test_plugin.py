@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import onceclip
-from onceclip.adapters import AdapterFileError, MethodError, UnknownName, load_classifier, method_class
+from onceclip.adapters import (
+    AdapterFileError,
+    MethodError,
+    UnknownName,
+    fit_all,
+    fit_selected,
+    load_classifier,
+    method_class,
+)
+from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.plugin import full_name
 
 MODULE = '''
@@ -18,9 +27,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from onceclip.adapters import Hyperparameter, Method
+from onceclip.adapters import ClipAdapter, Hyperparameter, Method
 from onceclip.adapters.heads import Head, Linear
 from onceclip.adapters.method import zero_shot_head
+from onceclip.adapters.training.trainable import recipe
 
 with Path(__file__).with_suffix(".log").open("a") as log:
     log.write("imported\\n")
@@ -58,11 +68,46 @@ class Cubes(Method):
         return zero_shot_head(prepared), Cubed(prepared.text.class_weights)
 
 
+class Ramp(ClipAdapter):
+    """One whose loss reads how many epochs there are."""
+
+    def penalty(self, prepared, parameters):
+        return parameters["image_up"].square().sum() * self.epochs
+
+
 class Centred(Method):
     """One whose head looks at the other rows."""
 
     def head(self, prepared, parameters):
         return Cubed(prepared.text.class_weights, alone=False)
+
+
+@dataclass(frozen=True)
+class Powers(Head):
+    """Logarithms of scores times a number, which knows nothing of runs that are scored together."""
+
+    weight: Tensor
+    power: float
+
+    def __call__(self, rows):
+        return self.power * (rows @ self.weight.T).clamp_min(1e-3).log()
+
+    @property
+    def width(self):
+        return len(self.weight)
+
+
+class Power(Method):
+    """One trained, with a head and a searched number of its own."""
+
+    hyperparameters = {"power": Hyperparameter(1.0, "power", search=(1.0, 2.0, 30.0), high=99.0),
+                       **recipe(learning_rate=0.05, epochs=3)}
+
+    def initial(self, prepared, generator):
+        return {"weight": prepared.text.class_weights.clone()}
+
+    def head(self, prepared, parameters):
+        return Powers(parameters["weight"], self.power)
 
 
 class Plain(Method):
@@ -123,6 +168,8 @@ def test_a_saved_head_is_opened_only_when_the_user_names_its_module(own, forget,
     fitted = method_class(f"{own}:Cubes")().fit(task)
     fitted.save("adapter")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["method"] == f"{own}:Cubes"
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f"IMAGES... --import {own}`. It runs code of its author: {own}." in card
     for forgotten in (False, True):
         if forgotten:
             forget()
@@ -182,6 +229,21 @@ def test_a_class_inside_a_function_cannot_be_saved(own, make_task, tmp_path):
     assert not list(tmp_path.glob("adapter/*"))
 
 
+def test_a_head_that_knows_nothing_of_runs_is_trained_and_scored_as_if_it_were_the_only_one(own, make_task):
+    """Three classes and three values: its numbers would be taken for those of the classes."""
+    task, kind = make_task((4, 4, 4), val=3), method_class(f"{own}:Power")
+    values = (1.0, 2.0, 30.0)
+    alone = [kind(power=each).fit(task) for each in values]
+    together = fit_all([kind(power=each) for each in values], task)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.head.weight, other.classifier.head.weight)
+        right = (one.logits(task.val.embedding).argmax(dim=1) == task.val.label).double().mean()
+        assert other.accuracy == float(right)
+    logits = [*batched_logits([each.head for each in alone], task.val.unit)]
+    assert all(torch.equal(each, one.head(task.val.unit)) for each, one in zip(logits, alone, strict=True))
+    assert fit_selected(kind(), task, "val").tried == 3
+
+
 def test_the_module_behaves_as_any_other_torch_module(own, make_task):
     task = make_task()
     fitted = method_class(f"{own}:Cubes")().fit(task)
@@ -199,7 +261,8 @@ def test_commands_take_a_method_of_ones_own(own, forget, store_path, tmp_path, r
 
     name, adapter, results = f"{own}:Cubes", tmp_path / "adapter", tmp_path / "results"
     assert "cosines to the third power" in said("methods", name)
-    said("fit", store_path, "--method", name, "--shots", "2", "--out", adapter)
+    fitted = said("fit", store_path, "--method", name, "--shots", "2", "--out", adapter)
+    assert f"Next: onceclip evaluate {adapter} {store_path} --import {own}" in fitted
     said("sweep", store_path, "--methods", f"zero-shot,{name}", "--shots", "1", "--seeds", "1,2", "--local-workers", 2,
          "--out", results)
     rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
@@ -217,6 +280,18 @@ def test_commands_take_a_method_of_ones_own(own, forget, store_path, tmp_path, r
     again = ("fit", "--from-row", f"{results}:{number}")
     assert f"the row needs {name}" in said(*again, code=1)
     assert "the same accuracy as the row" in said(*again, "--import", own)
+
+
+def test_a_compiled_halving_of_a_method_of_ones_own_is_the_plain_one(own, store_path, run_json, uncompiled):
+    """Its rungs differ in the number of epochs, which its loss reads: each has code of its own."""
+    asked = ("fit", store_path, "--method", f"{own}:Ramp", "--shots", "4", "--set", "epochs=9", "--search", "halving")
+    plain, compiled = (run_json(*asked, "--compile", choice) for choice in ("off", "on"))
+    assert plain["select"] == "val"
+    assert plain["settings_tried"] == compiled["settings_tried"] == 3
+    assert len(uncompiled) == 2
+    for name, value in plain["hyperparameters"].items():
+        assert compiled["hyperparameters"][name] == (pytest.approx(value, rel=1e-3) if name == "share" else value)
+    assert compiled["nll"] == pytest.approx(plain["nll"], rel=1e-4)
 
 
 def test_hyperparameters_that_were_renamed_say_their_new_name_and_saved_ones_still_open(make_task, tmp_path, untie):

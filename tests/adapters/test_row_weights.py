@@ -70,6 +70,16 @@ def test_a_method_that_cannot_weigh_rows_refuses_them_by_its_name(make_task, nam
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("more", [
+    {"loss": lambda self, prepared, parameters, rows, label, generator: parameters["prototype"].square().sum()},
+    {"solver": "lbfgs"}], ids=["loss", "solver"])
+def test_a_training_that_would_pass_over_the_weights_refuses_them(make_task, more):
+    own = type("Own", (METHODS["zs-lp"],), {"name": "own", **more})
+    with pytest.raises(MethodError, match="own cannot weigh its support rows"):
+        own(epochs=2).fit(weighed(without_views(make_task((3, 3, 3)))))
+    own(epochs=2).fit(without_views(make_task((3, 3, 3))))
+
+
 def test_what_has_no_meaning_with_weights_is_refused(make_task):
     task = weighed(make_task((3, 3, 3)))
     with pytest.raises(MethodError, match="covariance=pooled alone"):

@@ -309,3 +309,12 @@ def test_a_save_that_is_killed_at_any_step_leaves_the_old_adapter_or_the_new_one
     assert found == [before] * through + ["the new one"] * (len(found) - through)
     assert through > 3
     assert len(found) - through > 3
+
+
+def test_the_card_shows_names_of_classes_as_they_are(make_task, tmp_path):
+    """No name ends a cell of the table, and none is markup."""
+    task = make_task()
+    names = ("x|y", "<b>", *task.text.class_names[2:])
+    TipAdapter().fit(replace(task, text=replace(task.text, class_names=names))).save(tmp_path)
+    line = next(line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| classes |"))
+    assert line.startswith("| classes | x\\|y, &lt;b>, ")

@@ -112,7 +112,7 @@ class Shift(Method):
     """A method of a stranger: one vector that is added to every image."""
 
     name = "shift"
-    hyperparameters = {"epochs": Hyperparameter(3, "epochs", retrain=True)}
+    hyperparameters = {"epochs": Hyperparameter(3, "epochs")}
     trained = True
     transfers = True
     solver = "own"

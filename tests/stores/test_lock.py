@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,3 +93,22 @@ def test_a_lock_deleted_by_hand_is_no_error_and_not_the_next_writers(store_copy:
         lock.unlink()
         lock.write_text("of another writer")
     assert lock.read_text() == "of another writer"
+
+
+def test_a_store_has_one_lock_by_whatever_name_it_is_called(store_copy: Path, writer: subprocess.Popen[str],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writers, one through a link, would lose each other's rows."""
+    store_copy.with_name("link.zarr").symlink_to("copy.zarr")
+    monkeypatch.chdir(store_copy)
+    for name in (str(store_copy.with_name("link.zarr")), ".", "../copy.zarr/", f"file://{store_copy}"):
+        with pytest.raises(StoreError, match="is being written by another process"), write_lock(name):
+            pytest.fail("two processes hold the lock")
+
+
+def test_a_lock_can_be_opened_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with write_lock(str(tmp_path / "s.zarr")):
+            assert (tmp_path / "s.zarr.lock").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)

@@ -64,7 +64,7 @@ def test_a_missing_bucket_is_told_before_anything_is_done(s3: Any, image_folder:
     ({"AWS_ENDPOINT_URL": "nonsense"}, "", "cannot be used .Invalid endpoint: nonsense.: check the network"),
     ({"AWS_ENDPOINT_URL": "SILENT"}, "from onceclip.stores import storage as remote; remote.FIRST_ANSWER = 1.0;",
      r"cannot be used \(no answer within 1 s\)"),
-    ({}, "import sys; sys.modules['s3fs'] = None;", r"for s3:// is not installed: pip install onceclip\[s3\]"),
+    ({}, "import sys; sys.modules['s3fs'] = None;", r"for s3:// is not installed: pip install 'onceclip\[s3\]'"),
 ], ids=["no credentials", "nobody there", "no address", "no answer", "no s3fs"])
 def test_a_client_that_cannot_work_is_one_line(
         s3: Any, forked: Callable[..., Any], silent: str, monkeypatch: pytest.MonkeyPatch,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import zarr
 from onceclip.stores import (
     NotAStore,
     Store,
+    StoreDamaged,
     StoreError,
     StoreIncomplete,
     StoreMismatch,
@@ -46,6 +49,31 @@ def test_a_mask_over_the_rows_is_not_taken_for_row_numbers(store: Store, whole: 
     np.testing.assert_array_equal(store.embeddings(mask), whole[mask])
 
 
+@pytest.mark.parametrize("rows", [[-1], [60], [0.0], [[0]], [True] * 4, 3])
+def test_rows_that_a_store_does_not_have_are_no_damage(store: Store, rows: object) -> None:
+    for each in (store, store.join(store, "other")):
+        for name in ("embedding", *(["other/embedding"] if each is not store else [])):
+            with pytest.raises(StoreError, match="has 60 rows: give positions from 0 to 59"):
+                each.embeddings(np.array(rows), name)
+    assert store.embeddings(np.array([])).shape == (0, 64)
+
+
+def test_a_store_that_is_deleted_while_it_is_open_is_one_line(store_copy: Path) -> None:
+    store = open_store(str(store_copy))
+    assert store.array("embedding").shape[0] == len(store.column("state"))
+    shutil.rmtree(store_copy)
+    with pytest.raises(StoreDamaged):
+        store.embeddings(np.arange(60))
+
+
+def test_an_open_store_is_read_from_any_working_directory(store_path: Path, whole: np.ndarray, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store_path.parent)
+    store = open_store(store_path.name)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(store.embeddings(), whole)
+
+
 @pytest.mark.parametrize("make", [
     lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("words"),
     lambda path: zarr.create_group(str(path)),
@@ -57,6 +85,10 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path: Path, make: Callable[[Pat
     with pytest.raises(NotAStore, match=r"onceclip extract") as caught:
         open_store(str(tmp_path / "thing"))
     assert "thing" in str(caught.value)
+
+
+def test_a_slash_that_a_shell_puts_behind_a_folder_makes_no_other_store(store_path: Path) -> None:
+    assert open_store(f"{store_path}/").path == str(store_path)
 
 
 def test_a_newer_schema_is_refused_with_the_remedy(store_copy: Path) -> None:
@@ -115,3 +147,9 @@ def test_a_missing_text_set_names_those_that_exist(store: Store) -> None:
     message = r"no text set 'nice' \(there are: default\): `onceclip text .* --name nice` embeds one, with --captions"
     with pytest.raises(StoreIncomplete, match=message):
         store.text("nice")
+
+
+def test_a_python_without_assertions_takes_no_store_for_a_damaged_one(store_path: Path,
+                                                                      process: Callable[..., Any]) -> None:
+    done = process("-O", "-c", f"import onceclip; onceclip.open_store({str(store_path)!r})")
+    assert done.stderr.splitlines()[-1].endswith("which Zarr needs: start it without -O and without PYTHONOPTIMIZE")

@@ -26,7 +26,7 @@ def test_what_selection_chose_is_what_a_fit_of_the_chosen_values_gives(case, mak
     """The result row names values with which anybody gets the same classifier. One retrained setting is searched."""
     method, task = make_method(case), make_task((3, 4, 3), val=5, noise=0.5)
     searched = [name for name, setting in method.hyperparameters.items() if setting.search]
-    retrained = {name for name in searched if method.hyperparameters[name].retrain}
+    retrained = {name for name in searched if method.trained and method.hyperparameters[name].retrain}
     held = set(sorted(retrained)[1:])
     found = fit_selected(method, task, "val", held)
     assert (found.tried > 0) == bool(set(searched) - held or method.mixing)

@@ -5,8 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onceclip.adapters import MethodError, Text, ZeroShot, fit_automatically, load_classifier, transfer
+from onceclip.adapters import (
+    MethodError,
+    Rows,
+    Text,
+    TipAdapter,
+    ZeroShot,
+    fit_automatically,
+    load_classifier,
+    transfer,
+)
 from onceclip.adapters.classifier import ClassifierModule
+from onceclip.adapters.selection.automatic import _hold_out
+from onceclip.adapters.selection.calibration import calibrated
+from onceclip.adapters.selection.selection import default_policy, remarks_on
 
 
 def accuracy(classifier, rows):
@@ -82,3 +94,20 @@ def test_without_text_it_is_a_linear_probe(make_task):
     with pytest.raises(MethodError, match="neither text nor a labelled training row"):
         fit_automatically(replace(nothing, text=Text(task.text.embedding[:0], task.text.class_index[:0],
                                                      task.text.class_names)))
+
+
+def test_copies_of_a_row_are_held_out_with_it_and_choose_nothing_by_being_left_out(make_task):
+    """A row that is left out would be known by its copy."""
+    task = make_task((4, 4, 4))
+    support = Rows(task.support.embedding.repeat(2, 1), task.support.label.repeat(2))
+    copied = replace(task, support=support)
+    held = _hold_out(copied, 0)
+    left, kept = (set(map(tuple, rows.embedding.tolist())) for rows in (held.val, held.support))
+    assert not left & kept
+    assert torch.bincount(held.val.label).tolist() == [2, 2, 2]  # one image of each class, and its copy
+    plain, method = replace(task, support=support.at(slice(12))), TipAdapter()
+    assert (default_policy(method, plain), default_policy(method, copied)) == ("loo", "fixed")
+    assert calibrated(method.fit(plain), method, plain).calibrated_on == "loo"
+    assert calibrated(method.fit(copied), method, copied).calibrated_on == ""
+    assert remarks_on(method, plain, "loo") == []
+    assert "copies of others" in remarks_on(method, copied, "loo")[0]

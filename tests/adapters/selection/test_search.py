@@ -47,6 +47,7 @@ def test_rungs_of_halving_end_with_whole_trainings():
     assert Search("halving").rungs(27, 81) == [3, 9, 27, 81]
     assert Search("halving").rungs(27, 4) == [1, 4]
     assert Search("halving").rungs(2, 100) == [100]
+    assert Search("halving").rungs(27, 0) == [0]  # of a training that was asked to be none
     assert Search("halving").rungs(30, 20) == [1, 2, 7, 20]
     assert Search().rungs(27, 81) == [81]
 

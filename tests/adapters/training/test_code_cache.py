@@ -40,6 +40,15 @@ for one, other in zip(together, plain, strict=True):
 print(len(made) > 0, "torch._inductor" in sys.modules, sum(value.sum().item() for value in single.values()))
 """
 
+CLIPPED = """
+from onceclip.adapters import WiseFT
+from onceclip.adapters.training.compile import Compiling, compiling
+from tests.adapters.conftest import _task
+
+with compiling(Compiling("on")):
+    WiseFT(epochs=3, smoothing=0.1, clip=1.0).fit(_task((2, 2, 2), dim=16))
+"""
+
 
 @pytest.fixture
 def own_folder(monkeypatch, tmp_path):
@@ -65,6 +74,15 @@ def test_compiled_runs_are_the_plain_ones_whatever_company_they_have_and_a_secon
         assert code_cache.load(file.stem) is None
     file.write_bytes(whole)
     assert code_cache.load(file.stem)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_steps_with_clipped_gradients_and_smoothed_labels_are_compiled(forked, monkeypatch):
+    """torch finds no code for a concatenation of gradients that are changed in place."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    done = forked("-c", CLIPPED)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_name_follows_what_the_code_is_made_of(monkeypatch):

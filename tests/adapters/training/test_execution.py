@@ -174,6 +174,31 @@ def test_a_step_that_cannot_be_compiled_is_taken_plainly_or_refused(make_task, c
         assert torch.equal(method.fit(task).head.weight, expected.head.weight)
 
 
+def test_a_run_alone_that_tried_to_compile_counts_its_steps_as_if_it_had_not(make_task, monkeypatch):
+    """Adam's corrections follow the number of steps, and the step that was tried is none of them."""
+
+    class Deciding(ClipAdapter):
+        def penalty(self, prepared, parameters):
+            return 0.0 * float(prepared.support.unit.sum())
+
+    monkeypatch.setattr(engine, "stacks", lambda *_: False)
+    task = make_task()
+    run = Run(Deciding(epochs=3), task, task, 0)
+    plain, = train([run])
+    with compiling(Compiling(alike=10**9)):
+        tried, = train([run])
+    assert same(plain, tried)
+
+
+def test_what_could_not_be_compiled_is_said_with_its_kind_where_it_is_one_word(make_task, monkeypatch):
+    def lacking(*_, **more):
+        raise KeyError("buf14")
+
+    monkeypatch.setattr(proxy_tensor, "make_fx", lacking)
+    with compiling(Compiling("on")), pytest.raises(MethodError, match=r"cannot be compiled \(KeyError: 'buf14'\): use"):
+        WiseFT(epochs=3).fit(make_task(seed=8))
+
+
 @pytest.mark.usefixtures("uncompiled")
 def test_a_compiled_step_that_goes_elsewhere_is_refused(make_task, monkeypatch):
     monkeypatch.setattr(code_cache, "make", lambda *_: lambda tensors: None)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import onceclip
-from onceclip.adapters import GDA, TipAdapter
+from onceclip.adapters import GDA, TaskRes, TipAdapter, ZeroShot
 
 
 @pytest.fixture
@@ -46,6 +46,14 @@ def test_fit_takes_a_name_a_class_an_object_or_a_spec(here: Path) -> None:
         json.dumps([rows[0]["hyperparameters"], rows[0]["nll"], 2, 3])}
     assert rows[0]["hyperparameters"]["beta"] == 2.0
     assert onceclip.fit("store.zarr", onceclip.RunSpec("gda", shots="all")).row["shots"] == "all"  # type: ignore[arg-type]
+
+
+def test_an_object_is_fitted_as_it_is_with_the_defaults_that_a_task_asks_for(here: Path) -> None:
+    """As `TaskRes().fit(task)` does: its share grows with the images of a class."""
+    fitted = onceclip.fit("store.zarr", TaskRes(epochs=2), shots=4)
+    alone = TaskRes(epochs=2).fit(onceclip.make_task("store.zarr", shots=4), seed=1)
+    assert fitted.row["hyperparameters"] == alone.hyperparameters
+    assert fitted.row["asked"]["values"] == {"epochs": 2}
 
 
 def test_an_adapter_that_fit_saves_is_scored_compared_and_written_by_its_folder(here: Path) -> None:
@@ -85,6 +93,11 @@ def test_images_are_labelled_by_path_folder_store_pixels_or_embeddings(here: Pat
     for given in ("good/disc/00.png", [Path("good/disc/00.png")], picture, np.asarray(picture.convert("RGB"))):
         answer, = onceclip.predict("adapter", given)
         assert (answer.class_name, answer.probability) == (found[0].class_name, pytest.approx(found[0].probability))
+    deep = np.asarray(picture.convert("L")).astype(np.uint16) * 256 + 7
+    Image.fromarray(deep).save("deep.png")
+    answers = [onceclip.predict("adapter", given)[0] for given in ("deep.png", Image.open("deep.png"))]
+    assert answers[0].logits is not None
+    np.testing.assert_allclose(answers[1].logits, answers[0].logits, atol=1e-4)  # 16 bits, which Pillow makes white
     store = onceclip.open_store("store.zarr")
     stored = onceclip.predict("adapter", "store.zarr", split="test")
     rows = store.rows("test")
@@ -100,7 +113,16 @@ def test_stores_are_made_checked_and_given_text_by_paths(here: Path) -> None:
     assert (done.images, done.bad) == (4, 0)
     assert onceclip.extract(Path("good"), Path("new.zarr"), onceclip.EncoderSpec("demo")).encoded == 0
     assert onceclip.add_text("new.zarr", "drawings", ["a drawing of a {}.", "photo"])["prompts"] == 4
+    named = onceclip.ExtractOptions("imagenet-7", workers=1)
+    assert onceclip.extract("good", "named.zarr", "demo", named).text["prompts"] == 14
+    assert onceclip.extract("good", "named.zarr", "demo", onceclip.ExtractOptions("a {}.")).text["prompts"] == 2
     assert onceclip.verify("new.zarr", repair=True).faults == []
+    store = onceclip.open_store("new.zarr")
+    assert (store.texts, store.tower_attributes) == (["default", "drawings"], {})
+    onceclip.add_text(store, "sketches", "a sketch of a {}.")
+    onceclip.add_tower(store)
+    assert store.text("sketches").prompts == ("a sketch of a disc.", "a sketch of a ring.")
+    assert store.tower().spec["names"].keys() == {"disc", "ring"}
     assert onceclip.import_arrays("features.npz", "my.zarr", "mine")["images"] == 12
     assert onceclip.methods("gda") == onceclip.methods(GDA)
 
@@ -132,6 +154,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.fit("store.zarr", "gda", values={"alfa": 1}), "did you mean 'alpha'"),
     (lambda: onceclip.fit("store.zarr", "gda", values=["alpha"]), "give hyperparameters by name"),  # type: ignore[arg-type]
     (lambda: onceclip.fit("store.zarr", "gda", values={"alpha": "much"}), "alpha=much is not a number"),
+    (lambda: onceclip.fit("store.zarr", "gda", join={"big": "big.zarr"}), "NAME=STORE of join"),
+    (lambda: onceclip.fit("store.zarr", "gda", coverage="0.9"), "coverage '0.9'"),
     (lambda: onceclip.fit("store.zarr", "gda", device="gpu"), "gpu"),
     (lambda: onceclip.fit("store.zarr", "gda", compile="yes"), "compile=yes"),
     (lambda: onceclip.fit("store.zarr", "gda", out="adapter"), "holds an adapter already"),
@@ -160,6 +184,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.predict("adapter", ["good", 3]), "cannot label int"),
     (lambda: onceclip.predict("adapter", np.zeros((2, 3), np.float32)), "(rows, 64)"),
     (lambda: onceclip.predict("adapter", "good", split="test"), "--split is for a store"),
+    (lambda: onceclip.predict("adapter", np.zeros((2, 64), np.float32), split="test"), "--split is for a store"),
+    (lambda: onceclip.predict("adapter", Image.new("F", (4, 4))), "a Pillow image of mode F"),
     (lambda: onceclip.predict("adapter", "good", top_k=0), "top_k 0"),
     (lambda: onceclip.predict("adapter", "good", min_probability=2), "min_probability 2"),
     (lambda: onceclip.predict("adapter", "empty"), "empty is empty"),
@@ -170,12 +196,21 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.export("adapter", "torch", None), "None is no path"),  # type: ignore[arg-type]
     (lambda: onceclip.export("adapter", "torch", "a.pt"), ".pt2"),
     (lambda: onceclip.export("adapter", "torch", "a.pt2", check="good"), "good is not a store"),
+    (lambda: onceclip.search("store.zarr", "a cat", images="good"), "give page"),
+    (lambda: onceclip.search("store.zarr", ["a", "b"]), "give a sentence"),  # type: ignore[arg-type]
+    (lambda: onceclip.sweep("store.zarr", methods="gda", out="r", part="3/2"), "part '3/2' is not one of N parts"),
+    (lambda: onceclip.load_classifier("adapter", modules=json), "is no name of a module"),  # type: ignore[arg-type]
+    (lambda: onceclip.search("store.zarr", "a cat", split="dev"), "there are: train, val, test"),
     (lambda: onceclip.verify("missing.zarr"), "missing.zarr is not a store"),
     (lambda: onceclip.extract("missing", "n.zarr", "demo"), "missing does not exist"),
     (lambda: onceclip.extract(None, "n.zarr", "demo"), "None is no path"),  # type: ignore[arg-type]
     (lambda: onceclip.extract("good", "n.zarr", None), "encoder None"),  # type: ignore[arg-type]
     (lambda: onceclip.extract("good", "n.zarr", "ViT-B-32"), "--pretrained"),
     (lambda: onceclip.extract("good", "n.zarr", "demo", {}), "give ExtractOptions"),  # type: ignore[arg-type]
+    (lambda: onceclip.ExtractOptions("imagnet"), "did you mean 'imagenet'"),
+    (lambda: onceclip.ExtractOptions(dtype="fp16"), "there are float16 and float32"),
+    (lambda: onceclip.ExtractOptions(workers=-1), "workers -1: give a whole number from 0 up"),
+    (lambda: onceclip.ExtractOptions(unit_rows=0), "unit_rows 0: give a whole number from 1 up"),
     (lambda: onceclip.add_text("store.zarr", "a b"), "'a b'"),
     (lambda: onceclip.add_text("store.zarr", None), "name None"),  # type: ignore[arg-type]
     (lambda: onceclip.add_text("store.zarr", "new", "imagnet"), "did you mean 'imagenet'"),
@@ -184,6 +219,15 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: onceclip.import_arrays("missing.npz", "n.zarr"), "missing.npz"),
     (lambda: onceclip.import_arrays(None, "n.zarr"), "None is no path"),  # type: ignore[arg-type]
     (lambda: onceclip.import_arrays("store.zarr", "n.zarr"), "is a store already"),
+    (lambda: onceclip.evaluate(ZeroShot(), "store.zarr"), "is no path: give a classifier"),  # type: ignore[arg-type]
+    (lambda: onceclip.RunSpec(TipAdapter()), "is no method: give a name"),  # type: ignore[arg-type]
+    (lambda: onceclip.RunSpec("gda", inference=dict), "is no inference strategy"),  # type: ignore[arg-type]
+    (lambda: onceclip.load_classifier("hf://me/adapter"), "hf://me/adapter is a URL"),
+    (lambda: onceclip.load_classifier("adapter", modules="no_module"), "cannot import 'no_module'"),
+    (lambda: onceclip.predict("adapter", "store.zarr", join="other"), "--join other: give NAME=STORE"),
+    (lambda: onceclip.predict("adapter", "store.zarr", every=5), "--every and --frames are for images"),
+    (lambda: onceclip.predict("adapter", "good", set_kind="aps"), "add --coverage"),
+    (lambda: onceclip.add_text("store.zarr", "new", names="disc,ring"), "leave --names out"),
     (lambda: onceclip.methods("gdaa"), "did you mean 'gda'"),
     (lambda: onceclip.methods(3), "3 is no method"),  # type: ignore[arg-type]
 ]

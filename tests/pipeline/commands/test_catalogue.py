@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from onceclip.adapters import METHODS
+from onceclip.adapters import METHODS, Method
 from onceclip.errors import OnceclipError
 from onceclip.pipeline.api import catalogue
 from onceclip.pipeline.api.catalogue import FILE, catalogue_text
@@ -42,6 +42,21 @@ def test_methods_are_told_from_their_classes_where_the_file_is_of_other_code(tmp
             path.write_text(text)
         monkeypatch.setattr(catalogue, "FILE", path)
         assert json.loads(json.dumps(describe())) == json.loads(json.dumps(expected))
+
+
+def test_sources_are_told_where_python_has_stripped_the_docstrings_that_they_stand_in(process):
+    done = process("-OO", "-m", "onceclip", "methods", "gda")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == "\n".join(method_lines(describe("gda"))).splitlines()
+
+
+def test_a_method_that_says_nothing_of_itself_has_a_page_without_empty_places():
+    class Silent(Method):
+        """One of a user's own."""
+
+    first, *others = method_lines(describe(Silent))
+    assert first == "Silent"
+    assert not any(line.endswith(": ") or line.strip() == "" for line in [first, *others])
 
 
 @pytest.mark.parametrize("name", METHODS)

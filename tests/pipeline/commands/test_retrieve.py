@@ -147,6 +147,7 @@ def test_questions_about_videos_are_scored(path: Path, run: Callable[..., Any], 
     (["--query", "a", "--out", "o.json"], 2, "use --json or --page"),
     (["--query", "a", "--text", "other"], 2, "--text is not for"), (["--top", "3"], 2, "--top is not for"),
     (["--seed", "3"], 2, "add --train"), (["--images", "films"], 2, "add --page"),
+    (["--duplicates", "0.9", "--model", "demo"], 2, "--model is not for"), (["--device", "cpu"], 2, "--phrases alone"),
     (["--query", "a", "--pooling", "last"], 1, "no pooling 'last'")])
 def test_what_cannot_be_done_is_one_line(path: Path, run: Callable[..., Any], words: list[str], code: int,
                                          said: str) -> None:

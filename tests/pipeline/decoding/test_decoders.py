@@ -55,6 +55,7 @@ class Strange:
         if self.how == "broken disk":
             raise BadImage("cannot be read (Input/output error)") from OSError(errno.EIO, "Input/output error")
         if self.how == "raises": raise RuntimeError("of a library")
+        if self.how == "gives text": return "text"
         if self.how == "storage is gone": raise SourceError("s3://bucket does not answer: try later")
         if self.how == "only here": assert os.getpid() == HERE
         if self.how == "comes back":
@@ -207,6 +208,17 @@ def test_contents_say_where_they_are_read(strange: Any, square: Callable[[int], 
     how = "only here" if reading == "process" else "plain"
     images = [strange.Strange(how, Path(square(each + 1).path), reading) for each in range(20)]
     assert [pixel for _, pixel, _, _ in collect(images, processes=2)] == [each + 1.0 for each in range(20)]
+
+
+@pytest.mark.parametrize("reading", ["process", "disk"])
+def test_contents_fail_alike_wherever_they_are_read(strange: Any, square: Callable[[int], LocalFile],
+                                                    reading: str) -> None:
+    images = [strange.Strange(how, None, reading) for how in ("raises", "broken disk", "gives text")]
+    with Decoders(4, 1) as decoders:
+        batch, = decoders.batches(enumerate([*images, square(2)]), SMALL, 4, slots=2)
+        assert batch.reasons == ["cannot be read (of a library)", "cannot be read (Input/output error)",
+                                 "cannot be read (its content is str, not bytes)", ""]
+        assert batch.interrupted == [1]
 
 
 def test_processes_that_cannot_work_are_one_line(monkeypatch: pytest.MonkeyPatch,

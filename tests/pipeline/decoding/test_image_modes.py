@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onceclip.pipeline.decoding import preparation
+from onceclip.pipeline.errors import BadImage
 from onceclip.stores import open_store
 
 Extract = Callable[..., Any]
@@ -116,3 +118,20 @@ def test_images_are_turned_as_their_cameras_say_where_that_is_asked_for(root: Pa
     store = open_store(str(tmp_path / "s.zarr"))
     rows = [int(np.flatnonzero(store.table.key == f"disc/{name}.png")[0]) for name in ("plain", "turned")]
     np.testing.assert_array_equal(*store.embeddings(np.array(rows)))
+
+
+def test_photographs_of_phones_are_read_where_pillow_heif_is_installed(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow does not look for it by itself, and `pip install pillow-heif` changed nothing."""
+    (tmp_path / "pillow_heif.py").write_text(
+        "import io\nfrom PIL import Image\ndef register_heif_opener():\n"
+        "    Image.register_open('HEIF', lambda file, _: Image.open(io.BytesIO(file.read()[12:]), formats=['PNG']),\n"
+        "                        lambda start: start[4:12] == b'ftypheic')\n")
+    content = b"\0\0\0\x0cftypheic" + saved(picture(), "png")
+    monkeypatch.setattr(preparation, "_formats", preparation._formats.__wrapped__)
+    with pytest.raises(BadImage, match="not an image"):
+        preparation.Preparation((8, 8)).open(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    assert preparation.Preparation((8, 8)).open(content).size == (40, 30)

@@ -104,6 +104,13 @@ def test_a_weights_file_without_its_preprocessing_is_an_error(tmp_path: Path) ->
     check_spec(EncoderSpec("ViT-B-32", str(tmp_path / "w.safetensors"), preprocess="openai"))
 
 
+@pytest.mark.parametrize("model", ["demo", "local-dir:folder", "hf-hub:org/name"])
+def test_weights_beside_a_model_that_has_its_own_are_an_error(model: str) -> None:
+    """open_clip takes those of the folder then, without a word, and the store would be named after the others."""
+    with pytest.raises(EncoderError, match=f"--pretrained mine.pt: {model} has weights of its own: leave it away"):
+        check_spec(EncoderSpec(model, "mine.pt"))
+
+
 @pytest.mark.parametrize("left_out", [{"mean", "std", "interpolation", "resize_mode", "size"}, {"std"}])
 def test_a_folder_that_does_not_say_how_images_are_prepared_is_an_error(
         encoder: Any, model_copy: Callable[[str], Path], tmp_path: Path, left_out: set[str]) -> None:

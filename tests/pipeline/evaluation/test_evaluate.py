@@ -164,6 +164,8 @@ def test_some_classes_of_a_store(run_json: RunJson, adapter: Path, store: Store)
     some = run_json("evaluate", adapter, store.path, "--classes", "gnu, bee")
     assert (some["n"], some["classes"], some["among"]) == (20, 2, 7)
     assert some["macro_recall"] == pytest.approx((whole["gnu"]["recall"] + whole["bee"]["recall"]) / 2)
+    names = ("evaluate", adapter, store.path, "--only-its-classes", "--classes")
+    assert run_json(*names, "gnu,bee,gnu")["accuracy"] == run_json(*names, "gnu,bee")["accuracy"]  # each counts once
     base, new = (run_json("evaluate", adapter, store.path, "--classes", half, "--only-its-classes")
                  for half in ("base", "new"))
     assert [each["class"] for each in base["per_class"]] == NAMES[:4]

@@ -205,15 +205,21 @@ def test_without_the_packages_one_line_says_what_to_install(saved: Path, run: Ru
     assert not (saved / "a.onnx").exists()
 
 
-def test_a_head_that_torch_cannot_follow_is_refused_with_the_reason(linear_path: Path, tmp_path: Path) -> None:
+def test_a_head_that_a_format_cannot_follow_is_refused_with_the_reason(linear_path: Path, tmp_path: Path) -> None:
     class Odd(Linear):
         def __call__(self, rows: torch.Tensor) -> torch.Tensor:
             return super().__call__(rows) * (1 if rows.sum().item() > 0 else 2)
 
+    class Bessel(Linear):
+        def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(super().__call__(rows))
+
     linear = as_linear(load_classifier(linear_path).head)
     assert linear is not None
-    classifier = replace(load_classifier(linear_path), head=Odd(linear.weight, linear.bias))
-    with pytest.raises(ExportError, match=r"torch\.export cannot follow gda \(.+\): use `onceclip predict`") as raised:
-        export(classifier, "torch", tmp_path / "a.pt2")
-    assert len(str(raised.value).splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    for kind, format, words in ((Odd, "torch", r"torch\.export cannot follow gda \(.+\): use `onceclip predict`"),
+                                (Bessel, "onnx", r"ONNX does not have all that gda computes \(.+\): use --to torch")):
+        classifier = replace(load_classifier(linear_path), head=kind(linear.weight, linear.bias))
+        with pytest.raises(ExportError, match=words) as raised:
+            export(classifier, format, tmp_path / FILES[format])
+        assert len(str(raised.value).splitlines()) == 1
+        assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,6 +64,18 @@ def test_each_box_is_prepared_as_an_image_of_its_own_and_the_rest_is_the_image(
     np.testing.assert_allclose(views["b/1.png"], np.stack([plain["b/1.png"]] * 3), atol=1e-6)
     np.testing.assert_allclose(views["b/2.png"][2], plain["b/2.png"], atol=1e-6)
     assert views["b/2.png"][1][2] < 0.05
+
+
+def test_boxes_of_images_that_this_process_reads_count_too(manifest: Any, tmp_path: Path, means: str) -> None:
+    """Of memory:// all views were the plain image."""
+    from onceclip.pipeline.encoders import EncoderSpec
+
+    place, folder = manifest(LINES), uuid4().hex
+    fsspec.filesystem("memory").put(str(tmp_path), f"/{folder}", recursive=True)
+    for source, name in ((place, "a.zarr"), (f"memory://{folder}/{Path(place).name}", "b.zarr")):
+        extract(source, tmp_path / name, EncoderSpec(means), OPTIONS)
+    here, there = (open_store(tmp_path / name) for name in ("a.zarr", "b.zarr"))
+    np.testing.assert_array_equal(there.embeddings(name="view"), here.embeddings(name="view"))
 
 
 def test_a_store_keeps_to_its_boxes(manifest: Any, tmp_path: Path, means: str) -> None:

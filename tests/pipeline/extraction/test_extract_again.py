@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onceclip.stores import Store, StoreMismatch, open_store
+from onceclip.stores import Store, StoreError, StoreMismatch, open_store
 from onceclip.stores.identity import digest
 
 Extract = Callable[..., Any]
@@ -90,6 +90,16 @@ def test_a_changed_image_alone_is_encoded_again(root: Path, path: Path, extract_
     store = consistent(path, root)
     row = int(np.flatnonzero(store.table.key == str(file.relative_to(root)))[0])
     assert not np.allclose(store.embeddings(np.array([row])), before)
+
+
+def test_a_store_that_was_opened_before_is_no_damaged_one(root: Path, path: Path, extract_demo: Extract,
+                                                          glyph: Callable[..., Path]) -> None:
+    store = open_store(str(path))
+    store.embeddings()
+    glyph(next(root.rglob("*.png")), "cross", 99)
+    extract_demo(root, path)
+    with pytest.raises(StoreError, match="was written since it was opened: open it again"):
+        store.embeddings()
 
 
 def test_a_touched_image_is_not_encoded_again(root: Path, path: Path, extract_demo: Extract, passed: list[int]) -> None:

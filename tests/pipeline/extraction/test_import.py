@@ -79,6 +79,14 @@ def test_rows_without_a_label_are_kept_and_not_used(arrays: Arrays, import_of: I
 def test_splits_are_drawn_where_none_are_given(arrays: Arrays, import_of: ImportOf) -> None:
     store = import_of(without(arrays, "split"))
     assert [len(store.rows(name)) for name in SPLITS] == [100, 40, 60]
+    empty = import_of({**arrays, "split": np.full(200, "")}, "empty")
+    assert empty.fingerprint == store.fingerprint
+
+
+def test_rows_without_a_split_beside_others_are_said(arrays: Arrays, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{**arrays, "split": np.where(np.arange(200) < 3, "", arrays["split"])})
+    assert "3 rows of a class without a split, which nothing is fitted or tested on" in import_arrays(
+        tmp_path / "a.npz", tmp_path / "a.zarr")["remarks"]
 
 
 def test_half_precision_is_kept(arrays: Arrays, import_of: ImportOf) -> None:

@@ -189,5 +189,5 @@ def test_columns_cannot_be_named(tmp_path: Path) -> None:
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_part(tmp_path / "features", 0, paths_of(0))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(SourceError, match=r"pip install onceclip\[parquet\]"):
+    with pytest.raises(SourceError, match=r"pip install 'onceclip\[parquet\]'"):
         import_arrays(tmp_path / "features", tmp_path / "s.zarr")

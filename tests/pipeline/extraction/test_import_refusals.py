@@ -55,6 +55,12 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_a_single_array_is_no_npz_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", EMBEDDING)
+    with pytest.raises(ArrayError, match=r"a folder of \.npy files \(it is no \.npz file\): it needs"):
+        import_arrays(tmp_path / "a.npy", tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize("case", MALFORMED)
 def test_arrays_that_do_not_fit_are_one_line_that_names_them(tmp_path: Path, case: str) -> None:
     change, named = MALFORMED[case]

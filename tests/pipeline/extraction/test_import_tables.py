@@ -41,7 +41,7 @@ def same(found: Store, expected: Store) -> None:
 @pytest.fixture(scope="session")
 def odd_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with all that a file may lose: odd keys, groups, a class without rows, rows without a label or a split,
-    bad and removed rows, a text set of unequal numbers of prompts, and float32."""
+    bad and removed rows, a text set of unequal numbers of prompts, one that lacks a class, and float32."""
     path, random = tmp_path_factory.mktemp("odd") / "odd.zarr", np.random.default_rng(3)
     n, dim = 40, 6
     embedding = random.normal(size=(n, dim)).astype(np.float32)
@@ -67,6 +67,7 @@ def odd_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.put_text("own", TextSet(random.normal(size=(7, dim)).astype(np.float32), classes,
                                    np.array([0, 3, 4, 6, 7]), np.arange(7, dtype=np.int32),
                                    tuple(f"prompt é {number}" for number in range(7)), "f" * 32, {"how": ["told"]}))
+    writer.put_text("some", writer.store.text("own").of_classes(classes[:2]))
     writer.finish(split, split_source={"how": "imported"})
     return path
 
@@ -83,7 +84,10 @@ def test_what_is_exported_and_imported_is_the_same_store(
     assert made["rows"] == len(store.rows(labelled=False))
     run_json("import", file, tmp_path / "back.zarr")
     same(open_store(str(tmp_path / "back.zarr")), store)
-    assert onceclip.verify(tmp_path / "back.zarr").faults == []
+    found = onceclip.verify(tmp_path / "back.zarr")
+    assert found.faults == []
+    assert [each.what for each in found.remarks if each.where == "text/some"] == (
+        ["has no prompts for 2 of 4 classes, such as 'fox'"] if which == "odd_store" else [])
     if format == "npz":
         with np.load(file) as arrays:
             assert arrays["embedding"].shape == (made["rows"], store.dim)

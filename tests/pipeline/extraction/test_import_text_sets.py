@@ -75,3 +75,19 @@ def test_names_that_no_set_can_have_are_refused(npz: Path, tmp_path: Path, run: 
     twice = ("--text-set", f"a={tmp_path / 'a.npy'}") * 2
     assert "'a' is given twice" in run("import", npz, tmp_path / "a.zarr", *twice).stderr
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_equal_sentences_of_two_encoders_are_two_sets(npz: Path, tmp_path: Path,
+                                                      arrays: dict[str, np.ndarray]) -> None:
+    """Their fingerprints were one, so that a sweep took results of the one for those of the other."""
+    prompts = np.array([f"a {name}" for name in arrays["class_names"]])
+    found = []
+    for encoder in ("x", "y"):
+        np.savez(tmp_path / f"{encoder}.npz", text=arrays["text"], class_names=arrays["class_names"], prompt=prompts,
+                 class_ptr=np.arange(5), template_id=np.zeros(4, int), encoder=encoder, source="{}")
+        onceclip.import_arrays(npz, tmp_path / f"{encoder}.zarr", "mine", {"set": tmp_path / f"{encoder}.npz"})
+        found.append(onceclip.open_store(tmp_path / f"{encoder}.zarr").text("set").fingerprint)
+    assert found[0] != found[1]
+    np.savez(tmp_path / "nan.npz", **{**np.load(tmp_path / "x.npz"), "source": '{"seed": NaN}'})
+    with pytest.raises(ArrayError, match="is no text set of `onceclip export`"):
+        onceclip.import_arrays(npz, tmp_path / "z.zarr", "mine", {"set": tmp_path / "nan.npz"})

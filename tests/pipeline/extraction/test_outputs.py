@@ -192,6 +192,14 @@ def test_other_views_than_a_store_has_are_refused(root: Path, tmp_path: Path, ex
     assert extract_demo(root, tmp_path / "s.zarr", outputs=THREE).encoded == 0
 
 
+def test_a_store_keeps_its_type_and_refuses_another(root: Path, tmp_path: Path, extract_demo: Extract) -> None:
+    extract_demo(root, tmp_path / "s.zarr", dtype="float32")
+    with pytest.raises(StoreMismatch, match="is of float32, not of float16: extract into another store"):
+        extract_demo(root, tmp_path / "s.zarr", dtype="float16")
+    for same in ({}, {"dtype": "float32"}):
+        assert extract_demo(root, tmp_path / "s.zarr", **same).encoded == 0
+
+
 def test_outputs_of_one_pass_agree_with_each_other_and_with_the_encoder(root: Path, tmp_path: Path, encoder: Any,
                                                                        extract_demo: Extract) -> None:
     """openai/CLIP#353: the paper's linear probe used features before the projection, `encode_image` gives after."""

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from onceclip.pipeline.runs.results import read_rows
-from onceclip.pipeline.runs.sweep import make_specs, sweep
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import sweep
 from onceclip.pipeline.workers import Part
 from onceclip.stores import Store
 

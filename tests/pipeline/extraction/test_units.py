@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -22,13 +23,14 @@ from onceclip.pipeline.extraction.processes import (
     EquipmentSpec,
     TextTask,
     UnitTask,
+    _for_workers,
     embed_text,
     encode_unit,
     plan_store,
 )
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.extraction.units import Unit
-from onceclip.pipeline.sources import LocalFile
+from onceclip.pipeline.sources import LocalFile, RemoteFile
 from onceclip.stores import StoreWriter, open_store
 from onceclip.stores.schema import STORED, TODO
 
@@ -127,3 +129,11 @@ def test_a_worker_embeds_text_with_as_many_threads_as_the_command_would(
         assert torch.get_num_threads() == before
     finally:
         CACHE.close()
+
+
+def test_workers_get_absolute_paths_of_images_and_masks() -> None:
+    mask = LocalFile("masks/1.png")
+    unit = _for_workers(Unit(0, ((0, LocalFile("1.png", mask=mask)), (1, RemoteFile("s3://b", "1.png", mask=mask)))))
+    (_, here), (_, there) = unit.images
+    assert here == LocalFile(os.path.abspath("1.png"), mask=LocalFile(os.path.abspath("masks/1.png")))
+    assert there == RemoteFile("s3://b", "1.png", mask=LocalFile(os.path.abspath("masks/1.png")))

@@ -157,7 +157,7 @@ def test_wrong_endings_and_missing_packages_are_said_before_the_work(photos: Pat
         return known(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with (pytest.raises(PredictionError, match=r"pip install onceclip\[parquet\]"),
+    with (pytest.raises(PredictionError, match=r"pip install 'onceclip\[parquet\]'"),
           prediction_file(photos / "a.parquet", 1)):
         pass
 

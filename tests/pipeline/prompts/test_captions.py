@@ -103,7 +103,8 @@ def test_captions_of_unknown_items_are_refused_with_the_nearest(store_copy: Path
     assert open_store(str(store_copy)).texts == ["default"]
 
 
-@pytest.mark.parametrize("further", [["--name", "default"], ["--templates", "a {}"], ["--waffle", 2]])
+@pytest.mark.parametrize("further", [["--name", "default"], ["--templates", "a {}"], ["--waffle", 2],
+                                     ["--names", "cat,dog"], ["--states", "bottle"]])
 def test_captions_are_no_class_prompts(store_copy: Path, tmp_path: Path, run: Callable[..., Any],
                                        further: list[Any]) -> None:
     file = write(tmp_path / "c.json", json.dumps({keys(store_copy)[0]: "a"}))

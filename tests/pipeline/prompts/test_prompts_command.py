@@ -238,15 +238,20 @@ def test_the_encoder_is_the_stores_own_and_no_other(image_folder: Path, tmp_path
 
 def test_imported_features_get_text_from_the_encoder_that_the_user_names(
         arrays: dict[str, np.ndarray], import_of: Callable[..., Store], run: Callable[..., Any],
-        run_json: Json) -> None:
+        run_json: Json, other_encoder: str) -> None:
     wide = {**arrays, "embedding": np.tile(arrays["embedding"], 4), "text": np.tile(arrays["text"], 4)}
     store = import_of(wide, "wide", encoder="demo")
     before = run_json("fit", store.path, "--method", "zero-shot")["accuracy"]
     assert "--model" in run("text", store.path, "--name", "a").stderr
     assert run_json("text", store.path, "--name", "a", "--model", "demo")["encoded"] == 4
-    assert open_store(store.path).text("a").source["encoder"]["name"] == "demo"
+    assert open_store(store.path).text("a").source["text_encoder"]["name"] == "demo"
     assert run_json("fit", store.path, "--method", "zero-shot")["accuracy"] == before
     assert run_json("fit", store.path, "--method", "zero-shot", "--text", "a")["text"] == "a"
+    same = open_store(store.path).text_fingerprint("a")
+    refused = run("text", store.path, "--name", "a", "--model", other_encoder)
+    assert "has a text set 'a' of other prompts" in refused.stderr
+    assert run_json("text", store.path, "--name", "a", "--model", other_encoder, "--overwrite")["encoded"] == 4
+    assert open_store(store.path).text_fingerprint("a") != same
     narrow = import_of(arrays, "narrow", encoder="demo")
     failed = run("text", narrow.path, "--name", "a", "--model", "demo")
     assert "has 16 dimensions, demo gives 64" in failed.stderr

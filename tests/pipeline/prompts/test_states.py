@@ -16,6 +16,7 @@ from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import PromptError
 from onceclip.pipeline.prompts.descriptions import ABNORMAL, NORMAL, state_descriptions
+from onceclip.pipeline.sources import SourceOptions
 from onceclip.stores import open_store
 
 
@@ -48,6 +49,7 @@ def test_a_store_gets_them_and_class_vectors_are_means_of_raw_sentences(
     (("--states", " ", "--normal", "disc"), "say what the images show"),
     (("--normal", "disc"), "--normal is for --states"),
     (("--states", "shape", "--normal", "disc", "--waffle", "2"), "leave out --prompts, --waffle and --class-names"),
+    (("--states", "shape", "--normal", "disc", "--names", "disc,ring"), "has classes of its own: leave --names out"),
 ])
 def test_what_cannot_be_is_one_line(run: Callable[..., Any], store_path: Path, arguments: tuple[str, ...],
                                     message: str) -> None:
@@ -59,3 +61,11 @@ def test_what_cannot_be_is_one_line(run: Callable[..., Any], store_path: Path, a
 def test_without_a_thing_there_are_no_states() -> None:
     with pytest.raises(PromptError, match="such as bottle"):
         state_descriptions(("good", "cut"), "", "good", ("{}",))
+
+
+def test_images_without_classes_have_states_of_those_that_are_named(
+        image_folder: Path, tmp_path: Path, extract_demo: Callable[..., Any], run: Callable[..., Any]) -> None:
+    extract_demo(image_folder, tmp_path / "u.zarr", source=SourceOptions(unlabelled=True))
+    shown = run("text", tmp_path / "u.zarr", "--name", "s", "--states", "shape", "--names", "good,cut", "--dry-run")
+    assert "good\ta photo of a flawless shape." in shown.stdout, shown.stderr
+    assert "name some with --names" in run("text", tmp_path / "u.zarr", "--name", "s", "--states", "shape").stderr

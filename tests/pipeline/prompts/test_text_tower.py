@@ -22,7 +22,8 @@ from onceclip.pipeline.export import export
 from onceclip.pipeline.prompts.tower import add_tower, make_tower
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
-from onceclip.pipeline.runs.sweep import make_specs, sweep
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import sweep
 from onceclip.pipeline.tasks.tasks import read_tower
 from onceclip.stores import StoreDamaged, StoreIncomplete, StoreMismatch, StoreWriter, open_store
 from onceclip.stores.compact import compact
@@ -127,6 +128,8 @@ def test_the_command_writes_once_and_again_only_for_more_words(copied: Path, run
 @pytest.mark.parametrize(("options", "said"), [
     ((), "--name says what to call the set"), (("--tower", "--name", "x"), "--tower makes no text set"),
     (("--tower", "--templates", "photo"), "--tower makes no prompts"),
+    (("--tower", "--names", "a,b"), "--tower makes no prompts"),
+    (("--tower", "--truncate"), "--tower makes no prompts"),
     (("--name", "x", "--words", "a"), "--words goes with --tower")])
 def test_options_that_do_not_go_together_are_one_line(towered: Path, run: Callable[..., Any], options: tuple[str, ...],
                                                       said: str) -> None:

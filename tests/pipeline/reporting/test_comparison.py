@@ -100,6 +100,7 @@ def test_tests_over_stores_take_each_store_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"test": "wilcoxon"}, "compares over stores, and 3 stores of 6"), ({"baseline": "gdb"}, "no line 'gdb'"),
     ({"methods": []}, "methods is empty"), ({"methods": "zero-shot"}, "one line, zero-shot"),
+    ({"test": "mcnemar", "score": "nll"}, "says nothing of nll"),
     ({"shots": 16}, "no run has a accuracy at these shots"), ({"test": "anova"}, "anova")])
 def test_what_cannot_be_compared_is_said_in_one_line(swept: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(onceclip.OnceclipError, match=message):
@@ -118,3 +119,17 @@ def test_the_command_prints_every_test(swept: Path, run: Callable[..., Any]) -> 
         done = run("compare", swept, "--test", test)
         assert done.exit_code == 0, done.output
         assert words in done.stdout
+
+
+def test_a_store_that_was_made_again_is_compared_with_each_content(tmp_path: Path) -> None:
+    """Other images, or other prompts alone, are no further runs of the same line."""
+    contents = (("old", "a", 0.1), ("new", "a", 0.2), ("new", "b", 0.3))
+    append_rows(tmp_path, [{"method": name, "store": "pets.zarr", "shots": 4, "seed": seed, "accuracy_val": None,
+                            "accuracy": 0.5 + gain * (name == "gda"), "run": f"{name}{seed}{store}{text}",
+                            "fingerprints": {"store": store, "text": text, "support": f"{store}{seed}"}}
+                           for store, text, gain in contents for name in ("zero-shot", "gda") for seed in (1, 2)])
+    blocks = onceclip.compare(tmp_path)["blocks"]
+    assert {block["store"]: block["comparisons"][0]["difference"] for block in blocks} == pytest.approx({
+        "pets, content old, prompts a": 0.1, "pets, content new, prompts a": 0.2, "pets, content new, prompts b": 0.3})
+    assert set(onceclip.results(tmp_path)["method"]) == {
+        f"{name}, content {store}, prompts {text}" for store, text, _ in contents for name in ("zero-shot", "gda")}

@@ -14,6 +14,8 @@ import pytest
 
 import onceclip
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.reporting.hyperparameters import ablations_of
+from onceclip.pipeline.reporting.settings import Results, settings_of
 from onceclip.pipeline.runs.results import append_rows
 
 STORES = ("x/pets.zarr", "x/cars_1.zarr")
@@ -136,3 +138,12 @@ def test_the_command_prints_and_writes_the_table(two_stores: Path, run: Callable
     assert run("table", two_stores, "--format", "latex", "--out", tmp_path / "table.tex").exit_code == 0
     assert (tmp_path / "table.tex").read_text() == onceclip.table(two_stores, "latex") + "\n"
     assert run("table", tmp_path / "nothing").exit_code == 1
+
+
+def test_accuracy_by_hyperparameter_is_never_a_mean_over_strategies() -> None:
+    rows = [{"method": "gda", "store": "pets.zarr", "shots": 4, "seed": 1, "accuracy": alpha / 10 + gain,
+             "accuracy_val": 0.5, "select": "fixed", "asked": {"values": {"alpha": alpha}, "select": "fixed"}, **more}
+            for alpha in (1.0, 2.0) for gain, more in ((0.0, {}), (0.5, {"inference": {"name": "stata"}}))]
+    setting, = settings_of(Results((), tuple(rows), {}, {}, {}))
+    assert {each.method: [mean.value for mean in each.cells.values()] for each in ablations_of(setting)} == {
+        "gda": pytest.approx([0.1, 0.2]), "gda + stata": pytest.approx([0.6, 0.7])}

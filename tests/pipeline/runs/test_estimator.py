@@ -84,10 +84,15 @@ def test_text_is_joined_by_name_and_never_by_position() -> None:
     ({"text": dict.fromkeys(("disc", "cross", "ring"), np.ones(8))}, "16 features"),
     ({"select": "loo"}, "select='loo' needs a text"),
     ({"select": "val-full"}, "there are: fixed, val, loo"),
+    ({"seed": None}, "seed None: give a whole number"),
+    ({"validation_fraction": 20}, "validation_fraction 20: give a part"),
     ({"method": "tip-adaptor"}, "did you mean 'tip-adapter'"),
     ({"params": {"bta": 2}}, "did you mean 'beta'"),
     ({"params": {"beta": "two"}}, "beta=two is not a number"),
     ({"method": "vt-clip"}, "patch tokens"),
+    ({"method": TipAdapter()}, "is no method: give a name"),
+    ({"method": dict}, "is no method: give a name"),
+    ({"text": Text(torch.ones(3, 16), torch.arange(3), ("cross", "disc", "ring"))}, "text is a Text: .*from_store"),
 ])
 def test_what_does_not_fit_is_a_value_error_that_says_what_to_do(change: dict[str, Any], message: str) -> None:
     rows, y, _ = rows_of()
@@ -180,7 +185,7 @@ def test_a_store_gives_text_scale_and_encoder_and_the_adapter_can_be_used_by_com
     store = onceclip.open_store(str(store_path))
     rows = store.rows("train")
     labels = [store.classes[number] for number in store.column("label")[rows]]
-    estimator = FewShotClassifier.from_store(store, "gda", select="fixed").fit(store.embeddings(rows), labels)
+    estimator = FewShotClassifier.from_store(str(store_path), GDA, select="fixed").fit(store.embeddings(rows), labels)
     assert_array_equal(estimator.decision_function(store.embeddings(rows)),
                        GDA().fit(onceclip.make_task(store)).logits(store.embeddings(rows)).numpy()
                        [:, [store.classes.index(name) for name in estimator.classes_]])

@@ -154,6 +154,18 @@ def test_the_command_keeps_rows_goes_on_and_draws_a_page(imported: Store, run: C
         assert str(out / "incremental.html") in refused.stderr
 
 
+def test_runs_of_other_values_or_draws_are_no_further_orders(imported: Store, run: Callable[..., Any],
+                                                             tmp_path: Path) -> None:
+    command = ("incremental", imported.path, "--method", "gda", "--sessions", "2", "--orders", "1-2", "--shots", "4",
+               "--out", tmp_path)
+    for more in ((), ("--set", "alpha=1"), ("--seed", "2")):
+        assert run(*command, *more).exit_code == 0
+    page = (tmp_path / "incremental.html").read_text()
+    assert page.count("text default, seed ") == 2
+    assert "gda alpha=0.02" in page
+    assert "gda alpha=1.0" in page
+
+
 @pytest.mark.parametrize(("arguments", "text"), [
     (("--sessions", "3"), "give a number from 1 to 2"), (("--method", "gdaa"), "did you mean 'gda'"),
     (("--method", "x-more", "--sessions", "2"), "takes more than embeddings and prompts"),
@@ -166,6 +178,17 @@ def test_what_cannot_arrive_is_one_line(imported: Store, run: Callable[..., Any]
     assert result.exit_code == 1, result.output
     assert text in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_without_test_images_of_the_first_session_there_is_no_accuracy(
+        arrays: dict[str, np.ndarray], import_of: Callable[..., Store]) -> None:
+    first = order_of(list(arrays["class_names"]), 1, 2)[0]
+    kept = (arrays["split"] != "test") | ~np.isin(arrays["class_names"][arrays["label"]], first)
+    store = import_of({name: value[kept] if np.shape(value)[:1] == kept.shape else value
+                       for name, value in arrays.items()})
+    with pytest.raises(TaskError, match=r"no test image of the classes of the first session .*take fewer --sessions"):
+        onceclip.incremental(store, "zero-shot", sessions=2, orders=[1])
+    assert onceclip.incremental(store, "zero-shot", sessions=1, orders=[1])[0]["n_test"] == 24
 
 
 def test_what_cannot_arrive_in_sessions_is_refused(imported: Store) -> None:

@@ -49,6 +49,15 @@ def test_a_row_of_today_is_never_made_again(name: str) -> None:
         assert not is_outdated(row, spec)
 
 
+def test_values_that_follow_from_the_task_are_those_of_today(imported: Store, tmp_path: Path) -> None:
+    specs = [RunSpec("taskres", 8, values={"epochs": 2}, select="fixed"), RunSpec("proker", 8, select="fixed")]
+    rows = sweep([imported], specs, tmp_path)
+    assert rows[0]["hyperparameters"]["share"] > METHODS["taskres"]().share
+    assert rows[1]["hyperparameters"]["rows"] == "views"
+    assert sweep([imported], specs, tmp_path) == rows
+    assert len(read_rows(tmp_path)) == 2
+
+
 def test_a_sweep_says_whose_hyperparameters_nothing_chose(arrays: dict[str, np.ndarray],
                                                           import_of: Callable[..., Store], tmp_path: Path) -> None:
     """A store without validation images, few shots, and no word of the user."""

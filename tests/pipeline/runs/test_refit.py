@@ -17,8 +17,9 @@ from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.results import append_row, read_rows
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.specs import make_specs
 from onceclip.pipeline.runs.summary import tables
-from onceclip.pipeline.runs.sweep import make_specs, sweep
+from onceclip.pipeline.runs.sweep import sweep
 from onceclip.pipeline.tasks.draws import Draw
 from onceclip.pipeline.tasks.tasks import task_of
 from onceclip.stores import Store, open_store
@@ -55,6 +56,16 @@ def test_a_sweep_goes_on_where_there_are_no_validation_images(without_val: Store
     rows = sweep([without_val], make_specs(["zero-shot", "gda", "lp++"], [4, None], [1], {}), tmp_path)
     assert not any("error" in row for row in rows)
     assert [row["select"] for row in rows if row["method"] == "gda"] == ["loo", "loo"]
+
+
+@pytest.mark.parametrize(("refit", "number"), [("val", "152 of train, val"), ("all", "200 of train, val, test")])
+def test_the_card_says_what_the_classifier_was_fitted_on_in_the_end(imported: Store, run: Run, tmp_path: Path,
+                                                                    refit: str, number: str) -> None:
+    done = run("fit", imported.path, "--method", "gda", "--refit", refit, "--out", tmp_path / "a")
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"| fitted on | 120 training images, all shots, seed 1, then on all {number} |" in card
+    assert ("not measured: no test images were left to score; " in card) == (refit == "all"), done.output
+    assert f", then on all of {number[7:]}" in run("info", tmp_path / "a").stdout
 
 
 def test_runs_asked_for_as_before_keep_their_identity() -> None:
@@ -103,7 +114,8 @@ def test_refit_all_has_no_test_accuracy_and_says_so(imported: Store, run: Run, r
     refused = run("evaluate", out, imported.path)
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
     assert "fitted on the test images" in refused.stderr
-    assert run("evaluate", out, imported.path, "--split", "val").exit_code == 0
+    assert "fitted on the val images" in run("evaluate", out, imported.path, "--split", "val").stderr
+    assert run("evaluate", out, imported.path, "--split", "train").exit_code == 0
     assert run("predict", out, imported.path).exit_code == 0
     replayed = run("fit", "--from-row", f"{out}:1", "--json")
     assert replayed.exit_code == 0, replayed.stderr

@@ -37,11 +37,14 @@ def test_what_another_rule_chose_is_taken_as_it_is(store_path):
     assert fit(store, spec_of(row, store)).row["hyperparameters"]["alpha"] == 3.25
 
 
-@pytest.mark.parametrize("method", ["gda", "gda+zero-shot"])
-def test_a_row_imports_no_module_that_it_names_as_a_source(store_path, tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(("method", "support"), [
+    ("gda", "planted:Source:4"), ("gda+zero-shot", "planted:Source:4"), ("gda", "ifpl:4,method=planted:Source"),
+    ("gda", "grip:2,method=planted:Source")])
+def test_a_row_imports_no_module_that_it_names_as_a_source_or_as_a_method_of_one(store_path, tmp_path, monkeypatch,
+                                                                                 method, support):
     (tmp_path / "planted.py").write_text("class Source: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    row = {"asked": {"method": method, "shots": 2, "support": "planted:Source:4"}, "shots": 2, "seed": 1}
+    row = {"asked": {"method": method, "shots": 2, "support": support}, "shots": 2, "seed": 1}
     with pytest.raises(MethodError, match="planted"):
         spec_of(row, open_store(str(store_path)))
     assert "planted" not in sys.modules

@@ -18,7 +18,8 @@ def test_a_sweep_says_why_runs_have_no_result(without_val: Store, tmp_path: Path
     """A folder with train/ and test/ alone has nothing for a selection on validation rows: that is no divergence."""
     sweep = ("sweep", without_val.path, "--methods", "zero-shot,tip-adapter,gda", "--shots", "1,2", "--seeds", "1",
              "--select", "val", "--out", tmp_path / "results")
-    said = run(*sweep).stdout.rstrip().splitlines()
+    *said, empty, following = run(*sweep).stdout.rstrip().splitlines()
+    assert (empty, following) == ("", f"Next: onceclip report {tmp_path / 'results'} --out results.html")
     assert "interval of up to 1 seed" in said[0]
     assert said[-2] == "left out, for they have no result:"
     assert said[-1].startswith("  tip-adapter (2 runs), gda (2 runs): --select val needs validation rows")
@@ -46,7 +47,8 @@ def test_what_has_no_test_images_has_no_result_either() -> None:
 def row(accuracy: float = 0.5, method: str = "gda", shots: Any = 4, seed: int = 1, select: str = "val",
         **further: Any) -> dict[str, Any]:
     """A result row as far as summaries read it; what RunSpec knows goes to what was asked for."""
-    fields = ("values", "class_weights", "search", "narrow", "stream", "classes", "bank", "inference")
+    fields = ("values", "class_weights", "search", "narrow", "stream", "classes", "bank", "inference", "refit",
+              "inputs")
     return {"method": method, "shots": shots, "seed": seed, "accuracy": accuracy, "store": "pets.zarr",
             "accuracy_val": None if select == "fixed" else 0.5, "select": select,
             "fingerprints": {"support": f"draw {shots} {seed}"},
@@ -58,13 +60,24 @@ def row(accuracy: float = 0.5, method: str = "gda", shots: Any = 4, seed: int = 
     ({"search": "random:30"}, "gda search random:30"), ({"narrow": True}, "gda narrow"),
     ({"stream": True}, "gda stream"),
     ({"inference": "stata"}, "gda + stata"),
-    ({"values": {"alpha": 2.0}}, "gda alpha=2.0"), ({"device": "NVIDIA H200"}, "gda on NVIDIA H200")], ids=str)
+    ({"values": {"alpha": 2.0}}, "gda alpha=2.0"), ({"device": "NVIDIA H200"}, "gda on NVIDIA H200"),
+    ({"refit": "val"}, "gda refit on val"), ({"inputs": ["dino/embedding"]}, "gda from dino/embedding")], ids=str)
 @pytest.mark.parametrize("order", [1, -1])
 def test_runs_that_differ_in_more_than_method_shots_and_seed_are_lines_of_their_own(
         values: dict[str, Any], name: str, order: int) -> None:
     """Else the better on validation rows would stand for both, and the other would be gone without a word."""
     table, = tables([row(0.5), row(0.7, **values)][::order])
     assert {key: mean.value for key, mean in table.accuracy.items()} == {("gda", 4): 0.5, (name, 4): 0.7}
+
+
+def test_a_store_that_was_moved_or_named_from_another_folder_has_one_table() -> None:
+    first, second, other = (row(accuracy, seed=seed, fingerprints={"store": content}, store=path) for
+                            accuracy, seed, content, path in ((0.5, 1, "a", "pets.zarr"), (0.7, 2, "a", "../pets.zarr"),
+                                                              (0.9, 1, "b", "birds.zarr")))
+    table, alone = tables([first, second, other])
+    assert table.title.startswith("../pets.zarr,")
+    assert (table.accuracy["gda", 4].value, table.accuracy["gda", 4].runs) == (pytest.approx(0.6), 2)
+    assert alone.accuracy["gda", 4].runs == 1
 
 
 def test_other_class_weights_are_a_table_with_its_own_zero_shot() -> None:

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onceclip.adapters import METHODS, UnknownName, cpu
+from onceclip.adapters import METHODS, cpu
 from onceclip.adapters.training import code_cache, compile
 from onceclip.errors import OnceclipError
 from onceclip.pipeline.commands.sweep import table_lines
-from onceclip.pipeline.errors import ResultError, TaskError
+from onceclip.pipeline.errors import ResultError
 from onceclip.pipeline.runs.fit import fit, fit_group
 from onceclip.pipeline.runs.replay import compare, compiling_of, read_row, spec_of
 from onceclip.pipeline.runs.results import NAME, append_rows, read_rows
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.specs import make_specs
 from onceclip.pipeline.runs.summary import tables
-from onceclip.pipeline.runs.sweep import known, make_plan, make_specs, sweep
+from onceclip.pipeline.runs.sweep import known, make_plan, sweep
 from onceclip.stores import Store, StoreError, write_lock
 
 SPECS = make_specs(["zero-shot", "tip-adapter"], [1, 2], [1, 2], select="fixed")
@@ -163,28 +164,6 @@ def test_a_run_that_diverges_is_a_row_and_stops_no_other(imported: Store, tmp_pa
     assert table_lines(table)[-1].startswith("  clip-adapter (1 run): training of clip-adapter diverged")
 
 
-def test_a_grid_makes_a_run_of_each_value_and_only_for_methods_that_have_it() -> None:
-    specs = make_specs(["zero-shot", "tip-adapter", "clip-adapter"], [1], [1, 2],
-                       [("beta", ["1", "2.0"]), ("clip-adapter.ratio", ["0.5"])])
-    assert [(spec.method, spec.seed, dict(spec.values)) for spec in specs if spec.seed == 1] == [
-        ("zero-shot", 1, {}), ("tip-adapter", 1, {"beta": 1.0}), ("tip-adapter", 1, {"beta": 2.0}),
-        ("clip-adapter", 1, {"ratio": 0.5})]
-    assert len(specs) == 8
-    own = make_specs(["tip-adapter"], [1], [1], own=True)
-    assert [spec.values["beta"] for spec in own] == list(METHODS["tip-adapter"].hyperparameters["beta"].search)
-
-
-@pytest.mark.parametrize(("methods", "grids", "error", "message"), [
-    (["tip-adaptor"], [], UnknownName, "did you mean 'tip-adapter'"),
-    (["zero-shot"], [("beta", ["1"])], TaskError, "--grid beta: none of zero-shot"),
-    (["tip-adapter"], [("clip-adapter.ratio", ["1"])], TaskError, "--grid clip-adapter.ratio"),
-])
-def test_a_sweep_of_what_does_not_exist_is_refused_before_it_starts(methods: list[str], grids: list[Any], error: Any,
-                                                                    message: str) -> None:
-    with pytest.raises(error, match=message):
-        make_specs(methods, [1], [1], grids)
-
-
 def test_the_plan_counts_what_is_left(imported: Store, tmp_path: Path) -> None:
     sweep([imported], SPECS[:3], tmp_path)
     plan = make_plan([imported], SPECS, known(tmp_path))
@@ -203,11 +182,6 @@ def test_a_plan_says_which_classes_and_banks_do_not_go_with_a_store(
     done = run("sweep", imported.path, "--missing", "cat", "--dry-run", "--out", tmp_path / "results")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "no class 'cat'" in done.stderr
-
-
-def test_an_average_in_a_sweep_searches_in_its_own_way() -> None:
-    specs = make_specs(["gda", "automatic", "gda+zero-shot"], [1], [1], search="random:3", narrow=True)
-    assert [(spec.search, spec.narrow) for spec in specs] == [("random:3", True), ("grid", False), ("grid", False)]
 
 
 def row_of(method: str, seed: int, accuracy: float | None, accuracy_val: float | None = None,

@@ -17,8 +17,8 @@ from onceclip.pipeline.runs import fit as fitting
 from onceclip.pipeline.runs.replay import spec_of
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.run import RunSpec
+from onceclip.pipeline.runs.specs import make_specs
 from onceclip.pipeline.runs.summary import tables
-from onceclip.pipeline.runs.sweep import make_specs
 from onceclip.pipeline.words import percent
 from onceclip.stores import Store
 from onceclip.stores.schema import Output

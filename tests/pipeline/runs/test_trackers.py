@@ -125,3 +125,15 @@ def test_a_log_that_cannot_be_opened_is_refused_before_any_run_and_its_password_
 def test_passwords_and_keys_of_urls_are_left_out() -> None:
     assert without_secrets("at https://me:pass@host:80/a?key=1&b=2, s3://bucket/x@y and a@b?c") == (
         "at https://***@host:80/a?*** s3://bucket/x@y and a@b?c")
+
+
+def test_hyperparameters_of_an_average_are_told_by_names_and_in_numbers_that_mlflow_takes(
+        imported: Store, tmp_path: Path, runs_of: Any) -> None:
+    row, = onceclip.sweep(imported, methods="lp+++zero-shot", shots=2, seeds=1, out=tmp_path / "results",
+                          log=f"mlflow:{tmp_path / 'runs'}")
+    run, = runs_of()
+    assert run.info.status == "FINISHED"
+    assert float(run.data.params["hyperparameters.lp__ weight"]) == row["hyperparameters"]["lp++ weight"]
+    many = {f"name{number}": number for number in range(250)}
+    Log([f"mlflow:{tmp_path / 'runs'}"]).add([{**row, "seed": 2, "hyperparameters": many}])
+    assert max(len(run.data.params) for run in runs_of()) > 250

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onceclip.pipeline.errors import SourceError
+from onceclip.pipeline.sources import SourceOptions, class_names, open_source
 from onceclip.stores import open_store
 from onceclip.stores.schema import BAD
 
@@ -173,3 +176,16 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, process:
     (few, before), (many, after) = (json.loads(line) for line in done.stdout.splitlines())
     assert (few, many) == (100, 800)
     assert after - before < 120  # MiB; 700 decoded photographs would be 240
+
+
+def test_splits_beside_other_folders_are_refused(folder_of: Callable[..., Path], tmp_path: Path) -> None:
+    """MVTec's folders: train, test and ground_truth became the classes."""
+    root = folder_of({"train/disc": 1, "test/ring": 1, "ground_truth/ring": 1})
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        file.add(root, "mvtec")
+    for place in (root, tmp_path / "a.tar"):
+        with pytest.raises(SourceError, match=r"has folders of splits \(test, train\) and others \(ground_truth\)"):
+            open_source(str(place))
+        assert len(open_source(str(place), SourceOptions(unlabelled=True)).records) == 3
+    vehicles = open_source(str(folder_of({"train": 1, "bus/old": 1}, "vehicles"))).records
+    assert class_names(vehicles) == ["bus", "train"]

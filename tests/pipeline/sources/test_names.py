@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from onceclip.pipeline.sources import natural_order
 from onceclip.stores import Store, open_store
 from onceclip.stores.identity import decode_key
 
@@ -182,3 +183,10 @@ def test_a_locale_that_knows_ascii_alone_changes_no_key_and_breaks_no_output(
     assert done.stdout.decode()
     assert sorted(keys(open_store(str(copy)))) == sorted(keys(open_store(str(path))))
     assert open_store(str(copy)).fingerprint == open_store(str(path)).fingerprint
+
+
+def test_names_of_equal_numbers_have_one_order() -> None:
+    """Classes 1 and 01 had the order of a set, which is another one in every process."""
+    names = ["img10", "img1", "img01", "img2", "img001"]
+    assert sorted(names, key=natural_order) == sorted(names[::-1], key=natural_order) == [
+        "img001", "img01", "img1", "img2", "img10"]

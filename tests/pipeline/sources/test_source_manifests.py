@@ -97,7 +97,7 @@ WRONG = [
     ("m.csv", "path,label,label\ncat/00.png,cat,dog\n", "two columns 'label'"),
     ("m.csv", "cat/00.png,cat\ndog/00.png\n", "line 2: 1 cells, though the first line has 2"),
     ("m.csv", "cat/00.png,cat\ncat/./00.png,dog\n", "line 2: cat/00.png was in line 1 already"),
-    ("m.csv", "path,label,split\ncat/00.png,cat,train\ndog/00.png,dog,\n", "line 3: dog/00.png has no split, though"),
+    ("m.csv", "path,label,split\ncat/00.png,cat,train\ndog/00.png,dog,\n", "dog/00.png has no split, though"),
     ("m.csv", "cat/00.png,cat,training set\n", "line 1 has split 'training set': there are train, val and test"),
     ("m.csv", "path,label\n,cat\n", "line 2: there is no path"),
     ("m.csv", 'cat/00.png,cat\n"dog/00.png"x,dog\n', "line 2: "),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 from PIL import Image
 
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.sources import SourceOptions, open_source
+from onceclip.pipeline.sources import SourceOptions, image_tables, open_source
+from onceclip.pipeline.sources.table_file import TableFile
 from onceclip.stores import open_store
 
 datasets = pytest.importorskip("datasets")
@@ -136,3 +139,20 @@ def test_a_data_set_with_a_script_alone_is_refused_and_runs_nothing(tmp_path: Pa
     assert not (tmp_path / "ran").exists()
     with pytest.raises(SourceError, match="there is no folder absent, and data sets of the hub are ORG/NAME"):
         open_source("hf-dataset:absent")
+
+
+def test_rows_that_lie_together_are_read_once_for_all_threads(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each thread has all images of a row group in memory."""
+    records = open_source(f"parquet:{saved}/hub/data/train-00000-of-00001.parquet").records[:7]
+    read, taken = TableFile.group, list[int]()
+
+    def slow(self: TableFile, number: int, column: str) -> Any:
+        taken.append(number)
+        time.sleep(0.02)
+        return read(self, number, column)
+
+    monkeypatch.setattr(TableFile, "group", slow)
+    image_tables._group.cache_clear()
+    with ThreadPoolExecutor(7) as pool:
+        assert all(pool.map(lambda record: record.content.read(), records))
+    assert taken == [0]

@@ -98,14 +98,15 @@ def test_what_is_wrong_with_an_archive_is_one_line(tmp_path: Path, content: byte
 
 def test_classes_come_from_cls_json_or_folders(tmp_path: Path) -> None:
     tar_of({
-        "x/1.cls": b"cat\n", "x/1.jpg": b"1", "x/1.json": b'{"label": "not this"}',
+        "x/1.cls": b"cat\n", "x/1.jpg": b"1", "x/1.json": b'{"label": "not this", "split": "train"}',
         "x/2.left.png": b"2", "x/2.right.png": b"3", "x/2.json": b'{"class_name": "dog", "group": 7, "split": "val"}',
-        "y/3.JPEG": b"4", "y/3.txt": b"a caption", "y/.4.png": b"hidden", "z/5.webp": b"5", "z/5.json": b'{"url": "u"}',
+        "y/3.JPEG": b"4", "y/3.txt": b"a caption", "y/3.json": b'{"split": "test"}', "y/.4.png": b"hidden",
+        "z/5.webp": b"5", "z/5.json": b'{"url": "u", "split": "valid"}',
     }, tmp_path / "t.tar")
     found = [(each.key, each.label, each.split, each.group) for each in open_source(str(tmp_path / "t.tar")).records]
-    assert found == [("t.tar/x/1.jpg", "cat", None, ""), ("t.tar/x/2.left.png", "dog", "val", "7"),
-                     ("t.tar/x/2.right.png", "dog", "val", "7"), ("t.tar/y/3.JPEG", "y", None, ""),
-                     ("t.tar/z/5.webp", "z", None, "")]
+    assert found == [("t.tar/x/1.jpg", "cat", "train", ""), ("t.tar/x/2.left.png", "dog", "val", "7"),
+                     ("t.tar/x/2.right.png", "dog", "val", "7"), ("t.tar/y/3.JPEG", "y", "test", ""),
+                     ("t.tar/z/5.webp", "z", "val", "")]
 
 
 def test_an_archive_of_one_folder_has_the_classes_that_are_in_it(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_without_the_decoder_videos_are_named_and_frames_are_refused(tmp_path: P
     glyph(tmp_path / "cat" / "b.png")
     monkeypatch.setitem(sys.modules, "av", None)
     assert "cat/a.mp4" in open_source(str(tmp_path)).remarks[0]
-    with pytest.raises(SourceError, match=r"pip install onceclip\[video\]"):
+    with pytest.raises(SourceError, match=r"pip install 'onceclip\[video\]'"):
         open_source(str(tmp_path), SourceOptions(every=1))
 
 

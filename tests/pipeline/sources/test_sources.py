@@ -20,7 +20,13 @@ import numpy as np
 import pytest
 
 from onceclip.pipeline.errors import BadImage, SourceError
-from onceclip.pipeline.sources import Listing, RemoteFile, SourceOptions, natural_order, open_source
+from onceclip.pipeline.sources import (
+    Listing,
+    RemoteFile,
+    SourceOptions,
+    natural_order,
+    open_source,
+)
 from onceclip.stores import open_store
 from onceclip.stores.identity import decode_key
 
@@ -268,6 +274,8 @@ REFUSALS = [
     ("missing-*.tar", {}, "no such archive"),
     ("no_module:function", {}, "No module named 'no_module'"),
     ("json:nothing", {}, "has no attribute 'nothing'"),
+    ("builtins:len", {"root": "there"}, "builtins:len failed (TypeError: 'int' object is not iterable"),
+    ("builtins:list", {"root": "there"}, "builtins:list gave a str: it must give onceclip.Record"),
     ("images", {"root": "there"}, "--root says nothing to the source images"),
     ("images", {"download": True}, "--download says nothing"),
     ("images", {"every": 5}, "there are no videos"),

@@ -206,6 +206,18 @@ def test_the_place_of_a_file_is_no_part_of_a_run(imported: Store, chosen: dict[s
     assert one.identity(imported) != onceclip.RunSpec("gda", 2).identity(imported)
 
 
+def test_a_draw_is_found_again_from_another_folder(imported: Store, chosen: dict[str, list[str]], tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as by a worker, or by the row that names it."""
+    (tmp_path / "draw.json").write_text(json.dumps(chosen))
+    monkeypatch.chdir(tmp_path)
+    spec = spec_for("gda", 2, draws="draw.json")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    draw_files._draws.cache_clear()  # as in another process
+    assert fit(imported, spec).row["n_support"] == 8
+
+
 def test_images_of_a_draw_that_stand_in_a_later_split_too_are_left_out(imported: Store, tmp_path: Path) -> None:
     """Equal pictures never stand on both sides, whoever drew them."""
     (tmp_path / "draw.json").write_text(json.dumps({"train": ["a/00.png", "b/00.png"], "val": ["a/00.png"]}))

@@ -111,6 +111,14 @@ def test_a_row_says_what_was_drawn_and_is_repeated(imported: Store) -> None:
     assert fitted.classifier.provenance["shape"]["label_noise"] == 0.2
 
 
+def test_an_adapter_of_all_images_of_some_classes_says_which_they_were(imported: Store) -> None:
+    """Only the keys "all" are those of the train split."""
+    made = fit(imported, RunSpec("gda", missing=("bee",))).classifier.provenance
+    assert len(made["support"]["keys"]) == 90
+    assert not any(key.startswith("b/") for key in made["support"]["keys"])
+    assert fit(imported, RunSpec("gda")).classifier.provenance["support"]["keys"] == "all"
+
+
 @pytest.mark.parametrize(("text", "missing"), [("2", 2), ("ant,bee", ("ant", "bee")), ("3,", ("3",)),
                                                ("3,7", ("3", "7"))])
 def test_a_comma_makes_names_of_numbers(text: str, missing: Any) -> None:
@@ -149,7 +157,7 @@ def test_a_sweep_with_noise_is_a_table_of_its_own(imported: Store, tmp_path: Pat
         done = run("sweep", imported.path, "--methods", "zero-shot,gda", "--shots", "4", "--seeds", "1-2", *more,
                    "--out", tmp_path)
         assert done.exit_code == 0, done.output
-    assert "selection own, long tail 4, missing ant: test accuracy" in done.stdout
+    assert "selection default, long tail 4, missing ant: test accuracy" in done.stdout
     draws = ("", ", label noise 0.4", ", long tail 4, missing ant")
     assert set(onceclip.results(tmp_path)["method"]) == {name + draw for name in ("zero-shot", "gda") for draw in draws}
     assert run("report", tmp_path, "--out", tmp_path / "page.html").exit_code == 0

@@ -68,6 +68,11 @@ def test_a_method_that_needs_all_rows_says_so(imported: Store, method: str) -> N
         fit(imported, RunSpec(method, select="fixed", stream=True))
 
 
+def test_an_average_that_holds_rows_out_says_so_too(without_val: Store) -> None:
+    with pytest.raises(MethodError, match="needs all support rows in memory: leave out --stream"):
+        fit(without_val, RunSpec("automatic", stream=True))
+
+
 def test_the_command_takes_it(imported: Store, run: Callable[..., Any]) -> None:
     done = run("fit", imported.path, "--method", "clip-adapter", "--set", "epochs=2", "--stream", "--json")
     assert done.exit_code == 0, done.stderr

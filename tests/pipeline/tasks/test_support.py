@@ -193,3 +193,12 @@ def test_captions_choose_images_and_those_without_one_are_left_out(store_path: P
     assert "give an adapter of another method" in run("suggest", kept, store_path, "--label-errors").stderr
     wrong = run(*fit, "--captions", "default")
     assert "has prompts of classes, not captions of images" in wrong.stderr
+
+
+def test_listed_validation_images_are_never_guessed_support(imported: Store, tmp_path: Path) -> None:
+    """Those that a file lists may be of the train split, whose other images are the pool."""
+    keys = [str(key) for key in imported.column("key")[imported.rows("train")]]
+    val = [key for key in keys if key[2:4] in ("10", "11")]
+    (tmp_path / "draw.json").write_text(json.dumps({"train": [key for key in keys if key[2:4] == "00"], "val": val}))
+    row = onceclip.fit(imported, "gda", shots=1, draws=tmp_path / "draw.json", support="upl:5").row
+    assert (row["n_val"], row["support_source"]["pool"]) == (8, 120 - 4 - 8)

@@ -146,3 +146,15 @@ def test_train_images_that_all_stand_in_test_too_are_the_reason_that_is_given(ar
     store = import_of({**twice, "split": np.repeat(["train", "test"], len(rows))})
     with pytest.raises(TaskError, match=r"no train image to learn from \(120 train images left out: the same picture"):
         fit(store, RunSpec("linear-probe", 2))
+
+
+def test_images_of_one_group_choose_nothing_by_being_left_out(arrays: dict[str, np.ndarray],
+                                                              import_of: Callable[..., Store]) -> None:
+    """Frames of a video know each other; without groups the same images are left out in turn."""
+    kept = arrays["split"] != "val"
+    some = {name: value[kept] if np.shape(value)[:1] == kept.shape else value for name, value in arrays.items()}
+    group = np.array([f"{name}/{number // 3}" for name in "abcd" for number in range(50)])[kept]
+    for extra, select in (({}, "loo"), ({"group": group}, "fixed")):
+        fitted = fit(import_of({**some, **extra}, f"groups {len(extra)}"), RunSpec("gda"))
+        assert fitted.row["select"] == select
+        assert fitted.classifier.calibrated_on == ("loo" if select == "loo" else "")

@@ -19,7 +19,8 @@ from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extraction.extract import extract
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.runs.results import append_rows, read_rows
-from onceclip.pipeline.runs.sweep import make_specs, sweep
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import sweep
 from onceclip.pipeline.workers import cluster as module
 from onceclip.pipeline.workers.cluster import connected
 from onceclip.stores import Store, open_store
@@ -109,6 +110,15 @@ def test_a_sweep_by_workers_gives_the_rows_of_one_process_and_goes_on_after_ctrl
     numbers = ("run", "store", "accuracy", "hyperparameters", "fingerprints", "products")
     assert [{name: row[name] for name in numbers} for row in rows] == [
         {name: row[name] for name in numbers} for row in alone]
+
+
+@pytest.mark.slow
+def test_a_worker_without_a_module_of_ones_own_says_so(cluster: module.Workers, imported: Store, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text("from onceclip.adapters import GDA\n\n\nclass Mine(GDA):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(WorkerError, match=r"a worker of tcp://\S+ says: cannot import 'only_here'"):
+        sweep([imported], make_specs(["only_here:Mine"], [1], [1], select="fixed"), tmp_path / "rows", workers=cluster)
 
 
 @pytest.mark.slow

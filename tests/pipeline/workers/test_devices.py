@@ -17,7 +17,8 @@ from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.replay import device_of
 from onceclip.pipeline.runs.results import append_rows, read_rows
 from onceclip.pipeline.runs.run import RunSpec
-from onceclip.pipeline.runs.sweep import make_specs, sweep
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import sweep
 from onceclip.pipeline.workers.devices import device_like, device_named, name_of, training_device, within_memory
 from onceclip.stores import Store
 

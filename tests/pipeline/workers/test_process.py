@@ -21,7 +21,8 @@ import torch
 from onceclip.adapters import cpu
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.runs.results import read_rows
-from onceclip.pipeline.runs.sweep import known, make_specs, sweep
+from onceclip.pipeline.runs.specs import make_specs
+from onceclip.pipeline.runs.sweep import MANY, known, sweep
 from onceclip.pipeline.workers import cluster as scheduler
 from onceclip.pipeline.workers.cluster import Workers, connected, local
 from onceclip.stores import Store
@@ -35,6 +36,22 @@ from onceclip.cli import main
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
+"""
+OWN_METHOD = """
+import sys
+
+import onceclip
+from onceclip.adapters import ZeroShot
+
+
+class Mine(ZeroShot):
+    pass
+
+
+if __name__ == "__main__":
+    store, out, seeds, workers = sys.argv[1:]
+    rows = onceclip.sweep(store, methods=Mine, shots=1, seeds=range(int(seeds)), out=out, local_workers=int(workers))
+    print({row["method"] for row in rows}, len(rows))
 """
 Run = Callable[..., "subprocess.Popen[str]"]
 
@@ -170,6 +187,28 @@ def test_workers_that_cannot_be_started_are_said_so(tmp_path: Path, monkeypatch:
             list(work)
     with pytest.raises(WorkerError, match=r"^2 workers cannot be started .*: see whether this machine"), local(2):
         pass
+
+
+def test_a_script_without_a_guard_has_no_workers_that_would_run_it_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from onceclip.pipeline.workers import repeatable\n"
+                      "from onceclip.pipeline.workers.cluster import local\n"
+                      "print(repeatable())\n"
+                      "with local(2):\n    print('workers')\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n"
+    assert done.stderr.splitlines()[-1].endswith('put what it does behind if __name__ == "__main__":')
+
+
+def test_a_method_that_a_script_defines_is_fitted_by_its_workers_and_one_of_a_notebook_without_any(
+        imported: Store, tmp_path: Path) -> None:
+    """Workers have a script as the module `__mp_main__`, by which name no row would be found again."""
+    script = tmp_path / "script.py"
+    script.write_text(OWN_METHOD)
+    for program, seeds, workers in (([script], 2, 2), (["-c", OWN_METHOD], MANY, 0)):
+        command = [sys.executable, *program, imported.path, tmp_path / str(seeds), seeds, workers]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert done.stdout == f"{{'__main__:Mine'}} {seeds}\n", done.stderr
 
 
 def lasting(row: dict[str, Any]) -> dict[str, Any]:
