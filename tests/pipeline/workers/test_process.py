@@ -168,6 +168,7 @@ def test_tasks_are_taken_as_they_are_needed(workers: Workers, tmp_path: Path) ->
 
 
 def test_workers_have_one_thread_and_the_environment_and_the_folder_of_the_command(workers: Workers) -> None:
+    workers.client.wait_for_workers(2)  # one whose task ended it is started anew
     assert workers.per_machine == 2
     found = list(workers.work(look, ["ONCECLIP_TEST"] * 8))
     devices = {each["set"] for each in workers.work(look, ["CUDA_VISIBLE_DEVICES"] * 8)}
