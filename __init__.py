@@ -56,7 +56,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"onceclip.{name}")
     if name == "__version__":
         return importlib.import_module("onceclip.pipeline.words").version()
-    places = () if name.startswith("_") else ("onceclip.adapters", "onceclip.stores", "onceclip.pipeline.runs.specs")
+    places = () if name.startswith("_") else ("onceclip.adapters", "onceclip.stores", "onceclip.pipeline.runs.specs",
+                                              "onceclip.pipeline.runs.sweep")
     found = [f": it is in {place}" for place in places if hasattr(importlib.import_module(place), name)]
     raise AttributeError(f"module 'onceclip' has no attribute {name!r}{''.join(found[:1])}")
 

@@ -285,16 +285,16 @@ class Stream(Rows):
     """Labelled rows behind a reader; at most a few blocks of them are in memory.
 
     label: (rows,) int64, positions in the task's class names.
-    reader: gives raw embeddings (BLOCK, dim) for positions (n,), in the order asked for; the stream itself reads ahead.
+    reader: gives the raw embeddings (n, dim) of positions (n,), of one block; the stream reads ahead by itself.
     like: an empty tensor of the type and on the device that the rows are to have.
     """
 
-    def __init__(self, label: Tensor, reader: Callable[[np.ndarray], Iterator[np.ndarray]], like: Tensor) -> None:
+    def __init__(self, label: Tensor, reader: Callable[[np.ndarray], np.ndarray], like: Tensor) -> None:
         for name, value in {"label": label, "reader": reader, "like": like, "views": None, "others": {},
                             "weight": None}.items():
             object.__setattr__(self, name, value)
 
-    reader: Callable[[np.ndarray], Iterator[np.ndarray]]
+    reader: Callable[[np.ndarray], np.ndarray]
     like: Tensor
 
     @property
@@ -327,8 +327,8 @@ class Stream(Rows):
         whole, rest = divmod(len(self), BLOCK)
         numbers = [*torch.randperm(whole, generator=order).tolist(), *([whole] if rest else [])]
         positions = [torch.arange(number * BLOCK, min((number + 1) * BLOCK, len(self))) for number in numbers]
-        ready = ((self._unit(values), self.label[places].to(self.like.device))
-                 for places, values in zip(positions, self.reader(torch.cat(positions).numpy()), strict=True))
+        ready = ((self._unit(self.reader(places.numpy())), self.label[places].to(self.like.device))
+                 for places in positions)
         with ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(next, ready, None)
             while (block := upcoming.result()) is not None:

@@ -15,7 +15,7 @@ import torch
 from bench.measure import Row, bench, in_turn, make_row, ratio
 from bench.store import make
 from onceclip.adapters import METHODS, Rows, Task, Text
-from onceclip.adapters.task import BLOCK, Stream
+from onceclip.adapters.task import Stream
 from onceclip.adapters.training.loop import Run, Training
 from onceclip.stores import open_store
 
@@ -46,8 +46,7 @@ def command(rows: int, dim: int, repeats: int) -> Iterator[Row]:
         stored = store.rows()
         label = torch.from_numpy(store.column("label")[stored].astype(np.int64)) % CLASSES
         text = Text(torch.randn(CLASSES, dim), torch.arange(CLASSES), tuple(map(str, range(CLASSES))))
-        stream = Stream(label, lambda places: (store.embeddings(stored[places[start:start + BLOCK]])
-                                               for start in range(0, len(places), BLOCK)), torch.empty(0))
+        stream = Stream(label, lambda places: store.embeddings(stored[places]), torch.empty(0))
         streamed = Task(text, stream)
         one_epoch(streamed, RUNS[-1])()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before anything else is held

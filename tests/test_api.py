@@ -117,7 +117,8 @@ def test_a_public_name_stands_in_the_python_page(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "place"), [("TipAdapter", "onceclip.adapters"), ("Task", "onceclip.adapters"),
                                              ("Store", "onceclip.stores"),
-                                             ("make_specs", "onceclip.pipeline.runs.specs")])
+                                             ("make_specs", "onceclip.pipeline.runs.specs"),
+                                             ("make_plan", "onceclip.pipeline.runs.sweep")])
 def test_a_name_that_is_elsewhere_is_an_attribute_error_that_says_where(name: str, place: str) -> None:
     with pytest.raises(AttributeError, match=rf"no attribute '{name}': it is in {place}$"):
         getattr(onceclip, name)

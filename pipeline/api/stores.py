@@ -147,8 +147,9 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     if not isinstance(name, str):
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")
     check_name(name)
+    classes = names.split(",") if isinstance(names, str) and names else list(names)
     if captions is not None:
-        if (templates or prompts is not None or prompts_form or class_names is not None or waffle or names
+        if (templates or prompts is not None or prompts_form or class_names is not None or waffle or classes
                 or states is not None or normal):
             raise ArgumentError("captions belong to images, prompts to classes: make two sets of them")
         if name == NAME:
@@ -160,15 +161,14 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     if states is not None:
         if prompts is not None or waffle or class_names is not None:
             raise ArgumentError("--states makes all sentences itself: leave out --prompts, --waffle and --class-names")
-        classes = classes_of(store, list(names))
-        told = state_descriptions(classes, states, normal, sentences or DEFAULT_TEMPLATES)
-        return build_prompts(class_phrases(classes), (), told)
+        known = classes_of(store, classes)
+        told = state_descriptions(known, states, normal, sentences or DEFAULT_TEMPLATES)
+        return build_prompts(class_phrases(known), (), told)
     if normal:
         raise ArgumentError("--normal is for --states: add it, with what the images show")
     phrases = None if class_names is None else load_phrases(path_of(class_names, "class_names: a file"))
     said = None if prompts is None else load_descriptions(path_of(prompts, "prompts: a JSON file"), prompts_form)
-    return prompts_for(store, sentences, phrases, said, whole(waffle, "waffle", 0), whole(seed, "seed", 0),
-                       names.split(",") if isinstance(names, str) else list(names))
+    return prompts_for(store, sentences, phrases, said, whole(waffle, "waffle", 0), whole(seed, "seed", 0), classes)
 
 
 def verify(store: str | Path | Store, repair: bool = False,

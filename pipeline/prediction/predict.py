@@ -103,8 +103,6 @@ def answers(classifier: Classifier, inputs: Any, split: str | None = None, top_k
         _require_images(options, "a store has")
         if views is not None:
             raise ArgumentError("--views is for images: a store has its own, as extract --views made them")
-        if options != DEFAULTS:
-            raise ArgumentError("--root, --every and --frames are for images: leave them out, or give no store")
         return Answers(len(rows_to_label(store, split)), [],
                        predict_store(classifier, store, split, top_k, min_probability, strategy))
     _require_store_split(split)

@@ -103,13 +103,13 @@ def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[
     task = draw_task(store, DrawSpec(asked.shots, asked.seed), text=asked.text).task
     test = store.rows("test")
     truth = store.column("label")[test]
-    if not np.isin(truth, [store.classes.index(name) for name in parts[0]]).any():
+    number = {name: place for place, name in enumerate(store.classes)}
+    if not np.isin(truth, [number[name] for name in parts[0]]).any():
         raise TaskError(f"{store.path} has no test image of the classes of the first session ({listing(parts[0], 4)}): "
                         "take fewer --sessions, or a store with a test split")
     state: dict[str, torch.Tensor] = {}
     seen: list[list[int]] = []
     accuracies, by_session = [], []
-    number = {name: place for place, name in enumerate(store.classes)}
     for part in parts:
         seen.append([number[name] for name in part])
         all_seen = list(itertools.chain(*seen))

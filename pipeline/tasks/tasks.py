@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onceclip.adapters import Classifier, Method, Rows, Task, Text, transfer
 from onceclip.adapters.heads.batched import row_pieces
-from onceclip.adapters.task import BLOCK, EMBEDDING, Stream
+from onceclip.adapters.task import EMBEDDING, Stream
 from onceclip.adapters.text import RULES
 from onceclip.adapters.tower import TextTower
 from onceclip.adapters.transfer import wants_tower
@@ -276,12 +276,7 @@ def _stream(store: Store, drawn: Draw) -> Stream:
     order = np.argsort(drawn.rows)  # as they lie in the store
     rows = drawn.rows[order]
     label = torch.from_numpy(drawn.told(store.column("label")[drawn.rows].astype(np.int64))[order])
-
-    def read(places: np.ndarray) -> Iterator[np.ndarray]:
-        # Not by `pieces`: the stream reads ahead itself, and one more thread would take a core from what trains.
-        return (store.embeddings(rows[places[start:start + BLOCK]]) for start in range(0, len(places), BLOCK))
-
-    return Stream(label, read, torch.empty(0, dtype=torch.float32))
+    return Stream(label, lambda places: store.embeddings(rows[places]), torch.empty(0, dtype=torch.float32))
 
 
 def for_text(classifier: Classifier, store: Store, text: str = "default",

@@ -13,6 +13,7 @@ import torch
 from onceclip.adapters import ZeroShot
 from onceclip.adapters.ops import unit
 from onceclip.pipeline.api.runs import make_task
+from onceclip.pipeline.api.stores import sentences_of
 from onceclip.pipeline.encoders.sentences import encode_sentences
 from onceclip.pipeline.errors import PromptError
 from onceclip.pipeline.prompts.descriptions import ABNORMAL, NORMAL, state_descriptions
@@ -68,4 +69,6 @@ def test_images_without_classes_have_states_of_those_that_are_named(
     extract_demo(image_folder, tmp_path / "u.zarr", source=SourceOptions(unlabelled=True))
     shown = run("text", tmp_path / "u.zarr", "--name", "s", "--states", "shape", "--names", "good,cut", "--dry-run")
     assert "good\ta photo of a flawless shape." in shown.stdout, shown.stderr
+    told = sentences_of(open_store(tmp_path / "u.zarr"), "s", states="shape", names="good,cut")
+    assert told.classes == ("good", "cut")
     assert "name some with --names" in run("text", tmp_path / "u.zarr", "--name", "s", "--states", "shape").stderr
