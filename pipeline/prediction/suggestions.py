@@ -163,6 +163,9 @@ def label_errors(classifier: Classifier, store: Store, most: int = 100,
         raise PredictionError(f"{store.path} has {len(rows)} labelled images: to leave a fifth of them out takes "
                               f"{2 * _FOLDS} or more")
     fold = _folds(store, rows, label)
+    if not fold.any():
+        raise PredictionError(f"all labelled images of {store.path} are of one group: to leave some out, which the "
+                              "others judge, takes two groups or more")
     fitted = []
     for number in range(_FOLDS):
         fitted.append(_fitted(classifier, store, rows[fold != number]))
@@ -243,11 +246,13 @@ def _folds(store: Store, rows: np.ndarray, label: np.ndarray) -> np.ndarray:
     members: dict[int, list[int]] = {}
     for place, number in enumerate(tied.tolist()):
         members.setdefault(number, []).append(place)
-    counts = np.zeros((label.max() + 1, _FOLDS), np.int64)
+    counts, images = np.zeros((label.max() + 1, _FOLDS), np.int64), np.bincount(label)
     fold = np.zeros(len(rows), np.int64)
     keys = store.column("key")[rows]
     for places in sorted(members.values(), key=lambda each: digest(min(str(keys[place]) for place in each).encode())):
-        number = int(counts[label[places]].sum(axis=0).argmin())
+        # Else the first folds would get all images of classes that have fewer than there are folds.
+        size = counts.sum(axis=0) if (images[label[places]] < _FOLDS).any() else np.zeros(_FOLDS)
+        number = int(np.lexsort((size, counts[label[places]].sum(axis=0)))[0])
         fold[places] = number
         counts[:, number] += np.bincount(label[places], minlength=len(counts))
     return fold
