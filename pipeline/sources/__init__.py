@@ -27,6 +27,7 @@ from onceclip.pipeline.sources.record import (
 from onceclip.pipeline.sources.torchvision_sets import TorchvisionSet
 from onceclip.pipeline.sources.videos import with_frames
 from onceclip.pipeline.words import counted, listing
+from onceclip.stores.identity import line_of
 from onceclip.stores.schema import SPLITS
 
 __all__ = [
@@ -83,7 +84,8 @@ class OwnFunction(Source):
                 raise SourceError(f"{text} gave the content {each.content!r:.60} for {each.key}, which has no `read`: "
                                   "give LocalFile(path) of onceclip.pipeline.sources, say")
         _require_sendable(text, records[0].content)
-        return Listing(records)
+        return Listing([replace(each, key=line_of(each.key), label=each.label and line_of(each.label),
+                                group=line_of(each.group)) for each in records])
 
 
 def _require_sendable(text: str, content: Content) -> None:

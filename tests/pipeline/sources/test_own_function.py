@@ -34,3 +34,12 @@ def test_what_a_function_gives_by_mistake_is_one_line(body: str, message: str, t
     with pytest.raises(SourceError) as refused:
         open_source("own_mistake:give")
     assert message in str(refused.value)
+
+
+def test_keys_and_labels_of_a_function_are_one_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_names.py").write_text(
+        "from onceclip import Record\nfrom onceclip.pipeline.sources import LocalFile\n"
+        "def give(root):\n    return [Record('a\\nb', LocalFile(''), 'caf\\udce9'), Record('c d', LocalFile(''))]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [(each.key, each.label) for each in open_source("own_names:give").records] == [
+        ("a%0Ab", "caf%E9"), ("c d", None)]
