@@ -69,7 +69,7 @@ def zero_shot_of(inputs: Sequence[str], names: Sequence[str] = (), templates: Se
     Raises ArgumentError unless just what is needed is given.
     """
     from onceclip.pipeline.encoders import open_encoder
-    from onceclip.pipeline.encoders.opening import recorded_encoder
+    from onceclip.pipeline.prediction.encoding import encoder_for
     from onceclip.pipeline.prediction.inputs import store_among
     from onceclip.pipeline.prediction.zero_shot import classifier_of_names, classifier_of_text
     from onceclip.pipeline.prompts import load_templates
@@ -86,10 +86,12 @@ def zero_shot_of(inputs: Sequence[str], names: Sequence[str] = (), templates: Se
                             + (", or --text NAME" if store else ""))
     check_names(names)
     sentences = [each for choice in templates for each in load_templates(choice)]
-    if store is None and encoder is None:
+    if store is not None:
+        opened = encoder_for(store, encoder, device)
+        return classifier_of_names(opened, names, sentences, store.encoder), opened
+    if encoder is None:
         raise ArgumentError("--zero-shot needs an encoder: give --model (and --pretrained)")
-    opened = (open_encoder(encoder) if store is None and encoder else
-              recorded_encoder(store.encoder if store else {}, store.path if store else "", encoder, device))
+    opened = open_encoder(encoder)
     return classifier_of_names(opened, names, sentences), opened
 
 

@@ -11,8 +11,15 @@ from onceclip.pipeline.words import numbers_in
 
 
 def names_in(text: str) -> list[str]:
-    """The names in a list with commas; quotes hold together one that has a comma, as in CSV: 'cat,"dog, small"'."""
-    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    """The names in a list with commas; quotes hold together one that has a comma, as in CSV: 'cat,"dog, small"'.
+
+    Raises BadParameter for what is none, such as the lines of a file.
+    """
+    try:
+        return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    except csv.Error as error:
+        raise click.BadParameter(f"{text[:40]!r} is no list of names with commas between: write it in one line"
+                                 ) from error
 
 
 def pair_in(text: str, form: str, option: str | None = None) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onceclip.adapters.saving import CONFIG, classes_outside, read_configuration
-from onceclip.pipeline.files import is_url
+from onceclip.adapters.saving import CONFIG, classes_outside, file_of, read_configuration
+from onceclip.pipeline.files import is_url, local_path
 from onceclip.pipeline.words import counts, version
 from onceclip.stores import NotAStore, Store, open_store
 from onceclip.stores.location import local_copy
@@ -29,12 +29,13 @@ def info(path: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     Raises NotAStore if the path is neither.
     """
     if not is_url(path):
-        return _adapter(path, Path(path), modules) if (Path(path) / CONFIG).is_file() else _store(open_store(path))
+        folder = Path(local_path(path))
+        return _adapter(path, folder, modules) if file_of(folder, CONFIG).is_file() else _store(open_store(path))
     try:
         return _store(open_store(path))
     except NotAStore:
         with local_copy(path) as folder:
-            if not (folder / CONFIG).is_file():
+            if not file_of(folder, CONFIG).is_file():
                 raise
             return _adapter(path, folder, modules)
 
