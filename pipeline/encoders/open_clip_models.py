@@ -232,7 +232,7 @@ def _preprocess_config(choice: str | None) -> dict[str, Any]:
         return {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic",
                 "resize_mode": "shortest"}
     try:
-        given = read_json(Path(choice).read_text(encoding="utf-8"))
+        given = read_json(Path(choice).read_text(encoding="utf-8-sig"))
         if not isinstance(given, dict) or set(given) != _PREPROCESS:
             raise ValueError(f"it must have {', '.join(sorted(_PREPROCESS))}, and nothing else")
         return given
