@@ -13,6 +13,7 @@ from onceclip.adapters.errors import unknown
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import ArgumentError, ResultError
 from onceclip.pipeline.files import RESULTS, is_url, local_path
+from onceclip.pipeline.words import listed_names
 from onceclip.pipeline.workers import Part
 from onceclip.stores import Store, open_store
 from onceclip.stores.location import local_copy
@@ -127,6 +128,14 @@ def listed(values: Any, name: str) -> list[Any]:
     if not found:
         raise ArgumentError(f"{name} is empty: give at least one")
     return found
+
+
+def class_names_of(names: str | Iterable[Any]) -> list[str]:
+    """Names of classes, or one text with commas, as on the command line."""
+    try:
+        return listed_names(names) if isinstance(names, str) else [str(each) for each in names]
+    except ValueError as error:
+        raise ArgumentError(f"names: {error}") from error
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> str:

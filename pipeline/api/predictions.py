@@ -12,6 +12,7 @@ from onceclip.adapters.inference import Inference
 from onceclip.adapters.selection.calibration import KINDS
 from onceclip.pipeline.api.adapters import Adapter
 from onceclip.pipeline.api.arguments import (
+    class_names_of,
     inference_of,
     listed,
     loaded,
@@ -55,7 +56,7 @@ def zero_shot(names: str | Sequence[str], encoder: str | EncoderSpec, *, pretrai
     """
     from onceclip.pipeline.prompts.prompts import check_names
 
-    chosen = check_names(names.split(",") if isinstance(names, str) else [str(each) for each in names])
+    chosen = check_names(class_names_of(names))
     given = [templates] if isinstance(templates, str) else list(templates)
     return zero_shot_of((), chosen, given, encoder=spec_of(encoder, pretrained, device))[0]
 

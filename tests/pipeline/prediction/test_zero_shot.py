@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import onceclip
+from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.sources import SourceOptions
 from onceclip.stores import open_store
@@ -121,3 +122,9 @@ def test_names_in_several_lines_are_one_line_of_error(run: Any, image_folder: Pa
     many = ",".join(map(str, range(5000)))
     done = run("predict", "--zero-shot", "--model", "demo", "--names", f"{many},7", image_folder)
     assert (done.exit_code, "'7' is there twice" in done.stderr, len(done.stderr) < 300) == (1, True, True)
+
+
+def test_a_text_of_names_means_the_same_in_python_as_on_the_command_line() -> None:
+    assert onceclip.zero_shot('bar, "disc, filled"', "demo").class_names == ("bar", "disc, filled")
+    with pytest.raises(ArgumentError, match="write it in one line"):
+        onceclip.zero_shot("bar\ndisc", "demo")
