@@ -297,3 +297,17 @@ def test_a_new_class_gets_prompts_and_the_others_keep_theirs(folder_of: Callable
     after = open_store(str(path)).text()
     np.testing.assert_allclose(after.of_classes(before.classes).embedding, before.embedding, rtol=1e-3, atol=1e-5)
     assert after.prompts[:2] == ("a cross", "cross")
+
+
+def test_a_damaged_set_is_made_anew_and_its_images_stay(store_copy: Path, run: Callable[..., Any],
+                                                        passed: list[int]) -> None:
+    whole = open_store(str(store_copy)).text()
+    chunk = next(each for each in (store_copy / "text/default/embedding").rglob("*") if each.parent.name == "0")
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    command = ["text", store_copy, "--name", "default", "--overwrite"]
+    advice = run("verify", store_copy, "--repair").stderr.splitlines()[-1]
+    assert f"make that set anew by `onceclip {' '.join(map(str, command))}`" in advice
+    assert run(*command).exit_code == 0
+    assert run("verify", store_copy).exit_code == 0
+    np.testing.assert_array_equal(open_store(str(store_copy)).text().embedding, whole.embedding)
+    assert passed == []
