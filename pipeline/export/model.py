@@ -54,6 +54,7 @@ class Subject:
         logits = self.classifier.logits(rows)
         return logits, (logits / self.classifier.temperature).softmax(dim=1)
 
+    @torch.no_grad()
     def rounding(self, values: Tensor) -> float:
         """By how much onceclip's own logits of rows differ from those in float64: terms of sums may be large."""
         rows = self.module.rows(values) if isinstance(self.module, ImageClassifier) else values
