@@ -209,6 +209,8 @@ class UnitBuffers:
         for values in encoded.values.values():
             fits &= (np.abs(values) <= np.finfo(self._dtype).max).all(axis=tuple(range(1, values.ndim)))
         reasons[encoded.good[~fits]] = f"{what} that {self._dtype} cannot hold"
+        point = encoded.values[EMBEDDING].astype(self._dtype).any(axis=-1).reshape(len(fits), -1).all(axis=1)
+        reasons[encoded.good[fits & ~point]] = "the encoder gave zeros, which are like nothing"
         return reasons, source
 
     def _by_unit(self, encoded: Encoded) -> Iterator[tuple[_Columns, np.ndarray, np.ndarray]]:
