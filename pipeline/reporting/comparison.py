@@ -53,8 +53,8 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
         frame = frame[frame["method"].isin([base, *methods])]
         lines = list(dict.fromkeys(frame["method"]))
     if len(lines) < 2:
-        raise ResultError(f"one line alone has a {score}, {lines[0]}, and a comparison takes two: sweep another "
-                          "method, or give other --methods")
+        raise ResultError(f"one line alone has the score {score}, {lines[0]}, and a comparison takes two: sweep "
+                          "another method, or give other --methods")
     blocks = []
     for number in in_order(frame["shots"]):
         part = frame[frame["shots"] == number]

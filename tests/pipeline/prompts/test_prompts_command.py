@@ -249,7 +249,7 @@ def test_imported_features_get_text_from_the_encoder_that_the_user_names(
     assert run_json("fit", store.path, "--method", "zero-shot", "--text", "a")["text"] == "a"
     same = open_store(store.path).text_fingerprint("a")
     refused = run("text", store.path, "--name", "a", "--model", other_encoder)
-    assert "has a text set 'a' of other prompts" in refused.stderr
+    assert "has a text set 'a' of other prompts, or by another encoder: " in refused.stderr
     assert run_json("text", store.path, "--name", "a", "--model", other_encoder, "--overwrite")["encoded"] == 4
     assert open_store(store.path).text_fingerprint("a") != same
     narrow = import_of(arrays, "narrow", encoder="demo")
