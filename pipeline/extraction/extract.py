@@ -14,23 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from onceclip.pipeline.decoding.views import CROPS
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import DecoderError, SourceError
 from onceclip.pipeline.extraction.inventory import Inventory, file_digests, take_inventory
-from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, has_outputs, store_exists, views_of
+from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, has_outputs, store_exists
+from onceclip.pipeline.extraction.remarks import other_boxes, remarks_on
 from onceclip.pipeline.extraction.splits import PLANNED, drawing_of, splits_of
-from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, crops, survey
+from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
 from onceclip.pipeline.prompts.embedding import present_prompts
 from onceclip.pipeline.sources import Content
-from onceclip.pipeline.words import class_remarks, counted, listing
+from onceclip.pipeline.words import class_remarks, counted
 from onceclip.pipeline.workers import Part
 from onceclip.stores import Store, StoreWriter, Table, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
 from onceclip.stores.location import is_url, is_zip
 from onceclip.stores.lock import has_lock
 from onceclip.stores.schema import BAD, REMOVED, SPLITS, STORED, TODO
-from onceclip.stores.verification import equal_content
 
 if TYPE_CHECKING:
     from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 REQUEST = "request"  # the attribute of a store that says by which words its encoder was named
 PATIENCE = 3600.0  # seconds that a part waits for the plan
 _PAUSE = 0.5
-_SAMPLE, _EQUAL = 8, 1e-3  # images at either end, and their distance up to which embeddings are the same, relative
 _MANY_INTERRUPTED = 64  # images: then it is the machine as a whole
 _DEFAULTS = ExtractOptions()
 
@@ -225,52 +223,13 @@ def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, A
     table = store.table
     counts = Counter(store.classes[label] for label in table.label[store.rows()])
     encoded, reused, bad = _counts(sorted(inventory.contents), inventory.table, table)
-    said = found.phrases if text["encoded"] else dict.fromkeys(found.classes)
-    warnings = [*found.remarks, *_other_boxes(store, found), *class_remarks(said), *_conflicts(store)]
-    if encoded:
-        warnings += _alike(store)
-    if store.classes and not store.texts:
-        warnings.append(f"{store.encoder['name']} has no text encoder: the store has no prompts, which most methods "
-                        "need (linear-probe does without)")
-    warnings += [f"class {name!r} has no prompts, because the text set is from a file: add it there and run "
-                 "`onceclip text` again" for name in text.get("missing", ())]
-    warnings += [f"class {name!r} has no readable image" for name in store.classes if not counts[name]]
     return Extraction(
         store=store.path, images=len(found.records), encoded=encoded, reused=reused, moved=inventory.moved,
         removed=inventory.removed, bad=len(bad), bad_images=bad,
         classes={name: counts[name] for name in store.classes},
         splits={name: len(store.rows(name)) for name in SPLITS},
         outputs={name: list(output.shape) for name, output in store.outputs.items()},
-        encoder=store.encoder, text=text, seconds=seconds, warnings=warnings)
-
-
-def _other_boxes(store: Store, found: Survey) -> list[str]:
-    """The remark on a source whose boxes are no longer those of a store's views."""
-    made = views_of(store)
-    if made is None or made[0].kind != CROPS or made[0] == crops(found.records):
-        return []
-    return ["the source gives other boxes than those of the store's views: views that are there stay as they are, and "
-            "new images have theirs by the new boxes; extract with --crops into another store to have all by these"]
-
-
-def _alike(store: Store) -> list[str]:
-    """The remark on an encoder that tells pictures not apart, by the first and the last ones of a store."""
-    rows = store.rows(labelled=False)
-    rows = np.union1d(rows[:_SAMPLE], rows[-_SAMPLE:])
-    values = store.embeddings(rows).astype(np.float32)
-    pictures = len(np.unique(store.table.digest[rows], axis=0))
-    apart = np.linalg.norm(values - values[:1], axis=1)
-    if pictures < 2 or (apart > _EQUAL * np.linalg.norm(values[:1])).any():
-        return []
-    return [f"{store.encoder['name']} gives {counted(pictures, 'different picture')} the same embedding: see that its "
-            "weights are loaded, and what its preprocessing gives"]
-
-
-def _conflicts(store: Store) -> list[str]:
-    """The remark on equal pictures of different classes."""
-    found = [each.where for each in equal_content(store, "label")]
-    return [f"{counted(len(found), 'picture')} in several classes, some of which must be wrong: {listing(found, 4)}"] \
-        if found else []
+        encoder=store.encoder, text=text, seconds=seconds, warnings=remarks_on(store, found, text, encoded))
 
 
 def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, options: ExtractOptions,
@@ -307,7 +266,7 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
     mine = [row for row in sorted(contents) if row // size in units]
     encoded, reused, bad = _counts(mine, before.table, open_store(path).table)
     return PartDone(path, str(part), len(mine), encoded, reused, len(bad), bad, complete, time.perf_counter() - begun,
-                    [*found.remarks, *_other_boxes(before, found), *class_remarks(found.phrases)])
+                    [*found.remarks, *other_boxes(before, found), *class_remarks(found.phrases)])
 
 
 def _planned(path: str, store_plan: StorePlan, found: Survey, part: Part) -> bool:
