@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -91,9 +92,11 @@ def require_writable(path: str) -> None:
 def require_outside(path: Path) -> None:
     """Raise StoreError for a path within a store, whose folder is for its own files."""
     for folder in Path(os.path.abspath(path)).parents:
-        with suppress(OSError):
-            if b'"onceclip"' in (folder / _GROUP).read_bytes():
-                raise StoreError(f"{path} lies within the store {folder}: give a path outside of it")
+        attributes: Any = None
+        with suppress(OSError, ValueError, AttributeError):  # a Zarr group of other making is no store
+            attributes = json.loads((folder / _GROUP).read_bytes()).get("attributes")
+        if isinstance(attributes, dict) and "onceclip" in attributes:
+            raise StoreError(f"{path} lies within the store {folder}: give a path outside of it")
 
 
 @contextmanager
