@@ -118,11 +118,18 @@ def best_of_classes(label: Tensor, score: Tensor, classes: int, most: int) -> Te
     return order[label[order].argsort(stable=True)]
 
 
-def marks_of(rows: Tensor) -> list[int]:
-    """A number for each of some rows (n, dim), which copies of a row share and, but for chance, no others do."""
-    return [hash(row.tobytes()) for row in rows.detach().cpu().numpy()]
+def ties_of(rows: Tensor, group: Tensor | None) -> Tensor:
+    """Numbers (n,), on the CPU, which rows (n, dim) share that know each other: copies, and those of a group (n,)."""
+    copies = torch.tensor([hash(row.tobytes()) for row in rows.detach().cpu().numpy()])
+    sets = [each.unique(return_inverse=True)[1] for each in (copies, group) if each is not None]
+    found, before = torch.arange(len(rows)), torch.empty(0)
+    while not torch.equal(found, before):  # a copy ties its group to another one
+        before = found
+        for each in sets:
+            found = torch.full_like(found, len(rows)).scatter_reduce(0, each.cpu(), found, "amin")[each.cpu()]
+    return found
 
 
-def has_copies(rows: Tensor) -> bool:
-    """Whether some of the rows (n, dim) are copies of others."""
-    return len({*marks_of(rows)}) < len(rows)
+def are_tied(rows: Tensor, group: Tensor | None) -> bool:
+    """Whether some row is known by another one, so that it says too much where it is left out; as of `ties_of`."""
+    return len(ties_of(rows, group).unique()) < len(rows)

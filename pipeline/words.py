@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 FEW = 30  # images of which an interval says little: of none wrong it has no width
+MOST_LABELS = 100  # likely wrong ones that are shown, where nobody says how many
 _ALIKE = 4  # groups of names that are shown
 _FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?")

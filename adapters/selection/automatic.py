@@ -21,7 +21,7 @@ from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.zero_shot import ZeroShot
-from onceclip.adapters.ops import marks_of
+from onceclip.adapters.ops import ties_of
 from onceclip.adapters.selection.calibration import HELD_OUT, VALIDATION, on_rows
 from onceclip.adapters.selection.rule import accuracy, best_temperature, calibrated_loss, some_rows
 from onceclip.adapters.selection.selection import fit_selected
@@ -151,14 +151,14 @@ def _members(task: Task) -> list[Method]:
 
 
 def _hold_out(task: Task, seed: int) -> Task:
-    """The task with a part of each class's support rows as its validation rows; a row and its copies go together."""
-    label, marks = task.support.label.cpu(), torch.tensor(marks_of(task.support.embedding))
+    """The task with a part of each class's support rows as its validation rows; copies and groups go together."""
+    label, ties = task.support.label.cpu(), ties_of(task.support.embedding, task.support.group)
     order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
     held = torch.zeros(len(label), dtype=torch.bool)
     for rows in order[label[order].argsort(stable=True)].split(torch.bincount(label).tolist()):
-        images = list(dict.fromkeys(marks[rows].tolist()))
+        images = list(dict.fromkeys(ties[rows].tolist()))
         if len(images) > 1:
-            held[rows] = torch.isin(marks[rows], torch.tensor(images[:max(1, len(images) // _PART)]))
+            held[rows] = torch.isin(ties[rows], torch.tensor(images[:max(1, len(images) // _PART)]))
     return replace(task, support=task.support.at(~held), val=task.support.at(held)) if held.any() else task
 
 

@@ -19,6 +19,7 @@ from onceclip.pipeline.api.arguments import (
     opened,
     opened_all,
     optional,
+    output_of,
     path_of,
     place_of,
     refuse,
@@ -138,7 +139,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
                                                              only_its_classes).right, done.unit)}
         found.append(values)
     if confusion is not None:
-        write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
+        write_matrix(output_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
                      done.tally.wrong.counted())
     return found[0] if len(found) == 1 else shift(found)
 
@@ -162,7 +163,7 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
     from onceclip.pipeline.api.tables import local_folders
     from onceclip.pipeline.reporting.pages import write_adapter_report, write_results_report
 
-    page, places = path_of(out, "out: an .html file"), list(map(str, listed(results, "results")))
+    page, places = output_of(out, "out: an .html file"), list(map(str, listed(results, "results")))
     with local_folders(results) as folders:
         adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
         if store is not None:
@@ -216,7 +217,7 @@ def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: 
         if isinstance(adapter, Store):
             raise ArgumentError("a store is published by onceclip.compact(store, URL)")
         return publish_adapter(adapter, place_of(out, "out: a URL"))
-    file = path_of(out, "out: a file")
+    file = output_of(out, "out: a file")
     if kind in OF_STORES:
         return export_store(opened(adapter), kind, file, progress)
     classifier = loaded(adapter, modules)

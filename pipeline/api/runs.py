@@ -27,6 +27,7 @@ from onceclip.pipeline.api.arguments import (
     opened,
     opened_all,
     optional,
+    output_of,
     part_of,
     path_of,
     shots_of,
@@ -274,7 +275,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
         raise ArgumentError(f"specs has {short(wrong[0])}: give a list of RunSpec, or methods=, shots= and seeds=")
-    target, folder = opened_all(stores), path_of(out, "out: a folder")
+    target, folder = opened_all(stores), output_of(out, "out: a folder")
     return runs.sweep(target, specs, folder, local_workers, progress, workers, optional(part_of, part), compile,
                       retry_failed, device, Keep(curves, keep_predictions, coverage),
                       Log(listed(log, "log")) if log else None)
@@ -307,6 +308,6 @@ def incremental(store: str | Path | Store, method: str | type[Method] | Method =
     asked = Sessions(_name(kind), whole(sessions, "sessions", 1), shots_of(shots), whole(seed, "seed", 0),
                      tuple(given.items()), text, joint)
     asked.built()
-    folder = None if out is None else path_of(out, "out: a folder")
+    folder = None if out is None else output_of(out, "out: a folder")
     numbers = [whole(each, "order", 0) for each in listed(orders, "orders")]
     return arrive(opened(store), asked, numbers, folder, progress)

@@ -23,6 +23,7 @@ from onceclip.pipeline.prediction.encoding import rows_of_images
 from onceclip.pipeline.sources import Record
 from onceclip.pipeline.tasks.draws import Draw
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of, task_of
+from onceclip.pipeline.words import MOST_LABELS
 from onceclip.stores import Store, TextSet
 from onceclip.stores.identity import digest
 
@@ -117,8 +118,8 @@ def label_next(classifier: Classifier, pieces: Iterator[Piece], number: int) -> 
     margin = torch.tensor([each.margin for each in pool])
     cluster = _clusters(unit(vectors), 1.0 - margin + 1e-3, number)
     chosen = np.unique(cluster, return_index=True)[1].tolist()  # the pool is in order: the least sure of each
-    others = [place for place in range(len(pool)) if place not in set(chosen)]
-    return [pool[place] for place in sorted([*chosen, *others[:number - len(chosen)]])]
+    others = np.setdiff1d(np.arange(len(pool)), chosen)[:number - len(chosen)].tolist()
+    return [pool[place] for place in sorted([*chosen, *others])]
 
 
 def _clusters(rows: Tensor, weight: Tensor, number: int) -> Tensor:
@@ -144,7 +145,7 @@ def _clusters(rows: Tensor, weight: Tensor, number: int) -> Tensor:
     return cluster
 
 
-def label_errors(classifier: Classifier, store: Store, most: int = 100,
+def label_errors(classifier: Classifier, store: Store, most: int = MOST_LABELS,
                  progress: Callable[[float], None] = lambda fraction: None) -> list[Suggestion]:
     """Find labelled images whose label is likely wrong, in all splits, the likeliest first.
 

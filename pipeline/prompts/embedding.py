@@ -142,8 +142,10 @@ def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate:
             raise PromptError(f"{path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: name "
                               "the encoder that made the images")
         if name in store.texts and not overwrite and not _with_prompts(store, name, prompts, encoder):
-            raise PromptError(f"{path} has a text set {name!r} of other prompts: choose another --name, or replace it "
-                              "with --overwrite")
+            what = "that does not say which encoder made it" if _with_prompts(store, name, prompts) else (
+                "of other prompts, or by another encoder" if store.encoder.get("imported") else "of other prompts")
+            raise PromptError(f"{path} has a text set {name!r} {what}: choose another --name, or replace it with "
+                              "--overwrite")
         done = put_prompts(writer, encoder, name, prompts, truncate, progress)
     return {"store": path, **done, "seconds": time.perf_counter() - begun}
 

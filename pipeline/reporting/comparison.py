@@ -40,19 +40,21 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
     frame = results_frame(folders, contents="store" if test in _IN_A_STORE else "method")
     if shots is not None:
         frame = frame[frame["shots"].isin(list(shots))]
-    if score not in frame or frame.empty:
+    if score not in frame or frame[score].isna().all():
         raise ResultError(f"no run has a {score} at these shots: give other results folders or --shots")
+    frame = frame[frame[score].notna()]
     if by_encoder:
         frame = _by_encoder(frame)
     lines = list(dict.fromkeys(frame["method"]))
     base = baseline or (BASELINE if BASELINE in lines else lines[0])
     if base not in lines:
-        raise ResultError(f"no line {base!r} in the results: there are: {listing(lines, 12)}")
+        raise ResultError(f"no line {base!r} in the results with a {score}: there are: {listing(lines, 12)}")
     if methods is not None:
         frame = frame[frame["method"].isin([base, *methods])]
         lines = list(dict.fromkeys(frame["method"]))
     if len(lines) < 2:
-        raise ResultError(f"the results have one line, {lines[0]}: a comparison takes two")
+        raise ResultError(f"one line alone has the score {score}, {lines[0]}, and a comparison takes two: sweep "
+                          "another method, or give other --methods")
     blocks = []
     for number in in_order(frame["shots"]):
         part = frame[frame["shots"] == number]

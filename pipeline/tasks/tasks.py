@@ -252,7 +252,15 @@ def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = 
     others = {name: tensor_of(store.embeddings(drawn.rows, name)) for name in outputs
               if name != EMBEDDING and store.has(name)}
     label = torch.from_numpy(drawn.told(store.column("label")[drawn.rows].astype(np.int64)))
-    return Rows(tensor_of(store.embeddings(drawn.rows)), label, views, others)
+    return Rows(tensor_of(store.embeddings(drawn.rows)), label, views, others, group=_groups(store, drawn.rows))
+
+
+def _groups(store: Store, rows: np.ndarray) -> Tensor | None:
+    """The number of each row's group; None where no two of the rows are of one."""
+    numbers: dict[str | int, int] = {}
+    found = [numbers.setdefault(name or place, len(numbers))
+             for place, name in enumerate(store.column("group")[rows].tolist())]
+    return torch.tensor(found) if len(numbers) < len(found) else None
 
 
 def _have_views(store: Store, rows: np.ndarray) -> bool:

@@ -111,3 +111,21 @@ def test_copies_of_a_row_are_held_out_with_it_and_choose_nothing_by_being_left_o
     assert calibrated(method.fit(copied), method, copied).calibrated_on == ""
     assert remarks_on(method, plain, "loo") == []
     assert "copies of others" in remarks_on(method, copied, "loo")[0]
+
+
+def test_rows_of_a_group_are_held_out_together_and_with_the_copies_of_any(make_task):
+    """A frame that is left out would be known by the others of its video."""
+    task = make_task((6, 6, 6))
+    group = torch.arange(18) // 2  # three groups of two in each class
+    embedding = task.support.embedding.clone()
+    embedding[2] = embedding[1]  # so that the first two groups of the first class know each other
+    grouped = replace(task, support=replace(task.support, embedding=embedding, group=group))
+    for seed in range(5):
+        held = _hold_out(grouped, seed)
+        assert not {*held.val.group.tolist()} & {*held.support.group.tolist()}
+        assert torch.bincount(held.val.label).tolist() in ([2, 2, 2], [4, 2, 2])
+    alone = replace(task, support=replace(task.support, group=torch.arange(18) // 6))
+    assert _hold_out(alone, 0).val is None  # nothing is left of a class whose one group is held out
+    method = TipAdapter()
+    assert [default_policy(method, each) for each in (task, alone)] == ["loo", "fixed"]
+    assert "of one group" in remarks_on(method, alone, "loo")[0]

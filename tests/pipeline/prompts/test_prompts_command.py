@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from onceclip.pipeline.prompts import load_phrases
-from onceclip.stores import Store, StoreMismatch, TextSet, open_store, write_lock
+from onceclip.stores import Store, StoreMismatch, StoreWriter, TextSet, open_store, write_lock
 
 Json = Callable[..., dict[str, Any]]
 LINES = {"ring": ["a ring that is hollow"], "disc": ["a disc that is full", "a disc without a hole"],
@@ -249,9 +250,14 @@ def test_imported_features_get_text_from_the_encoder_that_the_user_names(
     assert run_json("fit", store.path, "--method", "zero-shot", "--text", "a")["text"] == "a"
     same = open_store(store.path).text_fingerprint("a")
     refused = run("text", store.path, "--name", "a", "--model", other_encoder)
-    assert "has a text set 'a' of other prompts" in refused.stderr
+    assert "has a text set 'a' of other prompts, or by another encoder: " in refused.stderr
     assert run_json("text", store.path, "--name", "a", "--model", other_encoder, "--overwrite")["encoded"] == 4
     assert open_store(store.path).text_fingerprint("a") != same
+    made = open_store(store.path).text("a")  # as sets were before they said what made them
+    nameless = replace(made, source={name: value for name, value in made.source.items() if name != "text_encoder"})
+    StoreWriter.open(store.path, store.encoder).put_text("a", nameless)
+    refused = run("text", store.path, "--name", "a", "--model", other_encoder)
+    assert "has a text set 'a' that does not say which encoder made it: " in refused.stderr
     narrow = import_of(arrays, "narrow", encoder="demo")
     failed = run("text", narrow.path, "--name", "a", "--model", "demo")
     assert "has 16 dimensions, demo gives 64" in failed.stderr

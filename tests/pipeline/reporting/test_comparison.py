@@ -99,7 +99,8 @@ def test_tests_over_stores_take_each_store_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"test": "wilcoxon"}, "compares over stores, and 3 stores of 6"), ({"baseline": "gdb"}, "no line 'gdb'"),
-    ({"methods": []}, "methods is empty"), ({"methods": "zero-shot"}, "one line, zero-shot"),
+    ({"methods": []}, "methods is empty"),
+    ({"methods": "zero-shot"}, "one line alone has the score accuracy, zero-shot"),
     ({"test": "mcnemar", "score": "nll"}, "says nothing of nll"),
     ({"shots": 16}, "no run has a accuracy at these shots"), ({"test": "anova"}, "anova")])
 def test_what_cannot_be_compared_is_said_in_one_line(swept: Path, options: dict[str, Any], message: str) -> None:
@@ -133,3 +134,12 @@ def test_a_store_that_was_made_again_is_compared_with_each_content(tmp_path: Pat
         "pets, content old, prompts a": 0.1, "pets, content new, prompts a": 0.2, "pets, content new, prompts b": 0.3})
     assert set(onceclip.results(tmp_path)["method"]) == {
         f"{name}, content {store}, prompts {text}" for store, text, _ in contents for name in ("zero-shot", "gda")}
+
+
+def test_a_score_that_one_line_alone_has_is_named(tmp_path: Path) -> None:
+    append_rows(tmp_path / "results", [
+        {"method": method, "store": "pets.zarr", "shots": 1, "seed": 1, "accuracy": 0.5, "accuracy_val": None,
+         "accuracy_new": new, "text": "default", "run": method}
+        for method, new in (("zero-shot", None), ("coop", 0.4), ("gda", None))])
+    with pytest.raises(ResultError, match="one line alone has the score accuracy_new, coop, and a comp"):
+        onceclip.compare(tmp_path / "results", score="accuracy_new")

@@ -21,13 +21,14 @@ from onceclip.pipeline.sources import open_source
     ("[Record('a', Pixels(numpy.ones((3, 8, 8), 'uint8')), 'x')]", "of shape (3, 8, 8) and type uint8: give numbers"),
     ("[Record('a', LocalFile(''), 'x', 'train'), Record('b', LocalFile(''), 'y')]", "b has no split, though others"),
     ("[Record('a', None, 'x').nothing]", "failed (AttributeError: 'Record' object has no attribute 'nothing' in own_"),
+    ("pathlib.Path('missing').stat()", "No such file or directory: 'missing' in own_mistake.py:5)"),
     ("None", "failed (TypeError: 'NoneType' object is not iterable"),
     ("[]", "gave no record"),
 ])
 def test_what_a_function_gives_by_mistake_is_one_line(body: str, message: str, tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_mistake.py").write_text(
-        "import numpy\nfrom onceclip import Record\nfrom onceclip.pipeline.sources import LocalFile, Pixels\n"
+        "import numpy, pathlib\nfrom onceclip import Record\nfrom onceclip.pipeline.sources import LocalFile, Pixels\n"
         f"def give(root):\n    return {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_mistake", raising=False)
