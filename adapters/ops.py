@@ -47,6 +47,11 @@ class _Unit(torch.autograd.Function):
 _Unit.forward.__signature__ = signature(_Unit.forward)  # type: ignore[attr-defined]
 
 
+def whole_precision(values: Tensor) -> Tensor:
+    """Values in float32 where they are stored in half of it."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def mover(where: torch.device | torch.dtype | str) -> Callable[[Any], Any]:
     """A function that gives tensors on another device, or floating ones in another precision, and all else as it is."""
     def move(value: Any) -> Any:
@@ -118,11 +123,17 @@ def best_of_classes(label: Tensor, score: Tensor, classes: int, most: int) -> Te
     return order[label[order].argsort(stable=True)]
 
 
-def marks_of(rows: Tensor) -> list[int]:
-    """A number for each of some rows (n, dim), which copies of a row share and, but for chance, no others do."""
-    return [hash(row.tobytes()) for row in rows.detach().cpu().numpy()]
+def marks_of(rows: Tensor, group: Tensor | None = None) -> list[int]:
+    """A number for each of some rows (n, dim), which those of a group share, else copies, and but for chance no others.
+
+    group: (n,) int64, -1 for a row of none; None where no row has one.
+    """
+    copies = [hash(row.tobytes()) for row in rows.detach().cpu().numpy()]
+    groups = [-1] * len(copies) if group is None else group.tolist()
+    return [copy if each < 0 else hash((each,)) for copy, each in zip(copies, groups, strict=True)]
 
 
-def has_copies(rows: Tensor) -> bool:
-    """Whether some of the rows (n, dim) are copies of others."""
-    return len({*marks_of(rows)}) < len(rows)
+def are_tied(rows: Tensor, group: Tensor | None) -> bool:
+    """Whether some rows are copies of others or of their group, so that one that is left out is known by these."""
+    groups = [] if group is None else group[group >= 0].tolist()
+    return any(len({*each}) < len(each) for each in (marks_of(rows), groups))

@@ -49,6 +49,8 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
     if base not in lines:
         raise ResultError(f"no line {base!r} in the results: there are: {listing(lines, 12)}")
     if methods is not None:
+        if missing := [name for name in methods if name not in lines]:
+            raise ResultError(f"no line {missing[0]!r} in the results: there are: {listing(lines, 12)}")
         frame = frame[frame["method"].isin([base, *methods])]
         lines = list(dict.fromkeys(frame["method"]))
     if len(lines) < 2:

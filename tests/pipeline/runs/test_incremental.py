@@ -70,6 +70,14 @@ def test_rapf_keeps_close_classes_apart_shrinks_covariances_and_fuses_maps() -> 
     assert_close(found[0, :5], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("setting", [{"optimizer": "sgd"}, {"schedule": "constant"}, {"weight_decay": 10.0},
+                                     {"epsilon": 0.1}], ids=lambda setting: next(iter(setting)))
+def test_rapf_trains_its_sessions_by_the_recipe_that_it_is_given(sessions: list[Task], setting: dict[str, Any]) -> None:
+    plain, other = (METHODS["rapf"](epochs=3, batch_size=8, **values).update({}, sessions[0])[1]["matrix"]
+                    for values in ({}, setting))
+    assert not torch.equal(plain, other)
+
+
 def _waves(shape: tuple[int, ...], shift: float) -> torch.Tensor:
     number = torch.arange(int(np.prod(shape)), dtype=torch.float64)
     return torch.sin(shift + 1.7 * number + 0.37 * number * number).reshape(shape)
