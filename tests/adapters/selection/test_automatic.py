@@ -115,7 +115,7 @@ def test_copies_of_a_row_are_held_out_with_it_and_choose_nothing_by_being_left_o
 
 @pytest.mark.parametrize("groups", [2, 6])
 def test_images_of_a_group_are_held_out_together_in_all_classes_and_choose_nothing_by_being_left_out(make_task, groups):
-    """Frames of a video, or visits of a patient with several findings: one that is left out would be known by others."""
+    """Frames of a video, or visits of a patient with several findings: what is left out would be known by others."""
     plain, method = make_task((8, 8, 8)), TipAdapter()
     task = replace(plain, support=replace(plain.support, group=torch.arange(24) % groups))
     held = _hold_out(task, 0)
