@@ -179,6 +179,7 @@ def test_runs_of_other_values_or_draws_are_no_further_orders(imported: Store, ru
     (("--method", "x-more", "--sessions", "2"), "takes more than embeddings and prompts"),
     (("--text", "none", "--sessions", "2"), "no text set 'none'"),
     (("--method", "gda", "--sessions", "2", "--set", "alpha=x"), "alpha=x is not a number"),
+    (("--method", "gda,zero-shot", "--sessions", "2", "--set", "alhpa=1"), "--set alhpa: none of gda, zero-shot has"),
     (("--method", "gda", "--sessions", "2", "--set", "covariance=class-mean"), "covariance=pooled alone")])
 def test_what_cannot_arrive_is_one_line(imported: Store, run: Callable[..., Any], arguments: tuple[str, ...],
                                         text: str) -> None:
@@ -186,6 +187,17 @@ def test_what_cannot_arrive_is_one_line(imported: Store, run: Callable[..., Any]
     assert result.exit_code == 1, result.output
     assert text in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_method_that_looks_at_no_text_needs_none(arrays: dict[str, np.ndarray], imported: Store,
+                                                   import_of: Callable[..., Store]) -> None:
+    """Features of an encoder of images alone, such as DINO's, have no prompts."""
+    bare = import_of({name: value for name, value in arrays.items() if name != "text"}, "bare")
+    found = [onceclip.incremental(store, "ranpac", sessions=2, orders=1, values={"features": 60})[0]
+             for store in (bare, imported)]
+    assert found[0]["accuracies"] == found[1]["accuracies"]
+    with pytest.raises(onceclip.OnceclipError, match="text"):
+        onceclip.incremental(bare, "gda", sessions=2, orders=1)
 
 
 def test_without_test_images_of_the_first_session_there_is_no_accuracy(
