@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import mover, unit, whole_precision
+from onceclip.adapters.ops import mover, require_tensors, unit, whole_precision
 from onceclip.adapters.text import Text
 from onceclip.adapters.tower import TextTower
 
@@ -45,6 +45,11 @@ class Rows:
     others: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
     group: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        require_tensors("rows", self.embedding, self.label)
+        if not self.label.is_floating_point():
+            object.__setattr__(self, "label", self.label.long())  # whatever whole numbers a user's array has
 
     def __len__(self) -> int:
         return len(self.label)

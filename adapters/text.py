@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import mover, unit
+from onceclip.adapters.ops import mover, require_tensors, unit
 
 RULES = ("unit-mean", "raw-mean", "score-mean")
 
@@ -41,6 +41,7 @@ class Text:
     prompt_weight: Tensor | None = None
 
     def __post_init__(self) -> None:
+        require_tensors("text", self.embedding, self.class_index)
         index, classes = self.class_index, len(self.class_names)
         inside = index.ndim == 1 and bool(((index >= 0) & (index < classes)).all())
         if not inside or self.embedding.ndim != 2 or len(index) != len(self.embedding):

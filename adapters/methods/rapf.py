@@ -29,7 +29,8 @@ class RAPF(Method):
     of every class, which for 1,000 classes of 512 dimensions are a gigabyte.
 
     Source: Class-Incremental Learning with CLIP: Adaptive Representation Adjustment and Parameter Fusion (Huang et al.,
-    ECCV 2024), equations 4 to 9; the start at the identity is ours.
+    ECCV 2024), equations 4 to 9; the start at the identity is ours, and the step size, which the authors divide by ten
+    after 4 and 10 epochs.
     """
 
     name = "rapf"

@@ -101,7 +101,8 @@ def test_tests_over_stores_take_each_store_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"test": "wilcoxon"}, "compares over stores, and 3 stores of 6"), ({"baseline": "gdb"}, "no line 'gdb'"),
-    ({"methods": ["gda", "gad"]}, "no line 'gad'"), ({"methods": []}, "methods is empty"), ({"methods": "zero-shot"}, "one line, zero-shot"),
+    ({"methods": ["gda", "gad"]}, "no line 'gad'"), ({"methods": []}, "methods is empty"),
+    ({"methods": "zero-shot"}, "one line, zero-shot"),
     ({"test": "mcnemar", "score": "nll"}, "says nothing of nll"),
     ({"shots": 16}, "no run has a accuracy at these shots"), ({"test": "anova"}, "anova")])
 def test_what_cannot_be_compared_is_said_in_one_line(swept: Path, options: dict[str, Any], message: str) -> None:
