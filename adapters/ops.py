@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from onceclip.adapters.errors import MethodError
-
 _SHORTEST = 1e-12
 
 
@@ -52,14 +50,6 @@ _Unit.forward.__signature__ = signature(_Unit.forward)  # type: ignore[attr-defi
 def whole_precision(values: Tensor) -> Tensor:
     """Values in float32 where they are stored in half of it."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def require_tensors(what: str, *values: Any) -> None:
-    """Raise MethodError for a value that is no tensor, such as an array of NumPy. what: they are of."""
-    for value in values:
-        if not isinstance(value, Tensor):
-            raise MethodError(f"{what} with a {type(value).__name__} in the place of a torch tensor: give "
-                              "torch.from_numpy(array) of an array")
 
 
 def mover(where: torch.device | torch.dtype | str) -> Callable[[Any], Any]:

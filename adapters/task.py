@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import mover, require_tensors, unit, whole_precision
-from onceclip.adapters.text import Text
+from onceclip.adapters.ops import mover, unit, whole_precision
+from onceclip.adapters.text import Text, require_tensors
 from onceclip.adapters.tower import TextTower
 
 EMBEDDING = "embedding"

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import mover, require_tensors, unit
+from onceclip.adapters.ops import mover, unit
 
 RULES = ("unit-mean", "raw-mean", "score-mean")
+
+
+def require_tensors(what: str, *values: Any) -> None:
+    """Raise MethodError for a value that is no tensor, such as an array of NumPy. what: they are of."""
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise MethodError(f"{what} with a {type(value).__name__} in the place of a torch tensor: give "
+                              "torch.from_numpy(array) of an array")
 
 
 @dataclass(frozen=True)

@@ -203,8 +203,8 @@ class Inductive(Inference):
 class Joint(Inductive):
     """A strategy whose answers for the rows that it is fitted on together are more than what is left behind of them.
 
-    A subclass writes `solve` in place of `fit`. replaces: whether its head stands in place of the classifier's own; else
-    a hyperparameter `text_weight` is what the classifier's logits are multiplied with beside it.
+    A subclass writes `solve` in place of `fit`. replaces: whether its head stands in place of the classifier's own.
+    Else a hyperparameter `text_weight`, where there is one, multiplies the classifier's logits beside it.
     """
 
     replaces: ClassVar[bool] = False

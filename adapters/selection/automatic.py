@@ -59,7 +59,8 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     member's best temperature and `w_i ~ exp(-(loss_i - least loss) / 4)`; then the sum gets a temperature. Rows that
     choose, weigh and calibrate are the task's validation rows. Without any they are a quarter of each class's support
     rows, at least one where a class has two, drawn by the seed, each with its copies and its group; what they chose is
-    then fitted on all support rows again. Where no class has two, nothing can be weighed, and lp++ with its defaults is all there is.
+    then fitted on all support rows again. Where no class has two, nothing can be weighed, and lp++ with its defaults is
+    all there is.
 
     linear-probe takes part only where every class has a support row, and is alone where there is no text. Without
     support rows the answer is zero-shot.

@@ -150,7 +150,7 @@ def _bootstrap(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
         if len({mine.keys for mine, _ in answers}) > 1:
             raise ResultError(f"runs of {name} were scored on other test images in other seeds: sweep them again")
         values = np.stack([mine.right.astype(np.int8) - other.right for mine, other in answers])
-        found.append({"method": name, "n": len(pairs), "difference": float(values.mean()),
+        found.append({"method": name, "n": len(answers), "difference": float(values.mean()),
                       "interval": list(two_way_interval(values, answers[0][0].unit)), "p": None})
     yield from _block(found)
 

@@ -143,7 +143,7 @@ def test_images_of_a_group_are_drawn_together(arrays: dict[str, np.ndarray], imp
     """The frames of a video are won or lost together: an interval over frames would be too narrow."""
     group = np.array([f"{name}/{number // 6}" for name in "abcd" for number in range(50)])
     store = import_of({**arrays, "group": group})
-    rows = onceclip.sweep(store, methods=["zero-shot", "gda"], shots=2, seeds=[1, 2], out=tmp_path / "kept",
+    rows = onceclip.sweep(store, methods=["zero-shot", "lpclip"], shots=2, seeds=[1, 2], out=tmp_path / "kept",
                           keep_predictions=True)
     base, mine = (read_predictions(tmp_path / "kept", row) for row in (rows[0], rows[2]))
     unit = units_of(store.column("group")[store.rows("test")])
