@@ -51,8 +51,8 @@ class Text:
 
     def __post_init__(self) -> None:
         require_tensors("text", self.embedding, self.class_index)
-        index, classes = self.class_index, len(self.class_names)
-        inside = index.ndim == 1 and bool(((index >= 0) & (index < classes)).all())
+        index, classes = self.class_index.long(), len(self.class_names)
+        inside = index.ndim == 1 and bool(((index == self.class_index) & (index >= 0) & (index < classes)).all())
         if not inside or self.embedding.ndim != 2 or len(index) != len(self.embedding):
             raise MethodError(f"text has {len(self.embedding)} prompts that do not match its {classes} classes: give "
                               "every prompt the index of its class")
@@ -61,6 +61,7 @@ class Text:
         if classes < 2:
             raise MethodError(f"a classifier needs at least two classes, the text has {classes}: "
                               "add images and prompts of another class")
+        object.__setattr__(self, "class_index", index)  # whatever whole numbers a user's array has
         missing = torch.nonzero(torch.bincount(index, minlength=classes) == 0)
         if len(missing) and len(index):
             raise MethodError(f"class {self.class_names[int(missing[0])]!r} has no prompt: add one to the text set")
