@@ -47,6 +47,11 @@ class _Unit(torch.autograd.Function):
 _Unit.forward.__signature__ = signature(_Unit.forward)  # type: ignore[attr-defined]
 
 
+def whole_precision(values: Tensor) -> Tensor:
+    """Values in float32 where they are stored in half of it."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def mover(where: torch.device | torch.dtype | str) -> Callable[[Any], Any]:
     """A function that gives tensors on another device, or floating ones in another precision, and all else as it is."""
     def move(value: Any) -> Any:
@@ -119,14 +124,19 @@ def best_of_classes(label: Tensor, score: Tensor, classes: int, most: int) -> Te
 
 
 def ties_of(rows: Tensor, group: Tensor | None) -> Tensor:
-    """Numbers (n,), on the CPU, which rows (n, dim) share that know each other: copies, and those of a group (n,)."""
-    copies = torch.tensor([hash(row.tobytes()) for row in rows.detach().cpu().numpy()])
-    sets = [each.unique(return_inverse=True)[1] for each in (copies, group) if each is not None]
-    found, before = torch.arange(len(rows)), torch.empty(0)
+    """Numbers (n,), on the CPU, which rows (n, dim) share that know each other: copies, and those of one group.
+
+    group: (n,) int64, -1 for a row of none; None where no row has one.
+    """
+    own = torch.arange(len(rows))
+    copies = torch.tensor([hash(row.tobytes()) for row in rows.detach().cpu().numpy()], dtype=torch.int64)
+    groups = own if group is None else torch.where(group.cpu() < 0, -1 - own, group.cpu())
+    sets = [each.unique(return_inverse=True)[1] for each in (copies, groups)]
+    found, before = own, own - 1
     while not torch.equal(found, before):  # a copy ties its group to another one
         before = found
         for each in sets:
-            found = torch.full_like(found, len(rows)).scatter_reduce(0, each.cpu(), found, "amin")[each.cpu()]
+            found = torch.full_like(own, len(own)).scatter_reduce(0, each, found, "amin")[each]
     return found
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import mover, unit
-from onceclip.adapters.text import Text
+from onceclip.adapters.ops import mover, unit, whole_precision
+from onceclip.adapters.text import Text, require_tensors
 from onceclip.adapters.tower import TextTower
 
 EMBEDDING = "embedding"
@@ -31,7 +31,7 @@ class Rows:
     views: (rows, views, dim), raw augmented versions of the same images, or None.
     others: further outputs of the encoder by name, such as "preproj" (rows, width) or "token" (rows, tokens, dim).
     weight: (rows,), how much each row counts, not negative; None for one. Methods that cannot weigh rows refuse them.
-    group: (rows,) int64, the same of rows that belong together, such as frames of a video; None where none do.
+    group: (rows,) int64, the same for images that know of each other, such as frames of a video; -1 or None for none.
 
     Example:
         >>> rows = onceclip.adapters.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
@@ -45,6 +45,11 @@ class Rows:
     others: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
     group: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        require_tensors("rows", self.embedding, self.label)
+        if not self.label.is_floating_point():
+            object.__setattr__(self, "label", self.label.long())  # whatever whole numbers a user's array has
 
     def __len__(self) -> int:
         return len(self.label)
@@ -191,11 +196,6 @@ class Pool:
     def to(self, move: Callable[[Any], Any]) -> Pool:
         """Copy with all tensors moved by a function."""
         return replace(self, image=move(self.image), caption=move(self.caption))
-
-
-def whole_precision(values: Tensor) -> Tensor:
-    """Values in float32 where they are stored in half of it."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 _PAIRS = 2**24  # of pool rows and classes that are scored at a time

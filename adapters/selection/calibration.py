@@ -30,7 +30,7 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     """Give a fitted classifier its temperature and the scores of prediction sets, from rows that fitting may look at.
 
     These are the task's validation rows; without them the support, every image scored as if it were not in it, where
-    the method can do that, none is a copy or of the group of another, and their logits have no more than 2**27
+    the method can do that, none is a copy of another or of its group, and their logits have no more than 2**27
     elements; else it stays uncalibrated. Validation rows that chose hyperparameters too make it a little too sure.
 
     method: of the classifier's kind, with any values.

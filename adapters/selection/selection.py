@@ -79,7 +79,7 @@ def default_policy(method: Method, task: Task) -> str:
     """How hyperparameters are chosen where the user does not say, for every method: "val", "loo" or "fixed".
 
     On labelled validation rows where the task has any; else by leaving out each support image in turn, where that has a
-    closed form, every class has at least four images, none is a copy or of the group of another, which would tell what
+    closed form, every class has at least four images, none is a copy of another or of its group, which would tell what
     was left out, and the logits fit in memory; else not at all.
     """
     if task.val is not None and len(task.val):
@@ -116,7 +116,7 @@ def remarks_on(method: Method, task: Task, policy: str, frozen: Set[str] = froze
     if policy == "fixed":
         return ["hyperparameters are defaults: nothing chose them (--select val does, on labelled validation rows)"]
     if policy == "loo" and are_tied(task.support.embedding, task.support.group):
-        return ["some training images are copies of others, or of one group: one that is left out is known by those, "
+        return ["some training images are copies of others, or of one group: one that is left out is known by these, "
                 "and what chose the hyperparameters is too sure (--select fixed, or validation images)"]
     if policy in ("val", "val-full") and task.val is not None:
         some = len(some_rows(task.val, task.classes))

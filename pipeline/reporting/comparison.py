@@ -50,6 +50,8 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
     if base not in lines:
         raise ResultError(f"no line {base!r} in the results with a {score}: there are: {listing(lines, 12)}")
     if methods is not None:
+        if missing := [name for name in methods if name not in lines]:
+            raise ResultError(f"no line {missing[0]!r} in the results: there are: {listing(lines, 12)}")
         frame = frame[frame["method"].isin([base, *methods])]
         lines = list(dict.fromkeys(frame["method"]))
     if len(lines) < 2:
@@ -134,7 +136,7 @@ def _mcnemar(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
     by_seed: dict[int, list[Block]] = {}
     for name, both in _pairs(part, base):
         for seed, mine, other in _answers(both):
-            found = compare_answers(mine.right, other.right)
+            found = compare_answers(mine.right, other.right, mine.unit)
             by_seed.setdefault(seed, []).append({
                 "method": name, "n": len(mine.label), "difference": found["difference"],
                 "interval": found["difference_interval"], "p": found["p"], "only_this": found["only_this"],
@@ -146,12 +148,12 @@ def _mcnemar(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
 def _bootstrap(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
     found = []
     for name, both in _pairs(part, base):
-        pairs = [mine.right.astype(np.int8) - other.right for _, mine, other in _answers(both)]
-        if len({len(each) for each in pairs}) > 1:
+        answers = [(mine, other) for _, mine, other in _answers(both)]
+        if len({mine.keys for mine, _ in answers}) > 1:
             raise ResultError(f"runs of {name} were scored on other test images in other seeds: sweep them again")
-        values = np.stack(pairs)
-        found.append({"method": name, "n": len(pairs), "difference": float(values.mean()),
-                      "interval": list(two_way_interval(values)), "p": None})
+        values = np.stack([mine.right.astype(np.int8) - other.right for mine, other in answers])
+        found.append({"method": name, "n": len(answers), "difference": float(values.mean()),
+                      "interval": list(two_way_interval(values, answers[0][0].unit)), "p": None})
     yield from _block(found)
 
 

@@ -256,11 +256,11 @@ def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = 
 
 
 def _groups(store: Store, rows: np.ndarray) -> Tensor | None:
-    """The number of each row's group; None where no two of the rows are of one."""
-    numbers: dict[str | int, int] = {}
-    found = [numbers.setdefault(name or place, len(numbers))
-             for place, name in enumerate(store.column("group")[rows].tolist())]
-    return torch.tensor(found) if len(numbers) < len(found) else None
+    """A number for the group of each row, -1 for none: (rows,); None where no row has one."""
+    names = store.column("group")[rows].astype(object)
+    if (names == "").all():
+        return None
+    return torch.from_numpy(np.where(names == "", -1, np.unique(names, return_inverse=True)[1]).astype(np.int64))
 
 
 def _have_views(store: Store, rows: np.ndarray) -> bool:
