@@ -41,14 +41,14 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
     if shots is not None:
         frame = frame[frame["shots"].isin(list(shots))]
     if score not in frame or frame[score].isna().all():
-        raise ResultError(f"no run has a {score} at these shots: give other results folders or --shots")
+        raise ResultError(f"no run has the score {score} at these shots: give other results folders or --shots")
     frame = frame[frame[score].notna()]
     if by_encoder:
         frame = _by_encoder(frame)
     lines = list(dict.fromkeys(frame["method"]))
     base = baseline or (BASELINE if BASELINE in lines else lines[0])
     if base not in lines:
-        raise ResultError(f"no line {base!r} in the results with a {score}: there are: {listing(lines, 12)}")
+        raise ResultError(f"no line {base!r} in the results with the score {score}: there are: {listing(lines, 12)}")
     if methods is not None:
         if missing := [name for name in methods if name not in lines]:
             raise ResultError(f"no line {missing[0]!r} in the results: there are: {listing(lines, 12)}")

@@ -104,7 +104,7 @@ def cells_of(frame: pd.DataFrame, columns: str, scores: Sequence[str]) -> Cells:
     for score in scores:
         if score not in frame or frame[score].isna().all():
             known = [each for each in SCORES if each in frame and frame[each].notna().any()]
-            raise ResultError(f"no run has a {score}: there are: {listing(known, 12)}")
+            raise ResultError(f"no run has the score {score}: there are: {listing(known, 12)}")
     stores, methods = (list(dict.fromkeys(frame[name])) for name in ("store", "method"))
     numbers = in_order(frame["shots"])
     lines = [(shots, name) for shots in ([None] if columns == "shots" else numbers) for name in methods]

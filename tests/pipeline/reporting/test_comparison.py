@@ -104,7 +104,7 @@ def test_tests_over_stores_take_each_store_once(tmp_path: Path) -> None:
     ({"methods": ["gda", "gad"]}, "no line 'gad'"), ({"methods": []}, "methods is empty"),
     ({"methods": "zero-shot"}, "one line alone has the score accuracy, zero-shot"),
     ({"test": "mcnemar", "score": "nll"}, "says nothing of nll"),
-    ({"shots": 16}, "no run has a accuracy at these shots"), ({"test": "anova"}, "anova")])
+    ({"shots": 16}, "no run has the score accuracy at these shots"), ({"test": "anova"}, "anova")])
 def test_what_cannot_be_compared_is_said_in_one_line(swept: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(onceclip.OnceclipError, match=message):
         onceclip.compare(swept, **options)
