@@ -53,8 +53,9 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: no collection of garbage looks at it again."""
+    """What was imported stays: no collection of garbage looks at it again, and the others are seldom."""
     gc.freeze()
+    gc.set_threshold(2000, 10, 20)
     gc.enable()
 
 
