@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The linters and the tests run side by side.
 MAKEFLAGS += --jobs=2
 
-.PHONY: demo test pytest lint test-wheel bench docs methods-page inference-page install install-test clean
+.PHONY: demo picture test pytest lint test-wheel bench docs methods-page inference-page install install-test clean
 
 demo: install
 	$(BIN)/onceclip demo
@@ -50,6 +50,10 @@ methods-page: install
 # Prints the table of docs/inference.md: make inference-page STORE=a.zarr; it goes on where it was.
 inference-page: install
 	$(BIN)/python docs/inference_page.py $(STORE) --out build/inference
+
+# The picture of README.md, from the demo's report; needs Chromium or Chrome.
+picture: demo
+	$(BIN)/python docs/report_picture.py
 
 docs: install
 	$(BIN)/python docs/command_page.py > docs/commands.md

@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/performance.md` from what the benches measured; no figure there is typed by hand.
+"""Writes the tables of `docs/performance.md`, and the costs in README.md, from what the benches measured.
 
 `python -m docs.performance_page BENCH.jsonl`, from the checkout: the rows go to `docs/performance.jsonl`, of which the
 tables are made, in place of those of the same benches on the same kind of processor. Without a file the tables are made
@@ -22,7 +22,7 @@ from bench.goals import GOALS
 from bench.measure import Row, in_words, read_rows
 
 FOLDER = Path(__file__).resolve().parent
-PAGE, ROWS = FOLDER / "performance.md", FOLDER / "performance.jsonl"
+PAGE, ROWS, README = FOLDER / "performance.md", FOLDER / "performance.jsonl", FOLDER.parent / "README.md"
 UNKNOWN = "to be measured"
 
 
@@ -70,6 +70,7 @@ def main(rows: Path | None) -> None:
                         encoding="ascii")
     text = page(PAGE.read_text(encoding="utf-8"), kept())
     PAGE.write_text(text, encoding="utf-8")
+    README.write_text(page(README.read_text(encoding="utf-8"), kept()), encoding="utf-8")
     behind = ", ".join(unexplained(text, kept()))
     if behind:
         click.echo(f"not reached, and not named under 'Where it is behind': {behind}", err=True)
@@ -87,9 +88,9 @@ def joined(before: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
 
 def page(text: str, rows: Sequence[Row]) -> str:
-    """The page with its tables made anew."""
+    """The page, or README.md, with those of the tables that it has made anew."""
     for name, lines in (("summary", summary(rows)), ("machine", machines(rows)), ("goals", goals(rows)),
-                        ("figures", figures(rows))):
+                        ("figures", figures(rows)), ("script", script(rows))):
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         made = "\n".join([begin, *lines, end])
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: made, text, flags=re.DOTALL)  # noqa: B023
@@ -107,6 +108,24 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
         own, usual = (in_words(medians[way]) if way in medians else UNKNOWN if way else ""
                       for way in (line.own, line.usual))
         yield f"| {line.text} | {own} | {usual}{f' ({line.usual_text})' if line.usual else ''} |"
+
+
+def script(rows: Sequence[Row]) -> Iterator[str]:
+    """What the first run, a run with new images and one with another setting cost, beside a short script."""
+    latest = {row.parameters["when"]: row for row in rows if row.bench == "script"}
+    yield "| | script | onceclip |"
+    yield "| --- | --- | --- |"
+    for when, what in (("first", "first run"), ("again", "again, with 20 new images"),
+                       ("fit", "again, with another setting")):
+        medians = [*latest[when].medians.values()] if when in latest else []
+        yield f"| {what} | {' | '.join(map(in_words, medians)) or f'{UNKNOWN} | {UNKNOWN}'} |"
+    if "fit" not in latest:
+        return
+    own = dict(latest["fit"].values["accuracies"])
+    untrained = own.pop("zero-shot")
+    trained = ", ".join(f"{100 * reached:.1f} % (`{name}`)" for name, reached in own.items())
+    yield (f"| test accuracy, mean of five draws | {100 * latest['fit'].values['accuracy_of_the_script']:.1f} % | "
+           f"{trained}, {100 * untrained:.1f} % without any training |")
 
 
 def machines(rows: Sequence[Row]) -> Iterator[str]:

@@ -250,7 +250,8 @@ def test_kinds_of_processor_stand_side_by_side_and_new_rows_replace_those_of_the
     assert page.count("<br>" + rows[0].processor) == 1
 
 
-def test_the_page_is_what_its_rows_say() -> None:
-    text = performance_page.PAGE.read_text(encoding="utf-8")
-    assert performance_page.page(text, performance_page.kept()) == text
-    assert not any(row.quick for row in performance_page.kept())
+@pytest.mark.parametrize("file", [performance_page.PAGE, performance_page.README])
+def test_a_page_is_what_the_rows_say(file: Path) -> None:
+    text, rows = file.read_text(encoding="utf-8"), performance_page.kept()
+    assert performance_page.page(text, rows) == text != performance_page.page(text, [])
+    assert not any(row.quick for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from onceclip.pipeline.api.runs import SWEPT
 from onceclip.pipeline.runs.results import read_rows
 from onceclip.pipeline.runs.summary import BASELINE, tables
 
+README = Path(__file__).resolve().parent.parent / "README.md"
 pytestmark = pytest.mark.slow
 DEMO = importlib.import_module("onceclip.pipeline.commands.demo")  # the room has the command by this name
 
@@ -32,6 +34,11 @@ def test_the_demo_keeps_its_promise_and_repeats_nothing(tmp_path: Path, run: Cal
     table, = tables(rows)
     means = {name: table.accuracy[name, 16].value for name in table.names}
     assert {name: mean for name, mean in means.items() if name != BASELINE and mean <= means[BASELINE]} == {}
+    shown = {(name, shots): float(cell) for name in table.names for line in README.read_text().splitlines()
+             if line.startswith(f"{name} ") and line.count("±") == len(SHOTS)
+             for shots, cell in zip(SHOTS, re.findall(r"([\d.]+) ±", line), strict=True)}
+    # Another processor may take a few of the 539 test images for another digit.
+    assert shown == {key: pytest.approx(100 * mean.value, abs=0.5) for key, mean in table.accuracy.items()}
 
     content = (tmp_path / "demo" / "results" / "results.jsonl").read_bytes()
     second = run("demo", "--out", tmp_path / "demo", "--json")

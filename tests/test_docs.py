@@ -25,6 +25,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from onceclip.cli import main
 
@@ -211,6 +212,12 @@ def test_a_page_names_only_commands_and_options_that_exist(page: str) -> None:
             words = [word for word in shlex.split(part, comments=True) if word != "--config" and ".toml" not in word]
             options = {option for parameter in main.commands[words[0]].params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= options | {"--help"}, command
+
+
+def test_the_picture_of_the_report_is_of_the_results_that_the_readme_shows() -> None:
+    with Image.open(ROOT / "docs" / "report.png") as picture:
+        table = picture.text["Table"]  # written by docs/report_picture.py
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8"), "run `make demo` and docs/report_picture.py"
 
 
 def test_what_pages_install_and_make_exists() -> None:
