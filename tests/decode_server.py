@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -59,13 +60,16 @@ class DecodeServer:
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
         self._requests, self._other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def start(self) -> None:
         """Start the server, if that has not been done."""
         from onceclip.pipeline.decoding import decoders
 
-        if self._server is None:
+        with self._starting:
+            if self._server is not None:
+                return
             handle = self._other.fileno()
             self._server = subprocess.Popen(
                 [sys.executable, __file__, str(handle)], pass_fds=[handle], stdin=subprocess.DEVNULL,
