@@ -20,7 +20,7 @@ from onceclip.adapters.heads.batched import batched_logits, row_pieces
 from onceclip.adapters.heads.packing import from_json, parts_of, plugin_heads, to_json
 from onceclip.adapters.ops import unit
 from onceclip.adapters.plugin import import_module, is_plugin
-from onceclip.adapters.saving import CONFIG, FORMAT, damaged, read_adapter, write_adapter
+from onceclip.adapters.saving import CONFIG, FORMAT, damaged, markdown_cell, read_adapter, write_adapter
 from onceclip.adapters.task import EMBEDDING
 from onceclip.adapters.training.trainable import RENAMED
 
@@ -70,7 +70,7 @@ class Classifier:
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor | np.ndarray) -> Tensor:
-        """Score raw embeddings (rows, dim): float32 logits (rows, classes).
+        """Score raw embeddings (rows, dim): float32 logits (rows, classes), on the CPU.
 
         Raises MethodError for another width, or for rows with NaN or infinity.
         """
@@ -88,7 +88,7 @@ class Classifier:
                 for index in self.logits(piece).argmax(dim=1).tolist()]
 
     def prepared(self, embeddings: Tensor | np.ndarray) -> Tensor:
-        """What the head takes of raw embeddings (rows, dim): unit rows, or other outputs as they are.
+        """What the head takes of raw embeddings (rows, dim), on its device: unit rows, or other outputs as they are.
 
         Raises MethodError for another width, or for rows with NaN or infinity.
         """
@@ -99,7 +99,7 @@ class Classifier:
         if isinstance(rows, np.ndarray):
             native = rows.dtype.newbyteorder("=")
             rows = torch.from_numpy(np.require(rows, native, ["C", "W"]))  # what torch can share without a copy
-        rows = rows.to(self.head.dtype)
+        rows = rows.to(self.head.device, self.head.dtype)
         if not torch.isfinite(rows).all():
             raise MethodError("embeddings hold NaN or infinity: leave out the rows of bad images")
         return unit(rows) if self.inputs == (EMBEDDING,) else rows
@@ -130,7 +130,7 @@ class Classifier:
         names = self.class_names[:_NAMED]
         further = f" and {len(self.class_names) - _NAMED:,} more" if len(self.class_names) > _NAMED else ""
         known = {"classes": f"{', '.join(names)}{further}", **facts}
-        told = "\n".join(f"| {name} | {_cell(value)} |" for name, value in known.items())
+        told = "\n".join(f"| {name} | {markdown_cell(value)} |" for name, value in known.items())
         modules = sorted({kind.__module__ for kind in plugin_heads(self.head)})
         command = " ".join(["onceclip predict THIS_FOLDER IMAGES...", *(f"--import {each}" for each in modules)])
         needed = f" It runs code of its author: {', '.join(modules)}." if modules else ""
@@ -149,11 +149,6 @@ class Classifier:
                 "held-out": "training images that were held out"}
         return (f"softmax of the logits over the temperature {self.temperature:.4g}, fitted on "
                 f"{rows.get(self.calibrated_on, self.calibrated_on)}")
-
-
-def _cell(text: str) -> str:
-    """A text as a cell of a table in Markdown, in which no name is markup."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def load_classifier(folder: str | Path, modules: str | Sequence[str] = ()) -> Classifier:

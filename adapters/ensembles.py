@@ -74,7 +74,9 @@ def ensemble(classifiers: Mapping[str, Classifier | Sequence[Classifier]], rule:
             head = replace(plain, weights=shares)
         else:
             head = _controlled(plain, widths, values, torch.stack(answers, dim=1), some.label, seed)
-    provenance = {**parts[0].provenance, "encoders": {name: part.encoder for name, part in members}}
+    # What is recorded of the store's own encoder is said by a member of it, wherever that stands.
+    own = next((part.provenance for name, part in members if not name), {})
+    provenance = {**own, "encoders": {name: part.encoder for name, part in members}}
     settings = {"rule": rule, **values_of(zip(labels(members), parts, shares, strict=True))}
     return Classifier(head, parts[0].class_names, sum(widths), ENSEMBLE, settings, provenance, inputs)
 

@@ -234,6 +234,11 @@ class Method(Trainable):
         for rows in (task.support, task.val):
             if rows is not None and self.inputs != (EMBEDDING,):
                 rows.input(self.inputs)  # complains if an output is missing
+        kinds = {each.dtype for each in (task.text.embedding, *(rows.embedding for rows in (task.support, task.val) if
+                                                                not (rows is None or isinstance(rows, Stream))))}
+        if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
+            raise MethodError(f"text and rows are of {' and '.join(sorted(map(str, kinds)))}: give all of them as "
+                              "float32, such as with .float(), or all as float64")
 
 
 def zero_shot_head(task: Task) -> Linear:

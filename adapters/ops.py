@@ -47,6 +47,11 @@ class _Unit(torch.autograd.Function):
 _Unit.forward.__signature__ = signature(_Unit.forward)  # type: ignore[attr-defined]
 
 
+def whole_precision(values: Tensor) -> Tensor:
+    """Values in float32 where they are stored in half of it."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def mover(where: torch.device | torch.dtype | str) -> Callable[[Any], Any]:
     """A function that gives tensors on another device, or floating ones in another precision, and all else as it is."""
     def move(value: Any) -> Any:
@@ -118,11 +123,23 @@ def best_of_classes(label: Tensor, score: Tensor, classes: int, most: int) -> Te
     return order[label[order].argsort(stable=True)]
 
 
-def marks_of(rows: Tensor) -> list[int]:
-    """A number for each of some rows (n, dim), which copies of a row share and, but for chance, no others do."""
-    return [hash(row.tobytes()) for row in rows.detach().cpu().numpy()]
+def ties_of(rows: Tensor, group: Tensor | None) -> Tensor:
+    """Numbers (n,), on the CPU, which rows (n, dim) share that know each other: copies, and those of one group.
+
+    group: (n,) int64, -1 for a row of none; None where no row has one.
+    """
+    own = torch.arange(len(rows))
+    copies = torch.tensor([hash(row.tobytes()) for row in rows.detach().cpu().numpy()], dtype=torch.int64)
+    groups = own if group is None else torch.where(group.cpu() < 0, -1 - own, group.cpu())
+    sets = [each.unique(return_inverse=True)[1] for each in (copies, groups)]
+    found, before = own, own - 1
+    while not torch.equal(found, before):  # a copy ties its group to another one
+        before = found
+        for each in sets:
+            found = torch.full_like(own, len(own)).scatter_reduce(0, each, found, "amin")[each]
+    return found
 
 
-def has_copies(rows: Tensor) -> bool:
-    """Whether some of the rows (n, dim) are copies of others."""
-    return len({*marks_of(rows)}) < len(rows)
+def are_tied(rows: Tensor, group: Tensor | None) -> bool:
+    """Whether some row is known by another one, so that it says too much where it is left out; as of `ties_of`."""
+    return len(ties_of(rows, group).unique()) < len(rows)

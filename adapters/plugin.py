@@ -1,4 +1,4 @@
-"""Methods and heads from outside of onceclip, which are named MODULE:CLASS.
+"""Methods, heads and functions from outside of onceclip, which are named MODULE:NAME.
 
 What a user names is imported. What a file names is data: it is looked up among the modules that the user named.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from reprlib import repr as short
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
-from onceclip.errors import failure_of
+from onceclip.errors import OnceclipError, failure_of
 
 Kind = TypeVar("Kind")
 _PACKAGE = __name__.partition(".")[0]
@@ -32,20 +32,33 @@ def full_name(kind: type) -> str:
     return f"{'__main__' if kind.__module__ == '__mp_main__' else kind.__module__}:{kind.__qualname__}"
 
 
-def import_module(name: str) -> ModuleType:
+def import_module(name: str, failure: type[OnceclipError] = MethodError) -> ModuleType:
     """Import a module that the user named, from the working directory or among what is installed.
 
-    Raises MethodError if it cannot be imported.
+    Raises the failure if it cannot be imported.
     """
     if not isinstance(name, str):
-        raise MethodError(f"{short(name)} is no name of a module: give a text, such as 'my_methods'")
+        raise failure(f"{short(name)} is no name of a module: give a text, such as 'my_methods'")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work
     try:
         return importlib.import_module(name)
     except Exception as error:  # a user's code may raise anything
-        raise MethodError(f"cannot import {name!r} ({failure_of(error)}): name a module in this folder or of an "
-                          "installed package") from error
+        raise failure(f"cannot import {name!r} ({failure_of(error)}): name a module in this folder or of an "
+                      "installed package") from error
+
+
+def import_function(path: str, failure: type[OnceclipError]) -> tuple[Callable[..., Any], ModuleType]:
+    """The function, or the class, that the user named as MODULE:FUNCTION, and its module.
+
+    Raises the failure if there is none.
+    """
+    name, _, function = path.partition(":")
+    module = import_module(name, failure)
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise failure(_missing(module, "function", function, callable))
+    return found, module
 
 
 def import_class(path: str, base: type[Kind]) -> type[Kind]:
@@ -88,10 +101,20 @@ def stored_class(path: str, base: type[Kind], modules: Iterable[str], where: str
 
 
 def _class_in(module: ModuleType, path: str, base: type[Kind]) -> type[Kind]:
-    found = vars(module).get(path.partition(":")[2])
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise MethodError(f"{module.__name__} has no class {path.partition(':')[2]!r} that derives from "
-                          f"{base.__name__}: " + ("give MODULE:CLASS" if module.__name__ != "__main__" else
-                                                  "other processes do not have what a notebook or a script defines: "
-                                                  "put the class into a file of its own"))
-    return found
+    def fits(value: Any) -> TypeGuard[type[Kind]]:
+        return isinstance(value, type) and issubclass(value, base)
+
+    name = path.partition(":")[2]
+    found = vars(module).get(name)
+    if fits(found):
+        return found
+    raise MethodError(_missing(module, "class", name, fits, f" that derives from {base.__name__}") + (
+        "" if module.__name__ != "__main__" else "; other processes do not have what a notebook or a script defines: "
+        "put the class into a file of its own"))
+
+
+def _missing(module: ModuleType, what: str, name: str, fits: Callable[[Any], bool], kind: str = "") -> str:
+    """One line that names the nearest of what a module defines that fits."""
+    known = [each for each, value in vars(module).items()
+             if not each.startswith("_") and fits(value) and getattr(value, "__module__", "") == module.__name__]
+    return f"{module.__name__} has {unknown(what, name, known, kind)}"

@@ -103,15 +103,20 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     return _read_whole(folder, _digest_of_file, _checked)[0]
 
 
-def classes_outside(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration names a method or a head that is no part of onceclip."""
+def markdown_cell(text: str) -> str:
+    """A text as a cell of a table in Markdown, in which no name is markup."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def modules_outside(config: Mapping[str, Any]) -> list[str]:
+    """The modules that are no part of onceclip and that the heads of a configuration need."""
     def names(value: Any) -> Iterator[str]:
         for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             yield from names(each)
         if isinstance(value, dict):
             yield str(value.get("type", ""))
 
-    return any(":" in name for name in (config["method"], *names(config["head"])))
+    return sorted({name.partition(":")[0] for name in names(config["head"]) if ":" in name})
 
 
 def _read_whole(folder: Path, read: Callable[[Path], tuple[Any, str]], checked: Check) -> tuple[dict[str, Any], Any]:

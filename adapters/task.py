@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from onceclip.adapters.errors import MethodError
-from onceclip.adapters.ops import mover, unit
-from onceclip.adapters.text import Text
+from onceclip.adapters.ops import mover, unit, whole_precision
+from onceclip.adapters.text import Text, require_tensors
 from onceclip.adapters.tower import TextTower
 
 EMBEDDING = "embedding"
@@ -31,6 +31,7 @@ class Rows:
     views: (rows, views, dim), raw augmented versions of the same images, or None.
     others: further outputs of the encoder by name, such as "preproj" (rows, width) or "token" (rows, tokens, dim).
     weight: (rows,), how much each row counts, not negative; None for one. Methods that cannot weigh rows refuse them.
+    group: (rows,) int64, the same for images that know of each other, such as frames of a video; -1 or None for none.
 
     Example:
         >>> rows = onceclip.adapters.Rows(torch.randn(6, 64), torch.tensor([0, 0, 1, 1, 2, 2]))
@@ -43,6 +44,12 @@ class Rows:
     views: Tensor | None = None
     others: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
+    group: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        require_tensors("rows", self.embedding, self.label)
+        if not self.label.is_floating_point():
+            object.__setattr__(self, "label", self.label.long())  # whatever whole numbers a user's array has
 
     def __len__(self) -> int:
         return len(self.label)
@@ -61,7 +68,7 @@ class Rows:
                               f"{classes} classes: label rows by their position in class_names")
         if self.views is not None and (self.views.ndim != 3 or self.views.shape[::2] != (rows, dim)):
             raise MethodError(f"{name} views have shape {tuple(self.views.shape)}: give ({rows}, views, {dim})")
-        for output, values in self.others.items():
+        for output, values in (*self.others.items(), *([] if self.group is None else [("group", self.group)])):
             if len(values) != rows:
                 raise MethodError(f"{name} rows are {rows} and have {len(values)} of {output}: give one of every row")
         if self.weight is not None and (self.weight.shape != (rows,) or not (self.weight >= 0).all()):
@@ -90,7 +97,8 @@ class Rows:
     def to(self, move: Callable[[Any], Any]) -> Rows:
         """Copy with all tensors moved by a function."""
         return replace(self, embedding=move(self.embedding), label=move(self.label), views=move(self.views),
-                       others={name: move(each) for name, each in self.others.items()}, weight=move(self.weight))
+                       others={name: move(each) for name, each in self.others.items()}, weight=move(self.weight),
+                       group=move(self.group))
 
     def at(self, which: Tensor | slice) -> Rows:
         """Some of the rows: those of a slice, a mask (rows,) or positions (n,)."""
@@ -106,7 +114,8 @@ class Rows:
                     both(self.views, other.views),
                     {name: torch.cat([self.others[name], other.others[name]]) for name in self.others
                      if name in other.others},
-                    None if self.weight is None and other.weight is None else torch.cat(weights))
+                    None if self.weight is None and other.weight is None else torch.cat(weights),
+                    both(self.group, other.group))
 
     @cached_property
     def unit(self) -> Tensor:
@@ -187,11 +196,6 @@ class Pool:
     def to(self, move: Callable[[Any], Any]) -> Pool:
         """Copy with all tensors moved by a function."""
         return replace(self, image=move(self.image), caption=move(self.caption))
-
-
-def whole_precision(values: Tensor) -> Tensor:
-    """Values in float32 where they are stored in half of it."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 _PAIRS = 2**24  # of pool rows and classes that are scored at a time
@@ -291,7 +295,7 @@ class Stream(Rows):
 
     def __init__(self, label: Tensor, reader: Callable[[np.ndarray], np.ndarray], like: Tensor) -> None:
         for name, value in {"label": label, "reader": reader, "like": like, "views": None, "others": {},
-                            "weight": None}.items():
+                            "weight": None, "group": None}.items():
             object.__setattr__(self, name, value)
 
     reader: Callable[[np.ndarray], np.ndarray]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,14 @@ from onceclip.adapters.errors import MethodError
 from onceclip.adapters.ops import mover, unit
 
 RULES = ("unit-mean", "raw-mean", "score-mean")
+
+
+def require_tensors(what: str, *values: Any) -> None:
+    """Raise MethodError for a value that is no tensor, such as an array of NumPy. what: they are of."""
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise MethodError(f"{what} with a {type(value).__name__} in the place of a torch tensor: give "
+                              "torch.from_numpy(array) of an array")
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,9 @@ class Text:
     prompt_weight: Tensor | None = None
 
     def __post_init__(self) -> None:
-        index, classes = self.class_index, len(self.class_names)
-        inside = index.ndim == 1 and bool(((index >= 0) & (index < classes)).all())
+        require_tensors("text", self.embedding, self.class_index)
+        index, classes = self.class_index.long(), len(self.class_names)
+        inside = index.ndim == 1 and bool(((index == self.class_index) & (index >= 0) & (index < classes)).all())
         if not inside or self.embedding.ndim != 2 or len(index) != len(self.embedding):
             raise MethodError(f"text has {len(self.embedding)} prompts that do not match its {classes} classes: give "
                               "every prompt the index of its class")
@@ -51,6 +61,7 @@ class Text:
         if classes < 2:
             raise MethodError(f"a classifier needs at least two classes, the text has {classes}: "
                               "add images and prompts of another class")
+        object.__setattr__(self, "class_index", index)  # whatever whole numbers a user's array has
         missing = torch.nonzero(torch.bincount(index, minlength=classes) == 0)
         if len(missing) and len(index):
             raise MethodError(f"class {self.class_names[int(missing[0])]!r} has no prompt: add one to the text set")

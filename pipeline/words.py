@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import unicodedata
 from collections import defaultdict
@@ -11,6 +12,7 @@ from functools import cache
 from typing import Any
 
 FEW = 30  # images of which an interval says little: of none wrong it has no width
+MOST_LABELS = 100  # likely wrong ones that are shown, where nobody says how many
 _ALIKE = 4  # groups of names that are shown
 _FORMULA = ("=", "+", "-", "@")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?")
@@ -69,6 +71,17 @@ def numbers_in(text: str) -> list[int]:
             return []
         numbers += range(first, last + 1)
     return numbers
+
+
+def listed_names(text: str) -> list[str]:
+    """The names in a list with commas; quotes hold together one that has a comma, as in CSV: 'cat,"dog, small"'.
+
+    Raises ValueError for what is none, such as the lines of a file.
+    """
+    try:
+        return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    except csv.Error as error:
+        raise ValueError(f"{text[:40]!r} is no list of names with commas between: write it in one line") from error
 
 
 def listing(names: Sequence[str], most: int = 8) -> str:

@@ -44,6 +44,11 @@ def encode_key(path: str) -> str:
     return key.replace(os.sep, "/")
 
 
+def line_of(text: str) -> str:
+    """A text as a key or name of a store: one line, in which keys of a store stay as they are."""
+    return text if text.isprintable() else encode_key(text).replace("%25", "%")
+
+
 def decode_key(key: str) -> str:
     """Turn a key back into the path that `encode_key` was given."""
     return os.fsdecode(unquote_to_bytes(key)).replace("/", os.sep)

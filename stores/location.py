@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -80,10 +81,22 @@ def is_zip(path: str) -> bool:
 
 
 def require_writable(path: str) -> None:
-    """Raise StoreError for a URL at which a store cannot grow file by file."""
+    """Raise StoreError for a URL at which a store cannot grow file by file, and for a place within a store."""
     if path.startswith("hf://"):
         raise StoreError(f"{path}: every file would be a commit there: write the store to this machine, then publish "
                          f"it with `onceclip compact STORE {path}`")
+    if not is_url(path):
+        require_outside(Path(local_path(path)))
+
+
+def require_outside(path: Path) -> None:
+    """Raise StoreError for a path within a store, whose folder is for its own files."""
+    for folder in Path(os.path.abspath(path)).parents:
+        attributes: Any = None
+        with suppress(OSError, ValueError, AttributeError):  # a Zarr group of other making is no store
+            attributes = json.loads((folder / _GROUP).read_bytes()).get("attributes")
+        if isinstance(attributes, dict) and "onceclip" in attributes:
+            raise StoreError(f"{path} lies within the store {folder}: give a path outside of it")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
 from math import prod
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -228,8 +229,11 @@ def repair(path: str, found: Verification) -> int:
     faults = [problem for problem in found.faults if not problem.unfinished]
     beyond = [problem for problem in faults if problem.unit is None]
     if beyond:
-        raise StoreError(f"{path}: {beyond[0].where} {beyond[0].what}; encoding again cannot mend this: take the store "
-                         "from a copy, or delete it and extract again")
+        kind, _, name = beyond[0].where.partition(",")[0].partition("/")
+        mend = (f"make that set anew by `onceclip text {quote(path)} --name {name.partition('/')[0]} --overwrite` and "
+                "the options that it was made by" if kind == "text" else
+                "take the store from a copy, or delete it and extract again")
+        raise StoreError(f"{path}: {beyond[0].where} {beyond[0].what}; encoding images again cannot mend this: {mend}")
     units = sorted({problem.unit for problem in faults if problem.unit is not None})
     if not units:
         return 0

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+_NONE = torch.empty(0, dtype=torch.float32)
+
 
 class Head:
     """Maps unit rows (rows, dim) to logits (rows, classes). A head is a frozen dataclass.
@@ -29,13 +31,19 @@ class Head:
     @property
     def dtype(self) -> torch.dtype:
         """Floating type that it computes in: that of its first floating tensor, which may be one of an inner head."""
-        values = tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
-        return next(_dtypes(values), torch.float32)
+        return next(_floating(self), _NONE).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: on the device of that tensor."""
+        return next(_floating(self), _NONE).device
 
 
-def _dtypes(value: Any) -> Iterator[torch.dtype]:
-    if isinstance(value, Head) or (isinstance(value, Tensor) and value.is_floating_point()):
-        yield value.dtype
+def _floating(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        yield value
     elif isinstance(value, tuple):
         for each in value:
-            yield from _dtypes(each)
+            yield from _floating(each)
+    elif isinstance(value, Head):
+        yield from _floating(tuple(getattr(value, field.name) for field in fields(value)))  # type: ignore[arg-type]

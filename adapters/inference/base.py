@@ -204,6 +204,7 @@ class Joint(Inductive):
     """A strategy whose answers for the rows that it is fitted on together are more than what is left behind of them.
 
     A subclass writes `solve` in place of `fit`. replaces: whether its head stands in place of the classifier's own.
+    Else a hyperparameter `text_weight`, where there is one, multiplies the classifier's logits beside it.
     """
 
     replaces: ClassVar[bool] = False
@@ -223,7 +224,9 @@ class Joint(Inductive):
         return Inferred(logits, self._left_behind(classifier, head) if queries.inputs is None else None, diagnostics)
 
     def _left_behind(self, classifier: Classifier, head: Head) -> Classifier:
-        return replaced(self, classifier, head) if self.replaces else extended(self, classifier, head)
+        if self.replaces:
+            return replaced(self, classifier, head)
+        return extended(self, classifier, head, float(self.values.get("text_weight", 1.0)))
 
 
 def queries_of(classifier: Classifier, embedding: Tensor, inputs: Tensor | None = None) -> Queries:
@@ -279,12 +282,12 @@ def similarities(classifier: Classifier, queries: Queries, task: Task) -> Tensor
     return scores.add_((mean - scores.mean(dim=1)).unsqueeze(1))
 
 
-def extended(strategy: Inference, classifier: Classifier, head: Head) -> Classifier:
-    """The classifier of logits `log_scores + head`: linear where both are.
+def extended(strategy: Inference, classifier: Classifier, head: Head, weight: float = 1.0) -> Classifier:
+    """The classifier of logits `weight log_scores + head`: linear where both are.
 
     It has no temperature, and is marked as made by the strategy, so that it serves no other classes.
     """
-    both: Head = Sum((classifier.head, head), (1.0, 1.0))
+    both: Head = Sum((classifier.head, head), (weight, 1.0))
     return replaced(strategy, classifier, as_linear(both) or both)
 
 

@@ -82,6 +82,9 @@ class MetaAdapter(Method):
         place = torch.arange(len(rows), device=rows.device).to(rows).unsqueeze(1)
         return torch.cat([rows, place], dim=1), task.support.label
 
+    def recorded_rows(self, task: Task, prepared: Tokens, epoch: int) -> tuple[Tensor, Tensor]:
+        return super().training_rows(task, prepared, epoch)
+
     def loss(self, prepared: Tokens, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:
         task, (rows, place) = prepared.task, rows.split([prepared.task.dim, 1], dim=1)

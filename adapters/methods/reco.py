@@ -78,7 +78,6 @@ class RECO(Method):
     needs_bank = "caption"
     from_bank = True
     shares_steps = False
-    labels_are_classes = False
 
     def work(self, task: Task) -> int:
         return 0 if task.bank is None else min(len(task.bank), _PAIRS) * task.dim * int(self.hidden)
@@ -106,6 +105,9 @@ class RECO(Method):
 
     def training_rows(self, task: Task, prepared: Pairs, epoch: int) -> tuple[Tensor, Tensor]:
         return prepared.image[prepared.chosen], torch.arange(len(prepared.chosen), device=prepared.image.device)
+
+    def recorded_rows(self, task: Task, prepared: Pairs, epoch: int) -> None:
+        """Its labels are places of pairs, and no classes."""
 
     def loss(self, prepared: Pairs, parameters: dict[str, Tensor], rows: Tensor, label: Tensor,
              generator: torch.Generator) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from onceclip.adapters.heads import Head
 from onceclip.adapters.heads.neighbors import CaptionEnsemble, certainty
 from onceclip.adapters.method import Method
-from onceclip.adapters.ops import unit
-from onceclip.adapters.task import Task, whole_precision
+from onceclip.adapters.ops import unit, whole_precision
+from onceclip.adapters.task import Task
 from onceclip.adapters.training.trainable import Hyperparameter
 
 _ROWS = 2048  # that the mean certainties are taken over
@@ -41,8 +41,8 @@ class XMoRe(Method):
     """Zero-shot probabilities p and the mean probabilities q of the captions of the nearest images of a bank.
 
     `logits = log(a / a' p + b / b' q)`, where a and b are `1 - entropy / ln classes` of p and q. Their means a' and b'
-    are those of up to 2,048 support images, or of images without labels where there is no support; the authors' code
-    takes the test images seen so far, so that there a row's result depends on the rows before it.
+    are those of up to 2,048 support images, evenly spread, or of images without labels where there is no support; the
+    authors' code takes the test images seen so far, so that there a row's result depends on the rows before it.
 
     Source: Cross-Modal Retrieval Meets Inference: Improving Zero-Shot Classification with Cross-Modal Retrieval (Eom et
     al., 2023), equations 3 to 7.
@@ -72,7 +72,9 @@ class XMoRe(Method):
     def prepare(self, task: Task) -> Bank:
         image, caption = captioned_bank(task)
         rows = task.support.embedding if len(task.support) else task.unlabelled
-        seen = image[:_ROWS] if rows is None or not len(rows) else unit(whole_precision(rows)[:_ROWS]).to(image)
+        seen = image if rows is None or not len(rows) else rows
+        seen = seen[::-(-len(seen) // _ROWS)]  # evenly spread, since support rows come class by class
+        seen = unit(whole_precision(seen)).to(image)
         return Bank(task, image, caption, seen)
 
     def head(self, prepared: Bank, parameters: dict[str, Tensor]) -> Head:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from onceclip.adapters.methods.gda import GDA
 from onceclip.adapters.methods.linear_probe import LinearProbe
 from onceclip.adapters.methods.lp_plus_plus import LPPlusPlus
 from onceclip.adapters.methods.zero_shot import ZeroShot
-from onceclip.adapters.ops import marks_of
+from onceclip.adapters.ops import ties_of
 from onceclip.adapters.selection.calibration import HELD_OUT, VALIDATION, on_rows
 from onceclip.adapters.selection.rule import accuracy, best_temperature, calibrated_loss, some_rows
 from onceclip.adapters.selection.selection import fit_selected
@@ -57,8 +58,9 @@ def fit_automatically(task: Task, seed: int = 0, progress: Progress = no_progres
     The members are zero-shot, gda, linear-probe, lp++ and clip-adapter. Logits are `sum_i w_i l_i / T_i` with each
     member's best temperature and `w_i ~ exp(-(loss_i - least loss) / 4)`; then the sum gets a temperature. Rows that
     choose, weigh and calibrate are the task's validation rows. Without any they are a quarter of each class's support
-    rows, at least one where a class has two, drawn by the seed; what they chose is then fitted on all support rows
-    again. Where no class has two, nothing can be weighed, and lp++ with its defaults is all there is.
+    rows, at least one where a class has two, drawn by the seed, each with its copies and its group; what they chose is
+    then fitted on all support rows again. Where no class has two, nothing can be weighed, and lp++ with its defaults is
+    all there is.
 
     linear-probe takes part only where every class has a support row, and is alone where there is no text. Without
     support rows the answer is zero-shot.
@@ -151,14 +153,20 @@ def _members(task: Task) -> list[Method]:
 
 
 def _hold_out(task: Task, seed: int) -> Task:
-    """The task with a part of each class's support rows as its validation rows; a row and its copies go together."""
-    label, marks = task.support.label.cpu(), torch.tensor(marks_of(task.support.embedding))
-    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
-    held = torch.zeros(len(label), dtype=torch.bool)
-    for rows in order[label[order].argsort(stable=True)].split(torch.bincount(label).tolist()):
-        images = list(dict.fromkeys(marks[rows].tolist()))
-        if len(images) > 1:
-            held[rows] = torch.isin(marks[rows], torch.tensor(images[:max(1, len(images) // _PART)]))
+    """The task with a part of each class's support rows as its validation rows.
+
+    A row, its copies and its group go together, in all classes that they are of: nothing that is held out is known.
+    The group that is the last in the order of all is held out in no class, so that the support keeps some rows.
+    """
+    label, ties = task.support.label.tolist(), ties_of(task.support.embedding, task.support.group).tolist()
+    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed)).tolist()
+    place = {tie: number for number, tie in enumerate(dict.fromkeys(ties[row] for row in order))}
+    images: dict[int, set[int]] = defaultdict(set)
+    for number, tie in zip(label, ties, strict=True):
+        images[number].add(tie)
+    chosen = {tie for each in images.values() if len(each) > 1
+              for tie in sorted(each, key=place.__getitem__)[:max(1, len(each) // _PART)]}
+    held = torch.tensor([tie in chosen for tie in ties], dtype=torch.bool)
     return replace(task, support=task.support.at(~held), val=task.support.at(held)) if held.any() else task
 
 

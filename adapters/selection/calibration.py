@@ -15,7 +15,7 @@ from onceclip.adapters.classifier import Classifier
 from onceclip.adapters.errors import MethodError, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
-from onceclip.adapters.ops import has_copies
+from onceclip.adapters.ops import are_tied
 from onceclip.adapters.selection.rule import LOGITS, best_temperature, some_rows
 from onceclip.adapters.task import Task
 
@@ -30,8 +30,8 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
     """Give a fitted classifier its temperature and the scores of prediction sets, from rows that fitting may look at.
 
     These are the task's validation rows; without them the support, every image scored as if it were not in it, where
-    the method can do that, none is a copy of another, and their logits have no more than 2**27 elements; else it stays
-    uncalibrated. Validation rows that chose hyperparameters too make it a little too sure.
+    the method can do that, none is a copy of another or of its group, and their logits have no more than 2**27
+    elements; else it stays uncalibrated. Validation rows that chose hyperparameters too make it a little too sure.
 
     method: of the classifier's kind, with any values.
     """
@@ -44,7 +44,7 @@ def calibrated(classifier: Classifier, method: Method, task: Task) -> Classifier
         return classifier
     try:
         method.check_left_out(task)
-        if has_copies(task.support.embedding):
+        if are_tied(task.support.embedding, task.support.group):
             return classifier
         logits = method.left_out_logits(method.prepare(task))
     except MethodError:  # no such form, or not for this support, or rows that are streamed

@@ -15,7 +15,7 @@ from onceclip.adapters.cpu import threads_for
 from onceclip.adapters.errors import MethodError, UnknownName, unknown
 from onceclip.adapters.heads.batched import batched_logits
 from onceclip.adapters.method import Method
-from onceclip.adapters.ops import has_copies
+from onceclip.adapters.ops import are_tied
 from onceclip.adapters.selection.rule import LOGITS, Race, accuracy, calibrated_loss, departure, some_rows
 from onceclip.adapters.selection.search import GRID, OPTUNA, SURVIVORS, Proposals, Search, Setting
 from onceclip.adapters.task import Task
@@ -79,8 +79,8 @@ def default_policy(method: Method, task: Task) -> str:
     """How hyperparameters are chosen where the user does not say, for every method: "val", "loo" or "fixed".
 
     On labelled validation rows where the task has any; else by leaving out each support image in turn, where that has a
-    closed form, every class has at least four images, none is a copy of another, which would tell what was left out,
-    and the logits fit in memory; else not at all.
+    closed form, every class has at least four images, none is a copy of another or of its group, which would tell what
+    was left out, and the logits fit in memory; else not at all.
     """
     if task.val is not None and len(task.val):
         return "val"
@@ -92,7 +92,7 @@ def default_policy(method: Method, task: Task) -> str:
     except MethodError:
         return "fixed"
     few = int(torch.bincount(label, minlength=task.classes).min()) < ENOUGH
-    return "fixed" if few or has_copies(task.support.embedding) else "loo"
+    return "fixed" if few or are_tied(task.support.embedding, task.support.group) else "loo"
 
 
 def choices(method: Method, frozen: Set[str] = frozenset()) -> dict[str, tuple[Value, ...]]:
@@ -115,9 +115,9 @@ def remarks_on(method: Method, task: Task, policy: str, frozen: Set[str] = froze
         return []
     if policy == "fixed":
         return ["hyperparameters are defaults: nothing chose them (--select val does, on labelled validation rows)"]
-    if policy == "loo" and has_copies(task.support.embedding):
-        return ["some training images are copies of others: one that is left out is known by its copy, and what chose "
-                "the hyperparameters is too sure (--select fixed, or validation images)"]
+    if policy == "loo" and are_tied(task.support.embedding, task.support.group):
+        return ["some training images are copies of others, or of one group: one that is left out is known by these, "
+                "and what chose the hyperparameters is too sure (--select fixed, or validation images)"]
     if policy in ("val", "val-full") and task.val is not None:
         some = len(some_rows(task.val, task.classes))
         if some < len(task.val):

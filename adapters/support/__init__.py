@@ -17,7 +17,7 @@ SUPPORTS: dict[str, type[SupportSource]] = {source.name: source for source in (
 )}
 
 __all__ = ["DPA", "FPL", "GRIP", "IFPL", "SUPPORTS", "UPL", "Captions", "Choice", "NoLA", "Retrieve", "SupportSource",
-           "require_stored", "rows_of", "support_source"]
+           "outside_class", "require_stored", "rows_of", "support_source"]
 
 
 def support_source(name: str | SupportSource) -> SupportSource:
@@ -35,7 +35,7 @@ def support_source(name: str | SupportSource) -> SupportSource:
     head, *settings = str(name).split(",")
     parts = [part.strip() for part in head.split(":")]
     kind: type[SupportSource]
-    if outside := _outside(name):
+    if outside := outside_class(name):
         kind, given = import_class(outside, SupportSource), parts[2:]  # type: ignore[type-abstract]
     elif parts[0] in SUPPORTS:
         kind, given = SUPPORTS[parts[0]], parts[1:]
@@ -58,13 +58,13 @@ def require_stored(name: str, where: str) -> None:
 
     name: empty for none. where: the file.
     """
-    if outside := _outside(name):
+    if outside := outside_class(name):
         stored_class(outside, SupportSource, sys.modules, where)  # type: ignore[type-abstract]
     if name and (method := support_source(name).values.get("method")):
         stored_method_class(str(method), where)
 
 
-def _outside(name: str) -> str:
+def outside_class(name: str) -> str:
     """MODULE:CLASS of a name that means a source from outside, else empty."""
     parts = [part.strip() for part in str(name).partition(",")[0].split(":")]
     known = parts[0] in SUPPORTS or len(parts) == 1 or parts[1].lstrip("+-").isdigit()

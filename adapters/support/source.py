@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from onceclip.adapters.errors import MethodError
+from onceclip.adapters.ops import whole_precision
 from onceclip.adapters.plugin import full_name
-from onceclip.adapters.task import Pool, Rows, whole_precision
+from onceclip.adapters.task import Pool, Rows
 from onceclip.adapters.text import Text
 from onceclip.adapters.training.trainable import Configurable
 

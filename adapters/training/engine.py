@@ -28,6 +28,7 @@ _STACKED_BELOW = {"cpu": 2**17}  # elements of a run's parameters: larger stacks
 _STEP_ELEMENTS = {"cpu": 2**19, "cuda": 2**28}  # that one step of a stack works on
 _MIN_STACK_ELEMENTS = 2**13  # of parameters: libraries sum smaller products in another order
 _MAX_RUNS = {"cpu": 64, "cuda": 1024}
+_NO_GRADIENT = "does not require grad", "not have been used in the graph"  # in what torch says
 
 
 def train(runs: Sequence[Run], progress: Progress = no_progress, narrow: bool = False) -> list[Parameters]:
@@ -83,12 +84,17 @@ def _train_group(group: Sequence[Run], progress: Progress) -> list[Parameters]:
     if not (isinstance(start, dict) and all(isinstance(value, Tensor) and value.is_floating_point()
                                             for value in start.values())):
         raise MethodError(f"initial of {first.method.name} gives no floating tensors by name: give {{'weight': ...}}")
-    if first.method.solver == "lbfgs":
-        return [solve(first, start)]
     if first.method.solver == "own":
         with threads_for(first.method.work(first.task)):
             return [first.method.solve(first.prepared, start, progress)]
-    return _descend(group, progress)
+    try:
+        return [solve(first, start)] if first.method.solver == "lbfgs" else _descend(group, progress)
+    except RuntimeError as error:
+        if not any(each in str(error) for each in _NO_GRADIENT):
+            raise
+        raise MethodError(f"the loss of {first.method.name} does not depend on all parameters that its initial gives "
+                          f"({', '.join(start)}): calculate it, or the training head, from each of them, and detach "
+                          "none") from error
 
 
 def _descend(group: Sequence[Run], progress: Progress) -> list[Parameters]:

@@ -80,9 +80,10 @@ class Checkpoints:
     def update(self, parameters: Parameters, epoch: int) -> bool:
         """Look at the parameters after an epoch; whether all runs are over."""
         method, task = self.methods[0], self.task
-        if self.recorder is not None and not isinstance(task.support, Stream) and method.labels_are_classes:
-            rows = method.training_rows(task, self.prepared, epoch)
-            self.train_losses.append(self.stack.scores(parameters, *rows)[1])
+        if self.recorder is not None and not isinstance(task.support, Stream):
+            rows = method.recorded_rows(task, self.prepared, epoch)
+            if rows is not None:
+                self.train_losses.append(self.stack.scores(parameters, *rows)[1])
         if task.val is None or self.val is None:
             return False
         accuracy, loss = self.stack.scores(parameters, self.val, task.val.label)

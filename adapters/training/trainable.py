@@ -130,8 +130,6 @@ class Trainable(Configurable):
     inputs: the stored outputs that its head's rows are made of; of the embedding alone they are unit rows.
     state: names among its parameters that no gradient changes; `after_epoch` does.
     shares_steps: whether runs of it may be trained together; not where a step of one keeps a machine busy.
-    labels_are_classes: whether the labels of its training rows are positions of classes; others have no training loss
-    that could be recorded.
     """
 
     trained: ClassVar[bool] = False
@@ -139,7 +137,6 @@ class Trainable(Configurable):
     inputs: ClassVar[tuple[str, ...]] = (EMBEDDING,)
     state: ClassVar[tuple[str, ...]] = ()
     shares_steps: ClassVar[bool] = True
-    labels_are_classes: ClassVar[bool] = True
 
     @property
     def plain_loss(self) -> bool:
@@ -191,6 +188,10 @@ class Trainable(Configurable):
         """The rows (n, width) that one epoch is made of, and their labels (n,); views of embeddings take turns."""
         of_embeddings = self.inputs == (EMBEDDING,)
         return task.support.epoch(epoch) if of_embeddings else self.rows_of(task.support), task.support.label
+
+    def recorded_rows(self, task: Task, prepared: Any, epoch: int) -> tuple[Tensor, Tensor] | None:
+        """Rows that its training head takes and their classes, whose loss after an epoch is recorded; None for none."""
+        return self.training_rows(task, prepared, epoch)
 
     def rows_of(self, rows: Rows) -> Tensor:
         """What its heads take of some rows: unit embeddings, or other outputs as they are."""

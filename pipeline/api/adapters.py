@@ -19,6 +19,7 @@ from onceclip.pipeline.api.arguments import (
     opened,
     opened_all,
     optional,
+    output_of,
     path_of,
     place_of,
     refuse,
@@ -26,7 +27,8 @@ from onceclip.pipeline.api.arguments import (
     spec_of,
     split_of,
 )
-from onceclip.pipeline.errors import ArgumentError
+from onceclip.pipeline.errors import ArgumentError, ResultError
+from onceclip.pipeline.files import RESULTS
 from onceclip.pipeline.tasks.draws import CHOICES
 from onceclip.stores import Store
 
@@ -137,7 +139,7 @@ def evaluate(adapter: Adapter, stores: str | Path | Store | Sequence[str | Path 
                                                              only_its_classes).right, done.unit)}
         found.append(values)
     if confusion is not None:
-        write_matrix(path_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
+        write_matrix(output_of(confusion, "confusion: a CSV file"), done.candidates, done.tally.right.numpy(),
                      done.tally.wrong.counted())
     return found[0] if len(found) == 1 else shift(found)
 
@@ -161,7 +163,7 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
     from onceclip.pipeline.api.tables import local_folders
     from onceclip.pipeline.reporting.pages import write_adapter_report, write_results_report
 
-    page = path_of(out, "out: an .html file")
+    page, places = output_of(out, "out: an .html file"), list(map(str, listed(results, "results")))
     with local_folders(results) as folders:
         adapters = [folder for folder in folders if file_of(folder, CONFIG).is_file()]
         if store is not None:
@@ -172,7 +174,11 @@ def report(results: str | Path | Sequence[str | Path], store: str | Path | Store
                                         "test" if split is None else split_of(split), images, modules, join)
         if split or images or join:
             raise ArgumentError("--split, --images and --join are for the page of an adapter: give ADAPTER STORE")
-        return write_results_report(folders, page)
+        for folder in adapters:
+            if not (folder / RESULTS).is_file():
+                raise ResultError(f"{folder} is an adapter without a result row, as it is uploaded or saved from "
+                                  "Python: give a STORE to score it on, for the page of an adapter")
+        return write_results_report(folders, page, places)
 
 
 def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: bool = False,
@@ -211,7 +217,7 @@ def export(adapter: Adapter | Store, to: str, out: str | Path, *, with_encoder: 
         if isinstance(adapter, Store):
             raise ArgumentError("a store is published by onceclip.compact(store, URL)")
         return publish_adapter(adapter, place_of(out, "out: a URL"))
-    file = path_of(out, "out: a file")
+    file = output_of(out, "out: a file")
     if kind in OF_STORES:
         return export_store(opened(adapter), kind, file, progress)
     classifier = loaded(adapter, modules)

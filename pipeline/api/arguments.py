@@ -13,9 +13,10 @@ from onceclip.adapters.errors import unknown
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import ArgumentError, ResultError
 from onceclip.pipeline.files import RESULTS, is_url, local_path
+from onceclip.pipeline.words import listed_names
 from onceclip.pipeline.workers import Part
 from onceclip.stores import Store, open_store
-from onceclip.stores.location import local_copy
+from onceclip.stores.location import local_copy, require_outside
 from onceclip.stores.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -56,13 +57,26 @@ def path_of(value: Any, what: str) -> Path:
     return Path(local_path(place))
 
 
+def output_of(value: Any, what: str) -> Path:
+    """A path on this machine that something is written to. Arguments and failures as of `path_of`.
+
+    Raises StoreError for one within a store.
+    """
+    path = path_of(value, what)
+    require_outside(path)
+    return path
+
+
 def free_folder(out: Path, overwrite: bool | None = False, option: str = "--out") -> Path:
-    """The folder, if an adapter may be saved in it. Raises ResultError if it holds one, or other things.
+    """The folder, if an adapter may be saved in it.
+
+    Raises ResultError if it holds one, or other things, StoreError if it lies within a store.
 
     overwrite: None where nothing can ask for it. option: which names the folder.
     """
     from onceclip.adapters.saving import CONFIG, UNFINISHED, WEIGHTS, WHOLE, file_of
 
+    require_outside(out)
     if file_of(out, CONFIG).exists() and not overwrite:
         raise ResultError(f"{out} holds an adapter already: give another {option}"
                           + ("" if overwrite is None else ", or add --overwrite"))
@@ -127,6 +141,14 @@ def listed(values: Any, name: str) -> list[Any]:
     if not found:
         raise ArgumentError(f"{name} is empty: give at least one")
     return found
+
+
+def class_names_of(names: str | Iterable[Any]) -> list[str]:
+    """Names of classes, or one text with commas, as on the command line."""
+    try:
+        return listed_names(names) if isinstance(names, str) else [str(each) for each in names]
+    except ValueError as error:
+        raise ArgumentError(f"names: {error}") from error
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from onceclip.pipeline.api.arguments import listed, one_of, opened, optional, path_of, shots_of, whole
+from onceclip.pipeline.api.arguments import listed, one_of, opened, optional, output_of, path_of, shots_of, whole
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.tasks.draw_files import FORMATS, write_draw
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
@@ -153,8 +153,8 @@ def write_draws(store: str | Path | Store, shots: Sequence[int | str | None] | i
         >>> [file.name for file in onceclip.write_draws("pets.zarr", shots=[1, 4], seeds=1, out="pets-draws")]
         ['shot_1-seed_1.json', 'shot_4-seed_1.json']
     """
-    source, folder, ending = opened(store), path_of(out, "out: a folder"), FORMATS[one_of(form, "form", list(FORMATS))]
-    place, files = optional(path_of, root, "root: a folder"), []
+    source, ending = opened(store), FORMATS[one_of(form, "form", list(FORMATS))]
+    folder, place, files = output_of(out, "out: a folder"), optional(path_of, root, "root: a folder"), []
     for number in map(shots_of, listed(shots, "shots")):
         for seed in (whole(each, "seed", 0) for each in listed(seeds, "seeds")):
             drawn = draw_task(source, DrawSpec(number, seed), "val", text=None)

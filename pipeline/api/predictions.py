@@ -12,11 +12,12 @@ from onceclip.adapters.inference import Inference
 from onceclip.adapters.selection.calibration import KINDS
 from onceclip.pipeline.api.adapters import Adapter
 from onceclip.pipeline.api.arguments import (
+    class_names_of,
     inference_of,
     listed,
     loaded,
     optional,
-    path_of,
+    output_of,
     place_of,
     refuse,
     require_alone,
@@ -26,7 +27,7 @@ from onceclip.pipeline.api.arguments import (
 )
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.files import csv_file
-from onceclip.pipeline.words import csv_cell
+from onceclip.pipeline.words import MOST_LABELS, csv_cell
 from onceclip.stores import Store
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from onceclip.pipeline.prediction.predict import Answers, Prediction
     from onceclip.pipeline.prediction.suggestions import Suggestion
     from onceclip.pipeline.sources import SourceOptions
-
-
-MOST = 100  # labels that are likely wrong
 
 
 def zero_shot(names: str | Sequence[str], encoder: str | EncoderSpec, *, pretrained: str | None = None,
@@ -55,7 +53,7 @@ def zero_shot(names: str | Sequence[str], encoder: str | EncoderSpec, *, pretrai
     """
     from onceclip.pipeline.prompts.prompts import check_names
 
-    chosen = check_names(names.split(",") if isinstance(names, str) else [str(each) for each in names])
+    chosen = check_names(class_names_of(names))
     given = [templates] if isinstance(templates, str) else list(templates)
     return zero_shot_of((), chosen, given, encoder=spec_of(encoder, pretrained, device))[0]
 
@@ -69,7 +67,7 @@ def zero_shot_of(inputs: Sequence[str], names: Sequence[str] = (), templates: Se
     Raises ArgumentError unless just what is needed is given.
     """
     from onceclip.pipeline.encoders import open_encoder
-    from onceclip.pipeline.encoders.opening import recorded_encoder
+    from onceclip.pipeline.prediction.encoding import encoder_for
     from onceclip.pipeline.prediction.inputs import store_among
     from onceclip.pipeline.prediction.zero_shot import classifier_of_names, classifier_of_text
     from onceclip.pipeline.prompts import load_templates
@@ -86,10 +84,12 @@ def zero_shot_of(inputs: Sequence[str], names: Sequence[str] = (), templates: Se
                             + (", or --text NAME" if store else ""))
     check_names(names)
     sentences = [each for choice in templates for each in load_templates(choice)]
-    if store is None and encoder is None:
+    if store is not None:
+        opened = encoder_for(store, encoder, device)
+        return classifier_of_names(opened, names, sentences, store.encoder), opened
+    if encoder is None:
         raise ArgumentError("--zero-shot needs an encoder: give --model (and --pretrained)")
-    opened = (open_encoder(encoder) if store is None and encoder else
-              recorded_encoder(store.encoder if store else {}, store.path if store else "", encoder, device))
+    opened = open_encoder(encoder)
     return classifier_of_names(opened, names, sentences), opened
 
 
@@ -155,9 +155,10 @@ def stream(classifier: Classifier, inputs: Any, options: SourceOptions, encoder:
 
 
 def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path], *,
-            label_next: int | None = None, label_errors: bool = False, most: int = MOST, out: str | Path | None = None,
-            page: str | Path | None = None, images: str | None = None, encoder: str | EncoderSpec | None = None,
-            device: str = "auto", modules: Sequence[str] = (), join: Sequence[str] = (),
+            label_next: int | None = None, label_errors: bool = False, most: int = MOST_LABELS,
+            out: str | Path | None = None, page: str | Path | None = None, images: str | None = None,
+            encoder: str | EncoderSpec | None = None, device: str = "auto", modules: Sequence[str] = (),
+            join: Sequence[str] = (),
             progress: Callable[[float], None] = lambda fraction: None) -> list[dict[str, Any]]:
     """Name images to label next, or labelled images whose label is likely wrong.
 
@@ -185,11 +186,12 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
 
     if (label_next is None) == (not label_errors):
         raise ArgumentError("give one of label_next (--label-next N) and label_errors (--label-errors)")
-    refuse((label_next is not None and most != MOST, "--most is for --label-errors; --label-next says its own number"),
+    refuse((label_next is not None and most != MOST_LABELS,
+            "--most is for --label-errors; --label-next says its own number"),
            (images is not None and page is None,
             "--images is where a page has its pictures from: add --page FILE.html"))
     for path, ending, name in ((out, ".csv", "--out"), (page, ".html", "--page")):
-        if path is not None and path_of(path, name).suffix.lower() != ending:
+        if path is not None and output_of(path, name).suffix.lower() != ending:
             raise ArgumentError(f"{path} does not end in {ending}: {name} writes such a file")
     number = 1 if label_next is None else whole(label_next, "label_next", 1)
     classifier = loaded(adapter, modules)
@@ -214,11 +216,11 @@ def suggest(adapter: Adapter, inputs: str | Path | Store | Sequence[str | Path],
         from onceclip.pipeline.reporting.pages import write_suggestions_page
 
         shown, remark = with_thumbnails(found, store, images, records)
-        write_suggestions_page(path_of(page, "page"), shown, remark, classifier.method,
+        write_suggestions_page(output_of(page, "page"), shown, remark, classifier.method,
                                store.path if store else ", ".join(paths), label_errors)
     values = [_values(each) for each in found]
     if out is not None:
-        with csv_file(path_of(out, "out")) as writer:
+        with csv_file(output_of(out, "out")) as writer:
             columns = _values(suggestions.Suggestion("", 0, "", 0, "", 0, "x" * label_errors))
             writer.writerow(columns)
             writer.writerows([csv_cell(value) for value in row.values()] for row in values)

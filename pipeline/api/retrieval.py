@@ -12,6 +12,7 @@ from onceclip.pipeline.api.arguments import (
     one_of,
     opened,
     optional,
+    output_of,
     path_of,
     place_of,
     refuse,
@@ -97,9 +98,9 @@ def retrieve(store: str | Path | Store, text: str = "captions", *, split: str | 
     ranking = evaluate(target, text, split, pooling, rerank, normalize, bank, trained, words, progress)
     row = ranking.row
     if out is not None:
-        _write_row(path_of(out, "out: a JSON file"), row)
+        _write_row(output_of(out, "out: a JSON file"), row)
     if page is not None:
-        row = {**row, **write_retrieval_page(path_of(page, "page: an .html file"), target, ranking, images)}
+        row = {**row, **write_retrieval_page(output_of(page, "page: an .html file"), target, ranking, images)}
     return row
 
 
@@ -155,7 +156,7 @@ def search(store: str | Path | Store, query: str | None = None, *, image: str | 
         found = trained.query(found, of_item=image is not None)
     hits = run(target, found, number, kind, chosen, pooled, trained, progress)
     if page is not None:
-        write_search_page(path_of(page, "page: an .html file"), target, query or str(place), hits, images)
+        write_search_page(output_of(page, "page: an .html file"), target, query or str(place), hits, images)
     return hits
 
 
@@ -186,7 +187,7 @@ def answers(store: str | Path | Store, questions: str | Path, *, split: str | No
                     optional(whole, epochs, "epochs", 0), optional(_rate, learning_rate), progress),
            "file": {"name": Path(questions).name, "digest": digest}}
     if out is not None:
-        _write_row(path_of(out, "out: a JSON file"), row)
+        _write_row(output_of(out, "out: a JSON file"), row)
     return row
 
 
@@ -225,7 +226,7 @@ def duplicates(store: str | Path | Store, threshold: float = 0.98, *, by: str = 
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise ArgumentError(f"threshold {threshold!r}: give a cosine, such as 0.98")
     found = run(opened(store), threshold, one_of(by, "by", BY), _part(split), progress)
-    return found if out is None else _written(path_of(out, "out: a CSV file"), found)
+    return found if out is None else _written(output_of(out, "out: a CSV file"), found)
 
 
 def _written(path: Path, pairs: Iterator[Pair]) -> Iterator[Pair]:

@@ -27,6 +27,7 @@ from onceclip.pipeline.api.arguments import (
     opened,
     opened_all,
     optional,
+    output_of,
     part_of,
     path_of,
     shots_of,
@@ -36,7 +37,7 @@ from onceclip.pipeline.api.arguments import (
 from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.evaluation.statistics import count_interval, units_of
 from onceclip.pipeline.runs import sweep as runs
-from onceclip.pipeline.runs.automatic import is_average, run_method
+from onceclip.pipeline.runs.automatic import is_average
 from onceclip.pipeline.runs.fit import Fitted
 from onceclip.pipeline.runs.fit import fit as run
 from onceclip.pipeline.runs.incremental import Sessions
@@ -274,7 +275,7 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
     wrong = [each for each in specs if not isinstance(each, RunSpec)]
     if wrong:
         raise ArgumentError(f"specs has {short(wrong[0])}: give a list of RunSpec, or methods=, shots= and seeds=")
-    target, folder = opened_all(stores), path_of(out, "out: a folder")
+    target, folder = opened_all(stores), output_of(out, "out: a folder")
     return runs.sweep(target, specs, folder, local_workers, progress, workers, optional(part_of, part), compile,
                       retry_failed, device, Keep(curves, keep_predictions, coverage),
                       Log(listed(log, "log")) if log else None)
@@ -283,15 +284,13 @@ def sweep(stores: str | Path | Store | Sequence[str | Path | Store], specs: Sequ
 def incremental(store: str | Path | Store, method: str | type[Method] | Method = "gda", *, sessions: int = 10,
                 orders: Sequence[int] | int = (1, 2, 3), shots: int | str | None = None, seed: int = 1,
                 values: Mapping[str, Any] | None = None, text: str = "default", joint: bool = False,
-                out: str | Path | None = None, progress: Progress = no_progress,
-                shared: bool = False) -> list[dict[str, Any]]:
+                out: str | Path | None = None, progress: Progress = no_progress) -> list[dict[str, Any]]:
     """Let classes arrive in sessions: a row for every order of classes, with the accuracy after each session.
 
     store: an open one or its path. method: a name, a class, or an object whose hyperparameters are taken as they are.
         sessions: number of them. orders: seeds of the orders of classes. shots, seed, values, text: as for `fit`.
         joint: fit on the rows of all sessions so far. out: a folder whose `incremental.jsonl` gets the rows; runs that
-        have one are not repeated. shared: leave out values that the method does not have. progress: gets the fraction
-        done.
+        have one are not repeated. progress: gets the fraction done.
     Raises TaskError for more sessions than the classes allow, MethodError, StoreError or ArgumentError.
 
     Example:
@@ -301,12 +300,9 @@ def incremental(store: str | Path | Store, method: str | type[Method] | Method =
     """
     kind, own = method_of(method)
     given = {**(own or {}), **(values or {})}
-    if shared:
-        known = run_method(_name(kind)).hyperparameters
-        given = {name: value for name, value in given.items() if name in known}
     asked = Sessions(_name(kind), whole(sessions, "sessions", 1), shots_of(shots), whole(seed, "seed", 0),
                      tuple(given.items()), text, joint)
     asked.built()
-    folder = None if out is None else path_of(out, "out: a folder")
+    folder = None if out is None else output_of(out, "out: a folder")
     numbers = [whole(each, "order", 0) for each in listed(orders, "orders")]
     return arrive(opened(store), asked, numbers, folder, progress)

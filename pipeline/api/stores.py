@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from onceclip.pipeline.api.arguments import listed, opened, optional, path_of, place_of, spec_of, whole
+from onceclip.pipeline.api.arguments import class_names_of, listed, opened, optional, path_of, place_of, spec_of, whole
 from onceclip.pipeline.errors import ArgumentError, ArrayError
 from onceclip.stores import Store
 from onceclip.stores.location import local_path
@@ -147,7 +147,7 @@ def sentences_of(store: Store, name: str, templates: str | Sequence[str] = (), p
     if not isinstance(name, str):
         raise ArgumentError(f"name {name!r}: give the text set a name, such as \"ensemble\"")
     check_name(name)
-    classes = names.split(",") if isinstance(names, str) and names else list(names)
+    classes = class_names_of(names)
     if captions is not None:
         if (templates or prompts is not None or prompts_form or class_names is not None or waffle or classes
                 or states is not None or normal):

@@ -61,11 +61,10 @@ def table(folders: Folders, form: str = "markdown", *, score: str | Sequence[str
     if shots is not None:
         frame = frame[frame["shots"].isin(_shots(shots))]
     if methods is not None:
-        names = listed(methods, "methods")
-        missing = [name for name in names if name not in set(frame["method"])]
-        if missing:
-            raise ResultError(f"no line {missing[0]!r} in the results: there are: "
-                              f"{listing(list(dict.fromkeys(frame['method'])), 12)}")
+        names, lines = listed(methods, "methods"), dict.fromkeys(frame["method"])
+        missing = next((name for name in names if name not in lines), None)
+        if missing is not None:
+            raise ResultError(f"no line {missing!r} in the results: there are: {listing([*lines], 12)}")
         frame = frame[frame["method"].isin(names)].sort_values("method", key=lambda each: each.map(names.index),
                                                                kind="stable")
     if frame.empty:

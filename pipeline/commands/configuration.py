@@ -44,7 +44,7 @@ def read_configuration(path: Path, commands: Mapping[str, click.Command]) -> dic
     of values that no command has.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not a TOML file: {error}") from error
     result: dict[str, dict[str, Any]] = {}

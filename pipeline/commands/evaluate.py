@@ -85,11 +85,22 @@ def evaluate(adapter: str, stores: tuple[str, ...], classes: str, per_class: boo
     values, save = {"adapter": str(adapter), **found}, asked["save"]
     # A page has the adapter alone, on all classes that it knows.
     paged = classes == CHOICES[0] and not any(asked[name] for name in ("text", "only_its_classes", "inference"))
-    options = [*(f"--{name} {quote(each)}" for name, given in (("join", asked["join"]), ("import", asked["modules"]))
-                 for each in given), *([f"--split {asked['split']}"] if asked["split"] != "test" else [])]
+    options = [*(f"--join {quote(each)}" for each in asked["join"]), *_imports(adapter, asked["modules"]),
+               *([f"--split {asked['split']}"] if asked["split"] != "test" else [])]
     show(as_json, values, lambda: [
         *evaluation_lines(values, per_class, options if paged else None),
         *([f"Saved the adapter that {asked['inference']} left behind in {save}."] if save else [])])
+
+
+def _imports(adapter: str, modules: Sequence[str]) -> list[str]:
+    """The options by which the heads of an adapter are imported. modules: those that were imported for it."""
+    from onceclip.adapters.saving import modules_outside, read_configuration
+    from onceclip.stores.location import local_copy
+
+    if not modules:
+        return []
+    with local_copy(adapter) as folder:
+        return [f"--import {each}" for each in modules_outside(read_configuration(folder))]
 
 
 def evaluation_lines(found: Mapping[str, Any], per_class: bool, paged: Sequence[str] | None = ()) -> Iterator[str]:

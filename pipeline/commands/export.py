@@ -57,10 +57,10 @@ def export(adapter: str, format: str, file: str, with_encoder: bool, check: str 
     if not with_encoder and (model or pretrained or preprocess):
         raise click.UsageError("--model, --pretrained and --preprocess name an encoder: add --with-encoder")
     require_model(model, pretrained, preprocess)
-    from onceclip.pipeline.api.arguments import path_of
+    from onceclip.pipeline.api.arguments import output_of
 
     if format != _FOLDER:
-        path_of(file, "out: a file")
+        output_of(file, "out: a file")
     require_there(**{"stores" if format in _OF_STORES else "adapters": [adapter]})
     from onceclip.pipeline.api.adapters import export as write
     from onceclip.pipeline.encoders import EncoderSpec

@@ -230,8 +230,8 @@ def next_lines(store: str, classes: int) -> list[str]:
 
 def part_lines(done: PartDone) -> Iterator[str]:
     """What one part of an extraction did, every bad image by name, and what comes next."""
-    yield (f"{done.store}, part {done.part}: encoded {done.encoded:,} of {counted(done.images, 'image')}, "
-           f"bad {done.bad:,}; {done.seconds:.1f} s")
+    yield (f"{done.store}, part {done.part}, {counted(done.images, 'image')}: encoded {done.encoded:,}, reused "
+           f"{done.reused:,}, bad {done.bad:,}; {done.seconds:.1f} s")
     yield from (f"  bad: {key}: {reason}" for key, reason in done.bad_images.items())
     yield from (["The store is complete.", *next_lines(done.store, 2)] if done.complete else
                 ["Other parts have images to encode still; the last one to end finishes the store."])

@@ -34,7 +34,7 @@ from onceclip.pipeline.words import counted, percent
 @click.option("--shots", type=SHOTS, default="all", show_default=True, help="Labelled training images per class.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the draw and of the training.")
 @click.option("--set", "values", multiple=True, metavar="NAME=VALUE", callback=settings_in,
-              help="Set a hyperparameter of all methods that have it (repeatable).")
+              help="Set a hyperparameter of all methods that have it, or METHOD.NAME of one (repeatable).")
 @click.option("--text", default="default", show_default=True, metavar="NAME", help="Text set to use.")
 @click.option("--joint", is_flag=True, help="Fit on the images of all sessions so far: what no method of sessions may "
               "do, and what it is compared with.")
@@ -43,8 +43,8 @@ from onceclip.pipeline.words import counted, percent
               "rows there in FOLDER/incremental.html.")
 @import_option
 @json_option
-def incremental(store: str, methods: list[str], shots: int, out: Path | None, modules: tuple[str, ...], as_json: bool,
-                **asked: Any) -> None:
+def incremental(store: str, methods: list[str], shots: int, values: dict[str, str], out: Path | None,
+                modules: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     """Score methods on classes that arrive in sessions.
 
     Each is scored on all classes seen, without the images of earlier sessions.
@@ -57,13 +57,15 @@ def incremental(store: str, methods: list[str], shots: int, out: Path | None, mo
     click.get_current_context().meta[KEEPS_NOTHING] = out is None
     from onceclip.adapters.plugin import import_module
     from onceclip.pipeline.api.runs import incremental as run
+    from onceclip.pipeline.runs.specs import values_of_each
 
     for module in modules:
         import_module(module)
     rows = []
-    for name in methods:
+    own = values_of_each(methods, values, "--set") if len(methods) > 1 else [values]
+    for name, given in zip(methods, own, strict=True):
         with percentage(f"incremental {name}") as progress:
-            rows += run(store, name, shots=shots or None, out=out, progress=progress, shared=len(methods) > 1, **asked)
+            rows += run(store, name, shots=shots or None, values=given, out=out, progress=progress, **asked)
     page = None
     if out:
         from onceclip.pipeline.reporting.pages import write_incremental_report

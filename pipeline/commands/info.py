@@ -53,7 +53,7 @@ def adapter_lines(values: dict[str, Any]) -> Iterator[str]:
         yield f"  reads            {', '.join(values['inputs'])}"
     if text := made.get("text"):
         rule = f", class weights {text['class_weights']}" if "class_weights" in text else ""
-        yield f"  text             {text['name']!r}{rule}"
+        yield f"  text             {repr(text['name']) if 'name' in text else 'of class names'}{rule}"
         yield from _made_of(text)
 
 

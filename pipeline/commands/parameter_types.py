@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from typing import Any
 
 import click
 
-from onceclip.pipeline.words import numbers_in
+from onceclip.pipeline.words import listed_names, numbers_in
 
 
 def names_in(text: str) -> list[str]:
-    """The names in a list with commas; quotes hold together one that has a comma, as in CSV: 'cat,"dog, small"'."""
-    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    """The names in a list, as of `listed_names`. Raises BadParameter for what is none."""
+    try:
+        return listed_names(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def pair_in(text: str, form: str, option: str | None = None) -> tuple[str, str]:

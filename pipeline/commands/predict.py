@@ -97,7 +97,10 @@ def predict(adapter: str | None, inputs: tuple[str, ...], zero_shot: bool, names
     from onceclip.pipeline.api.predictions import stream, zero_shot_of
     from onceclip.pipeline.prediction.files import FORMATS, Passing, as_line, json_text, logits_file, prediction_file
     from onceclip.pipeline.sources import SourceOptions
+    from onceclip.stores.location import require_outside
 
+    for each in filter(None, (out, logits)):
+        require_outside(each)
     if out and out.suffix.lower() not in FORMATS:
         raise click.BadParameter(f"{out} does not end in {', '.join(FORMATS)}", param_hint="--out")
     found: Any = encoder

@@ -43,10 +43,10 @@ def report(results: tuple[str, ...], out: Path, as_json: bool, **of_adapter: Any
     with local_copy(first) as folder:
         store = (others[0] if len(others) == 1 and file_of(folder, CONFIG).is_file()
                  and not (Path(others[0]) / RESULTS).is_file() else None)
-        require_there(stores=[store])
-        from onceclip.pipeline.api.adapters import report as write
+    require_there(stores=[store])
+    from onceclip.pipeline.api.adapters import report as write
 
-        found = write(folder if store else [folder, *others], store, out=out, **of_adapter)
+    found = write(first if store else results, store, out=out, **of_adapter)
     for adapter in () if store else (each for each in results if file_of(Path(each), CONFIG).is_file()):
         click.echo(f"Note: {adapter} is an adapter, and without a store the page has only its result row: classes, "
                    f"confusions and mistakes take `onceclip report {quote(adapter)} STORE --out {quote(str(out))}`",

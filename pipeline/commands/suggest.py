@@ -18,7 +18,7 @@ from onceclip.pipeline.commands.options import (
     show,
 )
 from onceclip.pipeline.commands.parameter_types import LocalPath
-from onceclip.pipeline.words import counted
+from onceclip.pipeline.words import MOST_LABELS, counted
 
 
 @click.command()
@@ -28,7 +28,7 @@ from onceclip.pipeline.words import counted
               "adapter is least sure of, spread over clusters, so that few of them are alike.")
 @click.option("--label-errors", is_flag=True, help="Look through all labelled images of a STORE for labels that are "
               "likely wrong, with classifiers that were fitted without the image.")
-@click.option("--most", type=click.IntRange(1), default=100, show_default=True,
+@click.option("--most", type=click.IntRange(1), default=MOST_LABELS, show_default=True,
               help="Of --label-errors: labels to show, at most.")
 @click.option("--out", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE.csv",
               help="Write a table instead.")

@@ -27,6 +27,7 @@ _ENTRIES = ("state_dict", "model_state_dict", "model")  # of a training checkpoi
 _WRAPPERS = ("module.", "model.")  # what DistributedDataParallel and Lightning put before every name
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 _POINTER = b"version https://git-lfs"
+_UNREACHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "URLError"}
 
 
 class Backend(ABC):
@@ -156,6 +157,17 @@ def weights_digest(model: nn.Module) -> str:
     parts = [[name, str(value.dtype), digest(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data).hex()]
              for name, value in sorted(model.state_dict().items())]
     return fingerprint(parts)
+
+
+def load_failure(what: str, error: Exception, remedy: str, offline: str) -> EncoderError:
+    """What to raise where something cannot be loaded. remedy, offline: how to mend it, the latter without a network."""
+    cause: BaseException | None = error
+    while cause is not None and type(cause).__name__ not in _UNREACHED:
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return EncoderError(f"cannot load {what} ({reason_of(error)}): {remedy}")
+    return EncoderError(f"{what} is in no cache of this machine, and the network does not answer: check it, or "
+                        f"{offline}; --model demo works without one")
 
 
 def reason_of(error: Exception) -> str:

@@ -26,8 +26,8 @@ from onceclip.pipeline.encoders.backend import (
     EMBEDDING,
     Backend,
     default_precision,
+    load_failure,
     read_weights,
-    reason_of,
     weights_digest,
     without_questions,
 )
@@ -97,8 +97,8 @@ class OpenClipBackend(Backend):
                                cache_dir=self._spec.cache_dir, tokenizer_mode=self._text.get("tokenizer_mode"),
                                **options, **trust)
         except Exception as error:
-            raise EncoderError(f"cannot load the tokenizer of {self._spec.model} ({reason_of(error)}): put its files "
-                               "into the folder, or check the network") from error
+            remedy = "put its files into the folder"
+            raise load_failure(f"the tokenizer of {self._spec.model}", error, remedy, remedy) from error
 
     def images(self, pixels: Tensor, outputs: tuple[str, ...], tokens: str) -> dict[str, Tensor]:
         """Run the image tower once; see `Backend`."""
@@ -162,9 +162,9 @@ def _load(spec: EncoderSpec, device: torch.device, precision: str) -> tuple[Any,
         raise
     except Exception as error:
         remedy = ("the weights are incomplete or of another architecture: give the model that they belong to"
-                  if "loading state_dict" in str(error) else
-                  "check the name; without a network use local-dir:FOLDER or a weights file for --pretrained")
-        raise EncoderError(f"cannot load {spec.model}{weights} ({reason_of(error)}): {remedy}") from error
+                  if "loading state_dict" in str(error) else "check the name")
+        raise load_failure(f"{spec.model}{weights}", error, remedy,
+                           "use local-dir:FOLDER or a weights file for --pretrained") from error
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def _preprocess_config(choice: str | None) -> dict[str, Any]:
         return {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic",
                 "resize_mode": "shortest"}
     try:
-        given = read_json(Path(choice).read_text(encoding="utf-8"))
+        given = read_json(Path(choice).read_text(encoding="utf-8-sig"))
         if not isinstance(given, dict) or set(given) != _PREPROCESS:
             raise ValueError(f"it must have {', '.join(sorted(_PREPROCESS))}, and nothing else")
         return given

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from onceclip.adapters.plugin import import_function
 from onceclip.errors import failure_of
 from onceclip.pipeline.decoding.preparation import Preparation
 from onceclip.pipeline.encoders.backend import (
@@ -48,7 +47,7 @@ class PluginBackend(Backend):
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
         self._path = spec.model
-        make, module = _found(spec.model)
+        make, module = import_function(spec.model, EncoderError)
         self._plugin = _made(make, spec.model)
         name, dim = self._attribute("name", str), self._attribute("dim", int)
         self._attribute("encode_image", Callable)
@@ -172,7 +171,7 @@ def frames_of(path: str) -> int:
 
     Raises EncoderError if it cannot be imported, or has no such number.
     """
-    return _frames(_found(path)[0], path)
+    return _frames(import_function(path, EncoderError)[0], path)
 
 
 def _frames(thing: Any, path: str) -> int:
@@ -180,22 +179,6 @@ def _frames(thing: Any, path: str) -> int:
     if frames and not (isinstance(frames, int) and 2 <= frames <= MOST_FRAMES):
         raise EncoderError(f"{path} has frames {frames!r}: give a whole number from 2 to {MOST_FRAMES:,}")
     return frames or 0
-
-
-def _found(path: str) -> tuple[Callable[[], Any], Any]:
-    """The function that `module:function` names, and the module."""
-    name, _, function = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as for `python -m`: the user's file lies where they work
-    try:
-        module: Any = importlib.import_module(name)
-    except Exception as error:
-        raise EncoderError(f"--model {path}: cannot import {name} ({failure_of(error)}): give MODULE:FUNCTION of a "
-                           "file in this folder or of an installed package") from error
-    make = getattr(module, function, None)
-    if not callable(make):
-        raise EncoderError(f"--model {path}: {name} has no function {function!r}")
-    return make, module
 
 
 def _made(make: Callable[[], Any], path: str) -> Any:

@@ -22,8 +22,8 @@ from onceclip.pipeline.encoders.backend import (
     Backend,
     check_weights_file,
     default_precision,
+    load_failure,
     preparation_values,
-    reason_of,
     refuse,
     statistics_of,
     weights_digest,
@@ -198,8 +198,8 @@ def _load(place: str, cache_dir: str | None) -> tuple[Any, Any, Any]:
     except EncoderError:
         raise
     except Exception as error:
-        raise EncoderError(f"cannot load {name} ({reason_of(error)}): give a folder that save_pretrained wrote model, "
-                           "tokenizer and image processor into, or a name on the hub") from error
+        remedy = "give a folder that save_pretrained wrote model, tokenizer and image processor into"
+        raise load_failure(name, error, f"{remedy}, or a name on the hub", remedy) from error
 
 
 def _preparation(processor: Any, spec: EncoderSpec) -> Preparation:

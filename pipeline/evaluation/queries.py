@@ -93,13 +93,14 @@ def _unit(classifier: Classifier, values: np.ndarray) -> Tensor:
 def normal_queries(strategy: Inference, classifier: Classifier, store: Store) -> tuple[Queries | None, np.ndarray]:
     """Train images of the normal class with their patches, and their rows; None where there are none.
 
-    At most NORMAL_IMAGES, drawn by the seed 1.
+    At most NORMAL_IMAGES, drawn by the seed 1, and none that stands in a later split too, alone or by its group.
     Raises MethodError where no class is the normal one.
     """
     name = normal_name(strategy, classifier)
     require_several(store, "patches", "train", strategy.name)
     rows = store.rows("train")
     rows = rows[store.column("label")[rows] == (store.classes.index(name) if name in store.classes else -1)]
+    rows, _ = without_ties(store, rows, tied(store, "val", "test"))
     if len(rows) > NORMAL_IMAGES:
         rows = np.sort(np.random.default_rng(1).choice(rows, NORMAL_IMAGES, replace=False))
     if not len(rows):

@@ -182,20 +182,24 @@ def friedman(values: np.ndarray, lower: bool = False) -> Ranks:
     return Ranks(mean, statistic, float(scipy.stats.chi2.sf(statistic, methods - 1)), distance, pairs)
 
 
-def two_way_interval(differences: np.ndarray) -> tuple[float, float]:
+def two_way_interval(differences: np.ndarray, unit: np.ndarray | None = None) -> tuple[float, float]:
     """95 % percentile bootstrap interval of a mean over draws and images, both drawn with replacement.
 
-    differences: (draws, images) int8, such as the rows that one got right minus those of the other.
-    Images whose columns are equal are drawn together, as one multinomial number. 10,000 resamples of a fixed seed.
+    differences: (draws, images) int8, such as the rows that one got right minus those of the other. unit: (images,) as
+    of `units_of`; images of one unit are drawn together.
+    Units whose columns are equal are drawn together, as one multinomial number. 10,000 resamples of a fixed seed.
 
     Source: The pigeonhole bootstrap (Owen, Annals of Applied Statistics 2007).
     """
     draws, images = differences.shape
-    columns, number = np.unique(differences, axis=1, return_counts=True)
+    place = np.arange(images) if unit is None else unit
+    totals = np.stack([np.bincount(place, each) for each in (*differences, np.ones(images))])  # the last: images
+    columns, number = np.unique(totals, axis=1, return_counts=True)
 
     def resample(random: np.random.Generator, times: int) -> np.ndarray:
-        of_images = random.multinomial(images, number / images, times)
+        of_units = random.multinomial(number.sum(), number / number.sum(), times)
         of_draws = random.multinomial(draws, np.full(draws, 1 / draws), times)
-        return ((of_images @ columns.T.astype(np.float64)) * of_draws).sum(axis=1) / (draws * images)
+        sums = of_units @ columns.T
+        return (sums[:, :-1] * of_draws).sum(axis=1) / (draws * sums[:, -1])
 
     return _bootstrap(resample, max(len(number), draws))

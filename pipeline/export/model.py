@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from onceclip.adapters import Classifier
 from onceclip.adapters.classifier import ClassifierModule
+from onceclip.adapters.heads import pack, unpack
 from onceclip.pipeline.encoders import Encoder
 from onceclip.pipeline.encoders.opening import require_encoder
 from onceclip.pipeline.errors import ExportError
@@ -52,6 +53,15 @@ class Subject:
         rows = self.module.rows(values) if isinstance(self.module, ImageClassifier) else values
         logits = self.classifier.logits(rows)
         return logits, (logits / self.classifier.temperature).softmax(dim=1)
+
+    @torch.no_grad()
+    def rounding(self, values: Tensor) -> float:
+        """By how much onceclip's own logits of rows differ from those in float64: terms of sums may be large."""
+        rows = self.module.rows(values) if isinstance(self.module, ImageClassifier) else values
+        description, tensors = pack(self.classifier.head)
+        exact = replace(self.classifier, head=unpack(description, {
+            name: each.double() if each.is_floating_point() else each for name, each in tensors.items()}))
+        return float((exact.logits(rows) - self.classifier.logits(rows)).abs().max())
 
     def metadata(self) -> dict[str, str]:
         """What a reader of the file must know, as texts: some plain, some JSON."""

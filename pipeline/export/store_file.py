@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import ZipFile
@@ -43,7 +44,8 @@ def export_store(store: Store, format: str, file: Path, progress: Callable[[floa
 
     format: "parquet" or "npz". `onceclip import` makes an equal store of it. Files appear when they are whole, that of
     the embeddings last.
-    Raises ExportError for another ending of the name, a store without rows, or if pyarrow is missing.
+    Raises ExportError for another ending of the name, a store without rows, text sets of an earlier file of this name
+    that the store lacks, or if pyarrow is missing.
     """
     if file.suffix != f".{format}":
         raise ExportError(f"{file}: give a name that ends in .{format}, which readers of this format go by")
@@ -52,6 +54,9 @@ def export_store(store: Store, format: str, file: Path, progress: Callable[[floa
     if not total:
         raise ExportError(f"{store.path} holds no images: there is nothing to export")
     texts = {name: file.with_name(f"{file.stem}.{BESIDE}{name}.npz") for name in store.texts}
+    if others := sorted({*file.parent.glob(f"{escape(file.stem)}.{BESIDE}*.npz")} - {*texts.values()}):
+        raise ExportError(f"{others[0]} is beside {file.name}, where `onceclip import` would take it for a text set of "
+                          f"{store.path}: move it away, or give another name")
     for name, path in texts.items():
         with whole_file(path) as content:
             np.savez(content, allow_pickle=False, **text_arrays(store.text(name)))

@@ -18,18 +18,18 @@ from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import DecoderError, SourceError
 from onceclip.pipeline.extraction.inventory import Inventory, file_digests, take_inventory
 from onceclip.pipeline.extraction.outputs import StorePlan, check_outputs, has_outputs, store_exists
+from onceclip.pipeline.extraction.remarks import other_boxes, remarks_on
 from onceclip.pipeline.extraction.splits import PLANNED, drawing_of, splits_of
 from onceclip.pipeline.extraction.survey import ExtractOptions, Survey, survey
 from onceclip.pipeline.prompts.embedding import present_prompts
 from onceclip.pipeline.sources import Content
-from onceclip.pipeline.words import class_remarks, counted, listing
+from onceclip.pipeline.words import class_remarks, counted
 from onceclip.pipeline.workers import Part
-from onceclip.stores import Store, StoreWriter, open_store, write_lock
+from onceclip.stores import Store, StoreWriter, Table, open_store, write_lock
 from onceclip.stores.errors import StoreBusy
 from onceclip.stores.location import is_url, is_zip
 from onceclip.stores.lock import has_lock
-from onceclip.stores.schema import BAD, REMOVED, SPLITS, TODO
-from onceclip.stores.verification import equal_content
+from onceclip.stores.schema import BAD, REMOVED, SPLITS, STORED, TODO
 
 if TYPE_CHECKING:
     from onceclip.pipeline.extraction.processes import ThisProcess, WorkerProcesses
@@ -45,7 +45,11 @@ _DEFAULTS = ExtractOptions()
 
 @dataclass(frozen=True)
 class Extraction:
-    """What one extraction did. encoded, reused, moved, removed, bad: numbers of images."""
+    """What one extraction did.
+
+    encoded, reused, bad: numbers of images, which add up to `images`. moved: how many of the reused ones have a new
+    key. removed: how many images of the store are gone.
+    """
 
     store: str
     images: int
@@ -68,14 +72,15 @@ class Extraction:
 class PartDone:
     """What one part of an extraction did.
 
-    images: those of its units. encoded, bad: how many of them this process encoded, and how many are bad.
-    complete: whether the store is finished, all other parts included.
+    images: those of its units, of which so many were encoded, reused and bad. complete: whether the store is finished,
+    all other parts included.
     """
 
     store: str
     part: str
     images: int
     encoded: int
+    reused: int
     bad: int
     bad_images: dict[str, str]
     complete: bool
@@ -107,7 +112,7 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
         inventory = take_inventory(found.records, found.classes, present, False, options.retry_bad, digests)
         text = _nothing_to_do(present, found, inventory)
         if text is not None and not has_lock(path):  # which the next writer takes away
-            return _report(present, found, inventory, text, 0, time.perf_counter() - begun)
+            return _report(present, found, inventory, text, time.perf_counter() - begun)
     _say_what_is_loaded(encoder, options)
     from onceclip.pipeline.extraction.processes import open_processes  # imports torch
     from onceclip.pipeline.extraction.units import rows_to_embed
@@ -120,12 +125,12 @@ def extract(source: str | Path, store: str | Path, encoder: EncoderSpec, options
         text = {"prompts": 0, "encoded": 0}
         if processes.plan.has_text and found.classes:
             text, writer = processes.text(writer, found.classes)
-        encoded = _encode(processes, writer, rows_to_embed(writer), inventory.contents)
+        _encode(processes, writer, rows_to_embed(writer), inventory.contents)
         if changed:
             _finish(processes, writer, found, inventory.contents, request)
         elif writer.store.attributes.get(REQUEST) != request:
             writer.update(**{REQUEST: request})
-    return _report(open_store(path), found, inventory, text, encoded, time.perf_counter() - begun)
+    return _report(open_store(path), found, inventory, text, time.perf_counter() - begun)
 
 
 def _nothing_to_do(store: Store, found: Survey, inventory: Inventory) -> dict[str, Any] | None:
@@ -177,13 +182,13 @@ def _finish(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, found
 
 
 def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remaining: Remaining,
-            contents: Mapping[int, Content]) -> int:
-    """Encode what is left to do, and show how far that is; gives how many rows became good.
+            contents: Mapping[int, Content]) -> None:
+    """Encode what is left to do, and show how far that is.
 
     Raises DecoderError if images were interrupted, once all others are done, or earlier where there are many.
     """
     if not len(remaining.rows):
-        return 0
+        return
     interrupted: list[tuple[int, str]] = []
     done, bad, progress = remaining.total - len(remaining.rows), 0, processes.options.progress
     if done and progress:
@@ -205,36 +210,26 @@ def _encode(processes: ThisProcess | WorkerProcesses, writer: StoreWriter, remai
                            f"machine ({writer.store.table.key[row]}: {reason}): all others are kept; see that there is "
                            "memory enough (or give fewer --workers) and that the storage answers, then run the same "
                            "command again to go on")
-    return len(remaining.rows) - bad
 
 
-def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, Any], encoded: int,
-            seconds: float) -> Extraction:
+def _counts(rows: list[int], before: Table, after: Table) -> tuple[int, int, dict[str, str]]:
+    """How many of some rows were encoded since a table, how many were good in it already, and why each other is bad."""
+    good, known = after.state[rows] == STORED, before.state[rows] == STORED
+    bad = {str(after.key[row]): str(after.reason[row]) for row in rows if after.state[row] == BAD}
+    return int((good & ~known).sum()), int((good & known).sum()), bad
+
+
+def _report(store: Store, found: Survey, inventory: Inventory, text: dict[str, Any], seconds: float) -> Extraction:
     table = store.table
     counts = Counter(store.classes[label] for label in table.label[store.rows()])
-    bad = {str(table.key[row]): str(table.reason[row]) for row in sorted(inventory.contents) if table.state[row] == BAD}
-    said = found.phrases if text["encoded"] else dict.fromkeys(found.classes)
-    warnings = [*found.remarks, *class_remarks(said), *_conflicts(store)]
-    if store.classes and not store.texts:
-        warnings.append(f"{store.encoder['name']} has no text encoder: the store has no prompts, which most methods "
-                        "need (linear-probe does without)")
-    warnings += [f"class {name!r} has no prompts, because the text set is from a file: add it there and run "
-                 "`onceclip text` again" for name in text.get("missing", ())]
-    warnings += [f"class {name!r} has no readable image" for name in store.classes if not counts[name]]
+    encoded, reused, bad = _counts(sorted(inventory.contents), inventory.table, table)
     return Extraction(
-        store=store.path, images=len(found.records), encoded=encoded, reused=inventory.reused, moved=inventory.moved,
+        store=store.path, images=len(found.records), encoded=encoded, reused=reused, moved=inventory.moved,
         removed=inventory.removed, bad=len(bad), bad_images=bad,
         classes={name: counts[name] for name in store.classes},
         splits={name: len(store.rows(name)) for name in SPLITS},
         outputs={name: list(output.shape) for name, output in store.outputs.items()},
-        encoder=store.encoder, text=text, seconds=seconds, warnings=warnings)
-
-
-def _conflicts(store: Store) -> list[str]:
-    """The remark on equal pictures of different classes."""
-    found = [each.where for each in equal_content(store, "label")]
-    return [f"{counted(len(found), 'picture')} in several classes, some of which must be wrong: {listing(found, 4)}"] \
-        if found else []
+        encoder=store.encoder, text=text, seconds=seconds, warnings=remarks_on(store, found, text, encoded))
 
 
 def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, options: ExtractOptions,
@@ -264,15 +259,14 @@ def extract_part(source: str | Path, store: str | Path, encoder: EncoderSpec, op
         size = before.attributes["unit_rows"]
         units = part.share(range(-(-len(before.table) // size)))
         writer = StoreWriter.open(path, processes.plan.info, units=units)
-        encoded = _encode(processes, writer, rows_to_embed(writer), contents)
+        _encode(processes, writer, rows_to_embed(writer), contents)
         if found.has_splits:
             _encode(processes, writer, rows_to_view(writer, before.table.split), contents)
         complete = _complete(path, processes, found, contents, encoder.request)
-    table = open_store(path).table
     mine = [row for row in sorted(contents) if row // size in units]
-    bad = {str(table.key[row]): str(table.reason[row]) for row in mine if table.state[row] == BAD}
-    return PartDone(path, str(part), len(mine), encoded, len(bad), bad, complete, time.perf_counter() - begun,
-                    [*found.remarks, *class_remarks(found.phrases)])
+    encoded, reused, bad = _counts(mine, before.table, open_store(path).table)
+    return PartDone(path, str(part), len(mine), encoded, reused, len(bad), bad, complete, time.perf_counter() - begun,
+                    [*found.remarks, *other_boxes(before, found), *class_remarks(found.phrases)])
 
 
 def _planned(path: str, store_plan: StorePlan, found: Survey, part: Part) -> bool:

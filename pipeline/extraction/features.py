@@ -17,7 +17,7 @@ from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.words import counted, listing
 from onceclip.stores import NotAStore, Output, Store, StoreWriter, Table, TextSet, open_store, write_lock
-from onceclip.stores.identity import DIGEST_BYTES, digest, fingerprint
+from onceclip.stores.identity import DIGEST_BYTES, digest, fingerprint, line_of
 from onceclip.stores.rows import unusable_rows
 from onceclip.stores.schema import BAD, NO_LABEL, NO_SPLIT, SPLITS, STORED, TODO
 from onceclip.stores.storage import occupied
@@ -179,10 +179,10 @@ def labels_of(arrays: dict[str, np.ndarray], n: int, source: str | Path, remarks
               ) -> tuple[np.ndarray, list[str]]:
     """The class number of every row, and the names of the classes."""
     label = arrays.get("label", np.full(n, NO_LABEL))
-    given = texts_of(arrays["class_names"]) if "class_names" in arrays else None
+    given = names_of(arrays["class_names"]) if "class_names" in arrays else None
     names = given or [str(number) for number in range(len(arrays.get("text", ())))]
     if label.dtype.kind in "USO":
-        words = texts_of(label)
+        words = names_of(label)
         names = names or sorted({word for word in words if word}, key=natural_order)
         number_of = {name: number for number, name in enumerate(names)} | {"": NO_LABEL}
         strange = next((word for word in words if word not in number_of), None)
@@ -214,3 +214,8 @@ def texts_of(values: np.ndarray) -> list[str]:
     """Texts of an array of str, bytes or numbers."""
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
             for value in np.ravel(values).tolist()]
+
+
+def names_of(values: np.ndarray) -> list[str]:
+    """Keys, or names of classes or groups, of an array of str, bytes or numbers: one line each, as stores have them."""
+    return list(map(line_of, texts_of(values)))

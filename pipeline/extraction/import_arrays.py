@@ -18,6 +18,7 @@ from onceclip.pipeline.extraction.features import (
     keys_of,
     labels_of,
     make_store,
+    names_of,
     recorded_encoder_of,
     single,
     splits_of,
@@ -26,7 +27,7 @@ from onceclip.pipeline.extraction.features import (
 from onceclip.pipeline.extraction.import_clip_retrieval import folder_features, is_clip_retrieval
 from onceclip.pipeline.extraction.import_tables import table_features
 from onceclip.pipeline.extraction.text_arrays import UNREADABLE, read_npz, text_set_of, text_sets_of
-from onceclip.pipeline.files import read_json
+from onceclip.pipeline.files import is_url, local_path, read_json
 from onceclip.pipeline.prompts.embedding import NAME
 from onceclip.pipeline.sources.arrow_files import is_table
 from onceclip.pipeline.words import class_remarks, counted
@@ -57,14 +58,17 @@ def import_arrays(source: str | Path, store: str | Path, encoder: str | None = N
         `text` with `class_names`. columns: of a table, by role.
     Raises ArrayError if the arrays do not fit together.
     """
-    begun, theirs, table = time.perf_counter(), is_clip_retrieval(Path(source)), is_table(str(source))
+    source = local_path(str(source))
+    begun, theirs, table = time.perf_counter(), is_clip_retrieval(Path(source)), is_table(source)
+    if is_url(source) and not table:
+        raise ArrayError(f"{source} is a URL, and arrays are read from this machine: copy it here first")
     if columns and (theirs or not table):
         raise ArrayError(f"{source} is no table, whose columns could be named: leave --column out")
     if theirs and text_sets:
         raise ArrayError(f"{source} was written by clip-retrieval and names no text: leave --text-set out, and "
                          "embed prompts with `onceclip text`")
     features = (folder_features(Path(source), encoder) if theirs else
-                table_features(str(source), encoder, text_sets, columns) if table else
+                table_features(source, encoder, text_sets, columns) if table else
                 _features(Path(source), encoder, text_sets))
     return make_store(str(store), features, unit_rows, begun)
 
@@ -96,10 +100,10 @@ def _features(source: Path, encoder: str | None, text_sets: Mapping[str, str | P
     outputs = {name: Output(arrays[name].shape[1:], ("view", "dim"), {"imported": True})
                for name in ("view",) if name in arrays}
     return Features(
-        info, str(embedding.dtype), keys_of(texts_of(arrays["key"]) if "key" in arrays else [], n, source), label,
+        info, str(embedding.dtype), keys_of(names_of(arrays["key"]) if "key" in arrays else [], n, source), label,
         split, names, lambda rows: {"embedding": embedding[rows], **{name: arrays[name][rows] for name in outputs}},
         outputs=outputs, texts=texts,
-        group=np.array(texts_of(arrays["group"]), object) if "group" in arrays else None,
+        group=np.array(names_of(arrays["group"]), object) if "group" in arrays else None,
         digest=arrays["digest"].astype(np.uint8) if "digest" in arrays else None,
         remarks=[*remarks, *class_remarks(dict(zip(names, said, strict=True)))])
 

@@ -148,7 +148,7 @@ def _relative(paths: list[str]) -> list[str]:
 def _places(paths: list[str]) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Label of every path, names of the classes, and split of every path."""
     folders = [PurePosixPath(path).parent.parts for path in paths]
-    named = [parts[-1] if parts and parts[-1].lower() not in SPLIT_FOLDERS else None for parts in folders]
+    named = [encode_key(parts[-1]) if parts and parts[-1].lower() not in SPLIT_FOLDERS else None for parts in folders]
     classes = sorted({name for name in named if name is not None}, key=natural_order)
     number = {name: place for place, name in enumerate(classes)}
     split = [next((SPLITS.index(SPLIT_FOLDERS[part.lower()]) for part in parts if part.lower() in SPLIT_FOLDERS),

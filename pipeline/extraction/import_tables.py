@@ -81,8 +81,9 @@ class _Rows:
 
     def __post_init__(self) -> None:
         self.content, usable = blake2b(digest_size=DIGEST_BYTES), False
+        exported = self.table.metadata(OURS)  # has the split of every row that has one, whatever its file is called
         for file in self.table.files:
-            named = self.table.split_of(file)
+            named = None if exported else self.table.split_of(file)
             for batch in file.batches(list(self.chosen.values())):
                 values = self._embeddings(batch.column(self.chosen["embedding"]))
                 usable |= bool((unusable_rows(values) == "").any())

@@ -26,13 +26,13 @@ class Inventory:
     """The rows that a store will have, and the image file of each.
 
     table: columns of all rows; rows in state TODO are to be encoded. changed: whether the table differs from the
-    store's. contents: the image file of every row that has one now. reused, moved, removed: numbers of rows.
+    store's. contents: the image file of every row that has one now. moved: number of stored rows under a new key.
+    removed: number of rows.
     """
 
     table: Table
     changed: bool
     contents: dict[int, Content]
-    reused: int
     moved: int
     removed: int
 
@@ -51,10 +51,12 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     if digests is None:
         digests = (file_digests(records, progress, str(store.encoder.get("second_input", ""))) if done.any() else
                    np.zeros((len(records), DIGEST_BYTES), np.uint8))
-    row_of, reused, moved = _match(records, digests, old, done)
+    row_of, reused = _match(records, digests, old, done)
     table = _resized(old, int(max(len(old), row_of.max(initial=-1) + 1)))
     class_number: dict[str | None, int] = {None: NO_LABEL, **{name: index for index, name in enumerate(classes)}}
-    table.key[row_of] = np.fromiter((record.key for record in records), object, len(records))
+    keys = np.fromiter((record.key for record in records), object, len(records))
+    moved = reused & (table.key[row_of] != keys) & (table.state[row_of] == STORED)
+    table.key[row_of] = keys
     table.label[row_of] = np.fromiter((class_number[record.label] for record in records), np.int32, len(records))
     table.group[row_of] = np.fromiter((record.group for record in records), object, len(records))
     to_encode = row_of[~reused]
@@ -69,12 +71,12 @@ def take_inventory(records: Sequence[Record], classes: Sequence[str], store: Sto
     table.state[gone], table.label[gone], table.split[gone], table.group[gone] = REMOVED, NO_LABEL, NO_SPLIT, ""
     changed = any(not np.array_equal(getattr(table, name), getattr(old, name)) for name in Table.__dataclass_fields__)
     contents = {row: record.content for row, record in zip(row_of.tolist(), records, strict=True)}
-    return Inventory(table, changed, contents, int(reused.sum()), moved, removed)
+    return Inventory(table, changed, contents, int(moved.sum()), removed)
 
 
 def _match(records: Sequence[Record], digests: np.ndarray, old: Table,
-           done: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """The row of every record, which of them (bool) have the row's content, and how many of these were moved.
+           done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The row of every record, and which of them (bool) have the row's content.
 
     done: rows (bool) whose content counts.
     """
@@ -104,7 +106,7 @@ def _match(records: Sequence[Record], digests: np.ndarray, old: Table,
             row, size = size, size + 1
         row_of[index] = row
         taken[row] = True
-    return row_of, reused, int(reused.sum()) - len(same)
+    return row_of, reused
 
 
 def file_digests(records: Sequence[Record], progress: bool, second: str = "") -> np.ndarray:

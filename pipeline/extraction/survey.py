@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import isclose
 
 from onceclip.pipeline.decoding.decoders import TIMEOUT
-from onceclip.pipeline.decoding.views import CROPS, crops_of
+from onceclip.pipeline.decoding.views import CROPS, Views, crops_of
 from onceclip.pipeline.encoders.spec import EncoderSpec, check_model, is_plugin
 from onceclip.pipeline.errors import ArgumentError, SourceError
 from onceclip.pipeline.extraction.outputs import EMBEDDING_ALONE, OutputOptions
@@ -141,11 +141,17 @@ def _with_boxes(options: ExtractOptions, source: str, records: Sequence[Record])
     views = options.outputs.views
     if views is None or views.kind != CROPS:
         return options
-    boxes = {record.key: found for record in records if (found := getattr(record.content, "boxes", ()))}
-    if not boxes:
+    found = crops(records)
+    if found is None:
         raise SourceError(f"{source} gives no boxes for --crops: give a manifest with the columns path, "
                           "label, x0, y0, x1, y1, a line for each box")
-    return replace(options, outputs=replace(options.outputs, views=crops_of(boxes)))
+    return replace(options, outputs=replace(options.outputs, views=found))
+
+
+def crops(records: Sequence[Record]) -> Views | None:
+    """The views that the boxes of a source make; None where it gives none."""
+    boxes = {record.key: found for record in records if (found := getattr(record.content, "boxes", ()))}
+    return crops_of(boxes) if boxes else None
 
 
 def share_words(shares: Iterable[float]) -> str:

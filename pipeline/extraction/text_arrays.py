@@ -16,7 +16,7 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import numpy as np
 
 from onceclip.pipeline.errors import ArrayError
-from onceclip.pipeline.extraction.features import single, texts_of
+from onceclip.pipeline.extraction.features import names_of, single, texts_of
 from onceclip.pipeline.files import read_json
 from onceclip.pipeline.prompts.embedding import NAME, check_name
 from onceclip.pipeline.words import counted, listing
@@ -44,7 +44,7 @@ def read_text_set(name: str, file: Path, classes: Sequence[str], dim: int, encod
     arrays = _load(file)
     if "class_ptr" in arrays:
         return _of_store(_exported(file, arrays, classes, dim), encoder)
-    text, names = arrays["text"], texts_of(arrays["class_names"]) if "class_names" in arrays else None
+    text, names = arrays["text"], names_of(arrays["class_names"]) if "class_names" in arrays else None
     if text.ndim not in (2, 3) or text.shape[-1] != dim or text.dtype.kind != "f" or 0 in text.shape:
         raise ArrayError(f"{file} has shape {text.shape} and type {text.dtype}: a text set is (classes, {dim}) or "
                          f"(classes, prompts, {dim}) floating-point numbers")
@@ -110,7 +110,7 @@ def _exported(file: Path, arrays: Mapping[str, np.ndarray], classes: Sequence[st
     """The set that `text_arrays` wrote."""
     try:
         pointer, embedding = arrays["class_ptr"].astype(np.int64), single(arrays["text"]).astype(np.float32)
-        text = TextSet(embedding, tuple(texts_of(arrays["class_names"])), pointer,
+        text = TextSet(embedding, tuple(names_of(arrays["class_names"])), pointer,
                        arrays["template_id"].astype(np.int32), tuple(texts_of(arrays["prompt"])),
                        str(arrays["encoder"]), read_json(str(arrays["source"])))
         canonical(text.source)  # no NaN, which stores do not have

@@ -205,10 +205,14 @@ class UnitBuffers:
         """Why each image is bad, with values that cannot be stored among the reasons; and its place in the values."""
         reasons, source = np.array(encoded.reasons, object), np.full(len(encoded.rows), -1)
         source[encoded.good] = np.arange(len(encoded.good))
-        fits = np.ones(len(encoded.good), bool)
-        for values in encoded.values.values():
-            fits &= (np.abs(values) <= np.finfo(self._dtype).max).all(axis=tuple(range(1, values.ndim)))
+        fits, zero, numbers = np.ones(len(encoded.good), bool), np.zeros(len(encoded.good), bool), np.finfo(self._dtype)
+        for name, values in encoded.values.items():
+            fits &= (np.abs(values) <= numbers.max).all(axis=tuple(range(1, values.ndim)))
+            if name == EMBEDDING:  # of the image, or of every view
+                nothing = (np.abs(values) <= numbers.smallest_subnormal / 2).all(axis=-1)
+                zero = nothing.any(axis=tuple(range(1, nothing.ndim)))
         reasons[encoded.good[~fits]] = f"{what} that {self._dtype} cannot hold"
+        reasons[encoded.good[zero]] = "the encoder gave zeros, which are like nothing"
         return reasons, source
 
     def _by_unit(self, encoded: Encoded) -> Iterator[tuple[_Columns, np.ndarray, np.ndarray]]:

@@ -47,7 +47,7 @@ def store_among(inputs: Sequence[str]) -> Store | None:
     if len(inputs) == 1:
         return _store_at(inputs[0])
     for text in inputs:
-        if os.path.isdir(text) and looks_like_store(text):
+        if suffix(text) not in IMAGES | VIDEOS and not is_url(text) and looks_like_store(text):
             raise PredictionError(f"{text} is a store among {len(inputs)} inputs: label it alone")
     return None
 
@@ -104,6 +104,9 @@ def _others(folder: str) -> list[str]:
 
 
 def _file(text: str, options: SourceOptions) -> Listing:
+    if options.root:
+        raise PredictionError(f"--root is what the paths of a manifest or a list are relative to, and {text} is a "
+                              "file: leave it out")
     key = key_of(text) if is_url(text) else encode_key(text)
     listing = Listing([Record(key, file_at("", text))])
     return with_frames(listing, options) if suffix(text) in VIDEOS else listing

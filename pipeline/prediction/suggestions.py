@@ -23,6 +23,7 @@ from onceclip.pipeline.prediction.encoding import rows_of_images
 from onceclip.pipeline.sources import Record
 from onceclip.pipeline.tasks.draws import Draw
 from onceclip.pipeline.tasks.tasks import check_encoder, inputs_of, task_of
+from onceclip.pipeline.words import MOST_LABELS
 from onceclip.stores import Store, TextSet
 from onceclip.stores.identity import digest
 
@@ -117,8 +118,8 @@ def label_next(classifier: Classifier, pieces: Iterator[Piece], number: int) -> 
     margin = torch.tensor([each.margin for each in pool])
     cluster = _clusters(unit(vectors), 1.0 - margin + 1e-3, number)
     chosen = np.unique(cluster, return_index=True)[1].tolist()  # the pool is in order: the least sure of each
-    others = [place for place in range(len(pool)) if place not in set(chosen)]
-    return [pool[place] for place in sorted([*chosen, *others[:number - len(chosen)]])]
+    others = np.setdiff1d(np.arange(len(pool)), chosen)[:number - len(chosen)].tolist()
+    return [pool[place] for place in sorted([*chosen, *others])]
 
 
 def _clusters(rows: Tensor, weight: Tensor, number: int) -> Tensor:
@@ -144,7 +145,7 @@ def _clusters(rows: Tensor, weight: Tensor, number: int) -> Tensor:
     return cluster
 
 
-def label_errors(classifier: Classifier, store: Store, most: int = 100,
+def label_errors(classifier: Classifier, store: Store, most: int = MOST_LABELS,
                  progress: Callable[[float], None] = lambda fraction: None) -> list[Suggestion]:
     """Find labelled images whose label is likely wrong, in all splits, the likeliest first.
 
@@ -163,6 +164,9 @@ def label_errors(classifier: Classifier, store: Store, most: int = 100,
         raise PredictionError(f"{store.path} has {len(rows)} labelled images: to leave a fifth of them out takes "
                               f"{2 * _FOLDS} or more")
     fold = _folds(store, rows, label)
+    if not fold.any():
+        raise PredictionError(f"all labelled images of {store.path} are of one group: to leave some out, which the "
+                              "others judge, takes two groups or more")
     fitted = []
     for number in range(_FOLDS):
         fitted.append(_fitted(classifier, store, rows[fold != number]))
@@ -243,11 +247,13 @@ def _folds(store: Store, rows: np.ndarray, label: np.ndarray) -> np.ndarray:
     members: dict[int, list[int]] = {}
     for place, number in enumerate(tied.tolist()):
         members.setdefault(number, []).append(place)
-    counts = np.zeros((label.max() + 1, _FOLDS), np.int64)
+    counts, images = np.zeros((label.max() + 1, _FOLDS), np.int64), np.bincount(label)
     fold = np.zeros(len(rows), np.int64)
     keys = store.column("key")[rows]
     for places in sorted(members.values(), key=lambda each: digest(min(str(keys[place]) for place in each).encode())):
-        number = int(counts[label[places]].sum(axis=0).argmin())
+        # Else the first folds would get all images of classes that have fewer than there are folds.
+        size = counts.sum(axis=0) if (images[label[places]] < _FOLDS).any() else np.zeros(_FOLDS)
+        number = int(np.lexsort((size, counts[label[places]].sum(axis=0)))[0])
         fold[places] = number
         counts[:, number] += np.bincount(label[places], minlength=len(counts))
     return fold

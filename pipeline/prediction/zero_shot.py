@@ -20,15 +20,17 @@ from onceclip.pipeline.words import version
 from onceclip.stores import Store, TextSet
 
 
-def classifier_of_names(encoder: Encoder, names: Sequence[str], templates: Sequence[str] = ()) -> Classifier:
+def classifier_of_names(encoder: Encoder, names: Sequence[str], templates: Sequence[str] = (),
+                        made: Mapping[str, Any] | None = None) -> Classifier:
     """Make the zero-shot classifier of some class names. templates: sentences with `{}`; "a photo of a {}." if none.
 
+    made: the record of what made the images, which may call it otherwise; by default the encoder's own.
     Raises PromptError for names that are none, EncoderError for an encoder without text.
     """
     prompts = build_prompts(class_phrases(check_names(names)), tuple(dict.fromkeys(templates)) or DEFAULT_TEMPLATES)
     text = TextSet(encode_sentences(encoder, prompts.sentences).embedding, prompts.classes, prompts.class_ptr,
                    prompts.template_id, prompts.sentences, encoder.info["fingerprint"], prompts.source)
-    return _classifier(text, encoder.info, {"fingerprint": text.fingerprint})
+    return _classifier(text, made or encoder.info, {"fingerprint": text.fingerprint})
 
 
 def classifier_of_text(store: Store, name: str = "default") -> Classifier:

@@ -21,7 +21,7 @@ from onceclip.pipeline.prompts.prompts import (
     class_phrases,
     waffle_templates,
 )
-from onceclip.stores import Store, StoreWriter, TextSet, open_store, write_lock
+from onceclip.stores import Store, StoreDamaged, StoreWriter, TextSet, open_store, write_lock
 from onceclip.stores.text import TEXT_ENCODER
 
 if TYPE_CHECKING:
@@ -142,8 +142,10 @@ def add_text(path: str, name: str, prompts: Prompts, encoder: Encoder, truncate:
             raise PromptError(f"{path} has {store.dim} dimensions, {encoder.info['name']} gives {encoder.dim}: name "
                               "the encoder that made the images")
         if name in store.texts and not overwrite and not _with_prompts(store, name, prompts, encoder):
-            raise PromptError(f"{path} has a text set {name!r} of other prompts: choose another --name, or replace it "
-                              "with --overwrite")
+            what = "that does not say which encoder made it" if _with_prompts(store, name, prompts) else (
+                "of other prompts, or by another encoder" if store.encoder.get("imported") else "of other prompts")
+            raise PromptError(f"{path} has a text set {name!r} {what}: choose another --name, or replace it with "
+                              "--overwrite")
         done = put_prompts(writer, encoder, name, prompts, truncate, progress)
     return {"store": path, **done, "seconds": time.perf_counter() - begun}
 
@@ -188,10 +190,14 @@ def _without_embeddings(store: Store, prompts: Prompts, encoder: Encoder | None)
 
 
 def _with_prompts(store: Store, name: str, prompts: Prompts, encoder: Encoder | None = None) -> TextSet | None:
-    """The text set of this name if it has exactly these prompts, by this encoder, else None."""
+    """The text set of this name if it has exactly these prompts, by this encoder, else None, also for a damaged one."""
     if name not in store.texts:
         return None
-    present, planned = store.text(name), _without_embeddings(store, prompts, encoder)
+    try:
+        present = store.text(name)
+    except StoreDamaged:
+        return None
+    planned = _without_embeddings(store, prompts, encoder)
     same = (present.fingerprint == planned.fingerprint
             and np.array_equal(present.template_id, planned.template_id))
     return present if same else None

@@ -20,6 +20,7 @@ from onceclip.pipeline.encoders.spec import open_clip_folder
 from onceclip.pipeline.errors import PromptError
 from onceclip.pipeline.files import no_key_twice, read_json
 from onceclip.pipeline.prompts.descriptions import Descriptions
+from onceclip.pipeline.words import listing
 from onceclip.stores.identity import decode_key, digest
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -115,7 +116,7 @@ def load_phrases(path: Path) -> dict[str, str]:
             raise ValueError("every line must be folder,name")
         pairs = [(folder.strip(), name.strip()) for folder, name in rows]
         return no_key_twice(pairs[1:] if pairs and pairs[0] == ("folder", "name") else pairs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise PromptError(f"{path} is not a table of class names ({error}): write CSV lines `folder,name` or a JSON "
                           "object {\"folder\": \"name\"}") from error
 
@@ -126,8 +127,8 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     twice = next((name for name, number in Counter(found).items() if number > 1), None)
     if twice is not None or "" in found or len(found) < 2:
         what = f"{twice!r} is there twice" if twice else "one of them is empty" if "" in found else "there are too few"
-        raise PromptError(f"class names {', '.join(map(repr, found)) or 'none'}: {what}; give two or more, such as "
-                          "cat,dog")
+        raise PromptError(f"class names {listing([repr(each) for each in found]) or 'none'}: {what}; give two or more, "
+                          "such as cat,dog")
     return found
 
 

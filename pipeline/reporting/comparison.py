@@ -40,19 +40,23 @@ def compare_results(folders: Sequence[Path], test: str, baseline: str | None = N
     frame = results_frame(folders, contents="store" if test in _IN_A_STORE else "method")
     if shots is not None:
         frame = frame[frame["shots"].isin(list(shots))]
-    if score not in frame or frame.empty:
+    if score not in frame or frame[score].isna().all():
         raise ResultError(f"no run has a {score} at these shots: give other results folders or --shots")
+    frame = frame[frame[score].notna()]
     if by_encoder:
         frame = _by_encoder(frame)
     lines = list(dict.fromkeys(frame["method"]))
     base = baseline or (BASELINE if BASELINE in lines else lines[0])
     if base not in lines:
-        raise ResultError(f"no line {base!r} in the results: there are: {listing(lines, 12)}")
+        raise ResultError(f"no line {base!r} in the results with a {score}: there are: {listing(lines, 12)}")
     if methods is not None:
+        if missing := [name for name in methods if name not in lines]:
+            raise ResultError(f"no line {missing[0]!r} in the results: there are: {listing(lines, 12)}")
         frame = frame[frame["method"].isin([base, *methods])]
         lines = list(dict.fromkeys(frame["method"]))
     if len(lines) < 2:
-        raise ResultError(f"the results have one line, {lines[0]}: a comparison takes two")
+        raise ResultError(f"one line alone has the score {score}, {lines[0]}, and a comparison takes two: sweep "
+                          "another method, or give other --methods")
     blocks = []
     for number in in_order(frame["shots"]):
         part = frame[frame["shots"] == number]
@@ -132,7 +136,7 @@ def _mcnemar(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
     by_seed: dict[int, list[Block]] = {}
     for name, both in _pairs(part, base):
         for seed, mine, other in _answers(both):
-            found = compare_answers(mine.right, other.right)
+            found = compare_answers(mine.right, other.right, mine.unit)
             by_seed.setdefault(seed, []).append({
                 "method": name, "n": len(mine.label), "difference": found["difference"],
                 "interval": found["difference_interval"], "p": found["p"], "only_this": found["only_this"],
@@ -144,12 +148,12 @@ def _mcnemar(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
 def _bootstrap(part: pd.DataFrame, base: str, score: str) -> Iterator[Block]:
     found = []
     for name, both in _pairs(part, base):
-        pairs = [mine.right.astype(np.int8) - other.right for _, mine, other in _answers(both)]
-        if len({len(each) for each in pairs}) > 1:
+        answers = [(mine, other) for _, mine, other in _answers(both)]
+        if len({mine.keys for mine, _ in answers}) > 1:
             raise ResultError(f"runs of {name} were scored on other test images in other seeds: sweep them again")
-        values = np.stack(pairs)
-        found.append({"method": name, "n": len(pairs), "difference": float(values.mean()),
-                      "interval": list(two_way_interval(values)), "p": None})
+        values = np.stack([mine.right.astype(np.int8) - other.right for mine, other in answers])
+        found.append({"method": name, "n": len(answers), "difference": float(values.mean()),
+                      "interval": list(two_way_interval(values, answers[0][0].unit)), "p": None})
     yield from _block(found)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onceclip.adapters.saving import CONFIG, classes_outside, read_configuration
-from onceclip.pipeline.files import is_url
+from onceclip.adapters.saving import CONFIG, file_of, markdown_cell, modules_outside, read_configuration
+from onceclip.pipeline.files import is_url, local_path
 from onceclip.pipeline.words import counts, version
 from onceclip.stores import NotAStore, Store, open_store
 from onceclip.stores.location import local_copy
@@ -29,19 +29,20 @@ def info(path: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     Raises NotAStore if the path is neither.
     """
     if not is_url(path):
-        return _adapter(path, Path(path), modules) if (Path(path) / CONFIG).is_file() else _store(open_store(path))
+        folder = Path(local_path(path))
+        return _adapter(path, folder, modules) if file_of(folder, CONFIG).is_file() else _store(open_store(path))
     try:
         return _store(open_store(path))
     except NotAStore:
         with local_copy(path) as folder:
-            if not (folder / CONFIG).is_file():
+            if not file_of(folder, CONFIG).is_file():
                 raise
             return _adapter(path, folder, modules)
 
 
 def _adapter(path: str, folder: Path, modules: Sequence[str]) -> dict[str, Any]:
     config = read_configuration(folder)
-    if modules or classes_outside(config):
+    if modules or modules_outside(config):
         from onceclip.adapters import load_classifier  # says which module it needs
 
         load_classifier(folder, modules)
@@ -130,7 +131,7 @@ def card(values: dict[str, Any]) -> str:
     }
     templates = Environment(loader=PackageLoader("onceclip.pipeline.reporting"), trim_blocks=True,
                             autoescape=select_autoescape(["html"]))
-    templates.filters["cell"] = lambda text: " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    templates.filters["cell"] = markdown_cell
     return templates.get_template("card.md").render(
         name=name, place=place, in_python=repr(place), facts=facts, splits=SPLITS,
         classes=list(values["classes"].items()), most=_LISTED_CLASSES)

@@ -17,7 +17,7 @@ from onceclip.adapters import Classifier
 from onceclip.pipeline.decoding.preparation import Preparation, decoding
 from onceclip.pipeline.errors import BadImage, SourceError
 from onceclip.pipeline.files import VIDEOS, LocalFile, suffix
-from onceclip.pipeline.sources import Content, Record, open_source
+from onceclip.pipeline.sources import Content, Record, SourceOptions, open_source
 from onceclip.pipeline.sources.videos import Frame, close_video
 from onceclip.pipeline.tasks.tasks import inputs_of
 from onceclip.stores import Store
@@ -26,6 +26,7 @@ from onceclip.stores.identity import decode_key, digest
 MOST = 48
 SIDE = 160  # pixels
 QUALITY = 82
+_UNLABELLED = SourceOptions(unlabelled=True)  # how the images are labelled by now says nothing of their pictures
 _FRAME = "#frame="
 _DIGITS = 16  # of a frame's number
 
@@ -79,7 +80,7 @@ def with_pictures(shown: Sequence[Any], store: Store, images: str | None) -> tup
     contents: dict[str, Content] = {}
     if place and shown:
         try:
-            contents = {record.key: record.content for record in open_source(place).records}
+            contents = {record.key: record.content for record in open_source(place, _UNLABELLED).records}
         except SourceError:
             if not any(_FRAME in each.key for each in shown):
                 if images is not None:

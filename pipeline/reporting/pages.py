@@ -61,12 +61,13 @@ WORST = 20  # classes shown at once
 PAIRS = 15
 
 
-def write_results_report(folders: Sequence[Path], out: Path) -> dict[str, Any]:
+def write_results_report(folders: Sequence[Path], out: Path, places: Sequence[str] = ()) -> dict[str, Any]:
     """Write one self-contained HTML file of results folders, and tell what is in it.
 
+    places: what the page calls the folders, such as the URLs that they are copies of; by default their paths.
     Raises ResultError if they hold no result rows.
     """
-    results = read_results(folders)
+    results = read_results(folders).called(places or list(map(str, folders)))
     settings = settings_of(results)
     names = titles(settings)
     overall = [_tables(title, table) for title, table in mean_over_stores(settings)]
@@ -80,7 +81,7 @@ def _overview(results: Results) -> dict[str, Any]:
     rows = results.rows
     named = {f"{name}s": list(dict.fromkeys(str(row[name]) for row in rows if row.get(name) is not None))
              for name in ("store", "encoder", "text", "method")}
-    return {**named, "folders": [str(folder) for folder in results.folders], "runs": len(rows),
+    return {**named, "folders": results.folders, "runs": len(rows),
             "failed": sum(row["accuracy"] is None for row in rows), "shots": in_order(row["shots"] for row in rows),
             "seeds": _ranges(in_order(row["seed"] for row in rows)),
             "policies": [(name, POLICIES.get(name, ""), methods) for name, methods in policies(rows).items()]}

@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from onceclip.adapters.support import outside_class
 from onceclip.pipeline.reporting.settings import Best, Results, Setting
+from onceclip.pipeline.runs.automatic import member_names
 from onceclip.pipeline.tasks.draws import GENERATOR
 from onceclip.pipeline.words import counts, shots_of, version
 from onceclip.stores import Store
@@ -109,8 +111,16 @@ def replays(setting: Setting, best: Iterable[Best], results: Results) -> list[tu
         place = results.places.get(str(row.get("run")))
         if place and "asked" in row:
             found.append((f"{each.name}, {shots_of(each.shots)}, seed {seed}",
-                          f"onceclip fit --from-row {shlex.quote(place)}"))
+                          " ".join([f"onceclip fit --from-row {shlex.quote(place)}", *_imports(row["asked"])])))
     return found
+
+
+def _imports(asked: Mapping[str, Any]) -> list[str]:
+    """The options without which a row's method, strategy or source of support from outside would be refused."""
+    method = str(asked.get("method"))
+    named = (*(member_names(method) or [method]), str(asked.get("inference")),
+             outside_class(asked.get("support") or ""))
+    return [f"--import {each}" for each in dict.fromkeys(name.partition(":")[0] for name in named if ":" in name)]
 
 
 def _plain(value: Any) -> str:

@@ -41,11 +41,18 @@ class Results:
     curves: of trainings, by run.
     """
 
-    folders: tuple[Path, ...]
+    folders: tuple[str, ...]
     rows: tuple[Row, ...]
     places: Mapping[str, str]
     stores: Mapping[str, Mapping[str, Any]]
     curves: Mapping[str, Mapping[str, Any]]
+
+    def called(self, names: Sequence[str]) -> Results:
+        """The same with other names of the folders, one for each."""
+        shown = {f"{folder}/": f"{name.rstrip('/')}/" for folder, name in zip(self.folders, names, strict=True)}
+        return replace(self, folders=tuple(names), places={run: next(
+            (name + place.removeprefix(folder) for folder, name in shown.items() if place.startswith(folder)), place)
+            for run, place in self.places.items()})
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def read_results(folders: Sequence[Path]) -> Results:
             same[str(row.get("device"))] = row, f"{folder / NAME}:{number}"
         stores |= read_stores(folder)
         curves |= read_curves(folder)
-    return Results(tuple(folders), tuple(row for same in found.values() for row, _ in same.values()),
+    return Results(tuple(map(str, folders)), tuple(row for same in found.values() for row, _ in same.values()),
                    {run: place for run, same in found.items() for _, place in same.values()}, stores, curves)
 
 

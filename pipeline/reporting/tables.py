@@ -173,8 +173,7 @@ def _texts(table: Cells, digits: int, interval: bool, escape: Callable[[str], st
     between: a mean and half of its interval. best, second: forms of these cells.
     """
     marks, several = _marks(table, digits), any(shots is not None for shots, _ in table.lines)
-    numbers = not several and table.columns and all(isinstance(each, int) for each in table.columns)
-    head = [*["shots"] * several, "method", *(shots_of(each) if numbers else escape(str(each).replace("_", " "))
+    head = [*["shots"] * several, "method", *(escape(str(each).replace("_", " ")) if several else shots_of(each)
                                               for each in table.columns)]
     lines = []
     for line in table.lines:

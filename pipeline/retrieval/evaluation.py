@@ -82,6 +82,9 @@ def evaluate(store: Store, name: str = "captions", split: str | None = None, poo
     if phrases is not None and (trained is not None or pooled != MEAN):
         raise RetrievalError("comclip scores images and crops as they are stored: leave out what is trained, and "
                              "--pooling")
+    if trained is not None and reranked is not None:
+        raise RetrievalError("re-ranking adds cosines of rows as they are stored, and what is trained makes its own "
+                             "vectors: leave out --rerank, or the training")
     text = store.text(name)
     split = ranked_split(store, text, split)
     if trained:

@@ -22,7 +22,7 @@ from onceclip.stores import Store
 _BLOCK = 2048  # rows, and queries where an item is a row, that are scored at once: twice as fast as all rows of a piece
 _STRIP = 64  # rows of a block whose pairs are listed at once
 _ROUNDING = 1e-6  # by which the cosine of equal rows may be below 1
-_MERGED = 0.02  # share of a block's scores above which they are all sorted, instead of the few that matter
+_MERGED = 0.02  # share of a block's scores above which the highest are looked for before any are sorted
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,14 @@ class Best:
     def add(self, first: int, scores: Tensor, start: int) -> None:
         """Take in scores (queries, items) of consecutive queries from `first` on and items from `start` on.
 
-        Most are below the lowest that is kept; only the others are sorted.
+        Most are below the lowest that is kept; only the others are sorted. Of equal scores the first item counts.
         """
-        top = self.scores.shape[1]
-        where = slice(first, first + len(scores))
-        query, item = (scores > self.scores[where, -1:]).nonzero(as_tuple=True)
-        if len(query) > _MERGED * scores.numel():
-            values, places = scores.topk(min(top, scores.shape[1]), dim=1)
-            self._merge(torch.arange(first, first + len(scores)), values, places + start)
-        elif len(query):
+        above = scores > self.scores[first:first + len(scores), -1:]
+        if above.count_nonzero() > _MERGED * scores.numel():
+            # `topk` itself takes any of equal ones.
+            above &= scores >= scores.topk(min(self.scores.shape[1], scores.shape[1]), dim=1).values[:, -1:]
+        query, item = above.nonzero(as_tuple=True)
+        if len(query):
             rows, number = query.unique_consecutive(return_counts=True)
             column = torch.arange(len(query)) - (number.cumsum(0) - number).repeat_interleave(number)
             line = torch.arange(len(rows)).repeat_interleave(number)
@@ -95,7 +94,7 @@ class Best:
 
 def search(store: Store, query: Tensor, top: int, by: str, split: str | None = None, pooling: Choice = MEAN,
            maps: Maps | None = None, progress: Progress = no_progress) -> list[Hit]:
-    """The items nearest to one query (dim,); equal scores in the order of names.
+    """The items nearest to one query (dim,); equal scores in the order of `items_of`.
 
     maps: trained ones, which make the items' vectors and made the query. The query is raw without them.
     """

@@ -27,7 +27,7 @@ from onceclip.pipeline.evaluation.metrics import CALIBRATED, DETECTION, SCORES
 from onceclip.pipeline.runs.automatic import Automatic, Average, average_of, is_average
 from onceclip.pipeline.runs.keep import NOTHING, Keep, rows_scored
 from onceclip.pipeline.runs.run import NO_REFIT, REFITS, RunSpec
-from onceclip.pipeline.tasks.draws import ALL, GENERATOR, LISTED, Draw, share_groups
+from onceclip.pipeline.tasks.draws import ALL, GENERATOR, LISTED, Draw
 from onceclip.pipeline.tasks.encoders import task_of_encoder
 from onceclip.pipeline.tasks.support import bank_of, with_support
 from onceclip.pipeline.tasks.tasks import Drawn, Inputs, draw_labelled, draw_task, names_for
@@ -120,8 +120,7 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
     store, average = first.opened(store), is_average(first.method)
     methods = [spec.built() for spec in specs]
     drawn = _drawn(store, first, methods[0])
-    known = drawn.task.val is None and share_groups(store, drawn.support.rows)
-    policies = [spec.select or _policy(method, drawn, known) for spec, method in zip(specs, methods, strict=True)]
+    policies = [spec.select or _policy(method, drawn) for spec, method in zip(specs, methods, strict=True)]
     drawn.remarks.extend(dict.fromkeys(
         remark for method, spec, policy in zip(methods, specs, policies, strict=True)
         if spec.select != "fixed" and spec.shots != 0
@@ -142,7 +141,7 @@ def _fit_alone(store: Store, specs: Sequence[RunSpec], progress: Callable[[float
         chosen = {place: replace(each, provenance=_provenance(store, specs[place], drawn, policies[place]))
                   for place, each in zip(found, fitted, strict=True)}
         guessed = drawn.sourced and drawn.task.val is None
-        if (calibrate or keep.coverage is not None) and not (average or guessed or known):
+        if (calibrate or keep.coverage is not None) and not (average or guessed):
             chosen = {place: calibrated(each, methods[0], drawn.task) for place, each in chosen.items()}
         given: dict[int, Classifier | MethodError] = {
             place: each if isinstance(each, MethodError) else chosen[place] for place, each in enumerate(selections)}
@@ -198,13 +197,10 @@ def _tasks(store: Store, spec: RunSpec, method: Method, drawn: Drawn) -> dict[st
                                                      method.wants_tower) for name in encoders}}
 
 
-def _policy(method: Method, drawn: Drawn, known: bool) -> str:
-    """How a method's hyperparameters are chosen by default; guessed labels choose none, nor images of one group.
-
-    known: whether an image that is left out is known by others of its group.
-    """
+def _policy(method: Method, drawn: Drawn) -> str:
+    """How a method's hyperparameters are chosen by default; guessed labels choose none."""
     policy = default_policy(method, drawn.task)
-    return "fixed" if policy == "loo" and (known or drawn.sourced.get("source")) else policy
+    return "fixed" if policy == "loo" and drawn.sourced.get("source") else policy
 
 
 def _selections(specs: Sequence[RunSpec], methods: Sequence[Method], policies: Sequence[str],

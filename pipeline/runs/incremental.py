@@ -53,8 +53,17 @@ class Sessions:
         """Name of the run with one order of classes: what was asked for, of which content."""
         asked = {"method": self.method, "values": self.built().values, "sessions": self.sessions, "shots": self.shots,
                  "seed": self.seed, "joint": self.joint, "order": order, "store": store.fingerprint,
-                 "text": store.text_fingerprint(self.text)}
+                 "text": self.text_fingerprint(store)}
         return fingerprint({"incremental": asked})
+
+    def text_of(self, store: Store) -> str | None:
+        """Name of the text set; None of a store that has no text, where the method looks at none."""
+        return self.text if store.texts or self.built().needs_text else None
+
+    def text_fingerprint(self, store: Store) -> str:
+        """Fingerprint of the text set, empty where there is none. Raises StoreIncomplete if the store lacks it."""
+        name = self.text_of(store)
+        return "" if name is None else store.text_fingerprint(name)
 
 
 def order_of(classes: Sequence[str], seed: int, sessions: int) -> list[list[str]]:
@@ -100,7 +109,7 @@ def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[
         raise TaskError(f"{asked.method} is of several methods: name each by itself, as in --method gda,zero-shot")
     if method.inputs != ("embedding",) or method.needs_bank or method.wants_tower:
         raise TaskError(f"{method.name} takes more than embeddings and prompts: use another method for sessions")
-    task = draw_task(store, DrawSpec(asked.shots, asked.seed), text=asked.text).task
+    task = draw_task(store, DrawSpec(asked.shots, asked.seed), text=asked.text_of(store)).task
     test = store.rows("test")
     truth = store.column("label")[test]
     number = {name: place for place, name in enumerate(store.classes)}
@@ -131,7 +140,7 @@ def _run(store: Store, asked: Sessions, order: int, progress: Progress) -> dict[
         "bytes_kept": kept_bytes(classifier, state), "reads_old_rows": asked.joint, "n_test": len(test),
         "store": store.path, "encoder": store.encoder["name"], "text": asked.text,
         "fingerprints": {"encoder": store.encoder["fingerprint"], "store": store.fingerprint,
-                         "text": store.text_fingerprint(asked.text)},
+                         "text": asked.text_fingerprint(store)},
         "seconds": time.perf_counter() - begun, "version": version(), "run": asked.identity(store, order)}
 
 

@@ -20,9 +20,9 @@ from onceclip.stores.schema import create_array, get_array, read_whole
 from onceclip.stores.storage import damage, open_group
 
 PREDICTIONS = "predictions.zarr"
-_LABELS = "label"  # group with the classes of each set of test rows
+_LABELS, _UNITS = "label", "unit"  # with the classes of each set of test rows, and what belongs together, if anything
 _NO_ANSWER = {np.dtype(np.uint8): 2**8 - 1, np.dtype(np.uint16): 2**16 - 1, np.dtype(np.uint32): 2**32 - 1}
-_EXTRA = ("curve", "predicted", "label", "keys")
+_EXTRA = ("curve", "predicted", "label", "unit", "keys")
 _SERIES = ("train_loss", "val_loss", "val_accuracy")
 
 
@@ -47,11 +47,15 @@ NOTHING = Keep()
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run took every test row for. predicted, label: (rows,) positions of classes. keys: hash of the rows."""
+    """What a run took every test row for. predicted, label: (rows,) positions of classes. keys: hash of the rows.
+
+    unit: (rows,) numbers, the same for rows of a group; None where no row has one.
+    """
 
     predicted: np.ndarray
     label: np.ndarray
     keys: str
+    unit: np.ndarray | None = None
 
     @property
     def right(self) -> np.ndarray:
@@ -60,9 +64,10 @@ class Predictions:
 
 
 def rows_scored(found: Evaluation) -> dict[str, Any]:
-    """Label and identity of the test rows that a run, and all runs of its group, are scored on."""
+    """Label, groups and identity of the test rows that a run, and all runs of its group, are scored on."""
     keys = list(map(str, found.store.column("key")[found.rows]))
-    return {"label": found.label.astype(found.predicted.dtype), "keys": fingerprint([keys, found.label.tolist()])}
+    return {"label": found.label.astype(found.predicted.dtype), "keys": fingerprint([keys, found.label.tolist()]),
+            "unit": None if found.unit is None else found.unit.astype(np.uint32)}
 
 
 def write_kept(folder: Path, rows: Sequence[dict[str, Any]], part: Part | None) -> list[dict[str, Any]]:
@@ -79,6 +84,8 @@ def write_kept(folder: Path, rows: Sequence[dict[str, Any]], part: Part | None) 
             place = f"{_LABELS}/{row['keys']}"
             if place not in group:
                 _put(group, place, row["label"], {})
+                if row["unit"] is not None:
+                    _put(group, f"{_UNITS}/{row['keys']}", row["unit"], {})
             _put(group, str(row["run"]), row["predicted"], {"keys": row["keys"], "store": row["store"]})
     return [{name: value for name, value in row.items() if name not in _EXTRA} for row in rows]
 
@@ -136,11 +143,14 @@ def read_predictions(folder: Path, row: Mapping[str, Any]) -> Predictions:
             group = open_group(str(path))
             array = get_array(group, run)
             keys = str(array.attrs["keys"])
-            found = Predictions(read_whole(array), read_whole(get_array(group, f"{_LABELS}/{keys}")), keys)
+            units = f"{_UNITS}/{keys}"
+            found = Predictions(read_whole(array), read_whole(get_array(group, f"{_LABELS}/{keys}")), keys,
+                                read_whole(get_array(group, units)) if units in group else None)
     except StoreError as error:
         raise ResultError(f"{path}: the predictions of run {run} are damaged: delete that folder of them and repeat "
                           "the sweep") from error
-    if found.predicted.shape != found.label.shape or found.predicted.ndim != 1:
+    others = [found.label.shape, *([] if found.unit is None else [found.unit.shape])]
+    if any(shape != found.predicted.shape for shape in others) or found.predicted.ndim != 1:
         raise ResultError(f"{path}: the predictions of run {run} are not those of its test rows: delete that folder of "
                           "them and repeat the sweep")
     return found

@@ -47,6 +47,17 @@ def make_specs(methods: Sequence[str], shots: Sequence[int | None], seeds: Seque
     return specs
 
 
+def values_of_each(methods: Sequence[str], values: Mapping[str, Any], option: str) -> list[dict[str, Any]]:
+    """Those of some values that each method has; of METHOD.HYPERPARAMETER that method alone.
+
+    Raises TaskError, which names the option, for a value that none has.
+    """
+    unused = {*values}
+    found = [_own([*values.items()], name, run_method(name).hyperparameters, unused) for name in methods]
+    _require_used(option, unused, methods)
+    return found
+
+
 def _readings(names: Sequence[str], values: Sequence[tuple[str, str]],
               batches: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Fields of RunSpec for each strategy. Raises TaskError for a value that no strategy has."""

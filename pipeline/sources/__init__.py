@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 
+from onceclip.adapters.plugin import import_function
 from onceclip.errors import OnceclipError, failure_of, one_line
 from onceclip.pipeline.errors import SourceError
-from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile, import_name
+from onceclip.pipeline.files import LocalFile, Pixels, RemoteFile
 from onceclip.pipeline.sources.archives import Archives
 from onceclip.pipeline.sources.coop import CoopSplit
 from onceclip.pipeline.sources.folder import Folder
@@ -27,6 +28,7 @@ from onceclip.pipeline.sources.record import (
 from onceclip.pipeline.sources.torchvision_sets import TorchvisionSet
 from onceclip.pipeline.sources.videos import with_frames
 from onceclip.pipeline.words import counted, listing
+from onceclip.stores.identity import line_of
 from onceclip.stores.schema import SPLITS
 
 __all__ = [
@@ -62,13 +64,14 @@ class OwnFunction(Source):
 
         Raises SourceError if there is no such function, or it gives something else.
         """
+        give, _ = import_function(text, SourceError)
         try:
-            records = list(import_name(text)(options.root))
+            records = list(give(options.root))
         except OnceclipError:
             raise
         except Exception as error:  # a user's code may raise anything
-            raise SourceError(f"{text} failed ({failure_of(error)}): give MODULE:FUNCTION of a file in this folder or "
-                              "of an installed package, which takes the root and gives records") from error
+            raise SourceError(f"{text} failed ({failure_of(error)}): it must take the root, and give records"
+                              ) from error
         other = next((each for each in records if not isinstance(each, Record)), None)
         if other is not None or not records:
             what = "no record" if other is None else f"a {type(other).__name__}"
@@ -83,7 +86,8 @@ class OwnFunction(Source):
                 raise SourceError(f"{text} gave the content {each.content!r:.60} for {each.key}, which has no `read`: "
                                   "give LocalFile(path) of onceclip.pipeline.sources, say")
         _require_sendable(text, records[0].content)
-        return Listing(records)
+        return Listing([replace(each, key=line_of(each.key), label=each.label and line_of(each.label),
+                                group=line_of(each.group)) for each in records])
 
 
 def _require_sendable(text: str, content: Content) -> None:

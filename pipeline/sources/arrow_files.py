@@ -20,7 +20,7 @@ from onceclip.pipeline.sources.folder import SPLIT_FOLDERS
 from onceclip.pipeline.sources.record import natural_order
 from onceclip.pipeline.sources.table_file import ARROW, LANCE, PARQUET, TableFile
 from onceclip.pipeline.words import listing
-from onceclip.stores.identity import encode_key
+from onceclip.stores.identity import line_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -82,7 +82,7 @@ class ArrowTable:
         """Names of the classes that the numbers of a column stand for; none if nothing says it."""
         feature = self.features.get(column, {})
         names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
-        return [_line(str(name)) for name in names] if isinstance(names, list) else []
+        return [line_of(str(name)) for name in names] if isinstance(names, list) else []
 
     def words(self, column: str, values: pyarrow.Array) -> list[str]:
         """A column of labels, splits or keys as text; empty for nothing, and for class numbers below 0.
@@ -96,7 +96,7 @@ class ArrowTable:
             return self.words(column, values.dictionary_decode())
         found = values.to_pylist()
         if types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind):
-            return ["" if each is None else _line(each) for each in found]
+            return ["" if each is None else line_of(each) for each in found]
         if not types.is_integer(kind):
             raise SourceError(f"{self.place}: column {column!r} is {kind}: it must be text or whole numbers; "
                               f"--column names another ({listing(self.schema.names)})")
@@ -118,11 +118,6 @@ class ArrowTable:
                               f"{listing(sorted(splits - {file.split}))}: the splits are train, val and test; name the "
                               "files or the folder of one")
         return SPLIT_FOLDERS[file.split.lower()]
-
-
-def _line(text: str) -> str:
-    """A text as a key or name of a store: one line, in which keys of a store stay as they are."""
-    return text if text.isprintable() else encode_key(text).replace("%25", "%")
 
 
 def is_table(text: str) -> bool:

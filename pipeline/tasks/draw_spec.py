@@ -208,9 +208,9 @@ SHAPE_OPTIONS = ", ".join(_option(each.name) for each in _SHAPE[:-1]) + f" and {
 
 
 def _whole(name: str, value: Any) -> int:
-    """A whole number from 0 up. Raises TaskError for anything else. name: of the field."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
-        raise TaskError(f"{_option(name)} {value!r}: give a whole number from 0 up")
+    """A whole number from 0 up, with room for more below 2^64. Raises TaskError for others. name: of the field."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= operator.index(value) < 2**63:
+        raise TaskError(f"{_option(name)} {value!r}: give a whole number from 0 up, below 2^63")
     return operator.index(value)
 
 

@@ -109,12 +109,5 @@ def without_ties(store: Store, rows: np.ndarray, known: set[bytes | str]) -> tup
                                              "group": int((same_group & ~duplicate).sum())}
 
 
-def share_groups(store: Store, rows: np.ndarray) -> bool:
-    """Whether some rows are of one group, so that one that is left out is known by the others."""
-    group = store.column("group")[rows]
-    named = group[group != ""].tolist()
-    return len({*named}) < len(named)
-
-
 def _digests(store: Store, rows: np.ndarray) -> list[bytes]:
     return store.column("digest")[rows].view(f"V{DIGEST_BYTES}").ravel().tolist()

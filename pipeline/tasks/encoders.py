@@ -77,6 +77,6 @@ def task_of_encoder(task: Task, store: Store, name: str, text: str = "default", 
     own = task_of(other, words.of_classes(names), class_weights, NO_ROWS, tower=tower)
 
     def seen(rows: Rows) -> Rows:
-        return Rows(rows.input((output,)), rows.label, weight=rows.weight)
+        return Rows(rows.input((output,)), rows.label, weight=rows.weight, group=rows.group)
 
     return replace(own, support=seen(task.support), val=task.val and seen(task.val))

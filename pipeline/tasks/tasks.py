@@ -252,7 +252,15 @@ def _rows(store: Store, drawn: Draw, outputs: Sequence[str], with_views: bool = 
     others = {name: tensor_of(store.embeddings(drawn.rows, name)) for name in outputs
               if name != EMBEDDING and store.has(name)}
     label = torch.from_numpy(drawn.told(store.column("label")[drawn.rows].astype(np.int64)))
-    return Rows(tensor_of(store.embeddings(drawn.rows)), label, views, others)
+    return Rows(tensor_of(store.embeddings(drawn.rows)), label, views, others, group=_groups(store, drawn.rows))
+
+
+def _groups(store: Store, rows: np.ndarray) -> Tensor | None:
+    """A number for the group of each row, -1 for none: (rows,); None where no row has one."""
+    names = store.column("group")[rows].astype(object)
+    if (names == "").all():
+        return None
+    return torch.from_numpy(np.where(names == "", -1, np.unique(names, return_inverse=True)[1]).astype(np.int64))
 
 
 def _have_views(store: Store, rows: np.ndarray) -> bool:

@@ -134,6 +134,18 @@ def same_logits(fit, task, make_rows):
     torch.testing.assert_close(found.logits(queries), expected.logits(queries), rtol=1e-3, atol=1e-3)
 
 
+def test_a_classifier_on_the_device_takes_rows_from_anywhere(make_task, make_rows):
+    task, rows = make_task(), make_rows((4, 4, 4), 10, seed=50).embedding
+    expected = TipAdapter().fit(task).logits(rows)
+    with SecondDevice() as device:
+        classifier = TipAdapter().fit(task.to("cuda"))
+        found = [classifier.logits(each) for each in (rows.numpy(), rows, rows.to("cuda"))]
+        assert not any(map(device.has, found))
+    for each in found:
+        torch.testing.assert_close(each, expected, rtol=1e-4, atol=1e-4)
+    assert len(found) == 3
+
+
 class Waiting:
     """In place of threads, which would not know of the stand-in."""
 

@@ -106,6 +106,15 @@ def test_adapters_of_one_encoder_read_its_columns_once(make_task, make_rows):
     assert_close(both.logits(queries), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_encoder_of_the_store_is_that_of_its_own_member_wherever_it_stands(make_task):
+    task = make_task((3, 3, 3))
+    own, other = (replace(ZeroShot().fit(task), provenance={"encoder": {"fingerprint": each}}) for each in "ab")
+    both = ensemble({"dino": other, "": own})
+    assert both.encoder == {"fingerprint": "a"}
+    assert both.provenance["encoders"] == {"dino": {"fingerprint": "b"}, "": {"fingerprint": "a"}}
+    assert ensemble({"dino": other, "sig": other}).encoder == {}
+
+
 def test_what_is_no_ensemble_is_one_line(make_task):
     one, other = ZeroShot().fit(make_task((3, 3, 3))), ZeroShot().fit(make_task((3, 3)))
     for classifiers, rule, text in (({"": one}, "confidence", "two classifiers or more"),

@@ -189,6 +189,42 @@ def test_what_is_prepared_once_for_all_values_cannot_look_at_one(make_task):
     assert fit_all([Peeking(margin=1.0)], task)[0].classifier.hyperparameters["margin"] == 1.0
 
 
+class Unlearning(Method):
+    """Trains a weight that its loss does not look at."""
+
+    hyperparameters = recipe(0.1, 2)
+
+    def initial(self, prepared, generator):
+        return {"weight": prepared.text.class_weights.clone()}
+
+    def training_head(self, prepared, parameters):
+        return Linear(parameters["weight"].detach())
+
+    head = training_head
+
+
+class HalfLearning(Unlearning):
+    """Trains one weight of two."""
+
+    def initial(self, prepared, generator):
+        return {**super().initial(prepared, generator), "other": torch.zeros(1)}
+
+    def training_head(self, prepared, parameters):
+        return Linear(parameters["weight"])
+
+
+class Unsolved(Unlearning):
+    """The same by another solver."""
+
+    solver = "lbfgs"
+
+
+@pytest.mark.parametrize("kind", [Unlearning, HalfLearning, Unsolved])
+def test_a_loss_that_depends_on_no_parameter_is_one_line(kind, make_task):
+    with pytest.raises(MethodError, match=f"loss of {kind.name} does not depend on all parameters that its initial"):
+        kind().fit(make_task((4, 4, 4)))
+
+
 @dataclass(frozen=True)
 class Odd(Head):
     """Rows times a matrix, with something that may be wrong."""

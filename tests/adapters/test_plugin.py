@@ -152,7 +152,8 @@ def test_a_method_is_named_by_module_and_class_or_given_as_the_class(own):
 
 
 @pytest.mark.parametrize(("path", "message"), [
-    ("{own}:Nothing", "has no class 'Nothing' that derives from Method"),
+    ("{own}:Nothing", "has no class 'Nothing' that derives from Method: .*there are: .*Cubes"),
+    ("{own}:Cubez", "did you mean 'Cube"),
     ("{own}:Cubed", "has no class 'Cubed' that derives from Method"),
     ("no_such_module:Cubes", "cannot import 'no_such_module' .*: name a module in this folder"),
     ("broken:Cubes", r"cannot import 'broken' \(ZeroDivisionError: division by zero in broken.py:1\)")])
@@ -251,7 +252,7 @@ def test_the_module_behaves_as_any_other_torch_module(own, make_task):
     torch.testing.assert_close(logits, fitted.logits(task.support.embedding))
 
 
-def test_commands_take_a_method_of_ones_own(own, forget, store_path, tmp_path, run):
+def test_commands_take_a_method_of_ones_own(own, forget, store_path, adapter_path, tmp_path, run):
     """Fit, sweep with workers, methods, the reports and what opens adapters, each as if in a process of its own."""
     def said(*arguments, code=0):
         forget()
@@ -276,6 +277,8 @@ def test_commands_take_a_method_of_ones_own(own, forget, store_path, tmp_path, r
         assert f"--import {own}" in said(*command, code=1)
         assert imports(own) == before
         said(*command, "--import", own)
+    assert f"{store_path} --import {own} --out mistakes" in said("evaluate", adapter, store_path, "--import", own)
+    assert f"{store_path} --out mistakes" in said("evaluate", adapter_path, store_path, "--import", own)
     number = next(place for place, row in enumerate(rows, 1) if row["method"] == name)
     again = ("fit", "--from-row", f"{results}:{number}")
     assert f"the row needs {name}" in said(*again, code=1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from onceclip.adapters import MethodError, Rows, Task, Text, TipAdapter
+from onceclip.adapters import MethodError, Rows, Task, Text, TipAdapter, ZeroShotLinearProbe
 
 NAMES = ("ant", "bee", "cat")
 NAN = torch.full((3, 4), float("nan"))
@@ -99,3 +99,29 @@ def test_a_classifier_gives_no_rows_for_no_rows(classifier):
 def test_a_classifier_fitted_in_double_precision_takes_single_precision(classifier):
     double = TipAdapter().fit(Task(text(), rows()).to(torch.float64))
     torch.testing.assert_close(double.logits(torch.ones(2, 4)), classifier.logits(torch.ones(2, 4)))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8], ids=str)
+def test_labels_are_whole_numbers_of_any_type(kind):
+    """Arrays of NumPy come with all of them, and torch's losses take one."""
+    given, narrow = rows(), Rows(torch.eye(3, 4), torch.tensor((0, 1, 2)).to(kind))
+    index = Text(torch.eye(3, 4), torch.tensor((0, 1, 2)).to(kind), NAMES)
+    method = ZeroShotLinearProbe(epochs=2)
+    assert torch.equal(method.fit(Task(index, narrow)).logits(torch.eye(3, 4)),
+                       method.fit(Task(text(), given)).logits(torch.eye(3, 4)))
+
+
+@pytest.mark.parametrize("make", [lambda: Rows(np.eye(3, 4), torch.arange(3)), lambda: Rows(torch.eye(3), np.arange(3)),
+                                  lambda: Text(np.eye(3, 4), torch.arange(3), NAMES)])
+def test_arrays_in_the_place_of_tensors_are_named_with_what_makes_tensors_of_them(make):
+    with pytest.raises(MethodError, match=r"a ndarray in the place of a torch tensor: give torch.from_numpy\(array\)"):
+        make()
+
+
+@pytest.mark.parametrize(("of_text", "of_rows"), [(torch.float32, torch.float16), (torch.float64, torch.float32),
+                                                  (torch.float16, torch.float16)], ids=str)
+@pytest.mark.parametrize("method", [TipAdapter(), ZeroShotLinearProbe(epochs=2)], ids=lambda method: method.name)
+def test_text_and_rows_are_of_one_precision_which_is_no_half_one(method, of_text, of_rows):
+    """What CLIP gives on a GPU is float16, in which nothing here can be solved."""
+    with pytest.raises(MethodError, match=r"give all of them as float32, such as with .float\(\)"):
+        method.fit(Task(text(torch.eye(3, 4).to(of_text)), rows(torch.eye(3, 4).to(of_rows))))

@@ -167,3 +167,12 @@ def test_an_adapter_of_other_outputs_is_read_or_refused_in_one_line(strategy, ma
         assert found.classifier is None
         with pytest.raises(MethodError, match="use an adapter of embeddings"):
             strategy.with_values(fit_on="train").run(fitted, queries, task, train)
+
+
+@pytest.mark.parametrize("name", ["stata", "transclip"])
+def test_what_is_left_behind_weighs_the_classifier_as_the_fit_did(name, classifier, queries, task, unlabelled):
+    strategy = INFERENCES[name](fit_on="train", text_weight=0.25)
+    left = strategy.run(classifier, queries, task, unlabelled).classifier
+    _, head, _ = strategy.solve(classifier, unlabelled, task)
+    expected = 0.25 * classifier.head(queries.embedding) + head(queries.embedding)
+    assert_close(left.head(queries.embedding), expected, rtol=1e-4, atol=1e-4)

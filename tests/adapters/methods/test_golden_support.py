@@ -168,3 +168,9 @@ def test_what_is_missing_is_one_line(method, change, text):
     with pytest.raises(MethodError, match=text) as caught:
         method().fit(replace(TASK, **change))
     assert "\n" not in str(caught.value)
+
+
+def test_x_more_averages_its_certainties_over_images_of_all_classes(monkeypatch):
+    """Support rows come class by class: the first ones of many would be of the first classes alone."""
+    monkeypatch.setattr("onceclip.adapters.methods.x_more._ROWS", 3)
+    assert torch.equal(XMoRe().prepare(TASK).rows, unit(SUPPORT)[::2])

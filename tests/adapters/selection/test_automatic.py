@@ -111,3 +111,35 @@ def test_copies_of_a_row_are_held_out_with_it_and_choose_nothing_by_being_left_o
     assert calibrated(method.fit(copied), method, copied).calibrated_on == ""
     assert remarks_on(method, plain, "loo") == []
     assert "copies of others" in remarks_on(method, copied, "loo")[0]
+
+
+def test_rows_of_a_group_are_held_out_together_and_with_the_copies_of_any(make_task):
+    """A frame that is left out would be known by the others of its video."""
+    task = make_task((6, 6, 6))
+    group = torch.arange(18) // 2  # three groups of two in each class
+    embedding = task.support.embedding.clone()
+    embedding[2] = embedding[1]  # so that the first two groups of the first class know each other
+    grouped = replace(task, support=replace(task.support, embedding=embedding, group=group))
+    for seed in range(5):
+        held = _hold_out(grouped, seed)
+        assert not {*held.val.group.tolist()} & {*held.support.group.tolist()}
+        assert torch.bincount(held.val.label).tolist() in ([2, 2, 2], [4, 2, 2])
+    alone = replace(task, support=replace(task.support, group=torch.arange(18) // 6))
+    assert _hold_out(alone, 0).val is None  # nothing is left of a class whose one group is held out
+
+
+@pytest.mark.parametrize("groups", [2, 6])
+def test_images_of_a_group_are_held_out_together_in_all_classes_and_choose_nothing_by_being_left_out(make_task, groups):
+    """Frames of a video, or visits of a patient with several findings: what is left out would be known by others."""
+    plain, method = make_task((8, 8, 8)), TipAdapter()
+    task = replace(plain, support=replace(plain.support, group=torch.arange(24) % groups))
+    held = _hold_out(task, 0)
+    assert len({*held.val.group.tolist()}) == 1  # a quarter of the groups, which all classes have
+    assert {*held.val.group.tolist(), *held.support.group.tolist()} == {*range(groups)}
+    assert len(held.val) == 24 // groups
+    assert (default_policy(method, plain), default_policy(method, task)) == ("loo", "fixed")
+    assert calibrated(method.fit(task), method, task).calibrated_on == ""
+    assert "of one group" in remarks_on(method, task, "loo")[0]
+    alone = replace(plain, support=replace(plain.support, group=torch.full((24,), -1)))
+    assert default_policy(method, alone) == "loo"
+    assert torch.equal(_hold_out(alone, 0).val.embedding, _hold_out(plain, 0).val.embedding)

@@ -10,6 +10,7 @@ from onceclip.adapters import METHODS, ClipAdapter, Method, MethodError, Rows, T
 from onceclip.adapters.selection.selection import fit_all
 from onceclip.adapters.training import engine
 from onceclip.adapters.training.engine import train
+from onceclip.adapters.training.history import recording
 from onceclip.adapters.training.loop import Run
 from onceclip.adapters.training.optimizer import Position, step_size
 from onceclip.adapters.training.trainable import SCHEDULES
@@ -86,6 +87,18 @@ def test_a_training_that_diverges_is_reported_with_what_to_change(make_task):
     method = TipAdapterF(learning_rate=10, beta=50, train_beta=50, epochs=20)
     with pytest.raises(MethodError, match=r"tip-adapter-f diverged .* learning_rate"):
         method.fit(make_task((4, 4, 4), noise=1.0))
+
+
+def test_recording_a_training_changes_no_number_and_says_something_of_every_method(method, make_task, queries):
+    task = make_task(val=2)
+    plain = method.fit(task).logits(queries)
+    with recording() as recorder:
+        assert torch.equal(method.fit(task).logits(queries), plain)
+    if method.trained and method.solver == "gradient":
+        history = recorder.history(method)
+        assert len(history["val_loss"]) == method.epochs
+        assert len(history["train_loss"]) == (0 if method.name == "reco" else method.epochs)
+        assert all(math.isfinite(loss) for name in ("train_loss", "val_loss") for loss in history[name])
 
 
 def test_views_take_turns_over_epochs(make_task):

@@ -186,3 +186,9 @@ def test_names_with_commas_are_quoted_on_the_command_line_and_plain_in_a_file(fi
                   ["--config", file_of('[evaluate]\nclasses = ["disc", "maillot, tank suit"]\n')]):
         done = run("evaluate", "adapter", "store.zarr", *given)
         assert "no class 'maillot, tank suit' in store.zarr" in done.stderr
+
+
+def test_a_file_may_begin_with_the_mark_that_editors_of_windows_write(file_of: Run, run_json: Run,
+                                                                      store_path: Path) -> None:
+    path = file_of("\ufeff[fit]\nseed = 7\nmethod = 'zero-shot'\n")
+    assert run_json("--config", path, "fit", store_path)["seed"] == 7

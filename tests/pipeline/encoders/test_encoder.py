@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from onceclip.pipeline.encoders import EncoderSpec, check_spec, open_encoder
@@ -264,3 +265,18 @@ def test_a_folder_with_a_configuration_and_no_weights_is_an_error(model_copy: Ca
     with pytest.raises(EncoderError, match="cannot load"):
         open_encoder(EncoderSpec(f"local-dir:{folder}"))
     assert open_encoder(EncoderSpec(f"local-dir:{folder}", allow_random=True)).dim == 64
+
+
+def test_weights_that_cannot_be_downloaded_are_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        try:
+            raise LocalEntryNotFoundError("we cannot find the files in the cache. Please check your connection")
+        except LocalEntryNotFoundError as error:
+            raise RuntimeError(f"Failed to download weights: {error}. Please check your connection") from error
+
+    monkeypatch.setattr("open_clip.create_model", fail)
+    with pytest.raises(EncoderError) as caught:
+        open_encoder(EncoderSpec("ViT-B-32", "openai"))
+    assert str(caught.value) == (
+        "ViT-B-32 with openai is in no cache of this machine, and the network does not answer: check it, or use "
+        "local-dir:FOLDER or a weights file for --pretrained; --model demo works without one")

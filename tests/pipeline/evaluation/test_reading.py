@@ -21,6 +21,7 @@ from onceclip.pipeline.evaluation.evaluate import Evaluation, score
 from onceclip.pipeline.evaluation.inference import read
 from onceclip.pipeline.extraction.outputs import OutputOptions
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
+from onceclip.pipeline.tasks.draws import tied
 from onceclip.pipeline.tasks.tasks import draw_labelled, draw_task
 from onceclip.stores import Store, StoreIncomplete, open_store
 
@@ -111,6 +112,16 @@ def test_images_of_the_other_classes_are_found_by_their_patches(alone: Evaluatio
     fit = found["inference"]["fit"]
     train = store.rows("train")
     assert fit["n"] == (store.column("label")[train] == store.classes.index("disc")).sum() > 0
+
+
+def test_normal_train_images_that_stand_in_a_later_split_too_are_left_out(alone: Evaluation, store: Store,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test image whose copy is in the bank is no distance from it."""
+    train = store.rows("train")
+    normal = train[store.column("label")[train] == store.classes.index("disc")]
+    monkeypatch.setattr(queries, "tied", lambda *_: tied(store, normal[:2]))
+    found = read(alone, INFERENCES["patch-knn"](normal="disc")).values
+    assert found["inference"]["fit"]["n"] == len(normal) - 2
 
 
 def test_the_normal_class_has_to_be_known(alone: Evaluation) -> None:

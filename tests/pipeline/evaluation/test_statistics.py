@@ -75,3 +75,5 @@ def test_an_interval_over_draws_and_images_is_wider_than_that_over_one_of_them()
     widths = [high - low for low, high in (both, images, draws)]
     assert widths[0] > max(widths[1:])
     assert two_way_interval(np.ones((3, 5), np.int8)) == (1.0, 1.0)
+    frames = np.repeat(values, 5, axis=1)  # of videos that are won or lost as a whole
+    assert two_way_interval(frames, np.repeat(np.arange(300), 5)) == pytest.approx(both)

@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from onceclip.adapters import load_classifier
-from onceclip.adapters.heads import Linear
+from onceclip.adapters import Classifier, load_classifier
+from onceclip.adapters.heads import Linear, Sum
 from onceclip.adapters.heads.linear import as_linear
 from onceclip.pipeline.encoders import EncoderSpec, open_encoder
 from onceclip.pipeline.errors import ExportError
@@ -223,3 +223,19 @@ def test_a_head_that_a_format_cannot_follow_is_refused_with_the_reason(linear_pa
             export(classifier, format, tmp_path / FILES[format])
         assert len(str(raised.value).splitlines()) == 1
         assert list(tmp_path.iterdir()) == []
+
+
+def test_large_terms_of_a_sum_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    """A file may be nearer to the truth than onceclip, whose terms are rounded before they cancel each other."""
+    weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    head = Sum((Linear(1e5 * weight), Linear(weight - 1e5 * weight)), (1.0, 1.0))
+    made = export(Classifier(head, ("a", "b", "c"), 8, "zero-shot"), "safetensors", tmp_path / "a.safetensors")
+    assert 1e-4 < made.difference < 0.1
+
+
+def test_a_text_set_of_an_earlier_file_is_not_taken_for_the_stores(store_path: Path, tmp_path: Path, run: Any) -> None:
+    (tmp_path / "out.text-gpt.npz").write_bytes(b"of another store")
+    done = run("export", store_path, "--to", "npz", tmp_path / "out.npz")
+    assert done.exit_code == 1
+    assert "out.text-gpt.npz is beside out.npz" in done.stderr
+    assert not (tmp_path / "out.npz").exists()

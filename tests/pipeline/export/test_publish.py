@@ -57,6 +57,10 @@ def test_results_behind_a_url_are_tabled_and_repeated(hub: Path, store_path: Pat
                            for place in (url, str(tmp_path / "results")))
         assert found.exit_code == 0, found.output
         assert words[0] != "table" or found.stdout == expected.stdout
+    assert run("report", url, "--out", tmp_path / "page.html").exit_code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert f"onceclip fit --from-row {url}/results.jsonl:" in page
+    assert "/onceclip-" not in page
     (hub / "datasets/me/results/results.jsonl").write_text("")
     assert f"Error: {url} holds no result rows" in run("table", url).stderr
 

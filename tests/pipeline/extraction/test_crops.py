@@ -86,6 +86,10 @@ def test_a_store_keeps_to_its_boxes(manifest: Any, tmp_path: Path, means: str) -
     other = [*LINES[:-1], ["b/2.png", "b", "test", 2, 2, 17, 18]]
     with pytest.raises(StoreMismatch, match="extract into another store"):
         extract(manifest(other), tmp_path / "s.zarr", EncoderSpec(means), OPTIONS)
+    plain = ExtractOptions(workers=1)
+    for lines, warned in ((LINES, False), (other, True), ([[*line[:3], "", "", "", ""] for line in LINES[1:]], True)):
+        done = extract(manifest(lines), tmp_path / "s.zarr", EncoderSpec(means), plain)
+        assert any("gives other boxes than those of the store's views" in each for each in done.warnings) == warned
 
 
 def test_a_box_outside_of_its_image_makes_it_a_bad_one_with_the_reason(

@@ -169,3 +169,15 @@ def test_another_encoder_is_refused_before_anything_changes(root: Path, path: Pa
     with pytest.raises(StoreMismatch, match="they differ in name, weights: extract into another store"):
         extract_demo(root, path, model=other_encoder)
     assert content(path) == before
+
+
+def test_every_image_is_counted_once_also_a_bad_one_that_is_known(root: Path, path: Path, extract_demo: Extract,
+                                                                  glyph: Callable[..., Path]) -> None:
+    (root / "disc" / "bad.png").write_bytes(b"no image")
+    glyph(root / "disc" / "new.png", "disc", 77)
+    for counts in ((22, 1, 20, 1, 0), (22, 0, 21, 1, 0)):
+        done = extract_demo(root, path)
+        assert (done.images, done.encoded, done.reused, done.bad, done.moved) == counts
+    (root / "disc" / "bad.png").rename(root / "disc" / "worse.png")
+    done = extract_demo(root, path)
+    assert (done.images, done.encoded, done.reused, done.bad, done.moved) == (22, 0, 21, 1, 0)

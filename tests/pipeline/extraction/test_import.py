@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onceclip.pipeline.errors import ArrayError
 from onceclip.pipeline.evaluation.evaluate import evaluate
 from onceclip.pipeline.extraction.import_arrays import import_arrays
 from onceclip.pipeline.runs.fit import fit
@@ -188,3 +189,24 @@ def test_methods_that_never_look_at_text_run_on_a_store_without_any(
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
     assert "no text set 'default'" in refused.stderr
     assert "linear-probe and onceclip.FewShotClassifier do without" in refused.stderr
+
+
+def test_keys_and_names_are_one_line_each_as_those_of_files_are(arrays: Arrays, import_of: ImportOf,
+                                                                tmp_path: Path) -> None:
+    """Others take names from the disk as they are, with what no line and no text in UTF-8 can hold."""
+    key, names = arrays["key"].astype("<U20"), arrays["class_names"].astype("<U20")
+    key[:3], names[:2] = ("a\nb", "caf\udce9", "50 %25"), ("ant\tred", "bee")
+    np.savez(tmp_path / "other.npz", text=arrays["text"][:, None], class_names=names)
+    store = import_of({**arrays, "key": key, "class_names": names, "label": names[arrays["label"]]}, "odd",
+                      text_sets={"other": tmp_path / "other.npz"})
+    assert store.table.key[:3].tolist() == ["a%0Ab", "caf%E9", "50 %25"]
+    assert store.classes == store.text("other").classes == ("ant%09red", "bee", "cow", "dog")
+    assert store.table.label.tolist() == arrays["label"].tolist()
+
+
+def test_arrays_are_read_from_this_machine(arrays: Arrays, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    import_arrays(f"file://{tmp_path}/a.npz", tmp_path / "a.zarr")
+    assert len(open_store(str(tmp_path / "a.zarr")).rows()) == 200
+    with pytest.raises(ArrayError, match=r"s3://bucket/a\.npz is a URL"):
+        import_arrays("s3://bucket/a.npz", tmp_path / "b.zarr")

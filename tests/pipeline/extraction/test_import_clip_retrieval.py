@@ -191,3 +191,11 @@ def test_without_pyarrow_one_line_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SourceError, match=r"pip install 'onceclip\[parquet\]'"):
         import_arrays(tmp_path / "features", tmp_path / "s.zarr")
+
+
+def test_a_class_is_called_as_extract_calls_its_folder(tmp_path: Path) -> None:
+    write_part(tmp_path / "features", 0, [f"/data/{name}/{row}.jpg" for name in ("10%", "tab\tbed") for row in (0, 1)])
+    import_arrays(tmp_path / "features", tmp_path / "s.zarr")
+    store = open_store(str(tmp_path / "s.zarr"))
+    assert store.classes == ("10%25", "tab%09bed")
+    assert store.table.key[0] == "10%25/0.jpg"

@@ -250,3 +250,15 @@ def test_a_text_set_of_another_encoder_beside_a_file_is_refused(odd_store: Path,
     assert done.exit_code == 1
     assert "a.text-default.npz" in done.stderr
     assert not (tmp_path / "t.zarr").exists()
+
+
+def test_a_file_that_was_exported_has_no_split_of_its_name(imported: Store, tmp_path: Path) -> None:
+    """Images without splits are often in a store that is called test."""
+    writer = StoreWriter.open(imported.path, imported.encoder)
+    split = imported.column("split").copy()
+    split[:9] = -1
+    writer.finish(split)
+    store = open_store(imported.path)
+    onceclip.export(store, "parquet", tmp_path / "test.parquet")
+    onceclip.import_arrays(tmp_path / "test.parquet", tmp_path / "back.zarr")
+    assert open_store(str(tmp_path / "back.zarr")).fingerprint == store.fingerprint

@@ -110,3 +110,12 @@ def test_videos_give_the_frames_that_are_asked_for(photos: Path) -> None:
     listing = list_inputs(["film.mp4", "c.jpg"])
     assert [record.key for record in listing.records] == ["c.jpg"]
     assert "--every N" in listing.remarks[0]
+
+
+def test_a_zipped_store_among_images_is_told_and_so_is_a_root_of_a_file(photos: Path, store_path: Path) -> None:
+    shutil.make_archive("store", "zip", store_path.parent, store_path.name)
+    with pytest.raises(PredictionError, match=r"store\.zip is a store among 2 inputs"):
+        store_among(["store.zip", "a"])
+    assert store_among(["a/1.png", "missing.png", "a"]) is None
+    with pytest.raises(PredictionError, match=r"c\.jpg is a file: leave it out"):
+        names("c.jpg", root="a")

@@ -18,7 +18,7 @@ import onceclip
 from onceclip.adapters import Classifier
 from onceclip.adapters.heads import Linear
 from onceclip.pipeline.errors import ArgumentError, PredictionError
-from onceclip.pipeline.prediction.suggestions import label_next
+from onceclip.pipeline.prediction.suggestions import _folds, label_next
 from onceclip.stores import Store, StoreWriter
 from onceclip.stores.schema import SPLITS
 from onceclip.stores.store import JoinedStore
@@ -184,3 +184,21 @@ def test_what_cannot_be_suggested_is_one_line(run: Any, adapter_path: Path, stor
 def test_labels_of_a_folder_cannot_be_compared(adapter_path: Path, image_folder: Path) -> None:
     with pytest.raises(ArgumentError, match="extract the folder first"):
         onceclip.suggest(adapter_path, str(image_folder), label_errors=True)
+
+
+def test_images_of_classes_that_have_few_are_spread_over_all_folds(arrays: dict[str, np.ndarray],
+                                                                   import_of: Callable[..., Store]) -> None:
+    """Of two images a class, half would be left out at once, and of one all of them."""
+    label = np.arange(100)
+    values = {"embedding": arrays["embedding"][:100], "class_names": label.astype(str), "key": arrays["key"][:100]}
+    for each, most in ((label, 20), (label // 2, 20)):
+        store = import_of({**values, "label": each}, f"few-{each.max()}")
+        assert np.bincount(_folds(store, store.rows(), store.column("label"))).tolist() == [most] * 5
+
+
+def test_labels_of_one_group_cannot_be_judged_by_others(arrays: dict[str, np.ndarray],
+                                                        import_of: Callable[..., Store]) -> None:
+    store = import_of({**arrays, "group": np.full(200, "film")}, "film", encoder="x")
+    classifier = onceclip.fit(import_of(arrays, "plain", encoder="x"), "gda", select="fixed").classifier
+    with pytest.raises(PredictionError, match="are of one group"):
+        onceclip.suggest(classifier, store, label_errors=True)

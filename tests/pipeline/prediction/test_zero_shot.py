@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import onceclip
+from onceclip.pipeline.errors import ArgumentError
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.sources import SourceOptions
 from onceclip.stores import open_store
@@ -88,3 +89,42 @@ def test_what_is_missing_is_said_in_one_line(run: Any, unlabelled: Path, adapter
     assert done.exit_code in (1, 2)
     assert reason in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_a_store_of_imported_features_takes_the_encoder_that_is_named(run: Any, run_json: Any, store_path: Path,
+                                                                      tmp_path: Path) -> None:
+    store = open_store(str(store_path))
+    np.savez(tmp_path / "f.npz", embedding=store.embeddings(), key=np.array(store.column("key").tolist()))
+    onceclip.import_arrays(tmp_path / "f.npz", tmp_path / "f.zarr", "somebody's")
+    found = run_json("predict", "--zero-shot", "--names", NAMES, "--model", "demo", tmp_path / "f.zarr")["predictions"]
+    expected = run_json("predict", "--zero-shot", "--names", NAMES, store_path)["predictions"]
+    assert [(each["image"], each["class"]) for each in found] == [(each["image"], each["class"]) for each in expected]
+    np.savez(tmp_path / "g.npz", embedding=np.ones((4, 8), np.float32))
+    onceclip.import_arrays(tmp_path / "g.npz", tmp_path / "g.zarr")
+    done = run("predict", "--zero-shot", "--names", NAMES, "--model", "demo", tmp_path / "g.zarr")
+    assert (done.exit_code, "has 8 dimensions, demo gives 64" in done.stderr) == (1, True)
+
+
+def test_a_classifier_of_names_is_saved_and_described_as_any_other(run: Any, store_path: Path, tmp_path: Path) -> None:
+    onceclip.zero_shot(NAMES, "demo").save(tmp_path / "names")
+    done = run("info", f"file://{tmp_path}/names")
+    assert done.exit_code == 0, repr(done.exception)
+    assert "text             of class names" in done.stdout
+    done = run("report", tmp_path / "names", "--out", tmp_path / "page.html")
+    assert (done.exit_code, "give a STORE to score it on" in done.stderr) == (1, True)
+    assert run("report", tmp_path / "names", store_path, "--out", tmp_path / "page.html").exit_code == 0
+
+
+def test_names_in_several_lines_are_one_line_of_error(run: Any, image_folder: Path) -> None:
+    done = run("predict", "--zero-shot", "--model", "demo", "--names", "bar\ncross", image_folder)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].endswith("is no list of names with commas between: write it in one line")
+    many = ",".join(map(str, range(5000)))
+    done = run("predict", "--zero-shot", "--model", "demo", "--names", f"{many},7", image_folder)
+    assert (done.exit_code, "'7' is there twice" in done.stderr, len(done.stderr) < 300) == (1, True, True)
+
+
+def test_a_text_of_names_means_the_same_in_python_as_on_the_command_line() -> None:
+    assert onceclip.zero_shot('bar, "disc, filled"', "demo").class_names == ("bar", "disc, filled")
+    with pytest.raises(ArgumentError, match="write it in one line"):
+        onceclip.zero_shot("bar\ndisc", "demo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from onceclip.pipeline.prompts import load_phrases
-from onceclip.stores import Store, StoreMismatch, TextSet, open_store, write_lock
+from onceclip.stores import Store, StoreMismatch, StoreWriter, TextSet, open_store, write_lock
 
 Json = Callable[..., dict[str, Any]]
 LINES = {"ring": ["a ring that is hollow"], "disc": ["a disc that is full", "a disc without a hole"],
@@ -249,9 +250,14 @@ def test_imported_features_get_text_from_the_encoder_that_the_user_names(
     assert run_json("fit", store.path, "--method", "zero-shot", "--text", "a")["text"] == "a"
     same = open_store(store.path).text_fingerprint("a")
     refused = run("text", store.path, "--name", "a", "--model", other_encoder)
-    assert "has a text set 'a' of other prompts" in refused.stderr
+    assert "has a text set 'a' of other prompts, or by another encoder: " in refused.stderr
     assert run_json("text", store.path, "--name", "a", "--model", other_encoder, "--overwrite")["encoded"] == 4
     assert open_store(store.path).text_fingerprint("a") != same
+    made = open_store(store.path).text("a")  # as sets were before they said what made them
+    nameless = replace(made, source={name: value for name, value in made.source.items() if name != "text_encoder"})
+    StoreWriter.open(store.path, store.encoder).put_text("a", nameless)
+    refused = run("text", store.path, "--name", "a", "--model", other_encoder)
+    assert "has a text set 'a' that does not say which encoder made it: " in refused.stderr
     narrow = import_of(arrays, "narrow", encoder="demo")
     failed = run("text", narrow.path, "--name", "a", "--model", "demo")
     assert "has 16 dimensions, demo gives 64" in failed.stderr
@@ -297,3 +303,17 @@ def test_a_new_class_gets_prompts_and_the_others_keep_theirs(folder_of: Callable
     after = open_store(str(path)).text()
     np.testing.assert_allclose(after.of_classes(before.classes).embedding, before.embedding, rtol=1e-3, atol=1e-5)
     assert after.prompts[:2] == ("a cross", "cross")
+
+
+def test_a_damaged_set_is_made_anew_and_its_images_stay(store_copy: Path, run: Callable[..., Any],
+                                                        passed: list[int]) -> None:
+    whole = open_store(str(store_copy)).text()
+    chunk = next(each for each in (store_copy / "text/default/embedding").rglob("*") if each.parent.name == "0")
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    command = ["text", store_copy, "--name", "default", "--overwrite"]
+    advice = run("verify", store_copy, "--repair").stderr.splitlines()[-1]
+    assert f"make that set anew by `onceclip {' '.join(map(str, command))}`" in advice
+    assert run(*command).exit_code == 0
+    assert run("verify", store_copy).exit_code == 0
+    np.testing.assert_array_equal(open_store(str(store_copy)).text().embedding, whole.embedding)
+    assert passed == []

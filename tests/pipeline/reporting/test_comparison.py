@@ -12,8 +12,10 @@ from scipy.stats import binomtest, ttest_rel
 
 import onceclip
 from onceclip.pipeline.errors import ResultError
+from onceclip.pipeline.evaluation.statistics import compare, units_of
 from onceclip.pipeline.runs.keep import read_predictions
 from onceclip.pipeline.runs.results import append_rows
+from onceclip.stores import Store
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,8 @@ def test_tests_over_stores_take_each_store_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"test": "wilcoxon"}, "compares over stores, and 3 stores of 6"), ({"baseline": "gdb"}, "no line 'gdb'"),
-    ({"methods": []}, "methods is empty"), ({"methods": "zero-shot"}, "one line, zero-shot"),
+    ({"methods": ["gda", "gad"]}, "no line 'gad'"), ({"methods": []}, "methods is empty"),
+    ({"methods": "zero-shot"}, "one line alone has the score accuracy, zero-shot"),
     ({"test": "mcnemar", "score": "nll"}, "says nothing of nll"),
     ({"shots": 16}, "no run has a accuracy at these shots"), ({"test": "anova"}, "anova")])
 def test_what_cannot_be_compared_is_said_in_one_line(swept: Path, options: dict[str, Any], message: str) -> None:
@@ -133,3 +136,29 @@ def test_a_store_that_was_made_again_is_compared_with_each_content(tmp_path: Pat
         "pets, content old, prompts a": 0.1, "pets, content new, prompts a": 0.2, "pets, content new, prompts b": 0.3})
     assert set(onceclip.results(tmp_path)["method"]) == {
         f"{name}, content {store}, prompts {text}" for store, text, _ in contents for name in ("zero-shot", "gda")}
+
+
+def test_a_score_that_one_line_alone_has_is_named(tmp_path: Path) -> None:
+    append_rows(tmp_path / "results", [
+        {"method": method, "store": "pets.zarr", "shots": 1, "seed": 1, "accuracy": 0.5, "accuracy_val": None,
+         "accuracy_new": new, "text": "default", "run": method}
+        for method, new in (("zero-shot", None), ("coop", 0.4), ("gda", None))])
+    with pytest.raises(ResultError, match="one line alone has the score accuracy_new, coop, and a comp"):
+        onceclip.compare(tmp_path / "results", score="accuracy_new")
+
+
+def test_images_of_a_group_are_drawn_together(arrays: dict[str, np.ndarray], import_of: Callable[..., Store],
+                                              tmp_path: Path) -> None:
+    """The frames of a video are won or lost together: an interval over frames would be too narrow."""
+    group = np.array([f"{name}/{number // 6}" for name in "abcd" for number in range(50)])
+    store = import_of({**arrays, "group": group})
+    rows = onceclip.sweep(store, methods=["zero-shot", "lpclip"], shots=2, seeds=[1, 2], out=tmp_path / "kept",
+                          keep_predictions=True)
+    base, mine = (read_predictions(tmp_path / "kept", row) for row in (rows[0], rows[2]))
+    unit = units_of(store.column("group")[store.rows("test")])
+    assert np.array_equal(mine.unit, unit)
+    found = next(block for block in onceclip.compare(tmp_path / "kept", "mcnemar")["blocks"] if block["seed"] == 1)
+    expected = compare(mine.right, base.right, unit)["difference_interval"]
+    assert found["comparisons"][0]["interval"] == expected != compare(mine.right, base.right)["difference_interval"]
+    both, = onceclip.compare(tmp_path / "kept", "bootstrap")["blocks"]
+    assert both["comparisons"][0]["interval"][0] <= both["comparisons"][0]["difference"]

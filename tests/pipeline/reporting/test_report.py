@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from onceclip.pipeline.reporting.pages import write_incremental_report, write_results_report
+from onceclip.pipeline.reporting.provenance import replays
 from onceclip.pipeline.runs.results import append_rows
 from onceclip.pipeline.runs.summary import BASELINE
 
@@ -265,3 +267,12 @@ def test_names_beside_the_curves_of_sessions_have_the_colours_of_their_lines(tmp
     lines = dict(re.findall(r'class="series (s\d)"><title>([^<]+)', html))
     assert lines == {"s0": "gda", "s1": "ranpac"}
     assert dict(re.findall(r'class="label (\w+)"><tspan>([^<]+)', html)) == {**lines, "zero": BASELINE}
+
+
+def test_a_run_of_code_of_ones_own_is_repeated_with_its_modules() -> None:
+    asked = {"method": "zero-shot+mine:Cubes", "inference": "ours:Read", "support": "mine:Pick:4"}
+    setting: Any = SimpleNamespace(chosen={("cubes", 4): {1: {"run": "r", "asked": asked}}})
+    results: Any = SimpleNamespace(places={"r": "results:3"})
+    best: Any = SimpleNamespace(name="cubes", shots=4)
+    (_, command), = replays(setting, [best], results)
+    assert command == "onceclip fit --from-row results:3 --import mine --import ours"

@@ -197,3 +197,13 @@ def test_other_classes_another_encoder_or_no_source_are_one_clear_line(
         done = run("report", weak, store, *options, "--out", tmp_path / "page.html")
         assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1), done.stderr
         assert not (tmp_path / "page.html").exists()
+
+
+def test_pictures_are_those_of_the_source_whatever_it_says_of_labels(
+        weak: Path, store_path: Path, image_folder: Path, own_mistakes: dict[str, float], tmp_path: Path,
+        run_json: Callable[..., Any]) -> None:
+    copy = shutil.copytree(image_folder, tmp_path / "copy")
+    lines = [f"{path.relative_to(copy)},7" for path in sorted(copy.rglob("*.*"))]
+    (copy / "list.csv").write_text("\n".join(["path,id", *lines]))
+    found = run_json("report", weak, store_path, "--images", copy / "list.csv", "--out", tmp_path / "page.html")
+    assert found["pictures"] == len(own_mistakes)

@@ -147,3 +147,8 @@ def test_accuracy_by_hyperparameter_is_never_a_mean_over_strategies() -> None:
     setting, = settings_of(Results((), tuple(rows), {}, {}, {}))
     assert {each.method: [mean.value for mean in each.cells.values()] for each in ablations_of(setting)} == {
         "gda": pytest.approx([0.1, 0.2]), "gda + stata": pytest.approx([0.6, 0.7])}
+
+
+def test_columns_of_shots_say_that_they_are(rows: Callable[..., Path]) -> None:
+    folder = rows(("gda", 0, 1, 1, 0.6), ("gda", 0, "all", 1, 0.8))
+    assert onceclip.table(folder, columns="shots").splitlines()[0] == "| method | 1 shot | all shots |"

@@ -103,3 +103,13 @@ def test_a_flipped_byte_ends_a_search(store: Store, tmp_path: Path) -> None:
     chunk.write_bytes(content)
     with pytest.raises(StoreDamaged):
         search.search(open_store(str(copy)), torch.ones(24), 3, "key")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_of_equal_scores_the_first_items_count(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_MERGED", share)
+    best = Best(2, 5)
+    for start in range(0, 90, 45):
+        best.add(0, torch.ones(2, 45), start)
+    best.add(0, torch.full((2, 1), 2.0), 90)
+    assert best.places.tolist() == [[90, 0, 1, 2, 3]] * 2

@@ -121,3 +121,9 @@ def test_training_never_sees_test_captions(turned: Store, make_store: Callable[.
 def test_what_cannot_be_trained_is_one_line(turned: Store, given: dict[str, Any], said: str) -> None:
     with pytest.raises((RetrievalError, ArgumentError), match=said):
         retrieve(turned, **{"epochs": 1, **given} if "train" in given else given)
+
+
+def test_what_is_trained_is_not_mixed_with_rows_as_they_are_stored(turned: Store) -> None:
+    maps = train(turned, turned.text("captions"), "captions", "geodesic", epochs=0)
+    with pytest.raises(RetrievalError, match="leave out --rerank, or the training"):
+        evaluate(turned, split="test", rerank="max", trained=maps)

@@ -70,6 +70,14 @@ def test_rapf_keeps_close_classes_apart_shrinks_covariances_and_fuses_maps() -> 
     assert_close(found[0, :5], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("setting", [{"optimizer": "sgd"}, {"schedule": "constant"}, {"weight_decay": 10.0},
+                                     {"epsilon": 0.1}], ids=lambda setting: next(iter(setting)))
+def test_rapf_trains_its_sessions_by_the_recipe_that_it_is_given(sessions: list[Task], setting: dict[str, Any]) -> None:
+    plain, other = (METHODS["rapf"](epochs=3, batch_size=8, **values).update({}, sessions[0])[1]["matrix"]
+                    for values in ({}, setting))
+    assert not torch.equal(plain, other)
+
+
 def _waves(shape: tuple[int, ...], shift: float) -> torch.Tensor:
     number = torch.arange(int(np.prod(shape)), dtype=torch.float64)
     return torch.sin(shift + 1.7 * number + 0.37 * number * number).reshape(shape)
@@ -171,6 +179,7 @@ def test_runs_of_other_values_or_draws_are_no_further_orders(imported: Store, ru
     (("--method", "x-more", "--sessions", "2"), "takes more than embeddings and prompts"),
     (("--text", "none", "--sessions", "2"), "no text set 'none'"),
     (("--method", "gda", "--sessions", "2", "--set", "alpha=x"), "alpha=x is not a number"),
+    (("--method", "gda,zero-shot", "--sessions", "2", "--set", "alhpa=1"), "--set alhpa: none of gda, zero-shot has"),
     (("--method", "gda", "--sessions", "2", "--set", "covariance=class-mean"), "covariance=pooled alone")])
 def test_what_cannot_arrive_is_one_line(imported: Store, run: Callable[..., Any], arguments: tuple[str, ...],
                                         text: str) -> None:
@@ -178,6 +187,17 @@ def test_what_cannot_arrive_is_one_line(imported: Store, run: Callable[..., Any]
     assert result.exit_code == 1, result.output
     assert text in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_method_that_looks_at_no_text_needs_none(arrays: dict[str, np.ndarray], imported: Store,
+                                                   import_of: Callable[..., Store]) -> None:
+    """Features of an encoder of images alone, such as DINO's, have no prompts."""
+    bare = import_of({name: value for name, value in arrays.items() if name != "text"}, "bare")
+    found = [onceclip.incremental(store, "ranpac", sessions=2, orders=1, values={"features": 60})[0]
+             for store in (bare, imported)]
+    assert found[0]["accuracies"] == found[1]["accuracies"]
+    with pytest.raises(onceclip.OnceclipError, match="text"):
+        onceclip.incremental(bare, "gda", sessions=2, orders=1)
 
 
 def test_without_test_images_of_the_first_session_there_is_no_accuracy(

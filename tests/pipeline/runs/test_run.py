@@ -62,6 +62,7 @@ def test_a_row_with_a_draw_that_no_run_writes_is_refused(tmp_path: Path, asked: 
 
 @pytest.mark.parametrize(("asked", "words"), [
     ({"shots": 2.5}, "--shots 2.5: give a whole number"), ({"shots": "4"}, "--shots '4'"), ({"seed": -1}, "--seed -1"),
+    ({"seed": 2**63}, "below 2"),
     ({"shots": True}, "--shots True"), ({"classes": "old"}, "there are: all, base"), ({"stream": 1}, "--stream 1"),
     ({"select": "vall"}, "did you mean 'val'"), ({"class_weights": "mean"}, "no class_weights 'mean'"),
     ({"text": None}, "text None"), ({"narrow": "no"}, "narrow 'no'"), ({"search": "gridd"}, "no search 'gridd'"),
