@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw
+
+from .decode_server import forked_decoders
+from .fork_server import ForkServer
 
 CLASSES = ("bar", "cross", "disc", "ring")
 UNIT_ROWS = 16  # of the shared store, so that its 60 rows are several units
@@ -43,6 +47,18 @@ def draw_glyph(path: Path, kind: str = "disc", seed: int = 0) -> Path:
     return path
 
 
+def pytest_sessionstart() -> None:
+    """Imports leave no garbage that is worth looking for."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage looks at it again, and the others are seldom."""
+    gc.freeze()
+    gc.set_threshold(2000, 10, 20)
+    gc.enable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where several processes share the tests, the slow ones come first, so that nobody waits for them at the end."""
     if hasattr(config, "workerinput"):
@@ -63,6 +79,13 @@ def unsynced() -> Iterator[None]:
     """Nobody waits for the disk to have kept a file: no test cuts the power of this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def decode_server() -> Iterator[None]:
+    """Decode processes are forks: starting a Python for each of them would take minutes in all."""
+    with forked_decoders():
         yield
 
 
@@ -208,35 +231,17 @@ def process(elsewhere: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def fork_server() -> Iterator[subprocess.Popen[str]]:
+def fork_server() -> Iterator[ForkServer]:
     """A Python that has imported everything and forks."""
-    with subprocess.Popen([sys.executable, str(Path(__file__).with_name("fork_server.py"))], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as server:
+    with ForkServer() as server:
         yield server
-        server.stdin.close()
 
 
 @pytest.fixture
-def forked(fork_server: subprocess.Popen[str], tmp_path: Path,
+def forked(fork_server: ForkServer, tmp_path: Path,
            elsewhere: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """As `process`, but forked: for what does not look at imports or at memory."""
-
-    def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
-        given = [str(each) for each in arguments]
-        output = [tmp_path / f"forked.{name}" for name in ("stdout", "stderr")]
-        for path in output:
-            path.write_bytes(b"")
-        request = {"arguments": given, "folder": str(elsewhere), "output": [str(path) for path in output],
-                   "environment": {**os.environ, "OMP_NUM_THREADS": "1"}}
-        fork_server.stdin.write(json.dumps(request) + "\n")
-        fork_server.stdin.flush()
-        code = int(fork_server.stdout.readline())
-        texts = [path.read_text() for path in output]
-        for path in output:
-            path.unlink()
-        return subprocess.CompletedProcess(given, code, *texts)
-
-    return call
+    return lambda *arguments: fork_server.run([str(each) for each in arguments], elsewhere, tmp_path)
 
 
 @pytest.fixture

@@ -11,10 +11,41 @@ import gc
 import json
 import os
 import runpy
+import subprocess
 import sys
 import threading
 import traceback
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
+
+
+class ForkServer:
+    """The side of those who have it fork; until the end of the `with` block."""
+
+    def __enter__(self) -> Self:
+        self._server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate()
+
+    def run(self, arguments: list[str], folder: Path, work: Path) -> subprocess.CompletedProcess[str]:
+        """As `subprocess.run` of `python ARGUMENTS` in a folder. work: for files of its output."""
+        output = [work / f"forked.{name}" for name in ("stdout", "stderr")]
+        for path in output:
+            path.write_bytes(b"")
+        request = {"arguments": arguments, "folder": str(folder), "output": [str(path) for path in output],
+                   "environment": {**os.environ, "OMP_NUM_THREADS": "1"}}
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        code = int(self._server.stdout.readline())
+        texts = [path.read_text() for path in output]
+        for path in output:
+            path.unlink()
+        return subprocess.CompletedProcess(arguments, code, *texts)
 
 
 def run_python(arguments: list[str], folder: str, environment: dict[str, str], output: list[str]) -> None:
@@ -70,12 +101,17 @@ def main() -> None:
     modules: list[Any] = [cli, extract, predict, description, fit, verification]
     assert modules
     assert open_encoder(EncoderSpec("demo")).tokenizer
-    gc.freeze()  # a child's collections of garbage would copy all pages
-    for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if child == 0:
-            end(json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201
+    sys.path.append(str(Path(__file__).parent))
+    from decode_server import forked_decoders
+
+    sys.path.pop()
+    with forked_decoders(start=True):
+        gc.freeze()  # a child's collections of garbage would copy all pages
+        for line in iter(sys.stdin.readline, ""):
+            child = os.fork()
+            if child == 0:
+                end(json.loads(line))
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

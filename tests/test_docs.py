@@ -74,9 +74,10 @@ def commands(page: str) -> list[str]:
 def at_home(command: str) -> str:
     """The command with the model that is always there: MODEL --pretrained TAG and names of hubs become demo.
 
-    Sweeps take two seeds, whatever number is written.
+    Sweeps take two seeds and one order of classes, whatever number is written.
     """
     command = re.sub(r"--seeds \d+-\d+", "--seeds 1-2", command)
+    command = re.sub(r"--orders \d+-\d+", "--orders 1", command)
     command = re.sub(r"--model (?:hf-hub|transformers):\S+|--model \S+ --pretrained \S+", "--model demo", command)
     return re.sub(r"--encoder \S+", "--encoder demo", command)
 

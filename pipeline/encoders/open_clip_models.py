@@ -214,9 +214,10 @@ def _checked_architecture(spec: EncoderSpec, folder: Path) -> dict[str, Any]:
     if spec.model.startswith(HUB):  # a folder's tokenizer lies in it
         named.append(text.get("hf_tokenizer_name"))
         publisher = f"{spec.model.removeprefix(HUB).partition('/')[0]}/"
+    named = [name for name in named if name]
     known = {factory.get_model_config(each)["text_cfg"].get(key) for each in open_clip.list_models()
-             for key in ("hf_model_name", "hf_tokenizer_name")}
-    for name in filter(None, named):
+             for key in ("hf_model_name", "hf_tokenizer_name")} if named else set()
+    for name in named:
         if name not in known and not (publisher and str(name).startswith(publisher)):
             raise EncoderError(f"{where} names the repository {name!r}, and what a file names is not fetched: wrap the "
                                "model as an encoder of your own (docs/extending.md)")

@@ -19,3 +19,16 @@ def agree(dtype):
         torch.testing.assert_close(torch.as_tensor(actual).double(), expected, rtol=rtol, atol=atol)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def _fitted():
+    return {}
+
+
+@pytest.fixture
+def classifier(case, method, make_task, _fitted):
+    """A method fitted on the plain task; not to be changed."""
+    if str(case) not in _fitted:
+        _fitted[str(case)] = method.fit(make_task())
+    return _fitted[str(case)]

@@ -24,14 +24,12 @@ def reordered(task, order):
     return replace(task, text=text, support=replace(task.support, label=place[task.support.label]))
 
 
-def test_logits_of_a_row_do_not_depend_on_other_rows(method, make_task, queries):
-    classifier = method.fit(make_task())
+def test_logits_of_a_row_do_not_depend_on_other_rows(classifier, queries):
     alone = torch.cat([classifier.logits(row.unsqueeze(0)) for row in queries])
     assert_close(classifier.logits(queries), alone, rtol=1e-5, atol=1e-4)
 
 
-def test_logits_do_not_depend_on_the_size_of_pieces(method, make_task, queries, monkeypatch):
-    classifier = method.fit(make_task())
+def test_logits_do_not_depend_on_the_size_of_pieces(classifier, queries, monkeypatch):
     whole = classifier.logits(queries)
     monkeypatch.setattr("onceclip.adapters.heads.batched.elements_at_once", lambda device: 4 * classifier.head.width)
     assert_close(classifier.logits(queries), whole, rtol=1e-5, atol=1e-4)
@@ -105,8 +103,7 @@ def test_half_precision_embeddings_give_the_same_classes(method, make_task, quer
 
 
 @pytest.mark.parametrize("factor", [0.25, 37.0])
-def test_brightness_of_a_query_embedding_changes_nothing(method, make_task, queries, factor):
-    classifier = method.fit(make_task())
+def test_brightness_of_a_query_embedding_changes_nothing(classifier, queries, factor):
     assert_close(classifier.logits(factor * queries), classifier.logits(queries), rtol=1e-5, atol=1e-4)
 
 

@@ -228,12 +228,11 @@ def test_ctrl_c_keeps_what_was_encoded_and_the_same_command_goes_on(
                "from onceclip.cli import main; sys.exit(main())")
     with subprocess.Popen([sys.executable, "-c", program, *command], cwd=elsewhere, env=environment,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and not (
+        while first.poll() is None and not (
                 (tmp_path / "s.zarr").exists() and list((tmp_path / "s.zarr" / "image" / "embedding").glob("c/*"))):
             time.sleep(0.1)
         first.send_signal(signal.SIGINT)
-        _, said = first.communicate(timeout=600)
+        _, said = first.communicate()
     assert first.returncode != 0
     assert "Traceback" not in said
     report = run_json(*command)

@@ -79,6 +79,12 @@ def prepare(image):
 '''
 
 
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here decode processes are started, and not forked as in all other tests."""
+    monkeypatch.setattr(decoders, "subprocess", subprocess)
+
+
 @pytest.fixture
 def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "strange_contents.py").write_text(STRANGE)
@@ -101,9 +107,9 @@ def square(tmp_path: Path) -> Callable[[int], LocalFile]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that stands still for two seconds is taken for one that hangs, not only after five."""
-    monkeypatch.setattr(decoders, "_LOOK", 0.25)
-    monkeypatch.setattr(decoders, "_QUIET", 2.0)
+    """A process that stands still for 15 looks is taken for one that hangs, and is looked at more often."""
+    monkeypatch.setattr(decoders, "_LOOK", 0.1)
+    monkeypatch.setattr(decoders, "_QUIET", 1.5)
 
 
 def collect(images: list[Any], size: int = 4, preparation: Preparation = SMALL, **options: Any) -> list[Any]:

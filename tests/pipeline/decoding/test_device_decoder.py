@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-import time
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -169,19 +169,25 @@ class Here:
 
 
 class Slow:
-    """Gives pictures of one colour, the length of the file; fails on chosen ones. most: bytes that it had at once."""
+    """Gives pictures of one colour, the length of the file; fails on chosen ones.
 
-    def __init__(self, fails: Callable[[bytes], bool] = lambda _: False) -> None:
-        self.fails, self.most, self.pool = fails, 0, ThreadPoolExecutor(1)
+    least: bytes before which it does not begin. most: bytes that it had at once.
+    """
+
+    def __init__(self, fails: Callable[[bytes], bool] = lambda _: False, least: int = 0) -> None:
+        self.fails, self.least, self.most = fails, least, 0
+        self.enough, self.pool = threading.Event(), ThreadPoolExecutor(1)
         self.given: list[tuple[int, Future[list[np.ndarray | None]]]] = []
 
     def submit(self, jpegs: list[Jpeg]) -> Future[list[np.ndarray | None]]:
         self.given.append((sum(len(jpeg.content) for jpeg in jpegs), self.pool.submit(self.work, jpegs)))
         self.most = max(self.most, sum(size for size, future in self.given if not future.done()))
+        if self.most >= self.least:
+            self.enough.set()
         return self.given[-1][1]
 
     def work(self, jpegs: list[Jpeg]) -> list[np.ndarray | None]:
-        time.sleep(0.05)
+        self.enough.wait(600)
         return [None if self.fails(jpeg.content) else np.full((8, 8, 3), len(jpeg.content) % 251, np.uint8)
                 for jpeg in jpegs]
 
@@ -210,7 +216,7 @@ def test_large_files_pass_both_ways_and_few_wait_for_a_slow_device(monkeypatch: 
     contents = [noise(each) for each in range(40)]
     task = 4 * max(map(len, contents))
     monkeypatch.setattr(batches, "_WAITING_BYTES", task)
-    device = Slow()
+    device = Slow(least=task)
     found, decoders = collect(contents, device)
     assert all((pixels == len(contents[row]) % 251).all() for row, pixels in found.items())
     assert task <= device.most <= 3 * task  # both processes may be heard at once

@@ -229,23 +229,26 @@ def test_how_products_are_computed_is_recorded_and_is_not_another_encoder(encode
                                rtol=1e-4, atol=1e-4)
 
 
+# Two encoders, so small that compiling one takes no time.
+TINY = ("import numpy; from open_clip import factory;"
+        "from onceclip.pipeline.encoders import EncoderSpec, open_encoder;"
+        "vision = {'image_size': 16, 'patch_size': 8, 'width': 16, 'head_width': 8, 'layers': 1};"
+        "text = {'context_length': 8, 'vocab_size': 49408, 'width': 16, 'heads': 2, 'layers': 1};"
+        "factory._MODEL_CONFIGS['tiny'] = {'embed_dim': 16, 'vision_cfg': vision, 'text_cfg': text};"
+        "plain, compiled = (open_encoder(EncoderSpec('tiny', allow_random=True, compile=each))"
+        " for each in (False, True))\n")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ here")
-def test_a_compiled_encoder_gives_the_embeddings_of_a_plain_one_for_any_number_of_images(process: Any) -> None:
-    code = ("import numpy; from open_clip import factory;"
-            "from onceclip.pipeline.encoders import EncoderSpec, open_encoder;"
-            "vision = {'image_size': 16, 'patch_size': 8, 'width': 16, 'head_width': 8, 'layers': 1};"
-            "text = {'context_length': 8, 'vocab_size': 49408, 'width': 16, 'heads': 2, 'layers': 1};"
-            "factory._MODEL_CONFIGS['tiny'] = {'embed_dim': 16, 'vision_cfg': vision, 'text_cfg': text};"
-            "plain, compiled = (open_encoder(EncoderSpec('tiny', allow_random=True, compile=each))"
-            " for each in (False, True));"
-            "pixels = numpy.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype='uint8');"
+def test_a_compiled_encoder_gives_the_embeddings_of_a_plain_one_for_any_number_of_images(forked: Any) -> None:
+    code = ("pixels = numpy.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype='uint8');"
             "expected = plain.encode_images(pixels)['embedding'];"
             "found = [compiled.encode_images(pixels[:count])['embedding'] for count in (5, 2)];"
             "assert all(numpy.allclose(each, expected[:len(each)], atol=1e-5) for each in found);"
             "assert [len(each) for each in found] == [5, 2];"
             "assert compiled.info['compiled'] and compiled.info['fingerprint'] == plain.info['fingerprint']")
-    done = process("-c", code)
+    done = forked("-c", TINY + code)
     assert done.returncode == 0, done.stderr
 
 
@@ -254,11 +257,10 @@ def test_compilation_without_a_compiler_is_one_line(tmp_path: Path, process: Any
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    code = ("import numpy; from onceclip.pipeline.encoders import EncoderSpec, open_encoder;"
-            "from onceclip.pipeline.errors import EncoderError\n"
-            "try: open_encoder(EncoderSpec('demo', compile=True)).encode_images(numpy.zeros((1, 32, 32, 3), 'uint8'))\n"
+    code = ("from onceclip.pipeline.errors import EncoderError\n"
+            "try: compiled.encode_images(numpy.zeros((1, 16, 16, 3), 'uint8'))\n"
             "except EncoderError as error: print(error)")
-    done = process("-c", code)
+    done = process("-c", TINY + code)
     assert done.returncode == 0, done.stderr
     line, = done.stdout.strip().splitlines()
     assert "--compile does not work here" in line

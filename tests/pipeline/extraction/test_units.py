@@ -59,13 +59,17 @@ def test_units_that_two_workers_write_at_once_are_as_if_one_had(
     tasks = units_of(store, pictures, spec)
 
     def work(opened: EquipmentCache) -> None:
-        for task in tasks:
-            barrier.wait()
-            assert encode_unit(task, opened.get(spec)).rows == 8
-            rows = slice(8 * task.unit.number, 8 * task.unit.number + 8)
-            assert (np.asarray(array[rows]) == STORED).all()  # whatever the other one is at
+        try:
+            for task in tasks:
+                barrier.wait()
+                assert encode_unit(task, opened.get(spec)).rows == 8
+                rows = slice(8 * task.unit.number, 8 * task.unit.number + 8)
+                assert (np.asarray(array[rows]) == STORED).all()  # whatever the other one is at
+        except BaseException:
+            barrier.abort()  # the other one must not wait for this one
+            raise
 
-    barrier, before = threading.Barrier(2, timeout=60), torch.get_num_threads()
+    barrier, before = threading.Barrier(2), torch.get_num_threads()
     both = [EquipmentCache(), EquipmentCache()]
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(work, opened) for opened in both]

@@ -13,6 +13,7 @@ import pytest
 from onceclip.adapters import METHODS
 from onceclip.pipeline.api.runs import make_task
 from onceclip.pipeline.errors import TaskError
+from onceclip.pipeline.extraction.import_arrays import import_arrays
 from onceclip.pipeline.runs.fit import fit
 from onceclip.pipeline.runs.run import RunSpec
 from onceclip.pipeline.tasks.draw_spec import DrawSpec
@@ -34,25 +35,34 @@ def test_no_test_row_is_in_support_or_validation(imported: Store, shots: int | N
     assert not (seen[0] | seen[1]) & set(imported.rows("test"))
 
 
-@pytest.mark.parametrize("method", [
-    name for name, method in METHODS.items()
-    if method.inputs == ("embedding",) and not (method.wants_tower or method.from_bank)])
-def test_test_rows_change_nothing_that_is_fitted(imported: Store, arrays: Arrays, import_of: Callable[..., Store],
-                                                 method: str) -> None:
-    """Neither their embeddings nor their labels, as where the best epoch is picked on them (Tip-Adapter#11), or a
-    transductive method takes its number of neighbours from the labels of its queries.
-    """
+@pytest.fixture(scope="module")
+def of_other_tests(arrays: Arrays, imported_path: Path,
+                   tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    """The store, and one whose test rows are others and have other labels; not to be changed."""
     test, random = arrays["split"] == "test", np.random.default_rng(0)
     noise = random.normal(size=arrays["embedding"].shape).astype(np.float32)
     label = arrays["label"].copy()
     label[test] = random.permutation(label[test])
-    other = import_of({**arrays, "embedding": np.where(test[:, None], noise, arrays["embedding"]), "label": label},
-                      "other")
+    path = tmp_path_factory.mktemp("tests") / "other.zarr"
+    np.savez(path.with_suffix(".npz"), **{
+        **arrays, "embedding": np.where(test[:, None], noise, arrays["embedding"]), "label": label})
+    import_arrays(path.with_suffix(".npz"), path)
+    return open_store(str(imported_path)), open_store(str(path))
+
+
+@pytest.mark.parametrize("method", [
+    name for name, method in METHODS.items()
+    if method.inputs == ("embedding",) and not (method.wants_tower or method.from_bank)])
+def test_test_rows_change_nothing_that_is_fitted(of_other_tests: tuple[Store, Store], arrays: Arrays,
+                                                 method: str) -> None:
+    """Neither their embeddings nor their labels, as where the best epoch is picked on them (Tip-Adapter#11), or a
+    transductive method takes its number of neighbours from the labels of its queries.
+    """
     spec = RunSpec(method, 2, select=None if method == "zero-shot" else "val", values=FEW_STEPS.get(method, {}))
-    first, second = (fit(store, spec) for store in (imported, other))
+    first, second = (fit(store, spec) for store in of_other_tests)
     assert first.row["accuracy"] != second.row["accuracy"]
     assert first.row["hyperparameters"] == second.row["hyperparameters"]
-    rows = arrays["embedding"][~test]
+    rows = arrays["embedding"][arrays["split"] != "test"]
     np.testing.assert_array_equal(first.classifier.logits(rows), second.classifier.logits(rows))
 
 

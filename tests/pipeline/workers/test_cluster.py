@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory, means_folder: Path) -> I
     with (folder / "log").open("w") as log:
         processes = [subprocess.Popen([sys.executable, "-m", "dask", *each], env=environment, cwd=folder, stdout=log,
                                       stderr=log) for each in commands]
+    while not file.exists():
+        assert processes[0].poll() is None, (folder / "log").read_text()
+        time.sleep(0.05)
     yield str(file)
     for process in reversed(processes):
         process.terminate()
@@ -55,10 +59,10 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory, means_folder: Path) -> I
 @pytest.fixture
 def cluster(scheduler: str) -> Iterator[module.Workers]:
     """Its workers, once they are there."""
-    limit = time.monotonic() + 600
-    while not Path(scheduler).exists() and time.monotonic() < limit:
-        time.sleep(0.1)
-    with connected(scheduler) as cluster:
+    with ExitStack() as opened:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "TIMEOUT", 600.0)  # so that a busy machine is not taken for one that does not answer
+            cluster = opened.enter_context(connected(scheduler))
         cluster.client.wait_for_workers(2, timeout=600)
         yield cluster
 
@@ -69,7 +73,7 @@ def test_workers_make_the_store_of_one_process(
         run: Callable[..., Any], contents: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths are the client's own; the workers live in another folder. The client never loads the encoder.
 
-    Nor does the scheduler: it cluster bytes on, and would keep all others waiting while it imports what they name.
+    Nor does the scheduler: it hands bytes on, and would keep all others waiting while it imports what they name.
     """
 
     def imports_torch() -> bool:

@@ -16,7 +16,6 @@ from typing import Any
 
 import dask
 import pytest
-import torch
 
 from onceclip.adapters import cpu
 from onceclip.pipeline.errors import WorkerError
@@ -26,6 +25,8 @@ from onceclip.pipeline.runs.sweep import MANY, known, sweep
 from onceclip.pipeline.workers import cluster as scheduler
 from onceclip.pipeline.workers.cluster import Workers, connected, local
 from onceclip.stores import Store
+
+from .tasks import look, sleep, work_of
 
 pytestmark = pytest.mark.slow
 # Shells start what they put into the background deaf to SIGINT, and so its children.
@@ -58,7 +59,7 @@ Run = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="module", autouse=True)
 def importable() -> Iterator[None]:
-    """Workers can import this file, whatever folder the tests are started in."""
+    """Workers can import the tasks, whatever folder the tests are started in."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[3])
         yield
@@ -80,27 +81,6 @@ def workers(importable: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
             pids = list(processes.client.run(os.getpid).values())
         assert not alive(pids)
         assert os.environ["OMP_NUM_THREADS"] == "2"
-
-
-def work_of(task: tuple[str, str]) -> str:
-    """Note that a task was begun, then do it: end this process, fail, or give its own name."""
-    name, note = task
-    with open(note, "a") as file:
-        file.write(f"{name}\n")
-    if name == "deadly":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if name == "failing":
-        raise WorkerError("as it should")
-    return name
-
-
-def look(name: str) -> dict[str, Any]:
-    """What a worker finds as it takes a task."""
-    return {"pid": os.getpid(), "threads": torch.get_num_threads(), "set": os.environ.get(name), "folder": os.getcwd()}
-
-
-def sleep(seconds: float) -> None:
-    time.sleep(seconds)
 
 
 def alive(pids: list[int]) -> list[int]:

@@ -15,7 +15,7 @@ import pytest
 from onceclip.pipeline.encoders import EncoderSpec
 from onceclip.pipeline.errors import WorkerError
 from onceclip.pipeline.extraction.extract import extract
-from onceclip.pipeline.extraction.processes import UnitTask
+from onceclip.pipeline.extraction.processes import CACHE, UnitTask
 from onceclip.pipeline.extraction.survey import ExtractOptions
 from onceclip.pipeline.workers.cluster import local, refuse
 from onceclip.stores import open_store
@@ -70,8 +70,11 @@ def test_a_unit_that_is_set_aside_is_named_and_the_others_are_stored(pictures: P
                                                                      tmp_path: Path) -> None:
     """An image that crashes the encoder, on a GPU say: the run does not end before the rest is there."""
     options = ExtractOptions(unit_rows=8, batch_size=4, workers=1)
-    with pytest.raises(WorkerError, match=r"unit 3 of .*rows 24 to 31.*ended every worker"):
-        extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), options, Losing())
+    try:
+        with pytest.raises(WorkerError, match=r"unit 3 of .*rows 24 to 31.*ended every worker"):
+            extract(pictures, tmp_path / "store.zarr", EncoderSpec(means), options, Losing())
+    finally:
+        CACHE.close()  # the worker was this process
     state = open_store(str(tmp_path / "store.zarr")).column("state")
     assert (state[24:32] == TODO).all()
     assert (state[[*range(24), *range(32, 48)]] == STORED).all()
