@@ -17,7 +17,6 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw
 
-from .decode_server import forked_decoders
 from .fork_server import ForkServer
 
 CLASSES = ("bar", "cross", "disc", "ring")
@@ -79,13 +78,6 @@ def unsynced() -> Iterator[None]:
     """Nobody waits for the disk to have kept a file: no test cuts the power of this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def decode_server() -> Iterator[None]:
-    """Decode processes are forks: starting a Python for each of them would take minutes in all."""
-    with forked_decoders():
         yield
 
 

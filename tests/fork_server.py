@@ -101,17 +101,12 @@ def main() -> None:
     modules: list[Any] = [cli, extract, predict, description, fit, verification]
     assert modules
     assert open_encoder(EncoderSpec("demo")).tokenizer
-    sys.path.append(str(Path(__file__).parent))
-    from decode_server import forked_decoders
-
-    sys.path.pop()
-    with forked_decoders(start=True):
-        gc.freeze()  # a child's collections of garbage would copy all pages
-        for line in iter(sys.stdin.readline, ""):
-            child = os.fork()
-            if child == 0:
-                end(json.loads(line))
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201
+    gc.freeze()  # a child's collections of garbage would copy all pages
+    for line in iter(sys.stdin.readline, ""):
+        child = os.fork()
+        if child == 0:
+            end(json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -79,12 +79,6 @@ def prepare(image):
 '''
 
 
-@pytest.fixture(autouse=True)
-def started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here decode processes are started, and not forked as in all other tests."""
-    monkeypatch.setattr(decoders, "subprocess", subprocess)
-
-
 @pytest.fixture
 def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "strange_contents.py").write_text(STRANGE)

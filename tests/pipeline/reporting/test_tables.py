@@ -119,7 +119,8 @@ def test_draws_that_are_all_the_same_have_no_interval(rows: Callable[..., Path])
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"score": "nll"}, "no run has the score nll: there are: accuracy"), ({"methods": ["gad"]}, "no line 'gad' in the results"),
+    ({"score": "nll"}, "no run has the score nll: there are: accuracy"),
+    ({"methods": ["gad"]}, "no line 'gad' in the results"),
     ({"shots": 7}, "no run with a result is left"), ({"score": "acuracy"}, "acuracy"),
     ({"columns": "stores", "score": ["accuracy", "accuracy"]}, "has one score")])
 def test_what_is_not_there_is_said_in_one_line(two_stores: Path, options: dict[str, Any], message: str) -> None:
